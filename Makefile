@@ -1,0 +1,49 @@
+# Two commands for a newcomer: `make demo` and `make test`. Nothing but Python 3.11+ and make
+# need be there. Big downloads are kept in ~/.cache/comfy-restore, by their pinned versions.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup engine demo test check format lock clean
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## make the project's environment
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer with venv is needed (Debian: apt-get install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$$(grep '^uv==' requirements.lock)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock -e .
+	@touch $@
+
+engine: $(READY) ## install ComfyUI and the models into the user cache
+	$(BIN)/restore engine install
+
+demo: engine ## restore a photo through the whole system; pictures in demo/
+	$(BIN)/python docs/examples/demo.py
+
+test: engine ## all tests, the real ComfyUI's among them
+	$(BIN)/pytest
+
+check: $(READY) ## ruff, mypy, import-linter
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(READY) ## let ruff format everything
+	$(BIN)/ruff format --quiet .
+	$(BIN)/ruff check --fix --quiet .
+
+lock: $(READY) ## pin the newest versions that pyproject.toml allows
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --extra dev \
+		--no-header --no-annotate --no-emit-index-url -o requirements.lock pyproject.toml
+
+clean: ## remove the environment and what was built; the user cache stays
+	rm -rf $(VENV) build dist demo

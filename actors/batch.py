@@ -1,0 +1,154 @@
+"""What a batch script imports: many photos through Ray handles, without HTTP.
+
+    with connect(owner="archive") as batch:
+        photos = batch.submit_files(sorted(folder.glob("*.jpg")), workflow="restore")
+        for result in batch.as_completed(photos):
+            result.save(results / f"{photos[result.job.id].stem}.png")
+
+The jobs are the same rows and objects as those submitted over HTTP. Whoever can reach the
+cluster is trusted: the owner is whom the script says it is.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import ray
+from ray import serve
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from actors.handles import APP, INGRESS, IngressHandle
+from actors.status_actor import StatusActor, status_actor
+from actors.submission import SubmissionRequest
+from restoration.errors import DependencyUnavailable
+from restoration.jobs import Job, OutputFormat, Priority
+
+# The status actor answers as soon as a job ends. It may know nothing: rows are read this often.
+POLL_S = 2.0
+# Uploads on their way at a time: enough to hide the round trips, few enough for the ingress.
+IN_FLIGHT = 8
+SUBMIT_FOR_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A job that has ended, and the way to its picture."""
+
+    job: Job
+    _ingress: IngressHandle
+
+    def read(self) -> bytes:
+        """The restored picture. Raises ResultNotReady unless the job succeeded."""
+        return self._ingress.result(self.job.id)
+
+    def save(self, path: Path) -> None:
+        """Write the restored picture to `path`, which appears whole or not at all."""
+        data = self.read()
+        draft = path.with_name(f".{path.name}.{self.job.id}")
+        draft.write_bytes(data)
+        draft.replace(path)
+
+
+class Batch:
+    """A script's connection to the service, under one owner. Made by `connect`."""
+
+    def __init__(
+        self, ingress: IngressHandle, status: ActorHandle[StatusActor], owner: str
+    ) -> None:
+        self._ingress = ingress
+        self._status = status
+        self._owner = owner
+
+    def submit_files(
+        self,
+        paths: Iterable[Path],
+        *,
+        workflow: str = "restore",
+        params: Mapping[str, object] | None = None,
+        output_format: OutputFormat | None = None,
+        priority: Priority = Priority.BATCH,
+    ) -> dict[UUID, Path]:
+        """Submit each file; returns the path of each job, in the order given.
+
+        Raises InvalidRequest and its kin for the first file that is refused; those before it,
+        and a few after it, have been accepted and will run.
+        """
+
+        def submit(path: Path) -> tuple[UUID, Path]:
+            request = SubmissionRequest(
+                owner=self._owner,
+                image=path.read_bytes(),
+                workflow=workflow,
+                params=params or {},
+                output_format=output_format,
+                priority=priority,
+                # sent again under the same key, a submission whose answer was lost counts once
+                idempotency_key=str(uuid.uuid4()),
+            )
+            return self._submit(request).id, path
+
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            try:
+                return dict(pool.map(submit, paths))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _submit(self, request: SubmissionRequest) -> Job:
+        deadline = time.monotonic() + SUBMIT_FOR_S
+        while True:
+            try:
+                return self._ingress.submit(request).job
+            except DependencyUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    def as_completed(self, job_ids: Iterable[UUID]) -> Iterator[Result]:
+        """Each job as it ends, however it ends. Rows decide; the status actor makes it quick."""
+        open_ids = set(job_ids)
+        while open_ids:
+            ended = self._ingress.ended(list(open_ids))
+            for job in ended:
+                open_ids.remove(job.id)
+                yield Result(job, self._ingress)
+            if open_ids and not ended:
+                self._wait_for_any(open_ids)
+
+    def _wait_for_any(self, job_ids: set[UUID]) -> None:
+        try:
+            ray.get(self._status.wait.remote([str(job_id) for job_id in job_ids], POLL_S))
+        except RayError:  # it restarts by itself, and rows are read meanwhile
+            time.sleep(POLL_S)
+
+    def cancel(self, job_id: UUID) -> Job:
+        """Ask for the end of a job; its row tells when it has ended."""
+        return self._ingress.cancel(job_id)
+
+
+@contextmanager
+def connect(owner: str = "batch", address: str = "auto") -> Iterator[Batch]:
+    """A Batch on the Ray cluster at `address`; a Ray connection of the caller's own is used.
+
+    Raises DependencyUnavailable when there is no cluster, or the service does not run on it.
+    """
+    ours = not ray.is_initialized()
+    try:
+        if ours:
+            ray.init(address=address, log_to_driver=False)
+        ingress = IngressHandle(serve.get_deployment_handle(INGRESS, app_name=APP))
+    except (ConnectionError, RayServeException) as error:
+        raise DependencyUnavailable(f"the service cannot be reached: {error}") from error
+    try:
+        yield Batch(ingress, status_actor(), owner)
+    finally:
+        if ours:
+            ray.shutdown()

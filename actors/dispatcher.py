@@ -1,0 +1,178 @@
+"""The dispatcher: one ticket to the GPU workers for each job that waits.
+
+A ticket carries demand, not work: Serve queues tickets, places them and scales on them, and the
+worker that gets one claims whichever job is best by then. Of the replicas one leads, by an
+advisory lock in Postgres; the others wait for its connection to die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from ray.exceptions import ActorDiedError, RayError
+from ray.serve.handle import DeploymentHandle
+
+from actors.handles import WorkerPool
+from actors.logs import configure_logging
+from persistence.database import Database
+from persistence.jobs import PostgresJobStore
+from persistence.signals import DispatchSignals
+from restoration.errors import DependencyUnavailable
+from restoration.jobs import AttemptRef
+from restoration.ports import JobStore
+from restoration.settings import Settings, load_settings
+
+log = structlog.get_logger(__name__)
+
+# Without a hint the queue is looked at this often: for delayed retries and lapsed leases.
+TICK_S = 1.0
+RECONNECT_S = 1.0
+
+
+class TicketOffice:
+    """The tickets outstanding, by (job, attempt), and what becomes of each.
+
+    Keyed so that one stuck ticket never stands in the way of a job that was queued again.
+    """
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        send: Callable[[AttemptRef], Awaitable[str]],
+        window: int,
+        on_done: Callable[[], None],
+    ) -> None:
+        self._jobs = jobs
+        self._send = send
+        self._window = window
+        self._on_done = on_done
+        self._outstanding: dict[AttemptRef, asyncio.Task[None]] = {}
+
+    async def issue(self) -> None:
+        """Send a ticket for each waiting job that has none, up to the window."""
+        for ref in await self._jobs.waiting(self._window):
+            if len(self._outstanding) >= self._window:
+                return
+            if ref not in self._outstanding:
+                self._outstanding[ref] = asyncio.create_task(self._follow(ref))
+
+    async def _follow(self, ref: AttemptRef) -> None:
+        try:
+            await self._send(ref)
+        except ActorDiedError as death:
+            await self._bury(death)
+        except RayError as error:
+            log.warning("ticket_failed", job_id=str(ref.job_id), reason=str(error))
+            await asyncio.sleep(TICK_S)  # a deployment that refuses tickets is not to be flooded
+        finally:
+            del self._outstanding[ref]
+            self._on_done()
+
+    async def _bury(self, death: ActorDiedError) -> None:
+        """Queue the dead worker's jobs again at once, without waiting for their leases."""
+        try:
+            jobs = await self._jobs.reclaim(worker=death.actor_id)
+        except DependencyUnavailable as error:
+            log.warning("reclaim_left_to_leases", reason=error.message)
+            return
+        log.warning("worker_died", worker=death.actor_id, jobs=[str(job.id) for job in jobs])
+
+    async def aclose(self) -> None:
+        """Forget the tickets. Those a worker has already are honoured all the same."""
+        tasks = list(self._outstanding.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Dispatch:
+    """What the leader does. Plain async code, for tests to drive without Ray."""
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        signals: DispatchSignals,
+        send: Callable[[AttemptRef], Awaitable[str]],
+        window: int,
+        lease_s: float,
+    ) -> None:
+        self._jobs = jobs
+        self._signals = signals
+        self._wake = asyncio.Event()
+        self._office = TicketOffice(jobs, send, window, self._wake.set)
+        self._lease_s = lease_s
+
+    async def lead(self) -> None:
+        """Serve as the leader until the lock is lost. Raises DependencyUnavailable then."""
+        # While Postgres was away no worker could extend its lease: each gets one lease's time.
+        reclaim_from = time.monotonic() + self._lease_s
+        hints = asyncio.create_task(self._listen())
+        try:
+            while not hints.done():
+                self._wake.clear()
+                if time.monotonic() >= reclaim_from:
+                    await self._reclaim()
+                await self._office.issue()
+                await self._wake.wait()
+            hints.result()
+        finally:
+            hints.cancel()
+            await asyncio.gather(hints, return_exceptions=True)
+            await self._office.aclose()
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                await self._signals.wait(TICK_S)
+                self._wake.set()
+        finally:
+            self._wake.set()
+
+    async def _reclaim(self) -> None:
+        for job in await self._jobs.reclaim():
+            log.warning("lease_lapsed", job_id=str(job.id), attempt=job.attempt, now=job.status)
+
+
+class Dispatcher:
+    """The Serve deployment. Its arguments are handles; secrets come from the node's environment."""
+
+    def __init__(self, workers: DeploymentHandle[Any], window: int) -> None:
+        self._settings = load_settings(os.environ)
+        configure_logging(self._settings.log_format)
+        self._pool = WorkerPool(workers)
+        self._window = window
+        self._database = Database(self._settings.database_url.get_secret_value())
+        self._task = asyncio.get_running_loop().create_task(self._supervise(self._settings))
+
+    async def _supervise(self, settings: Settings) -> None:
+        jobs = PostgresJobStore(self._database)
+        while True:
+            signals = DispatchSignals(settings.database_url.get_secret_value())
+            try:
+                while not await signals.acquire(TICK_S):
+                    pass
+                log.info("dispatcher_leads")
+                dispatch = Dispatch(
+                    jobs, signals, self._pool.process, self._window, settings.lease_s
+                )
+                await dispatch.lead()
+            except DependencyUnavailable as error:
+                log.warning("dispatcher_stands_down", reason=error.message)
+                await asyncio.sleep(RECONNECT_S)
+            finally:
+                await signals.aclose()
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        if self._task.done():
+            self._task.result()
+
+    async def __del__(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._database.aclose()

@@ -1,0 +1,242 @@
+"""One claimed job, from its input in S3 to its end in Postgres. Plain async code, no Ray.
+
+A heartbeat runs beside the work: it keeps the lease, and brings the news that the job is to be
+cancelled or that another attempt owns it now. Whatever happens, the attempt ends in exactly one
+fenced call on the job store, or in silence when the lease is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn, ParamSpec
+from uuid import UUID, uuid4
+
+import structlog
+
+from actors.pictures import encode
+from persistence.blobs import output_key
+from restoration.errors import (
+    DependencyUnavailable,
+    EngineInterrupted,
+    EngineTimeout,
+    LeaseLost,
+    RestorationError,
+)
+from restoration.events import JobEvent, Previewed, Progressed, StateChanged
+from restoration.jobs import Artifact, Failure, Job, JobStatus
+from restoration.ports import (
+    BlobStore,
+    Engine,
+    EngineEvent,
+    EnginePreview,
+    EngineProgress,
+    EngineRun,
+    JobStore,
+    Prompt,
+)
+from workflows.catalog import Catalog, Workflow
+from workflows.render import render
+
+log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+Publish = Callable[[UUID, JobEvent], None]
+
+# The engine's share of the progress bar; fetching comes before it, encoding and storing after.
+ENGINE_FROM, ENGINE_TO = 0.05, 0.9
+DEFAULT_QUALITY = 90
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """`lease_s` after its last heartbeat a worker is taken for dead. Seconds."""
+
+    heartbeat_s: float
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Exponential backoff with full jitter, in seconds; `record_s` bounds writing an outcome."""
+
+    first_s: float = 0.5
+    longest_s: float = 30.0
+    record_s: float = 60.0
+
+    def delay_s(self, failures: int) -> float:
+        ceiling = min(self.longest_s, self.first_s * 2.0**failures)
+        return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret
+
+
+class Execution:
+    """Runs claimed jobs on one engine. Any number of `run` calls may overlap."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        jobs: JobStore,
+        blobs: BlobStore,
+        engine: Engine,
+        publish: Publish,
+        lease: Lease,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self._catalog = catalog
+        self._jobs = jobs
+        self._blobs = blobs
+        self._engine = engine
+        self._publish = publish
+        self._lease = lease
+        self._retry = retry or RetryPolicy()
+
+    async def run(self, job: Job) -> Job | None:
+        """Take the claimed `job` to the end of this attempt.
+
+        None when the attempt could not be ended by us: its lease is lost, or Postgres stayed away.
+        """
+        with structlog.contextvars.bound_contextvars(job_id=str(job.id), attempt=job.attempt):
+            self._publish(job.id, StateChanged(JobStatus.RUNNING, job.attempt))
+            try:
+                ended = await self._attempt(job)
+            except LeaseLost:
+                log.warning("lease_lost")
+                return None
+            except DependencyUnavailable as error:
+                log.error("outcome_not_recorded", reason=error.message)
+                return None
+            except asyncio.CancelledError:
+                await asyncio.shield(self._record(self._jobs.release, job.ref, None))
+                raise
+            self._publish(job.id, StateChanged(ended.status, job.attempt))
+            log.info("attempt_ended", status=ended.status, timings_s=dict(ended.timings_s))
+            return ended
+
+    async def _attempt(self, job: Job) -> Job:
+        watch = Stopwatch()
+        run_id = uuid4()  # never used before: ComfyUI takes an id twice and mixes the two up
+        try:
+            output = await self._under_lease(job, run_id, self._restore(job, run_id, watch))
+        except LeaseLost:
+            raise
+        except EngineInterrupted:
+            return await self._record(self._jobs.release, job.ref, None)
+        except RestorationError as error:
+            log.warning("attempt_failed", code=error.code, reason=error.message)
+            return await self._end_badly(job, error)
+        except Exception:  # the attempt's supervisor: a defect of ours ends it, not the worker
+            log.exception("attempt_broke")
+            failure = Failure("internal_error", "the service failed; the attempt was logged")
+            return await self._hand_back(job, failure)
+        return await self._record(self._jobs.succeed, job.ref, output, watch.laps_s)
+
+    async def _end_badly(self, job: Job, error: RestorationError) -> Job:
+        failure = Failure(error.code, error.message)
+        if error.retryable:
+            return await self._hand_back(job, failure)
+        return await self._record(self._jobs.fail, job.ref, failure)
+
+    async def _hand_back(self, job: Job, failure: Failure) -> Job:
+        delay_s = self._retry.delay_s(job.failed_attempts)
+        return await self._record(self._jobs.release, job.ref, failure, delay_s)
+
+    async def _record(
+        self, write: Callable[P, Awaitable[Job]], *args: P.args, **kwargs: P.kwargs
+    ) -> Job:
+        """Write an outcome, through an outage of Postgres if need be.
+
+        A write that was committed although its answer was lost is repeated harmlessly: `succeed`
+        is idempotent, the others then raise LeaseLost.
+        """
+        deadline = time.monotonic() + self._retry.record_s
+        while True:
+            try:
+                return await write(*args, **kwargs)
+            except DependencyUnavailable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(self._retry.first_s)
+
+    async def _restore(self, job: Job, run_id: UUID, watch: Stopwatch) -> Artifact:
+        workflow = self._catalog.find(job.workflow)
+        self._progress(job, 0, "fetching")
+        with watch.lap("fetch"):
+            image = await self._blobs.get(job.input)
+        with watch.lap("engine"):
+            png = await self._run_engine(job, workflow, run_id, image)
+        self._progress(job, ENGINE_TO, "storing")
+        with watch.lap("encode"):
+            quality = int(job.params.get("quality", DEFAULT_QUALITY))
+            data = await asyncio.to_thread(encode, png, job.output_format, quality)
+        with watch.lap("store"):
+            key = output_key(job.ref, job.output_format)
+            return await self._blobs.put(key, data, job.output_format.content_type)
+
+    async def _run_engine(self, job: Job, workflow: Workflow, run_id: UUID, image: bytes) -> bytes:
+        def render_for(image_name: str, output_prefix: str) -> Prompt:
+            return render(workflow, job.params, image_name, output_prefix)
+
+        suffix = "." + job.input.key.rpartition(".")[2]
+        run = EngineRun(run_id, image, suffix, render_for, workflow.manifest.output.node)
+        limit_s = workflow.manifest.run_limit_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._engine.run(run, lambda event: self._relay(job, event))
+        except TimeoutError:
+            raise EngineTimeout(f"the attempt took longer than the {limit_s:g} s allowed") from None
+
+    def _relay(self, job: Job, event: EngineEvent) -> None:
+        match event:
+            case EngineProgress(fraction, node_class):
+                share = ENGINE_FROM + (ENGINE_TO - ENGINE_FROM) * fraction
+                self._progress(job, share, node_class)
+            case EnginePreview(data, content_type):
+                self._publish(job.id, Previewed.from_bytes(data, content_type, job.attempt))
+
+    def _progress(self, job: Job, fraction: float, stage: str) -> None:
+        self._publish(job.id, Progressed(round(fraction, 4), stage, job.attempt))
+
+    async def _under_lease(
+        self, job: Job, run_id: UUID, work: Coroutine[None, None, Artifact]
+    ) -> Artifact:
+        """The result of `work`, which is cancelled as soon as the lease is known to be lost."""
+        working = asyncio.create_task(work)
+        beating = asyncio.create_task(self._keep_lease(job, run_id))
+        try:
+            await asyncio.wait({working, beating}, return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else beating.result()
+        finally:
+            for task in (working, beating):
+                task.cancel()
+            await asyncio.gather(working, beating, return_exceptions=True)
+
+    async def _keep_lease(self, job: Job, run_id: UUID) -> NoReturn:
+        while True:
+            await asyncio.sleep(self._lease.heartbeat_s)
+            try:
+                status = await self._jobs.heartbeat(job.ref, self._lease.lease_s)
+            except DependencyUnavailable as error:
+                log.warning("heartbeat_missed", reason=error.message)
+                continue
+            if status is JobStatus.CANCELLING:
+                self._publish(job.id, StateChanged(status, job.attempt))
+                await self._engine.interrupt(run_id)
+
+
+class Stopwatch:
+    """Wall time of each stage of an attempt, in seconds by name."""
+
+    def __init__(self) -> None:
+        self.laps_s: dict[str, float] = {}
+
+    @contextmanager
+    def lap(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.laps_s[name] = round(time.monotonic() - started, 4)

@@ -1,0 +1,88 @@
+"""A GPU worker: one Serve replica, one GPU, one ComfyUI.
+
+It takes tickets, claims the best job that waits by then, and sees it through. The job outlives
+the ticket: a dispatcher that dies, or a ticket that is cancelled, stops no work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+
+import ray
+import structlog
+
+from actors.execution import Execution, Lease
+from actors.logs import configure_logging
+from actors.status_actor import ProgressReporter, status_actor
+from comfy_pool.assembly import engine_on_this_node
+from persistence.blobs import S3BlobStore
+from persistence.database import Database
+from persistence.jobs import PostgresJobStore
+from restoration.settings import load_settings
+from workflows.catalog import load_catalog
+
+log = structlog.get_logger(__name__)
+
+NOTHING_WAITS = "nothing waits"
+
+
+class GpuWorker:
+    """The Serve deployment. Secrets come from the node's environment, never from arguments."""
+
+    async def __init__(self, *, whole_gpu: bool) -> None:  # type: ignore[misc] # Serve awaits it
+        settings = load_settings(os.environ)
+        configure_logging(settings.log_format)
+        self._id = str(ray.get_runtime_context().get_actor_id())
+        self._lease = Lease(settings.heartbeat_s, settings.lease_s)
+        self._turn = asyncio.Lock()
+        self._running: set[asyncio.Task[str]] = set()
+        catalog = load_catalog()
+        self._workflows = [workflow.name for workflow in catalog]
+        async with AsyncExitStack() as resources:
+            database = Database(settings.database_url.get_secret_value())
+            resources.push_async_callback(database.aclose)
+            blobs = S3BlobStore.from_settings(settings)
+            resources.push_async_callback(blobs.aclose)
+            progress = ProgressReporter(status_actor())
+            resources.push_async_callback(progress.aclose)
+            self._engine = await resources.enter_async_context(
+                engine_on_this_node(settings, catalog, ray.get_gpu_ids(), whole_gpu=whole_gpu)
+            )
+            self._jobs = PostgresJobStore(database)
+            self._execution = Execution(
+                catalog, self._jobs, blobs, self._engine, progress, self._lease
+            )
+            self._resources = resources.pop_all()
+        log.info("worker_ready", worker=self._id)
+
+    async def process(self, job_id: str, attempt: int) -> str:
+        """Honour a ticket: run the best waiting job, which need not be the ticket's own."""
+        task = asyncio.create_task(self._process_best())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return await asyncio.shield(task)
+
+    async def _process_best(self) -> str:
+        # A lock of ours guards the engine: Serve frees its slot on cancel, before we are done.
+        async with self._turn:
+            job = await self._jobs.claim(self._id, self._lease.lease_s, self._workflows)
+            if job is None:
+                return NOTHING_WAITS
+            ended = await self._execution.run(job)
+            return ended.status if ended else "lost"
+
+    async def check_health(self) -> None:
+        """Bring a dead engine back between jobs; raise, to be replaced, if that cannot be done."""
+        if self._turn.locked() or await self._engine.healthy():
+            return
+        async with self._turn:
+            await self._engine.start()
+
+    async def __del__(self) -> None:
+        """Hand back what runs, and stop the engine. Serve has drained the replica before."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._resources.aclose()

@@ -1,0 +1,71 @@
+"""Typed handles, each made once: every Serve handle starts a metrics pusher and a long poll."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from actors.submission import SubmissionRequest, Submitted
+from restoration.errors import DependencyUnavailable, RestorationError
+from restoration.jobs import AttemptRef, Job
+
+APP = "comfy-restore"
+INGRESS = "Ingress"
+
+
+class WorkerPool:
+    """The GPU workers, as the dispatcher sees them."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def process(self, ref: AttemptRef) -> str:
+        """Send a ticket; returns what came of it once a worker has honoured it.
+
+        Raises Ray's own errors: ActorDiedError says in `actor_id` which worker died.
+        """
+        outcome: str = await self._handle.process.remote(str(ref.job_id), ref.attempt)
+        return outcome
+
+
+class IngressHandle:
+    """The ingress without HTTP, for a script's own threads; calls wait for the answer.
+
+    They raise the error of `restoration.errors` that was raised over there, or
+    DependencyUnavailable if nobody answers.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    def submit(self, request: SubmissionRequest) -> Submitted:
+        submitted: Submitted = _answer(self._handle.submit.remote(request))
+        return submitted
+
+    def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+        """Those of the jobs that have ended, as their rows say."""
+        jobs: Sequence[Job] = _answer(self._handle.ended.remote(job_ids))
+        return jobs
+
+    def cancel(self, job_id: UUID) -> Job:
+        job: Job = _answer(self._handle.cancel.remote(job_id))
+        return job
+
+    def result(self, job_id: UUID) -> bytes:
+        data: bytes = _answer(self._handle.result.remote(job_id))
+        return data
+
+
+def _answer(response: Any) -> Any:
+    try:
+        return response.result()
+    except RayTaskError as error:
+        cause = error.cause
+        raise (cause if isinstance(cause, RestorationError) else error) from None
+    except (RayError, RayServeException) as error:
+        raise DependencyUnavailable(f"the service does not answer: {error}") from error

@@ -1,0 +1,165 @@
+"""The job-status actor: live progress for batch scripts, and the only writer of it to Redis.
+
+Named and detached, one a cluster. Its state is in Redis, so a restarted actor goes on where the
+last one was; every method may be repeated. It sheds what it cannot write: progress is best
+effort, and a job's row says how it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import ray
+import structlog
+from ray.actor import ActorHandle
+
+from actors.logs import configure_logging
+from persistence.status import RedisStatusBoard
+from restoration.errors import DependencyUnavailable
+from restoration.events import JobEvent, from_json, is_last, to_json
+from restoration.settings import load_settings
+
+log = structlog.get_logger(__name__)
+
+NAME = "job-status"
+NAMESPACE = "comfy-restore"
+MAX_WATCHERS = 1_000
+
+# Plain JSON crosses the handle, so that a script with another release of this package can read it.
+WireEvent = tuple[str, str]
+
+
+class Watchers:
+    """Who waits for the end of which jobs.
+
+    Each concurrency group of an actor has an event loop of its own: publishers run on one,
+    watchers on another, and the calls between them go through `call_soon_threadsafe`.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[UUID, set[asyncio.Event]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def wait(self, job_ids: Sequence[UUID], timeout_s: float) -> None:
+        """Return when one of the jobs ended, or after `timeout_s`."""
+        self._loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        for job_id in job_ids:
+            self._waiting.setdefault(job_id, set()).add(ended)
+        try:
+            await asyncio.wait_for(ended.wait(), timeout_s)
+        except TimeoutError:
+            return
+        finally:
+            self._forget(job_ids, ended)
+
+    def _forget(self, job_ids: Sequence[UUID], ended: asyncio.Event) -> None:
+        for job_id in job_ids:
+            waiting = self._waiting[job_id]
+            waiting.discard(ended)
+            if not waiting:
+                del self._waiting[job_id]
+
+    def wake(self, job_ids: Sequence[UUID]) -> None:
+        """To be called from any loop."""
+        if self._loop is not None and job_ids:
+            self._loop.call_soon_threadsafe(self._set, job_ids)
+
+    def _set(self, job_ids: Sequence[UUID]) -> None:
+        for job_id in job_ids:
+            for ended in self._waiting.get(job_id, ()):
+                ended.set()
+
+
+class StatusActor:
+    """Methods take and give ids and events as strings, events as JSON."""
+
+    def __init__(self) -> None:
+        settings = load_settings(os.environ)
+        configure_logging(settings.log_format)
+        self._board = RedisStatusBoard(settings.redis_url.get_secret_value())
+        self._watchers = Watchers()
+
+    async def publish(self, events: Sequence[WireEvent]) -> None:
+        decoded = [(UUID(job_id), from_json(text)) for job_id, text in events]
+        try:
+            await self._board.publish(decoded)
+        except DependencyUnavailable as error:
+            log.warning("progress_dropped", events=len(events), reason=error.message)
+        self._watchers.wake([job_id for job_id, event in decoded if is_last(event)])
+
+    async def latest(self, job_ids: Sequence[str]) -> dict[str, list[str]]:
+        """The newest event of each type; empty for jobs of which Redis knows nothing."""
+        found = await self._board.latest([UUID(job_id) for job_id in job_ids])
+        return {str(job_id): [to_json(event) for event in found[job_id]] for job_id in found}
+
+    @ray.method(concurrency_group="watch")
+    async def wait(self, job_ids: Sequence[str], timeout_s: float) -> None:
+        """Return when one of the jobs ended, or after `timeout_s`: then look at the rows."""
+        await self._watchers.wait([UUID(job_id) for job_id in job_ids], timeout_s)
+
+
+def status_actor() -> ActorHandle[StatusActor]:
+    """The cluster's status actor, started by whoever asks first."""
+    remote: Any = ray.remote  # its stubs do not know every option
+    actor_class = remote(
+        num_cpus=0,
+        # on the head: a node with an actor on it, even an idle one, is never scaled away
+        resources={"node:__internal_head__": 0.001},
+        max_restarts=-1,
+        max_task_retries=-1,
+        concurrency_groups={"watch": MAX_WATCHERS},
+    )(StatusActor)
+    handle: ActorHandle[StatusActor] = actor_class.options(
+        name=NAME, namespace=NAMESPACE, lifetime="detached", get_if_exists=True
+    ).remote()
+    return handle
+
+
+class ProgressReporter:
+    """A worker's line to the status actor: one call in flight, and four a second for progress.
+
+    Between calls only the newest progress and preview of a job are kept, and every state. The
+    end of a job is sent at once.
+    """
+
+    PERIOD_S = 0.25
+
+    def __init__(self, actor: ActorHandle[StatusActor]) -> None:
+        self._actor = actor
+        self._pending: dict[tuple[UUID, object], JobEvent] = {}
+        self._due = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._task = asyncio.create_task(self._send_all())
+
+    def __call__(self, job_id: UUID, event: JobEvent) -> None:
+        """Take an event; never blocks, never fails."""
+        key = (job_id, event.status if event.type == "state" else event.type)
+        self._pending.pop(key, None)  # so that the newest comes last
+        self._pending[key] = event
+        self._due.set()
+        if is_last(event):
+            self._urgent.set()
+
+    async def _send_all(self) -> None:
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            self._urgent.clear()
+            pending, self._pending = self._pending, {}
+            batch = [(str(job_id), to_json(event)) for (job_id, _), event in pending.items()]
+            try:
+                await self._actor.publish.remote(batch)
+            except ray.exceptions.RayError as error:
+                log.warning("progress_dropped", events=len(batch), reason=str(error))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), self.PERIOD_S)
+
+    async def aclose(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)

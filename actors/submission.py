@@ -1,0 +1,147 @@
+"""The one door for a job, over HTTP and from batch scripts alike.
+
+Check everything, then S3, then the row, then the hint: whoever gets a job back may rely on it.
+A failure on the way leaves at most an orphaned object, never a row without its input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import uuid4
+
+from actors.pictures import Picture, examine
+from persistence.blobs import input_key
+from restoration.errors import IdempotencyConflict, InvalidRequest
+from restoration.images import UploadLimits, check_result
+from restoration.jobs import Job, NewJob, OutputFormat, ParamValue, Priority
+from restoration.ports import BlobStore, JobStore
+from workflows.catalog import Catalog, Workflow
+
+MAX_OWNER_CHARS = 255
+MAX_IDEMPOTENCY_KEY_CHARS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionRequest:
+    """What a caller asks for, as yet unchecked. `image` is the file's bytes as they came.
+
+    No `output_format` means the workflow's own.
+    """
+
+    owner: str
+    image: bytes
+    workflow: str
+    params: Mapping[str, object]
+    output_format: OutputFormat | None = None
+    priority: Priority = Priority.INTERACTIVE
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """`replayed`: the idempotency key had been used, and this is the job it made."""
+
+    job: Job
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a request asks for, checked and complete: everything but the picture."""
+
+    workflow: Workflow
+    params: Mapping[str, ParamValue]
+    output_format: OutputFormat
+    priority: Priority
+
+    def digest(self, image: bytes) -> str:
+        """sha256, in hex, that two requests share only when they ask for the same."""
+        asked = [self.workflow.name, dict(self.params), self.output_format, self.priority]
+        text = json.dumps(asked, sort_keys=True)
+        return hashlib.sha256(text.encode() + b"\0" + image).hexdigest()
+
+
+class Submission:
+    """Checks and records jobs. Holds no state of its own."""
+
+    def __init__(
+        self, catalog: Catalog, jobs: JobStore, blobs: BlobStore, limits: UploadLimits
+    ) -> None:
+        self._catalog = catalog
+        self._jobs = jobs
+        self._blobs = blobs
+        self._limits = limits
+
+    async def submit(self, request: SubmissionRequest) -> Submitted:
+        """Record a job that will end, whatever is killed after this returns.
+
+        Raises InvalidRequest and its kin, IdempotencyConflict, DependencyUnavailable.
+        """
+        _check_names(request)
+        order = self._order(request)
+        digest = await asyncio.to_thread(order.digest, request.image)
+        if earlier := await self._earlier(request, digest):
+            return Submitted(earlier, replayed=True)
+        picture = await asyncio.to_thread(examine, request.image, self._limits)
+        scale = int(order.params.get("scale", 1))
+        check_result(picture.width, picture.height, scale, order.output_format, self._limits)
+        new = await self._store(request, order, picture, digest)
+        job, created = await self._jobs.insert(new)
+        if not created:  # another request with the same key was quicker
+            await self._blobs.delete(new.input.key)
+        return Submitted(job, replayed=not created)
+
+    def _order(self, request: SubmissionRequest) -> Order:
+        workflow = self._catalog.find(request.workflow)
+        output = workflow.manifest.output
+        output_format = request.output_format or output.default_format
+        if output_format not in output.formats:
+            raise InvalidRequest(
+                f"{workflow.name} cannot write {output_format}; "
+                f"choose from {', '.join(output.formats)}"
+            )
+        return Order(workflow, workflow.resolve(request.params), output_format, request.priority)
+
+    async def _earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
+        if request.idempotency_key is None:
+            return None
+        found = await self._jobs.find_by_key(request.owner, request.idempotency_key)
+        if found is not None and found.request_digest != digest:
+            raise IdempotencyConflict(
+                "this Idempotency-Key was used for a different request; use a new key",
+                job_id=str(found.id),
+            )
+        return found
+
+    async def _store(
+        self, request: SubmissionRequest, order: Order, picture: Picture, digest: str
+    ) -> NewJob:
+        job_id = uuid4()
+        key = input_key(job_id, picture.type)
+        return NewJob(
+            id=job_id,
+            owner=request.owner,
+            workflow=order.workflow.name,
+            workflow_version=order.workflow.version,
+            params=order.params,
+            output_format=order.output_format,
+            priority=order.priority,
+            input=await self._blobs.put(key, request.image, picture.type.value),
+            max_attempts=order.workflow.manifest.max_attempts,
+            idempotency_key=request.idempotency_key,
+            request_digest=digest,
+        )
+
+
+def _check_names(request: SubmissionRequest) -> None:
+    if not 0 < len(request.owner) <= MAX_OWNER_CHARS:
+        raise InvalidRequest(f"the owner must have 1 to {MAX_OWNER_CHARS} characters")
+    key = request.idempotency_key
+    if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS and key.isprintable()):
+        raise InvalidRequest(
+            f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} printable characters"
+        )

@@ -1,0 +1,1 @@
+"""One ComfyUI and how to live with it: no Ray, no database."""

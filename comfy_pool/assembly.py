@@ -1,0 +1,99 @@
+"""From settings and a GPU to a running engine that can run every workflow of the catalog."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from comfy_pool.engine import ComfyEngine
+from comfy_pool.hosts import AttachedHost, OwnedHost
+from comfy_pool.process import EngineCommand
+from comfy_pool.provision import EngineInstall, Source, engine_folder, existing_engine, find_engine
+from comfy_pool.slots import Slot, acquire_slot
+from restoration.errors import ProvisionFailed
+from restoration.settings import NodeSettings
+from workflows.catalog import Catalog
+
+# An engine runs other people's code: it is given what it needs to find its GPU, and no secret.
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME")
+_PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "HSA_", "HIP_", "ROCR_", "PYTORCH_", "OMP_", "MKL_")
+
+# Comfy's own release is there only because somebody asked for it.
+SOURCES_BY_PREFERENCE: tuple[Source, ...] = ("comfy-cli", "pypi")
+
+
+@asynccontextmanager
+async def engine_on_this_node(
+    settings: NodeSettings, catalog: Catalog, gpu_ids: Sequence[int | str], *, whole_gpu: bool
+) -> AsyncIterator[ComfyEngine]:
+    """A started engine: the one at `comfyui_url`, or one of our own on 8188 plus its slot.
+
+    Raises SetupError when a model or a node of the catalog is missing, or nothing is installed;
+    EngineUnavailable when the engine does not start.
+    """
+    if settings.comfyui_url is not None:
+        async with _started(ComfyEngine(AttachedHost(settings.comfyui_url)), catalog) as engine:
+            yield engine
+        return
+    install = installed_engine(settings)
+    await asyncio.to_thread(catalog.check_models, install.models_dir)
+    slots_dir = settings.cache_dir / "slots"  # shared by all that could meet on a port
+    with await acquire_slot(
+        gpu_ids, slots_dir, whole_gpu=whole_gpu, base_port=settings.engine_base_port
+    ) as slot:
+        host = OwnedHost(
+            _command(settings, install, slot),
+            slot=slot.index,
+            start_timeout_s=settings.engine_start_timeout_s,
+        )
+        async with _started(ComfyEngine(host), catalog) as engine:
+            yield engine
+
+
+def installed_engine(settings: NodeSettings) -> EngineInstall:
+    """The ComfyUI to start. Raises ProvisionFailed, which says how to get one."""
+    if settings.comfyui_dir is not None:
+        return existing_engine(settings.cache_dir, settings.comfyui_dir, settings.comfyui_python)
+    for source in SOURCES_BY_PREFERENCE:
+        folder = engine_folder(settings.cache_dir, source, settings.engine_variant)
+        if (install := find_engine(folder, settings.cache_dir)) is not None:
+            return install
+    raise ProvisionFailed(
+        f"no ComfyUI is installed in {settings.cache_dir}; run `restore engine install`"
+    )
+
+
+@asynccontextmanager
+async def _started(engine: ComfyEngine, catalog: Catalog) -> AsyncIterator[ComfyEngine]:
+    try:
+        await engine.start()
+        catalog.check_nodes(await engine.node_classes())
+        yield engine
+    finally:
+        await engine.aclose()
+
+
+def _command(settings: NodeSettings, install: EngineInstall, slot: Slot) -> EngineCommand:
+    environ = _engine_environ(os.environ)
+    if slot.cuda_visible_devices is not None:
+        environ["CUDA_VISIBLE_DEVICES"] = slot.cuda_visible_devices
+    return EngineCommand(
+        python=install.python,
+        app_dir=install.app_dir,
+        base_dir=settings.state_dir / "engines" / str(slot.port),
+        models_dir=install.models_dir,
+        port=slot.port,
+        variant=settings.engine_variant,
+        environ=environ,
+        inherit_fds=(slot.fd,),
+    )
+
+
+def _engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+    }

@@ -1,0 +1,125 @@
+"""ComfyUI's HTTP API as typed calls: httpx outside, `answers` inside.
+
+Foreign errors become ours here (and, for the websocket, in `event_socket`) and nowhere else:
+no connection, no answer in time and 5xx are EngineUnavailable, any other refusal is EngineFailed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+
+from comfy_pool import answers
+from comfy_pool.event_socket import EventSocket
+from comfy_pool.wire import Message
+from restoration.errors import EngineFailed, EngineUnavailable
+from restoration.ports import Prompt
+
+_CONNECT_S = 5.0
+
+
+class ComfyClient:
+    """The engine at `base_url` (http or https); close it with `aclose`."""
+
+    def __init__(self, base_url: str, *, answer_s: float = 30.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._answer_s = answer_s
+        # No proxies from the environment: an engine is on this node or on its network.
+        self._http = httpx.AsyncClient(
+            base_url=self.base_url,
+            timeout=httpx.Timeout(answer_s, connect=_CONNECT_S),
+            trust_env=False,
+            verify=_tls(self.base_url),
+        )
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def connect(
+        self, on_message: Callable[[Message], None], on_close: Callable[[], None]
+    ) -> EventSocket:
+        """A new websocket under a new client id, ready to receive. Raises EngineUnavailable."""
+        return await EventSocket.open(self.base_url, on_message, on_close, self._answer_s)
+
+    async def responds(self, timeout_s: float) -> bool:
+        """Whether the engine answers /system_stats within `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._call("GET", "/system_stats")
+        except (TimeoutError, EngineUnavailable, EngineFailed):
+            return False
+        return True
+
+    async def node_classes(self) -> frozenset[str]:
+        body = await self._call("GET", "/object_info")
+        return await asyncio.to_thread(answers.parse_node_classes, body)  # megabytes of JSON
+
+    async def upload(self, image: bytes, filename: str, folder: str) -> str:
+        """Store a picture in a folder of the engine's input; what a LoadImage node calls it."""
+        body = await self._call(
+            "POST", "/upload/image", files={"image": (filename, image)}, data={"subfolder": folder}
+        )
+        return answers.parse_upload(body)
+
+    async def submit(self, prompt: Prompt, prompt_id: str, client_id: str) -> answers.PromptAnswer:
+        """Queue a prompt; its events go to the socket of `client_id`."""
+        body = await self._call(
+            "POST",
+            "/prompt",
+            also=HTTPStatus.BAD_REQUEST,
+            json={"prompt": prompt, "prompt_id": prompt_id, "client_id": client_id},
+        )
+        return answers.parse_prompt_answer(body)
+
+    async def history(self, prompt_id: str) -> answers.HistoryEntry | None:
+        body = await self._call("GET", f"/history/{prompt_id}")
+        return answers.parse_history(body, prompt_id)
+
+    async def forget(self, prompt_id: str) -> None:
+        """Delete the history entry, if there is one."""
+        await self._call("POST", "/history", json={"delete": [prompt_id]})
+
+    async def queued_or_running(self, prompt_id: str) -> bool:
+        return prompt_id in answers.parse_queue(await self._call("GET", "/queue"))
+
+    async def dequeue(self, prompt_id: str) -> None:
+        """Remove a prompt that waits; nothing happens to one that runs, or is not there."""
+        await self._call("POST", "/queue", json={"delete": [prompt_id]})
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """Ask the prompt to end if it is the one that runs. The answer says nothing of success."""
+        await self._call("POST", "/interrupt", json={"prompt_id": prompt_id})
+
+    async def view(self, image: answers.OutputImage) -> bytes:
+        """The file as it was saved."""
+        where = {"filename": image.filename, "subfolder": image.subfolder, "type": image.type}
+        return await self._call("GET", "/view", params=where)
+
+    async def _call(
+        self, method: str, path: str, *, also: HTTPStatus = HTTPStatus.OK, **request: Any
+    ) -> bytes:
+        """The body of a 200, or of the status `also`."""
+        what = f"{method} {path}"
+        try:
+            response = await self._http.request(method, path, **request)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise EngineUnavailable(f"no answer to {what} from ComfyUI: {reason}") from error
+        if response.status_code in (HTTPStatus.OK, also):
+            return response.content
+        refusal = f"ComfyUI answered {what} with status {response.status_code}"
+        if response.is_server_error:
+            raise EngineUnavailable(refusal)
+        raise EngineFailed(refusal)
+
+
+def _tls(base_url: str) -> ssl.SSLContext:
+    """Certificate authorities are read from disk only where they are needed."""
+    if base_url.startswith("https:"):
+        return ssl.create_default_context()
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

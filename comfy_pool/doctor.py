@@ -1,0 +1,86 @@
+"""What of an installation is there, what is missing, and how to mend it. Changes nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from comfy_pool.provision import (
+    EngineInstall,
+    engine_folder,
+    existing_engine,
+    find_engine,
+    models_dir,
+)
+from restoration.errors import ProvisionFailed
+from workflows.catalog import Catalog, model_problem
+from workflows.manifest import ModelSpec
+
+INSTALL = "run `restore engine install`"
+_PROBE = "import torch; print(torch.__version__, torch.cuda.is_available())"
+_PROBE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`detail` says what was seen; `mend` what to do about it, empty when all is well."""
+
+    name: str
+    ok: bool
+    detail: str
+    mend: str = ""
+
+
+def diagnose(
+    cache_dir: Path,
+    catalog: Catalog,
+    checkout: Path | None = None,
+    checkout_python: Path | None = None,
+) -> list[Finding]:
+    """Look at the engine (the one at `checkout` if given) and at every model. Takes seconds."""
+    models = models_dir(cache_dir)
+    return [
+        _engine(cache_dir, checkout, checkout_python),
+        *(_model(model, models) for model in catalog.models()),
+    ]
+
+
+def _engine(cache_dir: Path, checkout: Path | None, python: Path | None) -> Finding:
+    if checkout is not None:
+        try:
+            install = existing_engine(cache_dir, checkout, python)
+        except ProvisionFailed as error:
+            return Finding("engine", False, error.message, "correct COMFYUI_DIR")
+        return _torch(install, f"mend the environment of {install.python}")
+    folder = engine_folder(cache_dir)
+    found = find_engine(folder, cache_dir)
+    if found is None:
+        return Finding("engine", False, f"no ComfyUI in {folder}", INSTALL)
+    return _torch(found, f"remove {folder} and {INSTALL}")
+
+
+def _torch(install: EngineInstall, mend: str) -> Finding:
+    """An environment that cannot import torch cannot start ComfyUI."""
+    try:
+        probe = subprocess.run(
+            [install.python, "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("engine", False, f"{install.python} does not run: {error}", mend)
+    if probe.returncode != 0:
+        return Finding("engine", False, f"torch does not import: {probe.stderr[-300:]}", mend)
+    torch, cuda = probe.stdout.split()
+    device = "with CUDA" if cuda == "True" else "on the CPU"
+    return Finding("engine", True, f"ComfyUI {install.version}, torch {torch}, {device}")
+
+
+def _model(model: ModelSpec, models: Path) -> Finding:
+    name = f"model {model.name}"
+    problem = model_problem(model, models)
+    if problem is None:
+        return Finding(name, True, f"{model.size_bytes / 1e6:.1f} MB, sha256 as its manifest says")
+    return Finding(name, False, problem, INSTALL)

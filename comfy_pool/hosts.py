@@ -1,0 +1,136 @@
+"""Where an engine runs: a process that is ours (`OwnedHost`), or a server that is not.
+
+`EngineHost` is all that the engine asks of either. What is not ours is neither started, stopped
+nor cleaned beyond what the protocol allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from comfy_pool.process import EngineCommand, EngineProcess
+from restoration.errors import EngineUnavailable
+
+# The runs' folders lie in one folder, so that ComfyUI's own listings of its input stay short.
+RUNS_FOLDER = "comfy-restore"
+
+_GRACE_S = 1.0  # ComfyUI ends at once on SIGTERM, unless it hangs
+
+_log = structlog.get_logger(__name__)
+
+Probe = Callable[[], Awaitable[bool]]
+
+
+class EngineHost(Protocol):
+    @property
+    def base_url(self) -> str: ...
+
+    async def start(self, probe: Probe) -> None:
+        """Return once `probe` says that the engine is ready. Raises EngineUnavailable.
+
+        Called again after `ended` or `stop`, it starts the engine anew.
+        """
+
+    async def ended(self) -> str:
+        """How the engine that was started last ended, once it has; for ever, if it is not ours."""
+
+    async def stop(self) -> None:
+        """Stop it if it is ours; repeatable."""
+
+    async def clear(self, folder: str) -> None:
+        """Delete a folder of the engine's input and output, if its files can be reached."""
+
+
+class OwnedHost:
+    """A ComfyUI of our own, on this machine, with a base directory that no other engine uses."""
+
+    def __init__(
+        self, command: EngineCommand, *, slot: int | str = 0, start_timeout_s: float = 120.0
+    ) -> None:
+        self._command = command
+        self._slot = slot
+        self._start_timeout_s = start_timeout_s
+        self._process: EngineProcess | None = None
+        self._stopping = False
+        self._engine_log = structlog.get_logger("comfyui").bind(slot=slot)
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self._command.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """ComfyUI's process, while there is one or its end is not yet cleared away."""
+        return self._process.pid if self._process else None
+
+    async def start(self, probe: Probe) -> None:
+        await self.stop()
+        await self.clear(RUNS_FOLDER)  # left by a predecessor that was killed
+        process = await EngineProcess.start(self._command, on_line=self._on_line)
+        try:
+            await process.wait_ready(probe, self._start_timeout_s)
+        except BaseException:
+            await process.stop(grace_s=0)
+            raise
+        self._process, self._stopping = process, False
+        _log.info("engine started", slot=self._slot, pid=process.pid, url=self.base_url)
+
+    async def ended(self) -> str:
+        if self._process is None:
+            return "was not started"
+        process = self._process
+        how = str(await process.exited())
+        if not self._stopping:
+            _log.error(
+                "engine ended", slot=self._slot, pid=process.pid, how=how, log=process.tail()
+            )
+        return how
+
+    async def stop(self) -> None:
+        self._stopping = True
+        if self._process is not None:
+            await self._process.stop(grace_s=_GRACE_S)
+
+    async def clear(self, folder: str) -> None:
+        for side in ("input", "output"):
+            path = self._command.base_dir / side / folder
+            await asyncio.to_thread(_remove, path)
+
+    def _on_line(self, line: str) -> None:
+        if line:
+            self._engine_log.info("engine says", line=line)
+
+
+class AttachedHost:
+    """A ComfyUI that somebody else runs at `base_url`."""
+
+    def __init__(self, base_url: str) -> None:
+        self._base_url = base_url
+
+    @property
+    def base_url(self) -> str:
+        return self._base_url
+
+    async def start(self, probe: Probe) -> None:
+        if not await probe():
+            raise EngineUnavailable(f"no ComfyUI answers at {self._base_url}")
+
+    async def ended(self) -> str:
+        # Its end shows by unanswered requests only.
+        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        return await never
+
+    async def stop(self) -> None: ...
+
+    async def clear(self, folder: str) -> None: ...
+
+
+def _remove(path: Path) -> None:
+    """Delete a tree, or what can be deleted of it."""
+    shutil.rmtree(path, ignore_errors=True)

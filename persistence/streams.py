@@ -1,0 +1,110 @@
+"""How a job's events lie in Redis: the keys, the ids, the entries of a stream, the connection.
+
+`restore:{job}:latest` is a hash of the newest event of each type; `restore:{job}:events` a stream
+of all, in which a preview is only mentioned, for its picture lies in the hash.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from restoration.errors import InvalidRequest
+from restoration.events import JobEvent, Previewed, from_json, to_json
+
+_logger = logging.getLogger(__name__)
+
+StreamId = tuple[int, int]  # milliseconds, sequence number
+START: StreamId = (0, 0)
+
+_CONNECT_TIMEOUT_S = 1.0
+_EVENT_FIELD = "event"
+PREVIEW = "preview"  # the type of Previewed, and the field that mentions one in the stream
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """`event` is None for a preview, and for what this version does not know."""
+
+    id: StreamId
+    event: JobEvent | None
+    is_preview: bool
+
+
+def connect(url: str, *, timeout_s: float, retries: int) -> Redis:
+    """A client that gives up on an answer after `timeout_s`, and on a broken connection after
+    `retries` new ones, at once each."""
+    return Redis.from_url(
+        url,
+        decode_responses=True,
+        protocol=2,  # the same shape of answers from every version of client and server
+        driver_info=None,  # else each new connection reads redis-py's version from the disk
+        socket_connect_timeout=_CONNECT_TIMEOUT_S,
+        socket_timeout=timeout_s,
+        retry=Retry(NoBackoff(), retries, supported_errors=(RedisConnectionError,)),
+    )
+
+
+def latest_key(job_id: UUID) -> str:
+    return f"restore:{job_id}:latest"
+
+
+def stream_key(job_id: UUID) -> str:
+    return f"restore:{job_id}:events"
+
+
+def format_id(position: StreamId) -> str:
+    return f"{position[0]}-{position[1]}"
+
+
+def parse_id(text: str) -> StreamId:
+    """Raises InvalidRequest for what is no id of a stream."""
+    milliseconds, dash, sequence = text.partition("-")
+    if not (dash and _is_number(milliseconds) and _is_number(sequence)):
+        raise InvalidRequest("the event id is not one that this service gave out")
+    return int(milliseconds), int(sequence)
+
+
+def _is_number(text: str) -> bool:
+    # 64 bits unsigned have at most 20 digits, 19 of which always fit.
+    return text.isascii() and text.isdecimal() and len(text) < 20
+
+
+def entry_fields(event: JobEvent) -> dict[Any, Any]:
+    return {PREVIEW: ""} if isinstance(event, Previewed) else {_EVENT_FIELD: to_json(event)}
+
+
+def parse_event(text: str | None) -> JobEvent | None:
+    """None for nothing, and for an event of another version: one that is not ours to show."""
+    if text is None:
+        return None
+    try:
+        return from_json(text)
+    except ValueError:
+        _logger.debug("passing over an event of an unknown kind")
+        return None
+
+
+async def read_entries(
+    client: Redis, positions: Mapping[str, StreamId], count: int, block_s: float
+) -> dict[str, Sequence[Entry]]:
+    """XREAD: the entries after each position, by key; waits up to `block_s` for the first."""
+    streams: dict[Any, Any] = {key: format_id(position) for key, position in positions.items()}
+    answer: Any = await client.xread(streams, count=count, block=round(block_s * 1000))
+    return {key: [_entry(*raw) for raw in found] for key, found in answer or ()}
+
+
+def _entry(id_text: str, fields: Mapping[str, str]) -> Entry:
+    return Entry(
+        id=parse_id(id_text),
+        event=parse_event(fields.get(_EVENT_FIELD)),
+        is_preview=PREVIEW in fields,
+    )

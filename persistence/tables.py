@@ -1,0 +1,224 @@
+"""The jobs table as it is now, and a row's way to and from `restoration.jobs`.
+
+The migrations bring a database here step by step; a test compares the two in Postgres' own
+catalogue. What must be true of a row in each of its states is a CHECK, so that no code path, and
+nobody with psql, can store a job that the rest of the system could not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    MetaData,
+    RowMapping,
+    SmallInteger,
+    Table,
+    Text,
+    TypeDecorator,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSON
+
+from restoration.jobs import Artifact, Failure, Job, JobStatus, NewJob, OutputFormat, Priority
+
+metadata = MetaData()
+
+# Ranks leave room between the classes: claims take the lowest first.
+_RANKS = {Priority.INTERACTIVE: 10, Priority.BATCH: 20}
+_CLASSES = {rank: priority for priority, rank in _RANKS.items()}
+
+OWNED = (JobStatus.RUNNING, JobStatus.CANCELLING)
+
+
+class _PriorityRank(TypeDecorator[Priority]):
+    """A Priority, stored as its rank so that an index can sort by it."""
+
+    impl = SmallInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: Priority | None, dialect: Dialect) -> int | None:
+        return None if value is None else _RANKS[value]
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Priority | None:
+        return None if value is None else _CLASSES[value]
+
+
+def _listed(values: Iterable[StrEnum]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
+
+
+def _one_of(column: str, kind: type[StrEnum]) -> CheckConstraint:
+    # Text and a CHECK, not a native ENUM: a value can be added, renamed and dropped in one
+    # transaction with the rest of a migration.
+    return CheckConstraint(f"{column} IN ({_listed(kind)})", name=f"jobs_{column}_known")
+
+
+def _present_in(states: Iterable[JobStatus], column: str) -> CheckConstraint:
+    """`column` is set in these states and in no other."""
+    return CheckConstraint(
+        f"(status IN ({_listed(states)})) = ({column} IS NOT NULL)", name=f"jobs_{column}_present"
+    )
+
+
+_ATTEMPTED = "worker IS NOT NULL AND started_at IS NOT NULL AND attempt > 0"
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("workflow", Text, nullable=False),
+    Column("workflow_version", Text, nullable=False),
+    # json keeps numbers as they were written; jsonb would turn 1e22 from a float into an integer
+    Column("params", JSON, nullable=False),
+    Column("output_format", Text, nullable=False),
+    Column("priority", _PriorityRank, nullable=False),
+    Column("input_key", Text, nullable=False),
+    Column("input_sha256", Text, nullable=False),
+    Column("input_size_bytes", BigInteger, nullable=False),
+    Column("input_content_type", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("available_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("failed_attempts", Integer, nullable=False, server_default=text("0")),
+    Column("max_attempts", Integer, nullable=False),
+    # worker and started_at are those of the attempt that runs, or that ended the job
+    Column("worker", Text),
+    Column("lease_until", DateTime(timezone=True)),
+    Column("started_at", DateTime(timezone=True)),
+    Column("finished_at", DateTime(timezone=True)),
+    Column("output_key", Text),
+    Column("output_sha256", Text),
+    Column("output_size_bytes", BigInteger),
+    Column("output_content_type", Text),
+    Column("failure_code", Text),
+    Column("failure_message", Text),
+    Column("idempotency_key", Text),
+    Column("request_digest", Text),
+    Column("timings_s", JSON, nullable=False, server_default=text("'{}'")),
+    _one_of("status", JobStatus),
+    _one_of("output_format", OutputFormat),
+    _present_in(OWNED, "lease_until"),
+    _present_in((s for s in JobStatus if s.is_final), "finished_at"),
+    _present_in((JobStatus.SUCCEEDED,), "output_key"),
+    _present_in((JobStatus.FAILED,), "failure_code"),
+    CheckConstraint(
+        "num_nulls(output_key, output_sha256, output_size_bytes, output_content_type) IN (0, 4)",
+        name="jobs_output_whole",
+    ),
+    CheckConstraint("num_nulls(failure_code, failure_message) IN (0, 2)", "jobs_failure_whole"),
+    CheckConstraint(
+        f"status NOT IN ('running', 'cancelling', 'succeeded') OR ({_ATTEMPTED})",
+        name="jobs_attempted",
+    ),
+    CheckConstraint(
+        "status <> 'queued' OR (worker IS NULL AND started_at IS NULL)", name="jobs_waiting_clean"
+    ),
+    CheckConstraint(
+        "max_attempts > 0 AND failed_attempts BETWEEN 0 AND least(attempt, max_attempts)",
+        name="jobs_attempts_bounded",
+    ),
+    Index(
+        "jobs_idempotency",
+        "owner",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+    # The order in which claims take what waits.
+    Index(
+        "jobs_waiting", "priority", "created_at", "id", postgresql_where=text("status = 'queued'")
+    ),
+    Index(
+        "jobs_leases", "lease_until", postgresql_where=text("status IN ('running', 'cancelling')")
+    ),
+    Index("jobs_listing", "owner", text("created_at DESC"), text("id DESC")),
+)
+
+
+def artifact_columns(prefix: str, artifact: Artifact) -> dict[str, Any]:
+    """`artifact` as the values of the four columns whose names begin with `prefix`."""
+    return {
+        f"{prefix}_key": artifact.key,
+        f"{prefix}_sha256": artifact.sha256,
+        f"{prefix}_size_bytes": artifact.size_bytes,
+        f"{prefix}_content_type": artifact.content_type,
+    }
+
+
+def failure_columns(failure: Failure) -> dict[str, Any]:
+    return {"failure_code": failure.code, "failure_message": failure.message}
+
+
+def new_row(job: NewJob) -> dict[str, Any]:
+    """The values of a queued job's row; the times are the server's."""
+    return {
+        "id": job.id,
+        "owner": job.owner,
+        "status": JobStatus.QUEUED,
+        "workflow": job.workflow,
+        "workflow_version": job.workflow_version,
+        "params": dict(job.params),
+        "output_format": job.output_format,
+        "priority": job.priority,
+        **artifact_columns("input", job.input),
+        "max_attempts": job.max_attempts,
+        "idempotency_key": job.idempotency_key,
+        "request_digest": job.request_digest,
+    }
+
+
+def to_job(row: RowMapping) -> Job:
+    return Job(
+        id=row["id"],
+        owner=row["owner"],
+        status=JobStatus(row["status"]),
+        workflow=row["workflow"],
+        workflow_version=row["workflow_version"],
+        params=row["params"],
+        output_format=OutputFormat(row["output_format"]),
+        priority=row["priority"],
+        input=_artifact(row, "input"),
+        created_at=row["created_at"],
+        available_at=row["available_at"],
+        attempt=row["attempt"],
+        failed_attempts=row["failed_attempts"],
+        max_attempts=row["max_attempts"],
+        worker=row["worker"],
+        lease_until=row["lease_until"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        output=None if row["output_key"] is None else _artifact(row, "output"),
+        failure=_failure(row),
+        idempotency_key=row["idempotency_key"],
+        request_digest=row["request_digest"],
+        timings_s=row["timings_s"],
+    )
+
+
+def _artifact(row: RowMapping, prefix: str) -> Artifact:
+    return Artifact(
+        key=row[f"{prefix}_key"],
+        sha256=row[f"{prefix}_sha256"],
+        size_bytes=row[f"{prefix}_size_bytes"],
+        content_type=row[f"{prefix}_content_type"],
+    )
+
+
+def _failure(row: RowMapping) -> Failure | None:
+    if row["failure_code"] is None:
+        return None
+    return Failure(row["failure_code"], row["failure_message"])

@@ -1,0 +1,200 @@
+"""Every change of a job's state in Postgres, each a function of one transaction's connection.
+
+There is one UPDATE that changes a state (`_move`), and one that claims. Both name the states
+they may start from with `sources_of`, and both are fenced: a row that another attempt owns, or
+that has moved on, is left alone. Leases are measured on Postgres' clock only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, and_, func, select, update
+
+from persistence.signals import WAITING_CHANNEL
+from persistence.tables import OWNED, artifact_columns, failure_columns, jobs, to_job
+from restoration.errors import JobNotFound, LeaseLost
+from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus, sources_of
+
+RECLAIM_BATCH = 50
+
+CAN_BE_CLAIMED = and_(
+    jobs.c.status.in_(sources_of(JobStatus.RUNNING)), jobs.c.available_at <= func.now()
+)
+# Age counts from the submission: a job that lost its worker keeps its place in the line.
+BEST_FIRST = (jobs.c.priority, jobs.c.created_at, jobs.c.id)
+
+
+def claim(
+    worker: str, lease_s: float, workflows: Sequence[str], connection: Connection
+) -> Job | None:
+    """The best job that waits; concurrent claims pass over each other's and never wait."""
+    best = (
+        select(jobs.c.id)
+        .where(CAN_BE_CLAIMED, jobs.c.workflow.in_(workflows))
+        .order_by(*BEST_FIRST)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    statement = (
+        update(jobs)
+        .where(jobs.c.id == best.scalar_subquery())
+        .values(
+            status=JobStatus.RUNNING,
+            attempt=jobs.c.attempt + 1,
+            worker=worker,
+            lease_until=_from_now(lease_s),
+            started_at=func.now(),
+        )
+        .returning(jobs)
+    )
+    row = connection.execute(statement).mappings().first()
+    return None if row is None else to_job(row)
+
+
+def heartbeat(ref: AttemptRef, lease_s: float, connection: Connection) -> JobStatus:
+    statement = (
+        update(jobs)
+        .where(_is_attempt(ref, OWNED))
+        .values(lease_until=_from_now(lease_s))
+        .returning(jobs.c.status)
+    )
+    status = connection.execute(statement).scalar()
+    if status is None:
+        raise _lease_lost(ref)
+    return JobStatus(status)
+
+
+def succeed(
+    ref: AttemptRef, output: Artifact, timings_s: dict[str, float], connection: Connection
+) -> Job:
+    values = {**artifact_columns("output", output), "timings_s": timings_s}
+    try:
+        return _move(connection, ref, OWNED, JobStatus.SUCCEEDED, values)
+    except LeaseLost:
+        # The answer to an earlier call may have been lost on its way to the worker.
+        done = _is_attempt(ref, {JobStatus.SUCCEEDED})
+        row = connection.execute(select(jobs).where(done)).mappings().first()
+        if row is None:
+            raise
+        return to_job(row)
+
+
+def fail(ref: AttemptRef, failure: Failure, connection: Connection) -> Job:
+    values = {**failure_columns(failure), "failed_attempts": jobs.c.failed_attempts + 1}
+    return _move(connection, ref, OWNED, JobStatus.FAILED, values)
+
+
+def release(
+    ref: AttemptRef, failure: Failure | None, delay_s: float, connection: Connection
+) -> Job:
+    query = select(jobs).where(_is_attempt(ref, OWNED)).with_for_update()
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise _lease_lost(ref)
+    return _hand_back(connection, to_job(row), failure, delay_s)
+
+
+def reclaim(worker: str | None, connection: Connection) -> list[Job]:
+    """Hand back at most RECLAIM_BATCH of the jobs that the port's `reclaim` means."""
+    lost = jobs.c.lease_until <= func.now() if worker is None else jobs.c.worker == worker
+    query = (
+        select(jobs)
+        .where(jobs.c.status.in_(OWNED), lost)
+        .order_by(jobs.c.lease_until)
+        .limit(RECLAIM_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    held = [to_job(row) for row in connection.execute(query).mappings()]
+    return [_hand_back(connection, job, _worker_lost(job), delay_s=0) for job in held]
+
+
+def request_cancel(job_id: UUID, owner: str | None, connection: Connection) -> Job:
+    query = select(jobs).where(jobs.c.id == job_id).with_for_update()
+    if owner is not None:
+        query = query.where(jobs.c.owner == owner)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise job_not_found(job_id)
+    job = to_job(row)
+    match job.status:
+        case JobStatus.QUEUED:
+            return _move(connection, job.ref, {job.status}, JobStatus.CANCELLED)
+        case JobStatus.RUNNING:
+            return _move(connection, job.ref, {job.status}, JobStatus.CANCELLING)
+        case _:
+            return job
+
+
+def announce(connection: Connection) -> None:
+    """Tell the dispatcher that a job waits: when this transaction commits, and only then."""
+    connection.execute(select(func.pg_notify(WAITING_CHANNEL, "")))
+
+
+def job_not_found(job_id: UUID) -> JobNotFound:
+    return JobNotFound("there is no such job", job_id=str(job_id))
+
+
+def _hand_back(connection: Connection, job: Job, failure: Failure | None, delay_s: float) -> Job:
+    """End the attempt that owns `job`, whose row is locked, without a result."""
+    if job.status is JobStatus.CANCELLING:
+        return _move(connection, job.ref, OWNED, JobStatus.CANCELLED)
+    failed_attempts = job.failed_attempts + (failure is not None)
+    if failure is not None and failed_attempts >= job.max_attempts:
+        return fail(job.ref, failure, connection)
+    values = {
+        "failed_attempts": failed_attempts,
+        "available_at": _from_now(delay_s),
+        "worker": None,
+        "started_at": None,
+    }
+    announce(connection)
+    return _move(connection, job.ref, OWNED, JobStatus.QUEUED, values)
+
+
+def _move(
+    connection: Connection,
+    ref: AttemptRef,
+    sources: Collection[JobStatus],
+    target: JobStatus,
+    values: Mapping[str, object] | None = None,
+) -> Job:
+    """The job, now in `target`. Raises LeaseLost unless `ref` is its newest attempt, and it was
+    in one of `sources` from which the table of transitions leads to `target`."""
+    changes: dict[str, object] = {"status": target, **(values or {})}
+    if target not in OWNED:
+        changes["lease_until"] = None
+    if target.is_final:
+        changes["finished_at"] = func.now()
+    statement = (
+        update(jobs)
+        .where(_is_attempt(ref, sources_of(target).intersection(sources)))
+        .values(changes)
+        .returning(jobs)
+    )
+    row = connection.execute(statement).mappings().first()
+    if row is None:
+        raise _lease_lost(ref)
+    return to_job(row)
+
+
+def _is_attempt(ref: AttemptRef, statuses: Collection[JobStatus]) -> ColumnElement[bool]:
+    return and_(jobs.c.id == ref.job_id, jobs.c.attempt == ref.attempt, jobs.c.status.in_(statuses))
+
+
+def _lease_lost(ref: AttemptRef) -> LeaseLost:
+    return LeaseLost(
+        f"attempt {ref.attempt} does not own job {ref.job_id}",
+        job_id=str(ref.job_id),
+        attempt=ref.attempt,
+    )
+
+
+def _worker_lost(job: Job) -> Failure:
+    return Failure("worker_lost", f"worker {job.worker} was lost during attempt {job.attempt}")
+
+
+def _from_now(delay_s: float) -> ColumnElement[datetime]:
+    return func.now() + timedelta(seconds=delay_s)

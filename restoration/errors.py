@@ -1,0 +1,183 @@
+"""Every error that crosses a border inside this system.
+
+The class says what follows: `code` is stable and shown to clients, `retryable` decides between
+another attempt and a failed job. HTTP statuses are given to the codes in `serve_app.errors`.
+
+    RestorationError
+    ├── InvalidRequest                invalid_request       the caller can mend it
+    │   ├── UnsupportedImage          unsupported_image     not JPEG, PNG, WebP, TIFF or BMP
+    │   ├── BrokenImage               broken_image          the right type, but it does not decode
+    │   ├── ImageTooLarge             image_too_large       more bytes or pixels than allowed
+    │   ├── InvalidParameters         invalid_parameters    details["problems"] names each
+    │   └── UnknownWorkflow           unknown_workflow
+    ├── Unauthenticated               unauthenticated
+    ├── Forbidden                     forbidden             the token lacks a scope
+    ├── JobNotFound                   job_not_found         missing, or somebody else's
+    ├── Conflict
+    │   ├── IdempotencyConflict       idempotency_conflict  the key was used for another request
+    │   ├── ResultNotReady            result_not_ready
+    │   └── IllegalTransition         illegal_transition
+    ├── LeaseLost                     lease_lost            another attempt owns the job now
+    ├── EngineError
+    │   ├── EngineUnavailable         engine_unavailable    retryable: does not start, or is gone
+    │   ├── EngineCrashed             engine_crashed        retryable: died under the job
+    │   ├── EngineOutOfMemory         engine_out_of_memory  retryable
+    │   ├── EngineTimeout             engine_timeout        over the workflow's time limit
+    │   ├── EngineRejected            engine_rejected       the graph did not validate
+    │   ├── EngineFailed              engine_failed         a node raised
+    │   └── EngineInterrupted         engine_interrupted    stopped on request
+    ├── DependencyUnavailable         dependency_unavailable   retryable: Postgres, S3, Redis, ...
+    ├── ArtifactCorrupt               artifact_corrupt      stored bytes differ from their sha256
+    └── SetupError                    setup_error           the installation or its settings
+        ├── InvalidSettings           invalid_settings
+        ├── WorkflowInvalid           workflow_invalid
+        ├── ModelMissing              model_missing
+        └── ProvisionFailed           provision_failed
+
+Each takes one message and keyword details, so that it survives pickling between processes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RestorationError(Exception):
+    """Root of the tree. `details` are plain JSON values, shown to the caller."""
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **details: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.details)
+
+
+def _rebuild(
+    kind: type[RestorationError], message: str, details: dict[str, object]
+) -> RestorationError:
+    return kind(message, **details)
+
+
+class InvalidRequest(RestorationError):
+    code = "invalid_request"
+
+
+class UnsupportedImage(InvalidRequest):
+    code = "unsupported_image"
+
+
+class BrokenImage(InvalidRequest):
+    code = "broken_image"
+
+
+class ImageTooLarge(InvalidRequest):
+    code = "image_too_large"
+
+
+class InvalidParameters(InvalidRequest):
+    code = "invalid_parameters"
+
+
+class UnknownWorkflow(InvalidRequest):
+    code = "unknown_workflow"
+
+
+class Unauthenticated(RestorationError):
+    code = "unauthenticated"
+
+
+class Forbidden(RestorationError):
+    code = "forbidden"
+
+
+class JobNotFound(RestorationError):
+    code = "job_not_found"
+
+
+class Conflict(RestorationError):
+    code = "conflict"
+
+
+class IdempotencyConflict(Conflict):
+    code = "idempotency_conflict"
+
+
+class ResultNotReady(Conflict):
+    code = "result_not_ready"
+
+
+class IllegalTransition(Conflict):
+    code = "illegal_transition"
+
+
+class LeaseLost(RestorationError):
+    code = "lease_lost"
+
+
+class EngineError(RestorationError):
+    code = "engine_error"
+
+
+class EngineUnavailable(EngineError):
+    code = "engine_unavailable"
+    retryable = True
+
+
+class EngineCrashed(EngineError):
+    code = "engine_crashed"
+    retryable = True
+
+
+class EngineOutOfMemory(EngineError):
+    code = "engine_out_of_memory"
+    retryable = True
+
+
+class EngineTimeout(EngineError):
+    code = "engine_timeout"
+
+
+class EngineRejected(EngineError):
+    code = "engine_rejected"
+
+
+class EngineFailed(EngineError):
+    code = "engine_failed"
+
+
+class EngineInterrupted(EngineError):
+    code = "engine_interrupted"
+
+
+class DependencyUnavailable(RestorationError):
+    code = "dependency_unavailable"
+    retryable = True
+
+
+class ArtifactCorrupt(RestorationError):
+    code = "artifact_corrupt"
+
+
+class SetupError(RestorationError):
+    code = "setup_error"
+
+
+class InvalidSettings(SetupError):
+    code = "invalid_settings"
+
+
+class WorkflowInvalid(SetupError):
+    code = "workflow_invalid"
+
+
+class ModelMissing(SetupError):
+    code = "model_missing"
+
+
+class ProvisionFailed(SetupError):
+    code = "provision_failed"

@@ -1,0 +1,175 @@
+"""A job, its states, and the only ways from one state to the next.
+
+Postgres holds the truth about a job; this module says what that truth may look like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from uuid import UUID
+
+from restoration.errors import IllegalTransition, ResultNotReady
+
+ParamValue = bool | int | float | str
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+# running → queued: the attempt was lost or handed back, and the job waits for another.
+# cancelling → succeeded / failed: the attempt ended before the cancel reached its engine.
+TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
+    {
+        JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.FAILED}),
+        JobStatus.RUNNING: frozenset(
+            {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLING, JobStatus.QUEUED}
+        ),
+        JobStatus.CANCELLING: frozenset(
+            {JobStatus.CANCELLED, JobStatus.SUCCEEDED, JobStatus.FAILED}
+        ),
+        JobStatus.SUCCEEDED: frozenset(),
+        JobStatus.FAILED: frozenset(),
+        JobStatus.CANCELLED: frozenset(),
+    }
+)
+
+
+def sources_of(target: JobStatus) -> frozenset[JobStatus]:
+    """The states from which a job may move to `target`."""
+    return frozenset(source for source, targets in TRANSITIONS.items() if target in targets)
+
+
+def check_transition(source: JobStatus, target: JobStatus) -> None:
+    """Raise IllegalTransition unless the table allows `source` → `target`."""
+    if target not in TRANSITIONS[source]:
+        raise IllegalTransition(
+            f"a job that is {source} cannot become {target}", source=source, target=target
+        )
+
+
+class Priority(StrEnum):
+    """Class of service: every interactive job goes before every batch job."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
+class OutputFormat(StrEnum):
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+
+    @property
+    def content_type(self) -> str:
+        return f"image/{self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Bytes in S3, and what they must turn out to be when they are read back."""
+
+    key: str
+    sha256: str  # lower-case hex
+    size_bytes: int
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRef:
+    """One attempt at one job. `attempt` is the fencing token: only the newest may finish it."""
+
+    job_id: UUID
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job failed: `code` is an error's stable code, `message` is for a person."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What a submission writes. The id comes first, because the input's S3 key holds it."""
+
+    id: UUID
+    owner: str
+    workflow: str
+    workflow_version: str
+    params: Mapping[str, ParamValue]
+    output_format: OutputFormat
+    priority: Priority
+    input: Artifact
+    max_attempts: int
+    idempotency_key: str | None = None
+    # sha256 over everything the request asked for: the same key must mean the same request
+    request_digest: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as Postgres has it. Times are UTC and aware.
+
+    `attempt` counts claims and is the fencing token; `failed_attempts` counts those that are
+    held against the job, up to `max_attempts`. A worker that goes away in good order hands its
+    job back without one.
+    """
+
+    id: UUID
+    owner: str
+    status: JobStatus
+    workflow: str
+    workflow_version: str
+    params: Mapping[str, ParamValue]
+    output_format: OutputFormat
+    priority: Priority
+    input: Artifact
+    created_at: datetime
+    available_at: datetime
+    attempt: int = 0
+    failed_attempts: int = 0
+    max_attempts: int = 3
+    worker: str | None = None
+    lease_until: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    output: Artifact | None = None
+    failure: Failure | None = None
+    idempotency_key: str | None = None
+    request_digest: str | None = None
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def ref(self) -> AttemptRef:
+        return AttemptRef(self.id, self.attempt)
+
+    def result(self) -> Artifact:
+        """The restored picture. Raises ResultNotReady, which says how the job stands."""
+        if self.output is None:
+            reason = self.failure.message if self.failure else "it has no result yet"
+            raise ResultNotReady(f"the job is {self.status}: {reason}", status=self.status)
+        return self.output
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Newest first. `next_cursor` is opaque, and None on the last page."""
+
+    jobs: tuple[Job, ...]
+    next_cursor: str | None

@@ -1,0 +1,180 @@
+"""The seams of the system: what the core asks of Postgres, S3, Redis and an engine.
+
+Every implementation raises errors of `restoration.errors` only; a dependency that cannot be
+reached is DependencyUnavailable. One contract suite in tests/contracts holds each port's rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from restoration.events import JobEvent
+from restoration.jobs import (
+    Artifact,
+    AttemptRef,
+    Failure,
+    Job,
+    JobPage,
+    JobStatus,
+    NewJob,
+)
+
+Prompt = Mapping[str, Any]  # a workflow graph in ComfyUI's API format
+
+
+class JobStore(Protocol):
+    """The truth about jobs. Every method is one transaction, and fenced where it takes a ref.
+
+    A method that takes an AttemptRef raises LeaseLost when that attempt does not own the job.
+    """
+
+    async def insert(self, job: NewJob) -> tuple[Job, bool]:
+        """Record a queued job and notify the dispatcher: (job, True).
+
+        With an idempotency key that its owner has used already: (the earlier job, False), or
+        IdempotencyConflict when the request digests differ.
+        """
+
+    async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None: ...
+
+    async def get(self, job_id: UUID, owner: str | None = None) -> Job:
+        """Raises JobNotFound; with `owner`, somebody else's job does not exist either."""
+
+    async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+        """Those of the jobs that have ended."""
+
+    async def list(
+        self,
+        owner: str,
+        statuses: Sequence[JobStatus] = (),
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> JobPage:
+        """Newest first; no statuses means all. Raises InvalidRequest for a foreign cursor."""
+
+    async def claim(self, worker: str, lease_s: float, workflows: Sequence[str]) -> Job | None:
+        """Give the best waiting job of these workflows to `worker`; None when none waits."""
+
+    async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
+        """Extend the lease; RUNNING, or CANCELLING when the worker is to stop."""
+
+    async def succeed(
+        self, ref: AttemptRef, output: Artifact, timings_s: Mapping[str, float]
+    ) -> Job:
+        """Finish the job. Repeating it for the same attempt changes nothing."""
+
+    async def fail(self, ref: AttemptRef, failure: Failure) -> Job:
+        """End the job as failed: another attempt would fail the same way."""
+
+    async def release(self, ref: AttemptRef, failure: Failure | None, delay_s: float = 0) -> Job:
+        """Hand the job back, to be claimed again after `delay_s`.
+
+        With a failure the attempt is held against the job, which fails once it has had
+        `max_attempts`. A job that was being cancelled ends as cancelled.
+        """
+
+    async def request_cancel(self, job_id: UUID, owner: str | None = None) -> Job:
+        """Cancel a waiting job at once, ask the worker of a running one; idempotent."""
+
+    async def reclaim(self, worker: str | None = None) -> Sequence[Job]:
+        """Release every job whose lease has lapsed, or all those of a dead `worker`."""
+
+    async def waiting(self, limit: int) -> Sequence[AttemptRef]:
+        """Jobs that could be claimed now, best first, each with the attempt it waits for."""
+
+    async def ping(self) -> None: ...
+
+
+class BlobStore(Protocol):
+    """Bytes by key. What `put` returned is what `get` must deliver, to the bit."""
+
+    async def put(self, key: str, data: bytes, content_type: str) -> Artifact: ...
+
+    async def get(self, artifact: Artifact) -> bytes:
+        """Raises ArtifactCorrupt when size or sha256 differ, or the object is gone."""
+
+    async def delete(self, key: str) -> None:
+        """Deleting what is not there is no error."""
+
+    async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
+        """A URL that delivers the object without a token until `lifetime_s` has passed."""
+
+    async def ping(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StampedEvent:
+    """An event with its place in the job's stream; ids compare in order of publication."""
+
+    id: str
+    event: JobEvent
+
+
+class StatusBoard(Protocol):
+    """Live progress, best effort: losing all of it loses progress bars and no job."""
+
+    async def publish(self, events: Sequence[tuple[UUID, JobEvent]]) -> None: ...
+
+    async def latest(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:
+        """The newest event of each type for each of the jobs that has any."""
+
+    def follow(self, job_id: UUID, after_id: str | None = None) -> AsyncIterator[StampedEvent]:
+        """Events after `after_id` (None: those kept, from the first), then new ones for ever."""
+
+    async def ping(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineProgress:
+    """`fraction` from 0 to 1 over the whole prompt; `node_class` is what runs now."""
+
+    fraction: float
+    node_class: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePreview:
+    data: bytes
+    content_type: str
+
+
+EngineEvent = EngineProgress | EnginePreview
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRun:
+    """One prompt to run on one picture.
+
+    `id` is used once: it is ComfyUI's prompt id, and names the run's folders. `render` makes the
+    prompt from the picture's name inside the engine and the prefix its output must carry.
+    """
+
+    id: UUID
+    image: bytes
+    image_suffix: str  # ".png", ".jpg", ...
+    render: Callable[[str, str], Prompt]
+    output_node: str
+
+
+class Engine(Protocol):
+    """One ComfyUI. Only EngineError and DependencyUnavailable come out of it."""
+
+    async def start(self) -> None:
+        """Ready for `run` on return. Raises EngineUnavailable."""
+
+    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> bytes:
+        """The PNG that `output_node` saved; nothing of the run is left in the engine.
+
+        Raises EngineInterrupted after `interrupt`, and the other EngineErrors as they say. When
+        the calling task is cancelled, the run is interrupted before CancelledError goes on.
+        """
+
+    async def interrupt(self, run_id: UUID) -> None:
+        """Ask for the end of a queued or running run; its `run` call tells the outcome."""
+
+    async def healthy(self) -> bool: ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,71 @@
+"""The ASGI application: routes, errors and middleware around a set of services.
+
+It runs under plain uvicorn as it does under Serve, and owns the services: when the server ends
+its lifespan, they are closed. It keeps no state of a job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
+
+from serve_app.errors import install_error_handlers
+from serve_app.middleware import REQUEST_ID, BodyLimit, RequestContext
+from serve_app.openapi import install_openapi
+from serve_app.routes import events, health, restorations, workflows
+from serve_app.routes.forms import FORM_OVERHEAD_BYTES
+from serve_app.services import Services
+
+_SENT_HEADERS = ["Authorization", "Idempotency-Key", "Last-Event-ID", "Prefer", REQUEST_ID]
+_READABLE_HEADERS = ["Location", REQUEST_ID, "Idempotent-Replayed", "Preference-Applied"]
+
+
+def build_asgi_app(services: Services) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await services.aclose()
+
+    app = FastAPI(
+        title="comfy-restore",
+        version=version("comfy-restore"),
+        summary="Send a damaged photo, get it back restored.",
+        description="Errors are RFC 9457 problems with a stable `code` and the request's id.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from other hosts
+        redoc_url=None,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.services = services
+    for module in (restorations, events, workflows, health):
+        app.include_router(module.router)
+    install_error_handlers(app)
+    install_openapi(app)
+    _install_middleware(app, services)
+    return app
+
+
+def _install_middleware(app: FastAPI, services: Services) -> None:
+    """From the inside out."""
+    settings = services.settings
+    app.add_middleware(BodyLimit, max_bytes=settings.upload_max_bytes + FORM_OVERHEAD_BYTES)
+    app.add_middleware(RequestContext)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=_SENT_HEADERS,
+            expose_headers=_READABLE_HEADERS,
+        )
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,115 @@
+"""Who calls: an RS256 JWT checked against its issuer's keys, and the Principal that it proves.
+
+One path for Auth0 and for the local stack's own issuer; only the addresses differ. Everything a
+token is refused for is Unauthenticated, and its message never repeats the token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from jose import jwt
+from jose.exceptions import ExpiredSignatureError, JOSEError
+
+from restoration.errors import InvalidSettings, Unauthenticated
+from restoration.settings import Settings
+from serve_app.jwks import ALGORITHM, KeySet
+from serve_app.local_issuer import LOCAL_AUDIENCE
+
+LEEWAY_S = 30  # clocks differ
+KEYS_PATH = "/.well-known/jwks.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Whose tokens are accepted (`iss`), whom they must be meant for (`aud`), and the keys."""
+
+    name: str
+    audience: str
+    jwks_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls. `sub` owns the jobs it makes."""
+
+    sub: str
+    scopes: frozenset[str]
+
+
+def issuer_from(settings: Settings) -> Issuer:
+    """Auth0 when it is set, otherwise the local issuer. Raises InvalidSettings for neither."""
+    if settings.auth0_domain and settings.auth0_audience:
+        url = f"https://{settings.auth0_domain}"
+        return Issuer(f"{url}/", settings.auth0_audience, url + KEYS_PATH)
+    if settings.local_issuer_url:
+        url = settings.local_issuer_url.rstrip("/")
+        return Issuer(url, LOCAL_AUDIENCE, url + KEYS_PATH)
+    raise InvalidSettings(
+        "nobody could log in: set AUTH0_DOMAIN and AUTH0_AUDIENCE, or LOCAL_ISSUER_URL"
+    )
+
+
+class Authenticator:
+    """Turns bearer tokens into principals. `http` is the caller's to close."""
+
+    def __init__(self, issuer: Issuer, http: httpx.AsyncClient) -> None:
+        self._issuer = issuer
+        self._keys = KeySet(issuer.jwks_url, http)
+
+    async def authenticate(self, token: str) -> Principal:
+        """Raises Unauthenticated; DependencyUnavailable when no keys could be fetched yet."""
+        key = await self._keys.find(_key_id(token))
+        try:
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[ALGORITHM],
+                audience=self._issuer.audience,
+                issuer=self._issuer.name,
+                # jose accepts a token without a claim that it was told to check, unless:
+                options={
+                    "leeway": LEEWAY_S,
+                    "require_aud": True,
+                    "require_iss": True,
+                    "require_exp": True,
+                    "require_iat": True,
+                    "require_sub": True,
+                },
+            )
+            return _principal(claims)
+        except ExpiredSignatureError:
+            raise Unauthenticated("the token has expired") from None
+        except (JOSEError, TypeError, ValueError) as error:  # the latter two: claims of odd types
+            raise Unauthenticated(f"the token is not accepted: {error}") from error
+
+    async def ping(self) -> None:
+        """Raises DependencyUnavailable when no token could be checked."""
+        await self._keys.ping()
+
+
+def _key_id(token: str) -> str:
+    """All that is taken from a token before its signature is checked."""
+    try:
+        header = jwt.get_unverified_header(token)
+    except JOSEError:
+        raise Unauthenticated("the token is not a JWT") from None
+    if "crit" in header:  # RFC 7515: extensions that we must understand, and understand none of
+        raise Unauthenticated("the token has critical header fields, which are not supported")
+    kid = header.get("kid")
+    if header.get("alg") != ALGORITHM or not isinstance(kid, str):
+        raise Unauthenticated(f"the token must be signed with {ALGORITHM} and name its key")
+    return kid
+
+
+def _principal(claims: Mapping[str, Any]) -> Principal:
+    if int(claims["iat"]) > time.time() + LEEWAY_S:
+        raise ValueError("it was issued in the future")
+    sub = claims["sub"]
+    if not sub.strip() or not sub.isprintable():
+        raise ValueError("its subject is empty or not printable")
+    return Principal(sub, frozenset(str(claims.get("scope", "")).split()))

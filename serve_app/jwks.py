@@ -1,0 +1,119 @@
+"""An issuer's public keys: fetched, kept, and fetched again when a token names one we lack.
+
+Keys outlive their issuer: once fetched they serve until a newer set replaces them, so an outage
+of the issuer locks nobody out. Fetches are limited in rate, so that tokens with invented key ids
+cannot turn us against the issuer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+import structlog
+from jose import jwk
+from jose.backends.base import Key
+from jose.exceptions import JWKError
+from pydantic import BaseModel, TypeAdapter
+
+from restoration.errors import DependencyUnavailable, Unauthenticated
+
+log = structlog.get_logger(__name__)
+
+ALGORITHM = "RS256"
+FETCH_TIMEOUT_S = 3.0
+MIN_INTERVAL_S = 10.0
+RETRY_S = 2.0
+MAX_AGE_S = 600.0  # a key that the issuer withdraws is trusted at most this much longer
+
+
+class _KeySetDocument(BaseModel):
+    keys: list[dict[str, Any]]
+
+
+_DOCUMENT: TypeAdapter[_KeySetDocument] = TypeAdapter(_KeySetDocument)
+
+
+class KeySet:
+    """The keys at `url` (RFC 7517) that may sign RS256 tokens, by key id."""
+
+    def __init__(
+        self, url: str, http: httpx.AsyncClient, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._url = url
+        self._http = http
+        self._clock = clock
+        self._keys: Mapping[str, Key] = {}
+        self._fetched_at = float("-inf")
+        self._next_fetch_at = float("-inf")
+        self._last_fetch_failed = False
+        self._lock = asyncio.Lock()
+
+    async def find(self, kid: str) -> Key:
+        """Raises Unauthenticated for a key id that the issuer does not have,
+        DependencyUnavailable when the issuer could not be asked."""
+        key = self._keys.get(kid)
+        if key is not None and (self._is_fresh() or self._lock.locked()):
+            return key  # an old key will do while somebody else fetches
+        async with self._lock:
+            if kid not in self._keys or not self._is_fresh():
+                await self._fetch_if_due()
+        try:
+            return self._keys[kid]
+        except KeyError:
+            if self._last_fetch_failed:
+                raise self._unavailable() from None
+            raise Unauthenticated("the token is signed with an unknown key") from None
+
+    async def ping(self) -> None:
+        """Raises DependencyUnavailable while there are no keys to check tokens with."""
+        async with self._lock:
+            if not self._keys:
+                await self._fetch_if_due()
+        if not self._keys:
+            raise self._unavailable()
+
+    def _is_fresh(self) -> bool:
+        return self._clock() < self._fetched_at + MAX_AGE_S
+
+    async def _fetch_if_due(self) -> None:
+        if self._clock() < self._next_fetch_at:
+            return
+        try:
+            self._keys = await self._fetch()
+        # ValueError and TypeError: what pydantic and jose say about a document that is not one
+        except (httpx.HTTPError, JWKError, ValueError, TypeError) as error:
+            log.warning("issuer_keys_not_fetched", url=self._url, reason=repr(error))
+            self._last_fetch_failed = True
+            self._next_fetch_at = self._clock() + RETRY_S
+        else:
+            self._last_fetch_failed = False
+            self._fetched_at = self._clock()
+            self._next_fetch_at = self._fetched_at + MIN_INTERVAL_S
+
+    async def _fetch(self) -> dict[str, Key]:
+        answer = await self._http.get(self._url, timeout=FETCH_TIMEOUT_S)
+        answer.raise_for_status()
+        document = _DOCUMENT.validate_json(answer.content)
+        # The algorithm is ours, not what the document or a token says: a key made for RS256
+        # cannot be talked into checking an HMAC.
+        return {
+            fields["kid"]: jwk.construct(fields, ALGORITHM)
+            for fields in document.keys
+            if _signs_rs256(fields)
+        }
+
+    def _unavailable(self) -> DependencyUnavailable:
+        return DependencyUnavailable("the token issuer's keys cannot be fetched", url=self._url)
+
+
+def _signs_rs256(fields: Mapping[str, Any]) -> bool:
+    return (
+        fields.get("kty") == "RSA"
+        and isinstance(fields.get("kid"), str)
+        and fields.get("use", "sig") == "sig"
+        and fields.get("alg", ALGORITHM) == ALGORITHM
+    )

@@ -1,0 +1,147 @@
+"""Pure ASGI middleware: request ids, the log of requests, body limits, and Serve's edge.
+
+Every answer carries an X-Request-Id, which is bound to the log while the request runs.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from restoration.errors import ImageTooLarge
+from serve_app.errors import internal_error_response
+
+log = structlog.get_logger(__name__)
+
+REQUEST_ID = "X-Request-Id"
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_QUIET_PATHS = frozenset({"/healthz", "/readyz"})  # asked every few seconds by load balancers
+
+
+class RequestContext:
+    """Names each request, logs how it went, and turns what nobody caught into a 500 problem."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = _request_id(Headers(scope=scope))
+        scope.setdefault("state", {})["request_id"] = request_id
+        answer = _Answer(send, request_id)
+        started = time.monotonic()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, answer.send)
+            except Exception:
+                log.exception("request_crashed", method=scope["method"], path=scope["path"])
+                if answer.status is not None:
+                    raise  # the head is out; all that is left is to cut the connection
+                await internal_error_response(Request(scope))(scope, receive, answer.send)
+            finally:
+                if scope["path"] not in _QUIET_PATHS:
+                    log.info(
+                        "request",
+                        method=scope["method"],
+                        path=scope["path"],
+                        status=answer.status,
+                        took_s=round(time.monotonic() - started, 4),
+                    )
+
+
+class _Answer:
+    """Adds the headers that every answer has, and remembers its status."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID] = self._request_id
+            headers["X-Content-Type-Options"] = "nosniff"
+        await self._send(message)
+
+
+def _request_id(headers: Headers) -> str:
+    offered = headers.get(REQUEST_ID, "")
+    return offered if _SANE_REQUEST_ID.fullmatch(offered) else uuid4().hex
+
+
+class BodyLimit:
+    """Refuses a body above `max_bytes` while it is read, so that it is never held in full.
+
+    What arrives is counted; Content-Length only lets a refusal come sooner. A request that is
+    answered without reading its body costs nothing and needs no limit.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "")
+        received = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            if declared.isdecimal() and int(declared) > self._max_bytes:
+                raise self._too_large()
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self._max_bytes:
+                    raise self._too_large()
+            return message
+
+        await self._app(scope, receive_within_limit, send)
+
+    def _too_large(self) -> ImageTooLarge:
+        return ImageTooLarge(
+            f"the request is larger than {self._max_bytes} bytes; send a smaller image",
+            max_bytes=self._max_bytes,
+        )
+
+
+class ServeEdge:
+    """Outermost, around Ray Serve itself: mends what its HTTP server does with headers.
+
+    Serve obeys a client's `x-request-timeout-seconds`, with which anybody could have a request
+    cut or kept at will, before the application sees it; and it appends an X-Request-Id to
+    answers that have one already (ray.serve._private.http_util, 2.60).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = MutableHeaders(scope=scope)
+        del headers["x-request-timeout-seconds"]
+        headers[REQUEST_ID] = _request_id(headers)
+
+        async def send_one_request_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID] = headers[REQUEST_ID]
+            await send(message)
+
+        await self._app(scope, receive, send_one_request_id)
+
+
+def serve_edge() -> list[Middleware]:
+    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, on every node that runs Serve."""
+    return [Middleware(ServeEdge)]

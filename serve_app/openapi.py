@@ -1,0 +1,73 @@
+"""What FastAPI cannot say by itself: problems as error bodies, and the form that the route reads.
+
+Routes declare their errors with `problems(JobNotFound, ...)`; status and code come from the same
+table that answers with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from restoration.errors import RestorationError
+from serve_app.errors import PROBLEM_JSON, STATUS_OF
+from serve_app.schemas import Problem
+
+_BINARY = "application/octet-stream"
+_REF_TEMPLATE = "#/components/schemas/{model}"
+_PROBLEM = {PROBLEM_JSON: {"schema": {"$ref": _REF_TEMPLATE.format(model=Problem.__name__)}}}
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def problems(*errors: type[RestorationError], **codes: int) -> Responses:
+    """OpenAPI responses for `errors`, and for further codes with their status."""
+    status_of = {error.code: int(STATUS_OF[error]) for error in errors} | codes
+    by_status: dict[int, list[str]] = {}
+    for code, status in status_of.items():
+        by_status.setdefault(status, []).append(f"`{code}`")
+    return {
+        status: {"description": " or ".join(names), "content": _PROBLEM}
+        for status, names in by_status.items()
+    }
+
+
+def header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+def multipart_form(files: Mapping[str, str], fields: dict[str, Any]) -> dict[str, Any]:
+    """A request body of required files (name -> description) and the fields of a JSON Schema."""
+    parts = {
+        name: {"type": "string", "contentMediaType": _BINARY, "description": text}
+        for name, text in files.items()
+    }
+    schema = {
+        "type": "object",
+        "required": list(files),
+        "properties": {**parts, **fields["properties"]},
+        "additionalProperties": False,
+    }
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+
+
+def install_openapi(app: FastAPI) -> None:
+    """Make `app.openapi()` complete; it is built once, when it is first asked for."""
+
+    def build() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                summary=app.summary,
+                description=app.description,
+                routes=app.routes,
+            )
+            schema = Problem.model_json_schema(ref_template=_REF_TEMPLATE)
+            app.openapi_schema["components"]["schemas"][Problem.__name__] = schema
+        return app.openapi_schema
+
+    app.openapi = build  # type: ignore[method-assign] # FastAPI's documented way to extend it

@@ -1,0 +1,96 @@
+"""/api/v1/restorations/{job_id}/events: a job's life as Server-Sent Events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Header
+from fastapi.responses import StreamingResponse
+from starlette.types import Send
+
+from restoration.errors import (
+    DependencyUnavailable,
+    InvalidRequest,
+    JobNotFound,
+    RestorationError,
+    Unauthenticated,
+)
+from restoration.events import to_json
+from serve_app import sse
+from serve_app.openapi import problems
+from serve_app.routes.dependencies import Caller, ServicesOf
+from serve_app.watch import Seen
+
+HEARTBEAT_S = 15.0
+
+router = APIRouter(prefix="/api/v1/restorations", tags=["restorations"])
+
+
+class EventStream(StreamingResponse):
+    """Server-Sent Events, whose generator is closed when the client is gone."""
+
+    media_type = sse.MEDIA_TYPE
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        # X-Accel-Buffering: nginx, and what understands it, would hold events back
+        super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        self._events = events
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._events):
+            await super().stream_response(send)
+
+
+@router.get(
+    "/{job_id}/events",
+    status_code=200,
+    response_class=EventStream,
+    responses={
+        200: {
+            "description": "`state`, `progress` and `preview` events. The first is the state as "
+            "it is now, the last a final state, after which the stream ends. Progress may be "
+            "skipped, the end never is.",
+            "content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}},
+        },
+        **problems(
+            Unauthenticated,
+            DependencyUnavailable,
+            RestorationError,
+            InvalidRequest,
+            JobNotFound,
+            malformed_request=422,
+        ),
+    },
+)
+async def follow_restoration(
+    job_id: UUID,
+    caller: Caller,
+    services: ServicesOf,
+    last_event_id: Annotated[
+        str | None,
+        Header(alias="Last-Event-ID", description="resumes after this event", max_length=64),
+    ] = None,
+) -> EventStream:
+    """Follow a job until its end."""
+    job = await services.jobs.get(job_id, caller.sub)
+    return EventStream(_encoded(services.watcher.watch(job, last_event_id)))
+
+
+async def _encoded(events: AsyncGenerator[Seen | None, None]) -> AsyncGenerator[bytes, None]:
+    """The events as bytes, and a comment whenever nothing was sent for HEARTBEAT_S."""
+    now = asyncio.get_running_loop().time
+    sent_at = now()
+    async with aclosing(events):
+        async for seen in events:
+            if seen is not None:
+                event = seen.event
+                yield sse.encode(sse.ServerEvent(event.type, to_json(event), seen.id))
+            elif now() - sent_at >= HEARTBEAT_S:
+                yield sse.encode_comment("alive")
+            else:
+                continue
+            sent_at = now()

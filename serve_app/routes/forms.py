@@ -1,0 +1,87 @@
+"""The multipart form of a submission, read only once its sender is known.
+
+FastAPI would read the whole body before any dependency runs; 50 MB from anybody is too much to
+take in before asking who it is. So the route reads the form itself, with tight limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+
+from restoration.jobs import OutputFormat, Priority
+from serve_app.openapi import multipart_form
+from serve_app.routes.dependencies import authenticated
+
+DEFAULT_WORKFLOW = "restore"
+MAX_FIELD_BYTES = 64 * 1024
+# Part headers, boundaries and the other fields, on top of the image itself.
+FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
+_MAX_FIELDS = 4
+
+
+class RestorationForm(BaseModel):
+    """Every field of the form but the image."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workflow: str = Field(DEFAULT_WORKFLOW, description="see GET /api/v1/workflows")
+    params: Json[dict[str, Any]] = Field(
+        default_factory=dict, description="a JSON object; the workflow's schema says what goes in"
+    )
+    output_format: OutputFormat = OutputFormat.PNG
+    priority: Priority = Field(
+        Priority.INTERACTIVE, description="every interactive job goes before every batch job"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedForm:
+    image: bytes
+    fields: RestorationForm
+
+
+FORM_BODY = multipart_form(
+    {"image": "JPEG, PNG, WebP, TIFF or BMP; judged by its content, not by its name"},
+    RestorationForm.model_json_schema(ref_template="#/components/schemas/{model}"),
+)
+
+
+async def submitted_form(
+    request: Request, _caller: Annotated[object, Depends(authenticated)]
+) -> SubmittedForm:
+    """Raises RequestValidationError (malformed), ImageTooLarge, and 400 or 415 for no multipart."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise HTTPException(415, "send multipart/form-data with the photo in the field 'image'")
+    async with request.form(
+        max_files=1, max_fields=_MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+    ) as form:
+        image = form.get("image")
+        if not isinstance(image, UploadFile):
+            raise _malformed("image", "send the photo as a file in this field")
+        fields = _text_fields(form)
+        data = await image.read()
+    try:
+        return SubmittedForm(data, RestorationForm.model_validate(fields))
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**item, "loc": ("form", *item["loc"])} for item in error.errors()]
+        ) from None
+
+
+def _text_fields(form: FormData) -> dict[str, str]:
+    items = [(name, value) for name, value in form.multi_items() if name != "image"]
+    fields = {name: value for name, value in items if isinstance(value, str)}
+    if len(fields) < len(items):
+        raise _malformed("form", "each field must be sent once, and none but 'image' as a file")
+    return fields
+
+
+def _malformed(field: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"loc": ("form", field), "msg": message, "type": "form"}])

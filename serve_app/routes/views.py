@@ -1,0 +1,61 @@
+"""Jobs as the API shows them: with links, and with live progress where there is any."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+import structlog
+from fastapi import Request
+
+from restoration.errors import DependencyUnavailable
+from restoration.events import JobEvent
+from restoration.jobs import Job, JobStatus
+from restoration.ports import StatusBoard
+from serve_app import schemas
+
+log = structlog.get_logger(__name__)
+
+PROGRESS_TIMEOUT_S = 1.0
+_HAS_PROGRESS = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
+
+
+async def show(request: Request, board: StatusBoard, job: Job) -> schemas.Restoration:
+    return (await show_all(request, board, [job]))[0]
+
+
+async def show_all(
+    request: Request, board: StatusBoard, jobs: Sequence[Job]
+) -> list[schemas.Restoration]:
+    events = await _live(board, [job.id for job in jobs if job.status in _HAS_PROGRESS])
+    return [
+        schemas.restoration(
+            job, links_to(request, job.id), schemas.progress_view(job, events.get(job.id, ()))
+        )
+        for job in jobs
+    ]
+
+
+def links_to(request: Request, job_id: UUID) -> schemas.Links:
+    def path(route: str) -> str:
+        return request.url_for(route, job_id=str(job_id)).path
+
+    return schemas.Links(
+        self_=path("get_restoration"),
+        events=path("follow_restoration"),
+        cancel=path("cancel_restoration"),
+        result=path("get_result"),
+    )
+
+
+async def _live(board: StatusBoard, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:
+    """Best effort: a board that is gone, or slow, costs the progress and nothing else."""
+    if not job_ids:
+        return {}
+    try:
+        async with asyncio.timeout(PROGRESS_TIMEOUT_S):
+            return await board.latest(job_ids)
+    except (DependencyUnavailable, TimeoutError) as error:
+        log.warning("progress_unavailable", reason=repr(error))
+        return {}

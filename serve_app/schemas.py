@@ -1,0 +1,160 @@
+"""The API's JSON, as pydantic models: the server writes them, the Python client reads them.
+
+Nothing here knows FastAPI. What is internal (S3 keys, workers, leases) never gets in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from restoration.events import JobEvent, Progressed
+from restoration.jobs import Artifact, Job, JobStatus, OutputFormat, ParamValue, Priority
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+
+class ArtifactView(_View):
+    """Stored bytes, and how to tell that they arrived whole."""
+
+    sha256: str = Field(description="lower-case hex")
+    size_bytes: int
+    content_type: str
+
+
+class FailureView(_View):
+    code: str = Field(description="stable, for programs")
+    message: str = Field(description="for people")
+
+
+class ProgressView(_View):
+    """The newest progress known of the attempt that runs now; best effort."""
+
+    fraction: float = Field(ge=0, le=1, description="of the whole job")
+    stage: str
+    attempt: int
+
+
+class Links(_View):
+    """Where to go on, as paths on this host."""
+
+    self_: str = Field(alias="self")
+    events: str
+    cancel: str
+    result: str
+
+
+class Restoration(_View):
+    """One job: a photo going in, its restoration coming out."""
+
+    id: UUID
+    status: JobStatus
+    workflow: str
+    workflow_version: str
+    params: Mapping[str, ParamValue] = Field(description="every parameter, defaults filled in")
+    output_format: OutputFormat
+    priority: Priority
+    attempt: int = Field(description="how many times the job was started")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    input: ArtifactView
+    output: ArtifactView | None = Field(description="set once the job has succeeded")
+    failure: FailureView | None = Field(description="why the job failed")
+    timings_s: Mapping[str, float] = Field(description="seconds spent, by stage")
+    progress: ProgressView | None
+    links: Links
+
+
+class RestorationPage(_View):
+    """Newest first."""
+
+    restorations: tuple[Restoration, ...]
+    next: str | None = Field(description="path of the next page; null on the last")
+
+
+class WorkflowView(_View):
+    """A workflow, and a JSON Schema of the `params` it takes."""
+
+    name: str
+    version: str
+    title: str
+    description: str
+    parameters: Mapping[str, Any]
+
+
+class WorkflowList(_View):
+    workflows: tuple[WorkflowView, ...]
+
+
+class Health(_View):
+    status: Literal["ok"]
+
+
+class Readiness(_View):
+    """`degraded` still serves: only what is best effort is down."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    dependencies: Mapping[str, Literal["ok", "error"]]
+
+
+class Problem(_View):
+    """RFC 9457 problem details. Programs decide by `code`, which is stable."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    details: Mapping[str, Any] = Field(
+        default_factory=dict,
+        description="more about it, by code; `problems` maps each wrong input to what is wrong",
+    )
+
+
+def artifact_view(artifact: Artifact) -> ArtifactView:
+    return ArtifactView(
+        sha256=artifact.sha256,
+        size_bytes=artifact.size_bytes,
+        content_type=artifact.content_type,
+    )
+
+
+def progress_view(job: Job, events: Iterable[JobEvent]) -> ProgressView | None:
+    """The progress among `events` that belongs to the attempt which runs now."""
+    for event in events:
+        if isinstance(event, Progressed) and event.attempt == job.attempt:
+            return ProgressView(fraction=event.fraction, stage=event.stage, attempt=event.attempt)
+    return None
+
+
+def restoration(job: Job, links: Links, progress: ProgressView | None) -> Restoration:
+    return Restoration(
+        id=job.id,
+        status=job.status,
+        workflow=job.workflow,
+        workflow_version=job.workflow_version,
+        params=job.params,
+        output_format=job.output_format,
+        priority=job.priority,
+        attempt=job.attempt,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        input=artifact_view(job.input),
+        output=artifact_view(job.output) if job.output else None,
+        failure=FailureView(code=job.failure.code, message=job.failure.message)
+        if job.failure
+        else None,
+        timings_s=job.timings_s,
+        progress=progress,
+        links=links,
+    )

@@ -1,0 +1,71 @@
+"""What the HTTP layer stands on: one frozen value, made by the composition root or a test.
+
+Whatever had to be opened for it is on `resources`, and `aclose` closes all of that.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import httpx
+
+from actors.submission import Submission
+from persistence.blobs import S3BlobStore
+from persistence.database import Database
+from persistence.jobs import PostgresJobStore
+from persistence.status import RedisStatusBoard
+from restoration.ports import BlobStore, JobStore, StatusBoard
+from restoration.settings import Settings
+from serve_app.auth import Authenticator, issuer_from
+from serve_app.watch import POLL_S, JobWatcher
+from workflows.catalog import Catalog, load_catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    catalog: Catalog
+    submission: Submission
+    jobs: JobStore
+    blobs: BlobStore
+    status: StatusBoard
+    authenticator: Authenticator
+    watch_poll_s: float = POLL_S
+    resources: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    @property
+    def watcher(self) -> JobWatcher:
+        return JobWatcher(self.jobs, self.status, self.watch_poll_s)
+
+    async def aclose(self) -> None:
+        await self.resources.aclose()
+
+
+def open_services(settings: Settings) -> Services:
+    """The real services; nothing connects before it is used.
+
+    Raises InvalidSettings, WorkflowInvalid.
+    """
+    issuer, catalog = issuer_from(settings), load_catalog()
+    resources = AsyncExitStack()
+    database = Database(settings.database_url.get_secret_value())
+    resources.push_async_callback(database.aclose)
+    jobs = PostgresJobStore(database)
+    blobs = S3BlobStore.from_settings(settings)
+    resources.push_async_callback(blobs.aclose)
+    board = RedisStatusBoard(settings.redis_url.get_secret_value())
+    resources.push_async_callback(board.aclose)
+    # a proxy from the environment has no business between us and the local issuer
+    http = httpx.AsyncClient(trust_env=settings.auth0_domain is not None)
+    resources.push_async_callback(http.aclose)
+    return Services(
+        settings=settings,
+        catalog=catalog,
+        submission=Submission(catalog, jobs, blobs, settings.upload_limits),
+        jobs=jobs,
+        blobs=blobs,
+        status=board,
+        authenticator=Authenticator(issuer, http),
+        resources=resources,
+    )

@@ -1,0 +1,109 @@
+"""Where the local stack of a state folder is, and how to start and stop it from outside.
+
+Nothing heavy is imported here: every command looks here first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from persistence.embedded.state import holder_of, write_private
+from restoration.errors import DependencyUnavailable, SetupError
+
+STOP_TIMEOUT_S = 120.0
+_RECORD = "stack.json"
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    workers: int = 1
+    port: int = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class StackRecord:
+    """A stack that serves: its own address, Ray's, and its issuer's if it has one of its own."""
+
+    url: str
+    ray_address: str
+    issuer: str | None
+
+
+def find_stack(state_dir: Path) -> StackRecord | None:
+    """The stack of this state folder, if one serves."""
+    try:
+        record = json.loads((state_dir / _RECORD).read_bytes())
+    except FileNotFoundError:
+        return None
+    return StackRecord(**record) if holder_of(state_dir) else None
+
+
+@contextmanager
+def recorded(state_dir: Path, record: StackRecord) -> Iterator[None]:
+    """Let others find this stack during the block."""
+    path = state_dir / _RECORD
+    write_private(path, json.dumps(asdict(record)))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def issuer_folder(state_dir: Path) -> Path:
+    return state_dir / "issuer"
+
+
+def start_detached(
+    state_dir: Path, options: StackOptions, progress: Callable[[str], None]
+) -> StackRecord:
+    """Start the stack as a process of its own and return once it serves.
+
+    Raises SetupError with its last words when it ends instead.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True)
+    log_path = state_dir / "up.log"
+    command = [sys.executable, "-m", "serve_app.cli", "up"]
+    command += ["--workers", str(options.workers), "--port", str(options.port)]
+    with log_path.open("wb") as log:
+        stack = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    while stack.poll() is None:
+        if (record := find_stack(state_dir)) is not None:
+            return record
+        progress(_last_line(log_path) or "starting")
+        time.sleep(_POLL_S)
+    raise SetupError(f"the stack did not start: {_last_line(log_path)}; see {log_path}")
+
+
+def _last_line(path: Path) -> str:
+    return (path.read_text(errors="replace").rstrip().splitlines() or [""])[-1]
+
+
+def stop_stack(state_dir: Path) -> bool:
+    """Stop the stack of this state folder and wait for its end; False when there was none.
+
+    Raises DependencyUnavailable when it does not end.
+    """
+    pid = holder_of(state_dir)
+    if pid is None:
+        return False
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while holder_of(state_dir) is not None:
+        if time.monotonic() > deadline:
+            raise DependencyUnavailable(
+                f"the stack (pid {pid}) has not stopped after {STOP_TIMEOUT_S:.0f} s"
+            )
+        time.sleep(_POLL_S)
+    return True

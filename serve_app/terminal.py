@@ -1,0 +1,94 @@
+"""What the commands draw: progress bars, tables, and the words of welcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from comfy_pool.doctor import Finding
+from restoration.events import Previewed, Progressed, StateChanged
+from restoration.jobs import JobStatus
+from serve_app.client import RestorationClient
+from serve_app.schemas import Restoration
+from serve_app.stack_record import StackRecord
+
+
+@contextmanager
+def steps(console: Console) -> Iterator[Callable[[str], None]]:
+    """A spinner that shows the newest step; on no terminal, a line for each."""
+    if not console.is_terminal:
+        seen = ""
+
+        def tell(step: str) -> None:
+            nonlocal seen
+            if step != seen:
+                console.print(step, soft_wrap=True)
+                seen = step
+
+        yield tell
+        return
+    with console.status("") as status:
+        yield status.update
+
+
+def follow(console: Console, client: RestorationClient, job: Restoration) -> Restoration:
+    """Show a job's progress until it ends; returns it as it ended."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(job.status, total=1.0)
+        for event in client.events(job.id):
+            match event:
+                case StateChanged(status=JobStatus.SUCCEEDED):
+                    progress.update(task, description="succeeded", completed=1.0)
+                case StateChanged(status=status):
+                    progress.update(task, description=status)
+                case Progressed(fraction=fraction, stage=stage):
+                    progress.update(task, description=stage, completed=fraction)
+                case Previewed():
+                    pass  # a terminal has nowhere to show a picture
+    return client.get(job.id)
+
+
+def jobs_table(jobs: Iterable[Restoration]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("job", no_wrap=True, min_width=36)  # whole, to be copied
+    for name in ("status", "workflow", "created", "took"):
+        table.add_column(name)
+    for job in jobs:
+        created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(str(job.id), job.status, job.workflow, created, _took(job))
+    return table
+
+
+def _took(job: Restoration) -> str:
+    if job.started_at is None or job.finished_at is None:
+        return ""
+    return f"{(job.finished_at - job.started_at).total_seconds():.1f} s"
+
+
+def findings_table(findings: Iterable[Finding]) -> Table:
+    table = Table("", "what", "found", "mend", box=None, pad_edge=False)
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
+        table.add_row(mark, finding.name, escape(finding.detail), escape(finding.mend))
+    return table
+
+
+def welcome(console: Console, stack: StackRecord) -> None:
+    console.print(f"\n[bold]comfy-restore serves at {stack.url}[/]")
+    console.print("  restore run photo.jpg -o restored.png    restore a photo")
+    console.print("  restore jobs                             what was done")
+    if stack.issuer is not None:
+        console.print("  restore token                            a token, for curl and others")
+    console.print("  restore down                             stop (or Ctrl-C here)\n")

@@ -1,0 +1,76 @@
+"""What the suites share: one set of services, one engine's installation, one stack a session.
+
+Everything is real, from the same wheels that `make demo` uses. Folders lie outside pytest's own,
+which root keeps closed to the account that Postgres runs under.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy import make_url
+
+from comfy_pool.models import install_models
+from comfy_pool.provision import EngineInstall, install_engine
+from persistence.embedded.local import LocalServices
+from persistence.migrate import upgrade
+from restoration.settings import NodeSettings
+from workflows.catalog import load_catalog
+
+
+@dataclass(frozen=True)
+class S3Access:
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+    bucket: str
+
+
+@pytest.fixture(scope="session")
+def engine_install() -> EngineInstall:
+    """The ComfyUI and the models of the user cache, installed if need be."""
+    cache_dir = NodeSettings().cache_dir
+    install = install_engine(cache_dir)
+    install_models(cache_dir, load_catalog().models())
+    return install
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[LocalServices]:
+    """Postgres, Valkey and SeaweedFS, for all tests that need not break them."""
+    with tempfile.TemporaryDirectory(prefix="comfy-restore-", ignore_cleanup_errors=True) as folder:
+        with LocalServices(Path(folder)) as services:
+            yield services
+
+
+@pytest.fixture(scope="session")
+def migrated_url(services: LocalServices) -> str:
+    upgrade(services.urls.database_url)
+    return services.urls.database_url
+
+
+@pytest.fixture
+def database_url(migrated_url: str) -> str:
+    """A migrated database without a row."""
+    url = make_url(migrated_url).set(drivername="postgresql")
+    with closing(psycopg2.connect(url.render_as_string(hide_password=False))) as connection:
+        with connection, connection.cursor() as cursor:
+            cursor.execute("TRUNCATE jobs")
+    return migrated_url
+
+
+@pytest.fixture(scope="session")
+def redis_url(services: LocalServices) -> str:
+    return services.urls.redis_url
+
+
+@pytest.fixture(scope="session")
+def s3(services: LocalServices) -> S3Access:
+    urls = services.urls
+    return S3Access(urls.s3_endpoint_url, urls.s3_access_key, urls.s3_secret_key, urls.s3_bucket)

@@ -1,0 +1,152 @@
+"""The OpenAPI document says what the service does: every route, every error, every header."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from serve_app.errors import PROBLEM_JSON
+from serve_app.schemas import Problem
+from tests.fakes.site import API, open_site, submission
+
+OPEN = {"/healthz", "/readyz"}
+Document = dict[str, Any]
+
+
+@pytest.fixture
+async def document() -> AsyncIterator[Document]:
+    """The document as a client gets it, without a token."""
+    async with open_site() as site, site.client(sub=None) as client:
+        answer = await client.get("/openapi.json")
+        assert answer.status_code == 200
+        yield answer.json()
+
+
+def _operations(document: Document) -> Iterator[tuple[str, str, Document]]:
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+def _resolve(document: Document, reference: str) -> Any:
+    found: Any = document
+    for key in reference.removeprefix("#/").split("/"):
+        found = found[key]
+    return found
+
+
+def _references(part: object) -> Iterator[str]:
+    if isinstance(part, dict):
+        if isinstance(part.get("$ref"), str):
+            yield part["$ref"]
+        for value in part.values():
+            yield from _references(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _references(value)
+
+
+def test_it_is_openapi_3_1(document: Document) -> None:
+    """The version, what is required of the top level, and every reference leads somewhere."""
+    assert document["openapi"].startswith("3.1.")
+    assert document["info"]["title"]
+    assert document["info"]["version"]
+    for reference in _references(document):
+        assert _resolve(document, reference), reference
+    for schema in document["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+
+
+def test_it_describes_every_route(document: Document) -> None:
+    """These operations, and no others, under names that generated clients can keep."""
+    assert {(m.upper(), path): op["operationId"] for path, m, op in _operations(document)} == {
+        ("POST", API): "submit_restoration",
+        ("GET", API): "list_restorations",
+        ("GET", f"{API}/{{job_id}}"): "get_restoration",
+        ("POST", f"{API}/{{job_id}}/cancel"): "cancel_restoration",
+        ("GET", f"{API}/{{job_id}}/events"): "follow_restoration",
+        ("GET", f"{API}/{{job_id}}/result"): "get_result",
+        ("GET", "/api/v1/workflows"): "list_workflows",
+        ("GET", "/api/v1/workflows/{name}"): "get_workflow",
+        ("GET", "/healthz"): "get_health",
+        ("GET", "/readyz"): "get_readiness",
+    }
+
+
+def test_every_route_but_health_wants_a_token(document: Document) -> None:
+    """The bearer scheme is declared, required where it is, and 401 documented there."""
+    scheme = document["components"]["securitySchemes"]["bearer"]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    for path, _method, operation in _operations(document):
+        wants_token = path not in OPEN
+        assert (operation.get("security") == [{"bearer": []}]) is wants_token, path
+        assert ("401" in operation["responses"]) is wants_token, path
+
+
+def test_every_error_is_a_problem(document: Document) -> None:
+    """Each 4xx and 5xx is a problem document and names the codes it may carry."""
+    for path, method, operation in _operations(document):
+        for status, response in operation["responses"].items():
+            assert response["description"]
+            if status >= "400" and path not in OPEN:
+                reference = response["content"][PROBLEM_JSON]["schema"]["$ref"]
+                assert reference.endswith(f"/{Problem.__name__}"), (method, path, status)
+                assert list(response["content"]) == [PROBLEM_JSON]
+                assert "`" in response["description"]
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "statuses"),
+    [
+        (API, "post", "200 202 400 401 404 409 413 415 422 500 503"),
+        (f"{API}/{{job_id}}", "get", "200 401 404 422 500 503"),
+        (f"{API}/{{job_id}}/cancel", "post", "200 202 401 404 422 500 503"),
+        (f"{API}/{{job_id}}/events", "get", "200 400 401 404 422 500 503"),
+        (f"{API}/{{job_id}}/result", "get", "200 307 401 404 409 422 500 503"),
+        ("/readyz", "get", "200 503"),
+    ],
+)
+def test_it_names_every_status(document: Document, path: str, method: str, statuses: str) -> None:
+    """All the statuses that the route answers with, and no others."""
+    assert " ".join(sorted(document["paths"][path][method]["responses"])) == statuses
+
+
+def test_the_form_and_the_headers_are_described(document: Document) -> None:
+    """What the submission reads by itself is documented like everything else."""
+    post = document["paths"][API]["post"]
+    form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["image"]
+    assert set(form["properties"]) == {"image", "workflow", "params", "output_format", "priority"}
+    assert {p["name"] for p in post["parameters"]} == {"Idempotency-Key", "Prefer"}
+    assert "Location" in post["responses"]["202"]["headers"]
+    assert {"Idempotent-Replayed", "Preference-Applied"} <= set(post["responses"]["200"]["headers"])
+
+
+def test_streams_and_pictures_have_their_types(document: Document) -> None:
+    """Events are Server-Sent Events that can be resumed; a result is a picture."""
+    events = document["paths"][f"{API}/{{job_id}}/events"]["get"]
+    assert list(events["responses"]["200"]["content"]) == ["text/event-stream"]
+    assert "Last-Event-ID" in {parameter["name"] for parameter in events["parameters"]}
+    result = document["paths"][f"{API}/{{job_id}}/result"]["get"]["responses"]
+    assert set(result["200"]["content"]) == {"image/png", "image/jpeg", "image/webp"}
+    assert "Location" in result["307"]["headers"]
+
+
+async def test_answers_are_as_described(document: Document) -> None:
+    """A job, a page, a problem and a readiness report satisfy their own published schemas."""
+    async with open_site() as site, site.client() as client:
+        job = await client.post(API, **submission())
+        page = await client.get(API)
+        problem = await client.get(f"{job.headers['location']}/result")
+        readiness = await client.get("/readyz")
+    for name, answer in [
+        ("Restoration", job),
+        ("RestorationPage", page),
+        ("Problem", problem),
+        ("Readiness", readiness),
+    ]:
+        schema = {**document, "$ref": f"#/components/schemas/{name}"}
+        Draft202012Validator(schema).validate(answer.json())

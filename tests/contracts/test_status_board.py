@@ -1,0 +1,268 @@
+"""The rules of the StatusBoard port, each against the Redis that the tests run on."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import cast
+from uuid import UUID, uuid4
+
+import pytest
+from redis.asyncio import Redis
+
+from persistence.status import RedisStatusBoard
+from restoration.errors import DependencyUnavailable, InvalidRequest
+from restoration.events import JobEvent, Previewed, Progressed, StateChanged
+from restoration.jobs import JobStatus
+from restoration.ports import StampedEvent
+
+PATIENCE_S = 20
+RUNNING = StateChanged(JobStatus.RUNNING, attempt=1)
+DONE = StateChanged(JobStatus.SUCCEEDED, attempt=1)
+
+
+@pytest.fixture
+async def board(redis_url: str) -> AsyncIterator[RedisStatusBoard]:
+    board = RedisStatusBoard(redis_url)
+    yield board
+    await board.aclose()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """The server itself, to do to it what the board must survive."""
+    async with Redis.from_url(redis_url, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture
+def job_id() -> UUID:
+    return uuid4()
+
+
+def _progress(*percents: int) -> list[JobEvent]:
+    return [Progressed(percent / 100, "upscaling", attempt=1) for percent in percents]
+
+
+def _preview(data: bytes) -> Previewed:
+    return Previewed.from_bytes(data, "image/jpeg", attempt=1)
+
+
+async def _publish(board: RedisStatusBoard, job_id: UUID, *events: JobEvent) -> None:
+    await board.publish([(job_id, event) for event in events])
+
+
+async def _take(
+    board: RedisStatusBoard, job_id: UUID, count: int, after_id: str | None = None
+) -> list[StampedEvent]:
+    """The first `count` events that a new follower gets."""
+    events = []
+    async with asyncio.timeout(PATIENCE_S), aclosing(_generator(board, job_id, after_id)) as stream:
+        async for stamped in stream:
+            events.append(stamped)
+            if len(events) == count:
+                break
+    return events
+
+
+def _generator(
+    board: RedisStatusBoard, job_id: UUID, after_id: str | None = None
+) -> AsyncGenerator[StampedEvent, None]:
+    # what `follow` returns can be closed, though the port does not say so
+    return cast("AsyncGenerator[StampedEvent, None]", board.follow(job_id, after_id))
+
+
+class TestLatest:
+    async def test_the_newest_of_each_type(self, board: RedisStatusBoard, job_id: UUID) -> None:
+        """Of a job's events the newest of each type is kept, whatever came in one batch."""
+        await _publish(board, job_id, RUNNING, *_progress(1, 2), _preview(b"old"))
+        await _publish(board, job_id, _preview(b"new"), *_progress(3))
+        latest = await board.latest([job_id])
+        assert set(latest[job_id]) == {RUNNING, *_progress(3), _preview(b"new")}
+
+    async def test_several_jobs_at_once(self, board: RedisStatusBoard) -> None:
+        """A batch may concern many jobs; those without events are not in the answer."""
+        one, two, silent = uuid4(), uuid4(), uuid4()
+        await board.publish([(one, RUNNING), (two, DONE)])
+        assert await board.latest([two, silent, one]) == {one: [RUNNING], two: [DONE]}
+        assert await board.latest([]) == {}
+        await board.publish([])
+
+    async def test_nothing_is_kept_for_ever(
+        self, board: RedisStatusBoard, redis: Redis, job_id: UUID
+    ) -> None:
+        """Every key of a job vanishes some time after its last event."""
+        await _publish(board, job_id, RUNNING, _preview(b"picture"))
+        keys = [key async for key in redis.scan_iter(f"*{job_id}*")]
+        assert len(keys) == 2
+        for key in keys:
+            assert 0 < await redis.ttl(key) <= 24 * 3600
+
+    async def test_previews_do_not_pile_up(
+        self, board: RedisStatusBoard, redis: Redis, job_id: UUID
+    ) -> None:
+        """However many pictures are published, Redis holds one."""
+        for _ in range(50):
+            await _publish(board, job_id, _preview(b"x" * 30_000))
+        sizes = [
+            int(cast("int", await redis.memory_usage(key)))
+            async for key in redis.scan_iter(f"*{job_id}*")
+        ]
+        assert sum(sizes) < 100_000
+
+    async def test_a_long_job_keeps_a_short_stream(
+        self, board: RedisStatusBoard, redis: Redis, job_id: UUID
+    ) -> None:
+        """The stream is trimmed at its old end."""
+        await _publish(board, job_id, *_progress(*range(100)) * 10, DONE)
+        assert await redis.xlen(f"restore:{job_id}:events") <= 300
+        assert DONE in (await board.latest([job_id]))[job_id]
+
+
+class TestFollow:
+    async def test_what_is_kept_and_what_is_new(
+        self, board: RedisStatusBoard, job_id: UUID
+    ) -> None:
+        """A follower gets the events that are there, then those to come, in order and once."""
+        await _publish(board, job_id, RUNNING, *_progress(1))
+        following = asyncio.create_task(_take(board, job_id, 5))
+        other = uuid4()
+        await board.publish([(other, RUNNING), *((job_id, e) for e in _progress(2, 3))])
+        await _publish(board, job_id, DONE)
+        events = await following
+        assert [stamped.event for stamped in events] == [RUNNING, *_progress(1, 2, 3), DONE]
+
+    async def test_resumes_after_an_id(self, board: RedisStatusBoard, job_id: UUID) -> None:
+        """Given the id of an event, a follower gets exactly those that came after it."""
+        await _publish(board, job_id, RUNNING, *_progress(1, 2), DONE)
+        events = await _take(board, job_id, 4)
+        again = await _take(board, job_id, 2, after_id=events[1].id)
+        assert again == events[2:]
+
+    async def test_followers_do_not_take_from_each_other(
+        self, board: RedisStatusBoard, job_id: UUID
+    ) -> None:
+        """Whenever and from wherever each one begins, all see all that is after their start."""
+        await _publish(board, job_id, RUNNING, *_progress(1))
+        start = await _take(board, job_id, 2)
+        async with aclosing(_generator(board, job_id, start[1].id)) as ahead:
+            waiting = asyncio.ensure_future(anext(ahead))
+            behind = asyncio.create_task(_take(board, job_id, 3))
+            await _take(board, job_id, 2)
+            await _publish(board, job_id, DONE)
+            assert (await waiting).event == DONE
+        assert [stamped.event for stamped in await behind] == [RUNNING, *_progress(1), DONE]
+
+    async def test_many_followers_share_one_connection(
+        self, board: RedisStatusBoard, redis: Redis
+    ) -> None:
+        """Fifty followers of fifty jobs each get their own events, on one blocked connection."""
+        jobs = [uuid4() for _ in range(50)]
+        following = [asyncio.create_task(_take(board, job, 1)) for job in jobs]
+        await _until_blocked(redis, clients=1)
+        await board.publish([(job, DONE) for job in jobs])
+        assert [[s.event for s in events] for events in await asyncio.gather(*following)] == [
+            [DONE]
+        ] * 50
+
+    async def test_the_newest_preview_reaches_followers(
+        self, board: RedisStatusBoard, job_id: UUID
+    ) -> None:
+        """A follower sees pictures in their place among the events, old ones left out."""
+        await _publish(board, job_id, _preview(b"1"), *_progress(1), _preview(b"2"))
+        events = await _take(board, job_id, 2)
+        assert [stamped.event for stamped in events] == [*_progress(1), _preview(b"2")]
+        following = asyncio.create_task(_take(board, job_id, 1, after_id=events[1].id))
+        await _publish(board, job_id, _preview(b"3"))
+        assert [stamped.event for stamped in await following] == [_preview(b"3")]
+
+    async def test_an_unknown_event_is_passed_over(
+        self, board: RedisStatusBoard, redis: Redis, job_id: UUID
+    ) -> None:
+        """What a newer version publishes does not stop an older follower."""
+        key = f"restore:{job_id}:events"
+        await redis.xadd(key, {"event": '{"type": "from the future"}'})
+        await redis.hset(f"restore:{job_id}:latest", "future", "?")
+        assert await board.latest([job_id]) == {}
+        await _publish(board, job_id, DONE)
+        assert [stamped.event for stamped in await _take(board, job_id, 1)] == [DONE]
+
+    async def test_one_that_comes_late_loses_nothing_that_is_kept(
+        self, board: RedisStatusBoard, job_id: UUID
+    ) -> None:
+        """All that the stream still holds reaches a new follower, to the last event."""
+        await _publish(board, job_id, *_progress(*range(100)), *_progress(*range(50)), DONE)
+        events = [stamped.event for stamped in await _take(board, job_id, 151)]
+        assert events == [*_progress(*range(100)), *_progress(*range(50)), DONE]
+
+    @pytest.mark.parametrize("after_id", ["", "yesterday", "1-", "1-x", "-1-0", "9" * 30 + "-0"])
+    async def test_an_id_that_is_none(
+        self, board: RedisStatusBoard, job_id: UUID, after_id: str
+    ) -> None:
+        """An id that no event ever had is refused before anything is awaited."""
+        with pytest.raises(InvalidRequest):
+            board.follow(job_id, after_id)
+
+    async def test_closing_ends_the_followers(self, redis_url: str, job_id: UUID) -> None:
+        """A process that shuts down lets its followers finish."""
+        board = RedisStatusBoard(redis_url)
+        await _publish(board, job_id, RUNNING)
+        following = asyncio.create_task(_take(board, job_id, 2))
+        await _take(board, job_id, 1)
+        await board.aclose()
+        assert [stamped.event for stamped in await following] == [RUNNING]
+
+
+class TestWithoutRedis:
+    async def test_followers_survive_a_cut_connection(
+        self, board: RedisStatusBoard, redis: Redis, job_id: UUID
+    ) -> None:
+        """When all connections are lost a follower goes on with the next event, missing none."""
+        await _publish(board, job_id, RUNNING)
+        following = asyncio.create_task(_take(board, job_id, 3))
+        await _until_blocked(redis, clients=1)
+        await redis.client_kill_filter(_type="normal", skipme=True)
+        await _publish(board, job_id, *_progress(1))
+        await _publish(board, job_id, DONE)
+        assert [s.event for s in await following] == [RUNNING, *_progress(1), DONE]
+
+    async def test_everything_deleted(
+        self, board: RedisStatusBoard, redis: Redis, job_id: UUID
+    ) -> None:
+        """An emptied Redis is a board without events, and followers see what comes next."""
+        await _publish(board, job_id, RUNNING)
+        following = asyncio.create_task(_take(board, job_id, 2))
+        await _until_blocked(redis, clients=1)
+        await redis.flushdb()
+        assert await board.latest([job_id]) == {}
+        await _publish(board, job_id, DONE)
+        assert [stamped.event for stamped in await following] == [RUNNING, DONE]
+
+    @pytest.mark.parametrize("listens", [False, True])
+    async def test_a_server_that_is_away(self, job_id: UUID, listens: bool) -> None:
+        """Refused or left hanging, calls are DependencyUnavailable soon, and followers wait."""
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            if listens:
+                server.listen()
+            board = RedisStatusBoard(f"redis://127.0.0.1:{server.getsockname()[1]}/0")
+            following = asyncio.create_task(_take(board, job_id, 1))
+            async with asyncio.timeout(PATIENCE_S):
+                outcomes = await asyncio.gather(
+                    board.publish([(job_id, DONE)]),
+                    board.latest([job_id]),
+                    board.ping(),
+                    return_exceptions=True,
+                )
+            assert [type(outcome) for outcome in outcomes] == [DependencyUnavailable] * 3
+            assert not following.done()
+            await board.aclose()
+            assert await following == []
+
+
+async def _until_blocked(redis: Redis, clients: int) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (await redis.info("clients"))["blocked_clients"] != clients:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

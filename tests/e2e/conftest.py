@@ -1,0 +1,95 @@
+"""One local stack for all end-to-end tests: started by `restore up`, as a person would."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from comfy_pool.provision import EngineInstall
+from serve_app.client import RestorationClient
+from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
+from serve_app.stack_record import StackRecord, find_stack, issuer_folder
+
+RESTORE = Path(sys.executable).with_name("restore")
+START_TIMEOUT_S = 240
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running stack, and the ways in."""
+
+    state_dir: Path
+    record: StackRecord
+
+    def token(self, sub: str = "tester") -> str:
+        assert self.record.issuer is not None
+        keys = issuer_folder(self.state_dir)
+        return mint_token(keys, self.record.issuer, LOCAL_AUDIENCE, sub)
+
+    def client(self, sub: str = "tester") -> RestorationClient:
+        return RestorationClient(self.record.url, self.token(sub))
+
+    def http(self, sub: str = "tester") -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.token(sub)}"}
+        return httpx.Client(base_url=self.record.url, headers=headers, timeout=60, trust_env=False)
+
+    def comfyui_url(self) -> str:
+        """One of the stack's engines, for a test to talk to behind the service's back."""
+        port = min(path.name for path in (self.state_dir / "engines").iterdir())
+        return f"http://127.0.0.1:{port}"
+
+    def restore(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return run_restore(self.state_dir, *arguments, check=check)
+
+
+def run_restore(
+    state_dir: Path, *arguments: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """The `restore` command on this state folder."""
+    done = subprocess.run(
+        [RESTORE, *arguments],
+        env={**os.environ, "COMFY_RESTORE_STATE": str(state_dir)},
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S,
+    )
+    assert done.returncode == 0 or not check, done.stderr
+    return done
+
+
+@contextmanager
+def running_stack(*options: str) -> Iterator[Stack]:
+    """`restore up` in a state folder of its own, and `restore down`."""
+    with tempfile.TemporaryDirectory(prefix="comfy-restore-", ignore_cleanup_errors=True) as folder:
+        state_dir = Path(folder)
+        run_restore(state_dir, "up", "--detach", "--port", str(free_port()), *options)
+        try:
+            record = find_stack(state_dir)
+            assert record is not None
+            yield Stack(state_dir, record)
+        finally:
+            run_restore(state_dir, "down")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def stack(engine_install: EngineInstall) -> Iterator[Stack]:
+    """Everything real, and two workers, each with a ComfyUI."""
+    with running_stack("--workers", "2") as stack:
+        yield stack

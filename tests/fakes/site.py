@@ -1,0 +1,132 @@
+"""The whole HTTP layer on stores in memory: real routes, real submission, real tokens."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import UUID
+
+import httpx
+from PIL import Image
+
+from actors.submission import Submission
+from restoration.jobs import Artifact, Failure, Job
+from restoration.settings import Settings
+from serve_app.app import build_asgi_app
+from serve_app.auth import Authenticator, Issuer
+from serve_app.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
+from serve_app.services import Services
+from tests.fakes.stores import MemoryBlobStore, MemoryJobStore, MemoryStatusBoard
+from workflows.catalog import load_catalog
+
+ISSUER = "http://issuer.test"
+API = "/api/v1/restorations"
+
+
+def settings_for_tests(**values: object) -> Settings:
+    required = {
+        "database_url": "postgresql://u:hunter2@db.internal/d",
+        "redis_url": "redis://redis.internal",
+        "s3_bucket": "photos",
+        "local_issuer_url": ISSUER,
+    }
+    return Settings.model_validate(required | values)
+
+
+def photo(size: tuple[int, int] = (8, 8), format: str = "PNG") -> bytes:
+    """A picture's bytes in a format that Pillow knows by that name."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (40, 90, 160)).save(buffer, format)
+    return buffer.getvalue()
+
+
+def submission(**fields: str) -> dict[str, Any]:
+    """Arguments for a POST of a photo with these form fields."""
+    return {"files": {"image": ("photo.png", photo(), "image/png")}, "data": fields}
+
+
+@dataclass
+class Site:
+    """The services and their stores, for a test to look into and to break."""
+
+    services: Services
+    jobs: MemoryJobStore
+    blobs: MemoryBlobStore
+    board: MemoryStatusBoard
+
+    def token(self, sub: str = "ann") -> str:
+        return _token(sub)
+
+    def client(self, sub: str | None = "ann") -> httpx.AsyncClient:
+        """A client in `sub`'s name (None: nobody's) that sees a crash as a client does."""
+        transport = httpx.ASGITransport(build_asgi_app(self.services), raise_app_exceptions=False)
+        headers = {"Authorization": f"Bearer {self.token(sub)}"} if sub else {}
+        return httpx.AsyncClient(transport=transport, base_url="http://api.test", headers=headers)
+
+    async def submit(self, sub: str = "ann", **fields: str) -> UUID:
+        async with self.client(sub) as client:
+            answer = await client.post(API, **submission(**fields))
+        assert answer.status_code == 202, answer.text
+        return UUID(answer.json()["id"])
+
+    async def start(self, job_id: UUID) -> Job:
+        """As a worker that claims the job, which must be the best that waits."""
+        job = await self.jobs.claim("worker-1", 60, [w.name for w in self.services.catalog])
+        assert job is not None
+        assert job.id == job_id
+        return job
+
+    async def succeed(self, job: Job, result: bytes = b"restored") -> Artifact:
+        content_type = job.output_format.content_type
+        output = await self.blobs.put(f"out/{job.id}", result, content_type)
+        await self.jobs.succeed(job.ref, output, {"engine": 1.5})
+        return output
+
+    async def fail(self, job: Job) -> None:
+        await self.jobs.fail(job.ref, Failure("engine_failed", "a node raised"))
+
+
+# One key for all sites of a run, and one token for each subject: both take a tenth of a second.
+@cache
+def _issuer() -> tuple[bytes, dict[str, Any]]:
+    with TemporaryDirectory() as folder:
+        public = jwks(Path(folder))
+        return (Path(folder) / KEY_FILE).read_bytes(), public
+
+
+@cache
+def _token(sub: str) -> str:
+    with TemporaryDirectory() as folder:
+        (Path(folder) / KEY_FILE).write_bytes(_issuer()[0])
+        return mint_token(Path(folder), ISSUER, LOCAL_AUDIENCE, sub)
+
+
+@asynccontextmanager
+async def open_site(**values: object) -> AsyncIterator[Site]:
+    """A site with these settings."""
+
+    def serve_keys(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=_issuer()[1])
+
+    settings, catalog = settings_for_tests(**values), load_catalog()
+    jobs, blobs, board = MemoryJobStore(), MemoryBlobStore(), MemoryStatusBoard()
+    async with httpx.AsyncClient(transport=httpx.MockTransport(serve_keys)) as http:
+        services = Services(
+            settings=settings,
+            catalog=catalog,
+            submission=Submission(catalog, jobs, blobs, settings.upload_limits),
+            jobs=jobs,
+            blobs=blobs,
+            status=board,
+            authenticator=Authenticator(
+                Issuer(ISSUER, LOCAL_AUDIENCE, f"{ISSUER}/.well-known/jwks.json"), http
+            ),
+            watch_poll_s=0.05,
+        )
+        yield Site(services, jobs, blobs, board)

@@ -1,0 +1,300 @@
+"""The ports in memory, for tests of what stands on them; the contract suites run on these too.
+
+A job store on a clock that tests set, a blob store that is a dict, a board that is a list for
+each job. Each can be taken down: `down = True` makes every call DependencyUnavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from uuid import UUID
+
+from restoration.errors import (
+    ArtifactCorrupt,
+    DependencyUnavailable,
+    IdempotencyConflict,
+    InvalidRequest,
+    JobNotFound,
+    LeaseLost,
+)
+from restoration.events import JobEvent, Previewed
+from restoration.jobs import (
+    Artifact,
+    AttemptRef,
+    Failure,
+    Job,
+    JobPage,
+    JobStatus,
+    NewJob,
+    Priority,
+    check_transition,
+)
+from restoration.ports import StampedEvent
+
+_OWNED = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
+_CLASSES = list(Priority)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass
+class MemoryJobStore:
+    """`rows` by id, in the order of insertion."""
+
+    clock: Callable[[], datetime] = utc_now
+    rows: dict[UUID, Job] = field(default_factory=dict)
+    down: bool = False
+
+    async def insert(self, job: NewJob) -> tuple[Job, bool]:
+        self._check_up()
+        earlier = self.rows.get(job.id)
+        if job.idempotency_key is not None:
+            earlier = await self.find_by_key(job.owner, job.idempotency_key) or earlier
+        if earlier is None:
+            now = self.clock()
+            shared = {f.name: getattr(job, f.name) for f in fields(NewJob)}
+            row = Job(**shared, status=JobStatus.QUEUED, created_at=now, available_at=now)
+            self.rows[job.id] = row
+            return row, True
+        if earlier.request_digest != job.request_digest:
+            raise IdempotencyConflict(
+                "the key was used for another request", job_id=str(earlier.id)
+            )
+        return earlier, False
+
+    async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
+        self._check_up()
+        wanted = (owner, idempotency_key)
+        rows = self.rows.values()
+        return next((row for row in rows if (row.owner, row.idempotency_key) == wanted), None)
+
+    async def get(self, job_id: UUID, owner: str | None = None) -> Job:
+        self._check_up()
+        row = self.rows.get(job_id)
+        if row is None or owner not in (None, row.owner):
+            raise JobNotFound("there is no such job", job_id=str(job_id))
+        return row
+
+    async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+        self._check_up()
+        known = [self.rows[job_id] for job_id in job_ids if job_id in self.rows]
+        return [row for row in known if row.status.is_final]
+
+    async def list(
+        self,
+        owner: str,
+        statuses: Sequence[JobStatus] = (),
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> JobPage:
+        self._check_up()
+        newest_first = [row for row in reversed(self.rows.values()) if row.owner == owner]
+        if cursor is not None:
+            at = [i for i, row in enumerate(newest_first) if str(row.id) == cursor]
+            if not at:
+                raise InvalidRequest("the cursor is not one that this service gave out")
+            newest_first = newest_first[at[0] + 1 :]
+        found = [row for row in newest_first if not statuses or row.status in statuses]
+        page = tuple(found[:limit])
+        return JobPage(page, str(page[-1].id) if len(found) > limit else None)
+
+    async def claim(self, worker: str, lease_s: float, workflows: Sequence[str]) -> Job | None:
+        self._check_up()
+        best = next((row for row in self._waiting() if row.workflow in workflows), None)
+        if best is None:
+            return None
+        now = self.clock()
+        return self._move(
+            best,
+            JobStatus.RUNNING,
+            attempt=best.attempt + 1,
+            worker=worker,
+            lease_until=now + timedelta(seconds=lease_s),
+            started_at=now,
+        )
+
+    async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
+        row = self._owned(ref)
+        lease_until = self.clock() + timedelta(seconds=lease_s)
+        self.rows[row.id] = replace(row, lease_until=lease_until)
+        return row.status
+
+    async def succeed(
+        self, ref: AttemptRef, output: Artifact, timings_s: Mapping[str, float]
+    ) -> Job:
+        row = self._owned(ref, or_in={JobStatus.SUCCEEDED})
+        if row.status is JobStatus.SUCCEEDED:
+            return row
+        return self._move(row, JobStatus.SUCCEEDED, output=output, timings_s=timings_s)
+
+    async def fail(self, ref: AttemptRef, failure: Failure) -> Job:
+        row = self._owned(ref)
+        attempts = row.failed_attempts + 1
+        return self._move(row, JobStatus.FAILED, failure=failure, failed_attempts=attempts)
+
+    async def release(self, ref: AttemptRef, failure: Failure | None, delay_s: float = 0) -> Job:
+        row = self._owned(ref)
+        if row.status is JobStatus.CANCELLING:
+            return self._move(row, JobStatus.CANCELLED)
+        failed_attempts = row.failed_attempts + (failure is not None)
+        if failure is not None and failed_attempts >= row.max_attempts:
+            return await self.fail(ref, failure)
+        return self._move(
+            row,
+            JobStatus.QUEUED,
+            failed_attempts=failed_attempts,
+            available_at=self.clock() + timedelta(seconds=delay_s),
+            worker=None,
+            started_at=None,
+        )
+
+    async def request_cancel(self, job_id: UUID, owner: str | None = None) -> Job:
+        row = await self.get(job_id, owner)
+        match row.status:
+            case JobStatus.QUEUED:
+                return self._move(row, JobStatus.CANCELLED)
+            case JobStatus.RUNNING:
+                return self._move(row, JobStatus.CANCELLING)
+            case _:
+                return row
+
+    async def reclaim(self, worker: str | None = None) -> Sequence[Job]:
+        self._check_up()
+        now = self.clock()
+        lost = [
+            row
+            for row in self.rows.values()
+            if row.lease_until is not None
+            and (row.lease_until <= now if worker is None else row.worker == worker)
+        ]
+        failure = Failure("worker_lost", "the worker was lost")
+        return [await self.release(row.ref, failure) for row in lost]
+
+    async def waiting(self, limit: int) -> Sequence[AttemptRef]:
+        self._check_up()
+        return [AttemptRef(row.id, row.attempt + 1) for row in self._waiting()[:limit]]
+
+    async def ping(self) -> None:
+        self._check_up()
+
+    def _check_up(self) -> None:
+        if self.down:
+            raise DependencyUnavailable("Postgres: refused at db.internal:5432")
+
+    # `list` is a method here, and so not the type
+    def _waiting(self) -> tuple[Job, ...]:
+        now = self.clock()
+        ready = [
+            row
+            for row in self.rows.values()
+            if row.status is JobStatus.QUEUED and row.available_at <= now
+        ]
+        return tuple(sorted(ready, key=lambda row: (_CLASSES.index(row.priority), row.created_at)))
+
+    def _owned(self, ref: AttemptRef, or_in: Collection[JobStatus] = ()) -> Job:
+        self._check_up()
+        row = self.rows.get(ref.job_id)
+        if row is None or row.ref != ref or row.status not in _OWNED.union(or_in):
+            raise LeaseLost(f"attempt {ref.attempt} does not own job {ref.job_id}")
+        return row
+
+    def _move(self, row: Job, target: JobStatus, **changes: object) -> Job:
+        check_transition(row.status, target)
+        if target not in _OWNED:
+            changes["lease_until"] = None
+        if target.is_final:
+            changes["finished_at"] = self.clock()
+        self.rows[row.id] = replace(row, status=target, **changes)  # type: ignore[arg-type]
+        return self.rows[row.id]
+
+
+@dataclass
+class MemoryBlobStore:
+    objects: dict[str, bytes] = field(default_factory=dict)
+    down: bool = False
+
+    async def put(self, key: str, data: bytes, content_type: str) -> Artifact:
+        await self.ping()
+        self.objects[key] = data
+        return Artifact(key, hashlib.sha256(data).hexdigest(), len(data), content_type)
+
+    async def get(self, artifact: Artifact) -> bytes:
+        await self.ping()
+        data = self.objects.get(artifact.key, b"")
+        found = (hashlib.sha256(data).hexdigest(), len(data))
+        if found != (artifact.sha256, artifact.size_bytes):
+            raise ArtifactCorrupt("the stored bytes are not those that were put", key=artifact.key)
+        return data
+
+    async def delete(self, key: str) -> None:
+        await self.ping()
+        self.objects.pop(key, None)
+
+    async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
+        return f"https://blobs.test/{artifact.key}?filename={filename}&lifetime_s={lifetime_s}"
+
+    async def ping(self) -> None:
+        if self.down:
+            raise DependencyUnavailable("S3: refused")
+
+
+@dataclass
+class MemoryStatusBoard:
+    streams: dict[UUID, list[StampedEvent]] = field(default_factory=dict)
+    down: bool = False
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _ids: Iterator[int] = field(default_factory=lambda: count(1))
+
+    async def publish(self, events: Sequence[tuple[UUID, JobEvent]]) -> None:
+        await self.ping()
+        async with self._changed:
+            for job_id, event in events:
+                stream = self.streams.setdefault(job_id, [])
+                if isinstance(event, Previewed):
+                    stream[:] = [old for old in stream if not isinstance(old.event, Previewed)]
+                stream.append(StampedEvent(f"{next(self._ids):09d}-0", event))
+            self._changed.notify_all()
+
+    async def latest(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:
+        await self.ping()
+        return {
+            job_id: [*{e.event.type: e.event for e in self.streams[job_id]}.values()]
+            for job_id in job_ids
+            if job_id in self.streams
+        }
+
+    def follow(self, job_id: UUID, after_id: str | None = None) -> AsyncIterator[StampedEvent]:
+        if after_id is not None and not re.fullmatch(r"[0-9]{1,19}-[0-9]{1,19}", after_id):
+            raise InvalidRequest("the event id is not one that this service gave out")
+        return self._follow(job_id, after_id or "")
+
+    async def _follow(self, job_id: UUID, last_id: str) -> AsyncIterator[StampedEvent]:
+        while True:
+            async with self._changed:
+                while not (found := self._after(job_id, last_id)):
+                    await self.ping()
+                    await self._changed.wait()
+            for stamped in found:
+                yield stamped
+                last_id = stamped.id
+
+    async def go_down(self) -> None:
+        """Fail from now on, and end what follows."""
+        async with self._changed:
+            self.down = True
+            self._changed.notify_all()
+
+    async def ping(self) -> None:
+        if self.down:
+            raise DependencyUnavailable("Redis: refused")
+
+    def _after(self, job_id: UUID, last_id: str) -> Sequence[StampedEvent]:
+        return [stamped for stamped in self.streams.get(job_id, ()) if stamped.id > last_id]

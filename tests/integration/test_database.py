@@ -1,0 +1,144 @@
+"""How the connections to Postgres behave when the server, or the network, does not."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from functools import partial
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import ProgrammingError
+
+from persistence.database import Database
+from restoration.errors import DependencyUnavailable
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url, pool_size=2)
+    yield database
+    await database.aclose()
+
+
+def _one(connection: Connection) -> int:
+    return int(connection.execute(text("SELECT 1")).scalar_one())
+
+
+def _kill_others(connection: Connection) -> int:
+    """What a restart of the server does to everybody's connections."""
+    return len(
+        connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        ).all()
+    )
+
+
+async def test_the_pool_heals_after_a_restart(database: Database, database_url: str) -> None:
+    """Connections that died while they were idle are replaced, and no caller notices."""
+    await asyncio.gather(*(database.run(_one) for _ in range(4)))
+    other = Database(database_url, pool_size=1)
+    assert await other.run(_kill_others) > 0
+    await other.aclose()
+    assert await asyncio.gather(*(database.run(_one) for _ in range(4))) == [1] * 4
+
+
+async def test_a_connection_that_breaks_in_use(database: Database) -> None:
+    """A transaction that loses its connection is DependencyUnavailable, and the next one works."""
+
+    def cut(connection: Connection) -> None:
+        connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    with pytest.raises(DependencyUnavailable) as caught:
+        await database.run(cut)
+    assert caught.value.__cause__ is not None
+    assert await database.run(_one) == 1
+
+
+async def test_a_statement_that_takes_too_long(database: Database) -> None:
+    """What the server gave up on is DependencyUnavailable."""
+
+    def wait(connection: Connection) -> None:
+        connection.execute(text("SET LOCAL statement_timeout = 50"))
+        connection.execute(text("SELECT pg_sleep(10)"))
+
+    with pytest.raises(DependencyUnavailable):
+        await database.run(wait)
+
+
+async def test_nobody_listens() -> None:
+    """A refused connection is DependencyUnavailable, and the message has no password in it."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        database = Database(f"postgresql://a:hidden@127.0.0.1:{unused.getsockname()[1]}/x")
+        with pytest.raises(DependencyUnavailable) as caught:
+            await database.run(_one)
+        await database.aclose()
+    assert "hidden" not in caught.value.message
+
+
+async def test_a_server_that_never_answers() -> None:
+    """A connection that is accepted and left hanging is given up after the connect timeout."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        database = Database(f"postgresql://a:b@127.0.0.1:{silent.getsockname()[1]}/x")
+        with pytest.raises(DependencyUnavailable):
+            async with asyncio.timeout(30):
+                await database.run(_one)
+        await database.aclose()
+
+
+async def test_what_waited_too_long_for_a_thread_is_not_begun(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under overload a call that has waited its time is refused, and its work not done."""
+    begun = [asyncio.Event(), asyncio.Event()]
+    release = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def occupy(event: asyncio.Event, connection: Connection) -> None:
+        loop.call_soon_threadsafe(event.set)
+        asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
+
+    def late_work(connection: Connection) -> None:
+        pytest.fail("it was begun")
+
+    occupiers = [asyncio.create_task(database.run(partial(occupy, event))) for event in begun]
+    await asyncio.gather(*(event.wait() for event in begun))
+    monkeypatch.setattr("persistence.database._QUEUE_TIMEOUT_S", 0)
+    late = asyncio.create_task(database.run(late_work))
+    await asyncio.sleep(0)  # it is in the queue now
+    release.set()
+    with pytest.raises(DependencyUnavailable):
+        await late
+    await asyncio.gather(*occupiers)
+
+
+async def test_a_wrong_statement_is_a_defect(database: Database) -> None:
+    """A bug of ours is not reported as an outage, and leaves nothing behind in the transaction."""
+
+    def broken(connection: Connection) -> None:
+        connection.execute(text("SELECT * FROM no_such_table"))
+
+    with pytest.raises(ProgrammingError):
+        await database.run(broken)
+    assert await database.run(_one) == 1
+
+
+async def test_an_exception_rolls_back(database: Database) -> None:
+    """Nothing of a transaction that raised is committed."""
+
+    def half(connection: Connection) -> None:
+        connection.execute(text("CREATE TABLE half_done ()"))
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await database.run(half)
+
+    def exists(connection: Connection) -> object:
+        return connection.execute(text("SELECT to_regclass('half_done')")).scalar()
+
+    assert await database.run(exists) is None

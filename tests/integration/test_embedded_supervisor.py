@@ -1,0 +1,274 @@
+"""Supervision itself, shown on tiny programs: order, healing, and death with the supervisor."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from persistence.embedded.keeper import Pace
+from persistence.embedded.service import Service
+from persistence.embedded.supervisor import Supervisor
+from restoration.errors import DependencyUnavailable
+
+# Notes its starts and its proper ends in a journal, and says when it is ready.
+SERVER = """
+import os, signal, sys
+folder, name, ready = sys.argv[1:]
+def note(word):
+    with open(f"{folder}/journal", "a") as journal:
+        journal.write(f"{name} {word}\\n")
+def stop(*_):
+    note("stops")
+    os._exit(0)
+signal.signal(signal.SIGTERM, stop)
+note("starts")
+if ready == "ready":
+    with open(f"{folder}/{name}.draft", "w") as pid:
+        pid.write(str(os.getpid()))
+    os.rename(f"{folder}/{name}.draft", f"{folder}/{name}.ready")
+while True:
+    signal.pause()
+"""
+PYTHON = (sys.executable, "-I", "-S", "-c")
+EAGER = Pace(liveness_s=0.05, missed_probes=4, first_backoff_s=0.02, start_attempts=2)
+
+# A supervisor in a process of its own: `a` gets ready, `b` only if told so.
+DRIVER = """
+import sys
+from pathlib import Path
+from persistence.embedded import shim
+from persistence.embedded.supervisor import Supervisor, exit_on_sigterm
+from tests.integration.test_embedded_supervisor import tiny
+folder, ready, pdeathsig = sys.argv[1:]
+shim.HAS_PDEATHSIG = pdeathsig == "True"
+services = [tiny(Path(folder), "a"), tiny(Path(folder), "b", ready=ready == "True")]
+with exit_on_sigterm(), Supervisor(services, lambda name: Path(folder, name + ".log")):
+    sys.stdin.read()
+"""
+
+
+def tiny(folder: Path, name: str, *, ready: bool = True) -> Service:
+    answer = folder / f"{name}.ready"
+    return Service(
+        name=name,
+        argv=(*PYTHON, SERVER, str(folder), name, "ready" if ready else "never"),
+        cwd=folder,
+        prepare=lambda: answer.unlink(missing_ok=True),
+        probe=answer.exists,
+        grace_s=5.0,
+    )
+
+
+def supervisor(folder: Path, *services: Service) -> Supervisor:
+    return Supervisor(services, lambda name: folder / f"{name}.log", EAGER)
+
+
+def journal(folder: Path) -> list[str]:
+    file = folder / "journal"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def eventually(holds: Callable[[], bool], within_s: float = 20.0) -> bool:
+    deadline = time.monotonic() + within_s
+    never = threading.Event()
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        never.wait(0.02)
+    return True
+
+
+def drive(folder: Path, *, ready: bool, pdeathsig: bool = True) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-c", DRIVER, str(folder), str(ready), str(pdeathsig)]
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, cwd=root)
+
+
+def test_starts_in_order_and_stops_in_reverse(tmp_path: Path) -> None:
+    """Each starts after the one before, and ends before it; all end with the block."""
+    with supervisor(tmp_path, tiny(tmp_path, "a"), tiny(tmp_path, "b")) as running:
+        pids = running.pid("a"), running.pid("b")
+        assert all(pid is not None and alive(pid) for pid in pids)
+    assert journal(tmp_path) == ["a starts", "b starts", "b stops", "a stops"]
+    assert running.pid("a") is None
+    running.stop()  # once more does no harm
+
+
+def test_a_service_that_dies_at_once_ends_the_start(tmp_path: Path) -> None:
+    """The error carries the end of its log, and what had started before is stopped."""
+    broken = Service(
+        name="b",
+        argv=(*PYTHON, "import sys; sys.exit('no such luck')"),
+        cwd=tmp_path,
+        probe=lambda: False,
+    )
+    with (
+        pytest.raises(DependencyUnavailable, match=r"b did not get ready.*\n.*no such luck"),
+        supervisor(tmp_path, tiny(tmp_path, "a"), broken),
+    ):
+        pytest.fail("started")
+    assert journal(tmp_path) == ["a starts", "a stops"]
+
+
+def test_a_failing_preparation_is_reported(tmp_path: Path) -> None:
+    """What `prepare` raises is what the caller is told."""
+
+    def prepare() -> None:
+        raise OSError("no space left")
+
+    service = Service(name="a", argv=("true",), cwd=tmp_path, prepare=prepare, probe=lambda: True)
+    with (
+        pytest.raises(DependencyUnavailable, match="no space left"),
+        supervisor(tmp_path, service),
+    ):
+        pytest.fail("started")
+
+
+def test_a_killed_service_is_started_again(tmp_path: Path) -> None:
+    """kill -9 is followed by a new, ready process, every time."""
+    with supervisor(tmp_path, tiny(tmp_path, "a")) as running:
+        for _ in range(3):
+            old = running.pid("a")
+            assert old is not None
+            os.kill(old, signal.SIGKILL)
+            assert eventually(lambda old=old: running.pid("a") not in (None, old))  # type: ignore[misc]
+            assert eventually(lambda: running.answers("a"))
+    assert journal(tmp_path) == ["a starts"] * 4 + ["a stops"]
+
+
+def test_a_service_that_stops_answering_is_restarted(tmp_path: Path) -> None:
+    """A process that runs but does no work is replaced, after several unanswered probes."""
+    with supervisor(tmp_path, tiny(tmp_path, "a")) as running:
+        old = running.pid("a")
+        (tmp_path / "a.ready").unlink()
+        assert eventually(lambda: running.pid("a") not in (None, old))
+        assert eventually(lambda: running.answers("a"))
+    assert journal(tmp_path) == ["a starts", "a stops", "a starts", "a stops"]
+
+
+def test_a_few_missed_probes_are_forgiven(tmp_path: Path) -> None:
+    """A busy machine answers late: only probes missed in a row count."""
+    answers = iter([True, False, False, False, True, False, False, False, True])
+    looked_enough = threading.Event()
+
+    def probe() -> bool:
+        try:
+            return next(answers)
+        except StopIteration:
+            looked_enough.set()
+            return True
+
+    service = Service(name="a", argv=("sleep", "1000"), cwd=tmp_path, probe=probe)
+    with supervisor(tmp_path, service) as running:
+        old = running.pid("a")
+        assert looked_enough.wait(20)
+        assert running.pid("a") == old
+
+
+def test_restart_returns_when_ready_again(tmp_path: Path) -> None:
+    """A restart ends the process properly, and another one answers on return."""
+    with supervisor(tmp_path, tiny(tmp_path, "a"), tiny(tmp_path, "b")) as running:
+        old = running.pid("a")
+        running.restart("a")
+        assert running.pid("a") not in (None, old)
+        assert running.answers("a")
+    assert journal(tmp_path)[1:4] == ["b starts", "a stops", "a starts"]
+
+
+def test_what_will_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
+    """After the grace period the whole process group goes."""
+    script = (
+        "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork()\n"
+        "if child: open('child', 'w').write(str(child)); os.rename('child', 'ready')\n"
+        "while True: signal.pause()"
+    )
+    ready = tmp_path / "ready"
+    stubborn = Service(
+        name="a", argv=(*PYTHON, script), cwd=tmp_path, probe=ready.exists, grace_s=0.2
+    )
+    with supervisor(tmp_path, stubborn) as running:
+        pids = [running.pid("a"), int(ready.read_text())]
+    assert eventually(lambda: not any(pid is None or alive(pid) for pid in pids))
+
+
+def test_the_thread_that_starts_may_end(tmp_path: Path) -> None:
+    """The kernel binds a server to the thread that started it: never to the caller's."""
+    running = supervisor(tmp_path, tiny(tmp_path, "a"))
+    starter = threading.Thread(target=running.start)
+    starter.start()
+    starter.join()
+    try:
+        assert not eventually(lambda: len(journal(tmp_path)) > 1, within_s=0.5)
+    finally:
+        running.stop()
+    assert journal(tmp_path) == ["a starts", "a stops"]
+
+
+def test_a_server_inherits_neither_environment_nor_ignored_signals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our secrets stay ours, and a supervisor that ignores SIGINT can still stop with it."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ours")
+    script = "import os, time; print(sorted(os.environ), flush=True); time.sleep(1000)"
+    service = Service(
+        name="a",
+        argv=(*PYTHON, script),
+        cwd=tmp_path,
+        probe=lambda: "PATH" in (tmp_path / "a.log").read_text(),
+        stop_signal=signal.SIGINT,
+        grace_s=60,
+    )
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with supervisor(tmp_path, service):
+            assert "AWS" not in (tmp_path / "a.log").read_text()
+            began = time.monotonic()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert time.monotonic() - began < 30
+
+
+def test_sigterm_during_the_start_is_not_lost(tmp_path: Path) -> None:
+    """A supervisor that is told to stop while a service gets ready stops all of them."""
+    with drive(tmp_path, ready=False) as driver:
+        assert eventually(lambda: "b starts" in journal(tmp_path))
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(30) == 128 + signal.SIGTERM
+    assert journal(tmp_path) == ["a starts", "b starts", "b stops", "a stops"]
+
+
+@pytest.mark.parametrize(
+    "pdeathsig",
+    [
+        pytest.param(
+            True, marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux has it")
+        ),
+        False,
+    ],
+)
+def test_nothing_survives_a_killed_supervisor(tmp_path: Path, pdeathsig: bool) -> None:
+    """SIGKILL of the supervisor takes its servers along, by the kernel or by the lifeline."""
+    with drive(tmp_path, ready=True, pdeathsig=pdeathsig) as driver:
+        assert eventually((tmp_path / "b.ready").exists)
+        servers = [int((tmp_path / f"{name}.ready").read_text()) for name in "ab"]
+        assert all(map(alive, servers))
+        driver.kill()
+        assert eventually(lambda: not any(map(alive, servers)))
+    assert journal(tmp_path) == ["a starts", "b starts"]

@@ -1,0 +1,353 @@
+"""What an engine does when ComfyUI, or the way to it, misbehaves as a real one cannot be made to.
+
+A scripted stand-in on a real socket; "rule" numbers as in the contract suite.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from comfy_pool.engine import ComfyEngine
+from comfy_pool.hosts import AttachedHost, OwnedHost
+from comfy_pool.process import EngineCommand
+from comfy_pool.run import EngineLimits
+from restoration.errors import (
+    EngineCrashed,
+    EngineError,
+    EngineFailed,
+    EngineInterrupted,
+    EngineRejected,
+    EngineUnavailable,
+)
+from tests.fakes import comfyui, graphs
+from tests.fakes.comfyui import FakeComfyUI, serving
+from tests.fakes.comfyui_worker import Script
+from tests.fakes.graphs import Heard, ignore
+
+LIMITS = EngineLimits(
+    answer_s=1.0, probe_s=1.0, poll_s=30.0, blind_poll_s=0.05, stop_poll_s=0.02, unreachable_s=0.5
+)
+DEADLINE_S = 20.0
+
+
+@asynccontextmanager
+async def scripted(
+    base_dir: Path, script: Script, limits: EngineLimits = LIMITS
+) -> AsyncIterator[tuple[FakeComfyUI, ComfyEngine]]:
+    """An engine attached to a stand-in; nothing in a test with it may hang."""
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        serving(base_dir, script) as fake,
+        ComfyEngine(AttachedHost(fake.url), limits) as engine,
+    ):
+        yield fake, engine
+    assert not [t for t in threading.enumerate() if t.name == "comfyui-events"]
+
+
+async def until_sent(fake: FakeComfyUI, kind: str) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while kind not in fake.worker.sent:  # noqa: ASYNC110 - a list has no event
+            await asyncio.sleep(0.01)
+
+
+async def test_success_is_not_yet_history(tmp_path: Path) -> None:
+    """Rule 1: execution_success comes before history; the run waits for the event that does not."""
+    async with scripted(tmp_path, Script(history_delay_s=0.3)) as (fake, engine):
+        assert await engine.run(graphs.through(), ignore)
+        assert fake.calls["GET /history"] == 1
+
+
+async def test_between_queue_and_history_a_run_is_not_lost(tmp_path: Path) -> None:
+    """Rule 2: a run that is in neither is looked for once more before it is called lost."""
+    async with scripted(tmp_path, Script(history_misses=1)) as (fake, engine):
+        assert await engine.run(graphs.through(), ignore)
+        assert fake.calls["GET /history"] == 2
+
+
+async def test_the_hello_comes_before_the_prompt(tmp_path: Path) -> None:
+    """Rule 3: nothing is submitted before ComfyUI has said that it knows the client."""
+    async with scripted(tmp_path, Script(hello_delay_s=0.3)) as (fake, engine):
+        run = graphs.through()
+        assert await engine.run(run, ignore)
+        assert fake.log[:2] == [
+            f"hello {fake.client_ids[0]}",
+            f"prompt {run.id} of {fake.client_ids[0]}",
+        ]
+
+
+@pytest.mark.parametrize(
+    "moment",
+    ["execution_start", "executing", "progress", "execution_success"],
+)
+async def test_a_socket_dropped_at_any_point(tmp_path: Path, moment: str) -> None:
+    """Rule 4: the run ends by history; the next run has a new client id and hears of itself."""
+    async with scripted(tmp_path, Script(drop_sockets_at=moment)) as (fake, engine):
+        for _ in range(2):
+            run = graphs.through(graphs.steps())
+            assert graphs.pixels(await engine.run(run, ignore)) == graphs.pixels(run.image)
+        assert len(fake.client_ids) == len(set(fake.client_ids)) == 2
+
+
+async def test_one_socket_serves_many_runs(tmp_path: Path) -> None:
+    """A connection is opened once, not for each run."""
+    async with scripted(tmp_path, Script()) as (fake, engine):
+        await asyncio.gather(*(engine.run(graphs.through(), ignore) for _ in range(3)))
+        assert len(fake.client_ids) == 1
+
+
+async def test_a_prompt_goes_by_the_runs_id(tmp_path: Path) -> None:
+    """Rule 6: the prompt id is the run's own, and the same one is never in the engine twice."""
+    async with scripted(tmp_path, Script()) as (fake, engine):
+        run = graphs.through(graphs.steps(5))
+        first = asyncio.create_task(engine.run(run, ignore))
+        await until_sent(fake, "executing")
+        with pytest.raises(EngineRejected, match="already"):
+            await engine.run(run, ignore)
+        assert await first
+        assert [line for line in fake.log if line.startswith(f"prompt {run.id} of")]
+
+
+async def test_validation_that_fails_in_part(tmp_path: Path) -> None:
+    """Rule 7: a 200 with node errors is a rejection, and what was queued of it is withdrawn."""
+    problem = {"type": "value_not_in_list", "message": "Value not in list", "details": "model"}
+    node_errors = {"4": {"class_type": "Loader", "errors": [problem], "dependent_outputs": []}}
+    async with scripted(tmp_path, Script(node_errors=node_errors)) as (fake, engine):
+        with pytest.raises(EngineRejected) as caught:
+            await engine.run(graphs.through(graphs.steps(1000, 0.05)), ignore)
+        assert caught.value.details["node_errors"] == {"4": ["Loader: Value not in list: model"]}
+        assert (fake.worker.pending, fake.worker.running, fake.worker.history) == ([], None, {})
+
+
+async def test_a_lost_interrupt_is_repeated(tmp_path: Path) -> None:
+    """Rule 8: the answer 200 proves nothing; it is asked again until the outcome shows."""
+    async with scripted(tmp_path, Script(ignore_interrupts=3)) as (fake, engine):
+        run = graphs.through(graphs.steps(1000, 0.02))
+        running = asyncio.create_task(engine.run(run, ignore))
+        await until_sent(fake, "progress")
+        await engine.interrupt(run.id)
+        with pytest.raises(EngineInterrupted):
+            await running
+        assert fake.calls["POST /interrupt"] >= 4
+
+
+async def test_an_interrupt_by_somebody_else(tmp_path: Path) -> None:
+    """A run that nobody here wanted to stop is worth another attempt."""
+    async with scripted(tmp_path, Script(interrupt_unasked=True)) as (_, engine):
+        with pytest.raises(EngineCrashed, match="somebody else") as caught:
+            await engine.run(graphs.through(), ignore)
+        assert caught.value.retryable
+
+
+async def test_a_run_that_cannot_be_stopped_is_given_up(tmp_path: Path) -> None:
+    """Asking has an end: a run that goes on regardless ends as EngineCrashed."""
+    limits = EngineLimits(stop_poll_s=0.02, stop_s=0.3)
+    async with scripted(tmp_path, Script(ignore_interrupts=10_000), limits) as (fake, engine):
+        run = graphs.through(graphs.steps(1000, 0.05))
+        running = asyncio.create_task(engine.run(run, ignore))
+        await until_sent(fake, "progress")
+        await engine.interrupt(run.id)
+        with pytest.raises(EngineCrashed, match="did not stop"):
+            await running
+
+
+async def test_an_interrupt_before_the_prompt_is_there(tmp_path: Path) -> None:
+    """A run that is stopped while its picture is on the way is never submitted."""
+    async with scripted(tmp_path, Script(hello_delay_s=0.3)) as (fake, engine):
+        run = graphs.through()
+        running = asyncio.create_task(engine.run(run, ignore))
+        while not fake.client_ids:  # noqa: ASYNC110 - a list has no event
+            await asyncio.sleep(0.01)
+        await engine.interrupt(run.id)
+        with pytest.raises(EngineInterrupted):
+            await running
+        assert fake.calls["POST /prompt"] == 0
+
+
+async def test_the_name_that_the_upload_returned_is_used(tmp_path: Path) -> None:
+    """Rule 11: ComfyUI may store a picture under another name than the one it was sent with."""
+    async with scripted(tmp_path, Script(rename_uploads=True)) as (_, engine):
+        run = graphs.through(image=graphs.picture("olive"))
+        assert graphs.pixels(await engine.run(run, ignore)) == graphs.pixels(run.image)
+
+
+@pytest.mark.parametrize("status_str", ["success", "error"])
+async def test_the_success_flag_does_not_decide(tmp_path: Path, status_str: str) -> None:
+    """Rule 17: the flag may be the last prompt's; the messages tell success from failure."""
+    async with scripted(tmp_path, Script(status_str=status_str)) as (_, engine):
+        assert await engine.run(graphs.through(), ignore)
+        with pytest.raises(EngineFailed, match="no luck"):
+            await engine.run(graphs.through(graphs.fail("no luck")), ignore)
+
+
+async def test_a_run_that_the_engine_forgot(tmp_path: Path) -> None:
+    """A run that is nowhere although the engine lives never hangs: it is EngineCrashed."""
+    limits = EngineLimits(poll_s=0.2)
+    async with scripted(tmp_path, Script(forget=True), limits) as (_, engine):
+        with pytest.raises(EngineCrashed, match="does not know") as caught:
+            await engine.run(graphs.through(), ignore)
+        assert caught.value.retryable
+
+
+async def test_frames_outside_the_protocol(tmp_path: Path) -> None:
+    """Unknown events are ignored, malformed ones lose nothing but themselves."""
+    async with scripted(tmp_path, Script(noise=True)) as (_, engine):
+        heard = Heard()
+        assert await engine.run(graphs.through(graphs.steps(3, preview=True)), heard)
+        assert len(heard.previews) == 3
+        assert len(heard.fractions) > 3
+
+
+async def test_previews_without_metadata(tmp_path: Path) -> None:
+    """A preview that does not say whose it is belongs to the prompt that runs."""
+    async with scripted(tmp_path, Script(plain_previews=True)) as (_, engine):
+        first, second = Heard(), Heard()
+        await asyncio.gather(
+            engine.run(graphs.through(graphs.steps(2, preview=True)), first),
+            engine.run(graphs.through(graphs.steps(3, preview=True)), second),
+        )
+        assert (len(first.previews), len(second.previews)) == (2, 3)
+
+
+@pytest.mark.parametrize("path", ["/upload", "/prompt", "/view"])
+async def test_a_server_error_is_retryable(tmp_path: Path, path: str) -> None:
+    """500 says nothing against the job; nothing of the run is left in the engine."""
+    async with scripted(tmp_path, Script(refuse={path: 1})) as (fake, engine):
+        with pytest.raises(EngineUnavailable) as caught:
+            await engine.run(graphs.through(), ignore)
+        assert caught.value.retryable
+        assert (fake.worker.pending, fake.worker.running, fake.worker.history) == ([], None, {})
+        assert await engine.run(graphs.through(), ignore)
+
+
+@pytest.mark.parametrize("path", ["/history", "/queue"])
+async def test_a_passing_error_while_a_run_goes_on(tmp_path: Path, path: str) -> None:
+    """An engine that does not answer for a moment costs no run."""
+    limits = EngineLimits(poll_s=0.05, unreachable_s=5.0)
+    async with scripted(tmp_path, Script(refuse={path: 3}), limits) as (_, engine):
+        assert await engine.run(graphs.through(graphs.steps(20)), ignore)
+
+
+@pytest.mark.parametrize("path", ["/upload", "/prompt", "/history", "/ws", "/view"])
+async def test_an_engine_that_never_answers(tmp_path: Path, path: str) -> None:
+    """Whatever it is that hangs, the run ends, with an error that is worth another attempt."""
+    async with scripted(tmp_path, Script(hang=frozenset({path}))) as (_, engine):
+        with pytest.raises(EngineError) as caught:
+            await engine.run(graphs.through(), ignore)
+        assert caught.value.retryable
+
+
+async def test_an_attached_engine_that_vanishes(tmp_path: Path) -> None:
+    """Its runs end soon, as retryable; when it is back, the same engine object works again."""
+    async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as fake:
+        port = int(fake.url.rpartition(":")[2])
+    async with asyncio.timeout(DEADLINE_S), serving(tmp_path, port=port) as fake:
+        engine = ComfyEngine(AttachedHost(fake.url), LIMITS)
+        await engine.start()
+        running = asyncio.create_task(engine.run(graphs.through(graphs.hold(30)), ignore))
+        await until_sent(fake, "executing")
+    with pytest.raises(EngineCrashed):
+        await running
+    assert not await engine.healthy()
+    async with asyncio.timeout(DEADLINE_S), serving(tmp_path, port=port):
+        assert await engine.run(graphs.through(), ignore)
+        await engine.aclose()
+
+
+async def test_nobody_there(tmp_path: Path) -> None:
+    """An attached engine that cannot be reached is EngineUnavailable at the start."""
+    async with serving(tmp_path) as fake:
+        url = fake.url
+    with pytest.raises(EngineUnavailable, match="no ComfyUI answers"):
+        async with ComfyEngine(AttachedHost(url), LIMITS):
+            pass
+
+
+async def test_a_cancel_while_nothing_answers(tmp_path: Path) -> None:
+    """Even then the cancelled caller gets its CancelledError, after a bounded time."""
+    async with scripted(tmp_path, Script(hang=frozenset({"/history"}))) as (fake, engine):
+        running = asyncio.create_task(engine.run(graphs.through(graphs.hold(30)), ignore))
+        await until_sent(fake, "executing")
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+
+@pytest.fixture
+def owned_command(tmp_path: Path) -> EngineCommand:
+    """A stand-in as a process of our own."""
+    (tmp_path / "app").mkdir()
+    program = f"import runpy\nrunpy.run_path({comfyui.__file__!r}, run_name='__main__')\n"
+    (tmp_path / "app" / "main.py").write_text(program)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return EngineCommand(
+        python=Path(sys.executable),
+        app_dir=tmp_path / "app",
+        base_dir=tmp_path / "base",
+        models_dir=tmp_path / "models",
+        port=port,
+        variant="cpu",
+        environ={"PATH": os.environ["PATH"]},
+    )
+
+
+async def test_an_owned_engine_that_hangs_is_replaced(owned_command: EngineCommand) -> None:
+    """Hung under a run: that run is EngineCrashed. Hung while idle: the next run never knows."""
+    host = OwnedHost(owned_command)
+    limits = EngineLimits(answer_s=0.5, probe_s=0.5, poll_s=0.1, unreachable_s=0.5)
+    async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, limits) as engine:
+        running = asyncio.create_task(
+            engine.run(graphs.through(graphs.steps(1000, 0.05)), heard := Heard())
+        )
+        while not heard.fractions:  # noqa: ASYNC110 - a list has no event
+            await asyncio.sleep(0.01)
+        hung = host.pid
+        assert hung is not None
+        os.kill(hung, signal.SIGSTOP)
+        with pytest.raises(EngineCrashed, match="hangs"):
+            await running
+        assert await engine.run(graphs.through(), ignore)
+        assert host.pid is not None
+        assert host.pid != hung
+        os.kill(host.pid, signal.SIGSTOP)
+        assert not await engine.healthy()
+        assert await engine.run(graphs.through(), ignore)
+
+
+@pytest.fixture
+def leftover(owned_command: EngineCommand) -> Path:
+    """The folder of a run whose worker was killed."""
+    folder = owned_command.base_dir / "input" / "comfy-restore" / str(uuid.uuid4())
+    folder.mkdir(parents=True)
+    return folder
+
+
+async def test_leftovers_are_cleared(owned_command: EngineCommand, leftover: Path) -> None:
+    """What a predecessor's runs left is gone once its successor's engine is ready."""
+    async with asyncio.timeout(DEADLINE_S), ComfyEngine(OwnedHost(owned_command)) as engine:
+        assert not await asyncio.to_thread(leftover.exists)
+        assert await engine.healthy()
+
+
+async def test_an_owned_engine_that_does_not_start(owned_command: EngineCommand) -> None:
+    """EngineUnavailable, with its last words; and closing it afterwards is no error."""
+    program = "raise SystemExit('no such device')"
+    await asyncio.to_thread((owned_command.app_dir / "main.py").write_text, program)
+    engine = ComfyEngine(OwnedHost(owned_command))
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(EngineUnavailable) as caught:
+            await engine.start()
+        assert "no such device" in str(caught.value.details["log"])
+        await engine.aclose()

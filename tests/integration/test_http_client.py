@@ -1,0 +1,240 @@
+"""The Python client against a real server, and what it makes of a bad connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
+
+import pytest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from restoration.events import Progressed, StateChanged
+from restoration.jobs import Artifact, JobStatus, OutputFormat, Priority
+from serve_app.client import ApiError, RestorationClient
+from tests.fakes.live_site import LiveSite, open_live_site
+from tests.fakes.site import photo
+
+_T = TypeVar("_T")
+DEADLINE_S = 60
+
+
+@pytest.fixture
+async def live() -> AsyncIterator[LiveSite]:
+    async with open_live_site() as live:
+        yield live
+
+
+async def _call(live: LiveSite, work: Callable[[RestorationClient], _T], **options: Any) -> _T:
+    """`work` on a client, in a thread, because the server runs on this loop."""
+
+    def run() -> _T:
+        with live.client(**options) as client:
+            return work(client)
+
+    async with asyncio.timeout(DEADLINE_S):
+        return await asyncio.to_thread(run)
+
+
+class Store(ThreadingHTTPServer):
+    """What a signed URL leads to: serves `data`, and keeps the headers that it was sent."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _StoreHandler)
+        self.data = b""
+        self.seen: list[dict[str, str]] = []
+
+    async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{artifact.key}?signature=secret"
+
+
+class _StoreHandler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Store)
+        self.server.seen.append({name.lower(): value for name, value in self.headers.items()})
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.server.data)))
+        self.end_headers()
+        self.wfile.write(self.server.data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Tests read what was asked for from `seen`."""
+
+
+@pytest.fixture
+def store(live: LiveSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    with Store() as store:
+        serving = threading.Thread(target=store.serve_forever, args=(0.05,))
+        serving.start()
+        monkeypatch.setattr(live.site.blobs, "signed_url", store.signed_url)
+        yield store
+        store.shutdown()
+        serving.join()
+
+
+async def test_everything_that_the_api_offers(live: LiveSite, tmp_path: Path) -> None:
+    """Submit from a file, look, list over pages, cancel, and ask for the workflows."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(photo())
+
+    def work(client: RestorationClient) -> None:
+        ids = [
+            client.submit(
+                path,
+                workflow="enlarge",
+                params={"strength": 0.5},
+                output_format=OutputFormat.WEBP,
+                priority=Priority.BATCH,
+            ).id
+            for _ in range(3)
+        ]
+        shown = client.get(ids[0])
+        assert (shown.params["strength"], shown.output_format) == (0.5, OutputFormat.WEBP)
+        assert [job.id for job in client.list(limit=2)] == ids[::-1]
+        assert client.cancel(ids[1]).status is JobStatus.CANCELLED
+        assert [job.id for job in client.list(JobStatus.CANCELLED)] == [ids[1]]
+        assert {"restore", "enlarge"} <= {workflow.name for workflow in client.workflows()}
+
+    await _call(live, work)
+
+
+async def test_events_go_on_after_the_server_was_away(live: LiveSite) -> None:
+    """A cut stream is resumed after the last event that arrived, and followed to the end."""
+    job = await live.site.start(await live.site.submit())
+    half_way = Progressed(0.5, "sampling", 1)
+    await live.site.board.publish([(job.id, half_way)])
+    loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+    live.app = resumptions = RemembersResumptions(live.app)
+
+    def work(client: RestorationClient) -> list[object]:
+        seen: list[object] = []
+        for event in client.events(job.id):
+            seen.append(event)
+            if event == half_way:
+                loop.call_soon_threadsafe(arrived.set)
+        return seen
+
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(_call(live, work))
+        await arrived.wait()
+        await live.stop()
+        await live.start()
+        await resumptions.happened.wait()
+        await live.site.succeed(job)
+    assert watching.result()[0] == StateChanged(JobStatus.RUNNING, 1)
+    assert watching.result()[-1] == StateChanged(JobStatus.SUCCEEDED, 1)
+    assert resumptions.after_id == live.site.board.streams[job.id][0].id.encode()
+
+
+class RemembersResumptions:
+    """Passes everything on, and keeps the Last-Event-ID that a client came back with."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.happened = asyncio.Event()
+        self.after_id: bytes | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (after_id := dict(scope["headers"]).get(b"last-event-id")):
+            self.after_id = after_id
+            self.happened.set()
+        await self._app(scope, receive, send)
+
+
+async def test_a_finished_job_is_waited_for_and_downloaded(
+    live: LiveSite, store: Store, tmp_path: Path
+) -> None:
+    """`wait` ends with the job; the picture comes from the store, which never sees the token."""
+    job = await live.site.start(await live.site.submit())
+    out, store.data = tmp_path / "after.png", b"restored"
+
+    def work(client: RestorationClient) -> None:
+        assert client.wait(job.id).status is JobStatus.SUCCEEDED
+        client.download(job.id, out)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_call(live, work))
+        await live.site.succeed(job, b"restored")
+    assert out.read_bytes() == b"restored"
+    assert "authorization" not in store.seen[0]
+
+
+async def test_a_damaged_download_leaves_no_file(
+    live: LiveSite, store: Store, tmp_path: Path
+) -> None:
+    """Bytes that do not match the job's sha256 never get the name of the result."""
+    job = await live.site.start(await live.site.submit())
+    await live.site.succeed(job, b"restored")
+    out, store.data = tmp_path / "after.png", b"rest"
+    out.write_bytes(b"an earlier result")
+    with pytest.raises(ApiError, match="corrupt_download"):
+        await _call(live, lambda client: client.download(job.id, out))
+    assert os.listdir(tmp_path) == ["after.png"]
+    assert out.read_bytes() == b"an earlier result"
+
+
+async def test_an_answer_lost_on_the_way_makes_no_second_job(live: LiveSite) -> None:
+    """The client tries again with the same key, and gets the job that it made the first time."""
+    await live.stop()
+    live.app = LosesTheFirstAnswer(live.app)
+    await live.start()
+    job = await _call(live, lambda client: client.submit(photo()))
+    assert list(live.site.jobs.rows) == [job.id]
+
+
+class LosesTheFirstAnswer:
+    """A proxy that forwards the first POST, and then reports that nobody answered."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._lost = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or self._lost:
+            return await self._app(scope, receive, send)
+
+        async def drop(_message: Message) -> None:
+            self._lost = True
+
+        await self._app(scope, receive, drop)
+        await Response("bad gateway", 502)(scope, receive, send)
+
+
+async def test_a_refusal_is_an_error_with_everything_in_it(live: LiveSite) -> None:
+    """Code, status, message and request id come from the problem, and it is not tried again."""
+    with pytest.raises(ApiError) as caught:
+        await _call(live, lambda client: client.get(uuid4()))
+    assert (caught.value.code, caught.value.status) == ("job_not_found", 404)
+    assert caught.value.request_id in str(caught.value)
+
+
+async def test_a_service_that_is_gone_is_reported_in_time(live: LiveSite) -> None:
+    """After its patience has run out the client says what it could not reach."""
+    await live.stop()
+    with pytest.raises(ApiError, match=live.url) as caught:
+        await _call(live, lambda client: client.get(uuid4()), patience_s=0.3)
+    assert (caught.value.code, caught.value.status) == ("unreachable", 0)
+    await live.start()
+
+
+async def test_a_watch_of_no_job_ends(live: LiveSite) -> None:
+    """Events of a job that does not exist are an error, and no endless wait."""
+    with pytest.raises(ApiError, match="job_not_found"):
+        await _call(live, lambda client: list(client.events(UUID(int=0))))
+
+
+async def test_what_is_not_the_service_is_recognised(live: LiveSite) -> None:
+    """Something else on that address is an error of its own, not a crash of the client's."""
+    await live.stop()
+    live.app = Response("<html>", media_type="text/html")
+    await live.start()
+    with pytest.raises(ApiError, match="bad_answer"):
+        await _call(live, lambda client: client.get(uuid4()))

@@ -1,0 +1,148 @@
+"""Leadership and hints, on connections that are cut and contended for."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import Connection, text
+
+from persistence.database import Database
+from persistence.jobs import PostgresJobStore
+from persistence.signals import DispatchSignals
+from restoration.errors import DependencyUnavailable
+from tests.samples import new_job
+
+LONG_S = 20.0
+SHORT_S = 0.05
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url, pool_size=2)
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture
+async def leader(database_url: str) -> AsyncIterator[DispatchSignals]:
+    signals = DispatchSignals(database_url)
+    assert await signals.acquire(LONG_S)
+    yield signals
+    await signals.aclose()
+
+
+@pytest.fixture
+async def standby(database_url: str) -> AsyncIterator[DispatchSignals]:
+    signals = DispatchSignals(database_url)
+    yield signals
+    await signals.aclose()
+
+
+async def test_one_leader_at_a_time(leader: DispatchSignals, standby: DispatchSignals) -> None:
+    """A second one is kept waiting, and takes over in the moment the first goes."""
+    assert await leader.acquire(SHORT_S)
+    assert not await standby.acquire(SHORT_S)
+    assert not await standby.acquire(SHORT_S)
+    taking_over = asyncio.create_task(standby.acquire(LONG_S))
+    await leader.aclose()
+    assert await taking_over
+    assert not await leader.acquire(SHORT_S)
+
+
+async def test_a_standby_may_not_wait_for_hints(standby: DispatchSignals) -> None:
+    """Who does not lead hears that at once."""
+    with pytest.raises(DependencyUnavailable):
+        await standby.wait(SHORT_S)
+
+
+async def test_a_cancelled_standby_can_try_again(
+    leader: DispatchSignals, standby: DispatchSignals
+) -> None:
+    """Giving up in the middle of waiting for the lock leaves a usable object behind."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(SHORT_S):
+            await standby.acquire(LONG_S)
+    await leader.aclose()
+    assert await standby.acquire(LONG_S)
+
+
+async def test_every_way_to_start_waiting_is_announced(
+    leader: DispatchSignals, database: Database
+) -> None:
+    """An insert, a release and a reclaim wake the leader; a claim does not."""
+    store = PostgresJobStore(database)
+    await store.insert(new_job())
+    assert await leader.wait(LONG_S)
+    job = await store.claim("w", 60, ["restore"])
+    assert job is not None
+    assert not await leader.wait(SHORT_S)
+    waiting = asyncio.create_task(leader.wait(LONG_S))
+    await store.release(job.ref, None)
+    assert await waiting
+    assert await store.claim("w", 60, ["restore"]) is not None
+    await store.reclaim("w")
+    assert await leader.wait(LONG_S)
+
+
+async def test_announcements_are_used_up(leader: DispatchSignals, database: Database) -> None:
+    """What came before a wait counts, however many there were, and does not count for ever."""
+    store = PostgresJobStore(database)
+    for _ in range(3):
+        await store.insert(new_job())
+    assert await leader.wait(LONG_S)
+    further = 0
+    while await leader.wait(SHORT_S):
+        further += 1
+    assert further < 3
+
+
+async def test_a_cancelled_wait_keeps_the_leadership(
+    leader: DispatchSignals, standby: DispatchSignals, database: Database
+) -> None:
+    """A dispatcher that has something better to do may drop its wait and come back."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(SHORT_S):
+            await leader.wait(LONG_S)
+    assert not await standby.acquire(SHORT_S)
+    await PostgresJobStore(database).insert(new_job())
+    assert await leader.wait(LONG_S)
+
+
+async def test_losing_the_connection_is_losing_the_leadership(
+    leader: DispatchSignals, standby: DispatchSignals, database: Database
+) -> None:
+    """A cut connection ends the wait with an error; the lock is free, and may be had again."""
+
+    def cut(connection: Connection) -> None:
+        connection.execute(
+            text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+        )
+
+    waiting = asyncio.create_task(leader.wait(LONG_S))
+    await database.run(cut)
+    with pytest.raises(DependencyUnavailable):
+        await waiting
+    with pytest.raises(DependencyUnavailable):
+        await leader.wait(SHORT_S)
+    assert await standby.acquire(LONG_S)
+    await standby.aclose()
+    assert await leader.acquire(LONG_S)
+    assert not await leader.wait(SHORT_S)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+async def test_a_server_that_is_away(listens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused or left hanging, `acquire` raises DependencyUnavailable before long."""
+    monkeypatch.setattr("persistence.signals.CONNECT_TIMEOUT_S", 0.2)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listens:
+            server.listen()
+        signals = DispatchSignals(f"postgresql://a:b@127.0.0.1:{server.getsockname()[1]}/x")
+        with pytest.raises(DependencyUnavailable):
+            async with asyncio.timeout(LONG_S):
+                await signals.acquire(SHORT_S)
+        await signals.aclose()

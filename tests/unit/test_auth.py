@@ -1,0 +1,246 @@
+"""Tokens: which are accepted, and that every other is refused for the right reason."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import PublicFormat as Format
+from jose import jwt
+
+from restoration.errors import InvalidSettings, Unauthenticated
+from serve_app.auth import LEEWAY_S, Authenticator, Issuer, Principal, issuer_from
+from serve_app.local_issuer import LOCAL_AUDIENCE, ensure_key, jwks, mint_token
+from tests.fakes.site import API, ISSUER, open_site, settings_for_tests
+
+
+@pytest.fixture(scope="module")
+def key_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("issuer")
+    ensure_key(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def key(key_dir: Path) -> rsa.RSAPrivateKey:
+    return ensure_key(key_dir)
+
+
+@pytest.fixture(scope="module")
+def kid(key_dir: Path) -> str:
+    return str(jwks(key_dir)["keys"][0]["kid"])
+
+
+@pytest.fixture
+async def authenticator(key_dir: Path) -> AsyncIterator[Authenticator]:
+    def serve_keys(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=jwks(key_dir))
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(serve_keys)) as http:
+        yield Authenticator(Issuer(ISSUER, LOCAL_AUDIENCE, f"{ISSUER}/jwks"), http)
+
+
+def _claims(**changes: Any) -> dict[str, Any]:
+    """Good claims with these changes; None leaves a claim out."""
+    now = int(time.time())
+    good = {"iss": ISSUER, "aud": LOCAL_AUDIENCE, "sub": "ann", "iat": now, "exp": now + 60}
+    return {name: value for name, value in (good | changes).items() if value is not None}
+
+
+def _private(key: rsa.RSAPrivateKey) -> str:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+def _signed(key: rsa.RSAPrivateKey, kid: object, claims: dict[str, Any], **header: Any) -> str:
+    headers = header if kid is None else {"kid": kid, **header}
+    return jwt.encode(claims, _private(key), algorithm="RS256", headers=headers)
+
+
+def _part(value: object) -> bytes:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
+
+
+async def test_a_minted_token_says_who_calls(authenticator: Authenticator, key_dir: Path) -> None:
+    """The local issuer's tokens prove their subject and scopes."""
+    token = mint_token(key_dir, ISSUER, LOCAL_AUDIENCE, "ann", scopes=["read", "write"])
+    assert await authenticator.authenticate(token) == Principal("ann", frozenset({"read", "write"}))
+
+
+async def test_one_audience_of_several_is_enough(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
+) -> None:
+    """Auth0 puts its own audience next to ours."""
+    token = _signed(key, kid, _claims(aud=["https://auth0.test/userinfo", LOCAL_AUDIENCE]))
+    assert (await authenticator.authenticate(token)).sub == "ann"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"exp": int(time.time()) - LEEWAY_S - 60},
+        {"nbf": int(time.time()) + LEEWAY_S + 60},
+        {"iat": int(time.time()) + LEEWAY_S + 60},
+        {"iss": "http://evil.test"},
+        {"iss": f"{ISSUER}/"},
+        {"aud": "something-else"},
+        {"aud": []},
+        {"sub": ""},
+        {"sub": " "},
+        {"sub": "ann\0"},
+        {"sub": 7},
+        {"exp": "soon"},
+        {"exp": [1]},
+        {"iat": "now"},
+        {"iss": None},
+        {"aud": None},
+        {"sub": None},
+        {"exp": None},
+        {"iat": None},
+    ],
+    ids=str,
+)
+async def test_claims_that_are_not_accepted(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str, changes: dict[str, Any]
+) -> None:
+    """A good signature is not enough: who, for whom, from and until when must hold, each of it."""
+    with pytest.raises(Unauthenticated):
+        await authenticator.authenticate(_signed(key, kid, _claims(**changes)))
+
+
+async def test_clocks_may_differ_a_little(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
+) -> None:
+    """A token is good within the leeway on either side."""
+    now = int(time.time())
+    for claims in (_claims(exp=now - 5), _claims(nbf=now + 5, iat=now + 5)):
+        assert (await authenticator.authenticate(_signed(key, kid, claims))).sub == "ann"
+
+
+async def test_a_token_without_a_signature(authenticator: Authenticator, kid: str) -> None:
+    """`alg: none` is an attack, in any spelling and with any key id."""
+    for alg in ("none", "None", "NONE", ""):
+        token = b".".join([_part({"alg": alg, "kid": kid}), _part(_claims()), b""]).decode()
+        with pytest.raises(Unauthenticated):
+            await authenticator.authenticate(token)
+
+
+async def test_the_public_key_is_no_hmac_secret(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, key_dir: Path, kid: str
+) -> None:
+    """An HS256 token signed with the public key, in any form that it is published in, is refused,
+    whether its header admits to HS256 or claims RS256."""
+    public = key.public_key()
+    secrets = [
+        public.public_bytes(Encoding.PEM, Format.SubjectPublicKeyInfo),
+        public.public_bytes(Encoding.DER, Format.SubjectPublicKeyInfo),
+        json.dumps(jwks(key_dir)["keys"][0]).encode(),
+    ]
+    for secret in secrets:
+        for alg in ("HS256", "RS256"):
+            signed = _part({"alg": alg, "typ": "JWT", "kid": kid}) + b"." + _part(_claims())
+            mac = base64.urlsafe_b64encode(hmac.digest(secret, signed, hashlib.sha256)).rstrip(b"=")
+            with pytest.raises(Unauthenticated):
+                await authenticator.authenticate((signed + b"." + mac).decode())
+
+
+async def test_only_rs256_will_do(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
+) -> None:
+    """Another algorithm with the right key is refused: ours is not for tokens to choose."""
+    token = jwt.encode(_claims(), _private(key), algorithm="RS512", headers={"kid": kid})
+    with pytest.raises(Unauthenticated, match="RS256"):
+        await authenticator.authenticate(token)
+
+
+async def test_a_key_that_the_token_brings_along(authenticator: Authenticator, kid: str) -> None:
+    """Keys come from the issuer, never from `jwk` or `jku` in the token's own header."""
+    mine = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    for own_kid in (kid, "mine"):
+        token = _signed(mine, own_kid, _claims(), jku="http://evil.test/jwks", jwk={"kty": "RSA"})
+        with pytest.raises(Unauthenticated):
+            await authenticator.authenticate(token)
+
+
+async def test_a_token_that_names_no_key(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
+) -> None:
+    """Without a key id, or with one that is no text, there is no key to check with."""
+    with pytest.raises(Unauthenticated):
+        await authenticator.authenticate(_signed(key, None, _claims()))
+    with pytest.raises(Unauthenticated):
+        await authenticator.authenticate(_signed(key, [kid], _claims()))
+
+
+async def test_critical_extensions_are_refused(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
+) -> None:
+    """RFC 7515: who does not understand a critical extension must refuse the token."""
+    with pytest.raises(Unauthenticated, match="critical"):
+        await authenticator.authenticate(_signed(key, kid, _claims(), crit=["b64"], b64=False))
+
+
+@pytest.mark.parametrize(
+    "token", ["", ".", "..", "...", "garbage", "a.b.c", "é.é.é", "e30.e30.e30", "x" * 10_000]
+)
+async def test_garbage_is_no_token(authenticator: Authenticator, token: str) -> None:
+    """Whatever does not parse is refused like any other bad token."""
+    with pytest.raises(Unauthenticated):
+        await authenticator.authenticate(token)
+
+
+async def test_a_token_with_a_part_missing_or_changed(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
+) -> None:
+    """Dots left out, a part left out, and claims that were not signed."""
+    header, claims, signature = _signed(key, kid, _claims()).split(".")
+    forged = _part(_claims(sub="admin")).decode()
+    for token in (
+        header + claims + signature,
+        f"{header}.{claims}",
+        f"{header}.{claims}.",
+        f"{header}..{signature}",
+        f"{header}.{forged}.{signature}",
+    ):
+        with pytest.raises(Unauthenticated):
+            await authenticator.authenticate(token)
+
+
+@pytest.mark.parametrize("header", [None, "Basic YTpi", "Bearer", "Bearer ", "Bearer a.b.c"])
+async def test_over_http_a_bad_token_is_401(header: str | None) -> None:
+    """The answer says which kind of credentials is wanted, and does not repeat those it got."""
+    async with open_site() as site, site.client(sub=None) as client:
+        answer = await client.get(API, headers={"Authorization": header} if header else {})
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert "a.b.c" not in answer.text
+
+
+def test_the_issuer_is_auth0_where_it_is_set() -> None:
+    """Auth0 needs domain and audience; its issuer's name ends with a slash."""
+    settings = settings_for_tests(auth0_domain="t.eu.auth0.com", auth0_audience="api")
+    assert issuer_from(settings) == Issuer(
+        "https://t.eu.auth0.com/", "api", "https://t.eu.auth0.com/.well-known/jwks.json"
+    )
+
+
+def test_the_issuer_is_the_local_one_otherwise() -> None:
+    """The local issuer's name is its address."""
+    assert issuer_from(settings_for_tests(local_issuer_url="http://127.0.0.1:9/")) == Issuer(
+        "http://127.0.0.1:9", LOCAL_AUDIENCE, "http://127.0.0.1:9/.well-known/jwks.json"
+    )
+
+
+def test_without_an_issuer_nothing_starts() -> None:
+    """A service that could let nobody in, or everybody, says what to set."""
+    with pytest.raises(InvalidSettings, match="AUTH0_DOMAIN"):
+        issuer_from(settings_for_tests(local_issuer_url=None))

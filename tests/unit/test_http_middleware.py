@@ -1,0 +1,145 @@
+"""Request ids, body limits, and what Serve's edge mends."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from serve_app.middleware import ServeEdge, serve_edge
+from serve_app.routes.forms import FORM_OVERHEAD_BYTES
+from tests.fakes.site import API, Site, open_site, submission
+
+LIMIT_BYTES = 1000
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with open_site(upload_max_bytes=LIMIT_BYTES) as site:
+        yield site
+
+
+async def test_a_sane_request_id_is_kept(site: Site) -> None:
+    """A client's own id comes back, so that it can find its request in the log."""
+    async with site.client() as client:
+        answer = await client.get("/healthz", headers={"X-Request-Id": "trace-1.a_B"})
+    assert answer.headers.get_list("x-request-id") == ["trace-1.a_B"]
+
+
+@pytest.mark.parametrize("offered", ["", "a b", 'x"y', "x" * 65, "é"])
+async def test_any_other_request_id_is_replaced(site: Site, offered: str) -> None:
+    """What could break a log line, or flood it, is not taken over."""
+    async with site.client() as client:
+        headers = {b"X-Request-Id": offered.encode()}
+        answer = await client.get("/healthz", headers=headers)
+    assert answer.headers["x-request-id"] != offered
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+async def test_every_answer_forbids_sniffing(site: Site) -> None:
+    """Browsers must not take a picture for a page; errors are no exception."""
+    async with site.client(sub=None) as client:
+        answers = [await client.get(path) for path in ("/healthz", "/nowhere", API)]
+    assert {answer.headers["x-content-type-options"] for answer in answers} == {"nosniff"}
+
+
+async def test_a_body_is_refused_while_it_is_read(site: Site) -> None:
+    """A body without a length is cut off at the limit: the rest is never asked for."""
+    chunk, sent = b"x" * FORM_OVERHEAD_BYTES, 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield b'--b\r\nContent-Disposition: form-data; name="image"; filename="p"\r\n\r\n'
+        while sent < 100:
+            sent += 1
+            yield chunk
+
+    async with site.client() as client:
+        answer = await client.post(
+            API, content=endless(), headers={"Content-Type": "multipart/form-data; boundary=b"}
+        )
+    assert (answer.status_code, answer.json()["code"]) == (413, "image_too_large")
+    assert sent <= 2
+
+
+async def test_a_content_length_that_lies_gains_nothing(site: Site) -> None:
+    """What arrives is counted, whatever the header promised."""
+    body = submission()
+    body["files"]["image"] = ("p", b"\xff\xd8\xff" + bytes(LIMIT_BYTES + FORM_OVERHEAD_BYTES))
+    async with site.client() as client:
+        answer = await client.post(API, **body, headers={"Content-Length": "10"})
+    assert (answer.status_code, answer.json()["code"]) == (413, "image_too_large")
+
+
+async def test_a_body_that_is_announced_too_large_is_not_read(site: Site) -> None:
+    """The refusal comes before the first byte is taken."""
+
+    async def never() -> AsyncIterator[bytes]:
+        pytest.fail("the body was read")
+        yield b""
+
+    headers = {
+        "Content-Type": "multipart/form-data; boundary=b",
+        "Content-Length": str(LIMIT_BYTES + FORM_OVERHEAD_BYTES + 1),
+    }
+    async with site.client() as client:
+        answer = await client.post(API, content=never(), headers=headers)
+    assert answer.status_code == 413
+
+
+async def test_nobody_is_asked_for_a_body_before_a_token(site: Site) -> None:
+    """An upload without a token is refused without reading it."""
+
+    async def never() -> AsyncIterator[bytes]:
+        pytest.fail("the body was read")
+        yield b""
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    async with site.client(sub=None) as client:
+        answer = await client.post(API, content=never(), headers=headers)
+    assert answer.status_code == 401
+
+
+async def test_browsers_of_listed_origins_may_read_the_answers() -> None:
+    """CORS_ORIGINS opens the API to these origins only, errors and our headers included."""
+    async with open_site(cors_origins=("https://app.test",)) as site, site.client(None) as client:
+        ours = await client.get(API, headers={"Origin": "https://app.test"})
+        other = await client.get(API, headers={"Origin": "https://evil.test"})
+    assert ours.status_code == 401
+    assert ours.headers["access-control-allow-origin"] == "https://app.test"
+    assert "Location" in ours.headers["access-control-expose-headers"]
+    assert "access-control-allow-origin" not in other.headers
+
+
+async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Like Serve: puts a request id on the answer, though there is one already."""
+    request = Request(scope)
+    response = JSONResponse(dict(request.headers))
+    for _ in range(2):
+        response.headers.append("X-Request-Id", request.headers["x-request-id"])
+    await response(scope, receive, send)
+
+
+async def test_serve_never_sees_a_clients_timeout() -> None:
+    """A client cannot have its own or anybody's requests cut or kept through a header."""
+    transport = httpx.ASGITransport(ServeEdge(_echo))
+    async with httpx.AsyncClient(transport=transport, base_url="http://edge.test") as client:
+        answer = await client.get(
+            "/", headers={"X-Request-Timeout-Seconds": "0.001", "X-Request-Id": "no good"}
+        )
+    assert "x-request-timeout-seconds" not in answer.json()
+    assert answer.headers.get_list("x-request-id") == [answer.json()["x-request-id"]]
+    assert answer.json()["x-request-id"] != "no good"
+
+
+def test_the_edge_is_what_serve_asks_for() -> None:
+    """Serve takes a list of Starlette middlewares."""
+    (middleware,) = serve_edge()
+    assert isinstance(middleware, Middleware)
+    factory: object = middleware.cls
+    assert factory is ServeEdge

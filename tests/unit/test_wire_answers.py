@@ -1,0 +1,147 @@
+"""The decoders of HTTP answers, and how a history entry becomes a picture or an error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from comfy_pool import answers
+from comfy_pool.answers import Accepted, HistoryEntry, OutputImage, Rejected
+from comfy_pool.outcome import output_of
+from comfy_pool.wire import MalformedMessage, NodeError
+from restoration.errors import (
+    EngineCrashed,
+    EngineError,
+    EngineFailed,
+    EngineInterrupted,
+    EngineOutOfMemory,
+)
+
+IMAGE = {"filename": "output_00001_.png", "subfolder": "runs/p", "type": "output"}
+
+
+def body(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def entry(
+    *messages: tuple[str, dict[str, Any]], images: list[Any] | None = None, status: str = "success"
+) -> HistoryEntry:
+    raw = {
+        "prompt": [0, "p", {"9": {"class_type": "SaveImage"}}, {}, ["9"]],
+        "outputs": {} if images is None else {"9": {"images": images, "animated": [False]}},
+        "status": {"status_str": status, "completed": True, "messages": messages},
+        "meta": {},
+    }
+    parsed = answers.parse_history(body({"p": raw}), "p")
+    assert parsed is not None
+    return parsed
+
+
+def raised(kind: str, text: str) -> tuple[str, dict[str, Any]]:
+    return "execution_error", {
+        "prompt_id": "p",
+        "node_id": "5",
+        "node_type": "Upscale",
+        "exception_type": kind,
+        "exception_message": text,
+        "traceback": [],
+    }
+
+
+def test_history_of_an_unknown_prompt_is_empty() -> None:
+    """ComfyUI answers {} for a prompt that has not ended or never was."""
+    assert answers.parse_history(b"{}", "p") is None
+
+
+@pytest.mark.parametrize("raw", [b"<html>", b"[]", b'{"p": {"outputs": 3}}'])
+def test_history_that_is_none(raw: bytes) -> None:
+    """Whatever else answers on the port is MalformedMessage."""
+    with pytest.raises(MalformedMessage):
+        answers.parse_history(raw, "p")
+
+
+def test_the_queue_is_a_set_of_ids() -> None:
+    """Whether a prompt runs or waits makes no difference to who looks for it."""
+    item: list[Any] = [4, "a", {}, {}, []]
+    raw = body({"queue_running": [item], "queue_pending": [[5, "b", {}, {}, []]]})
+    assert answers.parse_queue(raw) == {"a", "b"}
+
+
+def test_an_accepted_prompt() -> None:
+    """No node errors: the prompt is queued under its id."""
+    raw = body({"prompt_id": "p", "number": 3, "node_errors": {}})
+    assert answers.parse_prompt_answer(raw) == Accepted("p")
+
+
+def test_a_prompt_that_validates_in_part_is_rejected_though_queued() -> None:
+    """Rule 7: status 200 with node errors; the answer says that something of it is queued."""
+    error = {"type": "value_not_in_list", "message": "Value not in list", "details": "model: 'x'"}
+    problems = {"class_type": "Loader", "errors": [error], "dependent_outputs": ["9"]}
+    raw = body({"prompt_id": "p", "number": 3, "node_errors": {"4": problems}})
+    message = "Loader: Value not in list: model: 'x'"
+    assert answers.parse_prompt_answer(raw) == Rejected(message, {"4": [message]}, queued=True)
+
+
+@pytest.mark.parametrize("node_errors", [{}, []], ids=["object", "list, as older versions send"])
+def test_a_prompt_that_is_refused_as_a_whole(node_errors: object) -> None:
+    """Without node errors the message is that of the whole prompt."""
+    error = {"type": "invalid_prompt", "message": "Node X does not exist.", "details": "Node '#1'"}
+    answer = answers.parse_prompt_answer(body({"error": error, "node_errors": node_errors}))
+    assert answer == Rejected("Node X does not exist.: Node '#1'", {}, queued=False)
+
+
+def test_an_upload_is_named_with_its_folder() -> None:
+    """LoadImage finds a picture by folder and name, the name being the one that was returned."""
+    raw = body({"name": "input (1).png", "subfolder": "runs/p", "type": "input"})
+    assert answers.parse_upload(raw) == "runs/p/input (1).png"
+    assert answers.parse_upload(body({"name": "a.png"})) == "a.png"
+
+
+def test_the_output_of_a_success() -> None:
+    """One picture in the run's folder; on Windows the engine separates folders otherwise."""
+    success = ("execution_success", {"prompt_id": "p"})
+    for subfolder in ("runs/p", "runs\\p"):
+        image = {**IMAGE, "subfolder": subfolder}
+        found = output_of(entry(success, images=[image]), "9", "runs/p", stop_asked=False)
+        assert found == OutputImage("output_00001_.png", subfolder, "output")
+
+
+@pytest.mark.parametrize(
+    ("failed", "error", "text"),
+    [
+        (entry(raised("RuntimeError", "bad\n")), EngineFailed, "Upscale failed: bad$"),
+        (entry(raised("torch.OutOfMemoryError", "full")), EngineOutOfMemory, "full"),
+        (entry(raised("numpy._core._exceptions._ArrayMemoryError", "x")), EngineOutOfMemory, "x"),
+        (entry(raised("RuntimeError", "CUDA out of memory.")), EngineOutOfMemory, "CUDA"),
+        (entry(("execution_interrupted", {}), status="error"), EngineCrashed, "somebody else"),
+        (entry(raised("ValueError", "v"), images=[IMAGE]), EngineFailed, "Upscale failed"),
+        (entry(), EngineFailed, "node 9 saved 0 pictures"),
+        (entry(images=[IMAGE, IMAGE]), EngineFailed, "node 9 saved 2 pictures"),
+        (entry(images=[{**IMAGE, "subfolder": "runs/q"}]), EngineFailed, "outside"),
+    ],
+)
+def test_every_other_end_is_an_error(
+    failed: HistoryEntry, error: type[EngineError], text: str
+) -> None:
+    """Rules 5, 13, 15, 17: the error says what happened and whether another attempt helps."""
+    with pytest.raises(error, match=text):
+        output_of(failed, "9", "runs/p", stop_asked=False)
+
+
+def test_an_interruption_that_was_asked_for() -> None:
+    """The same entry means something else when we wanted it."""
+    with pytest.raises(EngineInterrupted):
+        output_of(entry(("execution_interrupted", {})), "9", "runs/p", stop_asked=True)
+
+
+def test_an_error_that_is_told_by_event_only() -> None:
+    """A node that blocks execution says why in an event; history only lacks the output."""
+    heard = NodeError("p", "2", "Gate", "ExecutionBlocked", "Execution Blocked: too dark")
+    with pytest.raises(EngineFailed, match="too dark"):
+        output_of(entry(), "9", "runs/p", stop_asked=False, heard=heard)
+    # elsewhere in the graph it does no harm
+    found = output_of(entry(images=[IMAGE]), "9", "runs/p", stop_asked=False, heard=heard)
+    assert found.filename == IMAGE["filename"]

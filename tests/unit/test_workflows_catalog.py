@@ -1,0 +1,186 @@
+"""The catalogue refuses every workflow that could not run, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from restoration.errors import ModelMissing, UnknownWorkflow, WorkflowInvalid
+from restoration.jobs import OutputFormat
+from workflows.catalog import BUILT_IN, load_catalog, load_workflow
+from workflows.manifest import ModelSpec
+
+MODEL = "realesrgan-x4plus.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the `restore` workflow, to be spoilt."""
+    return Path(shutil.copytree(BUILT_IN / "restore", tmp_path / "restore"))
+
+
+def edit_graph(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "graph.json"
+    graph = json.loads(path.read_text())
+    change(graph)
+    path.write_text(json.dumps(graph))
+
+
+def edit_manifest(folder: Path, old: str, new: str) -> None:
+    path = folder / "manifest.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(WorkflowInvalid) as caught:
+        load_workflow(folder)
+    assert caught.value.details["workflow"] == "restore"
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_the_built_in_workflows_load() -> None:
+    """Both workflows that ship are sound, and offer every format with PNG as the default."""
+    catalog = load_catalog()
+    assert [workflow.name for workflow in catalog] == ["enlarge", "restore"]
+    for workflow in catalog:
+        assert workflow.manifest.output.formats == tuple(OutputFormat)
+        assert workflow.manifest.output.default_format is OutputFormat.PNG
+
+
+def test_an_unknown_name_says_what_there_is() -> None:
+    """Asking for a workflow that is not there names those that are."""
+    with pytest.raises(UnknownWorkflow, match="choose from enlarge, restore"):
+        load_catalog().find("colourise")
+
+
+def test_a_missing_node_class_is_named(folder: Path) -> None:
+    """A graph without a node that its manifest names is refused."""
+    edit_graph(folder, lambda graph: graph.pop("blended"))
+    assert "no node of class ImageBlend" in refusal(folder)
+
+
+def test_a_missing_bound_node_is_named(folder: Path) -> None:
+    """A binding to a node id that the graph lacks is refused."""
+    edit_manifest(folder, 'node = "blended"', 'node = "mixed"')
+    assert "no node 'mixed'" in refusal(folder)
+
+
+def test_a_missing_bound_input_is_named(folder: Path) -> None:
+    """A binding to an input that its node lacks is refused."""
+    edit_manifest(folder, 'input = "blend_factor"', 'input = "amount"')
+    assert "node 'blended' has no input 'amount'" in refusal(folder)
+
+
+def test_a_binding_never_cuts_a_link(folder: Path) -> None:
+    """A binding to an input that another node feeds is refused."""
+    edit_manifest(folder, 'input = "blend_factor"', 'input = "image1"')
+    assert "'image1' of node 'blended' is a link" in refusal(folder)
+
+
+def test_a_class_the_manifest_does_not_name_is_refused(folder: Path) -> None:
+    """The manifest names every class, or an engine that lacks one would be found out too late."""
+    edit_manifest(folder, '  "ImageBlend",\n', "")
+    assert "does not name the node class ImageBlend" in refusal(folder)
+
+
+def test_a_dangling_link_is_refused(folder: Path) -> None:
+    """Every link in the graph leads to a node of the graph."""
+    edit_graph(folder, lambda graph: graph["restored"]["inputs"].update(image=["scan", 0]))
+    assert "'image' of node 'restored' links to the missing node 'scan'" in refusal(folder)
+
+
+def test_a_model_of_the_graph_must_be_declared(folder: Path) -> None:
+    """A model that only the graph names would be found missing while the prompt runs."""
+    edit_graph(folder, lambda graph: graph["model"]["inputs"].update(model_name="a.safetensors"))
+    assert "the model a.safetensors is named by its graph only" in refusal(folder)
+
+
+def test_a_declared_model_must_be_used(folder: Path) -> None:
+    """A model that only the manifest names would be fetched and checked for nothing."""
+    edit_graph(folder, lambda graph: graph["model"]["inputs"].update(model_name="none"))
+    assert f"the model {MODEL} is named by its manifest only" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("default = 4\n", "default = 5\n", "scale"),
+        ("default = 0.75", 'default = "much"', "parameters.1.float.default"),
+        ('name = "quality"', 'name = "sharpness"', "sharpness has no bindings"),
+        ('default_format = "png"', 'default_format = "gif"', "default_format"),
+        ('formats = ["png", "jpeg", "webp"]', 'formats = ["jpeg"]', "not among formats"),
+        ("max_attempts = 3", "max_attempts = 0", "max_attempts"),
+        ('folder = "upscale_models"', 'folder = "../elsewhere"', "folder"),
+        ('name = "scale"', 'name = "strength"', "same name"),
+        ('title = "', 'subtitle = "', "subtitle"),
+        ('version = "1"', "version = ", "Invalid value"),
+        ('name = "restore"', 'name = "repair"', "calls it 'repair'"),
+    ],
+)
+def test_a_wrong_manifest_is_refused(folder: Path, old: str, new: str, problem: str) -> None:
+    """What is wrong in a manifest is named in one line."""
+    edit_manifest(folder, old, new)
+    assert problem in refusal(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"nodes": [], "links": []}'])
+def test_a_wrong_graph_is_refused(folder: Path, text: str) -> None:
+    """Only a graph in ComfyUI's API format is accepted, not the one that its editor saves."""
+    (folder / "graph.json").write_text(text)
+    refusal(folder)
+
+
+def test_a_missing_graph_is_refused(folder: Path) -> None:
+    """A folder with a manifest but no graph is refused."""
+    (folder / "graph.json").unlink()
+    assert "graph.json" in refusal(folder)
+
+
+def test_an_engine_that_lacks_a_node_is_refused() -> None:
+    """The refusal names the workflow and each class that the engine does not have."""
+    catalog = load_catalog()
+    classes = catalog.find("restore").manifest.nodes
+    catalog.check_nodes(classes | {"KSampler"})
+    with pytest.raises(WorkflowInvalid, match=r"workflow enlarge .* no node ImageBlend, SaveImage"):
+        catalog.check_nodes(classes - {"ImageBlend", "SaveImage"})
+
+
+def write_models(models: list[ModelSpec], folder: Path, content: bytes) -> None:
+    for model in models:
+        path = folder / model.folder / model.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def test_a_missing_model_is_refused(tmp_path: Path) -> None:
+    """The refusal names the workflow and the file it misses."""
+    with pytest.raises(ModelMissing, match=r"workflow enlarge .*animevideov3.* is missing"):
+        load_catalog().check_models(tmp_path)
+
+
+def test_a_model_with_other_bytes_is_refused(tmp_path: Path) -> None:
+    """The refusal names both the sha256 that is there and the one that should be."""
+    catalog = load_catalog()
+    write_models(catalog.models(), tmp_path, b"not a model")
+    with pytest.raises(ModelMissing) as caught:
+        catalog.check_models(tmp_path)
+    assert hashlib.sha256(b"not a model").hexdigest() in caught.value.message
+    assert catalog.models()[0].sha256 in caught.value.message
+
+
+def test_models_with_the_right_bytes_pass(folder: Path, tmp_path: Path) -> None:
+    """A model is accepted for its sha256, and for nothing else."""
+    sha256 = load_workflow(folder).manifest.models[0].sha256
+    edit_manifest(folder, sha256, hashlib.sha256(b"weights").hexdigest())
+    catalog = load_catalog(folder.parent)
+    write_models(catalog.models(), tmp_path, b"weights")
+    catalog.check_models(tmp_path)

@@ -1,0 +1,209 @@
+"""Read every workflow folder once, and refuse what could not run.
+
+A Workflow that came out of `load_catalog` has a graph and a manifest that fit together; models
+and the engine's node classes are checked when they are known. Every refusal is a SetupError
+whose message names the workflow and the part of it that is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from restoration.errors import InvalidParameters, ModelMissing, UnknownWorkflow, WorkflowInvalid
+from restoration.jobs import ParamValue
+from workflows.manifest import Manifest, ModelSpec, Target
+
+BUILT_IN = Path(__file__).parent
+_MODEL_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".gguf")
+
+
+class _Node(BaseModel):
+    class_type: str
+    inputs: dict[str, Any]
+
+
+_Graph = Mapping[str, _Node]
+_GRAPH: TypeAdapter[dict[str, _Node]] = TypeAdapter(dict[str, _Node])
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """A checked graph template with its manifest. The template is never changed."""
+
+    manifest: Manifest
+    graph: Mapping[str, Mapping[str, Any]]
+    _parameters: type[BaseModel] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def version(self) -> str:
+        return self.manifest.version
+
+    def parameters_schema(self) -> dict[str, Any]:
+        """JSON Schema (draft 2020-12) of what `resolve` accepts."""
+        schema = self._parameters.model_json_schema()
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+    def resolve(self, params: Mapping[str, object]) -> dict[str, ParamValue]:
+        """Every parameter with its value, defaults filled in.
+
+        Raises InvalidParameters; `details["problems"]` maps each wrong name to what is wrong.
+        """
+        try:
+            return self._parameters.model_validate(dict(params)).model_dump()
+        except ValidationError as error:
+            problems = {
+                str(e["loc"][0]): self._problem(e["type"], e["msg"]) for e in error.errors()
+            }
+        listing = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+        raise InvalidParameters(f"wrong parameters for {self.name}: {listing}", problems=problems)
+
+    def _problem(self, kind: str, message: str) -> str:
+        if kind == "extra_forbidden":
+            return f"there is no such parameter, only {', '.join(self._parameters.model_fields)}"
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Every workflow by its name."""
+
+    workflows: Mapping[str, Workflow]
+
+    def __iter__(self) -> Iterator[Workflow]:
+        return iter(self.workflows.values())
+
+    def __len__(self) -> int:
+        return len(self.workflows)
+
+    def find(self, name: str) -> Workflow:
+        """Raises UnknownWorkflow, which says what there is."""
+        try:
+            return self.workflows[name]
+        except KeyError:
+            known = sorted(self.workflows)
+            raise UnknownWorkflow(
+                f"there is no workflow {name!r}; choose from {', '.join(known)}", known=known
+            ) from None
+
+    def models(self) -> list[ModelSpec]:
+        """Every model that some workflow needs, each once."""
+        return list({model: None for workflow in self for model in workflow.manifest.models})
+
+    def check_models(self, models_dir: Path) -> None:
+        """Raise ModelMissing for the first model that is missing or has the wrong sha256."""
+        for workflow in self:
+            for model in workflow.manifest.models:
+                if (problem := model_problem(model, models_dir)) is not None:
+                    raise ModelMissing(
+                        f"workflow {workflow.name} cannot run: {problem}",
+                        workflow=workflow.name,
+                        model=model.name,
+                    )
+
+    def check_nodes(self, node_classes: Collection[str]) -> None:
+        """Raise WorkflowInvalid for node classes that the engine (GET /object_info) lacks."""
+        for workflow in self:
+            if missing := sorted(workflow.manifest.nodes.difference(node_classes)):
+                raise _invalid(workflow.name, f"the engine has no node {', '.join(missing)}")
+
+
+def model_problem(model: ModelSpec, models_dir: Path) -> str | None:
+    """What is wrong with the file of `model`, or None. Reads all of it."""
+    path = models_dir / model.folder / model.name
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return f"the model file {path} is missing"
+    if sha256 != model.sha256:
+        return f"the model file {path} has sha256 {sha256}, not {model.sha256}"
+    return None
+
+
+def load_catalog(root: Path = BUILT_IN) -> Catalog:
+    """Load every folder of `root` that holds a manifest.toml. Raises WorkflowInvalid."""
+    folders = sorted(path.parent for path in root.glob("*/manifest.toml"))
+    workflows = {folder.name: load_workflow(folder) for folder in folders}
+    return Catalog(MappingProxyType(workflows))
+
+
+def load_workflow(folder: Path) -> Workflow:
+    """Raises WorkflowInvalid when a file does not read, or graph and manifest do not fit."""
+    try:
+        manifest = Manifest.model_validate(tomllib.loads((folder / "manifest.toml").read_text()))
+        graph = json.loads((folder / "graph.json").read_text())
+        nodes = _GRAPH.validate_python(graph)
+        parameters = manifest.parameters_model()
+        parameters()  # the defaults must be within their own bounds
+    except ValidationError as error:
+        raise _invalid(folder.name, _one_line(error)) from error
+    except (OSError, ValueError) as error:  # what the TOML and JSON readers raise
+        raise _invalid(folder.name, str(error)) from error
+    if manifest.name != folder.name:
+        raise _invalid(folder.name, f"its manifest calls it {manifest.name!r}")
+    if problems := list(_misfits(manifest, nodes)):
+        raise _invalid(manifest.name, "; ".join(problems))
+    return Workflow(manifest, MappingProxyType(graph), parameters)
+
+
+def _one_line(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+
+
+def _invalid(workflow: str, problem: str) -> WorkflowInvalid:
+    return WorkflowInvalid(f"workflow {workflow} is refused: {problem}", workflow=workflow)
+
+
+def _misfits(manifest: Manifest, graph: _Graph) -> Iterator[str]:
+    """Everything in which graph and manifest contradict each other."""
+    classes = {node.class_type for node in graph.values()}
+    for missing in sorted(manifest.nodes - classes):
+        yield f"its graph has no node of class {missing}, which its manifest names"
+    for extra in sorted(classes - manifest.nodes):
+        yield f"its manifest does not name the node class {extra}, which its graph uses"
+    bindings = (binding for parameter in manifest.parameters for binding in parameter.bindings)
+    for target in (manifest.image, manifest.output, *bindings):
+        yield from _misplaced(target, graph)
+    yield from _broken_links(graph)
+    named = {model.name for model in manifest.models}
+    used = {value for _, _, value in _inputs(graph) if _is_model(value)}
+    for name in sorted(used ^ named):
+        yield f"the model {name} is named by {'its graph' if name in used else 'its manifest'} only"
+
+
+def _misplaced(target: Target, graph: _Graph) -> Iterator[str]:
+    if target.node not in graph:
+        yield f"its graph has no node {target.node!r}, which its manifest names"
+    elif target.input not in graph[target.node].inputs:
+        yield f"node {target.node!r} has no input {target.input!r}, which its manifest names"
+    elif isinstance(graph[target.node].inputs[target.input], list):
+        yield f"input {target.input!r} of node {target.node!r} is a link and cannot take a value"
+
+
+def _broken_links(graph: _Graph) -> Iterator[str]:
+    for node, name, value in _inputs(graph):
+        if isinstance(value, list) and value[0] not in graph:
+            yield f"input {name!r} of node {node!r} links to the missing node {value[0]!r}"
+
+
+def _inputs(graph: _Graph) -> Iterator[tuple[str, str, Any]]:
+    for node_id, node in graph.items():
+        for name, value in node.inputs.items():
+            yield node_id, name, value
+
+
+def _is_model(value: object) -> bool:
+    return isinstance(value, str) and value.endswith(_MODEL_SUFFIXES)
