@@ -21,8 +21,7 @@ from restoration.jobs import Job, NewJob, OutputFormat, ParamValue, Priority
 from restoration.ports import BlobStore, JobStore
 from workflows.catalog import Catalog, Workflow
 
-MAX_OWNER_CHARS = 255
-MAX_IDEMPOTENCY_KEY_CHARS = 255
+MAX_NAME_CHARS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +137,11 @@ class Submission:
 
 
 def _check_names(request: SubmissionRequest) -> None:
-    if not 0 < len(request.owner) <= MAX_OWNER_CHARS:
-        raise InvalidRequest(f"the owner must have 1 to {MAX_OWNER_CHARS} characters")
-    key = request.idempotency_key
-    if key is not None and not (0 < len(key) <= MAX_IDEMPOTENCY_KEY_CHARS and key.isprintable()):
-        raise InvalidRequest(
-            f"Idempotency-Key must have 1 to {MAX_IDEMPOTENCY_KEY_CHARS} printable characters"
-        )
+    _check_name("the owner", request.owner)
+    if request.idempotency_key is not None:
+        _check_name("Idempotency-Key", request.idempotency_key)
+
+
+def _check_name(what: str, text: str) -> None:
+    if not (0 < len(text) <= MAX_NAME_CHARS and text.isprintable()):
+        raise InvalidRequest(f"{what} must have 1 to {MAX_NAME_CHARS} printable characters")

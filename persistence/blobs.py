@@ -138,7 +138,6 @@ class S3BlobStore:
         parameters = {
             "Bucket": self._bucket,
             "Key": artifact.key,
-            "ResponseContentType": artifact.content_type,
             "ResponseContentDisposition": _attachment(filename),
         }
         return await self._run(

@@ -190,10 +190,6 @@ class Hub:
 
 
 def _deliver(mailbox: Mailbox, entries: Iterable[Entry], preview: JobEvent | None) -> None:
-    """Of several previews only the last is delivered, since only the newest picture is kept."""
-    last_preview = max((entry.id for entry in entries if entry.is_preview), default=START)
+    # Several previews are all the newest picture by now; the mailbox keeps the last of them.
     for entry in entries:
-        if not entry.is_preview:
-            mailbox.offer(entry.id, entry.event)
-        else:
-            mailbox.offer(entry.id, preview if entry.id == last_preview else None)
+        mailbox.offer(entry.id, preview if entry.is_preview else entry.event)

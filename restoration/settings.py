@@ -54,6 +54,11 @@ class NodeSettings(BaseModel):
     engine_variant: Literal["cpu", "cuda"] = Field("cpu", alias="ENGINE_VARIANT")
     engine_base_port: int = Field(8188, alias="ENGINE_BASE_PORT", gt=0, lt=65536)
     engine_start_timeout_s: float = Field(120, alias="ENGINE_START_TIMEOUT_S", gt=0)
+    # An engine that runs a prompt and says nothing for so long is taken for hung.
+    engine_stall_s: float = Field(300, alias="ENGINE_STALL_S", gt=0)
+    # Started anew between two jobs after so many, or above so much memory (0: never).
+    engine_restart_after_jobs: int = Field(1000, alias="ENGINE_RESTART_AFTER_JOBS", ge=0)
+    engine_memory_limit_mb: int = Field(0, alias="ENGINE_MEMORY_LIMIT_MB", ge=0)
     # Big downloads, shared by every stack of this user; and the local stack's data and secrets.
     cache_dir: Path = Field(Path("~/.cache/comfy-restore"), alias="COMFY_RESTORE_CACHE")
     state_dir: Path = Field(default_factory=_state_dir, alias="COMFY_RESTORE_STATE")

@@ -84,7 +84,13 @@ def build(args: PoolArgs) -> Application:
     dispatcher = _deployment(Dispatcher, args.dispatcher_replicas).bind(
         workers, window=2 * args.workers_max + 8
     )
-    ingress = _deployment(serve.ingress()(Ingress), args.ingress_replicas, max_ongoing_requests=500)
+    ingress = _deployment(
+        serve.ingress()(Ingress),
+        args.ingress_replicas,
+        max_ongoing_requests=500,
+        # An open event stream would hold a draining replica for as long; its client resumes.
+        graceful_shutdown_timeout_s=10,
+    )
     application: Application = ingress.bind(dispatcher)
     return application
 

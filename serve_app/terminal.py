@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from comfy_pool.doctor import Finding
-from restoration.events import Previewed, Progressed, StateChanged
+from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import JobStatus
 from serve_app.client import RestorationClient
 from serve_app.schemas import Restoration
@@ -38,6 +38,23 @@ def steps(console: Console) -> Iterator[Callable[[str], None]]:
 
 def follow(console: Console, client: RestorationClient, job: Restoration) -> Restoration:
     """Show a job's progress until it ends; returns it as it ended."""
+    show = _bar if console.is_terminal else _lines
+    show(console, (view for event in client.events(job.id) for view in _views(event)))
+    return client.get(job.id)
+
+
+def _views(event: JobEvent) -> Iterator[tuple[str, float | None]]:
+    """What is going on and, where it is known, how much of it is done."""
+    match event:
+        case StateChanged(status=status):
+            yield status, 1.0 if status is JobStatus.SUCCEEDED else None
+        case Progressed(fraction=fraction, stage=stage):
+            yield stage, fraction
+        case Previewed():
+            return  # a terminal has nowhere to show a picture
+
+
+def _bar(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -46,18 +63,18 @@ def follow(console: Console, client: RestorationClient, job: Restoration) -> Res
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(job.status, total=1.0)
-        for event in client.events(job.id):
-            match event:
-                case StateChanged(status=JobStatus.SUCCEEDED):
-                    progress.update(task, description="succeeded", completed=1.0)
-                case StateChanged(status=status):
-                    progress.update(task, description=status)
-                case Progressed(fraction=fraction, stage=stage):
-                    progress.update(task, description=stage, completed=fraction)
-                case Previewed():
-                    pass  # a terminal has nowhere to show a picture
-    return client.get(job.id)
+        task = progress.add_task("waiting", total=1.0)
+        for doing, fraction in views:
+            progress.update(task, description=doing, completed=fraction)
+
+
+def _lines(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
+    shown = ""
+    for doing, fraction in views:
+        if doing != shown:
+            share = "" if fraction is None else f"{fraction:4.0%} "
+            console.print(f"{share}{doing}", soft_wrap=True)
+            shown = doing
 
 
 def jobs_table(jobs: Iterable[Restoration]) -> Table:
@@ -66,7 +83,7 @@ def jobs_table(jobs: Iterable[Restoration]) -> Table:
     for name in ("status", "workflow", "created", "took"):
         table.add_column(name)
     for job in jobs:
-        created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        created = job.created_at.astimezone().strftime("%m-%d %H:%M")
         table.add_row(str(job.id), job.status, job.workflow, created, _took(job))
     return table
 

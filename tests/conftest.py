@@ -16,12 +16,18 @@ import psycopg2
 import pytest
 from sqlalchemy import make_url
 
+from actors.logs import configure_logging
 from comfy_pool.models import install_models
 from comfy_pool.provision import EngineInstall, install_engine
 from persistence.embedded.local import LocalServices
 from persistence.migrate import upgrade
 from restoration.settings import NodeSettings
 from workflows.catalog import load_catalog
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_logs() -> None:
+    configure_logging("console")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ FOLDER = Path("demo")
 PHOTO = "flower"
 RESTORE = str(Path(sys.executable).with_name("restore"))
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> None:

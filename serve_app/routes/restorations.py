@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from actors.submission import MAX_IDEMPOTENCY_KEY_CHARS, SubmissionRequest
+from actors.submission import MAX_NAME_CHARS, SubmissionRequest
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -90,7 +90,7 @@ async def submit_restoration(
         str | None,
         Header(
             alias="Idempotency-Key",
-            max_length=MAX_IDEMPOTENCY_KEY_CHARS,
+            max_length=MAX_NAME_CHARS,
             description="makes a repeated request harmless: it is answered with the same job",
         ),
     ] = None,

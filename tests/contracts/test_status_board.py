@@ -155,6 +155,40 @@ class TestFollow:
             assert (await waiting).event == DONE
         assert [stamped.event for stamped in await behind] == [RUNNING, *_progress(1), DONE]
 
+    async def test_joining_while_an_event_arrives(
+        self, board: RedisStatusBoard, job_id: UUID, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a read for earlier followers brings does not hide older events from a new one."""
+        hub = board._hub
+        await _publish(board, job_id, RUNNING)
+        [running] = await _take(board, job_id, 1)
+        ahead = asyncio.create_task(_take(board, job_id, 1, after_id=running.id))
+        await asyncio.sleep(0.05)  # long enough to be in the read, as a rule
+        interrupt = hub._interrupt
+
+        async def interrupt_late() -> None:
+            await _publish(board, job_id, DONE)
+            await ahead
+            await interrupt()
+
+        monkeypatch.setattr(hub, "_interrupt", interrupt_late)
+        behind = await _take(board, job_id, 2)
+        assert [stamped.event for stamped in behind] == [RUNNING, DONE]
+
+    async def test_joining_does_not_wait_for_the_read_under_way(
+        self, redis_url: str, redis: Redis, job_id: UUID, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A new follower is served at once, however long the others' jobs stay silent."""
+        for module in ("following", "status"):
+            monkeypatch.setattr(f"persistence.{module}.BLOCK_S", 10 * PATIENCE_S)
+        board = RedisStatusBoard(redis_url)
+        silent = asyncio.create_task(_take(board, uuid4(), 1))
+        await _until_blocked(redis, clients=1)
+        await _publish(board, job_id, DONE)
+        assert [stamped.event for stamped in await _take(board, job_id, 1)] == [DONE]
+        await board.aclose()
+        assert await silent == []
+
     async def test_many_followers_share_one_connection(
         self, board: RedisStatusBoard, redis: Redis
     ) -> None:
