@@ -11,6 +11,7 @@ cluster is trusted: the owner is whom the script says it is.
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -143,7 +144,8 @@ def connect(owner: str = "batch", address: str = "auto") -> Iterator[Batch]:
     ours = not ray.is_initialized()
     try:
         if ours:
-            ray.init(address=address, log_to_driver=False)
+            # a script's output is its own: no word of Ray's but errors
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         ingress = IngressHandle(serve.get_deployment_handle(INGRESS, app_name=APP))
     except (ConnectionError, RayServeException) as error:
         raise DependencyUnavailable(f"the service cannot be reached: {error}") from error

@@ -15,9 +15,10 @@ from typing import Any
 
 import structlog
 from ray.exceptions import ActorDiedError, RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from actors.handles import WorkerPool
+from actors.handles import NOTHING_WAITS, WorkerPool
 from actors.logs import configure_logging
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
@@ -46,11 +47,13 @@ class TicketOffice:
         send: Callable[[AttemptRef], Awaitable[str]],
         window: int,
         on_done: Callable[[], None],
+        pause_s: float = TICK_S,
     ) -> None:
         self._jobs = jobs
         self._send = send
         self._window = window
         self._on_done = on_done
+        self._pause_s = pause_s
         self._outstanding: dict[AttemptRef, asyncio.Task[None]] = {}
 
     async def issue(self) -> None:
@@ -63,18 +66,25 @@ class TicketOffice:
 
     async def _follow(self, ref: AttemptRef) -> None:
         try:
-            await self._send(ref)
+            if await self._send(ref) == NOTHING_WAITS:
+                # If the job waits all the same, for a worker that knows its workflow, the next
+                # ticket would fare no better.
+                await asyncio.sleep(self._pause_s)
         except ActorDiedError as death:
             await self._bury(death)
-        except RayError as error:
+        except (RayError, RayServeException) as error:
             log.warning("ticket_failed", job_id=str(ref.job_id), reason=str(error))
-            await asyncio.sleep(TICK_S)  # a deployment that refuses tickets is not to be flooded
+            # a deployment that refuses tickets is not to be flooded
+            await asyncio.sleep(self._pause_s)
         finally:
             del self._outstanding[ref]
             self._on_done()
 
     async def _bury(self, death: ActorDiedError) -> None:
         """Queue the dead worker's jobs again at once, without waiting for their leases."""
+        if death.actor_id is None:  # Ray does not know; and no name would mean every lapsed lease
+            log.warning("worker_died", worker=None)
+            return
         try:
             jobs = await self._jobs.reclaim(worker=death.actor_id)
         except DependencyUnavailable as error:

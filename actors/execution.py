@@ -11,14 +11,14 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import NoReturn, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 from uuid import UUID, uuid4
 
 import structlog
 
-from actors.pictures import encode
+from actors.pictures import encode, for_engine
 from persistence.blobs import output_key
 from restoration.errors import (
     DependencyUnavailable,
@@ -62,7 +62,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Exponential backoff with full jitter, in seconds; `record_s` bounds writing an outcome."""
+    """Exponential backoff with jitter, in seconds; `record_s` bounds writing an outcome."""
 
     first_s: float = 0.5
     longest_s: float = 30.0
@@ -110,7 +110,9 @@ class Execution:
                 log.error("outcome_not_recorded", reason=error.message)
                 return None
             except asyncio.CancelledError:
-                await asyncio.shield(self._record(self._jobs.release, job.ref, None))
+                # LeaseLost: the outcome was being recorded, or the job is another's
+                with suppress(LeaseLost, DependencyUnavailable):
+                    await self._record(self._jobs.release, job.ref, None)
                 raise
             self._publish(job.id, StateChanged(ended.status, job.attempt))
             log.info("attempt_ended", status=ended.status, timings_s=dict(ended.timings_s))
@@ -147,7 +149,18 @@ class Execution:
     async def _record(
         self, write: Callable[P, Awaitable[Job]], *args: P.args, **kwargs: P.kwargs
     ) -> Job:
-        """Write an outcome, through an outage of Postgres if need be.
+        """Write an outcome: also when the caller is cancelled meanwhile, who waits for it then."""
+        writing = asyncio.create_task(self._insist(write, *args, **kwargs))
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            raise
+
+    async def _insist(
+        self, write: Callable[P, Awaitable[Job]], *args: P.args, **kwargs: P.kwargs
+    ) -> Job:
+        """Write through an outage of Postgres.
 
         A write that was committed although its answer was lost is repeated harmlessly: `succeed`
         is idempotent, the others then raise LeaseLost.
@@ -165,7 +178,7 @@ class Execution:
         workflow = self._catalog.find(job.workflow)
         self._progress(job, 0, "fetching")
         with watch.lap("fetch"):
-            image = await self._blobs.get(job.input)
+            image = await asyncio.to_thread(for_engine, await self._blobs.get(job.input))
         with watch.lap("engine"):
             png = await self._run_engine(job, workflow, run_id, image)
         self._progress(job, ENGINE_TO, "storing")
@@ -210,9 +223,11 @@ class Execution:
             await asyncio.wait({working, beating}, return_when=asyncio.FIRST_COMPLETED)
             return working.result() if working.done() else beating.result()
         finally:
-            for task in (working, beating):
-                task.cancel()
-            await asyncio.gather(working, beating, return_exceptions=True)
+            try:
+                # The heart beats on meanwhile: an engine may take long to stop.
+                await _stop(working)
+            finally:
+                await _stop(beating)
 
     async def _keep_lease(self, job: Job, run_id: UUID) -> NoReturn:
         while True:
@@ -225,6 +240,11 @@ class Execution:
             if status is JobStatus.CANCELLING:
                 self._publish(job.id, StateChanged(status, job.attempt))
                 await self._engine.interrupt(run_id)
+
+
+async def _stop(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 class Stopwatch:

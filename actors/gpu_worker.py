@@ -14,6 +14,7 @@ import ray
 import structlog
 
 from actors.execution import Execution, Lease
+from actors.handles import NOTHING_WAITS
 from actors.logs import configure_logging
 from actors.status_actor import ProgressReporter, status_actor
 from comfy_pool.assembly import engine_on_this_node
@@ -24,8 +25,6 @@ from restoration.settings import load_settings
 from workflows.catalog import load_catalog
 
 log = structlog.get_logger(__name__)
-
-NOTHING_WAITS = "nothing waits"
 
 
 class GpuWorker:

@@ -16,6 +16,8 @@ from restoration.jobs import AttemptRef, Job
 
 APP = "comfy-restore"
 INGRESS = "Ingress"
+# What comes of a ticket whose worker found no job to claim.
+NOTHING_WAITS = "nothing waits"
 
 
 class WorkerPool:
@@ -27,7 +29,8 @@ class WorkerPool:
     async def process(self, ref: AttemptRef) -> str:
         """Send a ticket; returns what came of it once a worker has honoured it.
 
-        Raises Ray's own errors: ActorDiedError says in `actor_id` which worker died.
+        Raises errors of Ray's own and of Serve's: ActorDiedError says in `actor_id` which worker
+        died.
         """
         outcome: str = await self._handle.process.remote(str(ref.job_id), ref.attempt)
         return outcome

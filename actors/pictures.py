@@ -1,17 +1,18 @@
-"""Pillow's two jobs: to prove that an upload is one whole picture, and to write a result.
+"""Pillow's three jobs: to prove that an upload is one whole picture, to hand it to the engine in
+a form that ComfyUI reads right, and to write a result.
 
-Both are plain blocking functions, to be called off the event loop.
+All are plain blocking functions, to be called off the event loop.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 
-from PIL import Image
+import numpy as np
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
-from restoration.errors import BrokenImage, UnsupportedImage
+from restoration.errors import BrokenImage, ImageTooLarge, InvalidRequest, UnsupportedImage
 from restoration.images import ImageType, UploadLimits, check_dimensions, check_size_bytes, sniff
 from restoration.jobs import OutputFormat
 
@@ -23,6 +24,7 @@ _DECODERS = {
     ImageType.TIFF: "TIFF",
     ImageType.BMP: "BMP",
 }
+_32_BITS = {"I", "F"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +44,54 @@ def examine(data: bytes, limits: UploadLimits) -> Picture:
     check_size_bytes(len(data), limits)
     kind = sniff(data)
     try:
-        with warnings.catch_warnings():
-            # The size is checked against our own limit, which is lower than Pillow's.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=[_DECODERS[kind]]) as image:
-                check_dimensions(image.width, image.height, limits)
-                if getattr(image, "n_frames", 1) > 1:
-                    raise UnsupportedImage(
-                        "the file holds more than one picture; send each as a file of its own"
-                    )
-                image.load()
-                return Picture(kind, image.width, image.height)
-    except Image.DecompressionBombError as error:
+        with Image.open(io.BytesIO(data), formats=[_DECODERS[kind]]) as image:
+            _check_header(image, kind, limits)
+            image.load()
+            return Picture(kind, image.width, image.height)
+    except InvalidRequest:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageTooLarge(
+            f"the image has far more than the {limits.max_pixels} pixels that are accepted",
+            max_pixels=limits.max_pixels,
+        ) from error
+    except UnidentifiedImageError as error:
+        raise BrokenImage("the picture cannot be decoded: its header is broken") from error
+    except Exception as error:  # decoders raise anything: TypeError and KeyError, when fuzzed
         raise BrokenImage(f"the picture cannot be decoded: {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
-        # what Pillow's decoders raise for broken files, by its documentation and in its tests
-        raise BrokenImage(f"the picture cannot be decoded: {error}") from error
+
+
+def _check_header(image: Image.Image, kind: ImageType, limits: UploadLimits) -> None:
+    """Refuse what is too large, or what the engine would not restore as a whole."""
+    check_dimensions(image.width, image.height, limits)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # A decoder needs room for a whole tile, however small the picture in it.
+        wide = int(image.tag_v2.get(TiffImagePlugin.TILEWIDTH, 1))
+        high = int(image.tag_v2.get(TiffImagePlugin.TILELENGTH, 1))
+        check_dimensions(wide, high, limits)
+    # Not `n_frames`: to count a TIFF's pictures takes minutes if it has enough of them. A JPEG's
+    # further pictures are previews that cameras add (MPO); ComfyUI takes the photo, which is first.
+    if kind is not ImageType.JPEG and getattr(image, "is_animated", False):
+        raise UnsupportedImage(
+            "the file holds more than one picture; send each as a file of its own"
+        )
+    if image.mode in _32_BITS:
+        raise UnsupportedImage(
+            "the picture has samples of 32 bits, for which black and white are not defined; "
+            "send 8 or 16 bits"
+        )
+
+
+def for_engine(data: bytes) -> bytes:
+    """An examined upload as ComfyUI reads it right: untouched, but for greys of 16 bits.
+
+    LoadImage cuts those off at 255, so that nearly all would be white: they become 8 bits here.
+    """
+    with Image.open(io.BytesIO(data), formats=list(_DECODERS.values())) as image:
+        if not image.mode.startswith("I;16"):
+            return data
+        grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return _written(grey, OutputFormat.PNG, exif=image.getexif())
 
 
 def encode(png: bytes, output_format: OutputFormat, quality: int) -> bytes:
@@ -67,7 +101,11 @@ def encode(png: bytes, output_format: OutputFormat, quality: int) -> bytes:
     """
     if output_format is OutputFormat.PNG:
         return png
-    out = io.BytesIO()
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        image.convert("RGB").save(out, format=output_format.value, quality=quality)
+        return _written(image.convert("RGB"), output_format, quality=quality)
+
+
+def _written(image: Image.Image, output_format: OutputFormat, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format=output_format.value, **options)
     return out.getvalue()

@@ -49,6 +49,7 @@ class Watchers:
         """Return when one of the jobs ended, or after `timeout_s`."""
         self._loop = asyncio.get_running_loop()
         ended = asyncio.Event()
+        job_ids = set(job_ids)
         for job_id in job_ids:
             self._waiting.setdefault(job_id, set()).add(ended)
         try:
@@ -139,7 +140,7 @@ class ProgressReporter:
 
     def __call__(self, job_id: UUID, event: JobEvent) -> None:
         """Take an event; never blocks, never fails."""
-        key = (job_id, event.status if event.type == "state" else event.type)
+        key = (job_id, event if event.type == "state" else event.type)
         self._pending.pop(key, None)  # so that the newest comes last
         self._pending[key] = event
         self._due.set()

@@ -13,13 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import uuid4
 
+import structlog
+
 from actors.pictures import Picture, examine
 from persistence.blobs import input_key
-from restoration.errors import IdempotencyConflict, InvalidRequest
+from restoration.errors import DependencyUnavailable, IdempotencyConflict, InvalidRequest
 from restoration.images import UploadLimits, check_result
-from restoration.jobs import Job, NewJob, OutputFormat, ParamValue, Priority
+from restoration.jobs import Artifact, Job, NewJob, OutputFormat, ParamValue, Priority
 from restoration.ports import BlobStore, JobStore
 from workflows.catalog import Catalog, Workflow
+
+log = structlog.get_logger(__name__)
 
 MAX_NAME_CHARS = 255
 
@@ -89,9 +93,13 @@ class Submission:
         scale = int(order.params.get("scale", 1))
         check_result(picture.width, picture.height, scale, order.output_format, self._limits)
         new = await self._store(request, order, picture, digest)
-        job, created = await self._jobs.insert(new)
+        try:
+            job, created = await self._jobs.insert(new)
+        except IdempotencyConflict:
+            await self._discard(new.input)
+            raise
         if not created:  # another request with the same key was quicker
-            await self._blobs.delete(new.input.key)
+            await self._discard(new.input)
         return Submitted(job, replayed=not created)
 
     def _order(self, request: SubmissionRequest) -> Order:
@@ -134,6 +142,12 @@ class Submission:
             idempotency_key=request.idempotency_key,
             request_digest=digest,
         )
+
+    async def _discard(self, unused: Artifact) -> None:
+        try:
+            await self._blobs.delete(unused.key)
+        except DependencyUnavailable as error:  # no reason to keep the answer from the caller
+            log.warning("object_orphaned", key=unused.key, reason=error.message)
 
 
 def _check_names(request: SubmissionRequest) -> None:

@@ -6,6 +6,7 @@ hold sizes only: each replica reads secrets and addresses from its own node's en
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Sequence
@@ -132,6 +133,7 @@ LOCAL_ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.middleware:serve_edge",
 }
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
+LOOPBACK = "127.0.0.1"
 
 
 def start_local(args: PoolArgs, port: int) -> str:
@@ -147,10 +149,13 @@ def start_local(args: PoolArgs, port: int) -> str:
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address=LOOPBACK,  # otherwise Ray's own ports are open on every interface
     )
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in the way
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # replicas log to files of their own
     # No limit on a request's time: it would cut event streams.
-    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
+    serve.start(http_options={"host": LOOPBACK, "port": port, "request_timeout_s": None})
     try:
         serve.run(build(args), name=APP, route_prefix="/")
     except RuntimeError as error:
@@ -168,7 +173,15 @@ def _why_not() -> str:
 
 
 def stop_local() -> None:
-    """Drain and stop what `start_local` started; repeatable."""
-    if ray.is_initialized():
-        serve.shutdown()  # type: ignore[no-untyped-call] # its stubs lack the types
+    """Drain and stop what `start_local` started; repeatable.
+
+    Serve's own processes end with Ray's: `serve.shutdown` would only add seconds, and a complaint
+    about the controller that it kills.
+    """
+    if not ray.is_initialized():
+        return
+    try:
+        if APP in serve.status().applications:
+            serve.delete(APP)
+    finally:
         ray.shutdown()

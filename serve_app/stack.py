@@ -18,12 +18,13 @@ import httpx
 from comfy_pool.models import install_models
 from comfy_pool.packages import Progress
 from comfy_pool.provision import existing_engine, install_engine
+from comfy_pool.slots import port_is_free
 from persistence.embedded.local import LocalServices, Role, ServiceUrls
 from persistence.embedded.service import Service
 from persistence.embedded.state import StateDir
 from persistence.embedded.supervisor import exit_on_sigterm
 from persistence.migrate import upgrade
-from restoration.errors import DependencyUnavailable
+from restoration.errors import DependencyUnavailable, SetupError
 from restoration.settings import NodeSettings, load_node_settings, load_settings
 from serve_app.local_issuer import issuer_url
 from serve_app.stack_record import StackOptions, StackRecord, issuer_folder, recorded
@@ -48,6 +49,7 @@ def run_stack(
     """
     node = load_node_settings(os.environ)
     with exit_on_sigterm(), _services(node, progress) as addresses:
+        _demand_free(options.port)
         os.environ.update(addresses)  # every process that Ray starts inherits them
         settings = load_settings(os.environ)
         upgrade(settings.database_url.get_secret_value())
@@ -55,10 +57,15 @@ def run_stack(
         with _cluster(node, options, progress) as ray_address:
             url = f"http://127.0.0.1:{options.port}"
             _wait_until_ready(url)
-            record = StackRecord(url, ray_address, settings.local_issuer_url)
+            record = StackRecord(os.getpid(), url, ray_address, settings.local_issuer_url)
             with recorded(node.state_dir, record):
                 on_ready(record)
                 threading.Event().wait()
+
+
+def _demand_free(port: int) -> None:
+    if not port_is_free(port):
+        raise SetupError(f"port {port} of this machine is in use; choose another with --port")
 
 
 def provide_engine(node: NodeSettings, progress: Progress) -> None:

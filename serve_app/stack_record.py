@@ -32,8 +32,12 @@ class StackOptions:
 
 @dataclass(frozen=True, slots=True)
 class StackRecord:
-    """A stack that serves: its own address, Ray's, and its issuer's if it has one of its own."""
+    """A stack that serves: its own address, Ray's, and its issuer's if it has one of its own.
 
+    `pid` is the process of `restore up`, whose end ends all of it.
+    """
+
+    pid: int
     url: str
     ray_address: str
     issuer: str | None
@@ -45,7 +49,8 @@ def find_stack(state_dir: Path) -> StackRecord | None:
         record = json.loads((state_dir / _RECORD).read_bytes())
     except FileNotFoundError:
         return None
-    return StackRecord(**record) if holder_of(state_dir) else None
+    # one that was killed has left its record behind
+    return StackRecord(**record) if record["pid"] == holder_of(state_dir) else None
 
 
 @contextmanager
@@ -68,8 +73,10 @@ def start_detached(
 ) -> StackRecord:
     """Start the stack as a process of its own and return once it serves.
 
-    Raises SetupError with its last words when it ends instead.
+    Raises SetupError with its last words when it ends instead, or when one is there already.
     """
+    if (pid := holder_of(state_dir)) is not None:
+        raise SetupError(f"a stack is up already in {state_dir} (pid {pid}): `restore down` first")
     state_dir.mkdir(parents=True, exist_ok=True)
     log_path = state_dir / "up.log"
     command = [sys.executable, "-m", "serve_app.cli", "up"]
@@ -83,7 +90,8 @@ def start_detached(
             return record
         progress(_last_line(log_path) or "starting")
         time.sleep(_POLL_S)
-    raise SetupError(f"the stack did not start: {_last_line(log_path)}; see {log_path}")
+    last_words = _last_line(log_path).removeprefix("error: ")
+    raise SetupError(f"the stack did not start: {last_words}; see {log_path}")
 
 
 def _last_line(path: Path) -> str:
@@ -100,10 +108,20 @@ def stop_stack(state_dir: Path) -> bool:
         return False
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while holder_of(state_dir) is not None:
+    while _is_alive(pid):
         if time.monotonic() > deadline:
             raise DependencyUnavailable(
                 f"the stack (pid {pid}) has not stopped after {STOP_TIMEOUT_S:.0f} s"
             )
         time.sleep(_POLL_S)
     return True
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether the process still runs; the lock on the folder goes a little before the process."""
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")  # Linux; a zombie has ended, whoever forgot to reap it
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
