@@ -30,8 +30,9 @@ from ray.serve.exceptions import RayServeException
 from actors.handles import APP, INGRESS, IngressHandle
 from actors.status_actor import StatusActor, status_actor
 from actors.submission import SubmissionRequest
-from restoration.errors import DependencyUnavailable
+from restoration.errors import DependencyUnavailable, QueueFull
 from restoration.jobs import Job, OutputFormat, Priority
+from restoration.queueing import RETRY_AFTER_S
 
 # The status actor answers as soon as a job ends. It may know nothing: rows are read this often.
 POLL_S = 2.0
@@ -80,8 +81,9 @@ class Batch:
     ) -> dict[UUID, Path]:
         """Submit each file; returns the path of each job, in the order given.
 
-        Raises InvalidRequest and its kin for the first file that is refused; those before it,
-        and a few after it, have been accepted and will run.
+        While the queue is full this waits for room, however long that takes. Raises
+        InvalidRequest and its kin for the first file that is refused; those before it, and a few
+        after it, have been accepted and will run.
         """
 
         def submit(path: Path) -> tuple[UUID, Path]:
@@ -112,6 +114,9 @@ class Batch:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(1)
+            except QueueFull:
+                time.sleep(RETRY_AFTER_S)
+                deadline = time.monotonic() + SUBMIT_FOR_S
 
     def as_completed(self, job_ids: Iterable[UUID]) -> Iterator[Result]:
         """Each job as it ends, however it ends. Rows decide; the status actor makes it quick."""

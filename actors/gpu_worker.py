@@ -49,7 +49,7 @@ class GpuWorker:
             self._engine = await resources.enter_async_context(
                 engine_on_this_node(settings, catalog, ray.get_gpu_ids(), whole_gpu=whole_gpu)
             )
-            self._jobs = PostgresJobStore(database)
+            self._jobs = PostgresJobStore(database, settings.queue_policy)
             self._execution = Execution(
                 catalog, self._jobs, blobs, self._engine, progress, self._lease
             )
