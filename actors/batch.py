@@ -31,8 +31,9 @@ from ray.serve.exceptions import RayServeException
 from actors.handles import APP, INGRESS, IngressHandle
 from actors.status_actor import StatusActor, status_actor
 from actors.submission import SubmissionRequest
-from restoration.errors import DependencyUnavailable, InvalidRequest
+from restoration.errors import DependencyUnavailable, InvalidRequest, QueueFull
 from restoration.jobs import Job, OutputFormat, Priority
+from restoration.queueing import RETRY_AFTER_S
 
 # The status actor answers as soon as a job ends. It may know nothing: rows are read this often.
 POLL_S = 2.0
@@ -91,7 +92,8 @@ class Batch:
 
         A file that the service refuses (no picture, too large, ...) goes to `on_refused`, and the
         others go on. Without it the first refusal is raised; the files before it, and a few after
-        it, have been accepted and will run.
+        it, have been accepted and will run. While the queue is full this waits for room, however
+        long that takes.
         """
 
         def submit(path: Path) -> Job:
@@ -157,6 +159,9 @@ def _patiently(call: Callable[[], T]) -> T:
             if time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_S)
+        except QueueFull:  # there will be room: this is no outage
+            time.sleep(RETRY_AFTER_S)
+            deadline = time.monotonic() + PATIENCE_S
 
 
 @contextmanager

@@ -121,12 +121,16 @@ class Dispatch:
         """Serve as the leader until the lock is lost. Raises DependencyUnavailable then."""
         # While Postgres was away no worker could extend its lease: each gets one lease's time.
         reclaim_from = time.monotonic() + self._lease_s
+        tend_from = time.monotonic()
         hints = asyncio.create_task(self._listen())
         try:
             while not hints.done():
                 self._wake.clear()
                 if time.monotonic() >= reclaim_from:
                     await self._reclaim()
+                if time.monotonic() >= tend_from:
+                    await self._tend()
+                    tend_from = time.monotonic() + TICK_S
                 await self._office.issue()
                 await self._wake.wait()
             hints.result()
@@ -147,6 +151,12 @@ class Dispatch:
         for job in await self._jobs.reclaim():
             log.warning("lease_lapsed", job_id=str(job.id), attempt=job.attempt, now=job.status)
 
+    async def _tend(self) -> None:
+        """What time does to those that wait."""
+        for job in await self._jobs.expire():
+            log.warning("queue_deadline_passed", job_id=str(job.id))
+        await self._jobs.promote()
+
 
 class Dispatcher:
     """The Serve deployment. Its arguments are handles; secrets come from the node's environment."""
@@ -160,7 +170,7 @@ class Dispatcher:
         self._task = asyncio.get_running_loop().create_task(self._supervise(self._settings))
 
     async def _supervise(self, settings: Settings) -> None:
-        jobs = PostgresJobStore(self._database)
+        jobs = PostgresJobStore(self._database, settings.queue_policy)
         while True:
             signals = DispatchSignals(settings.database_url.get_secret_value())
             try:

@@ -24,6 +24,7 @@ from restoration.errors import (
     DependencyUnavailable,
     EngineInterrupted,
     EngineTimeout,
+    EngineUnavailable,
     LeaseLost,
     RestorationError,
 )
@@ -69,7 +70,7 @@ class RetryPolicy:
     record_s: float = 60.0
 
     def delay_s(self, failures: int) -> float:
-        ceiling = min(self.longest_s, self.first_s * 2.0**failures)
+        ceiling = min(self.longest_s, self.first_s * 2.0 ** min(failures, 30))
         return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret
 
 
@@ -138,6 +139,10 @@ class Execution:
 
     async def _end_badly(self, job: Job, error: RestorationError) -> Job:
         failure = Failure(error.code, error.message)
+        if isinstance(error, EngineUnavailable | DependencyUnavailable):
+            # Nothing ran, or S3 is away: that says nothing about the job.
+            delay_s = self._retry.delay_s(job.attempt - 1)
+            return await self._record(self._jobs.release, job.ref, failure, delay_s, charged=False)
         if error.retryable:
             return await self._hand_back(job, failure)
         return await self._record(self._jobs.fail, job.ref, failure)
@@ -197,7 +202,7 @@ class Execution:
 
         suffix = "." + photo.type.value.rpartition("/")[2]
         run = EngineRun(run_id, photo.data, suffix, render_for, workflow.manifest.output.node)
-        limit_s = workflow.manifest.run_limit_s
+        limit_s = job.run_limit_s or workflow.manifest.run_limit_s
         try:
             async with asyncio.timeout(limit_s):
                 return await self._engine.run(run, lambda event: self._relay(job, event))

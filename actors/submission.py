@@ -11,15 +11,29 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import structlog
 
 from actors.pictures import Picture, examine
 from persistence.blobs import input_key
-from restoration.errors import DependencyUnavailable, IdempotencyConflict, InvalidRequest
+from restoration.errors import (
+    DependencyUnavailable,
+    IdempotencyConflict,
+    IllegalTransition,
+    InvalidRequest,
+    QueueFull,
+)
 from restoration.images import UploadLimits, check_result
-from restoration.jobs import Artifact, Job, NewJob, OutputFormat, ParamValue, Priority
+from restoration.jobs import (
+    Artifact,
+    Job,
+    JobStatus,
+    NewJob,
+    OutputFormat,
+    ParamValue,
+    Priority,
+)
 from restoration.ports import BlobStore, JobStore
 from workflows.catalog import Catalog, Workflow
 
@@ -32,7 +46,8 @@ MAX_NAME_CHARS = 255
 class SubmissionRequest:
     """What a caller asks for, as yet unchecked. `image` is the file's bytes as they came.
 
-    No `output_format` means the workflow's own.
+    No `output_format` means the workflow's own, as do limits that are not given; a request may
+    ask for shorter ones, in seconds.
     """
 
     owner: str
@@ -42,6 +57,8 @@ class SubmissionRequest:
     output_format: OutputFormat | None = None
     priority: Priority = Priority.INTERACTIVE
     idempotency_key: str | None = None
+    queue_limit_s: float | None = None
+    run_limit_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +77,15 @@ class Order:
     params: Mapping[str, ParamValue]
     output_format: OutputFormat
     priority: Priority
+    queue_limit_s: float | None = None
+    run_limit_s: float | None = None
 
     def digest(self, image: bytes) -> str:
         """sha256, in hex, that two requests share only when they ask for the same."""
-        asked = [self.workflow.name, dict(self.params), self.output_format, self.priority]
+        asked = [
+            *(self.workflow.name, dict(self.params), self.output_format, self.priority),
+            *(self.queue_limit_s, self.run_limit_s),
+        ]
         text = json.dumps(asked, sort_keys=True)
         return hashlib.sha256(text.encode() + b"\0" + image).hexdigest()
 
@@ -82,25 +104,62 @@ class Submission:
     async def submit(self, request: SubmissionRequest) -> Submitted:
         """Record a job that will end, whatever is killed after this returns.
 
-        Raises InvalidRequest and its kin, IdempotencyConflict, DependencyUnavailable.
+        Raises InvalidRequest and its kin, IdempotencyConflict, QueueFull, DependencyUnavailable.
         """
         _check_names(request)
         order = self._order(request)
         digest = await asyncio.to_thread(order.digest, request.image)
         if earlier := await self._earlier(request, digest):
             return Submitted(earlier, replayed=True)
+        await self._jobs.check_room(request.owner)  # before any work: a full system says so at once
         picture = await asyncio.to_thread(examine, request.image, self._limits)
         scale = int(order.params.get("scale", 1))
         check_result(picture.width, picture.height, scale, order.output_format, self._limits)
         new = await self._store(request, order, picture, digest)
         try:
             job, created = await self._jobs.insert(new)
-        except IdempotencyConflict:
+        except (IdempotencyConflict, QueueFull):
             await self._discard(new.input)
             raise
         if not created:  # another request with the same key was quicker
             await self._discard(new.input)
         return Submitted(job, replayed=not created)
+
+    async def retry(self, job_id: UUID, owner: str | None = None) -> Submitted:
+        """Send a job that failed or was cancelled again, as a new job on the same input.
+
+        The new job asks for the same of the workflow as it is now. A job is sent again once:
+        after that `replayed` says that the job is an earlier one. Raises JobNotFound, QueueFull,
+        IllegalTransition for a job in another state, UnknownWorkflow or InvalidParameters when the
+        workflow has changed, DependencyUnavailable.
+        """
+        source = await self._jobs.get(job_id, owner)
+        if source.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
+            raise IllegalTransition(
+                f"the job is {source.status}; only one that failed or was cancelled is sent again",
+                status=source.status,
+            )
+        job, created = await self._jobs.insert(self._again(source))
+        return Submitted(job, replayed=not created)
+
+    def _again(self, source: Job) -> NewJob:
+        workflow = self._catalog.find(source.workflow)
+        waited_s = (source.queue_deadline_at - source.created_at).total_seconds()
+        return NewJob(
+            id=uuid4(),
+            owner=source.owner,
+            workflow=workflow.name,
+            workflow_version=workflow.version,
+            params=workflow.resolve(source.params),
+            output_format=source.output_format,
+            priority=source.priority,
+            input=source.input,
+            max_attempts=workflow.manifest.max_attempts,
+            request_digest=source.request_digest,
+            queue_limit_s=min(waited_s, workflow.manifest.queue_limit_s),
+            run_limit_s=source.run_limit_s,
+            retry_of=source.id,
+        )
 
     def _order(self, request: SubmissionRequest) -> Order:
         workflow = self._catalog.find(request.workflow)
@@ -111,7 +170,14 @@ class Submission:
                 f"{workflow.name} cannot write {output_format}; "
                 f"choose from {', '.join(output.formats)}"
             )
-        return Order(workflow, workflow.resolve(request.params), output_format, request.priority)
+        return Order(
+            workflow,
+            workflow.resolve(request.params),
+            output_format,
+            request.priority,
+            _shorter("queue_limit_s", request.queue_limit_s, workflow.manifest.queue_limit_s),
+            _shorter("run_limit_s", request.run_limit_s, workflow.manifest.run_limit_s),
+        )
 
     async def _earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
         if request.idempotency_key is None:
@@ -141,6 +207,8 @@ class Submission:
             max_attempts=order.workflow.manifest.max_attempts,
             idempotency_key=request.idempotency_key,
             request_digest=digest,
+            queue_limit_s=order.queue_limit_s or order.workflow.manifest.queue_limit_s,
+            run_limit_s=order.run_limit_s,
         )
 
     async def _discard(self, unused: Artifact) -> None:
@@ -148,6 +216,12 @@ class Submission:
             await self._blobs.delete(unused.key)
         except DependencyUnavailable as error:  # no reason to keep the answer from the caller
             log.warning("object_orphaned", key=unused.key, reason=error.message)
+
+
+def _shorter(name: str, asked_s: float | None, limit_s: float) -> float | None:
+    if asked_s is not None and not 0 < asked_s <= limit_s:
+        raise InvalidRequest(f"{name} must be above 0 and at most the workflow's {limit_s:g} s")
+    return asked_s
 
 
 def _check_names(request: SubmissionRequest) -> None:

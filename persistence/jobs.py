@@ -7,20 +7,25 @@ answer was lost may be made again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Select, or_, select, tuple_
+from sqlalchemy import Connection, Select, and_, func, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
-from persistence import transitions
+from persistence import transitions, turns
 from persistence.cursors import Cursor
 from persistence.database import Database
 from persistence.tables import jobs, new_row, to_job
-from persistence.transitions import BEST_FIRST, CAN_BE_CLAIMED, RECLAIM_BATCH
+from persistence.transitions import RECLAIM_BATCH
 from restoration.errors import IdempotencyConflict
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobPage, JobStatus, NewJob
+from restoration.queueing import QueuePolicy
+
+# Overdue jobs that one call of `expire` fails at most: the leader has tickets to send meanwhile.
+EXPIRE_AT_MOST = 20 * RECLAIM_BATCH
 
 _NEWEST_FIRST = (jobs.c.created_at.desc(), jobs.c.id.desc())
 
@@ -28,17 +33,22 @@ _NEWEST_FIRST = (jobs.c.created_at.desc(), jobs.c.id.desc())
 class PostgresJobStore:
     """Holds nothing but the database; any number of stores may work on the same jobs."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, policy: QueuePolicy | None = None) -> None:
         self._database = database
+        self._policy = policy or QueuePolicy()
 
     async def insert(self, job: NewJob) -> tuple[Job, bool]:
         """As the port says. Inserting an id again is taken for a repetition of the call."""
-        return await self._database.run(partial(_insert, job))
+        return await self._database.run(partial(_insert, job, self._policy))
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
         key_used = (jobs.c.owner == owner) & (jobs.c.idempotency_key == idempotency_key)
-        found = await self._database.run(partial(_fetch, select(jobs).where(key_used)))
+        lives = jobs.c.created_at > func.now() - timedelta(seconds=self._policy.idempotency_ttl_s)
+        found = await self._database.run(partial(_fetch, select(jobs).where(key_used, lives)))
         return found[0] if found else None
+
+    async def check_room(self, owner: str) -> None:
+        await self._database.run(partial(turns.check_room, self._policy, owner, 1))
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
         query = select(jobs).where(jobs.c.id == job_id)
@@ -90,8 +100,16 @@ class PostgresJobStore:
     async def fail(self, ref: AttemptRef, failure: Failure) -> Job:
         return await self._database.run(partial(transitions.fail, ref, failure))
 
-    async def release(self, ref: AttemptRef, failure: Failure | None, delay_s: float = 0) -> Job:
-        return await self._database.run(partial(transitions.release, ref, failure, delay_s))
+    async def release(
+        self,
+        ref: AttemptRef,
+        failure: Failure | None,
+        delay_s: float = 0,
+        *,
+        charged: bool = True,
+    ) -> Job:
+        work = partial(transitions.release, ref, failure, delay_s, charged)
+        return await self._database.run(work)
 
     async def request_cancel(self, job_id: UUID, owner: str | None = None) -> Job:
         """As the port says; a job that has ended is returned as it is."""
@@ -106,10 +124,21 @@ class PostgresJobStore:
             if len(batch) < RECLAIM_BATCH:
                 return reclaimed
 
+    async def expire(self) -> Sequence[Job]:
+        """As the port says, in transactions of a few jobs each."""
+        expired: list[Job] = []
+        while len(expired) < EXPIRE_AT_MOST:
+            batch = await self._database.run(transitions.expire)
+            expired += batch
+            if len(batch) < RECLAIM_BATCH:
+                break
+        return expired
+
+    async def promote(self) -> None:
+        await self._database.run(partial(turns.promote, self._policy.aging_s))
+
     async def waiting(self, limit: int) -> Sequence[AttemptRef]:
-        query = select(jobs).where(CAN_BE_CLAIMED).order_by(*BEST_FIRST).limit(limit)
-        found = await self._database.run(partial(_fetch, query))
-        return [AttemptRef(job.id, job.attempt + 1) for job in found]
+        return await self._database.run(partial(turns.waiting, limit))
 
     async def ping(self) -> None:
         await self._database.run(_ping)
@@ -119,20 +148,34 @@ def _fetch(query: Select[Any], connection: Connection) -> list[Job]:
     return [to_job(row) for row in connection.execute(query).mappings()]
 
 
-def _insert(job: NewJob, connection: Connection) -> tuple[Job, bool]:
+def _insert(job: NewJob, policy: QueuePolicy, connection: Connection) -> tuple[Job, bool]:
+    if job.idempotency_key is not None:
+        _free_expired_key(job.owner, job.idempotency_key, policy, connection)
     # While another transaction inserts the same key, this waits until that one has ended.
     statement = insert(jobs).values(new_row(job)).on_conflict_do_nothing().returning(jobs)
     row = connection.execute(statement).mappings().first()
-    if row is not None:
-        transitions.announce(connection)
-        return to_job(row), True
-    return _earlier(job, connection), False
+    if row is None:
+        return _earlier(job, connection), False
+    turns.check_room(policy, job.owner, 0, connection)  # this job has been counted by now
+    transitions.announce(connection)
+    return to_job(row), True
+
+
+def _free_expired_key(owner: str, key: str, policy: QueuePolicy, connection: Connection) -> None:
+    expired = and_(
+        jobs.c.owner == owner,
+        jobs.c.idempotency_key == key,
+        jobs.c.created_at <= func.now() - timedelta(seconds=policy.idempotency_ttl_s),
+    )
+    connection.execute(update(jobs).where(expired).values(idempotency_key=None))
 
 
 def _earlier(job: NewJob, connection: Connection) -> Job:
     same = jobs.c.id == job.id
     if job.idempotency_key is not None:
         same = or_(same, jobs.c.idempotency_key == job.idempotency_key)
+    if job.retry_of is not None:
+        same = or_(same, jobs.c.retry_of == job.retry_of)
     query = select(jobs).where(jobs.c.owner == job.owner, same)
     row = connection.execute(query).mappings().one()
     if row["request_digest"] != job.request_digest:

@@ -1,4 +1,4 @@
-"""The jobs table as it is now, and a row's way to and from `restoration.jobs`.
+"""The tables as they are now, and a row's way to and from `restoration.jobs`.
 
 The migrations bring a database here step by step; a test compares the two in Postgres' own
 catalogue. What must be true of a row in each of its states is a CHECK, so that no code path, and
@@ -7,7 +7,8 @@ nobody with psql, can store a job that the rest of the system could not read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Double,
     Index,
     Integer,
     MetaData,
@@ -29,9 +31,19 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSON
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 
-from restoration.jobs import Artifact, Failure, Job, JobStatus, NewJob, OutputFormat, Priority
+from restoration.jobs import (
+    Artifact,
+    AttemptOutcome,
+    AttemptRecord,
+    Failure,
+    Job,
+    JobStatus,
+    NewJob,
+    OutputFormat,
+    Priority,
+)
 
 metadata = MetaData()
 
@@ -109,6 +121,13 @@ jobs = Table(
     Column("idempotency_key", Text),
     Column("request_digest", Text),
     Column("timings_s", JSON, nullable=False, server_default=text("'{}'")),
+    Column("queue_deadline_at", DateTime(timezone=True), nullable=False),
+    Column("run_limit_s", Double),
+    Column("retry_of", Uuid),
+    # the worker that handed it back, to be passed over for a moment
+    Column("last_worker", Text),
+    # the attempts that are over, see `persistence.history`
+    Column("attempts", JSONB, nullable=False, server_default=text("'[]'")),
     _one_of("status", JobStatus),
     _one_of("output_format", OutputFormat),
     _present_in(OWNED, "lease_until"),
@@ -138,14 +157,39 @@ jobs = Table(
         unique=True,
         postgresql_where=text("idempotency_key IS NOT NULL"),
     ),
-    # The order in which claims take what waits.
+    # What waits, each owner's oldest first; whose turn it is, `turns` says.
     Index(
-        "jobs_waiting", "priority", "created_at", "id", postgresql_where=text("status = 'queued'")
+        "jobs_waiting",
+        *("owner", "priority", "created_at", "id"),
+        postgresql_where=text("status = 'queued'"),
     ),
+    Index(
+        "jobs_unstarted",
+        "queue_deadline_at",
+        postgresql_where=text("status = 'queued' AND attempt = 0"),
+    ),
+    Index("jobs_retried", "retry_of", unique=True, postgresql_where=text("retry_of IS NOT NULL")),
     Index(
         "jobs_leases", "lease_until", postgresql_where=text("status IN ('running', 'cancelling')")
     ),
     Index("jobs_listing", "owner", text("created_at DESC"), text("id DESC")),
+)
+
+# A row for each owner with jobs waiting in a class: how many, and when it had its last turn.
+# Triggers on `jobs` keep it (see the migration), so that no statement can forget to.
+turns = Table(
+    "turns",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("priority", _PriorityRank, primary_key=True, autoincrement=False),
+    Column("waiting", Integer, nullable=False),
+    # as which class it takes turns; null while nothing waits
+    Column("counts_as", _PriorityRank),
+    Column("turn_at", DateTime(timezone=True), nullable=False),
+    CheckConstraint("waiting >= 0 AND (waiting > 0) = (counts_as IS NOT NULL)", "turns_counted"),
+    Index("turns_order", "counts_as", "turn_at", postgresql_where=text("counts_as IS NOT NULL")),
+    # every claim and every insert updates a row in place
+    postgresql_with={"fillfactor": 50},
 )
 
 
@@ -178,6 +222,9 @@ def new_row(job: NewJob) -> dict[str, Any]:
         "max_attempts": job.max_attempts,
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
+        "queue_deadline_at": func.now() + timedelta(seconds=job.queue_limit_s),
+        "run_limit_s": job.run_limit_s,
+        "retry_of": job.retry_of,
     }
 
 
@@ -194,6 +241,7 @@ def to_job(row: RowMapping) -> Job:
         input=_artifact(row, "input"),
         created_at=row["created_at"],
         available_at=row["available_at"],
+        queue_deadline_at=row["queue_deadline_at"],
         attempt=row["attempt"],
         failed_attempts=row["failed_attempts"],
         max_attempts=row["max_attempts"],
@@ -206,6 +254,21 @@ def to_job(row: RowMapping) -> Job:
         idempotency_key=row["idempotency_key"],
         request_digest=row["request_digest"],
         timings_s=row["timings_s"],
+        run_limit_s=row["run_limit_s"],
+        retry_of=row["retry_of"],
+        attempts=tuple(map(_record, row["attempts"])),
+    )
+
+
+def _record(stored: Mapping[str, Any]) -> AttemptRecord:
+    return AttemptRecord(
+        attempt=stored["attempt"],
+        worker=stored["worker"],
+        started_at=datetime.fromisoformat(stored["started_at"]),
+        ended_at=datetime.fromisoformat(stored["ended_at"]),
+        outcome=AttemptOutcome(stored["outcome"]),
+        code=stored["code"],
+        message=stored["message"],
     )
 
 

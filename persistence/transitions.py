@@ -13,34 +13,31 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
+from persistence.history import with_attempt
 from persistence.signals import WAITING_CHANNEL
 from persistence.tables import OWNED, artifact_columns, failure_columns, jobs, to_job
-from restoration.errors import JobNotFound, LeaseLost
-from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus, sources_of
+from persistence.turns import best_for, by_turn, is_overdue
+from restoration.errors import JobNotFound, LeaseLost, QueueTimeout
+from restoration.jobs import (
+    Artifact,
+    AttemptOutcome,
+    AttemptRef,
+    Failure,
+    Job,
+    JobStatus,
+    sources_of,
+)
 
 RECLAIM_BATCH = 50
-
-CAN_BE_CLAIMED = and_(
-    jobs.c.status.in_(sources_of(JobStatus.RUNNING)), jobs.c.available_at <= func.now()
-)
-# Age counts from the submission: a job that lost its worker keeps its place in the line.
-BEST_FIRST = (jobs.c.priority, jobs.c.created_at, jobs.c.id)
 
 
 def claim(
     worker: str, lease_s: float, workflows: Sequence[str], connection: Connection
 ) -> Job | None:
-    """The best job that waits; concurrent claims pass over each other's and never wait."""
-    best = (
-        select(jobs.c.id)
-        .where(CAN_BE_CLAIMED, jobs.c.workflow.in_(workflows))
-        .order_by(*BEST_FIRST)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
+    """The best job that waits; concurrent claims pass over each other's jobs."""
     statement = (
         update(jobs)
-        .where(jobs.c.id == best.scalar_subquery())
+        .where(jobs.c.id == best_for(worker, workflows))
         .values(
             status=JobStatus.RUNNING,
             attempt=jobs.c.attempt + 1,
@@ -70,7 +67,11 @@ def heartbeat(ref: AttemptRef, lease_s: float, connection: Connection) -> JobSta
 def succeed(
     ref: AttemptRef, output: Artifact, timings_s: dict[str, float], connection: Connection
 ) -> Job:
-    values = {**artifact_columns("output", output), "timings_s": timings_s}
+    values = {
+        **artifact_columns("output", output),
+        "timings_s": timings_s,
+        "attempts": with_attempt(AttemptOutcome.SUCCEEDED),
+    }
     try:
         return _move(connection, ref, OWNED, JobStatus.SUCCEEDED, values)
     except LeaseLost:
@@ -83,18 +84,26 @@ def succeed(
 
 
 def fail(ref: AttemptRef, failure: Failure, connection: Connection) -> Job:
-    values = {**failure_columns(failure), "failed_attempts": jobs.c.failed_attempts + 1}
+    values = {
+        **failure_columns(failure),
+        "failed_attempts": jobs.c.failed_attempts + 1,
+        "attempts": with_attempt(AttemptOutcome.FAILED, failure),
+    }
     return _move(connection, ref, OWNED, JobStatus.FAILED, values)
 
 
 def release(
-    ref: AttemptRef, failure: Failure | None, delay_s: float, connection: Connection
+    ref: AttemptRef,
+    failure: Failure | None,
+    delay_s: float,
+    charged: bool,
+    connection: Connection,
 ) -> Job:
     query = select(jobs).where(_is_attempt(ref, OWNED)).with_for_update()
     row = connection.execute(query).mappings().first()
     if row is None:
         raise _lease_lost(ref)
-    return _hand_back(connection, to_job(row), failure, delay_s)
+    return _hand_back(connection, to_job(row), failure, delay_s, charged=charged)
 
 
 def reclaim(worker: str | None, connection: Connection) -> list[Job]:
@@ -108,7 +117,26 @@ def reclaim(worker: str | None, connection: Connection) -> list[Job]:
         .with_for_update(skip_locked=True)
     )
     held = [to_job(row) for row in connection.execute(query).mappings()]
+    held.sort(key=by_turn)
     return [_hand_back(connection, job, _worker_lost(job), delay_s=0) for job in held]
+
+
+def expire(connection: Connection) -> list[Job]:
+    """Fail at most RECLAIM_BATCH of the jobs that the port's `expire` means."""
+    query = (
+        select(jobs)
+        .where(is_overdue())
+        .order_by(jobs.c.queue_deadline_at)
+        .limit(RECLAIM_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    overdue = [to_job(row) for row in connection.execute(query).mappings()]
+    overdue.sort(key=by_turn)
+    failure = Failure(QueueTimeout.code, "the job did not start by its queue deadline")
+    values = failure_columns(failure)
+    return [
+        _move(connection, job.ref, {JobStatus.QUEUED}, JobStatus.FAILED, values) for job in overdue
+    ]
 
 
 def request_cancel(job_id: UUID, owner: str | None, connection: Connection) -> Job:
@@ -137,18 +165,30 @@ def job_not_found(job_id: UUID) -> JobNotFound:
     return JobNotFound("there is no such job", job_id=str(job_id))
 
 
-def _hand_back(connection: Connection, job: Job, failure: Failure | None, delay_s: float) -> Job:
+def _hand_back(
+    connection: Connection,
+    job: Job,
+    failure: Failure | None,
+    delay_s: float,
+    *,
+    charged: bool = True,
+) -> Job:
     """End the attempt that owns `job`, whose row is locked, without a result."""
     if job.status is JobStatus.CANCELLING:
-        return _move(connection, job.ref, OWNED, JobStatus.CANCELLED)
-    failed_attempts = job.failed_attempts + (failure is not None)
-    if failure is not None and failed_attempts >= job.max_attempts:
+        ended = {"attempts": with_attempt(AttemptOutcome.CANCELLED, failure)}
+        return _move(connection, job.ref, OWNED, JobStatus.CANCELLED, ended)
+    held_against_it = charged and failure is not None
+    failed_attempts = job.failed_attempts + held_against_it
+    if failure is not None and held_against_it and failed_attempts >= job.max_attempts:
         return fail(job.ref, failure, connection)
+    outcome = AttemptOutcome.FAILED if held_against_it else AttemptOutcome.HANDED_BACK
     values = {
         "failed_attempts": failed_attempts,
         "available_at": _from_now(delay_s),
         "worker": None,
         "started_at": None,
+        "last_worker": job.worker if failure else None,
+        "attempts": with_attempt(outcome, failure),
     }
     announce(connection)
     return _move(connection, job.ref, OWNED, JobStatus.QUEUED, values)
@@ -193,7 +233,7 @@ def _lease_lost(ref: AttemptRef) -> LeaseLost:
 
 
 def _worker_lost(job: Job) -> Failure:
-    return Failure("worker_lost", f"worker {job.worker} was lost during attempt {job.attempt}")
+    return Failure("worker_lost", f"the worker was lost during attempt {job.attempt}")
 
 
 def _from_now(delay_s: float) -> ColumnElement[datetime]:

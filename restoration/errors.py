@@ -17,6 +17,9 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     │   ├── IdempotencyConflict       idempotency_conflict  the key was used for another request
     │   ├── ResultNotReady            result_not_ready
     │   └── IllegalTransition         illegal_transition
+    ├── QueueFull                     queue_full            details["retry_after_s"]
+    ├── TooManyUploads                too_many_uploads      details["retry_after_s"]
+    ├── QueueTimeout                  queue_timeout         did not start in time
     ├── LeaseLost                     lease_lost            another attempt owns the job now
     ├── EngineError
     │   ├── EngineUnavailable         engine_unavailable    retryable: does not start, or is gone
@@ -114,6 +117,18 @@ class ResultNotReady(Conflict):
 
 class IllegalTransition(Conflict):
     code = "illegal_transition"
+
+
+class QueueFull(RestorationError):
+    code = "queue_full"
+
+
+class TooManyUploads(RestorationError):
+    code = "too_many_uploads"
+
+
+class QueueTimeout(RestorationError):
+    code = "queue_timeout"
 
 
 class LeaseLost(RestorationError):

@@ -104,6 +104,34 @@ class Failure:
     message: str
 
 
+class AttemptOutcome(StrEnum):
+    """How an attempt ended. FAILED is held against the job, HANDED_BACK is not."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    HANDED_BACK = "handed_back"
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One attempt that is over; `code` and `message` say what went wrong, if anything did."""
+
+    attempt: int
+    worker: str
+    started_at: datetime
+    ended_at: datetime
+    outcome: AttemptOutcome
+    code: str | None = None
+    message: str | None = None
+
+
+# The history of a job that is handed back again and again keeps its newest attempts.
+MAX_RECORDS = 50
+
+DEFAULT_QUEUE_LIMIT_S = 86_400.0
+
+
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """What a submission writes. The id comes first, because the input's S3 key holds it."""
@@ -120,6 +148,9 @@ class NewJob:
     idempotency_key: str | None = None
     # sha256 over everything the request asked for: the same key must mean the same request
     request_digest: str | None = None
+    queue_limit_s: float = DEFAULT_QUEUE_LIMIT_S
+    run_limit_s: float | None = None  # None: the workflow's
+    retry_of: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +159,9 @@ class Job:
 
     `attempt` counts claims and is the fencing token; `failed_attempts` counts those that are
     held against the job, up to `max_attempts`. A worker that goes away in good order hands its
-    job back without one.
+    job back without one. `attempts` are those that are over, oldest first, at most MAX_RECORDS.
+    A job whose first attempt has not begun by `queue_deadline_at` fails; `retry_of` is the job
+    that this one was sent again for.
     """
 
     id: UUID
@@ -142,6 +175,7 @@ class Job:
     input: Artifact
     created_at: datetime
     available_at: datetime
+    queue_deadline_at: datetime
     attempt: int = 0
     failed_attempts: int = 0
     max_attempts: int = 3
@@ -154,6 +188,9 @@ class Job:
     idempotency_key: str | None = None
     request_digest: str | None = None
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    run_limit_s: float | None = None
+    retry_of: UUID | None = None
+    attempts: tuple[AttemptRecord, ...] = ()
 
     @property
     def ref(self) -> AttemptRef:

@@ -35,10 +35,15 @@ class JobStore(Protocol):
         """Record a queued job and notify the dispatcher: (job, True).
 
         With an idempotency key that its owner has used already: (the earlier job, False), or
-        IdempotencyConflict when the request digests differ.
+        IdempotencyConflict when the request digests differ. A job that was sent again already is
+        taken for a used key. Raises QueueFull when too many jobs wait.
         """
 
-    async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None: ...
+    async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
+        """The job that the key made, for as long as keys live."""
+
+    async def check_room(self, owner: str) -> None:
+        """Raises QueueFull when `insert` would: to ask before an upload is stored."""
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
         """Raises JobNotFound; with `owner`, somebody else's job does not exist either."""
@@ -56,7 +61,10 @@ class JobStore(Protocol):
         """Newest first; no statuses means all. Raises InvalidRequest for a foreign cursor."""
 
     async def claim(self, worker: str, lease_s: float, workflows: Sequence[str]) -> Job | None:
-        """Give the best waiting job of these workflows to `worker`; None when none waits."""
+        """Give the best waiting job of these workflows to `worker`; None when none waits.
+
+        Interactive before batch; within a class owners take turns, each with its oldest job.
+        """
 
     async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
         """Extend the lease; RUNNING, or CANCELLING when the worker is to stop."""
@@ -69,11 +77,19 @@ class JobStore(Protocol):
     async def fail(self, ref: AttemptRef, failure: Failure) -> Job:
         """End the job as failed: another attempt would fail the same way."""
 
-    async def release(self, ref: AttemptRef, failure: Failure | None, delay_s: float = 0) -> Job:
-        """Hand the job back, to be claimed again after `delay_s`.
+    async def release(
+        self,
+        ref: AttemptRef,
+        failure: Failure | None,
+        delay_s: float = 0,
+        *,
+        charged: bool = True,
+    ) -> Job:
+        """Hand the job back, to be claimed again after `delay_s`, by another worker if possible.
 
         With a failure the attempt is held against the job, which fails once it has had
-        `max_attempts`. A job that was being cancelled ends as cancelled.
+        `max_attempts`; not so if it is not `charged`. A job that was being cancelled ends as
+        cancelled.
         """
 
     async def request_cancel(self, job_id: UUID, owner: str | None = None) -> Job:
@@ -82,8 +98,20 @@ class JobStore(Protocol):
     async def reclaim(self, worker: str | None = None) -> Sequence[Job]:
         """Release every job whose lease has lapsed, or all those of a dead `worker`."""
 
+    async def expire(self) -> Sequence[Job]:
+        """Fail jobs that did not start by their queue deadline; a bounded number each call."""
+
+    async def promote(self) -> None:
+        """Let owners whose batch jobs have waited long take turns with interactive ones.
+
+        To be called about once a second: nothing starves for longer than that and the policy say.
+        """
+
     async def waiting(self, limit: int) -> Sequence[AttemptRef]:
-        """Jobs that could be claimed now, best first, each with the attempt it waits for."""
+        """Jobs that could be claimed now, each with the attempt it waits for.
+
+        The best is first; after it the order is that of owners, not of turns.
+        """
 
     async def ping(self) -> None: ...
 

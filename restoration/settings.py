@@ -25,6 +25,7 @@ from pydantic_core import ErrorDetails
 
 from restoration.errors import InvalidSettings
 from restoration.images import MEBIBYTE, UploadLimits
+from restoration.queueing import QueuePolicy
 
 
 def _state_dir() -> Path:
@@ -99,6 +100,14 @@ class Settings(NodeSettings):
     result_max_pixels: int = Field(100_000_000, alias="RESULT_MAX_PIXELS", gt=0)
     result_url_lifetime_s: int = Field(3600, alias="RESULT_URL_LIFETIME_S", gt=0)
 
+    # How much may wait and be on its way, and how long an idempotency key is remembered
+    max_waiting_jobs: int = Field(100_000, alias="MAX_WAITING_JOBS", gt=0)
+    max_waiting_per_owner: int = Field(10_000, alias="MAX_WAITING_PER_OWNER", gt=0)
+    max_uploads_in_flight: int = Field(64, alias="MAX_UPLOADS_IN_FLIGHT", gt=0)
+    idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
+    # A batch job that has waited for so long takes turns with interactive ones
+    aging_s: float = Field(600, alias="AGING_S", gt=0)
+
     # The lease on a job: three heartbeats may be missed before another worker gets it
     heartbeat_s: float = Field(1.0, alias="HEARTBEAT_S", gt=0)
     lease_s: float = Field(4.0, alias="LEASE_S", gt=0)
@@ -122,6 +131,15 @@ class Settings(NodeSettings):
             max_bytes=self.upload_max_bytes,
             max_pixels=self.upload_max_pixels,
             max_result_pixels=self.result_max_pixels,
+        )
+
+    @property
+    def queue_policy(self) -> QueuePolicy:
+        return QueuePolicy(
+            max_waiting=self.max_waiting_jobs,
+            max_waiting_per_owner=self.max_waiting_per_owner,
+            idempotency_ttl_s=self.idempotency_ttl_s,
+            aging_s=self.aging_s,
         )
 
 

@@ -19,10 +19,13 @@ from serve_app.middleware import REQUEST_ID, BodyLimit, RequestContext
 from serve_app.openapi import install_openapi
 from serve_app.routes import events, health, restorations, workflows
 from serve_app.routes.forms import FORM_OVERHEAD_BYTES
+from serve_app.routes.uploads import UploadSlots
 from serve_app.services import Services
 
 _SENT_HEADERS = ["Authorization", "Idempotency-Key", "Last-Event-ID", "Prefer", REQUEST_ID]
-_READABLE_HEADERS = ["Location", REQUEST_ID, "Idempotent-Replayed", "Preference-Applied"]
+_READABLE_HEADERS = [
+    *("Location", REQUEST_ID, "Idempotent-Replayed", "Preference-Applied", "Retry-After")
+]
 
 
 def build_asgi_app(services: Services) -> FastAPI:
@@ -44,6 +47,7 @@ def build_asgi_app(services: Services) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.services = services
+    app.state.uploads = UploadSlots(services.settings.max_uploads_in_flight)
     for module in (restorations, events, workflows, health):
         app.include_router(module.router)
     install_error_handlers(app)

@@ -148,13 +148,15 @@ def run(
 @app.command()
 def jobs(
     status: Annotated[list[JobStatus] | None, typer.Option(help="Only these; repeatable.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="As --status failed.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20,
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
     """List jobs, newest first."""
+    statuses = [*(status or []), *([JobStatus.FAILED] if failed else [])]
     with _client(server, token) as client:
-        out.print(jobs_table(islice(client.list(*(status or []), limit=limit), limit)))
+        out.print(jobs_table(islice(client.list(*statuses, limit=limit), limit)))
 
 
 @app.command()
@@ -173,6 +175,13 @@ def cancel(job_id: UUID, server: ServerOption = None, token: TokenOption = None)
     err.print(f"job {ended.id} {ended.status}")
     if ended.status is not JobStatus.CANCELLED:
         raise typer.Exit(1)
+
+
+@app.command()
+def retry(job_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
+    """Send a job that failed or was cancelled again; prints the new job's id."""
+    with _client(server, token) as client:
+        out.print(str(client.retry(job_id).id))
 
 
 @app.command()

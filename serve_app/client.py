@@ -1,6 +1,6 @@
 """The Python client over HTTP: blocking, typed, and safe to retry.
 
-Trouble on the way (no connection, 502, 503, 504) is tried again until `patience_s` has passed;
+Trouble on the way (no connection, 429, 502, 503, 504) is tried again until `patience_s` has passed;
 a submission carries an idempotency key, so that trying again cannot make a second job. Everything
 that fails is an ApiError. Polling decides how a job ended; events only say so sooner.
 """
@@ -29,7 +29,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 API = "/api/v1/restorations"
 POLL_S = 1.0
-_TRY_AGAIN = frozenset({502, 503, 504})
+_TRY_AGAIN = frozenset({429, 502, 503, 504})
 _FIRST_DELAY_S = 0.2
 _MAX_DELAY_S = 5.0
 # Longer than the server's heartbeats are apart: silence beyond it is a dead connection.
@@ -92,9 +92,15 @@ class RestorationClient:
         output_format: OutputFormat = OutputFormat.PNG,
         priority: Priority = Priority.INTERACTIVE,
         idempotency_key: str | None = None,
+        queue_limit_s: float | None = None,
+        run_limit_s: float | None = None,
     ) -> Restoration:
-        """Submit a photo; on return the job is safe, and will end."""
+        """Submit a photo; on return the job is safe, and will end.
+
+        Limits, in seconds, may only be shorter than the workflow's.
+        """
         name, data = _read(photo)
+        limits = {"queue_limit_s": queue_limit_s, "run_limit_s": run_limit_s}
         answer = self._call(
             "POST",
             API,
@@ -104,6 +110,7 @@ class RestorationClient:
                 "params": json.dumps(params or {}),
                 "output_format": output_format.value,
                 "priority": priority.value,
+                **{name: value for name, value in limits.items() if value is not None},
             },
             headers={"Idempotency-Key": idempotency_key or str(uuid4())},
         )
@@ -123,6 +130,10 @@ class RestorationClient:
 
     def cancel(self, job_id: UUID | str) -> Restoration:
         return _parse(Restoration, self._call("POST", f"{API}/{job_id}/cancel"))
+
+    def retry(self, job_id: UUID | str) -> Restoration:
+        """Send a job that failed or was cancelled again; returns the new job."""
+        return _parse(Restoration, self._call("POST", f"{API}/{job_id}/retry"))
 
     def workflows(self) -> tuple[WorkflowView, ...]:
         return _parse(WorkflowList, self._call("GET", "/api/v1/workflows")).workflows
@@ -211,6 +222,7 @@ class RestorationClient:
                 trouble = _error(answer)
                 if answer.status_code not in _TRY_AGAIN:
                     raise trouble
+                delay_s = max(delay_s, _asked_delay_s(answer))
             if time.monotonic() + delay_s > deadline:
                 raise trouble
             time.sleep(delay_s)
@@ -219,6 +231,11 @@ class RestorationClient:
 
 def _read(photo: Path | bytes) -> tuple[str, bytes]:
     return ("photo", photo) if isinstance(photo, bytes) else (photo.name, photo.read_bytes())
+
+
+def _asked_delay_s(answer: httpx.Response) -> float:
+    asked = answer.headers.get("retry-after", "")
+    return float(asked) if asked.isdecimal() else 0  # a date is not what this service sends
 
 
 def _error(answer: httpx.Response) -> ApiError:

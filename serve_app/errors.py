@@ -41,11 +41,14 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
         e.IdempotencyConflict: HTTPStatus.CONFLICT,
         e.ResultNotReady: HTTPStatus.CONFLICT,
         e.IllegalTransition: HTTPStatus.CONFLICT,
+        e.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+        e.TooManyUploads: HTTPStatus.TOO_MANY_REQUESTS,
         e.DependencyUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
         e.EngineUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
         # The rest reaches a client as the code of a failed job. Raised under a request, it is
         # a fault of ours.
         e.RestorationError: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.QueueTimeout: HTTPStatus.INTERNAL_SERVER_ERROR,
         e.LeaseLost: HTTPStatus.INTERNAL_SERVER_ERROR,
         e.EngineError: HTTPStatus.INTERNAL_SERVER_ERROR,
         e.EngineCrashed: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -109,6 +112,8 @@ def internal_error_response(request: Request) -> JSONResponse:
 async def _on_restoration_error(request: Request, error: e.RestorationError) -> JSONResponse:
     status = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
     headers = _HEADERS.get(status)
+    if (retry_after_s := error.details.get("retry_after_s")) is not None:
+        headers = {"Retry-After": str(retry_after_s)}
     if (private := _PRIVATE_DETAIL.get(status)) is None:
         return problem_response(request, status, error.code, error.message, error.details, headers)
     log.error("request_failed", code=error.code, reason=error.message, exc_info=error)

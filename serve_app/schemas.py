@@ -13,7 +13,16 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from restoration.events import JobEvent, Progressed
-from restoration.jobs import Artifact, Job, JobStatus, OutputFormat, ParamValue, Priority
+from restoration.jobs import (
+    Artifact,
+    AttemptOutcome,
+    AttemptRecord,
+    Job,
+    JobStatus,
+    OutputFormat,
+    ParamValue,
+    Priority,
+)
 
 
 class _View(BaseModel):
@@ -33,6 +42,17 @@ class FailureView(_View):
     message: str = Field(description="for people")
 
 
+class AttemptView(_View):
+    """An attempt that is over. `failed` ones are held against the job, `handed_back` ones not."""
+
+    attempt: int
+    started_at: datetime
+    ended_at: datetime
+    outcome: AttemptOutcome
+    code: str | None = Field(description="what went wrong, for programs")
+    message: str | None = Field(description="and for people")
+
+
 class ProgressView(_View):
     """The newest progress known of the attempt that runs now; best effort."""
 
@@ -47,6 +67,7 @@ class Links(_View):
     self_: str = Field(alias="self")
     events: str
     cancel: str
+    retry: str
     result: str
 
 
@@ -68,6 +89,13 @@ class Restoration(_View):
     output: ArtifactView | None = Field(description="set once the job has succeeded")
     failure: FailureView | None = Field(description="why the job failed")
     timings_s: Mapping[str, float] = Field(description="seconds spent, by stage")
+    attempts: tuple[AttemptView, ...] = Field(
+        (), description="those that are over, oldest first; of very many the newest"
+    )
+    queue_deadline_at: datetime | None = Field(
+        None, description="a job whose first attempt has not begun by then fails"
+    )
+    retry_of: UUID | None = Field(None, description="the job that this one was sent again for")
     progress: ProgressView | None
     links: Links
 
@@ -128,6 +156,17 @@ def artifact_view(artifact: Artifact) -> ArtifactView:
     )
 
 
+def attempt_view(record: AttemptRecord) -> AttemptView:
+    return AttemptView(
+        attempt=record.attempt,
+        started_at=record.started_at,
+        ended_at=record.ended_at,
+        outcome=record.outcome,
+        code=record.code,
+        message=record.message,
+    )
+
+
 def progress_view(job: Job, events: Iterable[JobEvent]) -> ProgressView | None:
     """The progress among `events` that belongs to the attempt which runs now."""
     for event in events:
@@ -155,6 +194,9 @@ def restoration(job: Job, links: Links, progress: ProgressView | None) -> Restor
         if job.failure
         else None,
         timings_s=job.timings_s,
+        attempts=tuple(map(attempt_view, job.attempts)),
+        queue_deadline_at=job.queue_deadline_at,
+        retry_of=job.retry_of,
         progress=progress,
         links=links,
     )

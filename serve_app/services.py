@@ -51,7 +51,7 @@ def open_services(settings: Settings) -> Services:
     resources = AsyncExitStack()
     database = Database(settings.database_url.get_secret_value())
     resources.push_async_callback(database.aclose)
-    jobs = PostgresJobStore(database)
+    jobs = PostgresJobStore(database, settings.queue_policy)
     blobs = S3BlobStore.from_settings(settings)
     resources.push_async_callback(blobs.aclose)
     board = RedisStatusBoard(settings.redis_url.get_secret_value())

@@ -80,11 +80,12 @@ def _lines(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
 def jobs_table(jobs: Iterable[Restoration]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("job", no_wrap=True, min_width=36)  # whole, to be copied
-    for name in ("status", "workflow", "created", "took"):
+    for name in ("status", "workflow", "created", "took", "failure"):
         table.add_column(name)
     for job in jobs:
         created = job.created_at.astimezone().strftime("%m-%d %H:%M")
-        table.add_row(str(job.id), job.status, job.workflow, created, _took(job))
+        failure = job.failure.code if job.failure else ""
+        table.add_row(str(job.id), job.status, job.workflow, created, _took(job), failure)
     return table
 
 

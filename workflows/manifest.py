@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from restoration.jobs import OutputFormat
+from restoration.jobs import DEFAULT_QUEUE_LIMIT_S, OutputFormat
 
 # Handled by the encoder after the engine, so it needs no binding into the graph.
 ENCODER_PARAMETERS = frozenset({"quality"})
@@ -134,13 +134,18 @@ class ModelSpec(_Frozen):
 
 
 class Manifest(_Frozen):
-    """All of `manifest.toml`. `vram_mb` is what a GPU must have free to run it."""
+    """All of `manifest.toml`. `vram_mb` is what a GPU must have free to run it.
+
+    A job starts within `queue_limit_s` of its submission, and an attempt ends within `run_limit_s`
+    of its start; a request may ask for less.
+    """
 
     name: Name
     version: str
     title: str
     description: str
     run_limit_s: Annotated[float, Field(gt=0)]
+    queue_limit_s: Annotated[float, Field(gt=0)] = DEFAULT_QUEUE_LIMIT_S
     max_attempts: Annotated[int, Field(ge=1, le=20)]
     vram_mb: Annotated[int, Field(ge=0)]
     nodes: Annotated[frozenset[str], Field(min_length=1)]

@@ -18,12 +18,13 @@ from starlette.exceptions import HTTPException
 from restoration.jobs import OutputFormat, Priority
 from serve_app.openapi import multipart_form
 from serve_app.routes.dependencies import authenticated
+from serve_app.routes.uploads import UploadSlot, upload_slot
 
 DEFAULT_WORKFLOW = "restore"
 MAX_FIELD_BYTES = 64 * 1024
 # Part headers, boundaries and the other fields, on top of the image itself.
 FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
-_MAX_FIELDS = 4
+_MAX_FIELDS = 6
 
 
 class RestorationForm(BaseModel):
@@ -37,7 +38,20 @@ class RestorationForm(BaseModel):
     )
     output_format: OutputFormat = OutputFormat.PNG
     priority: Priority = Field(
-        Priority.INTERACTIVE, description="every interactive job goes before every batch job"
+        Priority.INTERACTIVE,
+        description="interactive goes before batch, until a batch job has waited for long",
+    )
+    queue_limit_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds to the start at the latest; at most, and by default, the workflow's",
+    )
+    run_limit_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds for an attempt; at most, and by default, the workflow's",
     )
 
 
@@ -54,7 +68,9 @@ FORM_BODY = multipart_form(
 
 
 async def submitted_form(
-    request: Request, _caller: Annotated[object, Depends(authenticated)]
+    request: Request,
+    _caller: Annotated[object, Depends(authenticated)],
+    _slot: Annotated[UploadSlot, Depends(upload_slot)],
 ) -> SubmittedForm:
     """Raises RequestValidationError (malformed), ImageTooLarge, and 400 or 415 for no multipart."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):

@@ -14,12 +14,15 @@ from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
     IdempotencyConflict,
+    IllegalTransition,
     ImageTooLarge,
     InvalidParameters,
     InvalidRequest,
     JobNotFound,
+    QueueFull,
     RestorationError,
     ResultNotReady,
+    TooManyUploads,
     Unauthenticated,
     UnknownWorkflow,
     UnsupportedImage,
@@ -29,6 +32,7 @@ from serve_app.openapi import header, problems
 from serve_app.routes.dependencies import Caller, ServicesOf
 from serve_app.routes.forms import FORM_BODY, SubmittedForm, submitted_form
 from serve_app.routes.preferences import preferred_wait_s
+from serve_app.routes.uploads import UploadSlot, upload_slot
 from serve_app.routes.views import show, show_all
 from serve_app.schemas import Restoration, RestorationPage
 
@@ -74,6 +78,8 @@ router = APIRouter(
             UnsupportedImage,
             InvalidParameters,
             BrokenImage,
+            QueueFull,
+            TooManyUploads,
             bad_request=400,
             unsupported_media_type=415,
             malformed_request=422,
@@ -86,6 +92,7 @@ async def submit_restoration(
     caller: Caller,
     services: ServicesOf,
     form: Annotated[SubmittedForm, Depends(submitted_form)],
+    slot: Annotated[UploadSlot, Depends(upload_slot)],
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -112,8 +119,11 @@ async def submit_restoration(
             output_format=form.fields.output_format,
             priority=form.fields.priority,
             idempotency_key=idempotency_key,
+            queue_limit_s=form.fields.queue_limit_s,
+            run_limit_s=form.fields.run_limit_s,
         )
     )
+    slot.give_back()  # the upload is stored: who waits for the end waits without it
     job, wait_s = submitted.job, preferred_wait_s(prefer or ())
     if wait_s is not None:
         job = await services.watcher.wait(job, wait_s)
@@ -175,6 +185,38 @@ async def cancel_restoration(
     if job.status.is_final:
         response.status_code = status.HTTP_200_OK
     return await show(request, services.status, job)
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=status.HTTP_202_ACCEPTED,
+    responses={
+        202: {
+            "description": "accepted: a new job on the same photo",
+            "headers": {"Location": header("path of the new job")},
+        },
+        200: {
+            "description": "the job that an earlier retry of this one made",
+            "model": Restoration,
+            "headers": {
+                "Location": header("path of that job"),
+                "Idempotent-Replayed": header("`true`"),
+            },
+        },
+        **problems(JobNotFound, UnknownWorkflow, IllegalTransition, InvalidParameters, QueueFull),
+    },
+)
+async def retry_restoration(
+    request: Request, response: Response, job_id: UUID, caller: Caller, services: ServicesOf
+) -> Restoration:
+    """Send a job that failed or was cancelled again, as a new job. Repeating it changes nothing."""
+    submitted = await services.submission.retry(job_id, caller.sub)
+    view = await show(request, services.status, submitted.job)
+    response.headers["Location"] = view.links.self_
+    if submitted.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+        response.status_code = status.HTTP_200_OK
+    return view
 
 
 @router.get(

@@ -45,6 +45,7 @@ def links_to(request: Request, job_id: UUID) -> schemas.Links:
         self_=path("get_restoration"),
         events=path("follow_restoration"),
         cancel=path("cancel_restoration"),
+        retry=path("retry_restoration"),
         result=path("get_result"),
     )
 

@@ -208,7 +208,7 @@ class TestRelease:
         job = await _claimed(store, max_attempts=2)
         back = await store.release(job.ref, FAILURE)
         assert (back.status, back.failed_attempts, back.failure) == (JobStatus.QUEUED, 1, None)
-        again = await store.claim("w", LEASE_S, ["restore"])
+        again = await store.claim("other", LEASE_S, ["restore"])
         assert again is not None
         ended = await store.release(again.ref, FAILURE)
         assert (ended.status, ended.failed_attempts) == (JobStatus.FAILED, 2)
@@ -347,7 +347,7 @@ class TestReclaim:
         job = await _claimed(store, LAPSED_S, max_attempts=2)
         [back] = await store.reclaim()
         assert (back.id, back.status, back.failed_attempts) == (job.id, JobStatus.QUEUED, 1)
-        assert await store.claim("w", LAPSED_S, ["restore"]) is not None
+        assert await store.claim("other", LAPSED_S, ["restore"]) is not None
         [ended] = await store.reclaim()
         assert (ended.status, ended.failed_attempts) == (JobStatus.FAILED, 2)
         assert ended.failure is not None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -20,17 +20,28 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import Connection, func, select
 
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
+from persistence.tables import jobs, turns
 from restoration.errors import LeaseLost
-from restoration.jobs import AttemptRef, Failure, JobStatus
+from restoration.jobs import (
+    AttemptOutcome,
+    AttemptRef,
+    Failure,
+    Job,
+    JobStatus,
+    NewJob,
+    Priority,
+)
 from tests.samples import artifact, new_job
 
 _T = TypeVar("_T")
 FAILURE = Failure("engine_crashed", "the engine died")
 OWNED = {JobStatus.RUNNING, JobStatus.CANCELLING}
 MAX_ATTEMPTS = 2
+Turn = tuple[str, Priority]
 
 
 @dataclass
@@ -38,14 +49,27 @@ class _Expected:
     status: JobStatus = JobStatus.QUEUED
     attempt: int = 0
     failed_attempts: int = 0
+    overdue: bool = False
+    turn: Turn = ("", Priority.INTERACTIVE)
+    history: list[AttemptOutcome] = field(default_factory=list)
+    retry_of: UUID | None = None
+
+    @property
+    def can_start(self) -> bool:
+        return self.status is JobStatus.QUEUED and not (self.overdue and self.attempt == 0)
+
+    def end(self, status: JobStatus, outcome: AttemptOutcome) -> None:
+        self.status = status
+        self.history.append(outcome)
 
     def hand_back(self, *, failed: bool) -> None:
         if self.status is JobStatus.CANCELLING:
-            self.status = JobStatus.CANCELLED
+            self.end(JobStatus.CANCELLED, AttemptOutcome.CANCELLED)
             return
         self.failed_attempts += failed
         spent = failed and self.failed_attempts >= MAX_ATTEMPTS
-        self.status = JobStatus.FAILED if spent else JobStatus.QUEUED
+        outcome = AttemptOutcome.FAILED if failed else AttemptOutcome.HANDED_BACK
+        self.end(JobStatus.FAILED if spent else JobStatus.QUEUED, outcome)
 
 
 class _Jobs(RuleBasedStateMachine):
@@ -59,8 +83,13 @@ class _Jobs(RuleBasedStateMachine):
         self._runner = asyncio.Runner()
         self._database = Database(self.database_url, pool_size=1)
         self._store = PostgresJobStore(self._database)
-        self._owner_name = str(uuid4())  # the rows of earlier runs stay in the table
+        # the rows of earlier runs stay in the table
+        self._owners = [str(uuid4()) for _ in range(2)]
         self._expected: dict[UUID, _Expected] = {}
+        # when each turn was last had, or came to be: claims count up from 1, a first wait is 0
+        self._turns: dict[Turn, tuple[int, int]] = {}
+        self._clock = 0
+        self._workers = 0
 
     def teardown(self) -> None:
         for job_id in self._expected:
@@ -84,26 +113,79 @@ class _Jobs(RuleBasedStateMachine):
 
     @initialize(target=refs)
     def begin(self) -> AttemptRef:
-        return self._insert()
+        return self._insert(new_job(owner=self._owners[0], max_attempts=MAX_ATTEMPTS))
 
-    @rule(target=refs)
-    def insert(self) -> AttemptRef:
-        return self._insert()
+    @rule(
+        target=refs,
+        owner=st.integers(0, 1),
+        priority=st.sampled_from(Priority),
+        overdue=st.sampled_from([False, False, True]),
+    )
+    def insert(self, owner: int, priority: Priority, overdue: bool) -> AttemptRef:
+        asked = new_job(
+            owner=self._owners[owner],
+            priority=priority,
+            max_attempts=MAX_ATTEMPTS,
+            queue_limit_s=-1.0 if overdue else 3600.0,
+        )
+        return self._insert(asked)
 
-    def _insert(self) -> AttemptRef:
-        asked = new_job(owner=self._owner_name, max_attempts=MAX_ATTEMPTS)
-        job, _ = self._do(self._store.insert(asked))
-        self._expected[job.id] = _Expected()
+    def _insert(self, asked: NewJob) -> AttemptRef:
+        job, created = self._do(self._store.insert(asked))
+        assert created
+        turn = (asked.owner, asked.priority)
+        self._join(turn)
+        overdue = asked.queue_limit_s < 0
+        self._expected[job.id] = _Expected(turn=turn, overdue=overdue, retry_of=asked.retry_of)
         return job.ref
+
+    def _join(self, turn: Turn) -> None:
+        """Before a job begins to wait: an owner seen for the first time goes first."""
+        self._clock += 1
+        self._turns.setdefault(turn, (0, self._clock))
+
+    @rule(target=refs, ref=refs)
+    def send_again(self, ref: AttemptRef) -> Any:
+        expected = self._expected[ref.job_id]
+        assume(expected.status in {JobStatus.FAILED, JobStatus.CANCELLED})
+        owner, priority = expected.turn
+        again = new_job(
+            owner=owner, priority=priority, max_attempts=MAX_ATTEMPTS, retry_of=ref.job_id
+        )
+        earlier = [k for k, e in self._expected.items() if e.retry_of == ref.job_id]
+        if not earlier:
+            return self._insert(again)
+        job, created = self._do(self._store.insert(again))
+        assert (job.id, created) == (earlier[0], False)
+        return multiple()
+
+    @rule()
+    def expire(self) -> None:
+        overdue = {
+            k for k, e in self._expected.items() if e.status is JobStatus.QUEUED and not e.can_start
+        }
+        assert {job.id for job in self._do(self._store.expire())} == overdue
+        for job_id in overdue:
+            self._expected[job_id].status = JobStatus.FAILED
+
+    @rule()
+    def promote(self) -> None:
+        self._do(self._store.promote())  # nothing here is old enough to change its class
 
     @rule(target=refs, lease_s=st.sampled_from([-1.0, 60.0]))
     def claim(self, lease_s: float) -> Any:
-        job = self._do(self._store.claim("w", lease_s, ["restore"]))
-        waiting = [k for k, e in self._expected.items() if e.status is JobStatus.QUEUED]
+        self._workers += 1  # each its own: none is passed over
+        job = self._do(self._store.claim(f"w{self._workers}", lease_s, ["restore"]))
+        # dicts keep the order of insertion, so the first of a turn is its oldest
+        waiting = {e.turn: k for k, e in reversed(self._expected.items()) if e.can_start}
         if job is None:
             assert not waiting
             return multiple()
-        assert job.id == waiting[0]  # the oldest, since dicts keep the order of insertion
+        classes = list(Priority)
+        turn = min(waiting, key=lambda turn: (classes.index(turn[1]), self._turns[turn]))
+        assert job.id == waiting[turn]
+        self._clock += 1
+        self._turns[turn] = (1, self._clock)
         expected = self._expected[job.id]
         expected.status = JobStatus.RUNNING
         expected.attempt += 1
@@ -115,7 +197,7 @@ class _Jobs(RuleBasedStateMachine):
         expected = self._expected[ref.job_id]
         if self._owner(ref):
             self._do(call)
-            expected.status = JobStatus.SUCCEEDED
+            expected.end(JobStatus.SUCCEEDED, AttemptOutcome.SUCCEEDED)
         elif (expected.attempt, expected.status) == (ref.attempt, JobStatus.SUCCEEDED):
             self._do(call)
         else:
@@ -126,17 +208,17 @@ class _Jobs(RuleBasedStateMachine):
         call = self._store.fail(ref, FAILURE)
         if expected := self._owner(ref):
             self._do(call)
-            expected.status = JobStatus.FAILED
+            expected.end(JobStatus.FAILED, AttemptOutcome.FAILED)
             expected.failed_attempts += 1
         else:
             self._refused(call)
 
-    @rule(ref=refs, failure=st.sampled_from([None, FAILURE]))
-    def release(self, ref: AttemptRef, failure: Failure | None) -> None:
-        call = self._store.release(ref, failure)
+    @rule(ref=refs, failure=st.sampled_from([None, FAILURE]), charged=st.booleans())
+    def release(self, ref: AttemptRef, failure: Failure | None, charged: bool) -> None:
+        call = self._store.release(ref, failure, charged=charged)
         if expected := self._owner(ref):
             self._do(call)
-            expected.hand_back(failed=failure is not None)
+            expected.hand_back(failed=failure is not None and charged)
         else:
             self._refused(call)
 
@@ -157,19 +239,66 @@ class _Jobs(RuleBasedStateMachine):
         elif expected.status is JobStatus.RUNNING:
             expected.status = JobStatus.CANCELLING
 
-    @rule()
-    def lose_the_worker(self) -> None:
-        held = {k for k, e in self._expected.items() if e.status in OWNED}
-        assert {job.id for job in self._do(self._store.reclaim("w"))} == held
-        for job_id in held:
-            self._expected[job_id].hand_back(failed=True)
+    @rule(ref=refs)
+    def lose_the_worker(self, ref: AttemptRef) -> None:
+        """Each worker has one job, and loses it when it dies."""
+        expected = self._expected[ref.job_id]
+        if expected.status not in OWNED:
+            return
+        worker = self._do(self._store.get(ref.job_id)).worker
+        assert worker is not None
+        assert [job.id for job in self._do(self._store.reclaim(worker))] == [ref.job_id]
+        expected.hand_back(failed=True)
 
     @invariant()
     def rows_are_as_expected(self) -> None:
-        rows = self._do(self._store.list(self._owner_name, limit=100)).jobs
+        rows = [
+            row
+            for owner in self._owners
+            for row in self._do(self._store.list(owner, limit=100)).jobs
+        ]
         assert self._expected == {
-            job.id: _Expected(job.status, job.attempt, job.failed_attempts) for job in rows
+            job.id: _Expected(
+                job.status,
+                job.attempt,
+                job.failed_attempts,
+                overdue=job.queue_deadline_at < job.created_at,
+                turn=(job.owner, job.priority),
+                history=[record.outcome for record in job.attempts],
+                retry_of=job.retry_of,
+            )
+            for job in rows
         }
+        assert all(_is_consistent(job) for job in rows)
+
+    @invariant()
+    def turns_count_what_waits(self) -> None:
+        assert self._do(self._database.run(_counted)) == self._do(self._database.run(_waiting))
+
+
+def _is_consistent(job: Job) -> bool:
+    """Each attempt but one that runs is in the history, once; those held against it are counted."""
+    over = job.attempt - (job.status in OWNED)
+    charged = [r for r in job.attempts if r.outcome is AttemptOutcome.FAILED]
+    return (
+        [r.attempt for r in job.attempts] == list(range(1, over + 1))
+        and len(charged) == job.failed_attempts <= job.max_attempts
+        and (job.status is not JobStatus.SUCCEEDED or job.attempts[-1].attempt == job.attempt)
+    )
+
+
+def _counted(connection: Connection) -> dict[Turn, int]:
+    query = select(turns.c.owner, turns.c.priority, turns.c.waiting).where(turns.c.waiting > 0)
+    return {(owner, priority): count for owner, priority, count in connection.execute(query)}
+
+
+def _waiting(connection: Connection) -> dict[Turn, int]:
+    query = (
+        select(jobs.c.owner, jobs.c.priority, func.count())
+        .where(jobs.c.status == JobStatus.QUEUED)
+        .group_by(jobs.c.owner, jobs.c.priority)
+    )
+    return {(owner, priority): count for owner, priority, count in connection.execute(query)}
 
 
 def test_any_sequence_of_calls(database_url: str) -> None:

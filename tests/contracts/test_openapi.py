@@ -67,6 +67,7 @@ def test_it_describes_every_route(document: Document) -> None:
         ("GET", API): "list_restorations",
         ("GET", f"{API}/{{job_id}}"): "get_restoration",
         ("POST", f"{API}/{{job_id}}/cancel"): "cancel_restoration",
+        ("POST", f"{API}/{{job_id}}/retry"): "retry_restoration",
         ("GET", f"{API}/{{job_id}}/events"): "follow_restoration",
         ("GET", f"{API}/{{job_id}}/result"): "get_result",
         ("GET", "/api/v1/workflows"): "list_workflows",
@@ -101,9 +102,10 @@ def test_every_error_is_a_problem(document: Document) -> None:
 @pytest.mark.parametrize(
     ("path", "method", "statuses"),
     [
-        (API, "post", "200 202 400 401 404 409 413 415 422 500 503"),
+        (API, "post", "200 202 400 401 404 409 413 415 422 429 500 503"),
         (f"{API}/{{job_id}}", "get", "200 401 404 422 500 503"),
         (f"{API}/{{job_id}}/cancel", "post", "200 202 401 404 422 500 503"),
+        (f"{API}/{{job_id}}/retry", "post", "200 202 401 404 409 422 429 500 503"),
         (f"{API}/{{job_id}}/events", "get", "200 400 401 404 422 500 503"),
         (f"{API}/{{job_id}}/result", "get", "200 307 401 404 409 422 500 503"),
         ("/readyz", "get", "200 503"),
@@ -119,7 +121,10 @@ def test_the_form_and_the_headers_are_described(document: Document) -> None:
     post = document["paths"][API]["post"]
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["image"]
-    assert set(form["properties"]) == {"image", "workflow", "params", "output_format", "priority"}
+    assert set(form["properties"]) == {
+        *("image", "workflow", "params", "output_format", "priority"),
+        *("queue_limit_s", "run_limit_s"),
+    }
     assert {p["name"] for p in post["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert "Location" in post["responses"]["202"]["headers"]
     assert {"Idempotent-Replayed", "Preference-Applied"} <= set(post["responses"]["200"]["headers"])

@@ -115,7 +115,8 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
         return httpx.Response(200, json=_issuer()[1])
 
     settings, catalog = settings_for_tests(**values), load_catalog()
-    jobs, blobs, board = MemoryJobStore(), MemoryBlobStore(), MemoryStatusBoard()
+    jobs = MemoryJobStore(policy=settings.queue_policy)
+    blobs, board = MemoryBlobStore(), MemoryStatusBoard()
     async with httpx.AsyncClient(transport=httpx.MockTransport(serve_keys)) as http:
         services = Services(
             settings=settings,

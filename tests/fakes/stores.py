@@ -22,23 +22,27 @@ from restoration.errors import (
     InvalidRequest,
     JobNotFound,
     LeaseLost,
+    QueueTimeout,
 )
 from restoration.events import JobEvent, Previewed
 from restoration.jobs import (
+    MAX_RECORDS,
     Artifact,
+    AttemptOutcome,
+    AttemptRecord,
     AttemptRef,
     Failure,
     Job,
     JobPage,
     JobStatus,
     NewJob,
-    Priority,
     check_transition,
 )
 from restoration.ports import StampedEvent
+from restoration.queueing import QueuePolicy
+from tests.fakes.turns import Turns
 
 _OWNED = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
-_CLASSES = list(Priority)
 
 
 def utc_now() -> datetime:
@@ -52,16 +56,30 @@ class MemoryJobStore:
     clock: Callable[[], datetime] = utc_now
     rows: dict[UUID, Job] = field(default_factory=dict)
     down: bool = False
+    policy: QueuePolicy = field(default_factory=QueuePolicy)
+    turns: Turns = field(default_factory=Turns)
 
     async def insert(self, job: NewJob) -> tuple[Job, bool]:
         self._check_up()
-        earlier = self.rows.get(job.id)
+        earlier = self.rows.get(job.id) or next(
+            (row for row in self.rows.values() if job.retry_of and row.retry_of == job.retry_of),
+            None,
+        )
         if job.idempotency_key is not None:
             earlier = await self.find_by_key(job.owner, job.idempotency_key) or earlier
         if earlier is None:
+            self._check_room(job.owner)
             now = self.clock()
             shared = {f.name: getattr(job, f.name) for f in fields(NewJob)}
-            row = Job(**shared, status=JobStatus.QUEUED, created_at=now, available_at=now)
+            deadline_at = now + timedelta(seconds=shared.pop("queue_limit_s"))
+            row = Job(
+                **shared,
+                status=JobStatus.QUEUED,
+                created_at=now,
+                available_at=now,
+                queue_deadline_at=deadline_at,
+            )
+            self.turns.join(row, self.rows.values(), now)
             self.rows[job.id] = row
             return row, True
         if earlier.request_digest != job.request_digest:
@@ -73,8 +91,18 @@ class MemoryJobStore:
     async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
         self._check_up()
         wanted = (owner, idempotency_key)
-        rows = self.rows.values()
+        lives_from = self.clock() - timedelta(seconds=self.policy.idempotency_ttl_s)
+        rows = [row for row in self.rows.values() if row.created_at > lives_from]
         return next((row for row in rows if (row.owner, row.idempotency_key) == wanted), None)
+
+    async def check_room(self, owner: str) -> None:
+        self._check_up()
+        self._check_room(owner)
+
+    def _check_room(self, owner: str) -> None:
+        waiting = [row for row in self.rows.values() if row.status is JobStatus.QUEUED]
+        owned = [row for row in waiting if row.owner == owner]
+        self.policy.check_room(len(waiting) + 1, len(owned) + 1)
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
         self._check_up()
@@ -108,10 +136,13 @@ class MemoryJobStore:
 
     async def claim(self, worker: str, lease_s: float, workflows: Sequence[str]) -> Job | None:
         self._check_up()
-        best = next((row for row in self._waiting() if row.workflow in workflows), None)
+        now = self.clock()
+        able = [row for row in self._waiting() if row.workflow in workflows]
+        able = [row for row in able if not self.turns.elsewhere(row, worker, now)]
+        best = next(iter(able), None)
         if best is None:
             return None
-        now = self.clock()
+        self.turns.take(best, now)
         return self._move(
             best,
             JobStatus.RUNNING,
@@ -133,22 +164,36 @@ class MemoryJobStore:
         row = self._owned(ref, or_in={JobStatus.SUCCEEDED})
         if row.status is JobStatus.SUCCEEDED:
             return row
+        row = self._record(row, AttemptOutcome.SUCCEEDED)
         return self._move(row, JobStatus.SUCCEEDED, output=output, timings_s=timings_s)
 
     async def fail(self, ref: AttemptRef, failure: Failure) -> Job:
         row = self._owned(ref)
-        attempts = row.failed_attempts + 1
-        return self._move(row, JobStatus.FAILED, failure=failure, failed_attempts=attempts)
+        charged = row.failed_attempts + 1
+        row = self._record(row, AttemptOutcome.FAILED, failure)
+        return self._move(row, JobStatus.FAILED, failure=failure, failed_attempts=charged)
 
-    async def release(self, ref: AttemptRef, failure: Failure | None, delay_s: float = 0) -> Job:
+    async def release(
+        self,
+        ref: AttemptRef,
+        failure: Failure | None,
+        delay_s: float = 0,
+        *,
+        charged: bool = True,
+    ) -> Job:
         row = self._owned(ref)
         if row.status is JobStatus.CANCELLING:
+            row = self._record(row, AttemptOutcome.CANCELLED, failure)
             return self._move(row, JobStatus.CANCELLED)
-        failed_attempts = row.failed_attempts + (failure is not None)
-        if failure is not None and failed_attempts >= row.max_attempts:
+        charged = charged and failure is not None
+        failed_attempts = row.failed_attempts + charged
+        if failure is not None and charged and failed_attempts >= row.max_attempts:
             return await self.fail(ref, failure)
+        outcome = AttemptOutcome.FAILED if charged else AttemptOutcome.HANDED_BACK
+        self.turns.hand_back(row, failure is not None)
+        self.turns.join(row, self.rows.values(), self.clock())
         return self._move(
-            row,
+            self._record(row, outcome, failure),
             JobStatus.QUEUED,
             failed_attempts=failed_attempts,
             available_at=self.clock() + timedelta(seconds=delay_s),
@@ -178,6 +223,17 @@ class MemoryJobStore:
         failure = Failure("worker_lost", "the worker was lost")
         return [await self.release(row.ref, failure) for row in lost]
 
+    async def expire(self) -> Sequence[Job]:
+        self._check_up()
+        failure = Failure(QueueTimeout.code, "the job did not start by its queue deadline")
+        overdue = [row for row in self.rows.values() if self._is_overdue(row)]
+        return [self._move(row, JobStatus.FAILED, failure=failure) for row in overdue]
+
+    async def promote(self) -> None:
+        self._check_up()
+        oldest_at = self.clock() - timedelta(seconds=self.policy.aging_s)
+        self.turns.promote(row for row in self._waiting() if row.created_at <= oldest_at)
+
     async def waiting(self, limit: int) -> Sequence[AttemptRef]:
         self._check_up()
         return [AttemptRef(row.id, row.attempt + 1) for row in self._waiting()[:limit]]
@@ -195,9 +251,24 @@ class MemoryJobStore:
         ready = [
             row
             for row in self.rows.values()
-            if row.status is JobStatus.QUEUED and row.available_at <= now
+            if row.status is JobStatus.QUEUED
+            and row.available_at <= now
+            and not self._is_overdue(row)
         ]
-        return tuple(sorted(ready, key=lambda row: (_CLASSES.index(row.priority), row.created_at)))
+        return tuple(sorted(ready, key=lambda row: (*self.turns.key(row), row.created_at)))
+
+    def _is_overdue(self, row: Job) -> bool:
+        unstarted = row.status is JobStatus.QUEUED and row.attempt == 0
+        return unstarted and row.queue_deadline_at <= self.clock()
+
+    def _record(self, row: Job, outcome: AttemptOutcome, failure: Failure | None = None) -> Job:
+        assert row.worker is not None
+        assert row.started_at is not None
+        code, message = (failure.code, failure.message) if failure else (None, None)
+        record = AttemptRecord(
+            row.attempt, row.worker, row.started_at, self.clock(), outcome, code, message
+        )
+        return replace(row, attempts=(*row.attempts, record)[-MAX_RECORDS:])
 
     def _owned(self, ref: AttemptRef, or_in: Collection[JobStatus] = ()) -> Job:
         self._check_up()

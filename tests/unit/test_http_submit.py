@@ -38,7 +38,7 @@ async def test_a_photo_is_accepted(site: Site) -> None:
     job = site.jobs.rows[UUID(body["id"])]
     assert (answer.status_code, body["status"]) == (202, "queued")
     assert answer.headers["location"] == body["links"]["self"] == f"{API}/{job.id}"
-    assert set(body["links"]) == {"self", "events", "cancel", "result"}
+    assert set(body["links"]) == {"self", "events", "cancel", "retry", "result"}
     assert (job.owner, job.workflow, job.params["strength"]) == ("ann", "enlarge", 0.5)
     assert (job.output_format, job.priority) == (OutputFormat.WEBP, Priority.BATCH)
     assert site.blobs.objects[job.input.key] == photo()

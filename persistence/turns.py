@@ -1,0 +1,145 @@
+"""Whose turn it is: interactive before batch, and within a class one owner after the other.
+
+`turns` has a row for each owner and class, ordered by when that owner had its last turn; a claim
+takes the first owner's oldest job. Triggers on `jobs` count what waits and stamp each turn, in
+the same transaction, so that a claim is one statement and finds its job through two indexes.
+
+Lock order, for a transaction that changes several jobs: lock all of them first, then change them
+in the order of `by_turn`, because each change to or from `queued` locks its owner's turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    ScalarSelect,
+    Select,
+    and_,
+    case,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
+from sqlalchemy.sql.selectable import LateralFromClause
+
+from persistence.tables import jobs, turns
+from restoration.jobs import AttemptRef, Job, JobStatus, Priority, sources_of
+from restoration.queueing import QueuePolicy
+
+# A job that a worker has handed back for a failure is kept from it for so long, for others.
+ELSEWHERE_S = 2.0
+# An owner without a turn for longer is treated as if it had had one then. The migration that
+# makes the triggers has the same figure.
+AWAY_S = 600.0
+
+_WAITS = jobs.c.status.in_(sources_of(JobStatus.RUNNING))
+_UNSTARTED = and_(jobs.c.status == JobStatus.QUEUED, jobs.c.attempt == 0)
+_KEY = tuple_(turns.c.owner, turns.c.priority)
+_INTERACTIVE = literal(Priority.INTERACTIVE, turns.c.counts_as.type)
+_SOMETHING_WAITS = turns.c.counts_as.is_not(None)
+# A subquery with a limit is planned by itself: were the order brought about after the join, a
+# claim would lock a job of each owner. That the limit is a query keeps the planner from knowing
+# that it takes them all: it goes through the index, and does not sort what it will not look at.
+_ALL = select(literal(2**31)).scalar_subquery()
+_TURN = (
+    select(turns)
+    .where(_SOMETHING_WAITS)
+    .order_by(turns.c.counts_as, turns.c.turn_at)
+    .limit(_ALL)
+    .subquery("turn")
+)
+
+
+def by_turn(job: Job) -> tuple[str, bool]:
+    """The order in which a transaction must change jobs."""
+    return job.owner, job.priority is Priority.BATCH
+
+
+def is_overdue() -> ColumnElement[bool]:
+    """Never started, and its queue deadline has passed."""
+    return and_(_UNSTARTED, jobs.c.queue_deadline_at <= func.now())
+
+
+def best_for(worker: str, workflows: Sequence[str]) -> ScalarSelect[UUID]:
+    """The id of the job that `worker` is to have, its row locked; nothing when there is none."""
+    just_failed_here = and_(
+        jobs.c.last_worker == worker,
+        jobs.c.available_at > func.now() - timedelta(seconds=ELSEWHERE_S),
+    )
+    head = (
+        _claimable()
+        .where(jobs.c.workflow.in_(workflows), just_failed_here.is_not(True))
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .lateral("head")
+    )
+    return _in_turn(head).with_only_columns(head.c.id).limit(1).scalar_subquery()
+
+
+def waiting(limit: int, connection: Connection) -> list[AttemptRef]:
+    """As the port says: up to `limit` jobs of the first owner, then of the next."""
+    query = _in_turn(_claimable().limit(limit).lateral("head")).limit(limit)
+    return [AttemptRef(row.id, row.attempt + 1) for row in connection.execute(query)]
+
+
+def _claimable() -> Select[tuple[UUID, int]]:
+    """The jobs of a turn that may start now, oldest first."""
+    may_start = or_(jobs.c.attempt > 0, jobs.c.queue_deadline_at > func.now())
+    # Age counts from the submission: a job that lost its worker keeps its place in the line.
+    return (
+        select(jobs.c.id, jobs.c.attempt)
+        .where(jobs.c.owner == _TURN.c.owner, jobs.c.priority == _TURN.c.priority)
+        .where(_WAITS, jobs.c.available_at <= func.now(), may_start)
+        .order_by(jobs.c.created_at, jobs.c.id)
+    )
+
+
+def _in_turn(head: LateralFromClause) -> Select[tuple[UUID, int]]:
+    return (
+        select(head.c.id, head.c.attempt)
+        .select_from(_TURN.join(head, true()))
+        .order_by(_TURN.c.counts_as, _TURN.c.turn_at)
+    )
+
+
+def check_room(policy: QueuePolicy, owner: str, more: int, connection: Connection) -> None:
+    """Raise QueueFull unless `more` jobs of `owner` may wait beside those that do.
+
+    Exact for one owner and class, whose turn an insert has locked by now; in all, inserts of
+    several owners that commit at the same moment may go over by their number.
+    """
+    in_all = func.coalesce(func.sum(turns.c.waiting), 0)
+    of_owner = func.coalesce(func.sum(turns.c.waiting).filter(turns.c.owner == owner), 0)
+    counts = select(in_all, of_owner).where(_SOMETHING_WAITS)
+    total, owned = connection.execute(counts).one()
+    policy.check_room(total + more, owned + more)
+
+
+def promote(aging_s: float, connection: Connection) -> None:
+    """Let each turn count as what the age of its oldest job makes it, and forget old idle ones."""
+    oldest = jobs.c.created_at <= func.now() - timedelta(seconds=aging_s)
+    of_turn = and_(jobs.c.owner == turns.c.owner, jobs.c.priority == turns.c.priority)
+    counts_as = case(
+        (select(jobs.c.id).where(_WAITS, of_turn, oldest).exists(), _INTERACTIVE),
+        else_=turns.c.priority,
+    )
+    changed = _unlocked(_SOMETHING_WAITS, turns.c.counts_as != counts_as)
+    connection.execute(update(turns).where(_KEY.in_(changed)).values(counts_as=counts_as))
+    away = turns.c.turn_at < func.now() - timedelta(seconds=AWAY_S)
+    connection.execute(delete(turns).where(_KEY.in_(_unlocked(~_SOMETHING_WAITS, away))))
+
+
+def _unlocked(*conditions: ColumnElement[bool]) -> Select[tuple[str, Priority]]:
+    """Keys of turns that no claim or insert is changing at this moment: never waits for one."""
+    keys = select(turns.c.owner, turns.c.priority).where(*conditions)
+    return keys.with_for_update(skip_locked=True)

@@ -1,0 +1,60 @@
+"""Whose turn it is, in memory: what the triggers and the claim of the Postgres store do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from uuid import UUID
+
+from restoration.jobs import Job, JobStatus, Priority
+
+AWAY = timedelta(minutes=10)
+ELSEWHERE = timedelta(seconds=2)
+NEVER = datetime(1970, 1, 1, tzinfo=UTC)
+_CLASSES = list(Priority)
+
+Turn = tuple[datetime, int]  # numbered, since a clock that tests set may stand still
+
+
+@dataclass
+class Turns:
+    """By owner and class."""
+
+    last: dict[tuple[str, Priority], Turn] = field(default_factory=dict)
+    promoted: set[tuple[str, Priority]] = field(default_factory=set)
+    workers: dict[UUID, str] = field(default_factory=dict)
+    _numbers: count[int] = field(default_factory=count)
+
+    def join(self, job: Job, rows: Iterable[Job], now: datetime) -> None:
+        """`job` is about to wait beside those of `rows`."""
+        waiting = {_turn_of(row) for row in rows if row.status is JobStatus.QUEUED}
+        if (turn := _turn_of(job)) not in waiting:
+            self.promoted.discard(turn)
+            came = (now - AWAY, next(self._numbers))
+            self.last[turn] = max(self.last.get(turn, (NEVER, 0)), came)
+
+    def take(self, job: Job, now: datetime) -> None:
+        self.last[_turn_of(job)] = (now, next(self._numbers))
+
+    def hand_back(self, job: Job, failed: bool) -> None:
+        self.workers.pop(job.id, None)
+        if failed and job.worker is not None:
+            self.workers[job.id] = job.worker
+
+    def elsewhere(self, job: Job, worker: str, now: datetime) -> bool:
+        """Whether the job is kept for other workers."""
+        return self.workers.get(job.id) == worker and job.available_at > now - ELSEWHERE
+
+    def promote(self, aged: Iterable[Job]) -> None:
+        self.promoted = {_turn_of(job) for job in aged}
+
+    def key(self, job: Job) -> tuple[int, Turn]:
+        turn = _turn_of(job)
+        counts_as = Priority.INTERACTIVE if turn in self.promoted else job.priority
+        return _CLASSES.index(counts_as), self.last[turn]
+
+
+def _turn_of(job: Job) -> tuple[str, Priority]:
+    return job.owner, job.priority

@@ -1,0 +1,140 @@
+"""What an attempt's end costs its job: charged, not charged, or over its time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from actors.dispatcher import Dispatch
+from actors.execution import Execution, Lease, RetryPolicy
+from persistence.signals import DispatchSignals
+from restoration.errors import (
+    EngineCrashed,
+    EngineError,
+    EngineOutOfMemory,
+    EngineRejected,
+    EngineUnavailable,
+)
+from restoration.jobs import AttemptOutcome, AttemptRef, Job, JobStatus
+from restoration.ports import EngineEvent, EngineRun
+from tests.fakes.site import photo
+from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
+from tests.samples import new_job
+from workflows.catalog import load_catalog
+
+
+class ScriptedEngine:
+    """Raises what it is told to; with nothing, it runs for ever."""
+
+    def __init__(self, error: EngineError | None = None) -> None:
+        self._error = error
+
+    async def start(self) -> None:
+        """Always ready."""
+
+    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> bytes:
+        if self._error is not None:
+            raise self._error
+        await asyncio.Event().wait()
+        return b""
+
+    async def interrupt(self, run_id: object) -> None:
+        """Nothing to stop."""
+
+    async def healthy(self) -> bool:
+        return True
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+async def _attempt(engine: ScriptedEngine, **changes: object) -> tuple[Job, MemoryJobStore]:
+    """A job whose attempt has been run on `engine`."""
+    jobs, blobs = MemoryJobStore(), MemoryBlobStore()
+    stored = await blobs.put("inputs/1.png", photo(), "image/png")
+    await jobs.insert(new_job(input=stored, **changes))
+    job = await jobs.claim("w", 60, ["restore"])
+    assert job is not None
+    execution = Execution(
+        load_catalog(), jobs, blobs, engine, lambda *_: None, Lease(10, 60), RetryPolicy()
+    )
+    async with asyncio.timeout(30):
+        ended = await execution.run(job)
+    assert ended is not None
+    return ended, jobs
+
+
+async def test_03_an_engine_that_did_not_start_costs_the_job_nothing() -> None:
+    """Handed back with the reason in its history, though the job had but one attempt."""
+    job, _ = await _attempt(ScriptedEngine(EngineUnavailable("no engine")), max_attempts=1)
+    assert (job.status, job.failed_attempts) == (JobStatus.QUEUED, 0)
+    assert [(r.outcome, r.code) for r in job.attempts] == [
+        (AttemptOutcome.HANDED_BACK, "engine_unavailable")
+    ]
+    assert job.available_at > datetime.now(UTC) - timedelta(seconds=30)
+    assert job.available_at > job.attempts[0].ended_at
+
+
+@pytest.mark.parametrize("error", [EngineCrashed("it died"), EngineOutOfMemory("no memory")])
+async def test_03_transient_errors_are_charged_and_tried_again(error: EngineError) -> None:
+    """The job waits again, one attempt poorer, and not for the same worker."""
+    job, jobs = await _attempt(ScriptedEngine(error), max_attempts=2)
+    assert (job.status, job.failed_attempts) == (JobStatus.QUEUED, 1)
+    assert jobs.turns.workers == {job.id: "w"}
+
+
+async def test_03_permanent_errors_are_never_tried_again() -> None:
+    """A graph that does not validate fails at its first attempt."""
+    job, _ = await _attempt(ScriptedEngine(EngineRejected("bad graph")), max_attempts=3)
+    assert job.failure is not None
+    assert (job.status, job.failure.code) == (JobStatus.FAILED, "engine_rejected")
+
+
+def test_03_the_pause_before_a_retry_has_a_bound() -> None:
+    """However often a job was handed back, the delay grows to `longest_s` and no further."""
+    policy = RetryPolicy(first_s=1, longest_s=8)
+    assert 0.5 <= policy.delay_s(0) <= 1
+    assert all(4 <= policy.delay_s(failures) <= 8 for failures in (3, 100, 5_000))
+
+
+async def test_06_a_shorter_run_limit_ends_the_attempt() -> None:
+    """The request's limit holds where it is shorter than the workflow's."""
+    job, _ = await _attempt(ScriptedEngine(), run_limit_s=0.05)
+    assert job.failure is not None
+    assert (job.status, job.failure.code) == (JobStatus.FAILED, "engine_timeout")
+    assert "0.05 s" in job.failure.message
+
+
+class NoHints(DispatchSignals):
+    """Signals that never come."""
+
+    def __init__(self) -> None:
+        super().__init__("postgresql://nobody@nowhere/none")
+
+    async def wait(self, timeout_s: float) -> bool:
+        await asyncio.Event().wait()
+        return False
+
+
+async def test_06_the_leader_fails_what_is_overdue() -> None:
+    """A job that nobody started in time ends without a worker, and gets no ticket."""
+    jobs, tickets = MemoryJobStore(), list[AttemptRef]()
+    late, _ = await jobs.insert(new_job(queue_limit_s=-1))
+    sent = asyncio.Event()
+
+    async def send(ref: AttemptRef) -> str:
+        tickets.append(ref)
+        sent.set()
+        return "done"
+
+    waiting, _ = await jobs.insert(new_job())
+    leading = asyncio.create_task(Dispatch(jobs, NoHints(), send, window=4, lease_s=4).lead())
+    async with asyncio.timeout(30):
+        await sent.wait()
+    leading.cancel()
+    await asyncio.gather(leading, return_exceptions=True)
+    assert jobs.rows[late.id].status is JobStatus.FAILED
+    assert {ref.job_id for ref in tickets} == {waiting.id}
