@@ -21,6 +21,7 @@ from restoration.errors import DependencyUnavailable, IdempotencyConflict, Inval
 from restoration.images import UploadLimits, check_result
 from restoration.jobs import Artifact, Job, NewJob, OutputFormat, ParamValue, Priority
 from restoration.ports import BlobStore, JobStore
+from restoration.webhook_urls import WebhookRules, check_url
 from workflows.catalog import Catalog, Workflow
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,7 @@ class SubmissionRequest:
     output_format: OutputFormat | None = None
     priority: Priority = Priority.INTERACTIVE
     idempotency_key: str | None = None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,14 @@ class Order:
     params: Mapping[str, ParamValue]
     output_format: OutputFormat
     priority: Priority
+    webhook_url: str | None
 
     def digest(self, image: bytes) -> str:
         """sha256, in hex, that two requests share only when they ask for the same."""
-        asked = [self.workflow.name, dict(self.params), self.output_format, self.priority]
+        asked = [
+            *(self.workflow.name, dict(self.params), self.output_format, self.priority),
+            self.webhook_url,
+        ]
         text = json.dumps(asked, sort_keys=True)
         return hashlib.sha256(text.encode() + b"\0" + image).hexdigest()
 
@@ -72,12 +78,18 @@ class Submission:
     """Checks and records jobs. Holds no state of its own."""
 
     def __init__(
-        self, catalog: Catalog, jobs: JobStore, blobs: BlobStore, limits: UploadLimits
+        self,
+        catalog: Catalog,
+        jobs: JobStore,
+        blobs: BlobStore,
+        limits: UploadLimits,
+        webhooks: WebhookRules,
     ) -> None:
         self._catalog = catalog
         self._jobs = jobs
         self._blobs = blobs
         self._limits = limits
+        self._webhooks = webhooks
 
     async def submit(self, request: SubmissionRequest) -> Submitted:
         """Record a job that will end, whatever is killed after this returns.
@@ -111,7 +123,10 @@ class Submission:
                 f"{workflow.name} cannot write {output_format}; "
                 f"choose from {', '.join(output.formats)}"
             )
-        return Order(workflow, workflow.resolve(request.params), output_format, request.priority)
+        if request.webhook_url is not None:
+            check_url(request.webhook_url, self._webhooks)
+        params = workflow.resolve(request.params)
+        return Order(workflow, params, output_format, request.priority, request.webhook_url)
 
     async def _earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
         if request.idempotency_key is None:
@@ -141,6 +156,7 @@ class Submission:
             max_attempts=order.workflow.manifest.max_attempts,
             idempotency_key=request.idempotency_key,
             request_digest=digest,
+            webhook_url=order.webhook_url,
         )
 
     async def _discard(self, unused: Artifact) -> None:

@@ -14,13 +14,14 @@ from uuid import UUID
 from sqlalchemy import Connection, Select, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 
-from persistence import transitions
+from persistence import deliveries, transitions
 from persistence.cursors import Cursor
 from persistence.database import Database
 from persistence.tables import jobs, new_row, to_job
 from persistence.transitions import BEST_FIRST, CAN_BE_CLAIMED, RECLAIM_BATCH
 from restoration.errors import IdempotencyConflict
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobPage, JobStatus, NewJob
+from restoration.webhooks import Delivery
 
 _NEWEST_FIRST = (jobs.c.created_at.desc(), jobs.c.id.desc())
 
@@ -110,6 +111,9 @@ class PostgresJobStore:
         query = select(jobs).where(CAN_BE_CLAIMED).order_by(*BEST_FIRST).limit(limit)
         found = await self._database.run(partial(_fetch, query))
         return [AttemptRef(job.id, job.attempt + 1) for job in found]
+
+    async def deliveries(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Delivery]:
+        return await self._database.run(partial(deliveries.of_jobs, job_ids))
 
     async def ping(self) -> None:
         await self._database.run(_ping)

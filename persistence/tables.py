@@ -1,4 +1,4 @@
-"""The jobs table as it is now, and a row's way to and from `restoration.jobs`.
+"""The tables as they are now, and a job's row's way to and from `restoration.jobs`.
 
 The migrations bring a database here step by step; a test compares the two in Postgres' own
 catalogue. What must be true of a row in each of its states is a CHECK, so that no code path, and
@@ -17,6 +17,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    ForeignKey,
     Index,
     Integer,
     MetaData,
@@ -32,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSON
 
 from restoration.jobs import Artifact, Failure, Job, JobStatus, NewJob, OutputFormat, Priority
+from restoration.webhooks import DeliveryStatus
 
 metadata = MetaData()
 
@@ -109,6 +111,10 @@ jobs = Table(
     Column("idempotency_key", Text),
     Column("request_digest", Text),
     Column("timings_s", JSON, nullable=False, server_default=text("'{}'")),
+    Column("webhook_url", Text),
+    # from then on nobody may count on the object
+    Column("input_expired_at", DateTime(timezone=True)),
+    Column("output_expired_at", DateTime(timezone=True)),
     _one_of("status", JobStatus),
     _one_of("output_format", OutputFormat),
     _present_in(OWNED, "lease_until"),
@@ -146,6 +152,38 @@ jobs = Table(
         "jobs_leases", "lease_until", postgresql_where=text("status IN ('running', 'cancelling')")
     ),
     Index("jobs_listing", "owner", text("created_at DESC"), text("id DESC")),
+    # For the sweeper: whose time is up, and who else needs an input.
+    Index(
+        "jobs_inputs_kept",
+        "finished_at",
+        postgresql_where=text("finished_at IS NOT NULL AND input_expired_at IS NULL"),
+    ),
+    Index(
+        "jobs_outputs_kept",
+        "finished_at",
+        postgresql_where=text("output_key IS NOT NULL AND output_expired_at IS NULL"),
+    ),
+    Index("jobs_rows_left", "finished_at", postgresql_where=text("input_expired_at IS NOT NULL")),
+    Index("jobs_input", "input_key", postgresql_where=text("input_expired_at IS NULL")),
+)
+
+# The outbox of webhooks: one row for each job that has ended and asked for one.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("job_id", Uuid, ForeignKey(jobs.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default=text("'pending'")),
+    Column("tries", Integer, nullable=False, server_default=text("0")),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    # while a try is under way: when it is given up for lost
+    Column("next_try_at", DateTime(timezone=True), server_default=func.now()),
+    Column("last_error", Text),
+    CheckConstraint(f"status IN ({_listed(DeliveryStatus)})", name="deliveries_status_known"),
+    CheckConstraint(
+        "(status = 'pending') = (next_try_at IS NOT NULL)", name="deliveries_next_try_at_present"
+    ),
+    Index("deliveries_due", "next_try_at", postgresql_where=text("status = 'pending'")),
 )
 
 
@@ -178,6 +216,7 @@ def new_row(job: NewJob) -> dict[str, Any]:
         "max_attempts": job.max_attempts,
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
+        "webhook_url": job.webhook_url,
     }
 
 
@@ -206,6 +245,9 @@ def to_job(row: RowMapping) -> Job:
         idempotency_key=row["idempotency_key"],
         request_digest=row["request_digest"],
         timings_s=row["timings_s"],
+        webhook_url=row["webhook_url"],
+        input_expired_at=row["input_expired_at"],
+        output_expired_at=row["output_expired_at"],
     )
 
 

@@ -9,13 +9,15 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     │   ├── BrokenImage               broken_image          the right type, but it does not decode
     │   ├── ImageTooLarge             image_too_large       more bytes or pixels than allowed
     │   ├── InvalidParameters         invalid_parameters    details["problems"] names each
-    │   └── UnknownWorkflow           unknown_workflow
+    │   ├── UnknownWorkflow           unknown_workflow
+    │   └── InvalidWebhook            invalid_webhook       no webhook can be sent there, or at all
     ├── Unauthenticated               unauthenticated
     ├── Forbidden                     forbidden             the token lacks a scope
     ├── JobNotFound                   job_not_found         missing, or somebody else's
     ├── Conflict
     │   ├── IdempotencyConflict       idempotency_conflict  the key was used for another request
     │   ├── ResultNotReady            result_not_ready
+    │   ├── ResultExpired             result_expired        it was there, and was removed
     │   └── IllegalTransition         illegal_transition
     ├── LeaseLost                     lease_lost            another attempt owns the job now
     ├── EngineError
@@ -87,6 +89,10 @@ class UnknownWorkflow(InvalidRequest):
     code = "unknown_workflow"
 
 
+class InvalidWebhook(InvalidRequest):
+    code = "invalid_webhook"
+
+
 class Unauthenticated(RestorationError):
     code = "unauthenticated"
 
@@ -109,6 +115,10 @@ class IdempotencyConflict(Conflict):
 
 class ResultNotReady(Conflict):
     code = "result_not_ready"
+
+
+class ResultExpired(Conflict):
+    code = "result_expired"
 
 
 class IllegalTransition(Conflict):

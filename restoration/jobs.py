@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from uuid import UUID
 
-from restoration.errors import IllegalTransition, ResultNotReady
+from restoration.errors import IllegalTransition, ResultExpired, ResultNotReady
 
 ParamValue = bool | int | float | str
 
@@ -120,6 +120,7 @@ class NewJob:
     idempotency_key: str | None = None
     # sha256 over everything the request asked for: the same key must mean the same request
     request_digest: str | None = None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,16 +155,23 @@ class Job:
     idempotency_key: str | None = None
     request_digest: str | None = None
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    webhook_url: str | None = None
+    # from then on the bytes may be gone
+    input_expired_at: datetime | None = None
+    output_expired_at: datetime | None = None
 
     @property
     def ref(self) -> AttemptRef:
         return AttemptRef(self.id, self.attempt)
 
     def result(self) -> Artifact:
-        """The restored picture. Raises ResultNotReady, which says how the job stands."""
+        """The restored picture. Raises ResultNotReady, which says how the job stands, or
+        ResultExpired."""
         if self.output is None:
             reason = self.failure.message if self.failure else "it has no result yet"
             raise ResultNotReady(f"the job is {self.status}: {reason}", status=self.status)
+        if self.output_expired_at is not None:
+            raise ResultExpired("the result was kept for its time, and has been removed")
         return self.output
 
 

@@ -92,6 +92,7 @@ class RestorationClient:
         output_format: OutputFormat = OutputFormat.PNG,
         priority: Priority = Priority.INTERACTIVE,
         idempotency_key: str | None = None,
+        webhook_url: str | None = None,
     ) -> Restoration:
         """Submit a photo; on return the job is safe, and will end."""
         name, data = _read(photo)
@@ -104,6 +105,7 @@ class RestorationClient:
                 "params": json.dumps(params or {}),
                 "output_format": output_format.value,
                 "priority": priority.value,
+                **({"webhook_url": webhook_url} if webhook_url else {}),
             },
             headers={"Idempotency-Key": idempotency_key or str(uuid4())},
         )

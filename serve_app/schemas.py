@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from restoration.events import JobEvent, Progressed
 from restoration.jobs import Artifact, Job, JobStatus, OutputFormat, ParamValue, Priority
+from restoration.webhooks import Delivery, DeliveryStatus
 
 
 class _View(BaseModel):
@@ -39,6 +40,16 @@ class ProgressView(_View):
     fraction: float = Field(ge=0, le=1, description="of the whole job")
     stage: str
     attempt: int
+
+
+class WebhookView(_View):
+    """Who is told of the job's end, and whether they have been."""
+
+    url: str
+    status: DeliveryStatus = Field(description="`dead` after a day of trying, or when refused")
+    tries: int
+    last_error: str | None
+    next_try_at: datetime | None = Field(description="null until the job has ended")
 
 
 class Links(_View):
@@ -69,6 +80,10 @@ class Restoration(_View):
     failure: FailureView | None = Field(description="why the job failed")
     timings_s: Mapping[str, float] = Field(description="seconds spent, by stage")
     progress: ProgressView | None
+    webhook: WebhookView | None = None
+    output_expired_at: datetime | None = Field(
+        None, description="set when the result has been removed"
+    )
     links: Links
 
 
@@ -136,7 +151,22 @@ def progress_view(job: Job, events: Iterable[JobEvent]) -> ProgressView | None:
     return None
 
 
-def restoration(job: Job, links: Links, progress: ProgressView | None) -> Restoration:
+def webhook_view(job: Job, delivery: Delivery | None) -> WebhookView | None:
+    if job.webhook_url is None:
+        return None
+    known = delivery or Delivery()
+    return WebhookView(
+        url=job.webhook_url,
+        status=known.status,
+        tries=known.tries,
+        last_error=known.last_error,
+        next_try_at=known.next_try_at,
+    )
+
+
+def restoration(
+    job: Job, links: Links, progress: ProgressView | None, webhook: WebhookView | None
+) -> Restoration:
     return Restoration(
         id=job.id,
         status=job.status,
@@ -156,5 +186,7 @@ def restoration(job: Job, links: Links, progress: ProgressView | None) -> Restor
         else None,
         timings_s=job.timings_s,
         progress=progress,
+        webhook=webhook,
+        output_expired_at=job.output_expired_at,
         links=links,
     )

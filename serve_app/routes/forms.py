@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
@@ -23,7 +24,7 @@ DEFAULT_WORKFLOW = "restore"
 MAX_FIELD_BYTES = 64 * 1024
 # Part headers, boundaries and the other fields, on top of the image itself.
 FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
-_MAX_FIELDS = 4
+_MAX_FIELDS = 5
 
 
 class RestorationForm(BaseModel):
@@ -38,6 +39,9 @@ class RestorationForm(BaseModel):
     output_format: OutputFormat = OutputFormat.PNG
     priority: Priority = Field(
         Priority.INTERACTIVE, description="every interactive job goes before every batch job"
+    )
+    webhook_url: str | SkipJsonSchema[None] = Field(
+        None, description="where to POST, once, that the job has ended; https, and a public host"
     )
 
 

@@ -17,8 +17,10 @@ from restoration.errors import (
     ImageTooLarge,
     InvalidParameters,
     InvalidRequest,
+    InvalidWebhook,
     JobNotFound,
     RestorationError,
+    ResultExpired,
     ResultNotReady,
     Unauthenticated,
     UnknownWorkflow,
@@ -73,6 +75,7 @@ router = APIRouter(
             ImageTooLarge,
             UnsupportedImage,
             InvalidParameters,
+            InvalidWebhook,
             BrokenImage,
             bad_request=400,
             unsupported_media_type=415,
@@ -112,6 +115,7 @@ async def submit_restoration(
             output_format=form.fields.output_format,
             priority=form.fields.priority,
             idempotency_key=idempotency_key,
+            webhook_url=form.fields.webhook_url,
         )
     )
     job, wait_s = submitted.job, preferred_wait_s(prefer or ())
@@ -191,7 +195,7 @@ async def cancel_restoration(
             "content": {kind.content_type: {} for kind in OutputFormat},
             "headers": {"Content-Disposition": header("an attachment with a file name")},
         },
-        **problems(JobNotFound, ResultNotReady),
+        **problems(JobNotFound, ResultNotReady, ResultExpired),
     },
 )
 async def get_result(

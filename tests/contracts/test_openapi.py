@@ -105,7 +105,7 @@ def test_every_error_is_a_problem(document: Document) -> None:
         (f"{API}/{{job_id}}", "get", "200 401 404 422 500 503"),
         (f"{API}/{{job_id}}/cancel", "post", "200 202 401 404 422 500 503"),
         (f"{API}/{{job_id}}/events", "get", "200 400 401 404 422 500 503"),
-        (f"{API}/{{job_id}}/result", "get", "200 307 401 404 409 422 500 503"),
+        (f"{API}/{{job_id}}/result", "get", "200 307 401 404 409 410 422 500 503"),
         ("/readyz", "get", "200 503"),
     ],
 )
@@ -119,7 +119,9 @@ def test_the_form_and_the_headers_are_described(document: Document) -> None:
     post = document["paths"][API]["post"]
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["image"]
-    assert set(form["properties"]) == {"image", "workflow", "params", "output_format", "priority"}
+    assert set(form["properties"]) == {
+        *("image", "workflow", "params", "output_format", "priority", "webhook_url")
+    }
     assert {p["name"] for p in post["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert "Location" in post["responses"]["202"]["headers"]
     assert {"Idempotent-Replayed", "Preference-Applied"} <= set(post["responses"]["200"]["headers"])
