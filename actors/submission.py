@@ -62,7 +62,7 @@ class Order:
     params: Mapping[str, ParamValue]
     output_format: OutputFormat
     priority: Priority
-    webhook_url: str | None
+    webhook_url: str | None = None
 
     def digest(self, image: bytes) -> str:
         """sha256, in hex, that two requests share only when they ask for the same."""
@@ -83,13 +83,13 @@ class Submission:
         jobs: JobStore,
         blobs: BlobStore,
         limits: UploadLimits,
-        webhooks: WebhookRules,
+        webhooks: WebhookRules | None = None,
     ) -> None:
         self._catalog = catalog
         self._jobs = jobs
         self._blobs = blobs
         self._limits = limits
-        self._webhooks = webhooks
+        self._webhooks = webhooks or WebhookRules()
 
     async def submit(self, request: SubmissionRequest) -> Submitted:
         """Record a job that will end, whatever is killed after this returns.
