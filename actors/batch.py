@@ -86,6 +86,7 @@ class Batch:
         params: Mapping[str, object] | None = None,
         output_format: OutputFormat | None = None,
         priority: Priority = Priority.BATCH,
+        webhook_url: str | None = None,
         on_refused: Callable[[Path, InvalidRequest], None] | None = None,
     ) -> dict[UUID, Path]:
         """Submit each file; returns the path of each job, in the order given.
@@ -104,6 +105,7 @@ class Batch:
                 params=params or {},
                 output_format=output_format,
                 priority=priority,
+                webhook_url=webhook_url,
                 # sent again under the same key, a submission whose answer was lost counts once
                 idempotency_key=str(uuid.uuid4()),
             )

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, and_, func, select, update
 
+from persistence import deliveries
 from persistence.history import with_attempt
 from persistence.signals import WAITING_CHANNEL
 from persistence.tables import OWNED, artifact_columns, failure_columns, jobs, to_job
@@ -217,7 +218,10 @@ def _move(
     row = connection.execute(statement).mappings().first()
     if row is None:
         raise _lease_lost(ref)
-    return to_job(row)
+    job = to_job(row)
+    if target.is_final:
+        deliveries.enqueue(job, connection)
+    return job
 
 
 def _is_attempt(ref: AttemptRef, statuses: Collection[JobStatus]) -> ColumnElement[bool]:

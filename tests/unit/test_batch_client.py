@@ -91,6 +91,7 @@ class FakeIngress(IngressHandle):
             input=artifact(),
             created_at=utc_now(),
             available_at=utc_now(),
+            queue_deadline_at=utc_now(),
             idempotency_key=request.idempotency_key,
         )
         self.jobs[job.id] = job

@@ -56,9 +56,16 @@ class Jobs(MemoryJobStore):
         self.writes += 1
         return await super().succeed(ref, output, timings_s)
 
-    async def release(self, ref: AttemptRef, failure: Failure | None, delay_s: float = 0) -> Job:
+    async def release(
+        self,
+        ref: AttemptRef,
+        failure: Failure | None,
+        delay_s: float = 0,
+        *,
+        charged: bool = True,
+    ) -> Job:
         self.releases += 1
-        return await super().release(ref, failure, delay_s)
+        return await super().release(ref, failure, delay_s, charged=charged)
 
 
 @dataclass
