@@ -79,7 +79,7 @@ async def test_11_what_does_not_end_a_job_is_not_told(store: JobStore) -> None:
     """Handed back, lost, asked to be cancelled: the job goes on, and nobody is told."""
     job = await _claimed(store)
     await store.release(job.ref, FAILURE)
-    again = await store.claim("w", 60, ["restore"])
+    again = await store.claim("w2", 60, ["restore"])
     assert again is not None
     await store.request_cancel(job.id)
     assert await store.deliveries([job.id]) == {}

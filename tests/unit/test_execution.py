@@ -18,11 +18,12 @@ from actors.execution import Execution, Lease, RetryPolicy
 from restoration.errors import (
     DependencyUnavailable,
     EngineCrashed,
-    EngineError,
     EngineFailed,
     EngineOutOfMemory,
     EngineRejected,
+    EngineStalled,
     EngineUnavailable,
+    RestorationError,
 )
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus, OutputFormat
@@ -222,17 +223,24 @@ class TestSuccess:
 
 class TestFailure:
     @pytest.mark.parametrize(
-        "error", [EngineCrashed, EngineOutOfMemory, EngineUnavailable, DependencyUnavailable]
+        ("error", "held_against_it"),
+        [
+            (EngineCrashed, 1),
+            (EngineStalled, 1),
+            (EngineOutOfMemory, 1),
+            (EngineUnavailable, 0),  # nothing ran
+            (DependencyUnavailable, 0),  # an outage says nothing about the job
+        ],
     )
-    async def test_what_may_pass_is_tried_again(
-        self, bench: Bench, error: type[EngineError]
+    async def test_03_what_may_pass_is_tried_again(
+        self, bench: Bench, error: type[RestorationError], held_against_it: int
     ) -> None:
-        """The job is queued with a delay, and the attempt is held against it."""
+        """The job is queued with a delay; an attempt that says something of it is counted."""
         bench.engine.error = error("it died")
         job = await bench.claimed()
         ended = await bench.run(job)
         assert ended is not None
-        assert (ended.status, ended.failed_attempts) == (JobStatus.QUEUED, 1)
+        assert (ended.status, ended.failed_attempts) == (JobStatus.QUEUED, held_against_it)
         delay = ended.available_at - NOW
         assert timedelta(seconds=RETRY.first_s / 2) <= delay <= timedelta(seconds=RETRY.first_s)
         assert bench.events[-1] == (job.id, StateChanged(JobStatus.QUEUED, 1))
@@ -245,12 +253,12 @@ class TestFailure:
             assert ceiling / 2 <= policy.delay_s(failures) <= ceiling
 
     async def test_s3_away_is_tried_again(self, bench: Bench) -> None:
-        """An input that cannot be fetched now is no reason to fail the job."""
+        """An input that cannot be fetched now is not held against the job, however often."""
         job = await bench.claimed()
         bench.blobs.down = True
         ended = await bench.run(job)
         assert ended is not None
-        assert (ended.status, ended.failed_attempts) == (JobStatus.QUEUED, 1)
+        assert (ended.status, ended.failed_attempts) == (JobStatus.QUEUED, 0)
         assert not bench.engine.runs
 
     async def test_it_is_not_tried_for_ever(self, bench: Bench) -> None:
@@ -266,7 +274,7 @@ class TestFailure:
 
     @pytest.mark.parametrize("error", [EngineFailed, EngineRejected])
     async def test_what_will_not_pass_fails_the_job(
-        self, bench: Bench, error: type[EngineError]
+        self, bench: Bench, error: type[RestorationError]
     ) -> None:
         """Another attempt would end the same way, so there is none."""
         bench.engine.error = error("a node raised")
@@ -295,7 +303,7 @@ class TestFailure:
         assert ended is not None
         assert (ended.status, ended.failed_attempts) == (JobStatus.QUEUED, 1)
         bench.jobs.clock = lambda: NOW + timedelta(seconds=1)
-        again = await bench.jobs.claim("worker-1", 60, ["restore"])
+        again = await bench.jobs.claim("worker-2", 60, ["restore"])
         assert again is not None
         ended = await bench.run(again)
         assert ended is not None
