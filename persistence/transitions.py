@@ -11,13 +11,22 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, and_, func, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Interval,
+    and_,
+    bindparam,
+    func,
+    select,
+    update,
+)
 
 from persistence import deliveries
 from persistence.history import with_attempt
 from persistence.signals import WAITING_CHANNEL
 from persistence.tables import OWNED, artifact_columns, failure_columns, jobs, to_job
-from persistence.turns import best_for, by_turn, is_overdue
+from persistence.turns import BEST, by_turn, is_overdue
 from restoration.errors import JobNotFound, LeaseLost, QueueTimeout
 from restoration.jobs import (
     Artifact,
@@ -31,24 +40,27 @@ from restoration.jobs import (
 
 RECLAIM_BATCH = 50
 
+_CLAIM = (
+    update(jobs)
+    .where(jobs.c.id == BEST)
+    .values(
+        status=JobStatus.RUNNING,
+        attempt=jobs.c.attempt + 1,
+        worker=bindparam("for_worker"),
+        lease_until=func.now() + bindparam("lease", type_=Interval()),
+        started_at=func.now(),
+    )
+    .returning(jobs)
+)
+
 
 def claim(
     worker: str, lease_s: float, workflows: Sequence[str], connection: Connection
 ) -> Job | None:
     """The best job that waits; concurrent claims pass over each other's jobs."""
-    statement = (
-        update(jobs)
-        .where(jobs.c.id == best_for(worker, workflows))
-        .values(
-            status=JobStatus.RUNNING,
-            attempt=jobs.c.attempt + 1,
-            worker=worker,
-            lease_until=_from_now(lease_s),
-            started_at=func.now(),
-        )
-        .returning(jobs)
-    )
-    row = connection.execute(statement).mappings().first()
+    lease = timedelta(seconds=lease_s)
+    values = {"for_worker": worker, "of_workflows": list(workflows), "lease": lease}
+    row = connection.execute(_CLAIM, values).mappings().first()
     return None if row is None else to_job(row)
 
 

@@ -10,7 +10,6 @@ in the order of `by_turn`, because each change to or from `queued` locks its own
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -20,6 +19,7 @@ from sqlalchemy import (
     ScalarSelect,
     Select,
     and_,
+    bindparam,
     case,
     delete,
     func,
@@ -70,22 +70,6 @@ def is_overdue() -> ColumnElement[bool]:
     return and_(_UNSTARTED, jobs.c.queue_deadline_at <= func.now())
 
 
-def best_for(worker: str, workflows: Sequence[str]) -> ScalarSelect[UUID]:
-    """The id of the job that `worker` is to have, its row locked; nothing when there is none."""
-    just_failed_here = and_(
-        jobs.c.last_worker == worker,
-        jobs.c.available_at > func.now() - timedelta(seconds=ELSEWHERE_S),
-    )
-    head = (
-        _claimable()
-        .where(jobs.c.workflow.in_(workflows), just_failed_here.is_not(True))
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .lateral("head")
-    )
-    return _in_turn(head).with_only_columns(head.c.id).limit(1).scalar_subquery()
-
-
 def waiting(limit: int, connection: Connection) -> list[AttemptRef]:
     """As the port says: up to `limit` jobs of the first owner, then of the next."""
     query = _in_turn(_claimable().limit(limit).lateral("head")).limit(limit)
@@ -110,6 +94,27 @@ def _in_turn(head: LateralFromClause) -> Select[tuple[UUID, int]]:
         .select_from(_TURN.join(head, true()))
         .order_by(_TURN.c.counts_as, _TURN.c.turn_at)
     )
+
+
+def _best() -> ScalarSelect[UUID]:
+    just_failed_here = and_(
+        jobs.c.last_worker == bindparam("for_worker"),
+        jobs.c.available_at > func.now() - timedelta(seconds=ELSEWHERE_S),
+    )
+    able = jobs.c.workflow.in_(bindparam("of_workflows", expanding=True))
+    head = (
+        _claimable()
+        .where(able, just_failed_here.is_not(True))
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .lateral("head")
+    )
+    return _in_turn(head).with_only_columns(head.c.id).limit(1).scalar_subquery()
+
+
+# The id of the job that `for_worker`, which knows `of_workflows`, is to have, its row locked.
+# Made once: to put so large a statement together takes longer than to execute it.
+BEST = _best()
 
 
 def check_room(policy: QueuePolicy, owner: str, more: int, connection: Connection) -> None:
