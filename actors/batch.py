@@ -14,11 +14,12 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 import ray
@@ -27,17 +28,23 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from actors.batch_submission import Draft
 from actors.handles import APP, INGRESS, IngressHandle
 from actors.status_actor import StatusActor, status_actor
 from actors.submission import SubmissionRequest
-from restoration.errors import DependencyUnavailable
-from restoration.jobs import Job, OutputFormat, Priority
+from restoration.batches import JobBatch
+from restoration.errors import DependencyUnavailable, InvalidRequest
+from restoration.jobs import Failure, Job, OutputFormat, Priority
 
 # The status actor answers as soon as a job ends. It may know nothing: rows are read this often.
 POLL_S = 2.0
 # Uploads on their way at a time: enough to hide the round trips, few enough for the ingress.
 IN_FLIGHT = 8
-SUBMIT_FOR_S = 60.0
+# The service restarts, or Postgres does: calls are made again for as long, and this often.
+PATIENCE_S = 60.0
+RETRY_S = 1.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,15 @@ class Result:
         draft = path.with_name(f".{path.name}.{self.job.id}")
         draft.write_bytes(data)
         draft.replace(path)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedBatch:
+    """A batch that is recorded: the file of each job, and why each of the others has none."""
+
+    id: UUID
+    jobs: Mapping[UUID, Path]
+    refused: Sequence[tuple[Path, Failure]]
 
 
 class Batch:
@@ -95,23 +111,13 @@ class Batch:
                 # sent again under the same key, a submission whose answer was lost counts once
                 idempotency_key=str(uuid.uuid4()),
             )
-            return self._submit(request).id, path
+            return _patiently(lambda: self._ingress.submit(request)).job.id, path
 
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             try:
                 return dict(pool.map(submit, paths))
             finally:
                 pool.shutdown(cancel_futures=True)
-
-    def _submit(self, request: SubmissionRequest) -> Job:
-        deadline = time.monotonic() + SUBMIT_FOR_S
-        while True:
-            try:
-                return self._ingress.submit(request).job
-            except DependencyUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
 
     def as_completed(self, job_ids: Iterable[UUID]) -> Iterator[Result]:
         """Each job as it ends, however it ends. Rows decide; the status actor makes it quick."""
@@ -133,6 +139,73 @@ class Batch:
     def cancel(self, job_id: UUID) -> Job:
         """Ask for the end of a job; its row tells when it has ended."""
         return self._ingress.cancel(job_id)
+
+    def submit_batch(
+        self,
+        paths: Iterable[Path],
+        *,
+        workflow: str = "restore",
+        params: Mapping[str, object] | None = None,
+        output_format: OutputFormat | None = None,
+        priority: Priority = Priority.BATCH,
+    ) -> AcceptedBatch:
+        """Submit up to 1,000 files as one batch, which is there as a whole or not at all.
+
+        A file that cannot be used does not sink the others. Raises InvalidRequest and its kin for
+        what is wrong with all of them, BatchTooLarge, OSError; then nothing will run.
+        """
+        request = SubmissionRequest(
+            owner=self._owner,
+            image=b"",
+            workflow=workflow,
+            params=params or {},
+            output_format=output_format,
+            priority=priority,
+        )
+        _patiently(lambda: self._ingress.check(request))
+        draft, files = Draft(self._owner), list(paths)
+        places = [draft.add(path.name) for path in files]
+
+        def prepare(path: Path, place: tuple[int, UUID]) -> None:
+            index, job_id = place
+            asked = replace(request, image=path.read_bytes())
+            try:
+                draft.accept(index, _patiently(lambda: self._ingress.prepare(asked, job_id)))
+            except InvalidRequest as error:
+                draft.refuse(index, error)
+
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            try:
+                list(pool.map(prepare, files, places))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        new = draft.finish()
+        _patiently(lambda: self._ingress.record_batch(new, draft.jobs))
+        jobs = {
+            job.id: files[index] for job in draft.jobs if (index := job.batch_index) is not None
+        }
+        refused = [(files[refusal.index], refusal.reason) for refusal in new.refusals]
+        return AcceptedBatch(new.id, jobs, refused)
+
+    def batch_status(self, batch_id: UUID) -> JobBatch:
+        """How the batch stands: `status` and `counts`. Raises BatchNotFound."""
+        return _patiently(lambda: self._ingress.batch(batch_id))
+
+    def cancel_batch(self, batch_id: UUID) -> JobBatch:
+        """Ask for the end of every job of the batch; its status tells when all have ended."""
+        return _patiently(lambda: self._ingress.cancel_batch(batch_id))
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """What `call` returns, through an outage of PATIENCE_S. It must be fit to be repeated."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call()
+        except DependencyUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_S)
 
 
 @contextmanager

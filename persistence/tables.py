@@ -1,4 +1,4 @@
-"""The jobs table as it is now, and a row's way to and from `restoration.jobs`.
+"""The tables as they are now, and a row's way to and from `restoration.jobs`.
 
 The migrations bring a database here step by step; a test compares the two in Postgres' own
 catalogue. What must be true of a row in each of its states is a CHECK, so that no code path, and
@@ -17,6 +17,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    ForeignKey,
     Index,
     Integer,
     MetaData,
@@ -109,6 +110,8 @@ jobs = Table(
     Column("idempotency_key", Text),
     Column("request_digest", Text),
     Column("timings_s", JSON, nullable=False, server_default=text("'{}'")),
+    Column("batch_id", Uuid, ForeignKey("batches.id")),
+    Column("batch_index", Integer),
     _one_of("status", JobStatus),
     _one_of("output_format", OutputFormat),
     _present_in(OWNED, "lease_until"),
@@ -146,6 +149,39 @@ jobs = Table(
         "jobs_leases", "lease_until", postgresql_where=text("status IN ('running', 'cancelling')")
     ),
     Index("jobs_listing", "owner", text("created_at DESC"), text("id DESC")),
+    CheckConstraint("num_nulls(batch_id, batch_index) IN (0, 2)", name="jobs_batch_whole"),
+    Index(
+        "jobs_batch",
+        "batch_id",
+        "batch_index",
+        unique=True,
+        postgresql_where=text("batch_id IS NOT NULL"),
+    ),
+)
+
+# What a batch was given; how it stands is in its jobs alone.
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("size", Integer, nullable=False),
+    # one for each photo, and [{"index": ..., "code": ..., "message": ...}] for those without a job
+    Column("names", JSON, nullable=False),
+    Column("refusals", JSON, nullable=False),
+    Column("idempotency_key", Text),
+    Column("request_digest", Text),
+    CheckConstraint("size > 0 AND json_array_length(names) = size", name="batches_names_whole"),
+    CheckConstraint("json_array_length(refusals) <= size", name="batches_refusals_bounded"),
+    Index(
+        "batches_idempotency",
+        "owner",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+    Index("batches_listing", "owner", text("created_at DESC"), text("id DESC")),
 )
 
 
@@ -178,6 +214,8 @@ def new_row(job: NewJob) -> dict[str, Any]:
         "max_attempts": job.max_attempts,
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
+        "batch_id": job.batch_id,
+        "batch_index": job.batch_index,
     }
 
 
@@ -206,6 +244,8 @@ def to_job(row: RowMapping) -> Job:
         idempotency_key=row["idempotency_key"],
         request_digest=row["request_digest"],
         timings_s=row["timings_s"],
+        batch_id=row["batch_id"],
+        batch_index=row["batch_index"],
     )
 
 

@@ -120,6 +120,9 @@ class NewJob:
     idempotency_key: str | None = None
     # sha256 over everything the request asked for: the same key must mean the same request
     request_digest: str | None = None
+    # the batch it came in, and its place there
+    batch_id: UUID | None = None
+    batch_index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,8 @@ class Job:
     idempotency_key: str | None = None
     request_digest: str | None = None
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    batch_id: UUID | None = None
+    batch_index: int | None = None
 
     @property
     def ref(self) -> AttemptRef:

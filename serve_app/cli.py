@@ -5,30 +5,37 @@ Errors are one line on standard error. Exit status: 0 done, 1 it failed, 2 wrong
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from comfy_pool.provision import Source, Variant
-from restoration.errors import RestorationError, SetupError
+from restoration.errors import RestorationError
 from restoration.jobs import JobStatus, OutputFormat
 from restoration.settings import load_node_settings, load_settings
-from serve_app.client import ApiError, RestorationClient
-from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
+from serve_app.cli_batches import batch_app
+from serve_app.cli_shared import (
+    ParamOption,
+    ServerOption,
+    TokenOption,
+    WorkflowOption,
+    complain,
+    err,
+    local_stack,
+    local_token,
+    open_client,
+    out,
+    parse_parameter,
+    state_dir,
+)
+from serve_app.client import ApiError
 from serve_app.stack_record import (
     StackOptions,
-    StackRecord,
-    find_stack,
-    issuer_folder,
     start_detached,
     stop_stack,
 )
@@ -42,8 +49,7 @@ app = typer.Typer(
 )
 engine_app = typer.Typer(help="The engine: ComfyUI and its models.", no_args_is_help=True)
 app.add_typer(engine_app, name="engine")
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+app.add_typer(batch_app, name="batch")
 
 _BY_SUFFIX = {
     ".png": OutputFormat.PNG,
@@ -52,22 +58,13 @@ _BY_SUFFIX = {
     ".webp": OutputFormat.WEBP,
 }
 
-ServerOption = Annotated[
-    str | None,
-    typer.Option(envvar="RESTORE_SERVER", help="Address of the service; default: the local stack."),
-]
-TokenOption = Annotated[
-    str | None,
-    typer.Option(envvar="RESTORE_TOKEN", help="Bearer token; default: one of the local issuer."),
-]
-
 
 def main() -> None:
     """The entry point: what goes wrong becomes one line and an exit status."""
     try:
         app()
     except (RestorationError, ApiError, OSError) as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -83,7 +80,7 @@ def up(
     options = StackOptions(workers, port)
     if detach:
         with steps(err) as step:
-            record = start_detached(_state_dir(), options, step)
+            record = start_detached(state_dir(), options, step)
         welcome(out, record)
         return
     from serve_app.stack import run_stack  # takes seconds: Ray, Postgres, S3
@@ -98,7 +95,7 @@ def up(
 def down() -> None:
     """Stop the local stack. Jobs that wait go on with the next `restore up`."""
     with err.status("stopping"):
-        stopped = stop_stack(_state_dir())
+        stopped = stop_stack(state_dir())
     err.print("stopped" if stopped else "nothing was running")
 
 
@@ -106,10 +103,8 @@ def down() -> None:
 def run(
     photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")],
-    workflow: Annotated[str, typer.Option(help="See `GET /api/v1/workflows`.")] = "restore",
-    param: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter; repeatable.")
-    ] = None,
+    workflow: WorkflowOption = "restore",
+    param: ParamOption = None,
     output_format: Annotated[
         OutputFormat | None, typer.Option("--format", help="Default: by OUTPUT's suffix, or png.")
     ] = None,
@@ -118,8 +113,8 @@ def run(
 ) -> None:
     """Restore PHOTO and download the result; exit status 0 only with the result on disk."""
     chosen = output_format or _BY_SUFFIX.get(output.suffix.lower(), OutputFormat.PNG)
-    params = dict(_parameter(text) for text in param or [])
-    with _client(server, token) as client:
+    params = dict(parse_parameter(text) for text in param or [])
+    with open_client(server, token) as client:
         job = client.submit(photo, workflow=workflow, params=params, output_format=chosen)
         try:
             ended = follow(err, client, job)
@@ -128,7 +123,7 @@ def run(
             raise
         if ended.status is not JobStatus.SUCCEEDED:
             reason = ended.failure.message if ended.failure else "it was cancelled"
-            _complain(f"job {job.id} {ended.status}: {reason}")
+            complain(f"job {job.id} {ended.status}: {reason}")
             raise typer.Exit(1)
         client.download(job.id, output)
     err.print(f"restored to {output}")
@@ -142,21 +137,21 @@ def jobs(
     token: TokenOption = None,
 ) -> None:
     """List jobs, newest first."""
-    with _client(server, token) as client:
+    with open_client(server, token) as client:
         out.print(jobs_table(islice(client.list(*(status or []), limit=limit), limit)))
 
 
 @app.command()
 def show(job_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
     """Show all about a job, as JSON."""
-    with _client(server, token) as client:
+    with open_client(server, token) as client:
         out.print_json(client.get(job_id).model_dump_json(by_alias=True))
 
 
 @app.command()
 def cancel(job_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
     """Cancel a job; waits for the outcome, and fails if the job finished first."""
-    with _client(server, token) as client:
+    with open_client(server, token) as client:
         client.cancel(job_id)
         ended = client.wait(job_id)
     err.print(f"job {ended.id} {ended.status}")
@@ -171,7 +166,7 @@ def token(
     lifetime_s: Annotated[int, typer.Option(min=1, help="Seconds.")] = 3600,
 ) -> None:
     """Print a token of the local stack's own issuer."""
-    sys.stdout.write(_local_token(_local_stack(), sub, scope or [], lifetime_s) + "\n")
+    sys.stdout.write(local_token(local_stack(), sub, scope or [], lifetime_s) + "\n")
 
 
 @app.command()
@@ -218,46 +213,6 @@ def doctor() -> None:
     out.print(findings_table(findings))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
-
-
-def _complain(message: str) -> None:
-    err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
-
-
-def _state_dir() -> Path:
-    return load_node_settings(os.environ).state_dir
-
-
-def _client(server: str | None, token: str | None) -> RestorationClient:
-    """Of the local stack, and with a token of its issuer, unless told otherwise."""
-    if server and token:
-        return RestorationClient(server, token)
-    stack = _local_stack()
-    return RestorationClient(server or stack.url, token or _local_token(stack, "local", []))
-
-
-def _local_stack() -> StackRecord:
-    stack = find_stack(_state_dir())
-    if stack is None:
-        raise SetupError("no local stack is running: `restore up`, or give --server and --token")
-    return stack
-
-
-def _local_token(stack: StackRecord, sub: str, scopes: list[str], lifetime_s: int = 3600) -> str:
-    if stack.issuer is None:
-        raise SetupError("tokens come from the configured issuer; the local one is off")
-    keys = issuer_folder(_state_dir())
-    return mint_token(keys, stack.issuer, LOCAL_AUDIENCE, sub, scopes, lifetime_s)
-
-
-def _parameter(text: str) -> tuple[str, object]:
-    """`scale=2` → ("scale", 2): the value is JSON if it reads as JSON, a text otherwise."""
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
-    with suppress(ValueError):
-        return name, json.loads(value)
-    return name, value
 
 
 if __name__ == "__main__":
