@@ -56,14 +56,17 @@ class Result:
 
     def read(self) -> bytes:
         """The restored picture. Raises ResultNotReady unless the job succeeded."""
-        return self._ingress.result(self.job.id)
+        return _patiently(lambda: self._ingress.result(self.job.id))
 
     def save(self, path: Path) -> None:
         """Write the restored picture to `path`, which appears whole or not at all."""
         data = self.read()
         draft = path.with_name(f".{path.name}.{self.job.id}")
-        draft.write_bytes(data)
-        draft.replace(path)
+        try:
+            draft.write_bytes(data)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +96,16 @@ class Batch:
         params: Mapping[str, object] | None = None,
         output_format: OutputFormat | None = None,
         priority: Priority = Priority.BATCH,
+        on_refused: Callable[[Path, InvalidRequest], None] | None = None,
     ) -> dict[UUID, Path]:
         """Submit each file; returns the path of each job, in the order given.
 
-        Raises InvalidRequest and its kin for the first file that is refused; those before it,
-        and a few after it, have been accepted and will run.
+        A file that the service refuses (no picture, too large, ...) goes to `on_refused`, and the
+        others go on. Without it the first refusal is raised; the files before it, and a few after
+        it, have been accepted and will run.
         """
 
-        def submit(path: Path) -> tuple[UUID, Path]:
+        def submit(path: Path) -> Job:
             request = SubmissionRequest(
                 owner=self._owner,
                 image=path.read_bytes(),
@@ -111,19 +116,31 @@ class Batch:
                 # sent again under the same key, a submission whose answer was lost counts once
                 idempotency_key=str(uuid.uuid4()),
             )
-            return _patiently(lambda: self._ingress.submit(request)).job.id, path
+            return _patiently(lambda: self._ingress.submit(request)).job
 
+        jobs: dict[UUID, Path] = {}
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            submissions = [(path, pool.submit(submit, path)) for path in paths]
             try:
-                return dict(pool.map(submit, paths))
+                for path, submission in submissions:
+                    try:
+                        jobs[submission.result().id] = path
+                    except InvalidRequest as refusal:
+                        if on_refused is None:
+                            raise
+                        on_refused(path, refusal)
             finally:
                 pool.shutdown(cancel_futures=True)
+        return jobs
 
     def as_completed(self, job_ids: Iterable[UUID]) -> Iterator[Result]:
-        """Each job as it ends, however it ends. Rows decide; the status actor makes it quick."""
+        """Each job as it ends, however it ends. Rows decide; the status actor makes it quick.
+
+        Raises DependencyUnavailable when the service stays away.
+        """
         open_ids = set(job_ids)
         while open_ids:
-            ended = self._ingress.ended(list(open_ids))
+            ended = _patiently(lambda: self._ingress.ended(list(open_ids)))
             for job in ended:
                 open_ids.remove(job.id)
                 yield Result(job, self._ingress)
@@ -216,14 +233,18 @@ def connect(owner: str = "batch", address: str = "auto") -> Iterator[Batch]:
     """
     ours = not ray.is_initialized()
     try:
-        if ours:
-            # a script's output is its own: no word of Ray's but errors
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        ingress = IngressHandle(serve.get_deployment_handle(INGRESS, app_name=APP))
-    except (ConnectionError, RayServeException) as error:
-        raise DependencyUnavailable(f"the service cannot be reached: {error}") from error
-    try:
-        yield Batch(ingress, status_actor(), owner)
+        yield Batch(_ingress(address), status_actor(), owner)
     finally:
         if ours:
             ray.shutdown()
+
+
+def _ingress(address: str) -> IngressHandle:
+    try:
+        if not ray.is_initialized():
+            # a script's output is its own: no word of Ray's but errors
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        return IngressHandle(serve.get_deployment_handle(INGRESS, app_name=APP))
+    except (ConnectionError, RayServeException) as error:
+        raise DependencyUnavailable(f"the service cannot be reached: {error}") from error

@@ -11,11 +11,13 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
 
 from comfy_pool.provision import Source, Variant
-from restoration.errors import RestorationError
+from comfy_pool.slots import port_is_free
+from restoration.errors import RestorationError, SetupError
 from restoration.jobs import JobStatus, OutputFormat
 from restoration.settings import load_node_settings, load_settings
 from serve_app.cli_batches import batch_app
@@ -36,6 +38,7 @@ from serve_app.cli_shared import (
 from serve_app.client import ApiError
 from serve_app.stack_record import (
     StackOptions,
+    demand_down,
     start_detached,
     stop_stack,
 )
@@ -77,6 +80,9 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP API.")] = 8000,
 ) -> None:
     """Start the local stack: services (unless their URLs are set), Ray and the application."""
+    demand_down(state_dir())
+    if not port_is_free(port):
+        raise SetupError(f"port {port} of this machine is in use; choose another with --port")
     options = StackOptions(workers, port)
     if detach:
         with steps(err) as step:
@@ -112,7 +118,9 @@ def run(
     token: TokenOption = None,
 ) -> None:
     """Restore PHOTO and download the result; exit status 0 only with the result on disk."""
-    chosen = output_format or _BY_SUFFIX.get(output.suffix.lower(), OutputFormat.PNG)
+    chosen = output_format or _format_of(output)
+    if not output.parent.is_dir():
+        raise SetupError(f"there is no folder {output.parent} for the result")
     params = dict(parse_parameter(text) for text in param or [])
     with open_client(server, token) as client:
         job = client.submit(photo, workflow=workflow, params=params, output_format=chosen)
@@ -142,14 +150,14 @@ def jobs(
 
 
 @app.command()
-def show(job_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
+def show(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
     """Show all about a job, as JSON."""
     with open_client(server, token) as client:
         out.print_json(client.get(job_id).model_dump_json(by_alias=True))
 
 
 @app.command()
-def cancel(job_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
+def cancel(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
     """Cancel a job; waits for the outcome, and fails if the job finished first."""
     with open_client(server, token) as client:
         client.cancel(job_id)
@@ -213,6 +221,16 @@ def doctor() -> None:
     out.print(findings_table(findings))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _format_of(output: Path) -> OutputFormat:
+    if not output.suffix:
+        return OutputFormat.PNG
+    if (known := _BY_SUFFIX.get(output.suffix.lower())) is None:
+        endings = ", ".join(_BY_SUFFIX)
+        reason = f"{output.suffix} is none of {endings}; name one of these, or give --format"
+        raise typer.BadParameter(reason, param_hint="--output")
+    return known
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from serve_app.stack_record import StackRecord, find_stack, issuer_folder
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+# A service that restarts is back by then; somebody who waits would like to know otherwise.
+PATIENCE_S = 10.0
+
 ServerOption = Annotated[
     str | None,
     typer.Option(envvar="RESTORE_SERVER", help="Address of the service; default: the local stack."),
@@ -46,9 +49,10 @@ def state_dir() -> Path:
 def open_client(server: str | None, token: str | None) -> RestorationClient:
     """Of the local stack, and with a token of its issuer, unless told otherwise."""
     if server and token:
-        return RestorationClient(server, token)
+        return RestorationClient(server, token, patience_s=PATIENCE_S)
     stack = local_stack()
-    return RestorationClient(server or stack.url, token or local_token(stack, "local", []))
+    url, token = server or stack.url, token or local_token(stack, "local", [])
+    return RestorationClient(url, token, patience_s=PATIENCE_S)
 
 
 def local_stack() -> StackRecord:

@@ -126,7 +126,9 @@ def _took(job: Restoration) -> str:
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    table = Table("", "what", "found", "mend", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "what", "found", "mend"):
+        table.add_column(name, overflow="fold")  # names and paths whole, to be copied
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
         table.add_row(mark, finding.name, escape(finding.detail), escape(finding.mend))

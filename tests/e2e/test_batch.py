@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from actors.batch import Batch, connect
-from restoration.batches import BatchStatus
-from restoration.errors import UnknownWorkflow
-from restoration.jobs import JobStatus
 from tests.e2e.conftest import Stack
 from tests.photos import degrade, original
 
@@ -54,21 +53,20 @@ def width_of(path: Path) -> int:
         return image.width
 
 
-@pytest.fixture
-def batch(stack: Stack) -> Iterator[Batch]:
-    with connect(owner="archive", address=stack.record.ray_address) as batch:
-        yield batch
-
-
-def test_12_files_are_one_batch_through_handles(batch: Batch, scans: Path) -> None:
+def test_12_files_are_one_batch_through_handles(stack: Stack, scans: Path) -> None:
     """Submitted, watched and cancelled as one; errors cross the cluster as what they are."""
-    accepted = batch.submit_batch(sorted(scans.iterdir()), workflow="enlarge")
-    assert [path.name for path, _ in accepted.refused] == ["broken.png"]
-    for result in batch.as_completed(accepted.jobs):
-        assert result.job.status is JobStatus.SUCCEEDED, result.job.failure
-    standing = batch.batch_status(accepted.id)
-    assert standing.status is BatchStatus.PARTLY_FAILED
-    assert (standing.counts.succeeded, standing.counts.refused) == (3, 1)
-    assert batch.cancel_batch(accepted.id) == standing
-    with pytest.raises(UnknownWorkflow):
-        batch.submit_batch(scans.iterdir(), workflow="nope")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.batch_handles", *sorted(scans.iterdir())],
+        env={**os.environ, "RAY_ADDRESS": stack.record.ray_address, "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["wrong_as_a_whole"] == "unknown_workflow"
+    assert told["refused"] == {"broken.png": "unsupported_image"}
+    assert told["ended"] == ["succeeded"] * 3
+    assert told["status"] == "partly_failed"
+    assert (told["counts"]["succeeded"], told["counts"]["refused"]) == (3, 1)
+    assert told["unchanged_by_cancel"]
