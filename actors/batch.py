@@ -14,11 +14,12 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 import ray
@@ -30,7 +31,7 @@ from ray.serve.exceptions import RayServeException
 from actors.handles import APP, INGRESS, IngressHandle
 from actors.status_actor import StatusActor, status_actor
 from actors.submission import SubmissionRequest
-from restoration.errors import DependencyUnavailable, QueueFull
+from restoration.errors import DependencyUnavailable, InvalidRequest, QueueFull
 from restoration.jobs import Job, OutputFormat, Priority
 from restoration.queueing import RETRY_AFTER_S
 
@@ -38,7 +39,11 @@ from restoration.queueing import RETRY_AFTER_S
 POLL_S = 2.0
 # Uploads on their way at a time: enough to hide the round trips, few enough for the ingress.
 IN_FLIGHT = 8
-SUBMIT_FOR_S = 60.0
+# The service restarts, or Postgres does: calls are made again for as long, and this often.
+PATIENCE_S = 60.0
+RETRY_S = 1.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +55,17 @@ class Result:
 
     def read(self) -> bytes:
         """The restored picture. Raises ResultNotReady unless the job succeeded."""
-        return self._ingress.result(self.job.id)
+        return _patiently(lambda: self._ingress.result(self.job.id))
 
     def save(self, path: Path) -> None:
         """Write the restored picture to `path`, which appears whole or not at all."""
         data = self.read()
         draft = path.with_name(f".{path.name}.{self.job.id}")
-        draft.write_bytes(data)
-        draft.replace(path)
+        try:
+            draft.write_bytes(data)
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 class Batch:
@@ -78,15 +86,17 @@ class Batch:
         params: Mapping[str, object] | None = None,
         output_format: OutputFormat | None = None,
         priority: Priority = Priority.BATCH,
+        on_refused: Callable[[Path, InvalidRequest], None] | None = None,
     ) -> dict[UUID, Path]:
         """Submit each file; returns the path of each job, in the order given.
 
-        While the queue is full this waits for room, however long that takes. Raises
-        InvalidRequest and its kin for the first file that is refused; those before it, and a few
-        after it, have been accepted and will run.
+        A file that the service refuses (no picture, too large, ...) goes to `on_refused`, and the
+        others go on. Without it the first refusal is raised; the files before it, and a few after
+        it, have been accepted and will run. While the queue is full this waits for room, however
+        long that takes.
         """
 
-        def submit(path: Path) -> tuple[UUID, Path]:
+        def submit(path: Path) -> Job:
             request = SubmissionRequest(
                 owner=self._owner,
                 image=path.read_bytes(),
@@ -97,32 +107,38 @@ class Batch:
                 # sent again under the same key, a submission whose answer was lost counts once
                 idempotency_key=str(uuid.uuid4()),
             )
-            return self._submit(request).id, path
+            return self._accepted(request)
 
+        jobs: dict[UUID, Path] = {}
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            submissions = [(path, pool.submit(submit, path)) for path in paths]
             try:
-                return dict(pool.map(submit, paths))
+                for path, submission in submissions:
+                    try:
+                        jobs[submission.result().id] = path
+                    except InvalidRequest as refusal:
+                        if on_refused is None:
+                            raise
+                        on_refused(path, refusal)
             finally:
                 pool.shutdown(cancel_futures=True)
+        return jobs
 
-    def _submit(self, request: SubmissionRequest) -> Job:
-        deadline = time.monotonic() + SUBMIT_FOR_S
+    def _accepted(self, request: SubmissionRequest) -> Job:
         while True:
             try:
-                return self._ingress.submit(request).job
-            except DependencyUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(1)
+                return _patiently(lambda: self._ingress.submit(request)).job
             except QueueFull:
                 time.sleep(RETRY_AFTER_S)
-                deadline = time.monotonic() + SUBMIT_FOR_S
 
     def as_completed(self, job_ids: Iterable[UUID]) -> Iterator[Result]:
-        """Each job as it ends, however it ends. Rows decide; the status actor makes it quick."""
+        """Each job as it ends, however it ends. Rows decide; the status actor makes it quick.
+
+        Raises DependencyUnavailable when the service stays away.
+        """
         open_ids = set(job_ids)
         while open_ids:
-            ended = self._ingress.ended(list(open_ids))
+            ended = _patiently(lambda: self._ingress.ended(list(open_ids)))
             for job in ended:
                 open_ids.remove(job.id)
                 yield Result(job, self._ingress)
@@ -140,6 +156,18 @@ class Batch:
         return self._ingress.cancel(job_id)
 
 
+def _patiently(call: Callable[[], T]) -> T:
+    """What `call` returns, through an outage of PATIENCE_S. It must be fit to be repeated."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call()
+        except DependencyUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_S)
+
+
 @contextmanager
 def connect(owner: str = "batch", address: str = "auto") -> Iterator[Batch]:
     """A Batch on the Ray cluster at `address`; a Ray connection of the caller's own is used.
@@ -148,14 +176,18 @@ def connect(owner: str = "batch", address: str = "auto") -> Iterator[Batch]:
     """
     ours = not ray.is_initialized()
     try:
-        if ours:
-            # a script's output is its own: no word of Ray's but errors
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        ingress = IngressHandle(serve.get_deployment_handle(INGRESS, app_name=APP))
-    except (ConnectionError, RayServeException) as error:
-        raise DependencyUnavailable(f"the service cannot be reached: {error}") from error
-    try:
-        yield Batch(ingress, status_actor(), owner)
+        yield Batch(_ingress(address), status_actor(), owner)
     finally:
         if ours:
             ray.shutdown()
+
+
+def _ingress(address: str) -> IngressHandle:
+    try:
+        if not ray.is_initialized():
+            # a script's output is its own: no word of Ray's but errors
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        return IngressHandle(serve.get_deployment_handle(INGRESS, app_name=APP))
+    except (ConnectionError, RayServeException) as error:
+        raise DependencyUnavailable(f"the service cannot be reached: {error}") from error

@@ -47,7 +47,7 @@ class TicketOffice:
         send: Callable[[AttemptRef], Awaitable[str]],
         window: int,
         on_done: Callable[[], None],
-        pause_s: float = TICK_S,
+        pause_s: float,
     ) -> None:
         self._jobs = jobs
         self._send = send
@@ -70,27 +70,24 @@ class TicketOffice:
                 # If the job waits all the same, for a worker that knows its workflow, the next
                 # ticket would fare no better.
                 await asyncio.sleep(self._pause_s)
-        except ActorDiedError as death:
-            await self._bury(death)
         except (RayError, RayServeException) as error:
-            log.warning("ticket_failed", job_id=str(ref.job_id), reason=str(error))
-            # a deployment that refuses tickets is not to be flooded
-            await asyncio.sleep(self._pause_s)
+            if isinstance(error, ActorDiedError) and error.actor_id is not None:
+                await self._bury(error.actor_id)
+            else:  # a deployment that refuses tickets is not to be flooded
+                log.warning("ticket_failed", job_id=str(ref.job_id), reason=str(error))
+                await asyncio.sleep(self._pause_s)
         finally:
             del self._outstanding[ref]
             self._on_done()
 
-    async def _bury(self, death: ActorDiedError) -> None:
+    async def _bury(self, worker: str) -> None:
         """Queue the dead worker's jobs again at once, without waiting for their leases."""
-        if death.actor_id is None:  # Ray does not know; and no name would mean every lapsed lease
-            log.warning("worker_died", worker=None)
-            return
         try:
-            jobs = await self._jobs.reclaim(worker=death.actor_id)
+            jobs = await self._jobs.reclaim(worker)
         except DependencyUnavailable as error:
             log.warning("reclaim_left_to_leases", reason=error.message)
             return
-        log.warning("worker_died", worker=death.actor_id, jobs=[str(job.id) for job in jobs])
+        log.warning("worker_died", worker=worker, jobs=[str(job.id) for job in jobs])
 
     async def aclose(self) -> None:
         """Forget the tickets. Those a worker has already are honoured all the same."""
@@ -98,6 +95,7 @@ class TicketOffice:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._outstanding.clear()  # a task cancelled before it began leaves its ticket
 
 
 class Dispatch:
@@ -110,12 +108,14 @@ class Dispatch:
         send: Callable[[AttemptRef], Awaitable[str]],
         window: int,
         lease_s: float,
+        tick_s: float = TICK_S,
     ) -> None:
         self._jobs = jobs
         self._signals = signals
         self._wake = asyncio.Event()
-        self._office = TicketOffice(jobs, send, window, self._wake.set)
+        self._office = TicketOffice(jobs, send, window, self._wake.set, tick_s)
         self._lease_s = lease_s
+        self._tick_s = tick_s
 
     async def lead(self) -> None:
         """Serve as the leader until the lock is lost. Raises DependencyUnavailable then."""
@@ -130,7 +130,7 @@ class Dispatch:
                     await self._reclaim()
                 if time.monotonic() >= tend_from:
                     await self._tend()
-                    tend_from = time.monotonic() + TICK_S
+                    tend_from = time.monotonic() + self._tick_s
                 await self._office.issue()
                 await self._wake.wait()
             hints.result()
@@ -142,7 +142,7 @@ class Dispatch:
     async def _listen(self) -> None:
         try:
             while True:
-                await self._signals.wait(TICK_S)
+                await self._signals.wait(self._tick_s)
                 self._wake.set()
         finally:
             self._wake.set()

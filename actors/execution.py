@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from actors.pictures import encode, for_engine
+from actors.conversion import Prepared, encode, prepare
 from persistence.blobs import output_key
 from restoration.errors import (
     DependencyUnavailable,
@@ -182,23 +182,25 @@ class Execution:
         workflow = self._catalog.find(job.workflow)
         self._progress(job, 0, "fetching")
         with watch.lap("fetch"):
-            image = await asyncio.to_thread(for_engine, await self._blobs.get(job.input))
+            photo = await asyncio.to_thread(prepare, await self._blobs.get(job.input))
         with watch.lap("engine"):
-            png = await self._run_engine(job, workflow, run_id, image)
+            png = await self._run_engine(job, workflow, run_id, photo)
         self._progress(job, ENGINE_TO, "storing")
         with watch.lap("encode"):
             quality = int(job.params.get("quality", DEFAULT_QUALITY))
-            data = await asyncio.to_thread(encode, png, job.output_format, quality)
+            data = await asyncio.to_thread(encode, png, job.output_format, quality, photo.alpha)
         with watch.lap("store"):
             key = output_key(job.ref, job.output_format)
             return await self._blobs.put(key, data, job.output_format.content_type)
 
-    async def _run_engine(self, job: Job, workflow: Workflow, run_id: UUID, image: bytes) -> bytes:
+    async def _run_engine(
+        self, job: Job, workflow: Workflow, run_id: UUID, photo: Prepared
+    ) -> bytes:
         def render_for(image_name: str, output_prefix: str) -> Prompt:
             return render(workflow, job.params, image_name, output_prefix)
 
-        suffix = "." + job.input.key.rpartition(".")[2]
-        run = EngineRun(run_id, image, suffix, render_for, workflow.manifest.output.node)
+        suffix = "." + photo.type.value.rpartition("/")[2]
+        run = EngineRun(run_id, photo.data, suffix, render_for, workflow.manifest.output.node)
         limit_s = job.run_limit_s or workflow.manifest.run_limit_s
         try:
             async with asyncio.timeout(limit_s):

@@ -66,6 +66,8 @@ class GpuWorker:
     async def _process_best(self) -> str:
         # A lock of ours guards the engine: Serve frees its slot on cancel, before we are done.
         async with self._turn:
+            if self._engine.broken is not None:
+                return NOTHING_WAITS  # here; Serve replaces this worker
             job = await self._jobs.claim(self._id, self._lease.lease_s, self._workflows)
             if job is None:
                 return NOTHING_WAITS
@@ -74,6 +76,8 @@ class GpuWorker:
 
     async def check_health(self) -> None:
         """Bring a dead engine back between jobs; raise, to be replaced, if that cannot be done."""
+        if (error := self._engine.broken) is not None:
+            raise error  # also while a job waits for it to start
         if self._turn.locked() or await self._engine.healthy():
             return
         async with self._turn:

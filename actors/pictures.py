@@ -1,7 +1,6 @@
-"""Pillow's three jobs: to prove that an upload is one whole picture, to hand it to the engine in
-a form that ComfyUI reads right, and to write a result.
+"""Proves that an upload is one whole picture of a type and size that can be restored.
 
-All are plain blocking functions, to be called off the event loop.
+A plain blocking function, to be called off the event loop.
 """
 
 from __future__ import annotations
@@ -9,15 +8,13 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from restoration.errors import BrokenImage, ImageTooLarge, InvalidRequest, UnsupportedImage
 from restoration.images import ImageType, UploadLimits, check_dimensions, check_size_bytes, sniff
-from restoration.jobs import OutputFormat
 
 # Pillow is told which decoder to use, so that no other of its many parsers sees an upload.
-_DECODERS = {
+DECODERS = {
     ImageType.JPEG: "JPEG",
     ImageType.PNG: "PNG",
     ImageType.WEBP: "WEBP",
@@ -44,7 +41,7 @@ def examine(data: bytes, limits: UploadLimits) -> Picture:
     check_size_bytes(len(data), limits)
     kind = sniff(data)
     try:
-        with Image.open(io.BytesIO(data), formats=[_DECODERS[kind]]) as image:
+        with Image.open(io.BytesIO(data), formats=[DECODERS[kind]]) as image:
             _check_header(image, kind, limits)
             image.load()
             return Picture(kind, image.width, image.height)
@@ -80,32 +77,3 @@ def _check_header(image: Image.Image, kind: ImageType, limits: UploadLimits) -> 
             "the picture has samples of 32 bits, for which black and white are not defined; "
             "send 8 or 16 bits"
         )
-
-
-def for_engine(data: bytes) -> bytes:
-    """An examined upload as ComfyUI reads it right: untouched, but for greys of 16 bits.
-
-    LoadImage cuts those off at 255, so that nearly all would be white: they become 8 bits here.
-    """
-    with Image.open(io.BytesIO(data), formats=list(_DECODERS.values())) as image:
-        if not image.mode.startswith("I;16"):
-            return data
-        grey = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return _written(grey, OutputFormat.PNG, exif=image.getexif())
-
-
-def encode(png: bytes, output_format: OutputFormat, quality: int) -> bytes:
-    """The engine's PNG in the format asked for; a PNG passes through untouched.
-
-    `quality` (1 to 100) is for JPEG and WebP.
-    """
-    if output_format is OutputFormat.PNG:
-        return png
-    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        return _written(image.convert("RGB"), output_format, quality=quality)
-
-
-def _written(image: Image.Image, output_format: OutputFormat, **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, format=output_format.value, **options)
-    return out.getvalue()

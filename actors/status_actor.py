@@ -49,7 +49,6 @@ class Watchers:
         """Return when one of the jobs ended, or after `timeout_s`."""
         self._loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        job_ids = set(job_ids)
         for job_id in job_ids:
             self._waiting.setdefault(job_id, set()).add(ended)
         try:
@@ -60,7 +59,7 @@ class Watchers:
             self._forget(job_ids, ended)
 
     def _forget(self, job_ids: Sequence[UUID], ended: asyncio.Event) -> None:
-        for job_id in job_ids:
+        for job_id in set(job_ids):
             waiting = self._waiting[job_id]
             waiting.discard(ended)
             if not waiting:

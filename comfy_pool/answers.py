@@ -55,6 +55,14 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """The ids of all prompts that run (one at most) or wait."""
+
+    running: frozenset[str]
+    pending: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     prompt_id: str
 
@@ -119,10 +127,13 @@ def parse_history(body: bytes, prompt_id: str) -> HistoryEntry | None:
     return parse(_HISTORY, body, "history").get(prompt_id)
 
 
-def parse_queue(body: bytes) -> frozenset[str]:
-    """GET /queue: the ids of all prompts that run or wait (an item's second member)."""
+def parse_queue(body: bytes) -> Queue:
+    """GET /queue, where an item's second member is its id."""
     queue = parse(_QUEUE, body, "queue")
-    items = [*queue.queue_running, *queue.queue_pending]
+    return Queue(_prompt_ids(queue.queue_running), _prompt_ids(queue.queue_pending))
+
+
+def _prompt_ids(items: Sequence[Sequence[Any]]) -> frozenset[str]:
     return frozenset(str(item[1]) for item in items if len(item) > 1)
 
 

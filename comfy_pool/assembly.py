@@ -6,9 +6,12 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from comfy_pool.engine import ComfyEngine
 from comfy_pool.hosts import AttachedHost, OwnedHost
+from comfy_pool.limits import EngineLimits
 from comfy_pool.process import EngineCommand
 from comfy_pool.provision import EngineInstall, Source, engine_folder, existing_engine, find_engine
 from comfy_pool.slots import Slot, acquire_slot
@@ -34,7 +37,8 @@ async def engine_on_this_node(
     EngineUnavailable when the engine does not start.
     """
     if settings.comfyui_url is not None:
-        async with _started(ComfyEngine(AttachedHost(settings.comfyui_url)), catalog) as engine:
+        attached = ComfyEngine(AttachedHost(settings.comfyui_url), _limits(settings))
+        async with _started(attached, catalog) as engine:
             yield engine
         return
     install = installed_engine(settings)
@@ -48,8 +52,13 @@ async def engine_on_this_node(
             slot=slot.index,
             start_timeout_s=settings.engine_start_timeout_s,
         )
-        async with _started(ComfyEngine(host), catalog) as engine:
+        async with _started(ComfyEngine(host, _limits(settings)), catalog) as engine:
             yield engine
+
+
+def engines_dir(settings: NodeSettings) -> Path:
+    """Where each engine of this node has its base directory, named after its port."""
+    return settings.state_dir / "engines"
 
 
 def installed_engine(settings: NodeSettings) -> EngineInstall:
@@ -75,6 +84,17 @@ async def _started(engine: ComfyEngine, catalog: Catalog) -> AsyncIterator[Comfy
         await engine.aclose()
 
 
+def _limits(settings: NodeSettings) -> EngineLimits:
+    patient = EngineLimits()
+    return replace(
+        patient,
+        stall_s=settings.engine_stall_s,
+        unreachable_s=min(patient.unreachable_s, settings.engine_stall_s),
+        restart_after_runs=settings.engine_restart_after_jobs,
+        memory_limit_bytes=settings.engine_memory_limit_mb * 1_000_000,
+    )
+
+
 def _command(settings: NodeSettings, install: EngineInstall, slot: Slot) -> EngineCommand:
     environ = _engine_environ(os.environ)
     if slot.cuda_visible_devices is not None:
@@ -82,7 +102,7 @@ def _command(settings: NodeSettings, install: EngineInstall, slot: Slot) -> Engi
     return EngineCommand(
         python=install.python,
         app_dir=install.app_dir,
-        base_dir=settings.state_dir / "engines" / str(slot.port),
+        base_dir=engines_dir(settings) / str(slot.port),
         models_dir=install.models_dir,
         port=slot.port,
         variant=settings.engine_variant,

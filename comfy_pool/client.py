@@ -84,8 +84,8 @@ class ComfyClient:
         """Delete the history entry, if there is one."""
         await self._call("POST", "/history", json={"delete": [prompt_id]})
 
-    async def queued_or_running(self, prompt_id: str) -> bool:
-        return prompt_id in answers.parse_queue(await self._call("GET", "/queue"))
+    async def queue(self) -> answers.Queue:
+        return answers.parse_queue(await self._call("GET", "/queue"))
 
     async def dequeue(self, prompt_id: str) -> None:
         """Remove a prompt that waits; nothing happens to one that runs, or is not there."""

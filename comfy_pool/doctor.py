@@ -6,6 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from comfy_pool.hosts import START_FAILURE
+from comfy_pool.process import LOG_FILE
 from comfy_pool.provision import (
     EngineInstall,
     engine_folder,
@@ -20,6 +22,7 @@ from workflows.manifest import ModelSpec
 INSTALL = "run `restore engine install`"
 _PROBE = "import torch; print(torch.__version__, torch.cuda.is_available())"
 _PROBE_TIMEOUT_S = 60.0
+_LOG_LINES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,26 @@ def diagnose(
         _engine(cache_dir, checkout, checkout_python),
         *(_model(model, models) for model in catalog.models()),
     ]
+
+
+def examine_starts(engines_dir: Path) -> list[Finding]:
+    """How the last start of each engine went that has its base directory in `engines_dir`."""
+    return [_last_start(base_dir) for base_dir in sorted(engines_dir.glob("*/"))]
+
+
+def _last_start(base_dir: Path) -> Finding:
+    name, log = f"engine {base_dir.name}", base_dir / LOG_FILE
+    failure = _lines(base_dir / START_FAILURE)
+    if not failure:
+        return Finding(name, True, f"its last start went well; it logs to {log}")
+    return Finding(name, False, "\n".join([*failure, *_lines(log)[-_LOG_LINES:]]), f"read {log}")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def _engine(cache_dir: Path, checkout: Path | None, python: Path | None) -> Finding:

@@ -1,8 +1,8 @@
-"""One ComfyUI as the `Engine` port: owned or attached, many runs at once, started anew when dead.
+"""One ComfyUI as the `Engine` port: owned or attached, many runs at once, kept in good health.
 
 All runs share one HTTP client and one websocket, whose events are handed to runs by prompt id.
-An engine that ended, or that does not answer while it has nothing to do, is started again before
-the next run; one that is not ours is only asked again.
+An engine that ended, hangs, or does not answer while it has nothing to do, is started again before
+the next run; so is one that is worn, once it is empty. One that is not ours is only asked again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ import structlog
 from comfy_pool.client import ComfyClient
 from comfy_pool.event_socket import EventSocket
 from comfy_pool.hosts import EngineHost
-from comfy_pool.run import EngineLimits, Link, RunInEngine
+from comfy_pool.limits import EngineLimits
+from comfy_pool.link import Link
+from comfy_pool.memory import resident_bytes
+from comfy_pool.run import RunInEngine
+from comfy_pool.starts import Starts
 from comfy_pool.wire import Executing, Hello, Message, Preview, Started
 from restoration.errors import EngineRejected, EngineUnavailable
 from restoration.ports import EngineEvent, EngineRun
@@ -37,10 +41,12 @@ class ComfyEngine:
         self._tasks: set[asyncio.Task[bytes]] = set()
         self._link: Link | None = None
         self._starting = asyncio.Lock()
+        self._starts = Starts(self._limits)
+        self._runs_since_start = 0
         self._socket: EventSocket | None = None
         self._connecting = asyncio.Lock()
         self._running_id: str | None = None  # as told by the events: the prompt that runs
-        self._closed = False
+        self._closed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         try:
@@ -60,8 +66,9 @@ class ComfyEngine:
         """May be called while other runs go on: ComfyUI queues them.
 
         `on_event` is called on the event loop: it must return at once, and not raise.
+        EngineUnavailable never speaks against the run: no engine started, or it was not its turn.
         """
-        active = RunInEngine(run, on_event)
+        active = RunInEngine(run, on_event, self._limits)
         if active.id in self._runs:
             raise EngineRejected("a run with this id is already in the engine", run=active.id)
         self._runs[active.id] = active
@@ -76,8 +83,13 @@ class ComfyEngine:
             active.ask_to_stop()
 
     async def healthy(self) -> bool:
-        alive = self._link is not None and not self._link.ended.done()
+        alive = self._link is not None and self._link.alive
         return alive and await self._client.responds(self._limits.probe_s)
+
+    @property
+    def broken(self) -> EngineUnavailable | None:
+        """Why it does not start, once that has failed so often that another start will not help."""
+        return self._starts.broken
 
     async def node_classes(self) -> frozenset[str]:
         """The classes of all nodes that the engine has. Raises EngineUnavailable."""
@@ -85,7 +97,7 @@ class ComfyEngine:
 
     async def aclose(self) -> None:
         """Stop the runs, each with its own outcome, then the engine if it is ours; repeatable."""
-        self._closed = True
+        self._closed.set()
         for active in self._runs.values():
             active.ask_to_stop()
         async with self._starting:
@@ -101,45 +113,67 @@ class ComfyEngine:
         task = asyncio.create_task(active.execute(link))
         self._tasks.add(task)
         try:
-            return await asyncio.shield(task)
+            png = await asyncio.shield(task)
         except asyncio.CancelledError:
             active.ask_to_stop()
             await _settled(task)
             raise
         finally:
             self._tasks.discard(task)
+            self._runs_since_start += 1
+        self._starts.run_succeeded()
+        return png
 
     async def _ready(self) -> Link:
         """The link to an engine that lives; starts it if need be. Raises EngineUnavailable."""
         async with self._starting:
-            if self._closed:
+            if self._closed.is_set():
                 raise EngineUnavailable("the engine is closed")
-            if self._link is None or not await self._usable(self._link):
-                await self._stop()
-                self._link = await self._start()
+            link = self._link
+            if link is not None and link.alive:
+                if wear := await self._wear():
+                    _log.info("engine is worn", reason=wear, runs=self._runs_since_start)
+                    if self._tasks:  # no more of them come: they wait for the lock
+                        await asyncio.wait(self._tasks)
+                # With runs in it, it is they who notice when it hangs.
+                elif self._tasks or await self._client.responds(self._limits.probe_s):
+                    return link
+            await self._stop()
+            self._link = await self._start()
             return self._link
 
-    async def _usable(self, link: Link) -> bool:
-        if link.ended.done():
-            return False
-        # Runs notice by themselves when it hangs.
-        return bool(self._tasks) or await self._client.responds(self._limits.probe_s)
+    async def _wear(self) -> str:
+        """Why an engine of ours is to be started anew between two runs; empty if it is not."""
+        if self._host.pid is None or not self._runs_since_start:
+            return ""
+        if 0 < self._limits.restart_after_runs <= self._runs_since_start:
+            return "it has had its number of runs"
+        if limit := self._limits.memory_limit_bytes:
+            resident = await asyncio.to_thread(resident_bytes, self._host.pid)
+            if resident > limit:
+                return f"its memory has grown to {resident // 1_000_000} MB"
+        return ""
 
     async def _start(self) -> Link:
-        await self._host.start(lambda: self._client.responds(self._limits.probe_s))
-        ended = asyncio.create_task(self._host.ended())
-        return Link(self._client, self._host, ended, self._connected, self._limits)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._starts.pause_s()):
+                await self._closed.wait()
+        if self._closed.is_set():
+            raise EngineUnavailable("the engine is closed")
+        try:
+            ended = await self._host.start(lambda: self._client.responds(self._limits.probe_s))
+        except EngineUnavailable as error:
+            self._starts.failed(error)
+            raise
+        self._starts.succeeded()
+        self._runs_since_start = 0
+        return Link(self._client, self._host, ended, self._connected)
 
     async def _stop(self) -> None:
-        link, self._link = self._link, None
+        self._link = None
         if self._socket is not None:
             await self._socket.aclose()
-        try:
-            await self._host.stop()
-        finally:
-            if link is not None:
-                link.ended.cancel()
-                await asyncio.wait({link.ended})
+        await self._host.stop()
 
     async def _connected(self) -> EventSocket:
         """The live websocket, opened under a new client id if the last one was dropped."""

@@ -7,6 +7,7 @@ nor cleaned beyond what the protocol allows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from restoration.errors import EngineUnavailable
 # The runs' folders lie in one folder, so that ComfyUI's own listings of its input stay short.
 RUNS_FOLDER = "comfy-restore"
 
+START_FAILURE = "start-failure.txt"  # in an engine's base directory, while its last start failed
+
 _GRACE_S = 1.0  # ComfyUI ends at once on SIGTERM, unless it hangs
 
 _log = structlog.get_logger(__name__)
@@ -31,14 +34,16 @@ class EngineHost(Protocol):
     @property
     def base_url(self) -> str: ...
 
-    async def start(self, probe: Probe) -> None:
+    @property
+    def pid(self) -> int | None:
+        """ComfyUI's process, while there is one that is ours."""
+
+    async def start(self, probe: Probe) -> asyncio.Future[str]:
         """Return once `probe` says that the engine is ready. Raises EngineUnavailable.
 
-        Called again after `ended` or `stop`, it starts the engine anew.
+        The future tells how this engine ended, once it has; one that is not ours never does.
+        Called again after that end or `stop`, it starts the engine anew.
         """
-
-    async def ended(self) -> str:
-        """How the engine that was started last ended, once it has; for ever, if it is not ours."""
 
     async def stop(self) -> None:
         """Stop it if it is ours; repeatable."""
@@ -57,6 +62,7 @@ class OwnedHost:
         self._slot = slot
         self._start_timeout_s = start_timeout_s
         self._process: EngineProcess | None = None
+        self._ended: asyncio.Task[str] | None = None
         self._stopping = False
         self._engine_log = structlog.get_logger("comfyui").bind(slot=slot)
 
@@ -69,38 +75,48 @@ class OwnedHost:
         """ComfyUI's process, while there is one or its end is not yet cleared away."""
         return self._process.pid if self._process else None
 
-    async def start(self, probe: Probe) -> None:
+    async def start(self, probe: Probe) -> asyncio.Future[str]:
         await self.stop()
         await self.clear(RUNS_FOLDER)  # left by a predecessor that was killed
+        try:
+            process = await self._launch(probe)
+        except EngineUnavailable as error:
+            await asyncio.to_thread(_note, self._command.base_dir, error.message)
+            raise
+        self._process, self._stopping = process, False
+        await asyncio.to_thread(_note, self._command.base_dir, None)
+        self._ended = asyncio.create_task(self._watch(process))
+        _log.info("engine started", slot=self._slot, pid=process.pid, url=self.base_url)
+        return self._ended
+
+    async def stop(self) -> None:
+        self._stopping = True
+        if self._process is not None:
+            await self._process.stop(grace_s=_GRACE_S)
+        if self._ended is not None:
+            await asyncio.wait({self._ended})
+
+    async def clear(self, folder: str) -> None:
+        for side in ("input", "output"):
+            path = self._command.base_dir / side / folder
+            await asyncio.to_thread(_remove, path)
+
+    async def _launch(self, probe: Probe) -> EngineProcess:
         process = await EngineProcess.start(self._command, on_line=self._on_line)
         try:
             await process.wait_ready(probe, self._start_timeout_s)
         except BaseException:
             await process.stop(grace_s=0)
             raise
-        self._process, self._stopping = process, False
-        _log.info("engine started", slot=self._slot, pid=process.pid, url=self.base_url)
+        return process
 
-    async def ended(self) -> str:
-        if self._process is None:
-            return "was not started"
-        process = self._process
+    async def _watch(self, process: EngineProcess) -> str:
         how = str(await process.exited())
         if not self._stopping:
             _log.error(
                 "engine ended", slot=self._slot, pid=process.pid, how=how, log=process.tail()
             )
         return how
-
-    async def stop(self) -> None:
-        self._stopping = True
-        if self._process is not None:
-            await self._process.stop(grace_s=_GRACE_S)
-
-    async def clear(self, folder: str) -> None:
-        for side in ("input", "output"):
-            path = self._command.base_dir / side / folder
-            await asyncio.to_thread(_remove, path)
 
     def _on_line(self, line: str) -> None:
         if line:
@@ -110,6 +126,8 @@ class OwnedHost:
 class AttachedHost:
     """A ComfyUI that somebody else runs at `base_url`."""
 
+    pid = None
+
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
 
@@ -117,14 +135,11 @@ class AttachedHost:
     def base_url(self) -> str:
         return self._base_url
 
-    async def start(self, probe: Probe) -> None:
+    async def start(self, probe: Probe) -> asyncio.Future[str]:
         if not await probe():
             raise EngineUnavailable(f"no ComfyUI answers at {self._base_url}")
-
-    async def ended(self) -> str:
         # Its end shows by unanswered requests only.
-        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        return await never
+        return asyncio.get_running_loop().create_future()
 
     async def stop(self) -> None: ...
 
@@ -134,3 +149,13 @@ class AttachedHost:
 def _remove(path: Path) -> None:
     """Delete a tree, or what can be deleted of it."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def _note(base_dir: Path, failure: str | None) -> None:
+    """Leave word of how the last start went, for `comfy_pool.doctor`; best effort."""
+    note = base_dir / START_FAILURE
+    with contextlib.suppress(OSError):
+        if failure is None:
+            note.unlink(missing_ok=True)
+        else:
+            note.write_text(failure)

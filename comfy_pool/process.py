@@ -27,6 +27,8 @@ from restoration.errors import EngineUnavailable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+LOG_FILE = "engine.log"  # in the engine's base directory
+
 _GUARD = Path(__file__).with_name("guard.py")
 _FOLDERS = ("custom_nodes", "input", "output", "temp", "user")
 _LOG_BYTES = 8 << 20  # engine.log, and as much again for the one before
@@ -136,7 +138,7 @@ class EngineProcess:
     pid: int  # ComfyUI's own
 
     def __init__(self, command: EngineCommand, on_line: Callable[[str], None] | None) -> None:
-        self._log = EngineLog(command.base_dir / "engine.log", on_line)
+        self._log = EngineLog(command.base_dir / LOG_FILE, on_line)
         self._lifeline, guards_end = socket.socketpair()
         self._lifeline.setblocking(False)
         self._started: asyncio.Future[int] = asyncio.get_running_loop().create_future()

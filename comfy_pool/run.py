@@ -2,31 +2,33 @@
 
 History is the truth about an outcome; events only say when to look, and how far the run is. So a
 lost event or a dropped socket costs a run nothing but progress. Every wait ends: with history, with
-the engine's end, or when the engine has neither the run nor an answer for too long.
+the engine's end, or when the engine has neither the run, nor an answer, nor an event for too long.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import structlog
 
-from comfy_pool.answers import HistoryEntry, Rejected
+from comfy_pool.answers import HistoryEntry, OutputImage, Rejected
 from comfy_pool.client import ComfyClient
 from comfy_pool.event_socket import EventSocket
-from comfy_pool.hosts import RUNS_FOLDER, EngineHost
+from comfy_pool.hosts import RUNS_FOLDER
+from comfy_pool.limits import EngineLimits
+from comfy_pool.link import Link
 from comfy_pool.outcome import output_of
+from comfy_pool.patience import Patience
 from comfy_pool.progress import ProgressMeter
-from comfy_pool.wire import Executing, Message, NodeError, Preview
+from comfy_pool.wire import Executing, Message, NodeError, Preview, Started
 from restoration.errors import (
     EngineCrashed,
     EngineError,
     EngineInterrupted,
     EngineRejected,
+    EngineStalled,
     EngineUnavailable,
 )
 from restoration.ports import EngineEvent, EnginePreview, EngineProgress, EngineRun, Prompt
@@ -36,51 +38,29 @@ _END_REPORT_S = 1.0  # a dead process drops its connections a little before its 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class EngineLimits:
-    """How patient an engine's runs are."""
-
-    # A node may hold the interpreter's lock meanwhile, or a model load.
-    answer_s: float = 30.0
-    probe_s: float = 5.0  # an idle engine that takes longer to say it is well is hung
-    poll_s: float = 5.0  # history is read at least this often, whatever the events say
-    blind_poll_s: float = 0.5  # the same without events: after the run's socket was dropped
-    stop_poll_s: float = 0.2  # an interrupt can get lost, and is repeated this often
-    # An interrupt works at the next node or step; one tile on a CPU takes up to half a minute.
-    stop_s: float = 60.0
-    unreachable_s: float = 30.0  # an engine that answers nothing for so long is hung
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """What a run needs of the engine it is in; `ended` tells how that engine's process ended."""
-
-    client: ComfyClient
-    host: EngineHost
-    ended: asyncio.Future[str]
-    connect: Callable[[], Awaitable[EventSocket]]
-    limits: EngineLimits
-
-
 class RunInEngine:
-    """One run, from upload to clean-up; `execute` is called once."""
+    """One run, from upload to clean-up, in the engine of `link`; `execute` is called once."""
 
-    def __init__(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> None:
+    def __init__(
+        self, run: EngineRun, on_event: Callable[[EngineEvent], None], limits: EngineLimits
+    ) -> None:
         self.id = str(run.id)
         self.folder = f"{RUNS_FOLDER}/{run.id}"
         self._run = run
         self._on_event = on_event
+        self._limits = limits
+        self._patience = Patience(limits)
         self._meter: ProgressMeter | None = None
+        self._link: Link | None = None
         self._socket: EventSocket | None = None
         self._heard: NodeError | None = None
         self._wake = asyncio.Event()
-        self._stop_asked_at: float | None = None
+        self._submitted = False
         self._queued = False  # ComfyUI has the prompt, or may have it
 
     def ask_to_stop(self) -> None:
         """`execute` sees to it, and tells the outcome."""
-        if self._stop_asked_at is None:
-            self._stop_asked_at = time.monotonic()
+        self._patience.ask_to_stop()
         self.wake()
 
     def wake(self) -> None:
@@ -89,10 +69,14 @@ class RunInEngine:
 
     def handle(self, message: Message) -> None:
         """Take an event of this run; before it was submitted and after its end there are none."""
-        if self._meter is None:
+        if self._meter is None or self._link is None:
             return
+        self._patience.sign_of_life()
         match message:
+            case Started():
+                self._link.began(self.id)
             case Executing(node=None):
+                self._link.executed(self.id)
                 self.wake()
             case Preview(image=image, content_type=content_type):
                 self._on_event(EnginePreview(image, content_type))
@@ -103,19 +87,28 @@ class RunInEngine:
                     self._on_event(progress)
 
     async def execute(self, link: Link) -> bytes:
-        """The PNG; see `restoration.ports.Engine.run` for the errors."""
+        """The PNG; see `restoration.ports.Engine.run` for the errors.
+
+        EngineUnavailable: the engine ended when it was not this run's turn, or could not be
+        reached before the prompt was sent. It never speaks against the run; every other error may.
+        """
+        self._link = link
         wake = _calls(self.wake)
         link.ended.add_done_callback(wake)
         try:
             return await self._execute(link)
         except EngineUnavailable as error:
-            await asyncio.wait({link.ended}, timeout=_END_REPORT_S)
-            if link.ended.done():
-                raise EngineCrashed(f"the engine {link.ended.result()}") from error
-            raise
+            if link.alive:
+                await asyncio.wait({link.ended}, timeout=_END_REPORT_S)
+            if not link.alive:
+                raise link.end_for(self.id) from error
+            if not self._submitted:
+                raise
+            raise EngineCrashed(f"the engine lost the run: {error.message}") from error
         finally:
             link.ended.remove_done_callback(wake)
             await self._clean(link)
+            link.left(self.id)
 
     async def _execute(self, link: Link) -> bytes:
         name = await link.client.upload(
@@ -125,14 +118,7 @@ class RunInEngine:
         await self._submit(link, prompt)
         entry = await self._outcome(link)
         self._meter = None
-        image = output_of(
-            entry,
-            self._run.output_node,
-            self.folder,
-            stop_asked=self._stop_asked_at is not None,
-            heard=self._heard,
-        )
-        png = await link.client.view(image)
+        png = await link.client.view(self._output(entry))
         node_class = str(prompt[self._run.output_node]["class_type"])
         self._on_event(EngineProgress(1.0, node_class))
         return png
@@ -140,87 +126,109 @@ class RunInEngine:
     async def _submit(self, link: Link, prompt: Prompt) -> None:
         self._meter = ProgressMeter(prompt)
         self._socket = await link.connect()
-        if self._stop_asked_at is not None:
+        if self._patience.stop_asked:
             raise EngineInterrupted("the run was stopped before it began")
-        if link.ended.done():  # and another may have been started in its place meanwhile
-            raise EngineCrashed(f"the engine {link.ended.result()}")
-        self._queued = True
+        if not link.alive:  # and another may have been started in its place meanwhile
+            raise link.end_for(self.id)
+        self._submitted = self._queued = True
+        link.submitted(self.id)
+        self._patience.sign_of_life()
         answer = await link.client.submit(prompt, self.id, self._socket.client_id)
         if isinstance(answer, Rejected):
             self._queued = answer.queued
             raise EngineRejected(answer.message, node_errors=dict(answer.node_errors))
 
     async def _outcome(self, link: Link) -> HistoryEntry:
-        """The history entry, once it is there; meanwhile carries out what `ask_to_stop` wants.
+        """The history entry, once it is there; meanwhile stops what is to be stopped.
 
-        Raises EngineCrashed when the engine has ended, hangs, or does not know the run any more;
-        EngineInterrupted when the run was taken from the queue.
+        Raises what the engine's end means for the run when it has ended or is given up;
+        EngineCrashed when it does not know the run any more; EngineInterrupted when the run was
+        taken from the queue.
         """
-        answered_at = time.monotonic()
-        while True:
-            await self._pause(link.limits)
-            if link.ended.done():
-                self._queued = False
-                raise EngineCrashed(f"the engine {link.ended.result()}")
-            try:
-                if self._stop_asked_at is not None:
-                    await self._push_stop(link, self._stop_asked_at)
-                if (entry := await self._look_up(link.client)) is not None:
-                    return entry
-                answered_at = time.monotonic()
-            except EngineUnavailable as error:
-                if time.monotonic() - answered_at > link.limits.unreachable_s:
-                    await self._give_up(link, f"the engine hangs: {error.message}")
+        self._patience.answered()
+        while link.alive:
+            await self._pause()
+            if (entry := await self._attend(link)) is not None:
+                return entry
+        raise link.end_for(self.id)
 
-    async def _pause(self, limits: EngineLimits) -> None:
+    async def _attend(self, link: Link) -> HistoryEntry | None:
+        """One look at the run; gives the engine up when patience with it has come to its end."""
+        if not link.alive:  # and another may answer in its place
+            return None
+        no_answer = ""
+        try:
+            async with asyncio.timeout(self._limits.unreachable_s):
+                await self._push_stop(link.client)
+                if (entry := await self._look_up(link)) is not None:
+                    return entry
+            self._patience.answered()
+        except (EngineUnavailable, TimeoutError) as error:
+            no_answer = str(error) or "no answer in time"
+        self._patience.check_stall(deaf=self._deaf)
+        if reason := self._patience.end(no_answer):
+            await link.give_up(reason)
+        return None
+
+    @property
+    def _deaf(self) -> bool:
+        """Events go to the connection that the prompt was submitted with, and to no other."""
+        return self._socket is None or self._socket.closed
+
+    async def _pause(self) -> None:
         """Until there is a reason to look at history, or it is time to look without one."""
-        period_s = limits.poll_s
-        if self._stop_asked_at is not None:
-            period_s = limits.stop_poll_s
-        elif self._socket is None or self._socket.closed:
-            period_s = limits.blind_poll_s
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(period_s):
+            async with asyncio.timeout(self._patience.look_after_s(deaf=self._deaf)):
                 await self._wake.wait()
         self._wake.clear()
 
-    async def _look_up(self, client: ComfyClient) -> HistoryEntry | None:
+    async def _look_up(self, link: Link) -> HistoryEntry | None:
         """The history entry, or None while the engine has the run in its queue."""
-        if (entry := await client.history(self.id)) is None:
-            if await client.queued_or_running(self.id):
+        if (entry := await link.client.history(self.id)) is None:
+            queue = await link.client.queue()
+            if self.id in queue.pending and queue.running:
+                self._patience.sign_of_life()
+            if self.id in queue.pending | queue.running:
                 return None
             # Between the two readings the run may have gone from the queue to history.
-            entry = await client.history(self.id)
+            entry = await link.client.history(self.id)
         self._queued = False
+        link.executed(self.id)
         if entry is not None:
             return entry
-        if self._stop_asked_at is not None:
+        if self._patience.stop_asked:
             raise EngineInterrupted("the run was taken from the queue")
         raise EngineCrashed("the engine does not know the run any more")
 
-    async def _push_stop(self, link: Link, asked_at: float) -> None:
+    async def _push_stop(self, client: ComfyClient) -> None:
         """Whether the run waits or runs, one of the two stops it, and neither another run."""
-        if time.monotonic() - asked_at > link.limits.stop_s:
-            await self._give_up(link, f"the run did not stop within {link.limits.stop_s:g} s")
-        await link.client.dequeue(self.id)
-        await link.client.interrupt(self.id)
+        if self._patience.stop_asked:
+            await client.dequeue(self.id)
+        if self._patience.stop_asked or self._patience.stalled:
+            await client.interrupt(self.id)
 
-    async def _give_up(self, link: Link, reason: str) -> None:
-        """End an engine that is ours and hangs: the next run starts it anew."""
-        self._queued = False
-        _log.error("engine given up", run=self.id, reason=reason)
-        await link.host.stop()
-        raise EngineCrashed(reason)
+    def _output(self, entry: HistoryEntry) -> OutputImage:
+        if entry.interrupted and self._patience.stalled and not self._patience.stop_asked:
+            raise EngineStalled(f"the engine was silent for {self._limits.stall_s:g} s")
+        return output_of(
+            entry,
+            self._run.output_node,
+            self.folder,
+            stop_asked=self._patience.stop_asked,
+            heard=self._heard,
+        )
 
     async def _clean(self, link: Link) -> None:
         """Leave nothing behind; what fails here has no effect on the outcome."""
-        if self._queued:
+        if self._queued and link.alive:
             # Validated in part only, or the answer to its submission never came.
             self.ask_to_stop()
             with contextlib.suppress(EngineError):
                 await self._outcome(link)
         if not link.ended.done():
             try:
+                if self._queued:  # in an engine that was given up and is not ours
+                    await link.client.dequeue(self.id)
                 await link.client.forget(self.id)
             except EngineError as error:
                 _log.warning("history entry left", run=self.id, error=error.message)

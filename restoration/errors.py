@@ -24,6 +24,7 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     ├── EngineError
     │   ├── EngineUnavailable         engine_unavailable    retryable: does not start, or is gone
     │   ├── EngineCrashed             engine_crashed        retryable: died under the job
+    │   ├── EngineStalled             engine_stalled        retryable: alive, but silent
     │   ├── EngineOutOfMemory         engine_out_of_memory  retryable
     │   ├── EngineTimeout             engine_timeout        over the workflow's time limit
     │   ├── EngineRejected            engine_rejected       the graph did not validate
@@ -145,6 +146,11 @@ class EngineUnavailable(EngineError):
 
 class EngineCrashed(EngineError):
     code = "engine_crashed"
+    retryable = True
+
+
+class EngineStalled(EngineError):
+    code = "engine_stalled"
     retryable = True
 
 

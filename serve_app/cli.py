@@ -13,12 +13,14 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from comfy_pool.provision import Source, Variant
+from comfy_pool.slots import port_is_free
 from restoration.errors import RestorationError, SetupError
 from restoration.jobs import JobStatus, OutputFormat
 from restoration.settings import load_node_settings, load_settings
@@ -27,6 +29,7 @@ from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
 from serve_app.stack_record import (
     StackOptions,
     StackRecord,
+    demand_down,
     find_stack,
     issuer_folder,
     start_detached,
@@ -44,6 +47,9 @@ engine_app = typer.Typer(help="The engine: ComfyUI and its models.", no_args_is_
 app.add_typer(engine_app, name="engine")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+# A service that restarts is back by then; somebody who waits would like to know otherwise.
+PATIENCE_S = 10.0
 
 _BY_SUFFIX = {
     ".png": OutputFormat.PNG,
@@ -80,6 +86,9 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP API.")] = 8000,
 ) -> None:
     """Start the local stack: services (unless their URLs are set), Ray and the application."""
+    demand_down(_state_dir())
+    if not port_is_free(port):
+        raise SetupError(f"port {port} of this machine is in use; choose another with --port")
     options = StackOptions(workers, port)
     if detach:
         with steps(err) as step:
@@ -117,7 +126,9 @@ def run(
     token: TokenOption = None,
 ) -> None:
     """Restore PHOTO and download the result; exit status 0 only with the result on disk."""
-    chosen = output_format or _BY_SUFFIX.get(output.suffix.lower(), OutputFormat.PNG)
+    chosen = output_format or _format_of(output)
+    if not output.parent.is_dir():
+        raise SetupError(f"there is no folder {output.parent} for the result")
     params = dict(_parameter(text) for text in param or [])
     with _client(server, token) as client:
         job = client.submit(photo, workflow=workflow, params=params, output_format=chosen)
@@ -149,14 +160,14 @@ def jobs(
 
 
 @app.command()
-def show(job_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
+def show(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
     """Show all about a job, as JSON."""
     with _client(server, token) as client:
         out.print_json(client.get(job_id).model_dump_json(by_alias=True))
 
 
 @app.command()
-def cancel(job_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
+def cancel(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
     """Cancel a job; waits for the outcome, and fails if the job finished first."""
     with _client(server, token) as client:
         client.cancel(job_id)
@@ -240,9 +251,10 @@ def _state_dir() -> Path:
 def _client(server: str | None, token: str | None) -> RestorationClient:
     """Of the local stack, and with a token of its issuer, unless told otherwise."""
     if server and token:
-        return RestorationClient(server, token)
+        return RestorationClient(server, token, patience_s=PATIENCE_S)
     stack = _local_stack()
-    return RestorationClient(server or stack.url, token or _local_token(stack, "local", []))
+    url, token = server or stack.url, token or _local_token(stack, "local", [])
+    return RestorationClient(url, token, patience_s=PATIENCE_S)
 
 
 def _local_stack() -> StackRecord:
@@ -257,6 +269,16 @@ def _local_token(stack: StackRecord, sub: str, scopes: list[str], lifetime_s: in
         raise SetupError("tokens come from the configured issuer; the local one is off")
     keys = issuer_folder(_state_dir())
     return mint_token(keys, stack.issuer, LOCAL_AUDIENCE, sub, scopes, lifetime_s)
+
+
+def _format_of(output: Path) -> OutputFormat:
+    if not output.suffix:
+        return OutputFormat.PNG
+    if (known := _BY_SUFFIX.get(output.suffix.lower())) is None:
+        endings = ", ".join(_BY_SUFFIX)
+        reason = f"{output.suffix} is none of {endings}; name one of these, or give --format"
+        raise typer.BadParameter(reason, param_hint="--output")
+    return known
 
 
 def _parameter(text: str) -> tuple[str, object]:

@@ -133,29 +133,31 @@ LOCAL_ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.middleware:serve_edge",
 }
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
-LOOPBACK = "127.0.0.1"
 
 
 def start_local(args: PoolArgs, port: int) -> str:
-    """Start Ray and the service on this machine, on loopback only; returns Ray's address.
+    """Start Ray and the service on this machine; returns Ray's address.
 
+    HTTP is on loopback only; Ray's own ports are open to other machines, behind its token.
     Returns once every replica is ready. Raises DependencyUnavailable if one does not get there.
     """
     os.environ.update(LOCAL_ENVIRONMENT)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address="local",
-        namespace=NAMESPACE,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _node_ip_address=LOOPBACK,  # otherwise Ray's own ports are open on every interface
-    )
+    try:
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # Ray raises no narrower one for a node that is slow to start
+        raise DependencyUnavailable(f"Ray did not start: {error}") from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in the way
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # replicas log to files of their own
     # No limit on a request's time: it would cut event streams.
-    serve.start(http_options={"host": LOOPBACK, "port": port, "request_timeout_s": None})
+    serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
     try:
         serve.run(build(args), name=APP, route_prefix="/")
     except RuntimeError as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from comfy_pool.doctor import Finding, diagnose
+from comfy_pool.assembly import engines_dir
+from comfy_pool.doctor import Finding, diagnose, examine_starts
 from comfy_pool.slots import port_is_free
 from persistence.embedded.state import holder_of
 from persistence.embedded.wheels import version_of
@@ -26,6 +27,7 @@ def examine(node: NodeSettings) -> list[Finding]:
     engine = diagnose(node.cache_dir, load_catalog(), node.comfyui_dir, node.comfyui_python)
     return [
         *engine,
+        *examine_starts(engines_dir(node)),
         _disk(node, needed=not engine[0].ok),
         *(_server(name) for name in _SERVERS),
         _stack(node),

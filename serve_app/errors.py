@@ -52,6 +52,7 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
         e.LeaseLost: HTTPStatus.INTERNAL_SERVER_ERROR,
         e.EngineError: HTTPStatus.INTERNAL_SERVER_ERROR,
         e.EngineCrashed: HTTPStatus.INTERNAL_SERVER_ERROR,
+        e.EngineStalled: HTTPStatus.INTERNAL_SERVER_ERROR,
         e.EngineOutOfMemory: HTTPStatus.INTERNAL_SERVER_ERROR,
         e.EngineTimeout: HTTPStatus.INTERNAL_SERVER_ERROR,
         e.EngineRejected: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -109,7 +110,7 @@ def internal_error_response(request: Request) -> JSONResponse:
 
 
 async def _on_restoration_error(request: Request, error: e.RestorationError) -> JSONResponse:
-    status = STATUS_OF[type(error)]
+    status = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
     headers = _HEADERS.get(status)
     if (retry_after_s := error.details.get("retry_after_s")) is not None:
         headers = {"Retry-After": str(retry_after_s)}

@@ -18,13 +18,12 @@ import httpx
 from comfy_pool.models import install_models
 from comfy_pool.packages import Progress
 from comfy_pool.provision import existing_engine, install_engine
-from comfy_pool.slots import port_is_free
 from persistence.embedded.local import LocalServices, Role, ServiceUrls
 from persistence.embedded.service import Service
 from persistence.embedded.state import StateDir
 from persistence.embedded.supervisor import exit_on_sigterm
 from persistence.migrate import upgrade
-from restoration.errors import DependencyUnavailable, SetupError
+from restoration.errors import DependencyUnavailable
 from restoration.settings import NodeSettings, load_node_settings, load_settings
 from serve_app.local_issuer import issuer_url
 from serve_app.stack_record import StackOptions, StackRecord, issuer_folder, recorded
@@ -49,7 +48,6 @@ def run_stack(
     """
     node = load_node_settings(os.environ)
     with exit_on_sigterm(), _services(node, progress) as addresses:
-        _demand_free(options.port)
         os.environ.update(addresses)  # every process that Ray starts inherits them
         settings = load_settings(os.environ)
         upgrade(settings.database_url.get_secret_value())
@@ -61,11 +59,6 @@ def run_stack(
             with recorded(node.state_dir, record):
                 on_ready(record)
                 threading.Event().wait()
-
-
-def _demand_free(port: int) -> None:
-    if not port_is_free(port):
-        raise SetupError(f"port {port} of this machine is in use; choose another with --port")
 
 
 def provide_engine(node: NodeSettings, progress: Progress) -> None:
@@ -146,7 +139,7 @@ def _cluster(node: NodeSettings, options: StackOptions, progress: Progress) -> I
     # Ray takes seconds to import, and most commands do without.
     from serve_app.deployment import PoolArgs, start_local, stop_local
 
-    progress(f"starting Ray and {options.workers} ComfyUI")
+    progress(f"starting Ray and the service, GPU workers: {options.workers}")
     args = PoolArgs(
         workers_min=options.workers,
         workers_max=options.workers,

@@ -64,6 +64,12 @@ def recorded(state_dir: Path, record: StackRecord) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
+def demand_down(state_dir: Path) -> None:
+    """Raise SetupError if a stack of this state folder is up, or on its way."""
+    if (pid := holder_of(state_dir)) is not None:
+        raise SetupError(f"a stack is up already in {state_dir} (pid {pid}): `restore down` first")
+
+
 def issuer_folder(state_dir: Path) -> Path:
     return state_dir / "issuer"
 
@@ -73,10 +79,8 @@ def start_detached(
 ) -> StackRecord:
     """Start the stack as a process of its own and return once it serves.
 
-    Raises SetupError with its last words when it ends instead, or when one is there already.
+    Raises SetupError with its last words when it ends instead.
     """
-    if (pid := holder_of(state_dir)) is not None:
-        raise SetupError(f"a stack is up already in {state_dir} (pid {pid}): `restore down` first")
     state_dir.mkdir(parents=True, exist_ok=True)
     log_path = state_dir / "up.log"
     command = [sys.executable, "-m", "serve_app.cli", "up"]
@@ -86,7 +90,8 @@ def start_detached(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     while stack.poll() is None:
-        if (record := find_stack(state_dir)) is not None:
+        record = find_stack(state_dir)
+        if record is not None and record.pid == stack.pid:
             return record
         progress(_last_line(log_path) or "starting")
         time.sleep(_POLL_S)

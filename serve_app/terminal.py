@@ -78,14 +78,17 @@ def _lines(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
 
 
 def jobs_table(jobs: Iterable[Restoration]) -> Table:
+    jobs = list(jobs)
+    codes = [job.failure.code if job.failure else "" for job in jobs]
     table = Table(box=None, pad_edge=False)
     table.add_column("job", no_wrap=True, min_width=36)  # whole, to be copied
-    for name in ("status", "workflow", "created", "took", "failure"):
+    for name in ("status", "workflow", "created", "took"):
         table.add_column(name)
-    for job in jobs:
+    # whole as well, to be looked up; no room is kept for it when nothing failed
+    table.add_column("failure" if any(codes) else "", min_width=max(map(len, codes), default=0))
+    for job, code in zip(jobs, codes, strict=True):
         created = job.created_at.astimezone().strftime("%m-%d %H:%M")
-        failure = job.failure.code if job.failure else ""
-        table.add_row(str(job.id), job.status, job.workflow, created, _took(job), failure)
+        table.add_row(str(job.id), job.status, job.workflow, created, _took(job), code)
     return table
 
 
@@ -96,7 +99,9 @@ def _took(job: Restoration) -> str:
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
-    table = Table("", "what", "found", "mend", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "what", "found", "mend"):
+        table.add_column(name, overflow="fold")  # names and paths whole, to be copied
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
         table.add_row(mark, finding.name, escape(finding.detail), escape(finding.mend))

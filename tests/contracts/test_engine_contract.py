@@ -28,24 +28,25 @@ import shutil
 import signal
 import socket
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from comfy_pool.engine import ComfyEngine
 from comfy_pool.hosts import AttachedHost, OwnedHost
+from comfy_pool.limits import EngineLimits
 from comfy_pool.process import EngineCommand
-from comfy_pool.run import EngineLimits
 from restoration.errors import (
     EngineCrashed,
     EngineFailed,
     EngineInterrupted,
     EngineOutOfMemory,
     EngineRejected,
+    EngineStalled,
     EngineUnavailable,
 )
 from restoration.ports import Engine, EngineRun, Prompt
@@ -393,18 +394,97 @@ async def test_closing_ends_what_runs(bench: Bench) -> None:
     await asyncio.to_thread(shutil.rmtree, bench.base_dir / "input" / "comfy-restore")
 
 
-async def test_a_killed_engine_is_started_again(bench: Bench) -> None:
-    """Rule 15: the runs of a killed process are EngineCrashed at once; the next run starts anew."""
-    runs = [graphs.through(graphs.steps(1000, 0.05)) for _ in range(2)]
-    running = [asyncio.create_task(bench.engine.run(run, ignore)) for run in runs]
-    await until_running(bench, runs[0])
+@pytest.fixture
+def limited(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Gives the living engine other limits for as long as the test lasts."""
+
+    def limit(**limits: Any) -> None:
+        monkeypatch.setattr(bench.engine, "_limits", replace(LIMITS, **limits))
+
+    return limit
+
+
+async def two_runs(bench: Bench, first: EngineRun) -> list[asyncio.Task[bytes]]:
+    """`first` executes, and another run waits behind it."""
+    second = graphs.through()
+    running = [asyncio.create_task(bench.engine.run(first, ignore))]
+    await until_running(bench, first)
+    running.append(asyncio.create_task(bench.engine.run(second, ignore)))
+
+    async def both_are_there() -> bool:
+        return len(await bench.queue()) == 2
+
+    await until(both_are_there)
+    return running
+
+
+async def test_04_a_killed_engine_speaks_against_one_run(bench: Bench) -> None:
+    """Rule 15: the run that executed is EngineCrashed, at once; the other, EngineUnavailable."""
+    running = await two_runs(bench, graphs.through(graphs.steps(1000, 0.05)))
     assert bench.host.pid is not None
     os.kill(bench.host.pid, signal.SIGKILL)
-    killed_at = time.monotonic()
-    outcomes = await asyncio.gather(*running, return_exceptions=True)
-    assert time.monotonic() - killed_at < DEADLINE_S
-    assert [type(outcome) for outcome in outcomes] == [EngineCrashed, EngineCrashed]
+    async with asyncio.timeout(DEADLINE_S):
+        outcomes = await asyncio.gather(*running, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [EngineCrashed, EngineUnavailable]
     assert "signal 9" in str(outcomes[0])
     assert not await bench.engine.healthy()
     assert await bench.engine.run(graphs.through(), ignore)
     assert await bench.engine.healthy()
+
+
+async def test_06_a_silent_run_is_interrupted(bench: Bench, limited: Callable[..., None]) -> None:
+    """A run that tells nothing for too long is EngineStalled; an engine that obeys lives on."""
+    limited(stall_s=0.5)
+    pid = bench.host.pid
+    with pytest.raises(EngineStalled, match="silent") as caught:
+        await bench.engine.run(graphs.through(graphs.steps(1000, 2.0)), ignore)
+    assert caught.value.retryable
+    assert await bench.engine.healthy()
+    assert bench.host.pid == pid
+
+
+async def test_06_an_engine_that_cannot_be_interrupted_is_replaced(
+    bench: Bench, limited: Callable[..., None]
+) -> None:
+    """Its run is EngineStalled, the one behind it EngineUnavailable, the next finds another."""
+    limited(stall_s=3.0, stall_stop_s=0.5)
+    pid = bench.host.pid
+    running = await two_runs(bench, graphs.through(graphs.hold(1000)))
+    async with asyncio.timeout(DEADLINE_S):
+        outcomes = await asyncio.gather(*running, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [EngineStalled, EngineUnavailable]
+    assert not await bench.engine.healthy()
+    assert await bench.engine.run(graphs.through(), ignore)
+    assert bench.host.pid != pid
+
+
+async def test_06_an_engine_that_answers_nothing_is_replaced(
+    bench: Bench, limited: Callable[..., None]
+) -> None:
+    """Stopped in its tracks it has neither events nor answers; its run is EngineStalled."""
+    limited(unreachable_s=2.0)
+    run = graphs.through(graphs.steps(1000, 0.05))
+    running = asyncio.create_task(bench.engine.run(run, ignore))
+    await until_running(bench, run)
+    hung = bench.host.pid
+    assert hung is not None
+    os.kill(hung, signal.SIGSTOP)
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(EngineStalled, match="hangs"):
+            await running
+    assert await bench.engine.run(graphs.through(), ignore)
+    assert bench.host.pid != hung
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_07_an_engine_that_has_grown_too_large_is_replaced(
+    bench: Bench, limited: Callable[..., None]
+) -> None:
+    """Above its limit it is started anew, between two runs; below it, left alone."""
+    limited(memory_limit_bytes=10**15)
+    pid = bench.host.pid
+    assert await bench.engine.run(graphs.through(), ignore)
+    assert bench.host.pid == pid
+    limited(memory_limit_bytes=1)
+    assert await bench.engine.run(graphs.through(), ignore)
+    assert bench.host.pid != pid

@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -26,10 +26,16 @@ START_TIMEOUT_S = 240
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack, and the ways in."""
+    """A running stack, and the ways in. `environ` is what its commands have in theirs besides."""
 
     state_dir: Path
-    record: StackRecord
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def record(self) -> StackRecord:
+        record = find_stack(self.state_dir)
+        assert record is not None, "the stack is not up"
+        return record
 
     def token(self, sub: str = "tester") -> str:
         assert self.record.issuer is not None
@@ -49,36 +55,39 @@ class Stack:
         return f"http://127.0.0.1:{port}"
 
     def restore(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return run_restore(self.state_dir, *arguments, check=check)
+        return run_restore(self.state_dir, *arguments, check=check, environ=self.environ)
 
 
 def run_restore(
-    state_dir: Path, *arguments: str, check: bool = True
+    state_dir: Path,
+    *arguments: str,
+    check: bool = True,
+    environ: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """The `restore` command on this state folder."""
+    """The `restore` command on this state folder; whatever happens, no traceback."""
+    own = {"COMFY_RESTORE_STATE": str(state_dir), "COLUMNS": "200"}
     done = subprocess.run(
         [RESTORE, *arguments],
-        env={**os.environ, "COMFY_RESTORE_STATE": str(state_dir)},
+        env={**os.environ, **(environ or {}), **own},
         capture_output=True,
         text=True,
         timeout=START_TIMEOUT_S,
     )
     assert done.returncode == 0 or not check, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
     return done
 
 
 @contextmanager
-def running_stack(*options: str) -> Iterator[Stack]:
+def running_stack(*options: str, environ: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """`restore up` in a state folder of its own, and `restore down`."""
     with tempfile.TemporaryDirectory(prefix="comfy-restore-", ignore_cleanup_errors=True) as folder:
-        state_dir = Path(folder)
-        run_restore(state_dir, "up", "--detach", "--port", str(free_port()), *options)
+        stack = Stack(Path(folder), environ or {})
+        stack.restore("up", "--detach", "--port", str(free_port()), *options)
         try:
-            record = find_stack(state_dir)
-            assert record is not None
-            yield Stack(state_dir, record)
+            yield stack
         finally:
-            run_restore(state_dir, "down")
+            stack.restore("down")
 
 
 def free_port() -> int:

@@ -35,6 +35,7 @@ class Script:
     plain_previews: bool = False  # without metadata, as in older versions
     rename_uploads: bool = False  # as ComfyUI does for a name that is taken
     node_errors: Mapping[str, Any] = field(default_factory=dict)  # validation fails in part
+    begin_nothing: bool = False  # as when ComfyUI's execution thread has died
     forget: bool = False  # take prompts and know nothing of them
     history_delay_s: float = 0.0  # between execution_success and the entry
     history_misses: int = 0  # readings of a finished prompt's history that find nothing
@@ -122,7 +123,7 @@ class Worker:
         """Run prompts one after the other, for ever."""
         while True:
             self._arrived.clear()
-            while self.pending:
+            while self.pending and not self.script.begin_nothing:
                 self.running = self.pending.pop(0)
                 await self._execute(self.running)
             await self._arrived.wait()

@@ -6,59 +6,27 @@ A scripted stand-in on a real socket; "rule" numbers as in the contract suite.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import sys
-import threading
-import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from comfy_pool.engine import ComfyEngine
-from comfy_pool.hosts import AttachedHost, OwnedHost
-from comfy_pool.process import EngineCommand
-from comfy_pool.run import EngineLimits
+from comfy_pool.hosts import AttachedHost
+from comfy_pool.limits import EngineLimits
 from restoration.errors import (
     EngineCrashed,
     EngineError,
     EngineFailed,
     EngineInterrupted,
     EngineRejected,
+    EngineStalled,
     EngineUnavailable,
 )
-from tests.fakes import comfyui, graphs
-from tests.fakes.comfyui import FakeComfyUI, serving
+from tests.fakes import graphs
+from tests.fakes.comfyui import serving
+from tests.fakes.comfyui_engines import DEADLINE_S, LIMITS, scripted, until_sent
 from tests.fakes.comfyui_worker import Script
 from tests.fakes.graphs import Heard, ignore
-
-LIMITS = EngineLimits(
-    answer_s=1.0, probe_s=1.0, poll_s=30.0, blind_poll_s=0.05, stop_poll_s=0.02, unreachable_s=0.5
-)
-DEADLINE_S = 20.0
-
-
-@asynccontextmanager
-async def scripted(
-    base_dir: Path, script: Script, limits: EngineLimits = LIMITS
-) -> AsyncIterator[tuple[FakeComfyUI, ComfyEngine]]:
-    """An engine attached to a stand-in; nothing in a test with it may hang."""
-    async with (
-        asyncio.timeout(DEADLINE_S),
-        serving(base_dir, script) as fake,
-        ComfyEngine(AttachedHost(fake.url), limits) as engine,
-    ):
-        yield fake, engine
-    assert not [t for t in threading.enumerate() if t.name == "comfyui-events"]
-
-
-async def until_sent(fake: FakeComfyUI, kind: str) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while kind not in fake.worker.sent:  # noqa: ASYNC110 - a list has no event
-            await asyncio.sleep(0.01)
 
 
 async def test_success_is_not_yet_history(tmp_path: Path) -> None:
@@ -150,14 +118,14 @@ async def test_an_interrupt_by_somebody_else(tmp_path: Path) -> None:
 
 
 async def test_a_run_that_cannot_be_stopped_is_given_up(tmp_path: Path) -> None:
-    """Asking has an end: a run that goes on regardless ends as EngineCrashed."""
+    """Asking has an end: a run that goes on regardless ends as EngineStalled."""
     limits = EngineLimits(stop_poll_s=0.02, stop_s=0.3)
     async with scripted(tmp_path, Script(ignore_interrupts=10_000), limits) as (fake, engine):
         run = graphs.through(graphs.steps(1000, 0.05))
         running = asyncio.create_task(engine.run(run, ignore))
         await until_sent(fake, "progress")
         await engine.interrupt(run.id)
-        with pytest.raises(EngineCrashed, match="did not stop"):
+        with pytest.raises(EngineStalled, match="did not stop"):
             await running
 
 
@@ -219,11 +187,16 @@ async def test_previews_without_metadata(tmp_path: Path) -> None:
         assert (len(first.previews), len(second.previews)) == (2, 3)
 
 
-@pytest.mark.parametrize("path", ["/upload", "/prompt", "/view"])
-async def test_a_server_error_is_retryable(tmp_path: Path, path: str) -> None:
-    """500 says nothing against the job; nothing of the run is left in the engine."""
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/upload", EngineUnavailable), ("/prompt", EngineCrashed), ("/view", EngineCrashed)],
+)
+async def test_a_server_error_is_retryable(
+    tmp_path: Path, path: str, kind: type[EngineError]
+) -> None:
+    """500 is EngineUnavailable while it cannot be the prompt's fault; nothing of it is left."""
     async with scripted(tmp_path, Script(refuse={path: 1})) as (fake, engine):
-        with pytest.raises(EngineUnavailable) as caught:
+        with pytest.raises(kind) as caught:
             await engine.run(graphs.through(), ignore)
         assert caught.value.retryable
         assert (fake.worker.pending, fake.worker.running, fake.worker.history) == ([], None, {})
@@ -256,7 +229,7 @@ async def test_an_attached_engine_that_vanishes(tmp_path: Path) -> None:
         await engine.start()
         running = asyncio.create_task(engine.run(graphs.through(graphs.hold(30)), ignore))
         await until_sent(fake, "executing")
-    with pytest.raises(EngineCrashed):
+    with pytest.raises(EngineStalled, match="no answer"):
         await running
     assert not await engine.healthy()
     async with asyncio.timeout(DEADLINE_S), serving(tmp_path, port=port):
@@ -281,73 +254,3 @@ async def test_a_cancel_while_nothing_answers(tmp_path: Path) -> None:
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running
-
-
-@pytest.fixture
-def owned_command(tmp_path: Path) -> EngineCommand:
-    """A stand-in as a process of our own."""
-    (tmp_path / "app").mkdir()
-    program = f"import runpy\nrunpy.run_path({comfyui.__file__!r}, run_name='__main__')\n"
-    (tmp_path / "app" / "main.py").write_text(program)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return EngineCommand(
-        python=Path(sys.executable),
-        app_dir=tmp_path / "app",
-        base_dir=tmp_path / "base",
-        models_dir=tmp_path / "models",
-        port=port,
-        variant="cpu",
-        environ={"PATH": os.environ["PATH"]},
-    )
-
-
-async def test_an_owned_engine_that_hangs_is_replaced(owned_command: EngineCommand) -> None:
-    """Hung under a run: that run is EngineCrashed. Hung while idle: the next run never knows."""
-    host = OwnedHost(owned_command)
-    limits = EngineLimits(answer_s=0.5, probe_s=0.5, poll_s=0.1, unreachable_s=0.5)
-    async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, limits) as engine:
-        running = asyncio.create_task(
-            engine.run(graphs.through(graphs.steps(1000, 0.05)), heard := Heard())
-        )
-        while not heard.fractions:  # noqa: ASYNC110 - a list has no event
-            await asyncio.sleep(0.01)
-        hung = host.pid
-        assert hung is not None
-        os.kill(hung, signal.SIGSTOP)
-        with pytest.raises(EngineCrashed, match="hangs"):
-            await running
-        assert await engine.run(graphs.through(), ignore)
-        assert host.pid is not None
-        assert host.pid != hung
-        os.kill(host.pid, signal.SIGSTOP)
-        assert not await engine.healthy()
-        assert await engine.run(graphs.through(), ignore)
-
-
-@pytest.fixture
-def leftover(owned_command: EngineCommand) -> Path:
-    """The folder of a run whose worker was killed."""
-    folder = owned_command.base_dir / "input" / "comfy-restore" / str(uuid.uuid4())
-    folder.mkdir(parents=True)
-    return folder
-
-
-async def test_leftovers_are_cleared(owned_command: EngineCommand, leftover: Path) -> None:
-    """What a predecessor's runs left is gone once its successor's engine is ready."""
-    async with asyncio.timeout(DEADLINE_S), ComfyEngine(OwnedHost(owned_command)) as engine:
-        assert not await asyncio.to_thread(leftover.exists)
-        assert await engine.healthy()
-
-
-async def test_an_owned_engine_that_does_not_start(owned_command: EngineCommand) -> None:
-    """EngineUnavailable, with its last words; and closing it afterwards is no error."""
-    program = "raise SystemExit('no such device')"
-    await asyncio.to_thread((owned_command.app_dir / "main.py").write_text, program)
-    engine = ComfyEngine(OwnedHost(owned_command))
-    async with asyncio.timeout(DEADLINE_S):
-        with pytest.raises(EngineUnavailable) as caught:
-            await engine.start()
-        assert "no such device" in str(caught.value.details["log"])
-        await engine.aclose()

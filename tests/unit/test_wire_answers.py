@@ -63,11 +63,11 @@ def test_history_that_is_none(raw: bytes) -> None:
         answers.parse_history(raw, "p")
 
 
-def test_the_queue_is_a_set_of_ids() -> None:
-    """Whether a prompt runs or waits makes no difference to who looks for it."""
+def test_the_queue_is_two_sets_of_ids() -> None:
+    """What runs is told apart from what waits for its turn."""
     item: list[Any] = [4, "a", {}, {}, []]
     raw = body({"queue_running": [item], "queue_pending": [[5, "b", {}, {}, []]]})
-    assert answers.parse_queue(raw) == {"a", "b"}
+    assert answers.parse_queue(raw) == answers.Queue(frozenset({"a"}), frozenset({"b"}))
 
 
 def test_an_accepted_prompt() -> None:

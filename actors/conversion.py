@@ -1,0 +1,107 @@
+"""What goes into the engine, and what comes out of it, as a person expects to see it.
+
+ComfyUI sees eight bits of RGB: it drops transparency, ignores colour profiles and cuts deep greys
+off. What it would get wrong is converted before, and transparency is put back afterwards; any
+other picture goes in as it came, to the byte. Blocking, to be called off the event loop.
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+from actors.pictures import DECODERS
+from restoration.images import ImageType, sniff
+from restoration.jobs import OutputFormat
+
+_PNG = OutputFormat.PNG
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A picture for the engine. `alpha` is kept aside, upright; None when all is opaque."""
+
+    data: bytes
+    type: ImageType
+    alpha: Image.Image | None = None
+
+
+def prepare(data: bytes) -> Prepared:
+    """An examined upload in a form that ComfyUI's LoadImage reads right."""
+    with Image.open(io.BytesIO(data), formats=list(DECODERS.values())) as image:
+        upright = ImageOps.exif_transpose(image)
+    alpha, profile = _alpha(upright), _profile(upright)
+    if _is_deep_grey(upright):
+        plain = _shallow(upright)
+    elif alpha is not None or profile is not None:
+        plain = _in_srgb(upright, profile)
+    else:
+        return Prepared(data, sniff(data))
+    return Prepared(_written(plain, _PNG), ImageType.PNG, alpha)
+
+
+def encode(
+    png: bytes, output_format: OutputFormat, quality: int, alpha: Image.Image | None = None
+) -> bytes:
+    """The engine's PNG in the format asked for; without `alpha` a PNG passes through untouched.
+
+    `quality` (1 to 100) is for JPEG and WebP. JPEG has no transparency: it shows white instead.
+    """
+    if output_format is _PNG and alpha is None:
+        return png
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        result = image.convert("RGB")
+    if alpha is not None:
+        result.putalpha(alpha.resize(result.size, Image.Resampling.LANCZOS))
+        if output_format is OutputFormat.JPEG:
+            white = Image.new("RGBA", result.size, "white")
+            result = Image.alpha_composite(white, result).convert("RGB")
+    return _written(result, output_format, quality=quality)
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16")
+
+
+def _shallow(image: Image.Image) -> Image.Image:
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    if not image.has_transparency_data:
+        return None
+    alpha = image.convert("RGBA").getchannel("A")
+    return None if alpha.getextrema() == (255, 255) else alpha
+
+
+def _profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
+    """The picture's colour profile, if it has one that can be used and that is not sRGB."""
+    data = image.info.get("icc_profile")
+    if not data:
+        return None
+    try:
+        profile = ImageCms.getOpenProfile(io.BytesIO(data))
+        return None if "sRGB" in ImageCms.getProfileDescription(profile) else profile
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None  # a broken profile says nothing about the colours
+
+
+def _in_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile | None) -> Image.Image:
+    plain = image if image.mode in {"L", "RGB", "CMYK"} else image.convert("RGB")
+    if profile is not None:
+        srgb = ImageCms.createProfile("sRGB")
+        with suppress(ImageCms.PyCMSError):  # a profile for another kind of picture than this
+            converted = ImageCms.profileToProfile(plain, profile, srgb, outputMode="RGB")
+            if converted is not None:
+                return converted
+    return plain.convert("RGB")
+
+
+def _written(image: Image.Image, output_format: OutputFormat, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format=output_format.value, icc_profile=None, **options)
+    return out.getvalue()

@@ -1,0 +1,151 @@
+"""A chaos run from its stack's start to its verdict.
+
+A stack of its own, references while it is whole; then users and a batch script beside one fault
+after another; then calm, until every job has ended or time is up; then the judgement.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psycopg2
+
+from tests.chaos.batch_process import BatchProcess
+from tests.chaos.faults import Strike, shuffled, strike
+from tests.chaos.journal import Change, Journal
+from tests.chaos.ledger import Ledger
+from tests.chaos.processes import StackProcesses
+from tests.chaos.results import make_samples, references, wrong_results
+from tests.chaos.users import HttpUsers
+from tests.chaos.verdict import Evidence, Verdict, judge
+from tests.e2e.conftest import Stack, running_stack
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long, how hard, and with which chances."""
+
+    seconds: float
+    seed: int = 0
+    workers: int = 2
+    faults_every_s: float = 5.0
+    http_every_s: float = 1.0
+    http_at_most: int = 12
+    stuck_s: float = 120.0  # without any job's end, once nothing is broken any more
+    logs: Path | None = None
+
+
+def run(plan: Plan, tell: Callable[[str], None]) -> Verdict:
+    """Break a stack for `plan.seconds`; `tell` gets a line for each thing that happens."""
+    tell(f"starting a stack with {plan.workers} workers")
+    with (
+        TemporaryDirectory(prefix="comfy-restore-chaos-") as folder,
+        running_stack("--workers", str(plan.workers)) as stack,
+    ):
+        try:
+            return _run(plan, tell, stack, Path(folder))
+        finally:
+            if plan.logs is not None:
+                _keep_logs(stack.state_dir, plan.logs)
+
+
+def _run(plan: Plan, tell: Callable[[str], None], stack: Stack, folder: Path) -> Verdict:
+    samples = make_samples(folder)
+    expected = references(stack, samples, folder)
+    processes = StackProcesses(stack.state_dir)
+    journal = Journal(processes.variable("DATABASE_URL"))
+    journal.install()
+    ledger = Ledger()
+    users = HttpUsers(stack, ledger, samples, seed=plan.seed)
+    stop = threading.Event()
+    load = threading.Thread(
+        target=users.submit_steadily, args=(plan.http_every_s, plan.http_at_most, stop)
+    )
+    with BatchProcess(stack, ledger, samples) as batch:
+        load.start()
+        try:
+            strikes = break_things(plan, processes, tell)
+        finally:
+            stop.set()
+        tell(f"calm: waiting until each of {len(ledger.accepted)} accepted jobs has ended")
+        batch.end_input()
+        _wait_for_ends(journal, plan.stuck_s)
+        load.join(plan.stuck_s)
+        batch.finish(plan.stuck_s)
+    _wait_for_ends(journal, plan.stuck_s)  # of what was submitted in the last moment
+    rows, changes = journal.rows(), journal.changes()
+    (stack.state_dir / "chaos.log").write_text(_history(strikes, changes))
+    tell("comparing every result with its reference")
+    return judge(
+        Evidence(
+            seconds=plan.seconds,
+            seed=plan.seed,
+            ledger=ledger,
+            strikes=strikes,
+            rows=rows,
+            changes=changes,
+            wrong=wrong_results(stack, ledger, rows, expected, folder),
+            leaked=len(processes.leaked_engines()),
+        )
+    )
+
+
+def break_things(
+    plan: Plan, processes: StackProcesses, tell: Callable[[str], None]
+) -> list[Strike]:
+    """A fault every few seconds, one at a time, until the plan's time is up."""
+    rng = random.Random(plan.seed)  # noqa: S311 - chance, not a secret
+    began = time.monotonic()
+    strikes = []
+    pause = threading.Event()
+    for fault in shuffled(rng):
+        pause.wait(plan.faults_every_s * rng.uniform(0.5, 1.5))
+        elapsed_s = time.monotonic() - began
+        if elapsed_s > plan.seconds:
+            break
+        if (happened := strike(fault, processes, rng)) is not None:
+            strikes.append(happened)
+            tell(f"{elapsed_s:6.1f} s  {happened.kind}: {happened.detail}")
+    return strikes
+
+
+def _wait_for_ends(journal: Journal, patience_s: float) -> None:
+    """Return when every job has ended, or when none has for `patience_s`."""
+    pause = threading.Event()
+    fewest, until = sys.maxsize, time.monotonic() + patience_s
+    while fewest and time.monotonic() < until:
+        pause.wait(0.5)
+        with suppress(psycopg2.OperationalError):
+            if (left := journal.open_jobs()) < fewest:
+                fewest, until = left, time.monotonic() + patience_s
+
+
+def _history(strikes: list[Strike], changes: list[Change]) -> str:
+    """Faults and changes of state in the order of time, a line each."""
+    lines = [(s.at, f"*** {s.kind}: {s.detail}") for s in strikes]
+    lines += [(c.at, f"{c.job_id} {c.attempt} {c.source} -> {c.target}") for c in changes]
+    return "".join(
+        f"{datetime.fromtimestamp(at, UTC):%H:%M:%S.%f} {text}\n" for at, text in sorted(lines)
+    )
+
+
+def _keep_logs(state_dir: Path, target: Path) -> None:
+    """The stack's own logs, which go with its state folder, for whoever has to explain them."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for log in [
+        *state_dir.glob("*.log"),
+        *state_dir.glob("logs/*"),
+        *state_dir.glob("engines/*/*.log"),
+    ]:
+        shutil.copy(log, target / "-".join(log.relative_to(state_dir).parts))

@@ -1,0 +1,158 @@
+"""Everything that chaos does to a stack: one function for each kind of fault.
+
+A fault says what it hit, or None when there was nothing to hit just then. What it stops it always
+lets go on.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from tests.chaos.connections import drop_connections
+from tests.chaos.processes import Part, Process, StackProcesses
+
+ENGINE_GONE_S = 15.0  # the guard gives an orphan's engine 5 s to end by itself
+# Beyond the lease (4 s), below the patience of Serve's health check (30 s).
+WORKER_STOPPED_S = 8.0
+ENGINE_STOPPED_S = 6.0
+# Longer than clients wait for a connection, shorter than the supervisor waits for an answer.
+SERVICE_STOPPED_S = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """A fault that happened, at `at` seconds since the epoch."""
+
+    kind: str
+    at: float
+    detail: str
+
+
+Hit = Callable[[StackProcesses, random.Random], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    kind: str
+    hit: Hit
+
+
+def _pick(stack: StackProcesses, part: Part, rng: random.Random) -> Process | None:
+    found = stack.find(part)
+    return rng.choice(found) if found else None
+
+
+def kill(part: Part, stack: StackProcesses, rng: random.Random) -> str | None:
+    victim = _pick(stack, part, rng)
+    return f"pid {victim.pid}" if victim and victim.send(signal.SIGKILL) else None
+
+
+def kill_worker(stack: StackProcesses, rng: random.Random) -> str | None:
+    """SIGKILL of a worker; its engine has to follow by itself."""
+    victim = _pick(stack, Part.GPU_WORKER, rng)
+    engine = stack.engine_of(victim) if victim else None
+    if victim is None or not victim.send(signal.SIGKILL):
+        return None
+    if engine is None:
+        return f"pid {victim.pid}, which had no engine yet"
+    gone_s = _seconds_to_end(engine[0])
+    outcome = "STILL RUNS" if gone_s is None else f"was gone after {gone_s:.1f} s"
+    return f"pid {victim.pid}; its engine on port {engine[1]} {outcome}"
+
+
+def _seconds_to_end(process: Process) -> float | None:
+    began = time.monotonic()
+    pause = threading.Event()
+    while process.alive:
+        if time.monotonic() - began > ENGINE_GONE_S:
+            return None
+        pause.wait(0.05)
+    return time.monotonic() - began
+
+
+def stop_for_a_while(
+    part: Part, duration_s: float, stack: StackProcesses, rng: random.Random
+) -> str | None:
+    """SIGSTOP for the process and all below it, and SIGCONT `duration_s` later."""
+    victim = _pick(stack, part, rng)
+    if victim is None:
+        return None
+    stopped = [each for each in victim.tree() if each.send(signal.SIGSTOP)]
+    try:
+        threading.Event().wait(duration_s)
+    finally:
+        for each in stopped:
+            each.send(signal.SIGCONT)
+    return f"pid {victim.pid}, for {duration_s:g} s" if stopped else None
+
+
+def hang(stack: StackProcesses, rng: random.Random) -> str | None:
+    """SIGSTOP of a ComfyUI for good: alive and silent, until its owner ends it."""
+    victim = _pick(stack, Part.COMFYUI, rng)
+    return f"pid {victim.pid}" if victim and victim.send(signal.SIGSTOP) else None
+
+
+def drop_engine_connections(stack: StackProcesses, rng: random.Random) -> str | None:
+    """The websocket and every HTTP connection between one ComfyUI and its worker."""
+    engines = stack.engines()
+    if not engines:
+        return None
+    engine, port = rng.choice(engines)
+    try:
+        dropped = drop_connections(engine, port)
+    except OSError as error:
+        return f"not done: {error}"
+    return f"{dropped} of the engine on port {port}" if dropped else None
+
+
+def lose_valkey(stack: StackProcesses, rng: random.Random) -> str | None:
+    """SIGKILL, with everything it had written deleted under it."""
+    shutil.rmtree(stack.state_dir / "redis" / "appendonlydir", ignore_errors=True)
+    return kill(Part.VALKEY, stack, rng)
+
+
+_KILLED = (
+    Part.COMFYUI,
+    Part.DISPATCHER,
+    Part.INGRESS,
+    Part.CONTROLLER,
+    Part.PROXY,
+    Part.STATUS_ACTOR,
+    Part.POSTGRES,
+    Part.VALKEY,
+    Part.SEAWEEDFS,
+)
+
+FAULTS: tuple[Fault, ...] = (
+    Fault("GPU worker killed", kill_worker),
+    *(Fault(f"{part} killed", partial(kill, part)) for part in _KILLED),
+    Fault("GPU worker stopped", partial(stop_for_a_while, Part.GPU_WORKER, WORKER_STOPPED_S)),
+    Fault("ComfyUI stopped", partial(stop_for_a_while, Part.COMFYUI, ENGINE_STOPPED_S)),
+    Fault("ComfyUI hung for good", hang),
+    *(
+        Fault(f"{part} stopped", partial(stop_for_a_while, part, SERVICE_STOPPED_S))
+        for part in (Part.POSTGRES, Part.VALKEY, Part.SEAWEEDFS)
+    ),
+    Fault("engine's connections dropped", drop_engine_connections),
+    Fault("Valkey killed, data deleted", lose_valkey),
+)
+
+
+def shuffled(rng: random.Random) -> Iterator[Fault]:
+    """For ever, in an order of chance, each kind once before any comes again."""
+    while True:
+        yield from rng.sample(FAULTS, len(FAULTS))
+
+
+def strike(fault: Fault, stack: StackProcesses, rng: random.Random) -> Strike | None:
+    """Let it happen; None when there was nothing to hit."""
+    began = time.time()
+    detail = fault.hit(stack, rng)
+    return None if detail is None else Strike(fault.kind, began, detail)

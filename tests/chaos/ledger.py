@@ -1,0 +1,57 @@
+"""What the clients of a chaos run sent, and what they were told: the promises to be kept."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+from restoration.jobs import JobStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A photo to submit; on disk, too, for the batch script."""
+
+    name: str
+    path: Path
+    photo: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A job whose submission was answered."""
+
+    owner: str
+    sample: str
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Written by many threads; read when they have ended."""
+
+    submitted: int = 0
+    accepted: dict[UUID, Accepted] = field(default_factory=dict)
+    seen: list[tuple[UUID, JobStatus]] = field(default_factory=list)
+    troubles: Counter[str] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def submits(self) -> None:
+        with self._lock:
+            self.submitted += 1
+
+    def accepts(self, job_id: UUID, owner: str, sample: str) -> None:
+        with self._lock:
+            self.accepted[job_id] = Accepted(owner, sample)
+
+    def sees_end(self, job_id: UUID, status: JobStatus) -> None:
+        """A client was told that the job ended so."""
+        with self._lock:
+            self.seen.append((job_id, status))
+
+    def has_trouble(self, what: str) -> None:
+        """A call did not succeed, with all of the client's patience."""
+        with self._lock:
+            self.troubles[what] += 1

@@ -1,0 +1,181 @@
+"""The processes of one local stack, and how to hit them without ever hitting another's.
+
+A process belongs to the stack if it descends from the one that holds the state folder, or if it
+is a ComfyUI whose base directory lies in that folder. Signals go through a pidfd, after a second
+look at who has the pid: one that was used again meanwhile is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from comfy_pool.guard import descendants
+from persistence.embedded.state import holder_of
+
+
+class Part(StrEnum):
+    """What a stack is made of, in the words of the report."""
+
+    GPU_WORKER = "GPU worker"
+    COMFYUI = "ComfyUI"
+    DISPATCHER = "dispatcher"
+    INGRESS = "ingress"
+    CONTROLLER = "Serve controller"
+    PROXY = "Serve proxy"
+    STATUS_ACTOR = "status actor"
+    POSTGRES = "Postgres"
+    VALKEY = "Valkey"
+    SEAWEEDFS = "SeaweedFS"
+
+
+# Ray names its processes after their actor, and adds the method that runs.
+_ACTORS = {
+    Part.GPU_WORKER: "ray::ServeReplica:comfy-restore:GpuWorker",
+    Part.DISPATCHER: "ray::ServeReplica:comfy-restore:Dispatcher",
+    Part.INGRESS: "ray::ServeReplica:comfy-restore:Ingress",
+    Part.CONTROLLER: "ray::ServeController",
+    Part.PROXY: "ray::ProxyActor",
+    Part.STATUS_ACTOR: "ray::StatusActor",
+}
+_SERVERS = {Part.POSTGRES: "postgres", Part.VALKEY: "valkey-server", Part.SEAWEEDFS: "weed"}
+_LEASE = re.compile(r"engine-(\d+)\.lock$")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """`started` is in the kernel's ticks; with the pid it names one process for good."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def of(cls, pid: int) -> Process | None:
+        fields = _fields(pid)
+        return Process(pid, int(fields[19])) if fields else None
+
+    @property
+    def alive(self) -> bool:
+        fields = _fields(self.pid)
+        return bool(fields) and int(fields[19]) == self.started and fields[0] != "Z"
+
+    def tree(self) -> list[Process]:
+        """This process and all below it."""
+        below = [Process.of(pid) for pid in descendants(self.pid)]
+        return [self, *(process for process in below if process)]
+
+    def send(self, number: signal.Signals) -> bool:
+        """Whether it was there to be signalled."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return False
+        try:
+            if not self.alive:
+                return False
+            signal.pidfd_send_signal(handle, number)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+
+class StackProcesses:
+    """What runs now in the stack of `state_dir`; each call looks again."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+
+    def find(self, part: Part) -> list[Process]:
+        """In the order of their pids; none while that part is being started again."""
+        if part is Part.COMFYUI:
+            return [engine for engine, _port in self.engines()]
+        root = holder_of(self.state_dir)
+        below = descendants(root) if root else []
+        pids = [pid for pid in sorted(below) if self._is(part, pid, root)]
+        return [process for pid in pids if (process := Process.of(pid))]
+
+    def engines(self) -> list[tuple[Process, int]]:
+        """Every ComfyUI of this stack and its port, whoever its parent is by now."""
+        base_dirs = f"--base-directory {self.state_dir}/engines/"
+        found = []
+        for entry in Path("/proc").iterdir():
+            title = _title(int(entry.name)) if entry.name.isdigit() else ""
+            if base_dirs in title and "guard.py" not in title:
+                port = int(title.partition(base_dirs)[2].split()[0])
+                if process := Process.of(int(entry.name)):
+                    found.append((process, port))
+        return found
+
+    def engine_of(self, worker: Process) -> tuple[Process, int] | None:
+        """The ComfyUI whose slot `worker` has leased, and its port."""
+        leased = _leased_ports(worker.pid)
+        return next((pair for pair in self.engines() if pair[1] in leased), None)
+
+    def leaked_engines(self) -> list[Process]:
+        """Those whose slot no living worker has leased."""
+        owned = {
+            port for worker in self.find(Part.GPU_WORKER) for port in _leased_ports(worker.pid)
+        }
+        return [engine for engine, port in self.engines() if port not in owned]
+
+    def variable(self, name: str) -> str:
+        """An environment variable that the stack gives its replicas. Raises LookupError."""
+        for process in self.find(Part.GPU_WORKER):
+            for item in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                key, _, value = item.decode(errors="replace").partition("=")
+                if key == name:
+                    return value
+        raise LookupError(f"no worker has {name}")
+
+    def _is(self, part: Part, pid: int, root: int | None) -> bool:
+        title = _title(pid)
+        if part in _ACTORS:
+            return title.startswith(_ACTORS[part])
+        program = Path(title.split(" ", 1)[0]).name
+        fields = _fields(pid)
+        return program == _SERVERS[part] and bool(fields) and int(fields[1]) == root
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _fields(pid: int) -> list[str]:
+    """/proc/PID/stat from the state on: "pid (name) state ppid ..."; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _leased_ports(pid: int) -> set[int]:
+    return {
+        int(match[1]) for target in open_files(pid).values() if (match := _LEASE.search(target))
+    }
+
+
+def open_files(pid: int) -> dict[int, str]:
+    """What each descriptor of a process is: a path, or "socket:[inode]" and the like."""
+    return dict(_open_files(pid))
+
+
+def _open_files(pid: int) -> Iterator[tuple[int, str]]:
+    try:
+        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return
+    for descriptor in descriptors:
+        try:
+            yield int(descriptor.name), os.readlink(descriptor)
+        except OSError:  # closed meanwhile
+            continue

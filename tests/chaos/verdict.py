@@ -1,0 +1,187 @@
+"""The judgement of a chaos run: what was promised against what happened.
+
+lost     an accepted job that does not exist, or any job that had not ended when time was up
+doubled  a job that ended more than once, or changed after its end, or whose end a client was
+         told otherwise than its row says
+wrong    a succeeded job whose result could not be had, or differs from the reference's pixels
+leaked   a ComfyUI that nobody owns any more
+Delays are in seconds. `longest_delay_s`: over all attempts that were broken off, from the first
+fault that fell into one until the job's next attempt began. `longest_stall_s`: from a fault, with
+jobs to be done, until the next success of any.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from uuid import UUID
+
+from restoration.jobs import JobStatus
+from tests.chaos.faults import Strike
+from tests.chaos.journal import Change, Row
+from tests.chaos.ledger import Ledger
+
+UNHIT = "no fault in the attempt"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    seconds: float
+    seed: int
+    submitted: int
+    accepted: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    lost: int
+    doubled: int
+    wrong: int
+    leaked: int
+    broken_attempts: int
+    longest_delay_s: float
+    longest_stall_s: float
+    failures: Mapping[str, int]
+    troubles: Mapping[str, int]
+    faults: Mapping[str, int]
+    delays_s: Mapping[str, float]  # the longest for each kind of fault that broke attempts off
+    offenders: Sequence[str]
+
+    @property
+    def ok(self) -> bool:
+        return not (self.lost or self.doubled or self.wrong or self.leaked)
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+    def table(self) -> list[tuple[str, str]]:
+        """Names and values, in the order of the report."""
+        return [
+            ("seconds of chaos", f"{self.seconds:.0f}"),
+            ("faults", str(sum(self.faults.values()))),
+            ("submitted", str(self.submitted)),
+            ("accepted", str(self.accepted)),
+            ("succeeded", str(self.succeeded)),
+            ("failed, with cause", " ".join([str(self.failed), *_listed(self.failures)])),
+            ("cancelled", str(self.cancelled)),
+            ("attempts broken off", str(self.broken_attempts)),
+            ("**lost**", str(self.lost)),
+            ("**finished twice**", str(self.doubled)),
+            ("**wrong bytes**", str(self.wrong)),
+            ("**engines leaked**", str(self.leaked)),
+            ("longest delay of a broken attempt", f"{self.longest_delay_s:.1f} s"),
+            ("longest time without a success", f"{self.longest_stall_s:.1f} s"),
+        ]
+
+
+def _listed(counts: Mapping[str, int]) -> list[str]:
+    return [f"({', '.join(f'{what} {count}' for what, count in counts.items())})"] if counts else []
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that is known when everything has calmed down.
+
+    `wrong` names the jobs whose result is not the reference's, `leaked` counts engines.
+    """
+
+    seconds: float
+    seed: int
+    ledger: Ledger
+    strikes: Sequence[Strike]
+    rows: Mapping[UUID, Row]
+    changes: Sequence[Change]
+    wrong: Mapping[UUID, str]
+    leaked: int
+
+
+def judge(evidence: Evidence) -> Verdict:
+    rows, ledger = evidence.rows, evidence.ledger
+    missing = [job_id for job_id in ledger.accepted if job_id not in rows]
+    unended = [row.job_id for row in rows.values() if not row.status.is_final]
+    doubled = doubled_jobs(rows, evidence.changes, ledger.seen)
+    delays = delays_of_broken_attempts(evidence.changes, evidence.strikes)
+    delays_s: dict[str, float] = {}
+    for kind, delay_s in delays:
+        delays_s[kind] = max(round(delay_s, 1), delays_s.get(kind, 0.0))
+    ends = Counter(row.status for job_id, row in rows.items() if job_id in ledger.accepted)
+    return Verdict(
+        seconds=round(evidence.seconds, 1),
+        seed=evidence.seed,
+        submitted=ledger.submitted,
+        accepted=len(ledger.accepted),
+        succeeded=ends[JobStatus.SUCCEEDED],
+        failed=ends[JobStatus.FAILED],
+        cancelled=ends[JobStatus.CANCELLED],
+        lost=len(missing) + len(unended),
+        doubled=len(doubled),
+        wrong=len(evidence.wrong),
+        leaked=evidence.leaked,
+        broken_attempts=len(delays),
+        longest_delay_s=max(delays_s.values(), default=0.0),
+        longest_stall_s=round(longest_stall_s(rows, evidence.strikes), 1),
+        failures=dict(Counter(row.failure_code for row in rows.values() if row.failure_code)),
+        troubles=dict(ledger.troubles),
+        delays_s=delays_s,
+        faults=dict(Counter(strike.kind for strike in evidence.strikes)),
+        offenders=[
+            *(f"{job_id} does not exist" for job_id in missing),
+            *(f"{job_id} is still {rows[job_id].status}" for job_id in unended),
+            *(f"{job_id} {why}" for job_id, why in doubled.items()),
+            *(f"{job_id} {why}" for job_id, why in evidence.wrong.items()),
+        ],
+    )
+
+
+def doubled_jobs(
+    rows: Mapping[UUID, Row], changes: Iterable[Change], seen: Iterable[tuple[UUID, JobStatus]]
+) -> dict[UUID, str]:
+    """Each job that ended more than once, and how that shows."""
+    found: dict[UUID, str] = {}
+    for change in changes:
+        if change.source.is_final:
+            found[change.job_id] = f"went from {change.source} to {change.target}"
+    for job_id, status in seen:
+        row = rows.get(job_id)
+        if row is not None and row.status is not status:
+            found[job_id] = f"was shown as {status}, and is {row.status}"
+    return found
+
+
+def delays_of_broken_attempts(
+    changes: Iterable[Change], strikes: Sequence[Strike]
+) -> list[tuple[str, float]]:
+    """For each attempt handed back: the first fault that fell into it, and how long from there
+    to the job's next attempt. An attempt that no fault fell into is UNHIT, from its hand-back."""
+    began: dict[UUID, float] = {}
+    broken: dict[UUID, Strike] = {}
+    delays = []
+    for change in changes:
+        job_id = change.job_id
+        if change.target is JobStatus.RUNNING:
+            began[job_id] = change.at
+            if (cause := broken.pop(job_id, None)) is not None:
+                delays.append((cause.kind, change.at - cause.at))
+        elif change.target is JobStatus.QUEUED:
+            hits = [strike for strike in strikes if began[job_id] <= strike.at <= change.at]
+            broken[job_id] = min(hits, key=lambda hit: hit.at, default=Strike(UNHIT, change.at, ""))
+    return delays
+
+
+def longest_stall_s(rows: Mapping[UUID, Row], strikes: Iterable[Strike]) -> float:
+    """From a fault that found jobs to be done until the next job succeeded."""
+    successes = sorted(
+        row.finished_at
+        for row in rows.values()
+        if row.status is JobStatus.SUCCEEDED and row.finished_at is not None
+    )
+    longest = 0.0
+    for strike in strikes:
+        after = [at for at in successes if at > strike.at]
+        if after and any(_open_at(row, strike.at) for row in rows.values()):
+            longest = max(longest, after[0] - strike.at)
+    return longest
+
+
+def _open_at(row: Row, at: float) -> bool:
+    return row.created_at <= at and (row.finished_at is None or row.finished_at > at)

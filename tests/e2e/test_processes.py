@@ -1,0 +1,204 @@
+"""What is killed, and what becomes of its jobs; and that a stack leaves nothing behind.
+
+The tests at the end share a second stack, attached to a ComfyUI of the first, and run in order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from uuid import UUID
+
+import boto3
+import httpx
+import pytest
+
+from persistence.blobs import output_key
+from persistence.embedded import seaweed
+from restoration.jobs import AttemptRef, JobStatus, OutputFormat
+from serve_app.client import RestorationClient
+from serve_app.schemas import Restoration
+from tests.e2e.conftest import Stack, running_stack
+from tests.e2e.stack_processes import Process, engines, of_stack, wait_until, workers
+from tests.photos import jpeg, original
+
+pytestmark = pytest.mark.real_engine
+
+
+@pytest.fixture(scope="module")
+def photo() -> bytes:
+    """Takes `restore` some seconds: time enough to kill somebody meanwhile."""
+    return jpeg(original("flower").resize((240, 160)))
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[RestorationClient]:
+    with stack.client() as client:
+        yield client
+    wait_until(lambda: len(serving_ports(stack)) == 2, timeout_s=120)
+
+
+def serving_ports(stack: Stack) -> list[int]:
+    """The ports whose ComfyUI answers, and has a worker."""
+    return [port for port in workers(stack.state_dir) if answers(f"http://127.0.0.1:{port}")]
+
+
+def answers(comfyui_url: str) -> bool:
+    return queue_of(comfyui_url) is not None
+
+
+def queue_of(comfyui_url: str) -> dict[str, list[object]] | None:
+    """ComfyUI's own account of what it does; None if nobody answers."""
+    try:
+        answer = httpx.get(f"{comfyui_url}/queue", trust_env=False, timeout=10)
+    except httpx.TransportError:
+        return None
+    queue: dict[str, list[object]] = answer.raise_for_status().json()
+    return queue
+
+
+def port_at_work(stack: Stack) -> int:
+    """The port of the ComfyUI that executes a prompt, once one does."""
+    busy: list[int] = []
+
+    def look() -> bool:
+        for port in engines(stack.state_dir):
+            queue = queue_of(f"http://127.0.0.1:{port}")
+            if queue and queue["queue_running"]:
+                busy.append(port)
+        return bool(busy)
+
+    wait_until(look, timeout_s=60)
+    return busy[0]
+
+
+def assert_ran_again(client: RestorationClient, job_id: UUID, out: Path) -> Restoration:
+    ended = client.wait(job_id)
+    assert ended.status is JobStatus.SUCCEEDED, ended.failure
+    assert ended.attempt == 2
+    client.download(job_id, out)
+    return ended
+
+
+def test_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
+    stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
+) -> None:
+    """SIGKILL of the replica: its ComfyUI is gone, another attempt makes the one result."""
+    job = client.submit(photo)
+    port = port_at_work(stack)
+    worker, engine = workers(stack.state_dir)[port], engines(stack.state_dir)[port]
+    worker.kill()
+    wait_until(lambda: not engine.is_alive(), timeout_s=15)
+    ended = assert_ran_again(client, job.id, tmp_path / "restored.png")
+    assert stored_results(stack, ended) == [output_key(AttemptRef(job.id, 2), OutputFormat.PNG)]
+
+
+def stored_results(stack: Stack, job: Restoration) -> list[str]:
+    """The keys of all results of the job in S3, of whatever attempt."""
+    state = json.loads((stack.state_dir / "state.json").read_bytes())
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{state['ports']['s3']}",
+        region_name=seaweed.REGION,
+        aws_access_key_id=state["secrets"]["s3-access-key"],
+        aws_secret_access_key=state["secrets"]["s3-secret-key"],
+    )
+    with closing(s3):
+        listing = s3.list_objects_v2(Bucket=seaweed.BUCKET, Prefix=f"outputs/{job.id}/")
+    return [item["Key"] for item in listing["Contents"]]
+
+
+def test_a_killed_engine_is_started_again_and_its_job_runs_again(
+    stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
+) -> None:
+    """SIGKILL of ComfyUI: the job is handed back at once, and the worker starts a new engine."""
+    job = client.submit(photo)
+    port = port_at_work(stack)
+    worker, engine = workers(stack.state_dir)[port], engines(stack.state_dir)[port]
+    engine.kill()
+    assert_ran_again(client, job.id, tmp_path / "restored.png")
+    wait_until(lambda: port in serving_ports(stack), timeout_s=120)
+    assert workers(stack.state_dir)[port] == worker
+
+
+@pytest.fixture(scope="module")
+def attached(stack: Stack) -> Iterator[Stack]:
+    """A second stack, on a ComfyUI of the first: it has none of its own, and is quick to start."""
+    with running_stack(environ={"COMFYUI_URL": stack.comfyui_url()}) as attached:
+        yield attached
+
+
+def test_an_attached_stack_works_with_somebody_elses_comfyui(
+    attached: Stack, photo: bytes, tmp_path: Path
+) -> None:
+    """With COMFYUI_URL set a job succeeds, and no engine is started."""
+    with attached.client() as client:
+        job = client.wait(client.submit(photo, workflow="enlarge").id)
+        assert job.status is JobStatus.SUCCEEDED, job.failure
+        client.download(job.id, tmp_path / "restored.png")
+    assert engines(attached.state_dir) == {}
+
+
+@pytest.mark.parametrize("how", [[], ["--detach"]])
+def test_a_second_stack_on_one_folder_is_refused(attached: Stack, how: list[str]) -> None:
+    """One line says who is there already; the first one serves on."""
+    refused = attached.restore("up", *how, check=False)
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1
+    assert f"pid {attached.record.pid}" in refused.stderr
+    with attached.http() as http:
+        assert http.get("/readyz").is_success
+
+
+def test_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
+    stack: Stack, attached: Stack, photo: bytes
+) -> None:
+    """`restore down` returns with every process gone but the ComfyUI that is not its own; after
+    `restore up` on the same folder all jobs end."""
+    port = attached.record.url.rpartition(":")[2]
+    with attached.client() as client:
+        jobs = [client.submit(photo) for _ in range(3)]
+        wait_until(lambda: client.get(jobs[0].id).status is JobStatus.RUNNING, timeout_s=30)
+    processes = of_stack(attached.state_dir, attached.record.pid)
+    attached.restore("down")
+    assert left_of(attached, processes) == []
+    assert answers(stack.comfyui_url())
+    attached.restore("up", "--detach", "--port", port)
+    with attached.client() as client:
+        assert any(not client.get(job.id).status.is_final for job in jobs)
+        assert {client.wait(job.id).status for job in jobs} == {JobStatus.SUCCEEDED}
+
+
+def test_nothing_is_left_of_a_stack_that_is_killed(
+    stack: Stack, attached: Stack, photo: bytes
+) -> None:
+    """SIGKILL of `restore up` at work: databases, Ray and workers are gone within seconds; all but
+    two helpers of Ray's, which end by themselves."""
+    up_pid = attached.record.pid
+    with attached.client() as client:
+        job = client.submit(photo)
+        wait_until(lambda: client.get(job.id).status is JobStatus.RUNNING, timeout_s=30)
+    processes = of_stack(attached.state_dir, up_pid)
+    assert len(processes) > 10
+    os.kill(up_pid, signal.SIGKILL)
+    wait_until(
+        lambda: all(
+            process.command.startswith(RAYS_MOURNERS) for process in left_of(attached, processes)
+        ),
+        timeout_s=20,
+    )
+    assert answers(stack.comfyui_url())
+
+
+# When Ray's own daemon is killed, these wait for 60 s for somebody to report that to
+# (`publish_error_to_driver` in Ray 2.60), and hold nothing meanwhile.
+RAYS_MOURNERS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
+def left_of(stack: Stack, processes: list[Process]) -> list[Process]:
+    alive = {process for process in processes if process.is_alive()}
+    return list(alive.union(of_stack(stack.state_dir)))

@@ -1,0 +1,83 @@
+"""Engines on the stand-in for ComfyUI: attached to one in this process, or owning its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from comfy_pool.engine import ComfyEngine
+from comfy_pool.hosts import AttachedHost
+from comfy_pool.limits import EngineLimits
+from comfy_pool.process import EngineCommand
+from tests.fakes import comfyui
+from tests.fakes.comfyui import FakeComfyUI, serving
+from tests.fakes.comfyui_worker import Script
+
+LIMITS = EngineLimits(
+    answer_s=1.0, probe_s=1.0, poll_s=30.0, blind_poll_s=0.05, stop_poll_s=0.02, unreachable_s=0.5
+)
+DEADLINE_S = 20.0
+
+
+@asynccontextmanager
+async def scripted(
+    base_dir: Path, script: Script, limits: EngineLimits = LIMITS
+) -> AsyncIterator[tuple[FakeComfyUI, ComfyEngine]]:
+    """An engine attached to a stand-in; nothing in a test with it may hang."""
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        serving(base_dir, script) as fake,
+        ComfyEngine(AttachedHost(fake.url), limits) as engine,
+    ):
+        yield fake, engine
+    assert not [t for t in threading.enumerate() if t.name == "comfyui-events"]
+
+
+async def until_sent(fake: FakeComfyUI, kind: str) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while kind not in fake.worker.sent:  # noqa: ASYNC110 - a list has no event
+            await asyncio.sleep(0.01)
+
+
+async def until_called(fake: FakeComfyUI, call: str) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not fake.calls[call]:  # noqa: ASYNC110 - a counter has no event
+            await asyncio.sleep(0.01)
+
+
+def stand_in(folder: Path) -> EngineCommand:
+    """How to start a stand-in as a process of our own; `mend` has written its program."""
+    (folder / "app").mkdir()
+    mend(folder / "app")
+    return EngineCommand(
+        python=Path(sys.executable),
+        app_dir=folder / "app",
+        base_dir=folder / "base",
+        models_dir=folder / "models",
+        port=free_port(),
+        variant="cpu",
+        environ={"PATH": os.environ["PATH"]},
+    )
+
+
+def mend(app_dir: Path) -> None:
+    program = f"import runpy\nrunpy.run_path({comfyui.__file__!r}, run_name='__main__')\n"
+    (app_dir / "main.py").write_text(program)
+
+
+def spoil(app_dir: Path, last_words: str) -> None:
+    """From now on it ends as soon as it is started."""
+    (app_dir / "main.py").write_text(f"raise SystemExit({last_words!r})")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

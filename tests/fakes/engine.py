@@ -1,0 +1,69 @@
+"""The Engine port in memory: a run takes as long as a test wants, and ends as it says.
+
+For tests of what stands on an engine; what an engine itself must do is in tests/contracts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from restoration.errors import EngineInterrupted
+from restoration.ports import EngineEvent, EngineRun, Prompt
+
+
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
+@dataclass
+class MemoryEngine:
+    """`error` is raised in place of `result`; `runs` and `prompts` are what it was given."""
+
+    result: bytes
+    events: Sequence[EngineEvent] = ()
+    error: Exception | None = None
+    runs: list[EngineRun] = field(default_factory=list)
+    prompts: dict[UUID, Prompt] = field(default_factory=dict)
+    interrupted: set[UUID] = field(default_factory=set)
+    stopped: list[UUID] = field(default_factory=list)  # those whose caller was cancelled
+    running: asyncio.Event = field(default_factory=asyncio.Event)
+    go_on: asyncio.Event = field(default_factory=_set)  # clear it to hold runs up
+    may_stop: asyncio.Event = field(default_factory=_set)  # clear it to be slow to let go of one
+
+    async def start(self) -> None:
+        """Always ready."""
+
+    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> bytes:
+        self.runs.append(run)
+        self.prompts[run.id] = run.render(f"{run.id}/input{run.image_suffix}", f"{run.id}/output")
+        for event in self.events:
+            on_event(event)
+        self.running.set()
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            await self.may_stop.wait()
+            self.stopped.append(run.id)
+            raise
+        if run.id in self.interrupted:
+            raise EngineInterrupted("stopped on request")
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+    async def interrupt(self, run_id: UUID) -> None:
+        """As a real one: a run that it does not have yet is ignored. Ends every run held up."""
+        if run_id in self.prompts:
+            self.interrupted.add(run_id)
+            self.go_on.set()
+
+    async def healthy(self) -> bool:
+        return True
+
+    async def aclose(self) -> None:
+        """Nothing to stop."""

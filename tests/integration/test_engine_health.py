@@ -1,0 +1,215 @@
+"""How an engine is kept healthy: hung, worn, dead or unable to start, shown on the stand-in.
+
+The contract suite shows on a real ComfyUI what a real one can be made to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from comfy_pool.doctor import examine_starts
+from comfy_pool.engine import ComfyEngine
+from comfy_pool.hosts import OwnedHost
+from comfy_pool.limits import EngineLimits
+from comfy_pool.memory import resident_bytes
+from comfy_pool.process import EngineCommand
+from restoration.errors import (
+    EngineInterrupted,
+    EngineRejected,
+    EngineStalled,
+    EngineUnavailable,
+)
+from tests.fakes import graphs
+from tests.fakes.comfyui_engines import (
+    DEADLINE_S,
+    LIMITS,
+    mend,
+    scripted,
+    spoil,
+    stand_in,
+    until_called,
+)
+from tests.fakes.comfyui_worker import Script
+from tests.fakes.graphs import Heard, ignore
+
+PAUSES = EngineLimits(first_pause_s=0.02, longest_pause_s=0.1)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> EngineCommand:
+    return stand_in(tmp_path)
+
+
+async def test_06_a_run_that_waits_its_turn_does_not_stall(tmp_path: Path) -> None:
+    """Only the run that executes owes events: the one behind it may wait for longer than that."""
+    limits = replace(LIMITS, stall_s=0.4)
+    async with scripted(tmp_path, Script(), limits) as (_, engine):
+        runs = [graphs.through(graphs.steps(10, 0.1)), graphs.through()]
+        assert all(await asyncio.gather(*(engine.run(run, ignore) for run in runs)))
+
+
+async def test_06_a_run_that_cannot_be_heard_does_not_stall(tmp_path: Path) -> None:
+    """A dropped socket explains the silence: it costs the run nothing but its progress."""
+    limits = replace(LIMITS, stall_s=0.2)
+    async with scripted(tmp_path, Script(drop_sockets_at="executing"), limits) as (_, engine):
+        assert await engine.run(graphs.through(graphs.steps(10, 0.1)), ignore)
+
+
+async def test_06_an_engine_that_begins_nothing_is_hung(tmp_path: Path) -> None:
+    """A ComfyUI whose execution thread has died takes prompts, answers, and does nothing."""
+    limits = replace(LIMITS, stall_s=0.2, stall_stop_s=0.2)
+    async with scripted(tmp_path, Script(begin_nothing=True), limits) as (fake, engine):
+        with pytest.raises(EngineStalled, match="cannot be interrupted") as caught:
+            await engine.run(graphs.through(), ignore)
+        assert caught.value.retryable
+        assert not await engine.healthy()
+        assert fake.worker.pending == []
+
+
+async def test_06_a_cancel_of_a_stalled_run_is_a_cancel(tmp_path: Path) -> None:
+    """Whoever asked for the end of a run that stalls as well is told that it was stopped."""
+    limits = replace(LIMITS, stall_s=0.2)
+    async with scripted(tmp_path, Script(), limits) as (fake, engine):
+        run = graphs.through(graphs.steps(1000, 1.0))
+        running = asyncio.create_task(engine.run(run, ignore))
+        await until_called(fake, "POST /interrupt")
+        await engine.interrupt(run.id)
+        with pytest.raises(EngineInterrupted):
+            await running
+
+
+async def test_07_a_fault_while_idle_is_mended(command: EngineCommand) -> None:
+    """The health probe notices; a run, or a worker that starts it, has it well again."""
+    host = OwnedHost(command)
+    async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, EngineLimits(probe_s=0.5)) as engine:
+        hung = host.pid
+        assert hung is not None
+        os.kill(hung, signal.SIGSTOP)
+        assert not await engine.healthy()
+        assert await engine.run(graphs.through(), ignore)
+        assert host.pid is not None
+        assert host.pid != hung
+        os.kill(host.pid, signal.SIGKILL)
+        while await engine.healthy():
+            pass
+        await engine.start()
+        assert await engine.healthy()
+
+
+async def test_07_an_engine_is_started_anew_after_so_many_runs(command: EngineCommand) -> None:
+    """It serves that many runs and no more; what it did of them does not matter."""
+    host = OwnedHost(command)
+    limits = replace(PAUSES, restart_after_runs=2)
+    async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, limits) as engine:
+        pids = []
+        for _ in range(3):
+            await engine.run(graphs.through(), ignore)
+            pids.append(host.pid)
+        assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 1]
+
+
+async def test_07_an_engine_is_never_started_anew_under_a_run(command: EngineCommand) -> None:
+    """The run that finds the engine worn waits until those in it have ended."""
+    host = OwnedHost(command)
+    limits = replace(PAUSES, restart_after_runs=1)
+    async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, limits) as engine:
+        heard = Heard()
+        first = asyncio.create_task(engine.run(graphs.through(graphs.steps(20, 0.05)), heard))
+        while not heard.fractions:  # noqa: ASYNC110 - a list has no event
+            await asyncio.sleep(0.01)
+        worn = host.pid
+        with pytest.raises(EngineRejected):
+            await engine.run(graphs.through(graphs.node("NoSuchNode")), ignore)
+        assert await engine.run(graphs.through(), ignore)
+        assert first.done()
+        assert await first
+        assert host.pid != worn
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_07_memory_is_that_of_the_whole_tree() -> None:
+    """What an engine's children hold counts as the engine's."""
+    alone = resident_bytes(os.getpid())
+    program = "import sys; held = bytearray(b'x') * 50_000_000; print(); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert resident_bytes(os.getpid()) > alone + 40_000_000
+        child.kill()
+
+
+async def test_07_an_engine_that_cannot_start_is_broken(command: EngineCommand) -> None:
+    """After so many failed starts it says so, with its last words; a start that works mends it."""
+    await asyncio.to_thread(spoil, command.app_dir, "no such device")
+    engine = ComfyEngine(OwnedHost(command), replace(PAUSES, broken_after_starts=3))
+    async with asyncio.timeout(DEADLINE_S):
+        for _ in range(3):
+            assert engine.broken is None
+            with pytest.raises(EngineUnavailable):
+                await engine.run(graphs.through(), ignore)
+        assert engine.broken is not None
+        assert "no such device" in str(engine.broken.details["log"])
+        await asyncio.to_thread(mend, command.app_dir)
+        assert await engine.run(graphs.through(), ignore)
+        assert engine.broken is None
+        await engine.aclose()
+
+
+async def test_07_the_pause_before_a_start_ends_with_the_engine(command: EngineCommand) -> None:
+    """Closing waits for no backoff, and whoever waited for the start is told."""
+    await asyncio.to_thread(spoil, command.app_dir, "no such device")
+    engine = ComfyEngine(OwnedHost(command), EngineLimits(first_pause_s=600, longest_pause_s=600))
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(EngineUnavailable, match="status 1"):
+            await engine.start()
+        waiting = asyncio.create_task(engine.start())
+        await asyncio.sleep(0)
+        await engine.aclose()
+        with pytest.raises(EngineUnavailable, match="closed"):
+            await waiting
+
+
+async def test_07_the_doctor_shows_why_an_engine_does_not_start(tmp_path: Path) -> None:
+    """Its last lines while the last start failed, and no complaint once one went well."""
+    command = replace(stand_in(tmp_path), base_dir=tmp_path / "engines" / "8188")
+    await asyncio.to_thread(spoil, command.app_dir, "no such device")
+    engine = ComfyEngine(OwnedHost(command), PAUSES)
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(EngineUnavailable):
+            await engine.start()
+        [finding] = await asyncio.to_thread(examine_starts, tmp_path / "engines")
+        assert (finding.name, finding.ok) == ("engine 8188", False)
+        assert "exited with status 1" in finding.detail
+        assert "no such device" in finding.detail
+        assert "engine.log" in finding.mend
+        await asyncio.to_thread(mend, command.app_dir)
+        await engine.start()
+        [finding] = await asyncio.to_thread(examine_starts, tmp_path / "engines")
+        assert finding.ok
+        await engine.aclose()
+
+
+@pytest.fixture
+def leftover(command: EngineCommand) -> Path:
+    """The folder of a run whose worker was killed."""
+    folder = command.base_dir / "input" / "comfy-restore" / str(uuid.uuid4())
+    folder.mkdir(parents=True)
+    return folder
+
+
+async def test_07_leftovers_are_cleared(command: EngineCommand, leftover: Path) -> None:
+    """What a predecessor's runs left is gone once its successor's engine is ready."""
+    async with asyncio.timeout(DEADLINE_S), ComfyEngine(OwnedHost(command)) as engine:
+        assert not await asyncio.to_thread(leftover.exists)
+        assert await engine.healthy()

@@ -1,0 +1,72 @@
+"""Small pictures in every form that is accepted, made here and now."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from restoration.images import ImageType
+
+WIDTH, HEIGHT = 64, 48
+JPEG, PNG, WEBP, TIFF, BMP = ImageType
+
+
+def noise(mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), np.uint8)
+    return Image.fromarray(pixels).convert("RGB").convert(mode)
+
+
+def file(image: Image.Image, format: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, format, **options)
+    return out.getvalue()
+
+
+def deep_grey(white: int = 65_535) -> Image.Image:
+    """A ramp from 0 to `white` in 16 bits."""
+    ramp = np.linspace(0, white, WIDTH * HEIGHT).astype(np.uint16)
+    return Image.fromarray(ramp.reshape(HEIGHT, WIDTH))
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def deep_colour_png() -> bytes:
+    """16 bits a channel, which Pillow reads but cannot write."""
+    noise = np.random.default_rng(0).bytes(6 * WIDTH)
+    rows = (b"\0" + noise) * HEIGHT
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+ACCEPTED: dict[str, tuple[ImageType, bytes]] = {
+    "png": (PNG, file(noise(), "PNG")),
+    "png with alpha": (PNG, file(noise("RGBA"), "PNG")),
+    "png with a palette": (PNG, file(noise("P"), "PNG")),
+    "png in grey": (PNG, file(noise("L"), "PNG")),
+    "png in grey with alpha": (PNG, file(noise("LA"), "PNG")),
+    "png in black and white": (PNG, file(noise("1"), "PNG")),
+    "png in grey of 16 bits": (PNG, file(deep_grey(), "PNG")),
+    "png in colours of 16 bits": (PNG, deep_colour_png()),
+    "jpeg": (JPEG, file(noise(), "JPEG")),
+    "jpeg, progressive": (JPEG, file(noise(), "JPEG", progressive=True)),
+    "jpeg in grey": (JPEG, file(noise("L"), "JPEG")),
+    "jpeg in CMYK": (JPEG, file(noise("CMYK"), "JPEG")),
+    "webp": (WEBP, file(noise(), "WEBP")),
+    "webp, lossless, with alpha": (WEBP, file(noise("RGBA"), "WEBP", lossless=True)),
+    "tiff": (TIFF, file(noise(), "TIFF")),
+    "tiff, LZW": (TIFF, file(noise(), "TIFF", compression="tiff_lzw")),
+    "tiff, deflate": (TIFF, file(noise(), "TIFF", compression="tiff_adobe_deflate")),
+    "tiff, JPEG": (TIFF, file(noise(), "TIFF", compression="jpeg")),
+    "tiff in CMYK": (TIFF, file(noise("CMYK"), "TIFF")),
+    "tiff in grey of 16 bits": (TIFF, file(deep_grey(), "TIFF")),
+    "bmp": (BMP, file(noise(), "BMP")),
+    "bmp with a palette": (BMP, file(noise("P"), "BMP")),
+}

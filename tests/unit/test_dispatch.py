@@ -1,0 +1,330 @@
+"""Tickets: one for each job that waits, and what becomes of those that end badly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+
+from actors.dispatcher import Dispatch
+from actors.handles import NOTHING_WAITS
+from persistence.signals import DispatchSignals
+from restoration.errors import DependencyUnavailable
+from restoration.jobs import AttemptRef, Job, JobStatus
+from tests.fakes.stores import MemoryJobStore
+from tests.samples import new_job
+
+DEADLINE_S = 20
+NEVER_S = 3600.0
+TICK_S = 0.01
+WINDOW = 3
+
+
+class Signals(DispatchSignals):
+    """The leader's ear without Postgres: `hint` is heard, `lose` is what a cut connection does."""
+
+    def __init__(self) -> None:
+        self._hint = asyncio.Event()
+        self._lost = False
+
+    async def wait(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._hint.wait()
+        except TimeoutError:
+            return False
+        if self._lost:
+            raise DependencyUnavailable("Postgres: the connection was lost")
+        self._hint.clear()
+        return True
+
+    def hint(self) -> None:
+        self._hint.set()
+
+    def lose(self) -> None:
+        self._lost = True
+        self._hint.set()
+
+
+@dataclass
+class Workers:
+    """Where tickets go: each is out until a test says how it ended."""
+
+    out: dict[AttemptRef, asyncio.Future[str]] = field(default_factory=dict)
+    sent: Counter[AttemptRef] = field(default_factory=Counter)
+    most_out: int = 0
+    refuse_with: Exception | None = None
+
+    async def process(self, ref: AttemptRef) -> str:
+        assert ref not in self.out, "two tickets for one attempt"
+        self.sent[ref] += 1
+        if self.refuse_with is not None:
+            raise self.refuse_with
+        self.out[ref] = asyncio.get_running_loop().create_future()
+        self.most_out = max(self.most_out, len(self.out))
+        try:
+            return await self.out[ref]
+        finally:
+            del self.out[ref]
+
+
+@dataclass
+class Bench:
+    """A dispatch on fakes. `tick_s` is so long that only hints and tickets make it look."""
+
+    jobs: MemoryJobStore = field(default_factory=MemoryJobStore)
+    signals: Signals = field(default_factory=Signals)
+    workers: Workers = field(default_factory=Workers)
+    lease_s: float = NEVER_S
+    leading: asyncio.Task[None] | None = None
+
+    def lead(self, tick_s: float = NEVER_S) -> asyncio.Task[None]:
+        dispatch = Dispatch(
+            self.jobs, self.signals, self.workers.process, WINDOW, self.lease_s, tick_s
+        )
+        self.leading = asyncio.create_task(dispatch.lead())
+        return self.leading
+
+    async def submit(self) -> AttemptRef:
+        job, _ = await self.jobs.insert(new_job())
+        self.signals.hint()
+        return AttemptRef(job.id, 1)
+
+    async def claim(self, lease_s: float = 60) -> Job:
+        job = await self.jobs.claim("worker-1", lease_s, ["restore"])
+        assert job is not None
+        return job
+
+    async def sent(self, *refs: AttemptRef) -> None:
+        """Return when the tickets that are out are these."""
+        await _until(lambda: set(self.workers.out) == set(refs))
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    """However the lead ends, it leaves no ticket's task behind."""
+    before = asyncio.all_tasks()
+    bench = Bench()
+    yield bench
+    assert bench.leading is not None
+    bench.leading.cancel()
+    await asyncio.gather(bench.leading, return_exceptions=True)
+    assert asyncio.all_tasks() - before <= {asyncio.current_task()}
+    assert not bench.workers.out
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not holds():  # noqa: ASYNC110 - fakes tell nobody when they change
+            await asyncio.sleep(0.002)
+
+
+class TestTickets:
+    async def test_each_waiting_job_has_one(self, bench: Bench) -> None:
+        """Jobs that waited before, and those announced later; further hints send no second one."""
+        first = await bench.submit()
+        bench.lead()
+        await bench.sent(first)
+        second = await bench.submit()
+        await bench.sent(first, second)
+        third = await bench.submit()
+        await bench.sent(first, second, third)
+        assert bench.workers.sent == Counter([first, second, third])
+
+    async def test_no_hint_is_needed(self, bench: Bench) -> None:
+        """The queue is looked at now and then: a lost notification delays a job, no more."""
+        bench.lead(tick_s=TICK_S)
+        job, _ = await bench.jobs.insert(new_job())
+        await bench.sent(AttemptRef(job.id, 1))
+
+    async def test_no_more_than_the_window_are_out(self, bench: Bench) -> None:
+        """Of many waiting jobs the best have tickets; each that ends makes room for the next."""
+        refs = [await bench.submit() for _ in range(WINDOW + 2)]
+        bench.lead()
+        for i in range(3):
+            await bench.sent(*refs[i : i + WINDOW])
+            await bench.claim()
+            bench.workers.out[refs[i]].set_result("succeeded")
+        assert bench.workers.most_out == WINDOW
+
+    async def test_another_attempt_is_another_ticket(self, bench: Bench) -> None:
+        """A ticket that is stuck does not stand in the way of a job that was queued again."""
+        stuck = await bench.submit()
+        bench.lead()
+        await bench.sent(stuck)
+        await bench.jobs.release((await bench.claim()).ref, None)
+        bench.signals.hint()
+        await bench.sent(stuck, AttemptRef(stuck.job_id, 2))
+
+    async def test_a_job_that_still_waits_gets_a_new_one(self, bench: Bench) -> None:
+        """A worker took a better job on this one's ticket: its demand is said again at once."""
+        ref = await bench.submit()
+        bench.lead()
+        await bench.sent(ref)
+        bench.workers.out[ref].set_result("succeeded")
+        await _until(lambda: bench.workers.sent[ref] == 2)
+
+    async def test_a_job_that_no_worker_takes_is_offered_slowly(self, bench: Bench) -> None:
+        """It may wait for a worker that knows its workflow; until then nobody runs in circles."""
+        ref = await bench.submit()
+        bench.lead()  # a tick, and so a pause, of an hour
+        await bench.sent(ref)
+        bench.workers.out[ref].set_result(NOTHING_WAITS)
+        await bench.sent()
+        other = await bench.submit()
+        await bench.sent(other)
+        assert bench.workers.sent[ref] == 1
+
+    async def test_and_is_offered_again(self, bench: Bench) -> None:
+        """After a tick, a ticket that found nothing to claim is followed by another."""
+        ref = await bench.submit()
+        bench.lead(tick_s=TICK_S)
+        await bench.sent(ref)
+        bench.workers.out[ref].set_result(NOTHING_WAITS)
+        await _until(lambda: bench.workers.sent[ref] == 2)
+
+
+def _death(worker: str) -> ActorDiedError:
+    death = ActorDiedError()
+    death.actor_id = worker
+    return death
+
+
+def _refusal(error: Exception) -> RayTaskError:
+    return RayTaskError("process", "a traceback", error)  # type: ignore[no-untyped-call]
+
+
+class TestBadEnds:
+    async def test_a_dead_workers_jobs_are_queued_at_once(self, bench: Bench) -> None:
+        """Their leases have an hour to go; the next attempt's ticket is out all the same."""
+        ref = await bench.submit()
+        bench.lead()
+        await bench.sent(ref)
+        job = await bench.claim(lease_s=NEVER_S)
+        bench.workers.out[ref].set_exception(_death("worker-1"))
+        await bench.sent(AttemptRef(ref.job_id, 2))
+        assert bench.jobs.rows[job.id].failed_attempts == 1
+
+    async def test_other_workers_jobs_are_left_alone(self, bench: Bench) -> None:
+        """One death says nothing about the others."""
+        ref = await bench.submit()
+        bench.lead()
+        await bench.sent(ref)
+        job = await bench.claim()
+        bench.workers.out[ref].set_exception(_death("worker-2"))
+        other = await bench.submit()
+        await bench.sent(other)
+        assert bench.jobs.rows[job.id].status is JobStatus.RUNNING
+
+    async def test_a_death_without_a_name_reclaims_nothing(self, bench: Bench) -> None:
+        """To the store no name would mean every lapsed lease, and it may be too early for those."""
+        ref = await bench.submit()
+        bench.lead()
+        await bench.sent(ref)
+        job = await bench.claim(lease_s=-1)
+        bench.workers.out[ref].set_exception(ActorDiedError())
+        other = await bench.submit()
+        await bench.sent(other)
+        assert bench.jobs.rows[job.id].status is JobStatus.RUNNING
+
+    async def test_a_death_while_postgres_is_away_is_left_to_the_lease(self, bench: Bench) -> None:
+        """The ticket ends, and the lead with it at its next look at the table: no crash."""
+        ref = await bench.submit()
+        leading = bench.lead()
+        await bench.sent(ref)
+        bench.jobs.down = True
+        bench.workers.out[ref].set_exception(_death("worker-1"))
+        with pytest.raises(DependencyUnavailable):
+            await asyncio.wait_for(leading, DEADLINE_S)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ActorUnavailableError("for a moment", None),
+            _refusal(DependencyUnavailable("Postgres: refused")),
+            BackPressureError(1, 1),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    async def test_a_deployment_that_refuses_tickets_is_not_flooded(
+        self, bench: Bench, error: Exception
+    ) -> None:
+        """Ray's errors and Serve's cost the job a tick, and others nothing."""
+        bench.workers.refuse_with = error
+        ref = await bench.submit()
+        bench.lead()
+        await _until(lambda: bench.workers.sent[ref] == 1)
+        bench.workers.refuse_with = None
+        other = await bench.submit()
+        await bench.sent(other)
+        assert bench.workers.sent[ref] == 1
+
+    async def test_a_refused_ticket_is_sent_again(self, bench: Bench) -> None:
+        """The job is not forgotten: the next tick's ticket may fare better."""
+        bench.workers.refuse_with = BackPressureError(1, 1)
+        ref = await bench.submit()
+        bench.lead(tick_s=TICK_S)
+        await _until(lambda: bench.workers.sent[ref] >= 2)
+        bench.workers.refuse_with = None
+        await bench.sent(ref)
+
+
+class TestLeading:
+    async def test_lapsed_leases_are_queued_again(self, bench: Bench) -> None:
+        """A worker that no ticket of ours tells about is known by its silence."""
+        bench.lease_s = 0
+        ref = await bench.submit()
+        await bench.claim(lease_s=-1)
+        bench.lead()
+        await bench.sent(AttemptRef(ref.job_id, 2))
+
+    async def test_but_not_before_workers_could_extend_them(self, bench: Bench) -> None:
+        """Leases may have lapsed because Postgres was away: each gets one lease's time."""
+        await bench.submit()
+        lapsed = await bench.claim(lease_s=-1)
+        bench.lead(tick_s=TICK_S)
+        for _ in range(3):
+            ref = await bench.submit()
+            await bench.sent(ref)
+            await bench.claim()
+            bench.workers.out[ref].set_result("succeeded")
+        assert bench.jobs.rows[lapsed.id].status is JobStatus.RUNNING
+
+    async def test_a_delayed_retry_gets_its_ticket_in_time(self, bench: Bench) -> None:
+        """Nothing announces the end of a delay: a tick finds it."""
+        now = datetime.now(UTC)
+        bench.jobs.clock = lambda: now
+        ref = await bench.submit()
+        await bench.jobs.release((await bench.claim()).ref, None, delay_s=30)
+        bench.lead(tick_s=TICK_S)
+        bench.jobs.clock = lambda: now + timedelta(seconds=30)
+        await bench.sent(AttemptRef(ref.job_id, 2))
+
+    async def test_losing_the_connection_ends_it(self, bench: Bench) -> None:
+        """The lock went with it, so another leads now: this one forgets its tickets and says so."""
+        ref = await bench.submit()
+        leading = bench.lead()
+        await bench.sent(ref)
+        bench.signals.lose()
+        with pytest.raises(DependencyUnavailable):
+            await asyncio.wait_for(leading, DEADLINE_S)
+        assert not bench.workers.out
+
+    async def test_whoever_leads_next_sends_tickets_of_its_own(self, bench: Bench) -> None:
+        """What the last leader had outstanding died with its lead."""
+        ref = await bench.submit()
+        leading = bench.lead()
+        await bench.sent(ref)
+        bench.signals.lose()
+        await asyncio.wait({leading}, timeout=DEADLINE_S)
+        leading.exception()
+        bench.signals = Signals()
+        bench.lead()
+        await bench.sent(ref)
+        assert bench.workers.sent[ref] == 2

@@ -1,0 +1,108 @@
+"""The pace of an engine's starts, and which run the end of an engine speaks against."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from comfy_pool.limits import EngineLimits
+from comfy_pool.link import Link
+from comfy_pool.starts import Starts
+from restoration.errors import EngineCrashed, EngineStalled, EngineUnavailable
+
+
+def pauses(starts: Starts, count: int) -> list[float]:
+    found = []
+    for _ in range(count):
+        starts.succeeded()
+        found.append(starts.pause_s())
+    return found
+
+
+def test_07_starts_are_further_and_further_apart() -> None:
+    """0.5 s, doubled up to 30 s, each with jitter of up to a half."""
+    starts = Starts(EngineLimits())
+    assert starts.pause_s() == 0
+    ceilings = [0.5, 1, 2, 4, 8, 16, 30, 30]
+    for pause_s, ceiling in zip(pauses(starts, len(ceilings)), ceilings, strict=True):
+        assert 0.4 * ceiling < pause_s <= ceiling
+
+
+def test_07_a_run_that_succeeds_ends_the_backoff() -> None:
+    """After it an engine that dies is back at once, and the next pauses are short again."""
+    starts = Starts(EngineLimits())
+    pauses(starts, 10)
+    starts.run_succeeded()
+    assert starts.pause_s() == 0
+    assert pauses(starts, 1)[0] <= 0.5
+
+
+def test_07_only_starts_that_fail_in_a_row_break_an_engine() -> None:
+    """One that goes well in between begins the count anew; the last error is the one shown."""
+    starts = Starts(EngineLimits(broken_after_starts=2))
+    starts.failed(EngineUnavailable("first"))
+    starts.succeeded()
+    starts.failed(EngineUnavailable("second"))
+    assert starts.broken is None
+    starts.failed(EngineUnavailable("third"))
+    assert str(starts.broken) == "third"
+    starts.succeeded()
+    assert starts.broken is None
+
+
+@pytest.fixture
+async def link() -> Link:
+    async def stop() -> None: ...
+
+    host: Any = SimpleNamespace(stop=stop)
+    unused: Any = None
+    return Link(unused, host, asyncio.get_running_loop().create_future(), unused)
+
+
+def blamed(link: Link, *runs: str) -> list[str]:
+    return [run for run in runs if not isinstance(link.end_for(run), EngineUnavailable)]
+
+
+async def test_04_the_run_that_executed_is_held_responsible(link: Link) -> None:
+    """One of those in the engine, and it alone: nothing of the others was executed."""
+    for run in "abc":
+        link.submitted(run)
+    link.executed("a")
+    link.began("b")
+    link.ended.set_result("was killed")
+    assert isinstance(link.end_for("b"), EngineCrashed)
+    assert blamed(link, "a", "b", "c", "uploading") == ["b"]
+
+
+async def test_04_without_events_the_first_in_line_is_held_responsible(link: Link) -> None:
+    """A prompt that kills the engine at once is found out although its start was never told."""
+    for run in "abc":
+        link.submitted(run)
+    link.executed("a")
+    link.ended.set_result("was killed")
+    assert blamed(link, "a", "b", "c") == ["b"]
+
+
+async def test_04_the_blame_stays_when_the_blamed_has_left(link: Link) -> None:
+    """Runs hear of the end one after the other; the second in line does not move up."""
+    for run in "ab":
+        link.submitted(run)
+    link.ended.set_result("was killed")
+    assert blamed(link, "a") == ["a"]
+    link.left("a")
+    assert blamed(link, "b") == []
+
+
+async def test_04_an_engine_that_hangs_speaks_against_one_run(link: Link) -> None:
+    """Whichever run notices first that nothing answers, the one that executed has stalled."""
+    for run in "ab":
+        link.submitted(run)
+    await link.give_up("the engine hangs")
+    await link.give_up("later news")
+    assert not link.alive
+    assert isinstance(link.end_for("b"), EngineUnavailable)
+    assert isinstance(link.end_for("a"), EngineStalled)
+    assert str(link.end_for("a")) == "the engine hangs"
