@@ -86,6 +86,7 @@ class Batch:
         params: Mapping[str, object] | None = None,
         output_format: OutputFormat | None = None,
         priority: Priority = Priority.BATCH,
+        webhook_url: str | None = None,
         on_refused: Callable[[Path, InvalidRequest], None] | None = None,
     ) -> dict[UUID, Path]:
         """Submit each file; returns the path of each job, in the order given.
@@ -104,10 +105,11 @@ class Batch:
                 params=params or {},
                 output_format=output_format,
                 priority=priority,
+                webhook_url=webhook_url,
                 # sent again under the same key, a submission whose answer was lost counts once
                 idempotency_key=str(uuid.uuid4()),
             )
-            return self._accepted(request)
+            return _patiently(lambda: self._ingress.submit(request)).job
 
         jobs: dict[UUID, Path] = {}
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
@@ -123,13 +125,6 @@ class Batch:
             finally:
                 pool.shutdown(cancel_futures=True)
         return jobs
-
-    def _accepted(self, request: SubmissionRequest) -> Job:
-        while True:
-            try:
-                return _patiently(lambda: self._ingress.submit(request)).job
-            except QueueFull:
-                time.sleep(RETRY_AFTER_S)
 
     def as_completed(self, job_ids: Iterable[UUID]) -> Iterator[Result]:
         """Each job as it ends, however it ends. Rows decide; the status actor makes it quick.
@@ -166,6 +161,9 @@ def _patiently(call: Callable[[], T]) -> T:
             if time.monotonic() > deadline:
                 raise
             time.sleep(RETRY_S)
+        except QueueFull:  # there will be room: this is no outage
+            time.sleep(RETRY_AFTER_S)
+            deadline = time.monotonic() + PATIENCE_S
 
 
 @contextmanager

@@ -139,7 +139,8 @@ class Execution:
 
     async def _end_badly(self, job: Job, error: RestorationError) -> Job:
         failure = Failure(error.code, error.message)
-        if isinstance(error, EngineUnavailable):  # nothing ran: that says nothing about the job
+        if isinstance(error, EngineUnavailable | DependencyUnavailable):
+            # Nothing ran, or S3 is away: that says nothing about the job.
             delay_s = self._retry.delay_s(job.attempt - 1)
             return await self._record(self._jobs.release, job.ref, failure, delay_s, charged=False)
         if error.retryable:

@@ -21,8 +21,13 @@ from comfy_pool.assembly import engine_on_this_node
 from persistence.blobs import S3BlobStore
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
+from restoration.errors import DependencyUnavailable, EngineUnavailable
+from restoration.jobs import JobStatus
 from restoration.settings import load_settings
 from workflows.catalog import load_catalog
+
+STORE_PAUSE_S = 0.2
+LONGEST_STORE_PAUSE_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +47,7 @@ class GpuWorker:
         async with AsyncExitStack() as resources:
             database = Database(settings.database_url.get_secret_value())
             resources.push_async_callback(database.aclose)
-            blobs = S3BlobStore.from_settings(settings)
+            self._blobs = blobs = S3BlobStore.from_settings(settings)
             resources.push_async_callback(blobs.aclose)
             progress = ProgressReporter(status_actor())
             resources.push_async_callback(progress.aclose)
@@ -66,13 +71,29 @@ class GpuWorker:
     async def _process_best(self) -> str:
         # A lock of ours guards the engine: Serve frees its slot on cancel, before we are done.
         async with self._turn:
-            if self._engine.broken is not None:
-                return NOTHING_WAITS  # here; Serve replaces this worker
+            try:
+                await self._engine.start()  # before a job is claimed for it, not under one
+            except EngineUnavailable as error:
+                log.warning("engine_unavailable", reason=error.message)
+                return NOTHING_WAITS
             job = await self._jobs.claim(self._id, self._lease.lease_s, self._workflows)
             if job is None:
                 return NOTHING_WAITS
             ended = await self._execution.run(job)
+            if ended is not None and ended.status is JobStatus.QUEUED:
+                await self._stores_answer()
             return ended.status if ended else "lost"
+
+    async def _stores_answer(self) -> None:
+        """Wait until S3 is there again: an outage must not send every job through here and back."""
+        pause_s = STORE_PAUSE_S
+        while True:
+            try:
+                return await self._blobs.ping()
+            except DependencyUnavailable as error:
+                log.warning("store_unavailable", reason=error.message)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_STORE_PAUSE_S)
 
     async def check_health(self) -> None:
         """Bring a dead engine back between jobs; raise, to be replaced, if that cannot be done."""

@@ -35,6 +35,7 @@ from restoration.jobs import (
     Priority,
 )
 from restoration.ports import BlobStore, JobStore
+from restoration.webhook_urls import WebhookRules, check_url
 from workflows.catalog import Catalog, Workflow
 
 log = structlog.get_logger(__name__)
@@ -59,6 +60,7 @@ class SubmissionRequest:
     idempotency_key: str | None = None
     queue_limit_s: float | None = None
     run_limit_s: float | None = None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +81,14 @@ class Order:
     priority: Priority
     queue_limit_s: float | None = None
     run_limit_s: float | None = None
+    webhook_url: str | None = None
 
     def digest(self, image: bytes) -> str:
         """sha256, in hex, that two requests share only when they ask for the same."""
         asked = [
             *(self.workflow.name, dict(self.params), self.output_format, self.priority),
             *(self.queue_limit_s, self.run_limit_s),
+            self.webhook_url,
         ]
         text = json.dumps(asked, sort_keys=True)
         return hashlib.sha256(text.encode() + b"\0" + image).hexdigest()
@@ -94,12 +98,18 @@ class Submission:
     """Checks and records jobs. Holds no state of its own."""
 
     def __init__(
-        self, catalog: Catalog, jobs: JobStore, blobs: BlobStore, limits: UploadLimits
+        self,
+        catalog: Catalog,
+        jobs: JobStore,
+        blobs: BlobStore,
+        limits: UploadLimits,
+        webhooks: WebhookRules | None = None,
     ) -> None:
         self._catalog = catalog
         self._jobs = jobs
         self._blobs = blobs
         self._limits = limits
+        self._webhooks = webhooks or WebhookRules()
 
     async def submit(self, request: SubmissionRequest) -> Submitted:
         """Record a job that will end, whatever is killed after this returns.
@@ -130,8 +140,8 @@ class Submission:
 
         The new job asks for the same of the workflow as it is now. A job is sent again once:
         after that `replayed` says that the job is an earlier one. Raises JobNotFound, QueueFull,
-        IllegalTransition for a job in another state, UnknownWorkflow or InvalidParameters when the
-        workflow has changed, DependencyUnavailable.
+        InputExpired, IllegalTransition for a job in another state, UnknownWorkflow or
+        InvalidParameters when the workflow has changed, DependencyUnavailable.
         """
         source = await self._jobs.get(job_id, owner)
         if source.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
@@ -159,6 +169,7 @@ class Submission:
             queue_limit_s=min(waited_s, workflow.manifest.queue_limit_s),
             run_limit_s=source.run_limit_s,
             retry_of=source.id,
+            webhook_url=source.webhook_url,
         )
 
     def _order(self, request: SubmissionRequest) -> Order:
@@ -170,6 +181,8 @@ class Submission:
                 f"{workflow.name} cannot write {output_format}; "
                 f"choose from {', '.join(output.formats)}"
             )
+        if request.webhook_url is not None:
+            check_url(request.webhook_url, self._webhooks)
         return Order(
             workflow,
             workflow.resolve(request.params),
@@ -177,6 +190,7 @@ class Submission:
             request.priority,
             _shorter("queue_limit_s", request.queue_limit_s, workflow.manifest.queue_limit_s),
             _shorter("run_limit_s", request.run_limit_s, workflow.manifest.run_limit_s),
+            request.webhook_url,
         )
 
     async def _earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
@@ -209,6 +223,7 @@ class Submission:
             request_digest=digest,
             queue_limit_s=order.queue_limit_s or order.workflow.manifest.queue_limit_s,
             run_limit_s=order.run_limit_s,
+            webhook_url=order.webhook_url,
         )
 
     async def _discard(self, unused: Artifact) -> None:

@@ -10,9 +10,11 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 from urllib.parse import quote
 from uuid import UUID
@@ -28,6 +30,7 @@ from restoration.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectIdentifierTypeDef
 
 _T = TypeVar("_T")
 
@@ -42,15 +45,28 @@ _MISSING = {"NoSuchKey", "404"}
 _EXISTS_ALREADY = {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}
 
 
+INPUTS, OUTPUTS = "inputs/", "outputs/"
+_OURS = re.compile(
+    rf"(?:{INPUTS}|{OUTPUTS}(?=[^/]*/))([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})[./].*"
+)
+_LISTED_AT_ONCE = _DELETED_AT_ONCE = 1000  # as many as S3 allows in a call
+
+
 def input_key(job_id: UUID, image_type: ImageType) -> str:
     """Inputs and outputs have a prefix each, since a bucket's lifecycle rules go by prefix."""
-    return f"inputs/{job_id}.{_SUFFIXES[image_type]}"
+    return f"{INPUTS}{job_id}.{_SUFFIXES[image_type]}"
 
 
 def output_key(ref: AttemptRef, output_format: OutputFormat) -> str:
     """Named after job and attempt, so that a late zombie cannot overwrite another's result."""
     suffix = _SUFFIXES[ImageType(output_format.content_type)]
-    return f"outputs/{ref.job_id}/{ref.attempt}.{suffix}"
+    return f"{OUTPUTS}{ref.job_id}/{ref.attempt}.{suffix}"
+
+
+def job_of(key: str) -> UUID | None:
+    """The job for which an input's or output's key was made; None for no key of ours."""
+    found = _OURS.fullmatch(key)
+    return UUID(found[1]) if found else None
 
 
 class S3BlobStore:
@@ -130,6 +146,36 @@ class S3BlobStore:
 
     async def delete(self, key: str) -> None:
         await self._run(lambda client: client.delete_object(Bucket=self._bucket, Key=key))
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        def work(client: S3Client) -> None:
+            for start in range(0, len(keys), _DELETED_AT_ONCE):
+                objects: list[ObjectIdentifierTypeDef] = [
+                    {"Key": key} for key in keys[start : start + _DELETED_AT_ONCE]
+                ]
+                answer = client.delete_objects(
+                    Bucket=self._bucket, Delete={"Objects": objects, "Quiet": True}
+                )
+                if errors := answer.get("Errors"):
+                    raise DependencyUnavailable(f"S3: {errors[0]}", failed=len(errors))
+
+        await self._run(work)
+
+    async def list(self, prefix: str, older_than: datetime) -> AsyncIterator[Sequence[str]]:
+        after = ""
+        while True:
+            page = await self._run(partial(self._page, prefix, after))
+            found = page.get("Contents", [])
+            yield [each["Key"] for each in found if each["LastModified"] < older_than]
+            if not page["IsTruncated"]:
+                return
+            after = found[-1]["Key"]
+
+    def _page(self, prefix: str, after: str, client: S3Client) -> ListObjectsV2OutputTypeDef:
+        # By key, not by token: a listing goes on where it was, whatever is deleted meanwhile.
+        return client.list_objects_v2(
+            Bucket=self._bucket, Prefix=prefix, StartAfter=after, MaxKeys=_LISTED_AT_ONCE
+        )
 
     async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
         """Delivers as an attachment named `filename`; CloudFront's URL neither names nor ends."""

@@ -15,14 +15,15 @@ from uuid import UUID
 from sqlalchemy import Connection, Select, and_, func, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 
-from persistence import transitions, turns
+from persistence import deliveries, transitions, turns
 from persistence.cursors import Cursor
 from persistence.database import Database
 from persistence.tables import jobs, new_row, to_job
 from persistence.transitions import RECLAIM_BATCH
-from restoration.errors import IdempotencyConflict
+from restoration.errors import IdempotencyConflict, InputExpired
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobPage, JobStatus, NewJob
 from restoration.queueing import QueuePolicy
+from restoration.webhooks import Delivery
 
 # Overdue jobs that one call of `expire` fails at most: the leader has tickets to send meanwhile.
 EXPIRE_AT_MOST = 20 * RECLAIM_BATCH
@@ -140,6 +141,9 @@ class PostgresJobStore:
     async def waiting(self, limit: int) -> Sequence[AttemptRef]:
         return await self._database.run(partial(turns.waiting, limit))
 
+    async def deliveries(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Delivery]:
+        return await self._database.run(partial(deliveries.of_jobs, job_ids))
+
     async def ping(self) -> None:
         await self._database.run(_ping)
 
@@ -151,6 +155,8 @@ def _fetch(query: Select[Any], connection: Connection) -> list[Job]:
 def _insert(job: NewJob, policy: QueuePolicy, connection: Connection) -> tuple[Job, bool]:
     if job.idempotency_key is not None:
         _free_expired_key(job.owner, job.idempotency_key, policy, connection)
+    if job.retry_of is not None:
+        _hold_input(job.retry_of, connection)
     # While another transaction inserts the same key, this waits until that one has ended.
     statement = insert(jobs).values(new_row(job)).on_conflict_do_nothing().returning(jobs)
     row = connection.execute(statement).mappings().first()
@@ -168,6 +174,16 @@ def _free_expired_key(owner: str, key: str, policy: QueuePolicy, connection: Con
         jobs.c.created_at <= func.now() - timedelta(seconds=policy.idempotency_ttl_s),
     )
     connection.execute(update(jobs).where(expired).values(idempotency_key=None))
+
+
+def _hold_input(source_id: UUID, connection: Connection) -> None:
+    """Keep the sweeper from taking the input of a job that is being sent again.
+
+    It passes over rows that are locked, and over inputs that another row still needs.
+    """
+    query = select(jobs.c.input_expired_at).where(jobs.c.id == source_id).with_for_update()
+    if connection.execute(query).scalar() is not None:
+        raise InputExpired("the photo was kept for its time, and has been removed; submit it again")
 
 
 def _earlier(job: NewJob, connection: Connection) -> Job:

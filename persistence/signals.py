@@ -1,4 +1,4 @@
-"""Who dispatches, and when to look: a session's advisory lock, and LISTEN, on one connection.
+"""Who leads, and when to look: a session's advisory lock, and LISTEN, on one connection.
 
 The lock lives exactly as long as the connection, so to lose one is to lose the other, and
 DependencyUnavailable says so. A notification is a hint only: whoever waits looks at the table
@@ -26,6 +26,7 @@ from persistence.database import (
 from restoration.errors import DependencyUnavailable
 
 WAITING_CHANNEL = "comfy_restore_job_waits"
+DELIVERY_CHANNEL = "comfy_restore_webhook_waits"
 
 # How long an answer may take, past the time limit that the server itself keeps.
 _ANSWER_TIMEOUT_S = 5.0
@@ -34,9 +35,16 @@ _ANSWER_TIMEOUT_S = 5.0
 class DispatchSignals:
     """The leader's lock and ear; for one task at a time."""
 
-    def __init__(self, database_url: str) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        lock: AdvisoryLock = AdvisoryLock.DISPATCHER,
+        channel: str = WAITING_CHANNEL,
+    ) -> None:
         """Connects on the first `acquire`. Raises InvalidSettings for what is no Postgres URL."""
         self._url = libpq_url(database_url)
+        self._lock = lock
+        self._channel = channel
         self._connection: Connection | None = None
         self._leads = False
 
@@ -52,20 +60,20 @@ class DispatchSignals:
             if self._connection is None:
                 self._connection = await asyncio.to_thread(_open, self._url)
                 await _settle(self._connection, CONNECT_TIMEOUT_S)
-            if await _lock(self._connection, timeout_s):
+            if await _take(self._lock, self._connection, timeout_s):
                 # Only now: a follower would collect notifications that it never reads.
-                await _execute(self._connection, f"LISTEN {WAITING_CHANNEL}", _ANSWER_TIMEOUT_S)
+                await _execute(self._connection, f"LISTEN {self._channel}", _ANSWER_TIMEOUT_S)
                 self._leads = True
         return self._leads
 
     async def wait(self, timeout_s: float) -> bool:
-        """True as soon as a job was announced since the last wait, False after `timeout_s`.
+        """True as soon as something was announced since the last wait, False after `timeout_s`.
 
         For the leader; it may be cancelled without harm. Raises DependencyUnavailable when the
         leadership is lost.
         """
         if not self._leads or self._connection is None:
-            raise DependencyUnavailable("Postgres: the dispatcher's lock is not held")
+            raise DependencyUnavailable("Postgres: the leader's lock is not held")
         try:
             with translated_errors():
                 return await _notified(self._connection, timeout_s)
@@ -100,13 +108,13 @@ def _open(url: str) -> Connection:
     return psycopg2.connect(url, connection_factory=Connection, async_=True, **arguments)
 
 
-async def _lock(connection: Connection, timeout_s: float) -> bool:
+async def _take(lock: AdvisoryLock, connection: Connection, timeout_s: float) -> bool:
     # The server ends the wait, so that a standby's statement never lasts: one that waited for
     # days would hold a snapshot, and keep vacuum away from every row that died in those days.
     await _execute(
         connection, f"SET lock_timeout = {max(1, round(timeout_s * 1000))}", _ANSWER_TIMEOUT_S
     )
-    statement = f"SELECT pg_advisory_lock({AdvisoryLock.DISPATCHER:d})"
+    statement = f"SELECT pg_advisory_lock({lock:d})"
     try:
         await _execute(connection, statement, timeout_s + _ANSWER_TIMEOUT_S)
     except LockNotAvailable:

@@ -1,4 +1,4 @@
-"""The tables as they are now, and a row's way to and from `restoration.jobs`.
+"""The tables as they are now, and a job's row's way to and from `restoration.jobs`.
 
 The migrations bring a database here step by step; a test compares the two in Postgres' own
 catalogue. What must be true of a row in each of its states is a CHECK, so that no code path, and
@@ -19,6 +19,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Double,
+    ForeignKey,
     Index,
     Integer,
     MetaData,
@@ -44,6 +45,7 @@ from restoration.jobs import (
     OutputFormat,
     Priority,
 )
+from restoration.webhooks import DeliveryStatus
 
 metadata = MetaData()
 
@@ -128,6 +130,10 @@ jobs = Table(
     Column("last_worker", Text),
     # the attempts that are over, see `persistence.history`
     Column("attempts", JSONB, nullable=False, server_default=text("'[]'")),
+    Column("webhook_url", Text),
+    # from then on nobody may count on the object
+    Column("input_expired_at", DateTime(timezone=True)),
+    Column("output_expired_at", DateTime(timezone=True)),
     _one_of("status", JobStatus),
     _one_of("output_format", OutputFormat),
     _present_in(OWNED, "lease_until"),
@@ -173,6 +179,38 @@ jobs = Table(
         "jobs_leases", "lease_until", postgresql_where=text("status IN ('running', 'cancelling')")
     ),
     Index("jobs_listing", "owner", text("created_at DESC"), text("id DESC")),
+    # For the sweeper: whose time is up, and who else needs an input.
+    Index(
+        "jobs_inputs_kept",
+        "finished_at",
+        postgresql_where=text("finished_at IS NOT NULL AND input_expired_at IS NULL"),
+    ),
+    Index(
+        "jobs_outputs_kept",
+        "finished_at",
+        postgresql_where=text("output_key IS NOT NULL AND output_expired_at IS NULL"),
+    ),
+    Index("jobs_rows_left", "finished_at", postgresql_where=text("input_expired_at IS NOT NULL")),
+    Index("jobs_input", "input_key", postgresql_where=text("input_expired_at IS NULL")),
+)
+
+# The outbox of webhooks: one row for each job that has ended and asked for one.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("job_id", Uuid, ForeignKey(jobs.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("status", Text, nullable=False, server_default=text("'pending'")),
+    Column("tries", Integer, nullable=False, server_default=text("0")),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    # while a try is under way: when it is given up for lost
+    Column("next_try_at", DateTime(timezone=True), server_default=func.now()),
+    Column("last_error", Text),
+    CheckConstraint(f"status IN ({_listed(DeliveryStatus)})", name="deliveries_status_known"),
+    CheckConstraint(
+        "(status = 'pending') = (next_try_at IS NOT NULL)", name="deliveries_next_try_at_present"
+    ),
+    Index("deliveries_due", "next_try_at", postgresql_where=text("status = 'pending'")),
 )
 
 # A row for each owner with jobs waiting in a class: how many, and when it had its last turn.
@@ -225,6 +263,7 @@ def new_row(job: NewJob) -> dict[str, Any]:
         "queue_deadline_at": func.now() + timedelta(seconds=job.queue_limit_s),
         "run_limit_s": job.run_limit_s,
         "retry_of": job.retry_of,
+        "webhook_url": job.webhook_url,
     }
 
 
@@ -257,6 +296,9 @@ def to_job(row: RowMapping) -> Job:
         run_limit_s=row["run_limit_s"],
         retry_of=row["retry_of"],
         attempts=tuple(map(_record, row["attempts"])),
+        webhook_url=row["webhook_url"],
+        input_expired_at=row["input_expired_at"],
+        output_expired_at=row["output_expired_at"],
     )
 
 

@@ -22,6 +22,7 @@ from sqlalchemy import (
     update,
 )
 
+from persistence import deliveries
 from persistence.history import with_attempt
 from persistence.signals import WAITING_CHANNEL
 from persistence.tables import OWNED, artifact_columns, failure_columns, jobs, to_job
@@ -229,7 +230,10 @@ def _move(
     row = connection.execute(statement).mappings().first()
     if row is None:
         raise _lease_lost(ref)
-    return to_job(row)
+    job = to_job(row)
+    if target.is_final:
+        deliveries.enqueue(job, connection)
+    return job
 
 
 def _is_attempt(ref: AttemptRef, statuses: Collection[JobStatus]) -> ColumnElement[bool]:

@@ -9,13 +9,16 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     │   ├── BrokenImage               broken_image          the right type, but it does not decode
     │   ├── ImageTooLarge             image_too_large       more bytes or pixels than allowed
     │   ├── InvalidParameters         invalid_parameters    details["problems"] names each
-    │   └── UnknownWorkflow           unknown_workflow
+    │   ├── UnknownWorkflow           unknown_workflow
+    │   └── InvalidWebhook            invalid_webhook       no webhook can be sent there, or at all
     ├── Unauthenticated               unauthenticated
     ├── Forbidden                     forbidden             the token lacks a scope
     ├── JobNotFound                   job_not_found         missing, or somebody else's
     ├── Conflict
     │   ├── IdempotencyConflict       idempotency_conflict  the key was used for another request
     │   ├── ResultNotReady            result_not_ready
+    │   ├── ResultExpired             result_expired        it was there, and was removed
+    │   ├── InputExpired              input_expired         a job cannot be sent again without it
     │   └── IllegalTransition         illegal_transition
     ├── QueueFull                     queue_full            details["retry_after_s"]
     ├── TooManyUploads                too_many_uploads      details["retry_after_s"]
@@ -91,6 +94,10 @@ class UnknownWorkflow(InvalidRequest):
     code = "unknown_workflow"
 
 
+class InvalidWebhook(InvalidRequest):
+    code = "invalid_webhook"
+
+
 class Unauthenticated(RestorationError):
     code = "unauthenticated"
 
@@ -113,6 +120,14 @@ class IdempotencyConflict(Conflict):
 
 class ResultNotReady(Conflict):
     code = "result_not_ready"
+
+
+class InputExpired(Conflict):
+    code = "input_expired"
+
+
+class ResultExpired(Conflict):
+    code = "result_expired"
 
 
 class IllegalTransition(Conflict):

@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from uuid import UUID
 
-from restoration.errors import IllegalTransition, ResultNotReady
+from restoration.errors import IllegalTransition, ResultExpired, ResultNotReady
 
 ParamValue = bool | int | float | str
 
@@ -151,6 +151,7 @@ class NewJob:
     queue_limit_s: float = DEFAULT_QUEUE_LIMIT_S
     run_limit_s: float | None = None  # None: the workflow's
     retry_of: UUID | None = None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +192,23 @@ class Job:
     run_limit_s: float | None = None
     retry_of: UUID | None = None
     attempts: tuple[AttemptRecord, ...] = ()
+    webhook_url: str | None = None
+    # from then on the bytes may be gone
+    input_expired_at: datetime | None = None
+    output_expired_at: datetime | None = None
 
     @property
     def ref(self) -> AttemptRef:
         return AttemptRef(self.id, self.attempt)
 
     def result(self) -> Artifact:
-        """The restored picture. Raises ResultNotReady, which says how the job stands."""
+        """The restored picture. Raises ResultNotReady, which says how the job stands, or
+        ResultExpired."""
         if self.output is None:
             reason = self.failure.message if self.failure else "it has no result yet"
             raise ResultNotReady(f"the job is {self.status}: {reason}", status=self.status)
+        if self.output_expired_at is not None:
+            raise ResultExpired("the result was kept for its time, and has been removed")
         return self.output
 
 

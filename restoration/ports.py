@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from restoration.jobs import (
     JobStatus,
     NewJob,
 )
+from restoration.webhooks import Delivery
 
 Prompt = Mapping[str, Any]  # a workflow graph in ComfyUI's API format
 
@@ -113,6 +115,12 @@ class JobStore(Protocol):
         The best is first; after it the order is that of owners, not of turns.
         """
 
+    async def deliveries(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Delivery]:
+        """The webhooks of those of the jobs that have ended and asked for one.
+
+        Each was recorded by whatever ended its job, in the same transaction.
+        """
+
     async def ping(self) -> None: ...
 
 
@@ -126,6 +134,12 @@ class BlobStore(Protocol):
 
     async def delete(self, key: str) -> None:
         """Deleting what is not there is no error."""
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        """As `delete`, for any number of keys."""
+
+    def list(self, prefix: str, older_than: datetime) -> AsyncIterator[Sequence[str]]:
+        """The keys that begin with `prefix` and were last written before then, in pages."""
 
     async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
         """A URL that delivers the object without a token until `lifetime_s` has passed."""

@@ -26,6 +26,10 @@ from pydantic_core import ErrorDetails
 from restoration.errors import InvalidSettings
 from restoration.images import MEBIBYTE, UploadLimits
 from restoration.queueing import QueuePolicy
+from restoration.webhook_urls import WebhookRules
+from restoration.webhooks import secret_key
+
+DAY_S = 24 * 3600
 
 
 def _state_dir() -> Path:
@@ -107,6 +111,15 @@ class Settings(NodeSettings):
     idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
     # A batch job that has waited for so long takes turns with interactive ones
     aging_s: float = Field(600, alias="AGING_S", gt=0)
+    # The signature of webhooks, without which none is sent; and, for development, plain HTTP and
+    # hosts that are not public
+    webhook_secret: SecretStr | None = Field(None, alias="WEBHOOK_SECRET")
+    webhook_allow_http: bool = Field(False, alias="WEBHOOK_ALLOW_HTTP")
+
+    # How long what an ended job leaves is kept, from its end on; 0: for ever
+    retention_input_s: float = Field(7 * DAY_S, alias="RETENTION_INPUT_S", ge=0)
+    retention_output_s: float = Field(30 * DAY_S, alias="RETENTION_OUTPUT_S", ge=0)
+    retention_row_s: float = Field(90 * DAY_S, alias="RETENTION_ROW_S", ge=0)
 
     # The lease on a job: three heartbeats may be missed before another worker gets it
     heartbeat_s: float = Field(1.0, alias="HEARTBEAT_S", gt=0)
@@ -118,6 +131,13 @@ class Settings(NodeSettings):
         if self.lease_s < 2 * self.heartbeat_s:
             raise ValueError("LEASE_S must be at least twice HEARTBEAT_S")
         return self
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_a_secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            secret_key(secret.get_secret_value())
+        return secret
 
     @model_validator(mode="after")
     def _one_issuer(self) -> Self:
@@ -140,6 +160,12 @@ class Settings(NodeSettings):
             max_waiting_per_owner=self.max_waiting_per_owner,
             idempotency_ttl_s=self.idempotency_ttl_s,
             aging_s=self.aging_s,
+        )
+
+    @property
+    def webhook_rules(self) -> WebhookRules:
+        return WebhookRules(
+            enabled=self.webhook_secret is not None, allow_http=self.webhook_allow_http
         )
 
 

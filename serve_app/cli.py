@@ -34,6 +34,7 @@ from serve_app.stack_record import (
     issuer_folder,
     start_detached,
     stop_stack,
+    webhook_secret,
 )
 from serve_app.terminal import findings_table, follow, jobs_table, steps, welcome
 
@@ -192,6 +193,13 @@ def token(
 ) -> None:
     """Print a token of the local stack's own issuer."""
     sys.stdout.write(_local_token(_local_stack(), sub, scope or [], lifetime_s) + "\n")
+
+
+@app.command("webhook-secret")
+def show_webhook_secret() -> None:
+    """Print the secret with which the local stack signs webhooks, for receivers to verify them."""
+    _local_stack()
+    sys.stdout.write(webhook_secret(_state_dir()) + "\n")
 
 
 @app.command()

@@ -94,6 +94,7 @@ class RestorationClient:
         idempotency_key: str | None = None,
         queue_limit_s: float | None = None,
         run_limit_s: float | None = None,
+        webhook_url: str | None = None,
     ) -> Restoration:
         """Submit a photo; on return the job is safe, and will end.
 
@@ -111,6 +112,7 @@ class RestorationClient:
                 "output_format": output_format.value,
                 "priority": priority.value,
                 **{name: value for name, value in limits.items() if value is not None},
+                **({"webhook_url": webhook_url} if webhook_url else {}),
             },
             headers={"Idempotency-Key": idempotency_key or str(uuid4())},
         )

@@ -20,6 +20,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from actors.aftercare import Aftercare
 from actors.dispatcher import Dispatcher
 from actors.gpu_worker import GpuWorker
 from actors.handles import APP
@@ -55,7 +56,8 @@ class PoolArgs(BaseModel):
 class Ingress:
     """The HTTP ingress, and the same door for batch scripts as methods of its handle."""
 
-    def __init__(self, _dispatcher: DeploymentHandle[Any]) -> None:
+    def __init__(self, *_others: DeploymentHandle[Any]) -> None:
+        """`_others` are what must run beside the ingress; it does not call them."""
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
         self._services = open_services(settings)
@@ -92,7 +94,8 @@ def build(args: PoolArgs) -> Application:
         # An open event stream would hold a draining replica for as long; its client resumes.
         graceful_shutdown_timeout_s=10,
     )
-    application: Application = ingress.bind(dispatcher)
+    aftercare = _deployment(Aftercare, replicas=1).bind()
+    application: Application = ingress.bind(dispatcher, aftercare)
     return application
 
 

@@ -23,6 +23,7 @@ from restoration.jobs import (
     ParamValue,
     Priority,
 )
+from restoration.webhooks import Delivery, DeliveryStatus
 
 
 class _View(BaseModel):
@@ -61,6 +62,16 @@ class ProgressView(_View):
     attempt: int
 
 
+class WebhookView(_View):
+    """Who is told of the job's end, and whether they have been."""
+
+    url: str
+    status: DeliveryStatus = Field(description="`dead` after a day of trying, or when refused")
+    tries: int
+    last_error: str | None
+    next_try_at: datetime | None = Field(description="null until the job has ended")
+
+
 class Links(_View):
     """Where to go on, as paths on this host."""
 
@@ -97,6 +108,10 @@ class Restoration(_View):
     )
     retry_of: UUID | None = Field(None, description="the job that this one was sent again for")
     progress: ProgressView | None
+    webhook: WebhookView | None = None
+    output_expired_at: datetime | None = Field(
+        None, description="set when the result has been removed"
+    )
     links: Links
 
 
@@ -175,7 +190,22 @@ def progress_view(job: Job, events: Iterable[JobEvent]) -> ProgressView | None:
     return None
 
 
-def restoration(job: Job, links: Links, progress: ProgressView | None) -> Restoration:
+def webhook_view(job: Job, delivery: Delivery | None) -> WebhookView | None:
+    if job.webhook_url is None:
+        return None
+    known = delivery or Delivery()
+    return WebhookView(
+        url=job.webhook_url,
+        status=known.status,
+        tries=known.tries,
+        last_error=known.last_error,
+        next_try_at=known.next_try_at,
+    )
+
+
+def restoration(
+    job: Job, links: Links, progress: ProgressView | None, webhook: WebhookView | None
+) -> Restoration:
     return Restoration(
         id=job.id,
         status=job.status,
@@ -198,5 +228,7 @@ def restoration(job: Job, links: Links, progress: ProgressView | None) -> Restor
         queue_deadline_at=job.queue_deadline_at,
         retry_of=job.retry_of,
         progress=progress,
+        webhook=webhook,
+        output_expired_at=job.output_expired_at,
         links=links,
     )

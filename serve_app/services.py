@@ -62,7 +62,7 @@ def open_services(settings: Settings) -> Services:
     return Services(
         settings=settings,
         catalog=catalog,
-        submission=Submission(catalog, jobs, blobs, settings.upload_limits),
+        submission=Submission(catalog, jobs, blobs, settings.upload_limits, settings.webhook_rules),
         jobs=jobs,
         blobs=blobs,
         status=board,

@@ -26,7 +26,13 @@ from persistence.migrate import upgrade
 from restoration.errors import DependencyUnavailable
 from restoration.settings import NodeSettings, load_node_settings, load_settings
 from serve_app.local_issuer import issuer_url
-from serve_app.stack_record import StackOptions, StackRecord, issuer_folder, recorded
+from serve_app.stack_record import (
+    StackOptions,
+    StackRecord,
+    issuer_folder,
+    recorded,
+    webhook_secret,
+)
 from workflows.catalog import load_catalog
 
 READY_TIMEOUT_S = 180.0
@@ -91,6 +97,10 @@ def _services(node: NodeSettings, progress: Progress) -> Iterator[dict[str, str]
         }
         if own_issuer:
             addresses["LOCAL_ISSUER_URL"] = issuer_url(ports["issuer"])
+        if not os.environ.get("WEBHOOK_SECRET"):
+            addresses["WEBHOOK_SECRET"] = webhook_secret(node.state_dir)
+        # receivers are on this machine as well
+        addresses["WEBHOOK_ALLOW_HTTP"] = os.environ.get("WEBHOOK_ALLOW_HTTP") or "true"
         addresses["COMFY_RESTORE_STATE"] = str(node.state_dir)
         addresses["COMFY_RESTORE_CACHE"] = str(node.cache_dir)
         yield addresses
@@ -146,7 +156,7 @@ def _cluster(node: NodeSettings, options: StackOptions, progress: Progress) -> I
         worker_gpus=0 if node.engine_variant == "cpu" or node.comfyui_url else 1,
         worker_cpus=0,  # how many engines this machine bears is for its owner to say
         ingress_replicas=1,
-        dispatcher_replicas=1,
+        dispatcher_replicas=2,  # one that dies is replaced in seconds, but jobs would wait for it
         drain_s=30,
     )
     try:

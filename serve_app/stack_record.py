@@ -5,8 +5,10 @@ Nothing heavy is imported here: every command looks here first.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 
 from persistence.embedded.state import holder_of, write_private
 from restoration.errors import DependencyUnavailable, SetupError
+from restoration.webhooks import SECRET_PREFIX
 
 STOP_TIMEOUT_S = 120.0
 _RECORD = "stack.json"
@@ -72,6 +75,14 @@ def demand_down(state_dir: Path) -> None:
 
 def issuer_folder(state_dir: Path) -> Path:
     return state_dir / "issuer"
+
+
+def webhook_secret(state_dir: Path) -> str:
+    """What the local stack signs its webhooks with; made when first asked for, and kept."""
+    path = state_dir / "webhook-secret"
+    if not path.exists():
+        write_private(path, SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode())
+    return path.read_text()
 
 
 def start_detached(

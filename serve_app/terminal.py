@@ -78,17 +78,15 @@ def _lines(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
 
 
 def jobs_table(jobs: Iterable[Restoration]) -> Table:
-    jobs = list(jobs)
-    codes = [job.failure.code if job.failure else "" for job in jobs]
     table = Table(box=None, pad_edge=False)
     table.add_column("job", no_wrap=True, min_width=36)  # whole, to be copied
     for name in ("status", "workflow", "created", "took"):
         table.add_column(name)
-    # whole as well, to be looked up; no room is kept for it when nothing failed
-    table.add_column("failure" if any(codes) else "", min_width=max(map(len, codes), default=0))
-    for job, code in zip(jobs, codes, strict=True):
+    for job in jobs:
+        # 80 columns have no room for a failure's code but below the id
+        name = f"{job.id}\n  {job.failure.code}" if job.failure else str(job.id)
         created = job.created_at.astimezone().strftime("%m-%d %H:%M")
-        table.add_row(str(job.id), job.status, job.workflow, created, _took(job), code)
+        table.add_row(name, job.status, job.workflow, created, _took(job))
     return table
 
 

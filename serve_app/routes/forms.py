@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
@@ -24,7 +25,7 @@ DEFAULT_WORKFLOW = "restore"
 MAX_FIELD_BYTES = 64 * 1024
 # Part headers, boundaries and the other fields, on top of the image itself.
 FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
-_MAX_FIELDS = 6
+_MAX_FIELDS = 7
 
 
 class RestorationForm(BaseModel):
@@ -52,6 +53,9 @@ class RestorationForm(BaseModel):
         gt=0,
         allow_inf_nan=False,
         description="seconds for an attempt; at most, and by default, the workflow's",
+    )
+    webhook_url: str | SkipJsonSchema[None] = Field(
+        None, description="where to POST, once, that the job has ended; https, and a public host"
     )
 
 

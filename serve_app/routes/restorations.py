@@ -16,11 +16,14 @@ from restoration.errors import (
     IdempotencyConflict,
     IllegalTransition,
     ImageTooLarge,
+    InputExpired,
     InvalidParameters,
     InvalidRequest,
+    InvalidWebhook,
     JobNotFound,
     QueueFull,
     RestorationError,
+    ResultExpired,
     ResultNotReady,
     TooManyUploads,
     Unauthenticated,
@@ -77,6 +80,7 @@ router = APIRouter(
             ImageTooLarge,
             UnsupportedImage,
             InvalidParameters,
+            InvalidWebhook,
             BrokenImage,
             QueueFull,
             TooManyUploads,
@@ -121,6 +125,7 @@ async def submit_restoration(
             idempotency_key=idempotency_key,
             queue_limit_s=form.fields.queue_limit_s,
             run_limit_s=form.fields.run_limit_s,
+            webhook_url=form.fields.webhook_url,
         )
     )
     slot.give_back()  # the upload is stored: who waits for the end waits without it
@@ -203,7 +208,10 @@ async def cancel_restoration(
                 "Idempotent-Replayed": header("`true`"),
             },
         },
-        **problems(JobNotFound, UnknownWorkflow, IllegalTransition, InvalidParameters, QueueFull),
+        **problems(
+            *(JobNotFound, UnknownWorkflow, IllegalTransition, InvalidParameters, QueueFull),
+            InputExpired,
+        ),
     },
 )
 async def retry_restoration(
@@ -233,7 +241,7 @@ async def retry_restoration(
             "content": {kind.content_type: {} for kind in OutputFormat},
             "headers": {"Content-Disposition": header("an attachment with a file name")},
         },
-        **problems(JobNotFound, ResultNotReady),
+        **problems(JobNotFound, ResultNotReady, ResultExpired),
     },
 )
 async def get_result(

@@ -12,8 +12,10 @@ from fastapi import Request
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent
 from restoration.jobs import Job, JobStatus
-from restoration.ports import StatusBoard
+from restoration.ports import JobStore, StatusBoard
+from restoration.webhooks import Delivery
 from serve_app import schemas
+from serve_app.routes.dependencies import services_of
 
 log = structlog.get_logger(__name__)
 
@@ -29,9 +31,13 @@ async def show_all(
     request: Request, board: StatusBoard, jobs: Sequence[Job]
 ) -> list[schemas.Restoration]:
     events = await _live(board, [job.id for job in jobs if job.status in _HAS_PROGRESS])
+    deliveries = await _deliveries(services_of(request).jobs, jobs)
     return [
         schemas.restoration(
-            job, links_to(request, job.id), schemas.progress_view(job, events.get(job.id, ()))
+            job,
+            links_to(request, job.id),
+            schemas.progress_view(job, events.get(job.id, ())),
+            schemas.webhook_view(job, deliveries.get(job.id)),
         )
         for job in jobs
     ]
@@ -48,6 +54,11 @@ def links_to(request: Request, job_id: UUID) -> schemas.Links:
         retry=path("retry_restoration"),
         result=path("get_result"),
     )
+
+
+async def _deliveries(store: JobStore, jobs: Sequence[Job]) -> Mapping[UUID, Delivery]:
+    sent = [job.id for job in jobs if job.webhook_url and job.status.is_final]
+    return await store.deliveries(sent) if sent else {}
 
 
 async def _live(board: StatusBoard, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:

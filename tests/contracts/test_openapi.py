@@ -105,9 +105,9 @@ def test_every_error_is_a_problem(document: Document) -> None:
         (API, "post", "200 202 400 401 404 409 413 415 422 429 500 503"),
         (f"{API}/{{job_id}}", "get", "200 401 404 422 500 503"),
         (f"{API}/{{job_id}}/cancel", "post", "200 202 401 404 422 500 503"),
-        (f"{API}/{{job_id}}/retry", "post", "200 202 401 404 409 422 429 500 503"),
+        (f"{API}/{{job_id}}/retry", "post", "200 202 401 404 409 410 422 429 500 503"),
         (f"{API}/{{job_id}}/events", "get", "200 400 401 404 422 500 503"),
-        (f"{API}/{{job_id}}/result", "get", "200 307 401 404 409 422 500 503"),
+        (f"{API}/{{job_id}}/result", "get", "200 307 401 404 409 410 422 500 503"),
         ("/readyz", "get", "200 503"),
     ],
 )
@@ -123,7 +123,7 @@ def test_the_form_and_the_headers_are_described(document: Document) -> None:
     assert form["required"] == ["image"]
     assert set(form["properties"]) == {
         *("image", "workflow", "params", "output_format", "priority"),
-        *("queue_limit_s", "run_limit_s"),
+        *("queue_limit_s", "run_limit_s", "webhook_url"),
     }
     assert {p["name"] for p in post["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert "Location" in post["responses"]["202"]["headers"]

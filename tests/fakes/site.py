@@ -121,7 +121,9 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
         services = Services(
             settings=settings,
             catalog=catalog,
-            submission=Submission(catalog, jobs, blobs, settings.upload_limits),
+            submission=Submission(
+                catalog, jobs, blobs, settings.upload_limits, settings.webhook_rules
+            ),
             jobs=jobs,
             blobs=blobs,
             status=board,

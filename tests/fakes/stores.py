@@ -19,6 +19,7 @@ from restoration.errors import (
     ArtifactCorrupt,
     DependencyUnavailable,
     IdempotencyConflict,
+    InputExpired,
     InvalidRequest,
     JobNotFound,
     LeaseLost,
@@ -40,6 +41,7 @@ from restoration.jobs import (
 )
 from restoration.ports import StampedEvent
 from restoration.queueing import QueuePolicy
+from restoration.webhooks import Delivery
 from tests.fakes.turns import Turns
 
 _OWNED = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
@@ -55,6 +57,7 @@ class MemoryJobStore:
 
     clock: Callable[[], datetime] = utc_now
     rows: dict[UUID, Job] = field(default_factory=dict)
+    outbox: dict[UUID, Delivery] = field(default_factory=dict)
     down: bool = False
     policy: QueuePolicy = field(default_factory=QueuePolicy)
     turns: Turns = field(default_factory=Turns)
@@ -67,6 +70,9 @@ class MemoryJobStore:
         )
         if job.idempotency_key is not None:
             earlier = await self.find_by_key(job.owner, job.idempotency_key) or earlier
+        source = self.rows.get(job.retry_of) if job.retry_of else None
+        if source is not None and source.input_expired_at is not None:
+            raise InputExpired("the photo has been removed")
         if earlier is None:
             self._check_room(job.owner)
             now = self.clock()
@@ -238,6 +244,10 @@ class MemoryJobStore:
         self._check_up()
         return [AttemptRef(row.id, row.attempt + 1) for row in self._waiting()[:limit]]
 
+    async def deliveries(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Delivery]:
+        self._check_up()
+        return {job_id: self.outbox[job_id] for job_id in job_ids if job_id in self.outbox}
+
     async def ping(self) -> None:
         self._check_up()
 
@@ -282,7 +292,9 @@ class MemoryJobStore:
         if target not in _OWNED:
             changes["lease_until"] = None
         if target.is_final:
-            changes["finished_at"] = self.clock()
+            changes["finished_at"] = now = self.clock()
+            if row.webhook_url is not None:
+                self.outbox[row.id] = Delivery(next_try_at=now)
         self.rows[row.id] = replace(row, status=target, **changes)  # type: ignore[arg-type]
         return self.rows[row.id]
 
@@ -291,10 +303,13 @@ class MemoryJobStore:
 class MemoryBlobStore:
     objects: dict[str, bytes] = field(default_factory=dict)
     down: bool = False
+    clock: Callable[[], datetime] = utc_now
+    written_at: dict[str, datetime] = field(default_factory=dict)
 
     async def put(self, key: str, data: bytes, content_type: str) -> Artifact:
         await self.ping()
         self.objects[key] = data
+        self.written_at[key] = self.clock()
         return Artifact(key, hashlib.sha256(data).hexdigest(), len(data), content_type)
 
     async def get(self, artifact: Artifact) -> bytes:
@@ -308,6 +323,15 @@ class MemoryBlobStore:
     async def delete(self, key: str) -> None:
         await self.ping()
         self.objects.pop(key, None)
+
+    async def delete_many(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            await self.delete(key)
+
+    async def list(self, prefix: str, older_than: datetime) -> AsyncIterator[Sequence[str]]:
+        await self.ping()
+        keys = sorted(key for key in self.objects if key.startswith(prefix))
+        yield [key for key in keys if self.written_at[key] < older_than]
 
     async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
         return f"https://blobs.test/{artifact.key}?filename={filename}&lifetime_s={lifetime_s}"

@@ -1,0 +1,107 @@
+"""What is to be done once jobs have ended: webhooks and housekeeping, in one process.
+
+No job waits for any of it. One replica leads, by an advisory lock in Postgres; while a new release
+replaces an old one, the second waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from typing import NoReturn
+
+import structlog
+
+from actors.deliveries import TICK_S, Courier, SendLimits, http_client
+from actors.housekeeping import Housekeeping, Lifetimes
+from actors.logs import configure_logging
+from persistence.blobs import S3BlobStore
+from persistence.database import AdvisoryLock, Database
+from persistence.deliveries import Outbox
+from persistence.retention import Retention
+from persistence.signals import DELIVERY_CHANNEL, DispatchSignals
+from restoration.errors import DependencyUnavailable
+from restoration.settings import Settings, load_settings
+from restoration.webhooks import secret_key
+
+log = structlog.get_logger(__name__)
+
+RECONNECT_S = 1.0
+_CONNECTIONS = 4
+# asyncio resolves names on its default threads, of which there are few: names that do not resolve
+# must not keep the others waiting.
+_RESOLVER_THREADS = 64
+
+
+class Aftercare:
+    """The Serve deployment. Secrets come from the node's environment."""
+
+    def __init__(self) -> None:
+        settings = load_settings(os.environ)
+        configure_logging(settings.log_format)
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(_RESOLVER_THREADS))
+        self._task = loop.create_task(_work(settings))
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        if self._task.done():
+            self._task.result()
+
+    async def __del__(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+async def _work(settings: Settings) -> NoReturn:
+    async with AsyncExitStack() as resources:
+        database = Database(settings.database_url.get_secret_value(), pool_size=_CONNECTIONS)
+        resources.push_async_callback(database.aclose)
+        blobs = S3BlobStore.from_settings(settings)
+        resources.push_async_callback(blobs.aclose)
+        # A proxy from the environment has no business between this machine and itself.
+        http = http_client(SendLimits(), trust_env=not settings.webhook_allow_http)
+        await resources.enter_async_context(http)
+        courier = None
+        if settings.webhook_secret is not None:
+            key = secret_key(settings.webhook_secret.get_secret_value())
+            courier = Courier(Outbox(database), http, key)
+        lifetimes = Lifetimes.from_settings(settings)
+        housekeeping = Housekeeping(Retention(database), blobs, lifetimes)
+        while True:
+            await _take_a_turn(settings, courier, housekeeping)
+
+
+async def _take_a_turn(
+    settings: Settings, courier: Courier | None, housekeeping: Housekeeping
+) -> None:
+    """Wait for the lead, and do the work until it is lost."""
+    database_url = settings.database_url.get_secret_value()
+    signals = DispatchSignals(database_url, AdvisoryLock.AFTERCARE, DELIVERY_CHANNEL)
+    try:
+        while not await signals.acquire(TICK_S):
+            pass
+        log.info("aftercare_leads", webhooks=courier is not None)
+        await _lead(signals, courier, housekeeping)
+    except DependencyUnavailable as error:
+        log.warning("aftercare_stands_down", reason=error.message)
+        await asyncio.sleep(RECONNECT_S)
+    finally:
+        await signals.aclose()
+
+
+async def _lead(
+    signals: DispatchSignals, courier: Courier | None, housekeeping: Housekeeping
+) -> NoReturn:
+    """Raises DependencyUnavailable when the lead is lost."""
+    sweeping = asyncio.create_task(housekeeping.run())
+    try:
+        if courier is not None:
+            await courier.run(signals)
+        while True:  # without a secret there is nothing to send: whoever asked was refused
+            await signals.wait(TICK_S)
+    finally:
+        sweeping.cancel()
+        await asyncio.gather(sweeping, return_exceptions=True)

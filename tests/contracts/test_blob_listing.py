@@ -1,0 +1,89 @@
+"""The rules of the BlobStore port that the sweeper stands on, on S3 and in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+
+from persistence.blobs import S3BlobStore
+from restoration.ports import BlobStore
+from tests.conftest import S3Access
+from tests.fakes.stores import MemoryBlobStore
+
+
+@pytest.fixture(params=["s3", "memory"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[BlobStore]:
+    if request.param == "memory":
+        yield MemoryBlobStore()
+        return
+    s3: S3Access = request.getfixturevalue("s3")
+    store = S3BlobStore(
+        s3.bucket,
+        endpoint_url=s3.endpoint_url,
+        access_key=s3.access_key,
+        secret_key=s3.secret_key,
+    )
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"tests/{uuid4()}/"
+
+
+async def _listed(store: BlobStore, prefix: str, age: timedelta) -> list[str]:
+    pages = store.list(prefix, older_than=datetime.now(UTC) - age)
+    return [key async for page in pages for key in page]
+
+
+NOW, AN_HOUR = timedelta(minutes=-1), timedelta(hours=1)  # clocks may differ a little
+
+
+async def test_14_a_listing_knows_prefix_and_age(store: BlobStore, prefix: str) -> None:
+    """Every key below the prefix, none beside it, and none that is younger than asked for."""
+    keys = [f"{prefix}{name}" for name in ("a.png", "b/1.png", "b/2.png", "ü &+%20.png")]
+    for key in [*keys, prefix.rstrip("/") + "-beside.png"]:
+        await store.put(key, b"x", "image/png")
+    assert sorted(await _listed(store, prefix, NOW)) == sorted(keys)
+    assert await _listed(store, prefix, AN_HOUR) == []
+    assert await _listed(store, f"{prefix}none/", NOW) == []
+
+
+async def test_14_many_are_deleted_at_once(store: BlobStore, prefix: str) -> None:
+    """What is named goes, what is not stays, and what is not there is no error."""
+    keys = [f"{prefix}{name}" for name in ("1.png", "2.png", "ü &+%20.png")]
+    for key in keys:
+        await store.put(key, b"x", "image/png")
+    await store.delete_many([*keys[1:], f"{prefix}never.png"])
+    assert await _listed(store, prefix, NOW) == keys[:1]
+    await store.delete_many([])
+    assert await _listed(store, prefix, NOW) == keys[:1]
+
+
+async def test_14_a_listing_of_pages_goes_on_while_they_are_deleted(
+    s3: S3Access, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each key is on one page, though the keys of earlier pages are gone by then."""
+    monkeypatch.setattr("persistence.blobs._LISTED_AT_ONCE", 2)
+    monkeypatch.setattr("persistence.blobs._DELETED_AT_ONCE", 2)
+    store = S3BlobStore(
+        s3.bucket,
+        endpoint_url=s3.endpoint_url,
+        access_key=s3.access_key,
+        secret_key=s3.secret_key,
+    )
+    keys = [f"{prefix}{n}.png" for n in range(5)]
+    for key in keys:
+        await store.put(key, b"x", "image/png")
+    seen = []
+    async for page in store.list(prefix, datetime.now(UTC) - NOW):
+        seen.append(list(page))
+        await store.delete_many(page)
+    assert seen == [keys[:2], keys[2:4], keys[4:]]
+    await store.delete_many(keys)
+    assert await _listed(store, prefix, NOW) == []
+    await store.aclose()

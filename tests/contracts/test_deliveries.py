@@ -1,0 +1,102 @@
+"""Point 11 as the JobStore port keeps it: a webhook is recorded by whatever ends its job."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from persistence.database import Database
+from persistence.jobs import PostgresJobStore
+from restoration.jobs import Failure, Job, JobStatus
+from restoration.ports import JobStore
+from restoration.webhooks import DeliveryStatus
+from tests.fakes.stores import MemoryJobStore
+from tests.samples import artifact, new_job
+
+FAILURE = Failure("engine_crashed", "the engine died")
+URL = "https://example.com/hook"
+End = Callable[[JobStore, Job], Awaitable[object]]
+
+
+@pytest.fixture(params=["postgres", "memory"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[JobStore]:
+    if request.param == "memory":
+        yield MemoryJobStore()
+        return
+    database = Database(request.getfixturevalue("database_url"))
+    yield PostgresJobStore(database)
+    await database.aclose()
+
+
+async def _claimed(store: JobStore, lease_s: float = 60, **changes: Any) -> Job:
+    await store.insert(new_job(webhook_url=URL, **changes))
+    job = await store.claim("w", lease_s, ["restore"])
+    assert job is not None
+    return job
+
+
+async def _cancelled(store: JobStore, job: Job) -> None:
+    await store.request_cancel(job.id)
+    await store.release(job.ref, None)
+
+
+ENDS: dict[str, End] = {
+    "succeed": lambda store, job: store.succeed(job.ref, artifact(), {}),
+    "fail": lambda store, job: store.fail(job.ref, FAILURE),
+    "release, exhausted": lambda store, job: store.release(job.ref, FAILURE),
+    "reclaim, exhausted": lambda store, _: store.reclaim("w"),
+    "cancel, handed back": _cancelled,
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
+async def test_11_every_end_is_to_be_told_once(store: JobStore, end: End) -> None:
+    """However a job ends, its webhook is pending and due; before, there is none."""
+    job = await _claimed(store, max_attempts=1)
+    assert await store.deliveries([job.id]) == {}
+    await end(store, job)
+    ended = await store.get(job.id)
+    assert (ended.status.is_final, ended.webhook_url) == (True, URL)
+    delivery = (await store.deliveries([job.id]))[job.id]
+    assert (delivery.status, delivery.tries) == (DeliveryStatus.PENDING, 0)
+    assert delivery.next_try_at == ended.finished_at
+
+
+async def test_11_a_job_that_is_cancelled_before_it_ran_is_told(store: JobStore) -> None:
+    """The end of a waiting job is an end like any other; to repeat the cancel adds nothing."""
+    job, _ = await store.insert(new_job(webhook_url=URL))
+    assert (await store.request_cancel(job.id)).status is JobStatus.CANCELLED
+    first = await store.deliveries([job.id])
+    assert list(first) == [job.id]
+    await store.request_cancel(job.id)
+    assert await store.deliveries([job.id]) == first
+
+
+async def test_11_what_does_not_end_a_job_is_not_told(store: JobStore) -> None:
+    """Handed back, lost, asked to be cancelled: the job goes on, and nobody is told."""
+    job = await _claimed(store)
+    await store.release(job.ref, FAILURE)
+    again = await store.claim("w2", 60, ["restore"])
+    assert again is not None
+    await store.request_cancel(job.id)
+    assert await store.deliveries([job.id]) == {}
+
+
+async def test_11_who_asked_for_none_gets_none(store: JobStore) -> None:
+    """Only jobs with a URL have a delivery; unknown jobs have none."""
+    await store.insert(new_job())
+    job = await store.claim("w", 60, ["restore"])
+    assert job is not None
+    await store.succeed(job.ref, artifact(), {})
+    assert await store.deliveries([job.id, uuid4()]) == {}
+
+
+async def test_11_a_repeated_success_is_told_once(store: JobStore) -> None:
+    """A worker that repeats its success, because the answer was lost, makes no second webhook."""
+    job = await _claimed(store)
+    for _ in range(2):
+        await store.succeed(job.ref, artifact(), {})
+    assert len(await store.deliveries([job.id])) == 1

@@ -1,0 +1,36 @@
+"""Point 11 on the whole stack: from a form field to a signed request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from restoration.webhooks import DeliveryStatus
+from tests.e2e.conftest import Stack
+from tests.fakes.receiver import Receiver, receiving, verify
+from tests.fakes.site import photo
+from tests.polling import until
+
+
+async def test_11_the_end_of_a_job_is_told(stack: Stack) -> None:
+    """Whoever submitted a photo is told of its end, signed with the stack's own secret."""
+    async with receiving() as receiver:
+        job_id = await asyncio.to_thread(_submit, stack, receiver)
+        await receiver.wait_for(1)
+        await until(lambda: asyncio.to_thread(_is_delivered, stack, job_id))
+    [seen] = receiver.seen
+    secret = await asyncio.to_thread(stack.restore, "webhook-secret")
+    assert verify(secret.stdout.strip(), seen.headers, seen.body)
+    told = json.loads(seen.body)
+    assert (told["type"], told["data"]["id"]) == ("restoration.succeeded", job_id)
+
+
+def _submit(stack: Stack, receiver: Receiver) -> str:
+    with stack.client() as client:
+        return str(client.submit(photo((64, 64)), webhook_url=receiver.url()).id)
+
+
+def _is_delivered(stack: Stack, job_id: str) -> bool:
+    with stack.client() as client:
+        webhook = client.get(job_id).webhook
+        return webhook is not None and webhook.status is DeliveryStatus.DELIVERED

@@ -1,0 +1,364 @@
+"""Point 14: what ended jobs leave is removed when its time is up, and nothing else is."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Connection, text
+from structlog.testing import capture_logs
+
+from actors import housekeeping as sweeping
+from actors.aftercare import _work
+from actors.housekeeping import Housekeeping, Lifetimes
+from persistence.blobs import S3BlobStore, input_key, output_key
+from persistence.database import Database
+from persistence.jobs import PostgresJobStore
+from persistence.retention import Retention
+from persistence.tables import jobs, new_row
+from restoration.errors import ArtifactCorrupt, DependencyUnavailable, JobNotFound, ResultExpired
+from restoration.images import ImageType
+from restoration.jobs import Artifact, AttemptRef, Failure, Job, OutputFormat
+from restoration.ports import BlobStore
+from restoration.settings import Settings
+from tests.conftest import S3Access
+from tests.fakes.receiver import SECRET, receiving
+from tests.fakes.stores import MemoryBlobStore
+from tests.polling import until
+from tests.samples import new_job
+
+DAY_S = 24 * 3600
+LIFETIMES = Lifetimes(input_s=7 * DAY_S, output_s=30 * DAY_S, row_s=90 * DAY_S)
+FAILURE = Failure("engine_crashed", "the engine died")
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url, pool_size=4)
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture
+def store(database: Database) -> PostgresJobStore:
+    return PostgresJobStore(database)
+
+
+@pytest.fixture
+async def blobs(s3: S3Access) -> AsyncIterator[BlobStore]:
+    blobs = S3BlobStore(
+        s3.bucket,
+        endpoint_url=s3.endpoint_url,
+        access_key=s3.access_key,
+        secret_key=s3.secret_key,
+    )
+    yield blobs
+    await blobs.aclose()
+
+
+@pytest.fixture
+def keeper(database: Database, blobs: BlobStore) -> Housekeeping:
+    return Housekeeping(Retention(database), blobs, LIFETIMES)
+
+
+async def submit(store: PostgresJobStore, blobs: BlobStore, **changes: Any) -> Job:
+    job_id = uuid4()
+    key = input_key(job_id, ImageType.PNG)
+    stored = await blobs.put(key, b"damaged", "image/png")
+    job, _ = await store.insert(new_job(**{"id": job_id, "input": stored} | changes))
+    return job
+
+
+async def store_result(blobs: BlobStore, ref: AttemptRef) -> Artifact:
+    return await blobs.put(output_key(ref, OutputFormat.PNG), b"restored", "image/png")
+
+
+async def finish(store: PostgresJobStore, blobs: BlobStore, **changes: Any) -> Job:
+    """A job that has succeeded, with its objects."""
+    await submit(store, blobs, **changes)
+    job = await store.claim("w", 60, ["restore"])
+    assert job is not None
+    return await store.succeed(job.ref, await store_result(blobs, job.ref), {})
+
+
+async def age(database: Database, job: Job, days: float) -> None:
+    """Let the job have ended so many days earlier."""
+    statement = text(
+        "UPDATE jobs SET finished_at = finished_at - :days * interval '1 day' WHERE id = :id"
+    )
+    values = {"days": days, "id": job.id}
+    await database.run(lambda connection: connection.execute(statement, values))
+
+
+async def is_there(blobs: BlobStore, stored: Artifact | None) -> bool:
+    assert stored is not None
+    try:
+        await blobs.get(stored)
+    except ArtifactCorrupt:
+        return False
+    return True
+
+
+async def test_14_each_goes_when_its_time_is_up(
+    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
+) -> None:
+    """The input after 7 days, the result after 30, the row after 90, and none of them before."""
+    job = await finish(store, blobs)
+    left = []
+    for days in (6.9, 0.2, 22.8, 0.2, 59.8):
+        await age(database, job, days)
+        await keeper.remove_expired()
+        left.append((await is_there(blobs, job.input), await is_there(blobs, job.output)))
+    assert left == [(True, True), (False, True), (False, True), (False, False), (False, False)]
+    expired = await store.get(job.id)
+    with pytest.raises(ResultExpired):
+        expired.result()
+    await age(database, job, 0.2)
+    with capture_logs() as logs:
+        await keeper.remove_expired()
+    with pytest.raises(JobNotFound):
+        await store.get(job.id)
+    [told] = logs
+    assert (told["event"], told["rows"]) == ("expired_removed", 1)
+
+
+async def test_14_what_is_kept_for_ever_is_kept(
+    database: Database, store: PostgresJobStore, blobs: BlobStore
+) -> None:
+    """0 keeps; a row stays for as long as one of its objects does."""
+    job = await finish(store, blobs)
+    await age(database, job, 10_000)
+    for lifetimes in (Lifetimes(0, 0, 0), Lifetimes(0, 0, 1), Lifetimes(1, 0, 1)):
+        await Housekeeping(Retention(database), blobs, lifetimes).remove_expired()
+        assert (await store.get(job.id)).result() == job.output
+        assert await is_there(blobs, job.output)
+    assert not await is_there(blobs, job.input)
+
+
+async def test_14_a_job_that_goes_on_keeps_everything(
+    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
+) -> None:
+    """Waiting or running, however old: only an end starts the clock."""
+    older = text("UPDATE jobs SET created_at = created_at - interval '1000 days'")
+    running, waiting = [await submit(store, blobs) for _ in range(2)]
+    assert await store.claim("w", 60, ["restore"]) is not None
+    await database.run(lambda connection: connection.execute(older))
+    await keeper.remove_expired()
+    assert await is_there(blobs, running.input)
+    assert await is_there(blobs, waiting.input)
+
+
+async def test_14_failed_and_cancelled_jobs_are_swept_too(
+    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
+) -> None:
+    """A job without a result leaves an input and a row."""
+    job = await submit(store, blobs)
+    await store.request_cancel(job.id)
+    await age(database, job, 91)
+    await keeper.remove_expired()
+    assert not await is_there(blobs, job.input)
+    with pytest.raises(JobNotFound):
+        await store.get(job.id)
+
+
+async def test_14_an_input_stays_while_another_job_needs_it(
+    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
+) -> None:
+    """Of jobs on the same input the last one to expire decides, ended or not."""
+    first = await finish(store, blobs)
+    second, _ = await store.insert(new_job(input=first.input))
+    await age(database, first, 1000)
+    await keeper.remove_expired()
+    assert await is_there(blobs, first.input)
+    await store.request_cancel(second.id)
+    await age(database, second, 6)
+    await keeper.remove_expired()
+    assert await is_there(blobs, first.input)
+    assert (await store.get(first.id)).input_expired_at is None
+    await age(database, second, 2)
+    await keeper.remove_expired()
+    assert not await is_there(blobs, first.input)
+    assert (await store.get(second.id)).input_expired_at is not None
+
+
+async def test_14_a_sweep_does_not_overtake_a_job_made_on_an_old_input(
+    database: Database, store: PostgresJobStore, blobs: BlobStore
+) -> None:
+    """Whoever locks the old job's row and then inserts a new one on its input finds it there."""
+    old = await finish(store, blobs)
+    await age(database, old, 8)
+    locked, go_on = threading.Event(), threading.Event()
+
+    def send_again(connection: Connection) -> None:
+        row = connection.execute(jobs.select().where(jobs.c.id == old.id).with_for_update())
+        assert row.mappings().one()["input_expired_at"] is None
+        locked.set()
+        assert go_on.wait(30)
+        connection.execute(jobs.insert().values(new_row(new_job(input=old.input))))
+
+    sending = asyncio.create_task(database.run(send_again))
+    await asyncio.to_thread(locked.wait, 30)
+    sweep = asyncio.create_task(Retention(database).expire_inputs(7 * DAY_S, 10))
+    waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    await until(lambda: database.run(lambda connection: connection.scalar(waits)))
+    go_on.set()
+    await sending
+    assert await sweep == []
+    assert (await store.get(old.id)).input_expired_at is None
+
+
+async def test_14_a_row_stays_until_its_receiver_knows(
+    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
+) -> None:
+    """A pending webhook keeps its job; one that is over goes with it."""
+    job = await finish(store, blobs, webhook_url="https://example.com/")
+    await age(database, job, 91)
+    await keeper.remove_expired()
+    assert (await store.get(job.id)).output_expired_at is not None
+    over = text("UPDATE deliveries SET status = 'dead', next_try_at = NULL")
+    await database.run(lambda connection: connection.execute(over))
+    await keeper.remove_expired()
+    assert await store.deliveries([job.id]) == {}
+
+
+async def test_14_two_sweepers_and_many_batches(
+    database: Database,
+    store: PostgresJobStore,
+    blobs: BlobStore,
+    keeper: Housekeeping,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two at a time share the work, batch by batch, until nothing is left of it."""
+    monkeypatch.setattr(sweeping, "BATCH", 3)
+    for _ in range(10):
+        await age(database, await finish(store, blobs), 91)
+    await asyncio.gather(keeper.remove_expired(), keeper.remove_expired())
+    count = text("SELECT count(*) FROM jobs")
+    assert await database.run(lambda connection: connection.scalar(count)) == 0
+
+
+async def test_14_orphans(
+    database: Database,
+    store: PostgresJobStore,
+    blobs: BlobStore,
+    keeper: Housekeeping,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An upload without a row goes, and the result of an attempt that lost; what a job counts on
+    stays, what a running job is about to finish with stays, and so does what is not ours."""
+    done = await finish(store, blobs)
+    lost = await store_result(blobs, AttemptRef(done.id, 7))
+    upload = await blobs.put(input_key(uuid4(), ImageType.JPEG), b"x", "image/jpeg")
+    ghost = await store_result(blobs, AttemptRef(uuid4(), 1))
+    running = await submit(store, blobs)
+    claimed = await store.claim("w", 60, ["restore"])
+    assert claimed is not None
+    coming = await store_result(blobs, claimed.ref)
+    foreign = await blobs.put(f"inputs/readme-{uuid4()}.txt", b"x", "text/plain")
+    everything = [lost, upload, ghost, done.input, done.output, running.input, coming, foreign]
+
+    await keeper.remove_orphans()
+    assert all([await is_there(blobs, each) for each in everything])  # too young
+
+    monkeypatch.setattr(sweeping, "ORPHANED_AFTER_S", -60)
+    with capture_logs() as logs:
+        await keeper.remove_orphans()
+    there = [each for each in everything if await is_there(blobs, each)]
+    assert there == [done.input, done.output, running.input, coming, foreign]
+    [told] = logs
+    assert told["event"] == "orphans_removed"
+    assert told["inputs"] >= 1
+    assert told["outputs"] >= 2
+
+    await store.release(claimed.ref, FAILURE)
+    await keeper.remove_orphans()
+    assert not await is_there(blobs, coming)
+
+
+async def test_14_an_outage_in_the_middle_loses_track_of_nothing(
+    database: Database, store: PostgresJobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 going away after a row was marked leaves an orphan, and the next sweep finds it."""
+    blobs = MemoryBlobStore()
+    keeper = Housekeeping(Retention(database), blobs, LIFETIMES)
+    job = await finish(store, blobs)
+    await age(database, job, 31)
+    blobs.down = True
+    with pytest.raises(DependencyUnavailable):
+        await keeper.remove_expired()
+    blobs.down = False
+    await keeper.remove_expired()
+    monkeypatch.setattr(sweeping, "ORPHANED_AFTER_S", -60)
+    await keeper.remove_orphans()
+    assert blobs.objects == {}
+
+
+async def test_14_sweeping_goes_on_whatever_happens(
+    database: Database,
+    store: PostgresJobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither an outage nor a defect ends the sweeps for good."""
+    monkeypatch.setattr(sweeping, "EXPIRY_EVERY_S", 0.01)
+    blobs = MemoryBlobStore()
+    keeper = Housekeeping(Retention(database), blobs, LIFETIMES)
+    job = await finish(store, blobs)
+    troubles: list[Exception] = [DependencyUnavailable("S3: away"), ZeroDivisionError()]
+    delete_many = blobs.delete_many
+
+    async def delete_with_trouble(keys: Any) -> None:
+        if troubles:
+            raise troubles.pop(0)
+        await delete_many(keys)
+
+    monkeypatch.setattr(blobs, "delete_many", delete_with_trouble)
+    running = asyncio.create_task(keeper.run())
+    await age(database, job, 91)
+    await until(lambda: _is_gone(store, job))
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert troubles == []
+
+
+async def _is_gone(store: PostgresJobStore, job: Job) -> bool:
+    try:
+        await store.get(job.id)
+    except JobNotFound:
+        return True
+    return False
+
+
+async def test_11_14_the_process_does_both(
+    database: Database,
+    database_url: str,
+    store: PostgresJobStore,
+    blobs: BlobStore,
+    s3: S3Access,
+    redis_url: str,
+) -> None:
+    """From settings alone: what has expired is removed, and what ends is told."""
+    settings = Settings.model_validate(
+        {
+            "database_url": database_url,
+            "redis_url": redis_url,
+            "s3_bucket": s3.bucket,
+            "s3_endpoint_url": s3.endpoint_url,
+            "s3_access_key": s3.access_key,
+            "s3_secret_key": s3.secret_key,
+            "webhook_secret": SECRET,
+            "webhook_allow_http": True,
+        }
+    )
+    old = await finish(store, blobs)
+    await age(database, old, 91)
+    async with receiving() as receiver:
+        working = asyncio.create_task(_work(settings))
+        await finish(store, blobs, webhook_url=receiver.url())
+        await receiver.wait_for(1)
+        await until(lambda: _is_gone(store, old))
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
