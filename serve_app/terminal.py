@@ -100,12 +100,13 @@ def _lines(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
 def jobs_table(jobs: Iterable[Restoration]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("job", no_wrap=True, min_width=36)  # whole, to be copied
-    for name in ("status", "workflow", "created", "took", "failure"):
+    for name in ("status", "workflow", "created", "took"):
         table.add_column(name)
     for job in jobs:
+        # 80 columns have no room for a failure's code but below the id
+        name = f"{job.id}\n  {job.failure.code}" if job.failure else str(job.id)
         created = job.created_at.astimezone().strftime("%m-%d %H:%M")
-        failure = job.failure.code if job.failure else ""
-        table.add_row(str(job.id), job.status, job.workflow, created, _took(job), failure)
+        table.add_row(name, job.status, job.workflow, created, _took(job))
     return table
 
 

@@ -14,10 +14,12 @@ from uuid import UUID, uuid4
 import pytest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typer.testing import CliRunner
 
 from restoration.batches import BatchStatus
 from restoration.events import Progressed, StateChanged
 from restoration.jobs import Artifact, JobStatus, OutputFormat, Priority
+from serve_app.cli import app
 from serve_app.client import ApiError, RestorationClient
 from tests.fakes.live_site import LiveSite, open_live_site
 from tests.fakes.site import photo
@@ -105,6 +107,56 @@ async def test_everything_that_the_api_offers(live: LiveSite, tmp_path: Path) ->
         assert {"restore", "enlarge"} <= {workflow.name for workflow in client.workflows()}
 
     await _call(live, work)
+
+
+async def test_03_failed_jobs_are_listed_and_sent_again_from_a_terminal(live: LiveSite) -> None:
+    """`restore jobs --failed` shows them with their code, `restore retry` prints the new job."""
+    failed = await live.site.start(await live.site.submit())
+    await live.site.fail(failed)
+    other = await live.site.submit()
+    access = ["--server", live.url, "--token", live.site.token()]
+
+    def restore(*arguments: str) -> str:
+        done = CliRunner().invoke(app, [*arguments, *access], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    listed = await asyncio.to_thread(restore, "jobs", "--failed")
+    assert str(failed.id) in listed
+    assert "engine_failed" in listed
+    assert str(other) not in listed
+    again = UUID((await asyncio.to_thread(restore, "retry", str(failed.id))).strip())
+    assert live.site.jobs.rows[again].retry_of == failed.id
+    assert "engine_failed" in await asyncio.to_thread(restore, "show", str(failed.id))
+
+
+async def test_09_the_client_comes_back_when_the_queue_has_room() -> None:
+    """It waits for as long as Retry-After says, if it has the patience, and then gets in."""
+    async with open_live_site(max_waiting_jobs=1) as live:
+        waiting = await live.site.submit()
+        with pytest.raises(ApiError, match="queue_full"):
+            await _call(live, lambda client: client.submit(photo()), patience_s=0.5)
+        live.app = refused_once = RefusesOnce(live.app)
+        await live.stop()
+        await live.start()
+        await live.site.start(waiting)
+        job = await _call(live, lambda client: client.submit(photo(), run_limit_s=9))
+        assert refused_once.happened
+        assert live.site.jobs.rows[job.id].run_limit_s == 9
+
+
+class RefusesOnce:
+    """Answers the first request with 429 and one second, and passes the others on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.happened = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self.happened:
+            return await self._app(scope, receive, send)
+        self.happened = True
+        await Response("full", 429, headers={"Retry-After": "1"})(scope, receive, send)
 
 
 async def test_events_go_on_after_the_server_was_away(live: LiveSite) -> None:
