@@ -22,7 +22,6 @@ from tests.samples import new_job
 
 PUBLIC = WebhookRules(enabled=True)
 DAY_S = 24 * 3600
-NOW_S = int(datetime.now(UTC).timestamp())
 
 
 async def _ended(**changes: Any) -> Job:
@@ -47,8 +46,8 @@ def test_11_the_signature_is_the_standards() -> None:
 async def test_11_a_receiver_can_tell_what_is_ours(spoilt: str | None) -> None:
     """Another implementation accepts what we sign, and nothing of which any part was changed."""
     job = await _ended()
-    body, secret = payload(job), SECRET
-    headers = signed_headers(secret_key(SECRET), message_id(job.id), NOW_S, body)
+    body, secret, now_s = payload(job), SECRET, int(datetime.now(UTC).timestamp())
+    headers = signed_headers(secret_key(SECRET), message_id(job.id), now_s, body)
     match spoilt:
         case "body":
             body += b" "
@@ -56,7 +55,7 @@ async def test_11_a_receiver_can_tell_what_is_ours(spoilt: str | None) -> None:
             secret = SECRET[:-3] + "8A="
         case "webhook-id" | "webhook-timestamp":
             headers[spoilt] += "0" if spoilt == "webhook-id" else ""
-            headers["webhook-timestamp"] = str(NOW_S + (spoilt == "webhook-timestamp"))
+            headers["webhook-timestamp"] = str(now_s + (spoilt == "webhook-timestamp"))
     assert verify(secret, headers, body) is (spoilt is None)
 
 
