@@ -13,7 +13,7 @@ from actors.batch import connect
 from restoration.errors import UnknownWorkflow
 
 photos = [Path(name) for name in sys.argv[1:]]
-with connect(owner="archive") as batch:
+with connect(owner="scanner") as batch:
     try:
         batch.submit_batch(photos, workflow="nope")
     except UnknownWorkflow as error:
