@@ -14,10 +14,10 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -28,11 +28,13 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from actors.batch_submission import Draft
 from actors.handles import APP, INGRESS, IngressHandle
 from actors.status_actor import StatusActor, status_actor
 from actors.submission import SubmissionRequest
+from restoration.batches import JobBatch
 from restoration.errors import DependencyUnavailable, InvalidRequest, QueueFull
-from restoration.jobs import Job, OutputFormat, Priority
+from restoration.jobs import Failure, Job, OutputFormat, Priority
 from restoration.queueing import RETRY_AFTER_S
 
 # The status actor answers as soon as a job ends. It may know nothing: rows are read this often.
@@ -66,6 +68,15 @@ class Result:
             draft.replace(path)
         finally:
             draft.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedBatch:
+    """A batch that is recorded: the file of each job, and why each of the others has none."""
+
+    id: UUID
+    jobs: Mapping[UUID, Path]
+    refused: Sequence[tuple[Path, Failure]]
 
 
 class Batch:
@@ -149,6 +160,61 @@ class Batch:
     def cancel(self, job_id: UUID) -> Job:
         """Ask for the end of a job; its row tells when it has ended."""
         return self._ingress.cancel(job_id)
+
+    def submit_batch(
+        self,
+        paths: Iterable[Path],
+        *,
+        workflow: str = "restore",
+        params: Mapping[str, object] | None = None,
+        output_format: OutputFormat | None = None,
+        priority: Priority = Priority.BATCH,
+    ) -> AcceptedBatch:
+        """Submit up to 1,000 files as one batch, which is there as a whole or not at all.
+
+        A file that cannot be used does not sink the others. Raises InvalidRequest and its kin for
+        what is wrong with all of them, BatchTooLarge, OSError; then nothing will run.
+        """
+        request = SubmissionRequest(
+            owner=self._owner,
+            image=b"",
+            workflow=workflow,
+            params=params or {},
+            output_format=output_format,
+            priority=priority,
+        )
+        _patiently(lambda: self._ingress.check(request))
+        draft, files = Draft(self._owner), list(paths)
+        places = [draft.add(path.name) for path in files]
+
+        def prepare(path: Path, place: tuple[int, UUID]) -> None:
+            index, job_id = place
+            asked = replace(request, image=path.read_bytes())
+            try:
+                draft.accept(index, _patiently(lambda: self._ingress.prepare(asked, job_id)))
+            except InvalidRequest as error:
+                draft.refuse(index, error)
+
+        with ThreadPoolExecutor(IN_FLIGHT) as pool:
+            try:
+                list(pool.map(prepare, files, places))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        new = draft.finish()
+        _patiently(lambda: self._ingress.record_batch(new, draft.jobs))
+        jobs = {
+            job.id: files[index] for job in draft.jobs if (index := job.batch_index) is not None
+        }
+        refused = [(files[refusal.index], refusal.reason) for refusal in new.refusals]
+        return AcceptedBatch(new.id, jobs, refused)
+
+    def batch_status(self, batch_id: UUID) -> JobBatch:
+        """How the batch stands: `status` and `counts`. Raises BatchNotFound."""
+        return _patiently(lambda: self._ingress.batch(batch_id))
+
+    def cancel_batch(self, batch_id: UUID) -> JobBatch:
+        """Ask for the end of every job of the batch; its status tells when all have ended."""
+        return _patiently(lambda: self._ingress.cancel_batch(batch_id))
 
 
 def _patiently(call: Callable[[], T]) -> T:

@@ -130,7 +130,7 @@ class Dispatch:
                     await self._reclaim()
                 if time.monotonic() >= tend_from:
                     await self._tend()
-                    tend_from = time.monotonic() + TICK_S
+                    tend_from = time.monotonic() + self._tick_s
                 await self._office.issue()
                 await self._wake.wait()
             hints.result()

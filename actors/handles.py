@@ -10,9 +10,11 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from actors.batch_submission import SubmittedBatch
 from actors.submission import SubmissionRequest, Submitted
+from restoration.batches import JobBatch, NewBatch
 from restoration.errors import DependencyUnavailable, RestorationError
-from restoration.jobs import AttemptRef, Job
+from restoration.jobs import AttemptRef, Job, NewJob
 
 APP = "comfy-restore"
 INGRESS = "Ingress"
@@ -49,6 +51,28 @@ class IngressHandle:
     def submit(self, request: SubmissionRequest) -> Submitted:
         submitted: Submitted = _answer(self._handle.submit.remote(request))
         return submitted
+
+    def check(self, request: SubmissionRequest) -> None:
+        """Raises InvalidRequest and its kin for what is wrong whatever the picture."""
+        _answer(self._handle.check.remote(request))
+
+    def prepare(self, request: SubmissionRequest, job_id: UUID) -> NewJob:
+        """A job whose picture is checked and stored, for `record_batch`; nothing is recorded."""
+        job: NewJob = _answer(self._handle.prepare.remote(request, job_id))
+        return job
+
+    def record_batch(self, new: NewBatch, jobs: Sequence[NewJob]) -> JobBatch:
+        """Record the batch and all its jobs; it may be called again."""
+        submitted: SubmittedBatch = _answer(self._handle.record_batch.remote(new, jobs))
+        return submitted.batch
+
+    def batch(self, batch_id: UUID) -> JobBatch:
+        batch: JobBatch = _answer(self._handle.batch.remote(batch_id))
+        return batch
+
+    def cancel_batch(self, batch_id: UUID) -> JobBatch:
+        batch: JobBatch = _answer(self._handle.cancel_batch.remote(batch_id))
+        return batch
 
     def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         """Those of the jobs that have ended, as their rows say."""

@@ -10,12 +10,12 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID, uuid4
 
 import structlog
 
-from actors.pictures import Picture, examine
+from actors.pictures import examine
 from persistence.blobs import input_key
 from restoration.errors import (
     DependencyUnavailable,
@@ -26,7 +26,6 @@ from restoration.errors import (
 )
 from restoration.images import UploadLimits, check_result
 from restoration.jobs import (
-    Artifact,
     Job,
     JobStatus,
     NewJob,
@@ -83,15 +82,18 @@ class Order:
     run_limit_s: float | None = None
     webhook_url: str | None = None
 
-    def digest(self, image: bytes) -> str:
-        """sha256, in hex, that two requests share only when they ask for the same."""
+    def digest(self, subject: bytes) -> str:
+        """sha256, in hex, that two requests share only when they ask for the same.
+
+        `subject` is the picture, or whatever stands for the pictures of a batch.
+        """
         asked = [
             *(self.workflow.name, dict(self.params), self.output_format, self.priority),
             *(self.queue_limit_s, self.run_limit_s),
             self.webhook_url,
         ]
         text = json.dumps(asked, sort_keys=True)
-        return hashlib.sha256(text.encode() + b"\0" + image).hexdigest()
+        return hashlib.sha256(text.encode() + b"\0" + subject).hexdigest()
 
 
 class Submission:
@@ -116,23 +118,23 @@ class Submission:
 
         Raises InvalidRequest and its kin, IdempotencyConflict, QueueFull, DependencyUnavailable.
         """
-        _check_names(request)
-        order = self._order(request)
+        order = self.check(request)
         digest = await asyncio.to_thread(order.digest, request.image)
         if earlier := await self._earlier(request, digest):
             return Submitted(earlier, replayed=True)
-        await self._jobs.check_room(request.owner)  # before any work: a full system says so at once
-        picture = await asyncio.to_thread(examine, request.image, self._limits)
-        scale = int(order.params.get("scale", 1))
-        check_result(picture.width, picture.height, scale, order.output_format, self._limits)
-        new = await self._store(request, order, picture, digest)
+        await self.demand_room(request.owner)
+        new = replace(
+            await self.prepare(request, order, uuid4()),
+            idempotency_key=request.idempotency_key,
+            request_digest=digest,
+        )
         try:
             job, created = await self._jobs.insert(new)
         except (IdempotencyConflict, QueueFull):
-            await self._discard(new.input)
+            await self.discard(new)
             raise
         if not created:  # another request with the same key was quicker
-            await self._discard(new.input)
+            await self.discard(new)
         return Submitted(job, replayed=not created)
 
     async def retry(self, job_id: UUID, owner: str | None = None) -> Submitted:
@@ -172,7 +174,9 @@ class Submission:
             webhook_url=source.webhook_url,
         )
 
-    def _order(self, request: SubmissionRequest) -> Order:
+    def check(self, request: SubmissionRequest) -> Order:
+        """All that can be said without the picture. Raises InvalidRequest and its kin."""
+        _check_names(request)
         workflow = self._catalog.find(request.workflow)
         output = workflow.manifest.output
         output_format = request.output_format or output.default_format
@@ -204,10 +208,18 @@ class Submission:
             )
         return found
 
-    async def _store(
-        self, request: SubmissionRequest, order: Order, picture: Picture, digest: str
-    ) -> NewJob:
-        job_id = uuid4()
+    async def demand_room(self, owner: str) -> None:
+        """Before any work, so that a full system says so at once. Raises QueueFull."""
+        await self._jobs.check_room(owner)
+
+    async def prepare(self, request: SubmissionRequest, order: Order, job_id: UUID) -> NewJob:
+        """Examine the picture and store it; what comes back is ready to be recorded.
+
+        Raises InvalidRequest and its kin for a picture that cannot be used.
+        """
+        picture = await asyncio.to_thread(examine, request.image, self._limits)
+        scale = int(order.params.get("scale", 1))
+        check_result(picture.width, picture.height, scale, order.output_format, self._limits)
         key = input_key(job_id, picture.type)
         return NewJob(
             id=job_id,
@@ -219,18 +231,18 @@ class Submission:
             priority=order.priority,
             input=await self._blobs.put(key, request.image, picture.type.value),
             max_attempts=order.workflow.manifest.max_attempts,
-            idempotency_key=request.idempotency_key,
-            request_digest=digest,
             queue_limit_s=order.queue_limit_s or order.workflow.manifest.queue_limit_s,
             run_limit_s=order.run_limit_s,
             webhook_url=order.webhook_url,
         )
 
-    async def _discard(self, unused: Artifact) -> None:
+    async def discard(self, prepared: NewJob) -> None:
+        """Remove the input of a job that will not be recorded."""
+        key = prepared.input.key
         try:
-            await self._blobs.delete(unused.key)
+            await self._blobs.delete(key)
         except DependencyUnavailable as error:  # no reason to keep the answer from the caller
-            log.warning("object_orphaned", key=unused.key, reason=error.message)
+            log.warning("object_orphaned", key=key, reason=error.message)
 
 
 def _shorter(name: str, asked_s: float | None, limit_s: float) -> float | None:

@@ -14,6 +14,7 @@ from functools import partial
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    and_,
     delete,
     exists,
     func,
@@ -24,7 +25,7 @@ from sqlalchemy import (
 
 from persistence.blobs import job_of
 from persistence.database import Database
-from persistence.tables import OWNED, deliveries, jobs
+from persistence.tables import OWNED, batches, deliveries, jobs
 from restoration.webhooks import DeliveryStatus
 
 
@@ -134,7 +135,15 @@ def _delete_rows(kept_s: float, limit: int, connection: Connection) -> int:
         .cte("chosen")
     )
     statement = delete(jobs).where(jobs.c.id.in_(select(chosen.c.id)))
-    return connection.execute(statement).rowcount
+    deleted = connection.execute(statement).rowcount
+    connection.execute(delete(batches).where(_emptied_before(kept_s)))
+    return deleted
+
+
+def _emptied_before(kept_s: float) -> ColumnElement[bool]:
+    """Batches of whose jobs none is left; one that never had any goes by its age."""
+    old = batches.c.created_at < func.now() - timedelta(seconds=kept_s)
+    return and_(old, ~exists().where(jobs.c.batch_id == batches.c.id))
 
 
 def _wanted_outputs(keys: Collection[str], connection: Connection) -> set[str]:

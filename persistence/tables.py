@@ -134,6 +134,8 @@ jobs = Table(
     # from then on nobody may count on the object
     Column("input_expired_at", DateTime(timezone=True)),
     Column("output_expired_at", DateTime(timezone=True)),
+    Column("batch_id", Uuid, ForeignKey("batches.id")),
+    Column("batch_index", Integer),
     _one_of("status", JobStatus),
     _one_of("output_format", OutputFormat),
     _present_in(OWNED, "lease_until"),
@@ -192,6 +194,14 @@ jobs = Table(
     ),
     Index("jobs_rows_left", "finished_at", postgresql_where=text("input_expired_at IS NOT NULL")),
     Index("jobs_input", "input_key", postgresql_where=text("input_expired_at IS NULL")),
+    CheckConstraint("num_nulls(batch_id, batch_index) IN (0, 2)", name="jobs_batch_whole"),
+    Index(
+        "jobs_batch",
+        "batch_id",
+        "batch_index",
+        unique=True,
+        postgresql_where=text("batch_id IS NOT NULL"),
+    ),
 )
 
 # The outbox of webhooks: one row for each job that has ended and asked for one.
@@ -230,6 +240,31 @@ turns = Table(
     postgresql_with={"fillfactor": 50},
 )
 
+# What a batch was given; how it stands is in its jobs alone.
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("size", Integer, nullable=False),
+    # one for each photo, and [{"index": ..., "code": ..., "message": ...}] for those without a job
+    Column("names", JSON, nullable=False),
+    Column("refusals", JSON, nullable=False),
+    Column("idempotency_key", Text),
+    Column("request_digest", Text),
+    CheckConstraint("size > 0 AND json_array_length(names) = size", name="batches_names_whole"),
+    CheckConstraint("json_array_length(refusals) <= size", name="batches_refusals_bounded"),
+    Index(
+        "batches_idempotency",
+        "owner",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+    Index("batches_listing", "owner", text("created_at DESC"), text("id DESC")),
+)
+
 
 def artifact_columns(prefix: str, artifact: Artifact) -> dict[str, Any]:
     """`artifact` as the values of the four columns whose names begin with `prefix`."""
@@ -264,6 +299,8 @@ def new_row(job: NewJob) -> dict[str, Any]:
         "run_limit_s": job.run_limit_s,
         "retry_of": job.retry_of,
         "webhook_url": job.webhook_url,
+        "batch_id": job.batch_id,
+        "batch_index": job.batch_index,
     }
 
 
@@ -299,6 +336,8 @@ def to_job(row: RowMapping) -> Job:
         webhook_url=row["webhook_url"],
         input_expired_at=row["input_expired_at"],
         output_expired_at=row["output_expired_at"],
+        batch_id=row["batch_id"],
+        batch_index=row["batch_index"],
     )
 
 

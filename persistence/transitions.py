@@ -159,7 +159,11 @@ def request_cancel(job_id: UUID, owner: str | None, connection: Connection) -> J
     row = connection.execute(query).mappings().first()
     if row is None:
         raise job_not_found(job_id)
-    job = to_job(row)
+    return cancel(to_job(row), connection)
+
+
+def cancel(job: Job, connection: Connection) -> Job:
+    """Cancel a job whose row is locked, as the port's `request_cancel` says."""
     match job.status:
         case JobStatus.QUEUED:
             return _move(connection, job.ref, {job.status}, JobStatus.CANCELLED)

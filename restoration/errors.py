@@ -8,12 +8,14 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     │   ├── UnsupportedImage          unsupported_image     not JPEG, PNG, WebP, TIFF or BMP
     │   ├── BrokenImage               broken_image          the right type, but it does not decode
     │   ├── ImageTooLarge             image_too_large       more bytes or pixels than allowed
+    │   ├── BatchTooLarge             batch_too_large       more bytes or photos than allowed
     │   ├── InvalidParameters         invalid_parameters    details["problems"] names each
     │   ├── UnknownWorkflow           unknown_workflow
     │   └── InvalidWebhook            invalid_webhook       no webhook can be sent there, or at all
     ├── Unauthenticated               unauthenticated
     ├── Forbidden                     forbidden             the token lacks a scope
     ├── JobNotFound                   job_not_found         missing, or somebody else's
+    ├── BatchNotFound                 batch_not_found       missing, or somebody else's
     ├── Conflict
     │   ├── IdempotencyConflict       idempotency_conflict  the key was used for another request
     │   ├── ResultNotReady            result_not_ready
@@ -86,6 +88,10 @@ class ImageTooLarge(InvalidRequest):
     code = "image_too_large"
 
 
+class BatchTooLarge(InvalidRequest):
+    code = "batch_too_large"
+
+
 class InvalidParameters(InvalidRequest):
     code = "invalid_parameters"
 
@@ -108,6 +114,10 @@ class Forbidden(RestorationError):
 
 class JobNotFound(RestorationError):
     code = "job_not_found"
+
+
+class BatchNotFound(RestorationError):
+    code = "batch_not_found"
 
 
 class Conflict(RestorationError):

@@ -152,6 +152,9 @@ class NewJob:
     run_limit_s: float | None = None  # None: the workflow's
     retry_of: UUID | None = None
     webhook_url: str | None = None
+    # the batch it came in, and its place there
+    batch_id: UUID | None = None
+    batch_index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,8 @@ class Job:
     # from then on the bytes may be gone
     input_expired_at: datetime | None = None
     output_expired_at: datetime | None = None
+    batch_id: UUID | None = None
+    batch_index: int | None = None
 
     @property
     def ref(self) -> AttemptRef:

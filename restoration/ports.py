@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+from restoration.batches import BatchItem, BatchPage, JobBatch, NewBatch
 from restoration.events import JobEvent
 from restoration.jobs import (
     Artifact,
@@ -122,6 +123,32 @@ class JobStore(Protocol):
         """
 
     async def ping(self) -> None: ...
+
+
+class BatchStore(Protocol):
+    """The truth about batches; their jobs are in the JobStore. BatchNotFound as JobNotFound."""
+
+    async def insert(self, batch: NewBatch, jobs: Sequence[NewJob]) -> tuple[JobBatch, bool]:
+        """Record the batch and all its jobs, or nothing: (batch, True). Each job names the batch.
+
+        With an idempotency key that its owner has used already: (the earlier batch, False), or
+        IdempotencyConflict when the request digests differ.
+        """
+
+    async def find_by_key(self, owner: str, idempotency_key: str) -> JobBatch | None: ...
+
+    async def get(self, batch_id: UUID, owner: str | None = None) -> JobBatch: ...
+
+    async def list(self, owner: str, cursor: str | None = None, limit: int = 50) -> BatchPage:
+        """Newest first. Raises InvalidRequest for a foreign cursor."""
+
+    async def items(
+        self, batch_id: UUID, owner: str | None = None, first: int = 0, limit: int = 1000
+    ) -> Sequence[BatchItem]:
+        """Up to `limit` photos, by index, from the one at index `first`."""
+
+    async def request_cancel(self, batch_id: UUID, owner: str | None = None) -> JobBatch:
+        """`JobStore.request_cancel` for each job of the batch; idempotent."""
 
 
 class BlobStore(Protocol):

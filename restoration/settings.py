@@ -100,6 +100,7 @@ class Settings(NodeSettings):
 
     # What may come in, and how long a link to a result is good
     upload_max_bytes: int = Field(50 * MEBIBYTE, alias="UPLOAD_MAX_BYTES", gt=0)
+    batch_max_bytes: int = Field(1024 * MEBIBYTE, alias="BATCH_MAX_BYTES", gt=0)
     upload_max_pixels: int = Field(16_000_000, alias="UPLOAD_MAX_PIXELS", gt=0)
     result_max_pixels: int = Field(100_000_000, alias="RESULT_MAX_PIXELS", gt=0)
     result_url_lifetime_s: int = Field(3600, alias="RESULT_URL_LIFETIME_S", gt=0)

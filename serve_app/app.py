@@ -14,10 +14,12 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
+from restoration.errors import BatchTooLarge, ImageTooLarge
 from serve_app.errors import install_error_handlers
-from serve_app.middleware import REQUEST_ID, BodyLimit, RequestContext
+from serve_app.middleware import REQUEST_ID, BodyLimit, Limit, RequestContext
 from serve_app.openapi import install_openapi
-from serve_app.routes import events, health, restorations, workflows
+from serve_app.routes import batches, events, health, restorations, workflows
+from serve_app.routes.batch_form import BATCH_OVERHEAD_BYTES
 from serve_app.routes.forms import FORM_OVERHEAD_BYTES
 from serve_app.routes.uploads import UploadSlots
 from serve_app.services import Services
@@ -48,7 +50,7 @@ def build_asgi_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.uploads = UploadSlots(services.settings.max_uploads_in_flight)
-    for module in (restorations, events, workflows, health):
+    for module in (restorations, events, batches, workflows, health):
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)
@@ -59,7 +61,11 @@ def build_asgi_app(services: Services) -> FastAPI:
 def _install_middleware(app: FastAPI, services: Services) -> None:
     """From the inside out."""
     settings = services.settings
-    app.add_middleware(BodyLimit, max_bytes=settings.upload_max_bytes + FORM_OVERHEAD_BYTES)
+    app.add_middleware(
+        BodyLimit,
+        limit=Limit(settings.upload_max_bytes + FORM_OVERHEAD_BYTES, ImageTooLarge),
+        paths={batches.PATH: Limit(settings.batch_max_bytes + BATCH_OVERHEAD_BYTES, BatchTooLarge)},
+    )
     app.add_middleware(RequestContext)
     if settings.cors_origins:
         app.add_middleware(

@@ -5,10 +5,8 @@ Errors are one line on standard error. Exit status: 0 done, 1 it failed, 2 wrong
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,22 +14,31 @@ from typing import Annotated
 from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from comfy_pool.provision import Source, Variant
 from comfy_pool.slots import port_is_free
 from restoration.errors import RestorationError, SetupError
 from restoration.jobs import JobStatus, OutputFormat
 from restoration.settings import load_node_settings, load_settings
-from serve_app.client import ApiError, RestorationClient
-from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
+from serve_app.cli_batches import batch_app
+from serve_app.cli_shared import (
+    ParamOption,
+    ServerOption,
+    TokenOption,
+    WorkflowOption,
+    complain,
+    err,
+    local_stack,
+    local_token,
+    open_client,
+    out,
+    parse_parameter,
+    state_dir,
+)
+from serve_app.client import ApiError
 from serve_app.stack_record import (
     StackOptions,
-    StackRecord,
     demand_down,
-    find_stack,
-    issuer_folder,
     start_detached,
     stop_stack,
     webhook_secret,
@@ -46,11 +53,7 @@ app = typer.Typer(
 )
 engine_app = typer.Typer(help="The engine: ComfyUI and its models.", no_args_is_help=True)
 app.add_typer(engine_app, name="engine")
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-# A service that restarts is back by then; somebody who waits would like to know otherwise.
-PATIENCE_S = 10.0
+app.add_typer(batch_app, name="batch")
 
 _BY_SUFFIX = {
     ".png": OutputFormat.PNG,
@@ -59,22 +62,13 @@ _BY_SUFFIX = {
     ".webp": OutputFormat.WEBP,
 }
 
-ServerOption = Annotated[
-    str | None,
-    typer.Option(envvar="RESTORE_SERVER", help="Address of the service; default: the local stack."),
-]
-TokenOption = Annotated[
-    str | None,
-    typer.Option(envvar="RESTORE_TOKEN", help="Bearer token; default: one of the local issuer."),
-]
-
 
 def main() -> None:
     """The entry point: what goes wrong becomes one line and an exit status."""
     try:
         app()
     except (RestorationError, ApiError, OSError) as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -87,13 +81,13 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP API.")] = 8000,
 ) -> None:
     """Start the local stack: services (unless their URLs are set), Ray and the application."""
-    demand_down(_state_dir())
+    demand_down(state_dir())
     if not port_is_free(port):
         raise SetupError(f"port {port} of this machine is in use; choose another with --port")
     options = StackOptions(workers, port)
     if detach:
         with steps(err) as step:
-            record = start_detached(_state_dir(), options, step)
+            record = start_detached(state_dir(), options, step)
         welcome(out, record)
         return
     from serve_app.stack import run_stack  # takes seconds: Ray, Postgres, S3
@@ -108,7 +102,7 @@ def up(
 def down() -> None:
     """Stop the local stack. Jobs that wait go on with the next `restore up`."""
     with err.status("stopping"):
-        stopped = stop_stack(_state_dir())
+        stopped = stop_stack(state_dir())
     err.print("stopped" if stopped else "nothing was running")
 
 
@@ -116,10 +110,8 @@ def down() -> None:
 def run(
     photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")],
-    workflow: Annotated[str, typer.Option(help="See `GET /api/v1/workflows`.")] = "restore",
-    param: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter; repeatable.")
-    ] = None,
+    workflow: WorkflowOption = "restore",
+    param: ParamOption = None,
     output_format: Annotated[
         OutputFormat | None, typer.Option("--format", help="Default: by OUTPUT's suffix, or png.")
     ] = None,
@@ -130,8 +122,8 @@ def run(
     chosen = output_format or _format_of(output)
     if not output.parent.is_dir():
         raise SetupError(f"there is no folder {output.parent} for the result")
-    params = dict(_parameter(text) for text in param or [])
-    with _client(server, token) as client:
+    params = dict(parse_parameter(text) for text in param or [])
+    with open_client(server, token) as client:
         job = client.submit(photo, workflow=workflow, params=params, output_format=chosen)
         try:
             ended = follow(err, client, job)
@@ -140,7 +132,7 @@ def run(
             raise
         if ended.status is not JobStatus.SUCCEEDED:
             reason = ended.failure.message if ended.failure else "it was cancelled"
-            _complain(f"job {job.id} {ended.status}: {reason}")
+            complain(f"job {job.id} {ended.status}: {reason}")
             raise typer.Exit(1)
         client.download(job.id, output)
     err.print(f"restored to {output}")
@@ -156,21 +148,21 @@ def jobs(
 ) -> None:
     """List jobs, newest first."""
     statuses = [*(status or []), *([JobStatus.FAILED] if failed else [])]
-    with _client(server, token) as client:
+    with open_client(server, token) as client:
         out.print(jobs_table(islice(client.list(*statuses, limit=limit), limit)))
 
 
 @app.command()
 def show(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
     """Show all about a job, as JSON."""
-    with _client(server, token) as client:
+    with open_client(server, token) as client:
         out.print_json(client.get(job_id).model_dump_json(by_alias=True))
 
 
 @app.command()
 def cancel(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
     """Cancel a job; waits for the outcome, and fails if the job finished first."""
-    with _client(server, token) as client:
+    with open_client(server, token) as client:
         client.cancel(job_id)
         ended = client.wait(job_id)
     err.print(f"job {ended.id} {ended.status}")
@@ -181,7 +173,7 @@ def cancel(job_id: UUID, server: ServerOption = None, token: TokenOption = None)
 @app.command()
 def retry(job_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
     """Send a job that failed or was cancelled again; prints the new job's id."""
-    with _client(server, token) as client:
+    with open_client(server, token) as client:
         out.print(str(client.retry(job_id).id))
 
 
@@ -192,14 +184,14 @@ def token(
     lifetime_s: Annotated[int, typer.Option(min=1, help="Seconds.")] = 3600,
 ) -> None:
     """Print a token of the local stack's own issuer."""
-    sys.stdout.write(_local_token(_local_stack(), sub, scope or [], lifetime_s) + "\n")
+    sys.stdout.write(local_token(local_stack(), sub, scope or [], lifetime_s) + "\n")
 
 
 @app.command("webhook-secret")
 def show_webhook_secret() -> None:
     """Print the secret with which the local stack signs webhooks, for receivers to verify them."""
-    _local_stack()
-    sys.stdout.write(webhook_secret(_state_dir()) + "\n")
+    local_stack()
+    sys.stdout.write(webhook_secret(state_dir()) + "\n")
 
 
 @app.command()
@@ -248,37 +240,6 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _complain(message: str) -> None:
-    err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
-
-
-def _state_dir() -> Path:
-    return load_node_settings(os.environ).state_dir
-
-
-def _client(server: str | None, token: str | None) -> RestorationClient:
-    """Of the local stack, and with a token of its issuer, unless told otherwise."""
-    if server and token:
-        return RestorationClient(server, token, patience_s=PATIENCE_S)
-    stack = _local_stack()
-    url, token = server or stack.url, token or _local_token(stack, "local", [])
-    return RestorationClient(url, token, patience_s=PATIENCE_S)
-
-
-def _local_stack() -> StackRecord:
-    stack = find_stack(_state_dir())
-    if stack is None:
-        raise SetupError("no local stack is running: `restore up`, or give --server and --token")
-    return stack
-
-
-def _local_token(stack: StackRecord, sub: str, scopes: list[str], lifetime_s: int = 3600) -> str:
-    if stack.issuer is None:
-        raise SetupError("tokens come from the configured issuer; the local one is off")
-    keys = issuer_folder(_state_dir())
-    return mint_token(keys, stack.issuer, LOCAL_AUDIENCE, sub, scopes, lifetime_s)
-
-
 def _format_of(output: Path) -> OutputFormat:
     if not output.suffix:
         return OutputFormat.PNG
@@ -287,16 +248,6 @@ def _format_of(output: Path) -> OutputFormat:
         reason = f"{output.suffix} is none of {endings}; name one of these, or give --format"
         raise typer.BadParameter(reason, param_hint="--output")
     return known
-
-
-def _parameter(text: str) -> tuple[str, object]:
-    """`scale=2` → ("scale", 2): the value is JSON if it reads as JSON, a text otherwise."""
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
-    with suppress(ValueError):
-        return name, json.loads(value)
-    return name, value
 
 
 if __name__ == "__main__":

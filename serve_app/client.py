@@ -14,18 +14,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from uuid import UUID, uuid4
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from restoration.events import JobEvent, Progressed, StateChanged, from_json, is_last
 from restoration.jobs import JobStatus, OutputFormat, Priority
-from serve_app.schemas import Problem, Restoration, RestorationPage, WorkflowList, WorkflowView
+from serve_app.client_answers import ApiError, error_of, parse
+from serve_app.client_batches import BatchCalls
+from serve_app.schemas import Restoration, RestorationPage, WorkflowList, WorkflowView
 from serve_app.sse import MEDIA_TYPE, Decoder
 
-_Model = TypeVar("_Model", bound=BaseModel)
+__all__ = ["API", "ApiError", "RestorationClient"]
 
 API = "/api/v1/restorations"
 POLL_S = 1.0
@@ -37,26 +39,7 @@ _SILENCE_S = 45.0
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
-class ApiError(Exception):
-    """What the service answered instead of a result.
-
-    `code` is stable: the service's own, or `unreachable` (status 0) when there was no answer,
-    `bad_answer` for one that is not the service's, `corrupt_download`.
-    """
-
-    def __init__(self, code: str, status: int, message: str, request_id: str = "") -> None:
-        super().__init__(code, status, message, request_id)
-        self.code = code
-        self.status = status
-        self.message = message
-        self.request_id = request_id
-
-    def __str__(self) -> str:
-        quoted = f" (request {self.request_id})" if self.request_id else ""
-        return f"{self.message} [{self.code}]{quoted}"
-
-
-class RestorationClient:
+class RestorationClient(BatchCalls):
     """Talks to one service in one token's name. Close it, or use it as a context manager."""
 
     def __init__(self, base_url: str, token: str, *, patience_s: float = 30.0) -> None:
@@ -116,29 +99,29 @@ class RestorationClient:
             },
             headers={"Idempotency-Key": idempotency_key or str(uuid4())},
         )
-        return _parse(Restoration, answer)
+        return parse(Restoration, answer)
 
     def get(self, job_id: UUID | str) -> Restoration:
-        return _parse(Restoration, self._call("GET", f"{API}/{job_id}"))
+        return parse(Restoration, self._call("GET", f"{API}/{job_id}"))
 
     def list(self, *statuses: JobStatus, limit: int = 50) -> Iterator[Restoration]:
         """Every job, newest first, fetched in pages of `limit` as they are asked for."""
         query = {"limit": limit, "status": [status.value for status in statuses]}
-        page = _parse(RestorationPage, self._call("GET", API, params=query))
+        page = parse(RestorationPage, self._call("GET", API, params=query))
         yield from page.restorations
         while page.next is not None:
-            page = _parse(RestorationPage, self._call("GET", page.next))
+            page = parse(RestorationPage, self._call("GET", page.next))
             yield from page.restorations
 
     def cancel(self, job_id: UUID | str) -> Restoration:
-        return _parse(Restoration, self._call("POST", f"{API}/{job_id}/cancel"))
+        return parse(Restoration, self._call("POST", f"{API}/{job_id}/cancel"))
 
     def retry(self, job_id: UUID | str) -> Restoration:
         """Send a job that failed or was cancelled again; returns the new job."""
-        return _parse(Restoration, self._call("POST", f"{API}/{job_id}/retry"))
+        return parse(Restoration, self._call("POST", f"{API}/{job_id}/retry"))
 
     def workflows(self) -> tuple[WorkflowView, ...]:
-        return _parse(WorkflowList, self._call("GET", "/api/v1/workflows")).workflows
+        return parse(WorkflowList, self._call("GET", "/api/v1/workflows")).workflows
 
     def wait(self, job_id: UUID | str) -> Restoration:
         """The job when it has ended."""
@@ -156,10 +139,11 @@ class RestorationClient:
         while True:
             decoder = Decoder(decoder.last_id)
             with suppress(httpx.TransportError, ApiError):  # asking for the job tells which it is
-                for event in self._stream(job_id, decoder):
-                    yield event
-                    if is_last(event):
-                        return
+                for text in self._stream(f"{API}/{job_id}/events", decoder):
+                    for event in _known(text):
+                        yield event
+                        if is_last(event):
+                            return
             job = self.get(job_id)
             yield StateChanged(job.status, job.attempt)
             if job.status.is_final:
@@ -185,19 +169,19 @@ class RestorationClient:
             draft.unlink(missing_ok=True)
         return job
 
-    def _stream(self, job_id: UUID | str, decoder: Decoder) -> Iterator[JobEvent]:
+    def _stream(self, path: str, decoder: Decoder) -> Iterator[str]:
+        """The data of each event until the stream ends, or breaks."""
         headers = {"Accept": MEDIA_TYPE}
         if decoder.last_id is not None:
             headers["Last-Event-ID"] = decoder.last_id
         timeout = httpx.Timeout(_SILENCE_S, connect=5.0)
-        path = f"{API}/{job_id}/events"
         with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
             if answer.is_error:
                 answer.read()
-                raise _error(answer)
+                raise error_of(answer)
             for text in answer.iter_text():
                 for event in decoder.feed(text):
-                    yield from _known(event.data)
+                    yield event.data
 
     def _fetch(self, url: str) -> httpx.Response:
         """Get what a signed URL names, without the token: it is not for the store to see."""
@@ -221,7 +205,7 @@ class RestorationClient:
             else:
                 if not answer.is_error:
                     return answer
-                trouble = _error(answer)
+                trouble = error_of(answer)
                 if answer.status_code not in _TRY_AGAIN:
                     raise trouble
                 delay_s = max(delay_s, _asked_delay_s(answer))
@@ -238,23 +222,6 @@ def _read(photo: Path | bytes) -> tuple[str, bytes]:
 def _asked_delay_s(answer: httpx.Response) -> float:
     asked = answer.headers.get("retry-after", "")
     return float(asked) if asked.isdecimal() else 0  # a date is not what this service sends
-
-
-def _error(answer: httpx.Response) -> ApiError:
-    try:
-        problem = Problem.model_validate_json(answer.content)
-    except ValidationError:
-        message = f"HTTP {answer.status_code} {answer.reason_phrase}, and not from the service"
-        return ApiError("bad_answer", answer.status_code, message)
-    return ApiError(problem.code, problem.status, problem.detail, problem.request_id)
-
-
-def _parse(model: type[_Model], answer: httpx.Response) -> _Model:
-    try:
-        return model.model_validate_json(answer.content)
-    except ValidationError:
-        message = f"{answer.url} answered something else than a {model.__name__}"
-        raise ApiError("bad_answer", answer.status_code, message) from None
 
 
 def _known(data: str) -> Iterator[JobEvent]:

@@ -21,14 +21,16 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from actors.aftercare import Aftercare
+from actors.batch_submission import SubmittedBatch
 from actors.dispatcher import Dispatcher
 from actors.gpu_worker import GpuWorker
 from actors.handles import APP
 from actors.logs import configure_logging
 from actors.status_actor import NAMESPACE
 from actors.submission import SubmissionRequest, Submitted
+from restoration.batches import JobBatch, NewBatch
 from restoration.errors import DependencyUnavailable
-from restoration.jobs import Job
+from restoration.jobs import Job, NewJob
 from restoration.settings import load_settings
 from serve_app.app import build_asgi_app
 from serve_app.services import open_services
@@ -67,6 +69,24 @@ class Ingress:
 
     async def submit(self, request: SubmissionRequest) -> Submitted:
         return await self._services.submission.submit(request)
+
+    async def check(self, request: SubmissionRequest) -> None:
+        """All that can be said without the picture. Raises InvalidRequest and its kin."""
+        self._services.submission.check(request)
+
+    async def prepare(self, request: SubmissionRequest, job_id: UUID) -> NewJob:
+        """A job whose picture is checked and stored, for `record_batch`; nothing is recorded."""
+        submission = self._services.submission
+        return await submission.prepare(request, submission.check(request), job_id)
+
+    async def record_batch(self, new: NewBatch, jobs: Sequence[NewJob]) -> SubmittedBatch:
+        return await self._services.batch_submission.record(new, jobs)
+
+    async def batch(self, batch_id: UUID) -> JobBatch:
+        return await self._services.batches.get(batch_id)
+
+    async def cancel_batch(self, batch_id: UUID) -> JobBatch:
+        return await self._services.batches.request_cancel(batch_id)
 
     async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         return await self._services.jobs.ended(job_ids)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from uuid import uuid4
 
 import structlog
@@ -15,7 +17,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from restoration.errors import ImageTooLarge
+from restoration.errors import InvalidRequest
 from serve_app.errors import internal_error_response
 
 log = structlog.get_logger(__name__)
@@ -79,41 +81,52 @@ def _request_id(headers: Headers) -> str:
     return offered if _SANE_REQUEST_ID.fullmatch(offered) else uuid4().hex
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The bytes that a request's body may have, and the error that one beyond them is."""
+
+    max_bytes: int
+    error: type[InvalidRequest]
+
+    def exceeded(self) -> InvalidRequest:
+        return self.error(
+            f"the request is larger than {self.max_bytes} bytes; send less at a time",
+            max_bytes=self.max_bytes,
+        )
+
+
 class BodyLimit:
-    """Refuses a body above `max_bytes` while it is read, so that it is never held in full.
+    """Refuses a body above the limit while it is read, so that it is never held in full.
 
     What arrives is counted; Content-Length only lets a refusal come sooner. A request that is
-    answered without reading its body costs nothing and needs no limit.
+    answered without reading its body costs nothing and needs no limit. The paths in `paths` have
+    limits of their own.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, limit: Limit, paths: Mapping[str, Limit]) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._limit = limit
+        self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        limit = self._paths.get(scope["path"], self._limit)
         declared = Headers(scope=scope).get("content-length", "")
         received = 0
 
         async def receive_within_limit() -> Message:
             nonlocal received
-            if declared.isdecimal() and int(declared) > self._max_bytes:
-                raise self._too_large()
+            if declared.isdecimal() and int(declared) > limit.max_bytes:
+                raise limit.exceeded()
             message = await receive()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
-                if received > self._max_bytes:
-                    raise self._too_large()
+                if received > limit.max_bytes:
+                    raise limit.exceeded()
             return message
 
         await self._app(scope, receive_within_limit, send)
-
-    def _too_large(self) -> ImageTooLarge:
-        return ImageTooLarge(
-            f"the request is larger than {self._max_bytes} bytes; send a smaller image",
-            max_bytes=self._max_bytes,
-        )
 
 
 class ServeEdge:

@@ -39,12 +39,22 @@ def header(description: str) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string"}}
 
 
-def multipart_form(files: Mapping[str, str], fields: dict[str, Any]) -> dict[str, Any]:
-    """A request body of required files (name -> description) and the fields of a JSON Schema."""
-    parts = {
+def multipart_form(
+    files: Mapping[str, str], fields: dict[str, Any], max_files: int | None = None
+) -> dict[str, Any]:
+    """A request body of required files (name -> description) and the fields of a JSON Schema.
+
+    With `max_files`, each name stands for one to so many files.
+    """
+    parts: dict[str, dict[str, Any]] = {
         name: {"type": "string", "contentMediaType": _BINARY, "description": text}
         for name, text in files.items()
     }
+    if max_files is not None:
+        parts = {
+            name: {"type": "array", "minItems": 1, "maxItems": max_files, "items": part}
+            for name, part in parts.items()
+        }
     schema = {
         "type": "object",
         "required": list(files),

@@ -6,17 +6,20 @@ Nothing here knows FastAPI. What is internal (S3 keys, workers, leases) never ge
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from restoration.batches import BatchItem, BatchStatus, JobBatch
 from restoration.events import JobEvent, Progressed
 from restoration.jobs import (
     Artifact,
     AttemptOutcome,
     AttemptRecord,
+    Failure,
     Job,
     JobStatus,
     OutputFormat,
@@ -92,6 +95,7 @@ class Restoration(_View):
     params: Mapping[str, ParamValue] = Field(description="every parameter, defaults filled in")
     output_format: OutputFormat
     priority: Priority
+    batch_id: UUID | None = Field(description="the batch that the photo came in")
     attempt: int = Field(description="how many times the job was started")
     created_at: datetime
     started_at: datetime | None
@@ -119,6 +123,77 @@ class RestorationPage(_View):
     """Newest first."""
 
     restorations: tuple[Restoration, ...]
+    next: str | None = Field(description="path of the next page; null on the last")
+
+
+class BatchCountsView(_View):
+    """How many of the batch's photos are where; together they are its size."""
+
+    queued: int
+    running: int
+    cancelling: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    refused: int = Field(description="photos that could not be used, and so have no job")
+    expired: int = Field(description="jobs that ended so long ago that they are forgotten")
+
+
+class BatchLinks(_View):
+    """Where to go on, as paths on this host."""
+
+    self_: str = Field(alias="self")
+    items: str
+    events: str
+    cancel: str
+
+
+class BatchProgress(_View):
+    """How a batch stands; also what its event stream carries."""
+
+    status: BatchStatus = Field(
+        description="`running` until every job has ended; then `cancelled` if any job was, "
+        "`succeeded` if every photo is restored, `failed` if none is, else `partly_failed`"
+    )
+    counts: BatchCountsView
+
+
+class BatchView(BatchProgress):
+    """Photos that were submitted as one."""
+
+    id: UUID
+    size: int
+    created_at: datetime
+    links: BatchLinks
+
+
+class BatchItemView(_View):
+    """One photo of a batch: a job, or the reason why there is none."""
+
+    index: int = Field(description="its place in the submission, from 0")
+    name: str = Field(description="the file's name as it was sent")
+    status: JobStatus | Literal["refused", "expired"]
+    job_id: UUID | None = Field(description="the restoration's id; null when there is none")
+    failure: FailureView | None = Field(description="why the job failed or the photo was refused")
+
+
+class BatchItems(_View):
+    """In the order of submission."""
+
+    items: tuple[BatchItemView, ...]
+    next: str | None = Field(description="path of the next page; null on the last")
+
+
+class SubmittedBatchView(BatchView):
+    """A batch with what became of each of its photos."""
+
+    items: tuple[BatchItemView, ...]
+
+
+class BatchList(_View):
+    """Newest first."""
+
+    batches: tuple[BatchView, ...]
     next: str | None = Field(description="path of the next page; null on the last")
 
 
@@ -182,6 +257,10 @@ def attempt_view(record: AttemptRecord) -> AttemptView:
     )
 
 
+def failure_view(failure: Failure | None) -> FailureView | None:
+    return FailureView(code=failure.code, message=failure.message) if failure else None
+
+
 def progress_view(job: Job, events: Iterable[JobEvent]) -> ProgressView | None:
     """The progress among `events` that belongs to the attempt which runs now."""
     for event in events:
@@ -214,15 +293,14 @@ def restoration(
         params=job.params,
         output_format=job.output_format,
         priority=job.priority,
+        batch_id=job.batch_id,
         attempt=job.attempt,
         created_at=job.created_at,
         started_at=job.started_at,
         finished_at=job.finished_at,
         input=artifact_view(job.input),
         output=artifact_view(job.output) if job.output else None,
-        failure=FailureView(code=job.failure.code, message=job.failure.message)
-        if job.failure
-        else None,
+        failure=failure_view(job.failure),
         timings_s=job.timings_s,
         attempts=tuple(map(attempt_view, job.attempts)),
         queue_deadline_at=job.queue_deadline_at,
@@ -231,4 +309,28 @@ def restoration(
         webhook=webhook,
         output_expired_at=job.output_expired_at,
         links=links,
+    )
+
+
+def batch_progress(batch: JobBatch) -> BatchProgress:
+    return BatchProgress(status=batch.status, counts=BatchCountsView(**asdict(batch.counts)))
+
+
+def batch_view(batch: JobBatch, links: BatchLinks) -> BatchView:
+    return BatchView(
+        **dict(batch_progress(batch)),
+        id=batch.id,
+        size=batch.counts.total,
+        created_at=batch.created_at,
+        links=links,
+    )
+
+
+def batch_item_view(item: BatchItem) -> BatchItemView:
+    return BatchItemView(
+        index=item.index,
+        name=item.name,
+        status=item.status or ("refused" if item.failure else "expired"),
+        job_id=item.job_id,
+        failure=failure_view(item.failure),
     )

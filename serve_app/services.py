@@ -10,14 +10,17 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from actors.batch_submission import BatchSubmission
 from actors.submission import Submission
+from persistence.batches import PostgresBatchStore
 from persistence.blobs import S3BlobStore
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.status import RedisStatusBoard
-from restoration.ports import BlobStore, JobStore, StatusBoard
+from restoration.ports import BatchStore, BlobStore, JobStore, StatusBoard
 from restoration.settings import Settings
 from serve_app.auth import Authenticator, issuer_from
+from serve_app.batch_watch import BATCH_POLL_S, BatchWatcher
 from serve_app.watch import POLL_S, JobWatcher
 from workflows.catalog import Catalog, load_catalog
 
@@ -28,15 +31,25 @@ class Services:
     catalog: Catalog
     submission: Submission
     jobs: JobStore
+    batches: BatchStore
     blobs: BlobStore
     status: StatusBoard
     authenticator: Authenticator
     watch_poll_s: float = POLL_S
+    batch_poll_s: float = BATCH_POLL_S
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property
     def watcher(self) -> JobWatcher:
         return JobWatcher(self.jobs, self.status, self.watch_poll_s)
+
+    @property
+    def batch_submission(self) -> BatchSubmission:
+        return BatchSubmission(self.submission, self.batches)
+
+    @property
+    def batch_watcher(self) -> BatchWatcher:
+        return BatchWatcher(self.batches, self.batch_poll_s)
 
     async def aclose(self) -> None:
         await self.resources.aclose()
@@ -64,6 +77,7 @@ def open_services(settings: Settings) -> Services:
         catalog=catalog,
         submission=Submission(catalog, jobs, blobs, settings.upload_limits, settings.webhook_rules),
         jobs=jobs,
+        batches=PostgresBatchStore(database, settings.queue_policy),
         blobs=blobs,
         status=board,
         authenticator=Authenticator(issuer, http),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from uuid import UUID
 
 from rich.console import Console
 from rich.markup import escape
@@ -11,10 +12,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from comfy_pool.doctor import Finding
+from restoration.batches import BatchCounts
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import JobStatus
 from serve_app.client import RestorationClient
-from serve_app.schemas import Restoration
+from serve_app.schemas import BatchProgress, BatchView, Restoration
 from serve_app.stack_record import StackRecord
 
 
@@ -41,6 +43,24 @@ def follow(console: Console, client: RestorationClient, job: Restoration) -> Res
     show = _bar if console.is_terminal else _lines
     show(console, (view for event in client.events(job.id) for view in _views(event)))
     return client.get(job.id)
+
+
+def follow_batch(console: Console, client: RestorationClient, batch_id: UUID) -> BatchView:
+    """Show how a batch stands until it has ended; returns it as it ended."""
+    show = _bar if console.is_terminal else _lines
+    show(console, map(_standing, client.batch_events(batch_id)))
+    return client.batch(batch_id)
+
+
+def counts_text(batch: BatchProgress) -> str:
+    """`98 succeeded, 2 failed`: every count that is not zero."""
+    counts = batch.counts.model_dump().items()
+    return ", ".join(f"{count} {what}" for what, count in counts if count)
+
+
+def _standing(batch: BatchProgress) -> tuple[str, float | None]:
+    counts = BatchCounts(**batch.counts.model_dump())
+    return counts_text(batch), counts.ended / counts.total
 
 
 def _views(event: JobEvent) -> Iterator[tuple[str, float | None]]:
@@ -80,12 +100,24 @@ def _lines(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
 def jobs_table(jobs: Iterable[Restoration]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("job", no_wrap=True, min_width=36)  # whole, to be copied
-    for name in ("status", "workflow", "created", "took", "failure"):
+    for name in ("status", "workflow", "created", "took"):
         table.add_column(name)
     for job in jobs:
+        # 80 columns have no room for a failure's code but below the id
+        name = f"{job.id}\n  {job.failure.code}" if job.failure else str(job.id)
         created = job.created_at.astimezone().strftime("%m-%d %H:%M")
-        failure = job.failure.code if job.failure else ""
-        table.add_row(str(job.id), job.status, job.workflow, created, _took(job), failure)
+        table.add_row(name, job.status, job.workflow, created, _took(job))
+    return table
+
+
+def batches_table(batches: Iterable[BatchView]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("batch", no_wrap=True, min_width=36)  # whole, to be copied
+    for name in ("status", "photos", "created", "of which"):
+        table.add_column(name)
+    for batch in batches:
+        created = batch.created_at.astimezone().strftime("%m-%d %H:%M")
+        table.add_row(str(batch.id), batch.status, str(batch.size), created, counts_text(batch))
     return table
 
 

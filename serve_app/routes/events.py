@@ -77,18 +77,30 @@ async def follow_restoration(
 ) -> EventStream:
     """Follow a job until its end."""
     job = await services.jobs.get(job_id, caller.sub)
-    return EventStream(_encoded(services.watcher.watch(job, last_event_id)))
+    return EventStream(encoded(_server_events(services.watcher.watch(job, last_event_id))))
 
 
-async def _encoded(events: AsyncGenerator[Seen | None, None]) -> AsyncGenerator[bytes, None]:
+async def _server_events(
+    watch: AsyncGenerator[Seen | None, None],
+) -> AsyncGenerator[sse.ServerEvent | None, None]:
+    async with aclosing(watch):
+        async for seen in watch:
+            if seen is None:
+                yield None
+            else:
+                yield sse.ServerEvent(seen.event.type, to_json(seen.event), seen.id)
+
+
+async def encoded(
+    events: AsyncGenerator[sse.ServerEvent | None, None],
+) -> AsyncGenerator[bytes, None]:
     """The events as bytes, and a comment whenever nothing was sent for HEARTBEAT_S."""
     now = asyncio.get_running_loop().time
     sent_at = now()
     async with aclosing(events):
-        async for seen in events:
-            if seen is not None:
-                event = seen.event
-                yield sse.encode(sse.ServerEvent(event.type, to_json(event), seen.id))
+        async for event in events:
+            if event is not None:
+                yield sse.encode(event)
             elif now() - sent_at >= HEARTBEAT_S:
                 yield sse.encode_comment("alive")
             else:

@@ -6,8 +6,9 @@ take in before asking who it is. So the route reads the form itself, with tight 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,16 +17,19 @@ from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
+from actors.submission import SubmissionRequest
 from restoration.jobs import OutputFormat, Priority
 from serve_app.openapi import multipart_form
 from serve_app.routes.dependencies import authenticated
 from serve_app.routes.uploads import UploadSlot, upload_slot
 
+_Form = TypeVar("_Form", bound=BaseModel)
+
 DEFAULT_WORKFLOW = "restore"
 MAX_FIELD_BYTES = 64 * 1024
 # Part headers, boundaries and the other fields, on top of the image itself.
 FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
-_MAX_FIELDS = 7
+MAX_FIELDS = 7
 
 
 class RestorationForm(BaseModel):
@@ -58,6 +62,20 @@ class RestorationForm(BaseModel):
         None, description="where to POST, once, that the job has ended; https, and a public host"
     )
 
+    def asks(self, owner: str, image: bytes, idempotency_key: str | None) -> SubmissionRequest:
+        return SubmissionRequest(
+            owner=owner,
+            image=image,
+            workflow=self.workflow,
+            params=self.params,
+            output_format=self.output_format,
+            priority=self.priority,
+            idempotency_key=idempotency_key,
+            queue_limit_s=self.queue_limit_s,
+            run_limit_s=self.run_limit_s,
+            webhook_url=self.webhook_url,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SubmittedForm:
@@ -80,15 +98,20 @@ async def submitted_form(
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "send multipart/form-data with the photo in the field 'image'")
     async with request.form(
-        max_files=1, max_fields=_MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+        max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
     ) as form:
         image = form.get("image")
         if not isinstance(image, UploadFile):
-            raise _malformed("image", "send the photo as a file in this field")
+            raise malformed("image", "send the photo as a file in this field")
         fields = _text_fields(form)
         data = await image.read()
+    return SubmittedForm(data, validated(RestorationForm, fields))
+
+
+def validated(kind: type[_Form], fields: Mapping[str, str]) -> _Form:
+    """Raises RequestValidationError."""
     try:
-        return SubmittedForm(data, RestorationForm.model_validate(fields))
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise RequestValidationError(
             [{**item, "loc": ("form", *item["loc"])} for item in error.errors()]
@@ -99,9 +122,9 @@ def _text_fields(form: FormData) -> dict[str, str]:
     items = [(name, value) for name, value in form.multi_items() if name != "image"]
     fields = {name: value for name, value in items if isinstance(value, str)}
     if len(fields) < len(items):
-        raise _malformed("form", "each field must be sent once, and none but 'image' as a file")
+        raise malformed("form", "each field must be sent once, and none but 'image' as a file")
     return fields
 
 
-def _malformed(field: str, message: str) -> RequestValidationError:
+def malformed(field: str, message: str) -> RequestValidationError:
     return RequestValidationError([{"loc": ("form", field), "msg": message, "type": "form"}])

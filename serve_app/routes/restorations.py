@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from actors.submission import MAX_NAME_CHARS, SubmissionRequest
+from actors.submission import MAX_NAME_CHARS
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -115,18 +115,7 @@ async def submit_restoration(
 ) -> Response:
     """Submit a photo to be restored."""
     submitted = await services.submission.submit(
-        SubmissionRequest(
-            owner=caller.sub,
-            image=form.image,
-            workflow=form.fields.workflow,
-            params=form.fields.params,
-            output_format=form.fields.output_format,
-            priority=form.fields.priority,
-            idempotency_key=idempotency_key,
-            queue_limit_s=form.fields.queue_limit_s,
-            run_limit_s=form.fields.run_limit_s,
-            webhook_url=form.fields.webhook_url,
-        )
+        form.fields.asks(caller.sub, form.image, idempotency_key)
     )
     slot.give_back()  # the upload is stored: who waits for the end waits without it
     job, wait_s = submitted.job, preferred_wait_s(prefer or ())

@@ -10,8 +10,9 @@ from jsonschema import Draft202012Validator
 
 from serve_app.errors import PROBLEM_JSON
 from serve_app.schemas import Problem
-from tests.fakes.site import API, open_site, submission
+from tests.fakes.site import API, open_site, photo, submission
 
+BATCHES = "/api/v1/batches"
 OPEN = {"/healthz", "/readyz"}
 Document = dict[str, Any]
 
@@ -70,6 +71,12 @@ def test_it_describes_every_route(document: Document) -> None:
         ("POST", f"{API}/{{job_id}}/retry"): "retry_restoration",
         ("GET", f"{API}/{{job_id}}/events"): "follow_restoration",
         ("GET", f"{API}/{{job_id}}/result"): "get_result",
+        ("POST", BATCHES): "submit_batch",
+        ("GET", BATCHES): "list_batches",
+        ("GET", f"{BATCHES}/{{batch_id}}"): "get_batch",
+        ("GET", f"{BATCHES}/{{batch_id}}/items"): "list_batch_items",
+        ("POST", f"{BATCHES}/{{batch_id}}/cancel"): "cancel_batch",
+        ("GET", f"{BATCHES}/{{batch_id}}/events"): "follow_batch",
         ("GET", "/api/v1/workflows"): "list_workflows",
         ("GET", "/api/v1/workflows/{name}"): "get_workflow",
         ("GET", "/healthz"): "get_health",
@@ -108,6 +115,11 @@ def test_every_error_is_a_problem(document: Document) -> None:
         (f"{API}/{{job_id}}/retry", "post", "200 202 401 404 409 410 422 429 500 503"),
         (f"{API}/{{job_id}}/events", "get", "200 400 401 404 422 500 503"),
         (f"{API}/{{job_id}}/result", "get", "200 307 401 404 409 410 422 500 503"),
+        (BATCHES, "post", "200 202 400 401 404 409 413 415 422 429 500 503"),
+        (f"{BATCHES}/{{batch_id}}", "get", "200 401 404 422 500 503"),
+        (f"{BATCHES}/{{batch_id}}/items", "get", "200 401 404 422 500 503"),
+        (f"{BATCHES}/{{batch_id}}/cancel", "post", "200 202 401 404 422 500 503"),
+        (f"{BATCHES}/{{batch_id}}/events", "get", "200 401 404 422 500 503"),
         ("/readyz", "get", "200 503"),
     ],
 )
@@ -130,6 +142,23 @@ def test_the_form_and_the_headers_are_described(document: Document) -> None:
     assert {"Idempotent-Replayed", "Preference-Applied"} <= set(post["responses"]["200"]["headers"])
 
 
+def test_the_form_of_a_batch_is_described(document: Document) -> None:
+    """Up to a thousand photos, and the fields of a single one, but for the priority's default."""
+    post = document["paths"][BATCHES]["post"]
+    form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["image"]
+    assert set(form["properties"]) == {
+        *("image", "workflow", "params", "output_format", "priority"),
+        *("queue_limit_s", "run_limit_s", "webhook_url"),
+    }
+    assert form["properties"]["priority"]["default"] == "batch"
+    assert (form["properties"]["image"]["type"], form["properties"]["image"]["maxItems"]) == (
+        "array",
+        1000,
+    )
+    assert "Idempotency-Key" in {parameter["name"] for parameter in post["parameters"]}
+
+
 def test_streams_and_pictures_have_their_types(document: Document) -> None:
     """Events are Server-Sent Events that can be resumed; a result is a picture."""
     events = document["paths"][f"{API}/{{job_id}}/events"]["get"]
@@ -141,17 +170,24 @@ def test_streams_and_pictures_have_their_types(document: Document) -> None:
 
 
 async def test_answers_are_as_described(document: Document) -> None:
-    """A job, a page, a problem and a readiness report satisfy their own published schemas."""
+    """What is answered, of every kind, satisfies its own published schema."""
     async with open_site() as site, site.client() as client:
         job = await client.post(API, **submission())
         page = await client.get(API)
         problem = await client.get(f"{job.headers['location']}/result")
         readiness = await client.get("/readyz")
+        photos = [("image", ("a.png", photo())), ("image", ("b.png", b"?"))]
+        batch = await client.post(BATCHES, files=photos)
+        items = await client.get(batch.json()["links"]["items"])
+        batches = await client.get(BATCHES)
     for name, answer in [
         ("Restoration", job),
         ("RestorationPage", page),
         ("Problem", problem),
         ("Readiness", readiness),
+        ("SubmittedBatchView", batch),
+        ("BatchItems", items),
+        ("BatchList", batches),
     ]:
         schema = {**document, "$ref": f"#/components/schemas/{name}"}
         Draft202012Validator(schema).validate(answer.json())

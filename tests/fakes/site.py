@@ -22,6 +22,7 @@ from serve_app.app import build_asgi_app
 from serve_app.auth import Authenticator, Issuer
 from serve_app.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
 from serve_app.services import Services
+from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore, MemoryStatusBoard
 from workflows.catalog import load_catalog
 
@@ -57,6 +58,7 @@ class Site:
 
     services: Services
     jobs: MemoryJobStore
+    batches: MemoryBatchStore
     blobs: MemoryBlobStore
     board: MemoryStatusBoard
 
@@ -117,6 +119,7 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
     settings, catalog = settings_for_tests(**values), load_catalog()
     jobs = MemoryJobStore(policy=settings.queue_policy)
     blobs, board = MemoryBlobStore(), MemoryStatusBoard()
+    batches = MemoryBatchStore(jobs)
     async with httpx.AsyncClient(transport=httpx.MockTransport(serve_keys)) as http:
         services = Services(
             settings=settings,
@@ -125,11 +128,13 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
                 catalog, jobs, blobs, settings.upload_limits, settings.webhook_rules
             ),
             jobs=jobs,
+            batches=batches,
             blobs=blobs,
             status=board,
             authenticator=Authenticator(
                 Issuer(ISSUER, LOCAL_AUDIENCE, f"{ISSUER}/.well-known/jwks.json"), http
             ),
             watch_poll_s=0.05,
+            batch_poll_s=0.05,
         )
-        yield Site(services, jobs, blobs, board)
+        yield Site(services, jobs, batches, blobs, board)

@@ -101,14 +101,14 @@ class MemoryJobStore:
         rows = [row for row in self.rows.values() if row.created_at > lives_from]
         return next((row for row in rows if (row.owner, row.idempotency_key) == wanted), None)
 
-    async def check_room(self, owner: str) -> None:
+    async def check_room(self, owner: str, more: int = 1) -> None:
         self._check_up()
-        self._check_room(owner)
+        self._check_room(owner, more)
 
-    def _check_room(self, owner: str) -> None:
+    def _check_room(self, owner: str, more: int = 1) -> None:
         waiting = [row for row in self.rows.values() if row.status is JobStatus.QUEUED]
         owned = [row for row in waiting if row.owner == owner]
-        self.policy.check_room(len(waiting) + 1, len(owned) + 1)
+        self.policy.check_room(len(waiting) + more, len(owned) + more)
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
         self._check_up()

@@ -14,9 +14,12 @@ from uuid import UUID, uuid4
 import pytest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typer.testing import CliRunner
 
+from restoration.batches import BatchStatus
 from restoration.events import Progressed, StateChanged
 from restoration.jobs import Artifact, JobStatus, OutputFormat, Priority
+from serve_app.cli import app
 from serve_app.client import ApiError, RestorationClient
 from tests.fakes.live_site import LiveSite, open_live_site
 from tests.fakes.site import photo
@@ -104,6 +107,56 @@ async def test_everything_that_the_api_offers(live: LiveSite, tmp_path: Path) ->
         assert {"restore", "enlarge"} <= {workflow.name for workflow in client.workflows()}
 
     await _call(live, work)
+
+
+async def test_03_failed_jobs_are_listed_and_sent_again_from_a_terminal(live: LiveSite) -> None:
+    """`restore jobs --failed` shows them with their code, `restore retry` prints the new job."""
+    failed = await live.site.start(await live.site.submit())
+    await live.site.fail(failed)
+    other = await live.site.submit()
+    access = ["--server", live.url, "--token", live.site.token()]
+
+    def restore(*arguments: str) -> str:
+        done = CliRunner().invoke(app, [*arguments, *access], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    listed = await asyncio.to_thread(restore, "jobs", "--failed")
+    assert str(failed.id) in listed
+    assert "engine_failed" in listed
+    assert str(other) not in listed
+    again = UUID((await asyncio.to_thread(restore, "retry", str(failed.id))).strip())
+    assert live.site.jobs.rows[again].retry_of == failed.id
+    assert "engine_failed" in await asyncio.to_thread(restore, "show", str(failed.id))
+
+
+async def test_09_the_client_comes_back_when_the_queue_has_room() -> None:
+    """It waits for as long as Retry-After says, if it has the patience, and then gets in."""
+    async with open_live_site(max_waiting_jobs=1) as live:
+        waiting = await live.site.submit()
+        with pytest.raises(ApiError, match="queue_full"):
+            await _call(live, lambda client: client.submit(photo()), patience_s=0.5)
+        live.app = refused_once = RefusesOnce(live.app)
+        await live.stop()
+        await live.start()
+        await live.site.start(waiting)
+        job = await _call(live, lambda client: client.submit(photo(), run_limit_s=9))
+        assert refused_once.happened
+        assert live.site.jobs.rows[job.id].run_limit_s == 9
+
+
+class RefusesOnce:
+    """Answers the first request with 429 and one second, and passes the others on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.happened = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self.happened:
+            return await self._app(scope, receive, send)
+        self.happened = True
+        await Response("full", 429, headers={"Retry-After": "1"})(scope, receive, send)
 
 
 async def test_events_go_on_after_the_server_was_away(live: LiveSite) -> None:
@@ -238,3 +291,86 @@ async def test_what_is_not_the_service_is_recognised(live: LiveSite) -> None:
     await live.start()
     with pytest.raises(ApiError, match="bad_answer"):
         await _call(live, lambda client: client.get(uuid4()))
+
+
+async def test_12_a_batch_from_files(live: LiveSite, tmp_path: Path) -> None:
+    """Files become a batch in the order given; each one's outcome is shown."""
+    paths = []
+    for index in range(150):
+        paths.append(tmp_path / f"{index}.png")
+        paths[-1].write_bytes(b"?" if index == 70 else photo())
+
+    def work(client: RestorationClient) -> None:
+        batch = client.submit_batch(
+            paths, workflow="enlarge", params={"strength": 0.5}, output_format=OutputFormat.WEBP
+        )
+        assert [item.name for item in batch.items] == [path.name for path in paths]
+        assert (batch.counts.queued, batch.counts.refused) == (149, 1)
+        assert list(client.batch_items(batch.id)) == list(batch.items)
+        job = client.get(str(batch.items[0].job_id))
+        assert (job.batch_id, job.params["strength"], job.priority) == (
+            batch.id,
+            0.5,
+            Priority.BATCH,
+        )
+        client.submit_batch(paths[:1])
+        assert [shown.size for shown in client.batches(limit=1)] == [1, 150]
+        assert client.cancel_batch(batch.id).status is BatchStatus.CANCELLED
+        assert client.batch(batch.id).counts.cancelled == 149
+
+    await _call(live, work)
+
+
+async def test_12_an_answer_lost_on_the_way_makes_no_second_batch(
+    live: LiveSite, tmp_path: Path
+) -> None:
+    """The client sends the files again with the same key, and gets the batch of the first time."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(photo())
+    await live.stop()
+    live.app = LosesTheFirstAnswer(live.app)
+    await live.start()
+    batch = await _call(live, lambda client: client.submit_batch([path, path]))
+    assert list(live.site.batches.rows) == [batch.id]
+    assert len(live.site.jobs.rows) == len(live.site.blobs.objects) == 2
+
+
+async def test_12_a_file_that_cannot_be_read_submits_nothing(
+    live: LiveSite, tmp_path: Path
+) -> None:
+    """A missing file is the caller's to mend, before anything has been sent."""
+    with pytest.raises(FileNotFoundError):
+        await _call(live, lambda client: client.submit_batch([tmp_path / "missing.png"]))
+    assert live.site.batches.rows == {}
+
+
+async def test_12_a_batch_is_followed_while_the_server_is_away(
+    live: LiveSite, tmp_path: Path
+) -> None:
+    """A cut stream of a batch is taken up again, and followed to the end."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(photo())
+    batch = await _call(live, lambda client: client.submit_batch([path]))
+    loop, watched = asyncio.get_running_loop(), asyncio.Event()
+
+    def work(client: RestorationClient) -> list[BatchStatus]:
+        seen = []
+        for progress in client.batch_events(batch.id):
+            seen.append(progress.status)
+            loop.call_soon_threadsafe(watched.set)
+        return seen
+
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(_call(live, work))
+        await watched.wait()
+        await live.stop()
+        await live.start()
+        await live.site.succeed(await live.site.start(UUID(str(batch.items[0].job_id))))
+    assert watching.result()[0] is BatchStatus.RUNNING
+    assert watching.result()[-1] is BatchStatus.SUCCEEDED
+
+
+async def test_12_events_of_no_batch_end(live: LiveSite) -> None:
+    """Events of a batch that does not exist are an error, and no endless wait."""
+    with pytest.raises(ApiError, match="batch_not_found"):
+        await _call(live, lambda client: list(client.batch_events(UUID(int=0))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,47 +18,27 @@ from restoration.errors import (
     EngineUnavailable,
 )
 from restoration.jobs import AttemptOutcome, AttemptRef, Job, JobStatus
-from restoration.ports import EngineEvent, EngineRun
+from tests.fakes.engine import MemoryEngine
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
 from tests.samples import new_job
 from workflows.catalog import load_catalog
 
 
-class ScriptedEngine:
-    """Raises what it is told to; with nothing, it runs for ever."""
-
-    def __init__(self, error: EngineError | None = None) -> None:
-        self._error = error
-
-    async def start(self) -> None:
-        """Always ready."""
-
-    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> bytes:
-        if self._error is not None:
-            raise self._error
-        await asyncio.Event().wait()
-        return b""
-
-    async def interrupt(self, run_id: object) -> None:
-        """Nothing to stop."""
-
-    async def healthy(self) -> bool:
-        return True
-
-    async def aclose(self) -> None:
-        """Nothing is open."""
-
-
-async def _attempt(engine: ScriptedEngine, **changes: object) -> tuple[Job, MemoryJobStore]:
-    """A job whose attempt has been run on `engine`."""
+async def _attempt(error: EngineError | None, **changes: object) -> tuple[Job, MemoryJobStore]:
+    """A job whose attempt ended in `error`."""
     jobs, blobs = MemoryJobStore(), MemoryBlobStore()
+    engine = MemoryEngine(photo(), error=error)
+    if error is None:  # it runs for ever
+        engine.go_on.clear()
     stored = await blobs.put("inputs/1.png", photo(), "image/png")
-    await jobs.insert(new_job(input=stored, **changes))
+    catalog = load_catalog()
+    params = catalog.find("restore").resolve({})
+    await jobs.insert(new_job(input=stored, params=params, **changes))
     job = await jobs.claim("w", 60, ["restore"])
     assert job is not None
     execution = Execution(
-        load_catalog(), jobs, blobs, engine, lambda *_: None, Lease(10, 60), RetryPolicy()
+        catalog, jobs, blobs, engine, lambda *_: None, Lease(10, 60), RetryPolicy()
     )
     async with asyncio.timeout(30):
         ended = await execution.run(job)
@@ -69,7 +48,7 @@ async def _attempt(engine: ScriptedEngine, **changes: object) -> tuple[Job, Memo
 
 async def test_03_an_engine_that_did_not_start_costs_the_job_nothing() -> None:
     """Handed back with the reason in its history, though the job had but one attempt."""
-    job, _ = await _attempt(ScriptedEngine(EngineUnavailable("no engine")), max_attempts=1)
+    job, _ = await _attempt(EngineUnavailable("no engine"), max_attempts=1)
     assert (job.status, job.failed_attempts) == (JobStatus.QUEUED, 0)
     assert [(r.outcome, r.code) for r in job.attempts] == [
         (AttemptOutcome.HANDED_BACK, "engine_unavailable")
@@ -81,14 +60,14 @@ async def test_03_an_engine_that_did_not_start_costs_the_job_nothing() -> None:
 @pytest.mark.parametrize("error", [EngineCrashed("it died"), EngineOutOfMemory("no memory")])
 async def test_03_transient_errors_are_charged_and_tried_again(error: EngineError) -> None:
     """The job waits again, one attempt poorer, and not for the same worker."""
-    job, jobs = await _attempt(ScriptedEngine(error), max_attempts=2)
+    job, jobs = await _attempt(error, max_attempts=2)
     assert (job.status, job.failed_attempts) == (JobStatus.QUEUED, 1)
     assert jobs.turns.workers == {job.id: "w"}
 
 
 async def test_03_permanent_errors_are_never_tried_again() -> None:
     """A graph that does not validate fails at its first attempt."""
-    job, _ = await _attempt(ScriptedEngine(EngineRejected("bad graph")), max_attempts=3)
+    job, _ = await _attempt(EngineRejected("bad graph"), max_attempts=3)
     assert job.failure is not None
     assert (job.status, job.failure.code) == (JobStatus.FAILED, "engine_rejected")
 
@@ -102,7 +81,7 @@ def test_03_the_pause_before_a_retry_has_a_bound() -> None:
 
 async def test_06_a_shorter_run_limit_ends_the_attempt() -> None:
     """The request's limit holds where it is shorter than the workflow's."""
-    job, _ = await _attempt(ScriptedEngine(), run_limit_s=0.05)
+    job, _ = await _attempt(None, run_limit_s=0.05)
     assert job.failure is not None
     assert (job.status, job.failure.code) == (JobStatus.FAILED, "engine_timeout")
     assert "0.05 s" in job.failure.message

@@ -18,7 +18,7 @@ from actors import batch as module
 from actors.batch import IN_FLIGHT, Batch, Result
 from actors.handles import IngressHandle
 from actors.submission import SubmissionRequest, Submitted
-from restoration.errors import BrokenImage, DependencyUnavailable, ResultNotReady
+from restoration.errors import BrokenImage, DependencyUnavailable, QueueFull, ResultNotReady
 from restoration.jobs import Job, JobStatus, OutputFormat, Priority
 from tests.fakes.stores import utc_now
 from tests.samples import artifact
@@ -33,6 +33,7 @@ class FakeIngress(IngressHandle):
         self.jobs: dict[UUID, Job] = {}
         self.requests: list[SubmissionRequest] = []
         self.away = 0
+        self.full = 0  # so many submissions find no room
         self.unanswered = False  # the first submission is accepted, but its answer gets lost
         self.slow: set[bytes] = set()  # images that are accepted after all the others
         self.others_accepted = threading.Event()
@@ -47,6 +48,9 @@ class FakeIngress(IngressHandle):
         with self._lock:
             self.requests.append(request)
             self._answer()
+            if self.full:
+                self.full -= 1
+                raise QueueFull("the service is full", retry_after_s=10)
             if request.image == b"broken":
                 raise BrokenImage("the picture cannot be decoded")
             job = self._earlier(request) or self._insert(request)
@@ -184,6 +188,17 @@ class TestSubmitFiles:
         assert list(jobs) == list(ingress.jobs)
         assert len(ingress.requests) == 2
         assert ingress.requests[0] == ingress.requests[1]
+
+    def test_09_a_full_queue_is_waited_for(
+        self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A script is in no hurry: it tries again until there is room, with the same key."""
+        monkeypatch.setattr(module, "RETRY_AFTER_S", 0.001)
+        monkeypatch.setattr(module, "PATIENCE_S", 0)
+        ingress.full = 3
+        assert len(batch.submit_files(_photos(tmp_path, b"one"))) == 1
+        assert len(ingress.requests) == 4
+        assert len({request.idempotency_key for request in ingress.requests}) == 1
 
     def test_a_service_that_stays_away_is_told(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

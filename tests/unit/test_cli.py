@@ -12,7 +12,8 @@ import typer
 from typer.testing import CliRunner
 
 from restoration.jobs import OutputFormat
-from serve_app.cli import _format_of, _parameter, app
+from serve_app.cli import _format_of, app
+from serve_app.cli_shared import parse_parameter
 from serve_app.stack_record import demand_down, find_stack
 
 
@@ -29,13 +30,13 @@ from serve_app.stack_record import demand_down, find_stack
 )
 def test_a_parameter_is_json_if_it_reads_as_json(text: str, parsed: tuple[str, object]) -> None:
     """Numbers and booleans need no quoting, and any other text is taken as it stands."""
-    assert _parameter(text) == parsed
+    assert parse_parameter(text) == parsed
 
 
 def test_a_parameter_without_a_value_is_wrong_usage() -> None:
     """The message quotes it."""
     with pytest.raises(typer.BadParameter, match="'scale' is not NAME=VALUE"):
-        _parameter("scale")
+        parse_parameter("scale")
 
 
 @pytest.mark.parametrize(

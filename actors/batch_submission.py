@@ -1,0 +1,202 @@
+"""Many photos through the one door, as one batch: each is checked and stored as it arrives, and
+then all that were accepted are recorded in one transaction.
+
+A photo that cannot be used is refused by itself. A failure on the way leaves at most orphaned
+objects: either the batch is there with every job that it names, or there is none of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID, uuid4
+
+from actors.submission import Order, Submission, SubmissionRequest
+from restoration.batches import MAX_BATCH_ITEMS, BatchItem, JobBatch, NewBatch, Refusal, item_name
+from restoration.errors import (
+    BatchTooLarge,
+    DependencyUnavailable,
+    IdempotencyConflict,
+    InvalidRequest,
+    RestorationError,
+)
+from restoration.jobs import Failure, JobStatus, NewJob
+from restoration.ports import BatchStore
+
+# Photos of one batch in memory at a time. Each may be as large as an upload, and is decoded.
+IN_FLIGHT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A file as it came; `data` may be cut off one byte behind the limit, `sha256` is of it all."""
+
+    name: str
+    data: bytes
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedBatch:
+    """`replayed`: the idempotency key had been used, and this is the batch it made."""
+
+    batch: JobBatch
+    items: Sequence[BatchItem]
+    replayed: bool
+
+
+@dataclass(slots=True)
+class Draft:
+    """A batch that is being put together, photo by photo.
+
+    Jobs of one transaction are of one age, and then go by their ids; so ids rise with the index.
+    """
+
+    owner: str
+    id: UUID = field(default_factory=uuid4)
+    names: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    jobs: list[NewJob] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    _job_ids: list[UUID] = field(
+        default_factory=lambda: sorted(uuid4() for _ in range(MAX_BATCH_ITEMS))
+    )
+
+    def add(self, name: str, sha256: str = "") -> tuple[int, UUID]:
+        """The index of the next photo, and the id that its job is to have.
+
+        Raises BatchTooLarge.
+        """
+        index = len(self.names)
+        if index == MAX_BATCH_ITEMS:
+            raise BatchTooLarge(
+                f"a batch holds at most {MAX_BATCH_ITEMS} photos; send the others as another",
+                max_items=MAX_BATCH_ITEMS,
+            )
+        self.names.append(item_name(name))
+        self.digests.append(sha256)
+        return index, self._job_ids[index]
+
+    def accept(self, index: int, job: NewJob) -> None:
+        self.jobs.append(replace(job, batch_id=self.id, batch_index=index))
+
+    def refuse(self, index: int, error: InvalidRequest) -> None:
+        self.refusals.append(Refusal(index, Failure(error.code, error.message)))
+
+    def digest(self, order: Order) -> str:
+        """Of everything that was asked for, as `Order.digest`."""
+        lines = map(" ".join, zip(self.digests, self.names, strict=True))
+        return order.digest("\n".join(lines).encode())
+
+    def finish(self, idempotency_key: str | None = None, digest: str | None = None) -> NewBatch:
+        """Raises InvalidRequest for a batch without a photo."""
+        if not self.names:
+            raise InvalidRequest("the batch is empty; send at least one photo")
+        self.jobs.sort(key=lambda job: job.id)
+        refusals = tuple(sorted(self.refusals, key=lambda refusal: refusal.index))
+        return NewBatch(self.id, self.owner, tuple(self.names), refusals, idempotency_key, digest)
+
+
+class BatchSubmission:
+    """Checks and records batches. Holds no state of its own."""
+
+    def __init__(self, submission: Submission, batches: BatchStore) -> None:
+        self._submission = submission
+        self._batches = batches
+
+    async def submit(
+        self, request: SubmissionRequest, photos: AsyncIterator[Photo]
+    ) -> SubmittedBatch:
+        """Record a batch of `photos`; all else of `request` is what each of them asks for.
+
+        Raises InvalidRequest and its kin where the request is wrong as a whole, BatchTooLarge,
+        IdempotencyConflict, QueueFull, DependencyUnavailable, and whatever `photos` raises.
+        """
+        order = self._submission.check(request)
+        if (key := request.idempotency_key) is not None:
+            if earlier := await self._batches.find_by_key(request.owner, key):
+                return await self._replay(earlier, order, photos)
+        await self._submission.demand_room(request.owner)
+        draft = Draft(request.owner)
+        try:
+            await self._prepare_all(request, order, photos, draft)
+            new = draft.finish(key, draft.digest(order))
+        except BaseException:  # a client that has gone, among others
+            await self._discard(draft.jobs)
+            raise
+        return await self.record(new, draft.jobs)
+
+    async def record(self, new: NewBatch, jobs: Sequence[NewJob]) -> SubmittedBatch:
+        """Record a batch whose jobs have been prepared; it may be called again.
+
+        Raises IdempotencyConflict, QueueFull, DependencyUnavailable.
+        """
+        try:
+            batch, created = await self._batches.insert(new, jobs)
+        except DependencyUnavailable:  # it may have been recorded all the same
+            raise
+        except RestorationError:
+            await self._discard(jobs)
+            raise
+        if batch.id != new.id:  # another request with the same key was quicker
+            await self._discard(jobs)
+        if created:  # what is known need not be read, which might fail
+            return SubmittedBatch(batch, _items(new, jobs), replayed=False)
+        return SubmittedBatch(batch, await self._batches.items(batch.id), replayed=True)
+
+    async def _prepare_all(
+        self,
+        request: SubmissionRequest,
+        order: Order,
+        photos: AsyncIterator[Photo],
+        draft: Draft,
+    ) -> None:
+        slots = asyncio.Semaphore(IN_FLIGHT)
+
+        async def prepare(photo: Photo, index: int, job_id: UUID) -> None:
+            try:
+                asked = replace(request, image=photo.data)
+                draft.accept(index, await self._submission.prepare(asked, order, job_id))
+            except InvalidRequest as error:
+                draft.refuse(index, error)
+            finally:
+                slots.release()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for photo in photos:
+                    place = draft.add(photo.name, photo.sha256)
+                    await slots.acquire()
+                    group.create_task(prepare(photo, *place))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def _replay(
+        self, earlier: JobBatch, order: Order, photos: AsyncIterator[Photo]
+    ) -> SubmittedBatch:
+        """The earlier batch, once this request has shown that it is the same."""
+        draft = Draft(earlier.owner)
+        async for photo in photos:
+            draft.add(photo.name, photo.sha256)
+        if draft.digest(order) != earlier.request_digest:
+            raise IdempotencyConflict(
+                "this Idempotency-Key was used for a different batch; use a new key",
+                batch_id=str(earlier.id),
+            )
+        return SubmittedBatch(earlier, await self._batches.items(earlier.id), replayed=True)
+
+    async def _discard(self, jobs: Iterable[NewJob]) -> None:
+        await asyncio.gather(*map(self._submission.discard, jobs))
+
+
+def _items(new: NewBatch, jobs: Iterable[NewJob]) -> Sequence[BatchItem]:
+    """What became of each photo, as soon as it is recorded."""
+    accepted = {job.batch_index: job.id for job in jobs}
+    refused = {refusal.index: refusal.reason for refusal in new.refusals}
+    return [
+        BatchItem(index, name, accepted[index], JobStatus.QUEUED, None)
+        if index in accepted
+        else BatchItem(index, name, None, None, refused[index])
+        for index, name in enumerate(new.names)
+    ]

@@ -1,0 +1,163 @@
+"""`restore batch`: folders of photos as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from restoration.batches import MAX_BATCH_ITEMS
+from restoration.jobs import JobStatus, OutputFormat
+from serve_app.cli_shared import (
+    ParamOption,
+    ServerOption,
+    TokenOption,
+    WorkflowOption,
+    complain,
+    err,
+    open_client,
+    out,
+    parse_parameter,
+)
+from serve_app.client import ApiError, RestorationClient
+from serve_app.schemas import BatchItemView
+from serve_app.terminal import batches_table, counts_text, follow_batch
+
+batch_app = typer.Typer(help="Many photos as one batch.", no_args_is_help=True)
+
+_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+_SUFFIXES = {OutputFormat.PNG: ".png", OutputFormat.JPEG: ".jpg", OutputFormat.WEBP: ".webp"}
+
+FolderOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", file_okay=False, help="Folder for the results."),
+]
+
+
+@batch_app.command()
+def submit(
+    photos: Annotated[
+        list[Path],
+        typer.Argument(exists=True, help="Photos, and folders whose photos are meant."),
+    ],
+    output: FolderOption = None,
+    workflow: WorkflowOption = "restore",
+    param: ParamOption = None,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", help="Of the results.")
+    ] = OutputFormat.PNG,
+    server: ServerOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Submit photos as one batch, wait for its end, and download what was restored."""
+    files = list(_files(photos))
+    if not 0 < len(files) <= MAX_BATCH_ITEMS:
+        raise typer.BadParameter(
+            f"{len(files)} photos found; a batch has 1 to {MAX_BATCH_ITEMS}", param_hint="PHOTOS"
+        )
+    params = dict(parse_parameter(text) for text in param or [])
+    with open_client(server, token) as client:
+        with err.status(f"sending {len(files)} photos"):
+            batch = client.submit_batch(
+                files, workflow=workflow, params=params, output_format=output_format
+            )
+        _finish(client, batch.id, output)
+
+
+@batch_app.command()
+def wait(
+    batch_id: UUID,
+    output: FolderOption = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Wait for a batch that was submitted earlier, as `submit` does."""
+    with open_client(server, token) as client:
+        _finish(client, batch_id, output)
+
+
+@batch_app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20,
+    server: ServerOption = None,
+    token: TokenOption = None,
+) -> None:
+    """List batches, newest first."""
+    with open_client(server, token) as client:
+        out.print(batches_table(islice(client.batches(limit=limit), limit)))
+
+
+@batch_app.command()
+def show(batch_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
+    """Show how a batch stands, and each of its photos, as JSON."""
+    with open_client(server, token) as client:
+        shown = client.batch(batch_id).model_dump(mode="json", by_alias=True)
+        items = [item.model_dump(mode="json") for item in client.batch_items(batch_id)]
+    out.print_json(data={**shown, "items": items})
+
+
+@batch_app.command()
+def cancel(batch_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
+    """Cancel what has not ended of a batch; waits until all has."""
+    with open_client(server, token) as client:
+        client.cancel_batch(batch_id)
+        ended = follow_batch(err, client, batch_id)
+    err.print(f"batch {ended.id} {ended.status}: {counts_text(ended)}")
+
+
+def _files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Every file that was named, and the photos of every folder, by name."""
+    for path in paths:
+        if path.is_dir():
+            found = (file for file in path.iterdir() if file.suffix.lower() in _PHOTO_SUFFIXES)
+            yield from sorted(file for file in found if file.is_file())
+        else:
+            yield path
+
+
+def _finish(client: RestorationClient, batch_id: UUID, output: Path | None) -> None:
+    """Exit status 1 unless every photo was restored, and downloaded if that was wanted."""
+    try:
+        ended = follow_batch(err, client, batch_id)
+    except KeyboardInterrupt:
+        err.print(f"it goes on: restore batch wait {batch_id}, or restore batch cancel {batch_id}")
+        raise
+    items = list(client.batch_items(batch_id))
+    problems = [_reason(item) for item in items if item.status is not JobStatus.SUCCEEDED]
+    if output is not None:
+        with err.status(f"downloading to {output}"):
+            problems += _download(client, items, output)
+    for problem in problems:
+        complain(problem)
+    err.print(f"batch {ended.id} {ended.status}: {counts_text(ended)}")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _reason(item: BatchItemView) -> str:
+    why = f": {item.failure.message} [{item.failure.code}]" if item.failure else ""
+    return f"{item.name}: {item.status}{why}"
+
+
+def _download(
+    client: RestorationClient, items: Sequence[BatchItemView], folder: Path
+) -> Iterator[str]:
+    """Write every result under its photo's name; yields what went wrong with which."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+    for item in items:
+        if item.job_id is None or item.status is not JobStatus.SUCCEEDED:
+            continue
+        stem = Path(item.name).stem or "photo"
+        if stem in taken:  # of another folder, or of another type
+            stem = f"{stem}-{item.index}"
+        taken.add(stem)
+        try:
+            suffix = _SUFFIXES[client.get(item.job_id).output_format]
+            client.download(item.job_id, folder / f"{stem}{suffix}")
+        except (ApiError, OSError) as error:
+            yield f"{item.name}: {error}"

@@ -1,0 +1,79 @@
+"""What all commands of `restore` share: the consoles, common options, and the way to a service."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from restoration.errors import SetupError
+from restoration.settings import load_node_settings
+from serve_app.client import RestorationClient
+from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
+from serve_app.stack_record import StackRecord, find_stack, issuer_folder
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+# A service that restarts is back by then; somebody who waits would like to know otherwise.
+PATIENCE_S = 10.0
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option(envvar="RESTORE_SERVER", help="Address of the service; default: the local stack."),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(envvar="RESTORE_TOKEN", help="Bearer token; default: one of the local issuer."),
+]
+WorkflowOption = Annotated[str, typer.Option(help="See `GET /api/v1/workflows`.")]
+ParamOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter; repeatable.")
+]
+
+
+def complain(message: str) -> None:
+    err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+def state_dir() -> Path:
+    return load_node_settings(os.environ).state_dir
+
+
+def open_client(server: str | None, token: str | None) -> RestorationClient:
+    """Of the local stack, and with a token of its issuer, unless told otherwise."""
+    if server and token:
+        return RestorationClient(server, token, patience_s=PATIENCE_S)
+    stack = local_stack()
+    url, token = server or stack.url, token or local_token(stack, "local", [])
+    return RestorationClient(url, token, patience_s=PATIENCE_S)
+
+
+def local_stack() -> StackRecord:
+    stack = find_stack(state_dir())
+    if stack is None:
+        raise SetupError("no local stack is running: `restore up`, or give --server and --token")
+    return stack
+
+
+def local_token(stack: StackRecord, sub: str, scopes: list[str], lifetime_s: int = 3600) -> str:
+    if stack.issuer is None:
+        raise SetupError("tokens come from the configured issuer; the local one is off")
+    keys = issuer_folder(state_dir())
+    return mint_token(keys, stack.issuer, LOCAL_AUDIENCE, sub, scopes, lifetime_s)
+
+
+def parse_parameter(text: str) -> tuple[str, object]:
+    """`scale=2` → ("scale", 2): the value is JSON if it reads as JSON, a text otherwise."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
+    with suppress(ValueError):
+        return name, json.loads(value)
+    return name, value

@@ -1,0 +1,144 @@
+"""The part of the Python client that is about batches. Files are read while they are sent, one at
+a time, so that a batch may be larger than memory and than the number of files one may open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, cast
+from uuid import UUID, uuid4
+
+import httpx
+from pydantic import ValidationError
+
+from restoration.jobs import OutputFormat, Priority
+from serve_app.client_answers import ApiError, parse
+from serve_app.schemas import (
+    BatchItems,
+    BatchItemView,
+    BatchList,
+    BatchProgress,
+    BatchView,
+    SubmittedBatchView,
+)
+from serve_app.sse import Decoder
+
+BATCHES = "/api/v1/batches"
+POLL_S = 1.0
+# The service may still be checking the last photos when all of them have been sent.
+_ANSWER_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+
+
+class BatchCalls(ABC):
+    @abstractmethod
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response: ...
+
+    @abstractmethod
+    def _stream(self, path: str, decoder: Decoder) -> Iterator[str]: ...
+
+    def submit_batch(
+        self,
+        photos: Sequence[Path],
+        *,
+        workflow: str = "restore",
+        params: Mapping[str, object] | None = None,
+        output_format: OutputFormat = OutputFormat.PNG,
+        priority: Priority = Priority.BATCH,
+        idempotency_key: str | None = None,
+    ) -> SubmittedBatchView:
+        """Submit up to 1,000 photos as one; on return those that were accepted are safe.
+
+        `items` says of each photo, in the order given, whether it was. Raises OSError for a file
+        that cannot be read: then nothing was submitted.
+        """
+        files = [
+            ("image", (photo.name, cast("IO[bytes]", _LazyFile(photo)), "application/octet-stream"))
+            for photo in photos
+        ]
+        answer = self._call(
+            "POST",
+            BATCHES,
+            files=files,
+            data={
+                "workflow": workflow,
+                "params": json.dumps(params or {}),
+                "output_format": output_format.value,
+                "priority": priority.value,
+            },
+            headers={"Idempotency-Key": idempotency_key or str(uuid4())},
+            timeout=_ANSWER_TIMEOUT,
+        )
+        return parse(SubmittedBatchView, answer)
+
+    def batch(self, batch_id: UUID | str) -> BatchView:
+        return parse(BatchView, self._call("GET", f"{BATCHES}/{batch_id}"))
+
+    def batches(self, limit: int = 20) -> Iterator[BatchView]:
+        """Every batch, newest first, fetched in pages of `limit` as they are asked for."""
+        path: str | None = f"{BATCHES}?limit={limit}"
+        while path is not None:
+            page = parse(BatchList, self._call("GET", path))
+            yield from page.batches
+            path = page.next
+
+    def batch_items(self, batch_id: UUID | str) -> Iterator[BatchItemView]:
+        """Every photo, in the order of submission, as it is now."""
+        path: str | None = f"{BATCHES}/{batch_id}/items"
+        while path is not None:
+            page = parse(BatchItems, self._call("GET", path))
+            yield from page.items
+            path = page.next
+
+    def cancel_batch(self, batch_id: UUID | str) -> BatchView:
+        return parse(BatchView, self._call("POST", f"{BATCHES}/{batch_id}/cancel"))
+
+    def batch_events(self, batch_id: UUID | str) -> Iterator[BatchProgress]:
+        """How the batch stands, whenever that changes, until its end, which always comes.
+
+        Where the stream is cut, or cannot be had, the batch itself is asked.
+        """
+        while True:
+            with suppress(httpx.TransportError, ApiError):  # asking the batch tells which it is
+                for data in self._stream(f"{BATCHES}/{batch_id}/events", Decoder()):
+                    with suppress(ValidationError):  # of a kind that only newer clients know
+                        progress = BatchProgress.model_validate_json(data)
+                        yield progress
+                        if progress.status.is_final:
+                            return
+            batch = self.batch(batch_id)
+            yield batch
+            if batch.status.is_final:
+                return
+            time.sleep(POLL_S)  # ends with the batch; `batch` gives up on a service that is gone
+
+
+class _LazyFile:
+    """A file that is open only while a piece of it is read.
+
+    httpx asks for the size by seeking, and for the bytes by reading until there are no more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size_bytes = path.stat().st_size
+        self._at = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (self._size_bytes if whence == os.SEEK_END else 0)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        with self._path.open("rb") as file:
+            file.seek(self._at)
+            data = file.read(size)
+        self._at += len(data)
+        return data

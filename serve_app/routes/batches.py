@@ -1,0 +1,219 @@
+"""/api/v1/batches: many photos at once. Somebody else's batch is 404."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Annotated
+from urllib.parse import urlencode
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
+from fastapi.responses import JSONResponse
+
+from actors.submission import MAX_NAME_CHARS
+from restoration.batches import MAX_BATCH_ITEMS, BatchItem, JobBatch
+from restoration.errors import (
+    BatchNotFound,
+    BatchTooLarge,
+    DependencyUnavailable,
+    IdempotencyConflict,
+    InvalidParameters,
+    InvalidRequest,
+    QueueFull,
+    RestorationError,
+    TooManyUploads,
+    Unauthenticated,
+    UnknownWorkflow,
+)
+from serve_app import schemas, sse
+from serve_app.openapi import header, problems
+from serve_app.routes.batch_form import BATCH_BODY, BatchFormReader
+from serve_app.routes.dependencies import Caller, ServicesOf
+from serve_app.routes.events import EventStream, encoded
+from serve_app.routes.uploads import UploadSlot, upload_slot
+from serve_app.schemas import BatchItems, BatchList, BatchView, SubmittedBatchView
+
+PATH = "/api/v1/batches"
+MAX_PAGE = 100
+
+router = APIRouter(
+    prefix=PATH,
+    tags=["batches"],
+    responses=problems(
+        Unauthenticated, DependencyUnavailable, RestorationError, malformed_request=422
+    ),
+)
+
+
+@router.post(
+    "",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_model=SubmittedBatchView,
+    responses={
+        202: {
+            "description": "accepted: every photo with a job is stored, and its job will end; "
+            "those that could not be used say why",
+            "headers": {"Location": header("path of the batch")},
+        },
+        200: {
+            "description": "the batch of an earlier request with the same Idempotency-Key",
+            "model": SubmittedBatchView,
+            "headers": {
+                "Location": header("path of the batch"),
+                "Idempotent-Replayed": header("`true`"),
+            },
+        },
+        **problems(
+            InvalidRequest,
+            UnknownWorkflow,
+            IdempotencyConflict,
+            BatchTooLarge,
+            InvalidParameters,
+            QueueFull,
+            TooManyUploads,
+            bad_request=400,
+            unsupported_media_type=415,
+            malformed_request=422,
+        ),
+    },
+    openapi_extra={"requestBody": BATCH_BODY},
+)
+async def submit_batch(
+    request: Request,
+    caller: Caller,
+    services: ServicesOf,
+    _slot: Annotated[UploadSlot, Depends(upload_slot)],
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            max_length=MAX_NAME_CHARS,
+            description="makes a repeated request harmless: it is answered with the same batch",
+        ),
+    ] = None,
+) -> Response:
+    """Submit up to 1,000 photos to be restored alike."""
+    form = BatchFormReader(request, services.settings.upload_max_bytes)
+    asked = (await form.fields()).asks(caller.sub, b"", idempotency_key)
+    async with aclosing(form.photos()) as photos:
+        submitted = await services.batch_submission.submit(asked, photos)
+    shown = _show(request, submitted.batch)
+    view = SubmittedBatchView(**dict(shown), items=_show_items(submitted.items))
+    headers = {"Location": view.links.self_}
+    if submitted.replayed:
+        headers["Idempotent-Replayed"] = "true"
+    body = view.model_dump(mode="json", by_alias=True)
+    return JSONResponse(body, 200 if submitted.replayed else 202, headers)
+
+
+@router.get("", responses=problems(InvalidRequest))
+async def list_batches(
+    request: Request,
+    caller: Caller,
+    services: ServicesOf,
+    cursor: Annotated[str | None, Query(description="opaque; follow `next` instead")] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
+) -> BatchList:
+    """The caller's batches, newest first."""
+    page = await services.batches.list(caller.sub, cursor, limit)
+    following: str | None = None
+    if page.next_cursor is not None:
+        query = {"cursor": page.next_cursor, "limit": limit}
+        following = f"{request.url.path}?{urlencode(query)}"
+    return BatchList(batches=tuple(_show(request, batch) for batch in page.batches), next=following)
+
+
+@router.get("/{batch_id}", responses=problems(BatchNotFound))
+async def get_batch(
+    request: Request, batch_id: UUID, caller: Caller, services: ServicesOf
+) -> BatchView:
+    """The batch as it is now."""
+    return _show(request, await services.batches.get(batch_id, caller.sub))
+
+
+@router.get("/{batch_id}/items", responses=problems(BatchNotFound))
+async def list_batch_items(
+    request: Request,
+    batch_id: UUID,
+    caller: Caller,
+    services: ServicesOf,
+    first: Annotated[int, Query(ge=0, le=MAX_BATCH_ITEMS, description="index of the first")] = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_BATCH_ITEMS)] = 100,
+) -> BatchItems:
+    """The batch's photos in the order of submission, each with its job or its refusal."""
+    # One more than asked for tells whether there is another page.
+    found = await services.batches.items(batch_id, caller.sub, first, limit + 1)
+    following: str | None = None
+    if len(found) > limit:
+        query = {"first": first + limit, "limit": limit}
+        following = f"{request.url.path}?{urlencode(query)}"
+    return BatchItems(items=_show_items(found[:limit]), next=following)
+
+
+@router.post(
+    "/{batch_id}/cancel",
+    status_code=status.HTTP_202_ACCEPTED,
+    responses={
+        202: {"description": "asked; some jobs go on until their engine's next boundary"},
+        200: {"description": "every job has ended, cancelled or otherwise", "model": BatchView},
+        **problems(BatchNotFound),
+    },
+)
+async def cancel_batch(
+    request: Request, response: Response, batch_id: UUID, caller: Caller, services: ServicesOf
+) -> BatchView:
+    """Cancel every job of the batch that has not ended. Repeating it changes nothing."""
+    batch = await services.batches.request_cancel(batch_id, caller.sub)
+    if batch.status.is_final:
+        response.status_code = status.HTTP_200_OK
+    return _show(request, batch)
+
+
+@router.get(
+    "/{batch_id}/events",
+    status_code=200,
+    response_class=EventStream,
+    responses={
+        200: {
+            "description": "`progress` events, each with `status` and `counts`: as they are now, "
+            "and whenever they have changed, at most twice a second. The last has a final status, "
+            "after which the stream ends.",
+            "content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}},
+        },
+        **problems(BatchNotFound),
+    },
+)
+async def follow_batch(batch_id: UUID, caller: Caller, services: ServicesOf) -> EventStream:
+    """Follow a batch until its end."""
+    batch = await services.batches.get(batch_id, caller.sub)
+    return EventStream(encoded(_server_events(services.batch_watcher.watch(batch))))
+
+
+async def _server_events(
+    watch: AsyncGenerator[JobBatch | None, None],
+) -> AsyncGenerator[sse.ServerEvent | None, None]:
+    async with aclosing(watch):
+        async for batch in watch:
+            if batch is None:
+                yield None
+            else:
+                data = schemas.batch_progress(batch).model_dump_json()
+                yield sse.ServerEvent("progress", data)
+
+
+def _show(request: Request, batch: JobBatch) -> BatchView:
+    def path(route: str) -> str:
+        return request.url_for(route, batch_id=str(batch.id)).path
+
+    links = schemas.BatchLinks(
+        self_=path("get_batch"),
+        items=path("list_batch_items"),
+        events=path("follow_batch"),
+        cancel=path("cancel_batch"),
+    )
+    return schemas.batch_view(batch, links)
+
+
+def _show_items(items: Iterable[BatchItem]) -> tuple[schemas.BatchItemView, ...]:
+    return tuple(map(schemas.batch_item_view, items))

@@ -1,0 +1,72 @@
+"""Point 12 through the whole real system: a folder from a terminal, and files through Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.e2e.conftest import Stack
+from tests.photos import degrade, original
+
+pytestmark = pytest.mark.real_engine
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Three small photos, all different, and a file that is none."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    photo = degrade(original("flower"))
+    for name, width in [("a.png", 48), ("b.jpg", 56), ("c.webp", 64)]:
+        photo.crop((0, 0, width, 40)).save(folder / name)
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_12_a_folder_is_restored_from_a_terminal(stack: Stack, scans: Path, tmp_path: Path) -> None:
+    """Every photo's own restoration under its own name; the one that is none is told."""
+    results = tmp_path / "results"
+    done = stack.restore(
+        *("batch", "submit", str(scans), "-o", str(results)),
+        *("--workflow", "enlarge", "--param", "scale=2"),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "broken.png: refused" in done.stderr
+    assert "partly_failed: 3 succeeded, 1 refused" in done.stderr
+    assert {path.name: width_of(path) for path in results.iterdir()} == {
+        "a.png": 96,
+        "b.png": 112,
+        "c.png": 128,
+    }
+
+
+def width_of(path: Path) -> int:
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        return image.width
+
+
+def test_12_files_are_one_batch_through_handles(stack: Stack, scans: Path) -> None:
+    """Submitted, watched and cancelled as one; errors cross the cluster as what they are."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.e2e.batch_handles", *sorted(scans.iterdir())],
+        env={**os.environ, "RAY_ADDRESS": stack.record.ray_address, "RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["wrong_as_a_whole"] == "unknown_workflow"
+    assert told["refused"] == {"broken.png": "unsupported_image"}
+    assert told["ended"] == ["succeeded"] * 3
+    assert told["status"] == "partly_failed"
+    assert (told["counts"]["succeeded"], told["counts"]["refused"]) == (3, 1)
+    assert told["unchanged_by_cancel"]

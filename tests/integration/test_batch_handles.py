@@ -1,0 +1,167 @@
+"""Point 12 through Ray handles: what batch scripts call, down to stores in memory.
+
+All is real but Ray's transport: here calls cross threads, and are pickled as Ray would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import pytest
+
+from actors import batch as batch_module
+from actors.batch import AcceptedBatch, Batch
+from actors.handles import IngressHandle
+from restoration.batches import MAX_BATCH_ITEMS, BatchCounts, BatchStatus
+from restoration.errors import (
+    BatchNotFound,
+    BatchTooLarge,
+    InvalidParameters,
+    InvalidRequest,
+    UnknownWorkflow,
+)
+from restoration.jobs import Artifact, JobStatus, OutputFormat, Priority
+from serve_app.deployment import Ingress
+from tests.fakes.site import Site, open_site, photo
+
+_T = TypeVar("_T")
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with open_site() as site:
+        yield site
+
+
+class Handle:
+    """Stands in for Serve's handle of the ingress."""
+
+    def __init__(self, site: Site) -> None:
+        self._ingress = Ingress.__new__(Ingress)
+        self._ingress._services = site.services
+        self._loop = asyncio.get_running_loop()
+
+    def __getattr__(self, name: str) -> Handle.Method:
+        return Handle.Method(self, name)
+
+    class Method:
+        def __init__(self, handle: Handle, name: str) -> None:
+            self._handle, self._name = handle, name
+
+        def remote(self, *arguments: object) -> Future[Any]:
+            return asyncio.run_coroutine_threadsafe(self._call(arguments), self._handle._loop)
+
+        async def _call(self, arguments: tuple[object, ...]) -> Any:
+            copies = _pickled(arguments)
+            return _pickled(await getattr(self._handle._ingress, self._name)(*copies))
+
+
+def _pickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))  # noqa: S301 # our own
+
+
+async def _call(site: Site, work: Callable[[Batch], _T]) -> _T:
+    """`work` on a script's connection, in a thread, because the services live on this loop."""
+    handle: Any = Handle(site)
+    nobody: Any = None
+    return await asyncio.to_thread(work, Batch(IngressHandle(handle), nobody, "archive"))
+
+
+def files(folder: Path, *contents: bytes) -> list[Path]:
+    paths = [folder / f"{index}.png" for index in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    return paths
+
+
+async def test_12_files_become_one_batch(site: Site, tmp_path: Path) -> None:
+    """Each file is a job or has a reason why not, and the batch is watched and cancelled as one."""
+    paths = files(tmp_path, photo(), b"?", photo((9, 9)), b"")
+
+    def work(batch: Batch) -> AcceptedBatch:
+        return batch.submit_batch(
+            paths, workflow="enlarge", params={"strength": 0.5}, output_format=OutputFormat.WEBP
+        )
+
+    accepted = await _call(site, work)
+    assert list(accepted.jobs.values()) == [paths[0], paths[2]]
+    assert [(path, reason.code) for path, reason in accepted.refused] == [
+        (paths[1], "unsupported_image"),
+        (paths[3], "invalid_request"),
+    ]
+    for job_id, path in accepted.jobs.items():
+        job = site.jobs.rows[job_id]
+        assert (job.owner, job.workflow, job.params["strength"]) == ("archive", "enlarge", 0.5)
+        assert (job.output_format, job.priority) == (OutputFormat.WEBP, Priority.BATCH)
+        assert job.batch_index == paths.index(path)
+        assert site.blobs.objects[job.input.key] == path.read_bytes()
+    standing = await _call(site, lambda batch: batch.batch_status(accepted.id))
+    assert standing.counts == BatchCounts(queued=2, refused=2)
+    ended = await _call(site, lambda batch: batch.cancel_batch(accepted.id))
+    assert ended.status is BatchStatus.CANCELLED
+    assert {job.status for job in site.jobs.rows.values()} == {JobStatus.CANCELLED}
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"workflow": "nope"}, UnknownWorkflow),
+        ({"params": {"strength": 7}}, InvalidParameters),
+        ({"paths": []}, InvalidRequest),
+        ({"paths": [Path("missing.png")]}, FileNotFoundError),
+        ({"paths": [Path("missing.png")] * (MAX_BATCH_ITEMS + 1)}, BatchTooLarge),
+    ],
+    ids=["workflow", "parameters", "no file", "missing file", "too many"],
+)
+async def test_12_what_is_wrong_with_all_of_it_is_raised(
+    site: Site, tmp_path: Path, asked: dict[str, Any], error: type[Exception]
+) -> None:
+    """Nothing is recorded then, and no job will run."""
+    [path] = files(tmp_path, photo())
+    with pytest.raises(error):
+        await _call(site, lambda batch: batch.submit_batch(**{"paths": [path], **asked}))
+    assert (site.jobs.rows, site.batches.rows) == ({}, {})
+
+
+async def test_12_an_outage_while_submitting_is_waited_out(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With S3 gone for a moment, and the answer to the last call lost, there is one batch."""
+    monkeypatch.setattr(batch_module, "RETRY_S", 0)
+    put, insert, lost = site.blobs.put, site.batches.insert, 0
+
+    async def put_later(key: str, data: bytes, content_type: str) -> Artifact:
+        site.blobs.down = not site.blobs.down
+        return await put(key, data, content_type)
+
+    async def insert_and_lose(*arguments: Any) -> Any:
+        nonlocal lost
+        recorded = await insert(*arguments)
+        lost += 1
+        site.jobs.down = lost == 1
+        try:
+            await site.jobs.ping()
+        finally:
+            site.jobs.down = False
+        return recorded
+
+    monkeypatch.setattr(site.blobs, "put", put_later)
+    monkeypatch.setattr(site.batches, "insert", insert_and_lose)
+    paths = files(tmp_path, photo(), photo())
+    accepted = await _call(site, lambda batch: batch.submit_batch(paths))
+    assert lost == 2
+    assert list(site.batches.rows) == [accepted.id]
+    assert set(site.jobs.rows) == set(accepted.jobs)
+    assert len(site.blobs.objects) == 2
+
+
+async def test_12_a_batch_that_is_not_there(site: Site) -> None:
+    """Asking for it says so, through the handle as well."""
+    with pytest.raises(BatchNotFound):
+        await _call(site, lambda batch: batch.batch_status(UUID(int=0)))

@@ -1,0 +1,155 @@
+"""Point 12 from a terminal: `restore batch` against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+from typer.testing import CliRunner, Result
+
+from restoration.jobs import Artifact, JobStatus
+from serve_app.cli import app
+from tests.fakes.live_site import LiveSite, open_live_site
+from tests.fakes.site import photo
+
+DEADLINE_S = 60
+
+
+@pytest.fixture
+async def live(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LiveSite]:
+    """A site whose server is its object store as well."""
+
+    async with open_live_site() as opened:
+
+        async def signed_url(artifact: Artifact, filename: str, lifetime_s: int) -> str:
+            return f"{opened.url}/blobs/{artifact.key}"
+
+        await opened.stop()
+        opened.app = ServesBlobs(opened.app, opened)
+        await opened.start()
+        monkeypatch.setattr(opened.site.blobs, "signed_url", signed_url)
+        yield opened
+
+
+class ServesBlobs:
+    def __init__(self, inner: ASGIApp, live: LiveSite) -> None:
+        self._inner = inner
+        self._live = live
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/blobs/"):
+            data = self._live.site.blobs.objects[scope["path"].removeprefix("/blobs/")]
+            return await Response(data)(scope, receive, send)
+        await self._inner(scope, receive, send)
+
+
+async def restore(live: LiveSite, *arguments: object) -> Result:
+    """`restore batch ...`, in a thread, because the server runs on this loop."""
+    command = ["batch", *map(str, arguments)]
+    env = {"RESTORE_SERVER": live.url, "RESTORE_TOKEN": live.site.token(), "COLUMNS": "200"}
+    async with asyncio.timeout(DEADLINE_S):
+        return await asyncio.to_thread(lambda: CliRunner().invoke(app, command, env=env))
+
+
+async def work(live: LiveSite, jobs: int, failing: int = 0) -> None:
+    """A worker that runs so many jobs, of which the last ones fail."""
+    async with asyncio.timeout(DEADLINE_S):
+        for left in range(jobs, 0, -1):
+            while not (waiting := await live.site.jobs.waiting(1)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            job = await live.site.start(waiting[0].job_id)
+            if left <= failing:
+                await live.site.fail(job)
+            else:
+                await live.site.succeed(job, f"restored {job.batch_index}".encode())
+
+
+def folder(path: Path, **contents: bytes) -> Path:
+    path.mkdir()
+    for name, content in contents.items():
+        (path / name.replace("_", ".")).write_bytes(content)
+    return path
+
+
+async def test_12_a_folder_is_restored_into_another(live: LiveSite, tmp_path: Path) -> None:
+    """Photos of folders by name, and files as given; each result is named after its photo."""
+    scans = folder(tmp_path / "scans", b_png=photo(), a_jpg=photo(), notes_txt=b"?")
+    single = folder(tmp_path / "single", a_png=photo()) / "a.png"
+    results = tmp_path / "results"
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work(live, 3))
+        done = await restore(live, "submit", scans, single, "-o", results, "--format", "webp")
+    assert done.exit_code == 0, done.output
+    assert {path.name: path.read_text() for path in results.iterdir()} == {
+        "a.webp": "restored 0",
+        "b.webp": "restored 1",
+        "a-2.webp": "restored 2",
+    }
+    assert "3 succeeded" in done.output
+
+
+async def test_12_every_photo_that_failed_is_told(live: LiveSite, tmp_path: Path) -> None:
+    """Exit status 1, a line for each photo without a result, and the results of the others."""
+    scans = folder(tmp_path / "scans", a_png=photo(), b_png=b"broken", c_png=photo())
+    results = tmp_path / "results"
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work(live, 2, failing=1))
+        done = await restore(live, "submit", scans, "-o", results)
+    assert done.exit_code == 1
+    assert "error: b.png: refused: the file is not a picture" in done.output
+    assert "error: c.png: failed: a node raised [engine_failed]" in done.output
+    assert "partly_failed: 1 succeeded, 1 failed, 1 refused" in done.output
+    assert [path.name for path in results.iterdir()] == ["a.png"]
+
+
+async def test_12_a_result_that_cannot_be_had_is_told(live: LiveSite, tmp_path: Path) -> None:
+    """A download that arrives damaged leaves no file, and fails the command."""
+    scans = folder(tmp_path / "scans", a_png=photo(), b_png=photo())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work(live, 2))
+        assert (await restore(live, "submit", scans)).exit_code == 0
+    [batch_id] = live.site.batches.rows
+    first, _ = await live.site.batches.items(batch_id)
+    live.site.blobs.objects[f"out/{first.job_id}"] = b"damaged"
+    results = tmp_path / "results"
+    done = await restore(live, "wait", batch_id, "-o", results)
+    assert done.exit_code == 1
+    assert "error: a.png: the result arrived damaged" in done.output
+    assert [path.name for path in results.iterdir()] == ["b.png"]
+
+
+async def test_12_batches_are_shown_listed_and_cancelled(live: LiveSite, tmp_path: Path) -> None:
+    """`show` is JSON with every photo, `list` one line for each batch, `cancel` waits."""
+    scans = folder(tmp_path / "scans", a_png=photo(), b_png=photo())
+    async with asyncio.TaskGroup() as group:
+        submitting = group.create_task(restore(live, "submit", scans))
+        while not live.site.batches.rows:  # noqa: ASYNC110 # the other end is a thread
+            await asyncio.sleep(0.01)
+        [batch_id] = live.site.batches.rows
+        shown = json.loads((await restore(live, "show", batch_id)).stdout)
+        assert (UUID(shown["id"]), shown["status"]) == (batch_id, "running")
+        assert [item["name"] for item in shown["items"]] == ["a.png", "b.png"]
+        assert str(batch_id) in (await restore(live, "list")).stdout
+        cancelled = await restore(live, "cancel", batch_id)
+    assert cancelled.exit_code == 0
+    assert "2 cancelled" in cancelled.output
+    assert submitting.result().exit_code == 1
+    assert {job.status for job in live.site.jobs.rows.values()} == {JobStatus.CANCELLED}
+
+
+async def test_12_no_photos_are_no_batch(live: LiveSite, tmp_path: Path) -> None:
+    """An empty folder is wrong usage, and so are more photos than a batch holds."""
+    empty = folder(tmp_path / "empty")
+    done = await restore(live, "submit", empty)
+    assert done.exit_code == 2
+    many = folder(tmp_path / "many", **{f"p{n}_png": b"" for n in range(1001)})
+    done = await restore(live, "submit", many)
+    assert done.exit_code == 2
+    assert "1001 photos found" in done.output
+    assert live.site.batches.rows == {}

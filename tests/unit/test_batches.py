@@ -1,0 +1,64 @@
+"""Point 12: how a batch stands, told from its counts alone; and the names of its photos."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from restoration.batches import MAX_ITEM_NAME_CHARS, BatchCounts, BatchStatus, item_name
+
+COUNTS = st.builds(BatchCounts, **dict.fromkeys(BatchCounts.__slots__, st.integers(0, 3)))
+
+
+@pytest.mark.parametrize(
+    ("counts", "status"),
+    [
+        (BatchCounts(queued=1, succeeded=9), BatchStatus.RUNNING),
+        (BatchCounts(running=1, failed=9), BatchStatus.RUNNING),
+        (BatchCounts(cancelling=1, cancelled=9), BatchStatus.RUNNING),
+        (BatchCounts(succeeded=10), BatchStatus.SUCCEEDED),
+        (BatchCounts(succeeded=9, failed=1), BatchStatus.PARTLY_FAILED),
+        (BatchCounts(succeeded=9, refused=1), BatchStatus.PARTLY_FAILED),
+        (BatchCounts(failed=9, refused=1), BatchStatus.FAILED),
+        (BatchCounts(refused=10), BatchStatus.FAILED),
+        (BatchCounts(succeeded=9, cancelled=1), BatchStatus.CANCELLED),
+        (BatchCounts(failed=9, cancelled=1), BatchStatus.CANCELLED),
+        (BatchCounts(succeeded=1, expired=9), BatchStatus.SUCCEEDED),
+        (BatchCounts(failed=1, expired=9), BatchStatus.PARTLY_FAILED),
+    ],
+)
+def test_12_the_status_follows_from_the_counts(counts: BatchCounts, status: BatchStatus) -> None:
+    """Running until the last job has ended; then what became of the photos decides."""
+    assert counts.status is status
+    assert counts.total == 10
+
+
+@given(COUNTS)
+def test_12_a_batch_is_final_when_nothing_can_change_any_more(counts: BatchCounts) -> None:
+    """Exactly while a job waits, runs or is being cancelled, the batch runs."""
+    open_jobs = counts.queued + counts.running + counts.cancelling
+    assert counts.status.is_final is (open_jobs == 0)
+    assert counts.ended + open_jobs == counts.total
+
+
+@given(COUNTS)
+def test_12_one_more_photo_never_turns_failure_into_success(counts: BatchCounts) -> None:
+    """`succeeded` means every photo: with one refused, no batch says it."""
+    assert replace(counts, refused=counts.refused + 1).status is not BatchStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("Übung 1.jpg", "Übung 1.jpg"),
+        ("a\nb\x00.png", "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}.png"),
+        ("\udce4.png", "\N{REPLACEMENT CHARACTER}.png"),
+        ("x" * 300, "x" * MAX_ITEM_NAME_CHARS),
+    ],
+)
+def test_12_names_are_fit_to_be_stored_and_shown(name: str, kept: str) -> None:
+    """What no terminal, log line or database should be handed is replaced, and length bounded."""
+    assert item_name(name) == kept
