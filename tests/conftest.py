@@ -22,7 +22,13 @@ from comfy_pool.provision import EngineInstall, install_engine
 from persistence.embedded.local import LocalServices
 from persistence.migrate import upgrade
 from restoration.settings import NodeSettings
+from tests.stack import Stack, running_stack
 from workflows.catalog import load_catalog
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever needs the stack comes last: it takes a core while the others run."""
+    items.sort(key=lambda item: "stack" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -80,3 +86,10 @@ def redis_url(services: LocalServices) -> str:
 def s3(services: LocalServices) -> S3Access:
     urls = services.urls
     return S3Access(urls.s3_endpoint_url, urls.s3_access_key, urls.s3_secret_key, urls.s3_bucket)
+
+
+@pytest.fixture(scope="session")
+def stack(engine_install: EngineInstall) -> Iterator[Stack]:
+    """Everything real, and two workers, each with a ComfyUI."""
+    with running_stack("--workers", "2") as stack:
+        yield stack

@@ -14,7 +14,7 @@ from uuid import UUID
 from restoration.jobs import JobStatus
 from tests.chaos.batch_script import OWNER
 from tests.chaos.ledger import Ledger, Sample
-from tests.e2e.conftest import Stack
+from tests.stack import Stack
 
 CONNECT_TIMEOUT_S = 60.0
 

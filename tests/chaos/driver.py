@@ -28,7 +28,7 @@ from tests.chaos.processes import StackProcesses
 from tests.chaos.results import make_samples, references, wrong_results
 from tests.chaos.users import HttpUsers
 from tests.chaos.verdict import Evidence, Verdict, judge
-from tests.e2e.conftest import Stack, running_stack
+from tests.stack import Stack, running_stack
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from restoration.jobs import Priority
 from serve_app.client import ApiError, RestorationClient
 from tests.chaos.ledger import Ledger, Sample
-from tests.e2e.conftest import Stack
+from tests.stack import Stack
 
 OWNERS = ("alice", "bob", "carol")
 WORKFLOW = "enlarge"

@@ -344,7 +344,12 @@ class TestTurns:
         assert (await _claim(store)).id == second.id
 
     async def test_10_turns_hold_under_concurrency(self, store: JobStore) -> None:
-        """Eight workers at once: each job once, and no owner more than a turn a worker ahead."""
+        """Eight workers at once: each job once, and no owner more than a turn a worker ahead.
+
+        What is seen of it here may be ahead by eight more: each worker can have one claim that
+        the store has made and that is not noted yet.
+        """
+        workers = 8
         for n in range(90):
             await _queued(store, owner=f"{'abc'[n // 30]}")
         order: list[str] = []
@@ -355,9 +360,9 @@ class TestTurns:
                 claimed.append(job.ref)
                 order.append(job.owner)
 
-        await asyncio.gather(*(work(f"w{n}") for n in range(8)))
+        await asyncio.gather(*(work(f"w{n}") for n in range(workers)))
         assert len(claimed) == len(set(claimed)) == 90
-        assert _greatest_lead(order) <= 8 + 1
+        assert _greatest_lead(order) <= 1 + 2 * workers
 
     async def test_10_what_waits_is_listed_for_tickets(self, store: JobStore) -> None:
         """`waiting` names the best first, jobs of every owner, and no job twice."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import Stack
 from tests.photos import degrade, original
+from tests.stack import Stack
 
 pytestmark = pytest.mark.real_engine
 

@@ -18,8 +18,8 @@ from restoration.jobs import JobStatus, OutputFormat
 from serve_app.client import ApiError, RestorationClient
 from serve_app.schemas import Restoration
 from tests.e2e.bare_comfyui import run_bare
-from tests.e2e.conftest import Stack
 from tests.photos import PhotoName, degrade, enlarge, original, ssim
+from tests.stack import Stack
 
 pytestmark = pytest.mark.real_engine
 API = "/api/v1/restorations"

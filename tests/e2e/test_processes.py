@@ -22,9 +22,9 @@ from persistence.embedded import seaweed
 from restoration.jobs import AttemptRef, JobStatus, OutputFormat
 from serve_app.client import RestorationClient
 from serve_app.schemas import Restoration
-from tests.e2e.conftest import Stack, running_stack
 from tests.e2e.stack_processes import Process, engines, of_stack, wait_until, workers
 from tests.photos import jpeg, original
+from tests.stack import Stack, running_stack
 
 pytestmark = pytest.mark.real_engine
 

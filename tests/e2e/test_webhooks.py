@@ -6,10 +6,10 @@ import asyncio
 import json
 
 from restoration.webhooks import DeliveryStatus
-from tests.e2e.conftest import Stack
 from tests.fakes.receiver import Receiver, receiving, verify
 from tests.fakes.site import photo
 from tests.polling import until
+from tests.stack import Stack
 
 
 async def test_11_the_end_of_a_job_is_told(stack: Stack) -> None:

@@ -1,4 +1,4 @@
-"""One local stack for all end-to-end tests: started by `restore up`, as a person would."""
+"""A local stack for tests: started by `restore up`, as a person would, and the ways into it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import pytest
 
-from comfy_pool.provision import EngineInstall
 from serve_app.client import RestorationClient
 from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
 from serve_app.stack_record import StackRecord, find_stack, issuer_folder
@@ -95,10 +93,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@pytest.fixture(scope="session")
-def stack(engine_install: EngineInstall) -> Iterator[Stack]:
-    """Everything real, and two workers, each with a ComfyUI."""
-    with running_stack("--workers", "2") as stack:
-        yield stack
