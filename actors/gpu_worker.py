@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 import ray
 import structlog
 
+from actors.draining import is_draining
 from actors.execution import Execution, Lease
 from actors.handles import NOTHING_WAITS
 from actors.logs import configure_logging
@@ -21,13 +22,15 @@ from comfy_pool.assembly import engine_on_this_node
 from persistence.blobs import S3BlobStore
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
-from restoration.errors import DependencyUnavailable, EngineUnavailable
-from restoration.jobs import JobStatus
+from restoration.errors import DependencyUnavailable, EngineUnavailable, LeaseLost
+from restoration.jobs import AttemptRef, JobStatus
 from restoration.settings import load_settings
 from workflows.catalog import load_catalog
 
 STORE_PAUSE_S = 0.2
 LONGEST_STORE_PAUSE_S = 5.0
+DRAIN_POLL_S = 0.5
+HAND_BACK_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -35,13 +38,17 @@ log = structlog.get_logger(__name__)
 class GpuWorker:
     """The Serve deployment. Secrets come from the node's environment, never from arguments."""
 
-    async def __init__(self, *, whole_gpu: bool) -> None:  # type: ignore[misc] # Serve awaits it
+    async def __init__(  # type: ignore[misc] # Serve awaits it
+        self, *, whole_gpu: bool, drain_s: float
+    ) -> None:
+        """`drain_s` is how long Serve lets a replica that is to stop go on."""
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
         self._id = str(ray.get_runtime_context().get_actor_id())
         self._lease = Lease(settings.heartbeat_s, settings.lease_s)
         self._turn = asyncio.Lock()
         self._running: set[asyncio.Task[str]] = set()
+        self._held: set[AttemptRef] = set()
         catalog = load_catalog()
         self._workflows = [workflow.name for workflow in catalog]
         async with AsyncExitStack() as resources:
@@ -59,6 +66,7 @@ class GpuWorker:
                 catalog, self._jobs, blobs, self._engine, progress, self._lease
             )
             self._resources = resources.pop_all()
+        self._leaving = asyncio.create_task(self._leave_in_time(drain_s))
         log.info("worker_ready", worker=self._id)
 
     async def process(self, job_id: str, attempt: int) -> str:
@@ -79,7 +87,11 @@ class GpuWorker:
             job = await self._jobs.claim(self._id, self._lease.lease_s, self._workflows)
             if job is None:
                 return NOTHING_WAITS
-            ended = await self._execution.run(job)
+            self._held.add(job.ref)
+            try:
+                ended = await self._execution.run(job)
+            finally:
+                self._held.discard(job.ref)
             if ended is not None and ended.status is JobStatus.QUEUED:
                 await self._stores_answer()
             return ended.status if ended else "lost"
@@ -95,6 +107,25 @@ class GpuWorker:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_STORE_PAUSE_S)
 
+    async def _leave_in_time(self, drain_s: float) -> None:
+        """Once the replica is to stop: hand back what has not ended shortly before it is killed."""
+        while not is_draining():  # noqa: ASYNC110 # a flag of Serve's, which has no event
+            await asyncio.sleep(DRAIN_POLL_S)
+        log.info("worker_drains", worker=self._id, running=len(self._running))
+        await asyncio.sleep(drain_s - min(HAND_BACK_S, drain_s / 2))
+        await self._hand_back()
+
+    async def _hand_back(self) -> None:
+        """Give up all jobs, and only then stop them: an engine may take long to its next step."""
+        for ref in tuple(self._held):
+            try:
+                await self._jobs.release(ref, None)
+            except (LeaseLost, DependencyUnavailable) as error:
+                log.warning("not_handed_back", job_id=str(ref.job_id), reason=error.message)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
     async def check_health(self) -> None:
         """Bring a dead engine back between jobs; raise, to be replaced, if that cannot be done."""
         if (error := self._engine.broken) is not None:
@@ -106,7 +137,7 @@ class GpuWorker:
 
     async def __del__(self) -> None:
         """Hand back what runs, and stop the engine. Serve has drained the replica before."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        self._leaving.cancel()
+        await asyncio.gather(self._leaving, return_exceptions=True)
+        await self._hand_back()
         await self._resources.aclose()

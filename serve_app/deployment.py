@@ -51,7 +51,7 @@ class PoolArgs(BaseModel):
     worker_cpus: float = Field(1, ge=0)
     ingress_replicas: int = Field(2, ge=1)
     dispatcher_replicas: int = Field(2, ge=1)
-    # above the longest job, or scale-down would kill it (Serve's own default is 20 s)
+    # above the longest job, or scale-down would hand it back (Serve's own default is 20 s)
     drain_s: float = Field(3600, gt=0)
 
 
@@ -102,7 +102,7 @@ class Ingress:
 
 def build(args: PoolArgs) -> Application:
     """The whole service as one Serve application."""
-    workers = _workers(args).bind(whole_gpu=args.worker_gpus >= 1)
+    workers = _workers(args).bind(whole_gpu=args.worker_gpus >= 1, drain_s=args.drain_s)
     # Tickets waiting in Serve: enough to keep the largest pool busy, with some to spare.
     dispatcher = _deployment(Dispatcher, args.dispatcher_replicas).bind(
         workers, window=2 * args.workers_max + 8

@@ -157,7 +157,7 @@ def _cluster(node: NodeSettings, options: StackOptions, progress: Progress) -> I
         worker_cpus=0,  # how many engines this machine bears is for its owner to say
         ingress_replicas=1,
         dispatcher_replicas=2,  # one that dies is replaced in seconds, but jobs would wait for it
-        drain_s=30,
+        drain_s=node.drain_s,
     )
     try:
         yield start_local(args, options.port)
