@@ -265,7 +265,7 @@ async def test_a_success_after_a_failure_is_a_success(bench: Bench) -> None:
     assert await bench.engine.run(graphs.through(), ignore)
 
 
-async def test_interrupting_a_running_run(bench: Bench) -> None:
+async def test_05_interrupting_a_running_run(bench: Bench) -> None:
     """Rule 8: a run that is interrupted ends early, as EngineInterrupted."""
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
@@ -276,7 +276,7 @@ async def test_interrupting_a_running_run(bench: Bench) -> None:
             await running
 
 
-async def test_interrupting_a_queued_run_spares_the_running_one(bench: Bench) -> None:
+async def test_05_interrupting_a_queued_run_spares_the_running_one(bench: Bench) -> None:
     """Rule 8: a run that waits is taken from the queue, and no other is hit."""
     first, second = graphs.through(graphs.steps(30, 0.05)), graphs.through()
     running = asyncio.create_task(bench.engine.run(first, ignore))
@@ -294,7 +294,7 @@ async def test_interrupting_a_queued_run_spares_the_running_one(bench: Bench) ->
     assert await running
 
 
-async def test_interrupting_at_a_time_when_it_is_pointless(bench: Bench) -> None:
+async def test_05_interrupting_at_a_time_when_it_is_pointless(bench: Bench) -> None:
     """Twice, after the end, or with an id that never was: harmless to all."""
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
@@ -308,7 +308,7 @@ async def test_interrupting_at_a_time_when_it_is_pointless(bench: Bench) -> None
     assert await bench.engine.run(graphs.through(), ignore)
 
 
-async def test_an_interrupt_during_a_long_step_is_waited_for(bench: Bench) -> None:
+async def test_05_an_interrupt_during_a_long_step_is_waited_for(bench: Bench) -> None:
     """Rule 8: a node that holds the thread ends first; the run says nothing before it is over."""
     run = graphs.through(graphs.hold(1.0), graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
@@ -319,7 +319,7 @@ async def test_an_interrupt_during_a_long_step_is_waited_for(bench: Bench) -> No
     assert await bench.queue() == []
 
 
-async def test_a_cancelled_caller_leaves_nothing_running(bench: Bench) -> None:
+async def test_05_a_cancelled_caller_leaves_nothing_running(bench: Bench) -> None:
     """When the task that waits is cancelled, twice even, the run has ended when it is done."""
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))

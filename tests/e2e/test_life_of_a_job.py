@@ -18,6 +18,7 @@ from restoration.jobs import JobStatus, OutputFormat
 from serve_app.client import ApiError, RestorationClient
 from serve_app.schemas import Restoration
 from tests.e2e.bare_comfyui import run_bare
+from tests.e2e.stack_processes import engines
 from tests.photos import PhotoName, degrade, enlarge, original, ssim
 from tests.stack import Stack
 
@@ -168,7 +169,7 @@ def test_a_waiting_client_gets_the_finished_job(stack: Stack, small: bytes) -> N
     assert answer.json()["status"] == "succeeded"
 
 
-def test_an_idempotency_key_makes_one_job(client: RestorationClient, small: bytes) -> None:
+def test_08_an_idempotency_key_makes_one_job(client: RestorationClient, small: bytes) -> None:
     """The same request under the same key is the same job; another request is refused."""
     key = str(uuid.uuid4())
     first = client.submit(small, workflow="enlarge", idempotency_key=key)
@@ -193,7 +194,7 @@ def test_somebody_elses_job_does_not_exist(stack: Stack, small: bytes) -> None:
         assert stranger.get(API).json()["restorations"] == []
 
 
-def test_a_waiting_job_is_cancelled_at_once(client: RestorationClient, small: bytes) -> None:
+def test_05_a_waiting_job_is_cancelled_at_once(client: RestorationClient, small: bytes) -> None:
     """Behind two running jobs, a third is cancelled without ever having started."""
     photo = png(degrade(original("flower")))
     busy = [client.submit(photo).id for _ in range(2)]
@@ -204,8 +205,8 @@ def test_a_waiting_job_is_cancelled_at_once(client: RestorationClient, small: by
         assert client.wait(job_id).status is JobStatus.SUCCEEDED
 
 
-def test_a_running_job_is_cancelled(client: RestorationClient) -> None:
-    """Its engine is interrupted, it ends as cancelled, and has no result."""
+def test_05_a_running_job_is_cancelled(stack: Stack, client: RestorationClient) -> None:
+    """Its engine is interrupted, it ends as cancelled, and has no result; the GPU is free then."""
     job = client.submit(png(degrade(original("china"))))
     for event in client.events(job.id):
         if isinstance(event, Progressed) and "Upscale" in event.stage:
@@ -213,6 +214,9 @@ def test_a_running_job_is_cancelled(client: RestorationClient) -> None:
     client.cancel(job.id)
     ended = client.wait(job.id)
     assert ended.status is JobStatus.CANCELLED
+    for port in engines(stack.state_dir):
+        queue = httpx.get(f"http://127.0.0.1:{port}/queue", trust_env=False).json()
+        assert queue == {"queue_running": [], "queue_pending": []}
     with pytest.raises(ApiError, match="result_not_ready"):
         client.download(job.id, Path("never-written.png"))
 

@@ -84,7 +84,7 @@ def assert_ran_again(client: RestorationClient, job_id: UUID, out: Path) -> Rest
     return ended
 
 
-def test_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
+def test_02_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
     stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
 ) -> None:
     """SIGKILL of the replica: its ComfyUI is gone, another attempt makes the one result."""
@@ -112,7 +112,7 @@ def stored_results(stack: Stack, job: Restoration) -> list[str]:
     return [item["Key"] for item in listing["Contents"]]
 
 
-def test_a_killed_engine_is_started_again_and_its_job_runs_again(
+def test_07_a_killed_engine_is_started_again_and_its_job_runs_again(
     stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
 ) -> None:
     """SIGKILL of ComfyUI: the job is handed back at once, and the worker starts a new engine."""
@@ -179,12 +179,12 @@ def test_13_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
         assert {client.wait(job.id).status for job in jobs} == {JobStatus.SUCCEEDED}
 
 
-def test_nothing_is_left_of_a_stack_that_is_killed(
+def test_01_a_stack_that_is_killed_leaves_nothing_but_its_jobs(
     stack: Stack, attached: Stack, photo: bytes
 ) -> None:
     """SIGKILL of `restore up` at work: databases, Ray and workers are gone within seconds; all but
-    two helpers of Ray's, which end by themselves."""
-    up_pid = attached.record.pid
+    two helpers of Ray's, which end by themselves. The next `restore up` goes on with the job."""
+    up_pid, port = attached.record.pid, attached.record.url.rpartition(":")[2]
     with attached.client() as client:
         job = client.submit(photo)
         wait_until(lambda: client.get(job.id).status is JobStatus.RUNNING, timeout_s=30)
@@ -198,6 +198,9 @@ def test_nothing_is_left_of_a_stack_that_is_killed(
         timeout_s=20,
     )
     assert answers(stack.comfyui_url())
+    attached.restore("up", "--detach", "--port", port)
+    with attached.client() as client:
+        assert client.wait(job.id).status is JobStatus.SUCCEEDED
 
 
 # When Ray's own daemon is killed, these wait for 60 s for somebody to report that to

@@ -201,7 +201,7 @@ def _refusal(error: Exception) -> RayTaskError:
 
 
 class TestBadEnds:
-    async def test_a_dead_workers_jobs_are_queued_at_once(self, bench: Bench) -> None:
+    async def test_02_a_dead_workers_jobs_are_queued_at_once(self, bench: Bench) -> None:
         """Their leases have an hour to go; the next attempt's ticket is out all the same."""
         ref = await bench.submit()
         bench.lead()
@@ -276,7 +276,7 @@ class TestBadEnds:
 
 
 class TestLeading:
-    async def test_lapsed_leases_are_queued_again(self, bench: Bench) -> None:
+    async def test_02_lapsed_leases_are_queued_again(self, bench: Bench) -> None:
         """A worker that no ticket of ours tells about is known by its silence."""
         bench.lease_s = 0
         ref = await bench.submit()
