@@ -19,6 +19,7 @@ from restoration.errors import InvalidSettings, Unauthenticated
 from restoration.settings import Settings
 from serve_app.jwks import ALGORITHM, KeySet
 from serve_app.local_issuer import LOCAL_AUDIENCE
+from serve_app.scopes import Scope, granted
 
 LEEWAY_S = 30  # clocks differ
 KEYS_PATH = "/.well-known/jwks.json"
@@ -39,6 +40,11 @@ class Principal:
 
     sub: str
     scopes: frozenset[str]
+
+    @property
+    def reach(self) -> str | None:
+        """Whose jobs it may touch, by their owner; None: everybody's."""
+        return None if Scope.ADMIN in self.scopes else self.sub
 
 
 def issuer_from(settings: Settings) -> Issuer:
@@ -112,4 +118,4 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
     sub = claims["sub"]
     if not sub.strip() or not sub.isprintable():
         raise ValueError("its subject is empty or not printable")
-    return Principal(sub, frozenset(str(claims.get("scope", "")).split()))
+    return Principal(sub, granted(claims))
