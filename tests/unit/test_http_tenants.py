@@ -24,6 +24,7 @@ from tests.foreign import OWNED, assert_as_if_missing, routes_to_owned
 
 _T = TypeVar("_T")
 BATCHES = "/api/v1/batches"
+DEADLINE_S = 30
 OWNERS = st.sampled_from(["ann", "bob", "cyd"])
 Thing = tuple[str, str, UUID]  # the parameter that names it, its owner, its id
 
@@ -92,7 +93,8 @@ class _Tenants(RuleBasedStateMachine):
 
     async def _ask_all(self, parameter: str, identifier: UUID, caller: str) -> None:
         nobodys = uuid4()
-        async with self._site.client(caller) as client:
+        # an event stream that is opened by mistake would not end
+        async with asyncio.timeout(DEADLINE_S), self._site.client(caller) as client:
             for route in self._routes:
                 if route.parameter == parameter:
                     foreign = await client.request(route.method, route.to(identifier))
