@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from actors.pictures import examine
+from actors.decoders import Examiner
 from persistence.blobs import input_key
 from restoration.errors import (
     DependencyUnavailable,
@@ -104,12 +104,14 @@ class Submission:
         catalog: Catalog,
         jobs: JobStore,
         blobs: BlobStore,
+        examiner: Examiner,
         limits: UploadLimits,
         webhooks: WebhookRules | None = None,
     ) -> None:
         self._catalog = catalog
         self._jobs = jobs
         self._blobs = blobs
+        self._examiner = examiner
         self._limits = limits
         self._webhooks = webhooks or WebhookRules()
 
@@ -217,7 +219,7 @@ class Submission:
 
         Raises InvalidRequest and its kin for a picture that cannot be used.
         """
-        picture = await asyncio.to_thread(examine, request.image, self._limits)
+        picture = await self._examiner.examine(request.image)
         scale = int(order.params.get("scale", 1))
         check_result(picture.width, picture.height, scale, order.output_format, self._limits)
         key = input_key(job_id, picture.type)

@@ -103,6 +103,10 @@ class Settings(NodeSettings):
     batch_max_bytes: int = Field(1024 * MEBIBYTE, alias="BATCH_MAX_BYTES", gt=0)
     upload_max_pixels: int = Field(16_000_000, alias="UPLOAD_MAX_PIXELS", gt=0)
     result_max_pixels: int = Field(100_000_000, alias="RESULT_MAX_PIXELS", gt=0)
+    # Processes that decode uploads, for each replica of the ingress, and how long each picture may
+    # take: the slowest that is accepted takes a second
+    decoders: int = Field(2, alias="DECODERS", gt=0)
+    decode_timeout_s: float = Field(15, alias="DECODE_TIMEOUT_S", gt=0)
     result_url_lifetime_s: int = Field(3600, alias="RESULT_URL_LIFETIME_S", gt=0)
 
     # How much may wait and be on its way, and how long an idempotency key is remembered

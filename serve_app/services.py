@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from actors.batch_submission import BatchSubmission
+from actors.decoders import Decoders
 from actors.submission import Submission
 from persistence.batches import PostgresBatchStore
 from persistence.blobs import S3BlobStore
@@ -67,6 +68,8 @@ def open_services(settings: Settings) -> Services:
     jobs = PostgresJobStore(database, settings.queue_policy)
     blobs = S3BlobStore.from_settings(settings)
     resources.push_async_callback(blobs.aclose)
+    decoders = Decoders(settings.upload_limits, settings.decoders, settings.decode_timeout_s)
+    resources.push_async_callback(decoders.aclose)
     board = RedisStatusBoard(settings.redis_url.get_secret_value())
     resources.push_async_callback(board.aclose)
     # a proxy from the environment has no business between us and the local issuer
@@ -75,7 +78,9 @@ def open_services(settings: Settings) -> Services:
     return Services(
         settings=settings,
         catalog=catalog,
-        submission=Submission(catalog, jobs, blobs, settings.upload_limits, settings.webhook_rules),
+        submission=Submission(
+            catalog, jobs, blobs, decoders, settings.upload_limits, settings.webhook_rules
+        ),
         jobs=jobs,
         batches=PostgresBatchStore(database, settings.queue_policy),
         blobs=blobs,

@@ -23,6 +23,7 @@ from serve_app.auth import Authenticator, Issuer
 from serve_app.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
 from serve_app.services import Services
 from tests.fakes.batches import MemoryBatchStore
+from tests.fakes.examiner import InProcess
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore, MemoryStatusBoard
 from workflows.catalog import load_catalog
 
@@ -125,7 +126,8 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
             settings=settings,
             catalog=catalog,
             submission=Submission(
-                catalog, jobs, blobs, settings.upload_limits, settings.webhook_rules
+                *(catalog, jobs, blobs, InProcess(settings.upload_limits)),
+                *(settings.upload_limits, settings.webhook_rules),
             ),
             jobs=jobs,
             batches=batches,
