@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from PIL import (
     BmpImagePlugin,
     Image,
+    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -55,6 +56,7 @@ def examine(data: bytes, limits: UploadLimits) -> Picture:
         with Image.open(io.BytesIO(data), formats=[DECODERS[kind]]) as image:
             _check_header(image, kind, limits)
             image.load()
+            ImageOps.exif_transpose(image)  # as the engine will, which fails on broken EXIF
             return Picture(kind, image.width, image.height)
     except (InvalidRequest, MemoryError):
         raise

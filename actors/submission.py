@@ -60,6 +60,7 @@ class SubmissionRequest:
     queue_limit_s: float | None = None
     run_limit_s: float | None = None
     webhook_url: str | None = None
+    keep_metadata: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Order:
     queue_limit_s: float | None = None
     run_limit_s: float | None = None
     webhook_url: str | None = None
+    keep_metadata: bool = False
 
     def digest(self, subject: bytes) -> str:
         """sha256, in hex, that two requests share only when they ask for the same.
@@ -91,6 +93,8 @@ class Order:
             *(self.workflow.name, dict(self.params), self.output_format, self.priority),
             *(self.queue_limit_s, self.run_limit_s),
             self.webhook_url,
+            # as it was before there was such a thing, for keys from then
+            *(["keep_metadata"] if self.keep_metadata else []),
         ]
         text = json.dumps(asked, sort_keys=True)
         return hashlib.sha256(text.encode() + b"\0" + subject).hexdigest()
@@ -174,6 +178,7 @@ class Submission:
             run_limit_s=source.run_limit_s,
             retry_of=source.id,
             webhook_url=source.webhook_url,
+            keep_metadata=source.keep_metadata,
         )
 
     def check(self, request: SubmissionRequest) -> Order:
@@ -197,6 +202,7 @@ class Submission:
             _shorter("queue_limit_s", request.queue_limit_s, workflow.manifest.queue_limit_s),
             _shorter("run_limit_s", request.run_limit_s, workflow.manifest.run_limit_s),
             request.webhook_url,
+            request.keep_metadata,
         )
 
     async def _earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
@@ -236,6 +242,7 @@ class Submission:
             queue_limit_s=order.queue_limit_s or order.workflow.manifest.queue_limit_s,
             run_limit_s=order.run_limit_s,
             webhook_url=order.webhook_url,
+            keep_metadata=order.keep_metadata,
         )
 
     async def discard(self, prepared: NewJob) -> None:

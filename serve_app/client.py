@@ -78,10 +78,12 @@ class RestorationClient(BatchCalls):
         queue_limit_s: float | None = None,
         run_limit_s: float | None = None,
         webhook_url: str | None = None,
+        keep_metadata: bool = False,
     ) -> Restoration:
         """Submit a photo; on return the job is safe, and will end.
 
-        Limits, in seconds, may only be shorter than the workflow's.
+        Limits, in seconds, may only be shorter than the workflow's. The result gets the photo's
+        EXIF only with `keep_metadata`.
         """
         name, data = _read(photo)
         limits = {"queue_limit_s": queue_limit_s, "run_limit_s": run_limit_s}
@@ -96,6 +98,7 @@ class RestorationClient(BatchCalls):
                 "priority": priority.value,
                 **{name: value for name, value in limits.items() if value is not None},
                 **({"webhook_url": webhook_url} if webhook_url else {}),
+                **({"keep_metadata": "true"} if keep_metadata else {}),
             },
             headers={"Idempotency-Key": idempotency_key or str(uuid4())},
         )

@@ -113,6 +113,7 @@ class Restoration(_View):
     retry_of: UUID | None = Field(None, description="the job that this one was sent again for")
     progress: ProgressView | None
     webhook: WebhookView | None = None
+    keep_metadata: bool = Field(False, description="the result has the photo's EXIF")
     output_expired_at: datetime | None = Field(
         None, description="set when the result has been removed"
     )
@@ -307,6 +308,7 @@ def restoration(
         retry_of=job.retry_of,
         progress=progress,
         webhook=webhook,
+        keep_metadata=job.keep_metadata,
         output_expired_at=job.output_expired_at,
         links=links,
     )

@@ -29,7 +29,7 @@ DEFAULT_WORKFLOW = "restore"
 MAX_FIELD_BYTES = 64 * 1024
 # Part headers, boundaries and the other fields, on top of the image itself.
 FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
-MAX_FIELDS = 7
+MAX_FIELDS = 8
 
 
 class RestorationForm(BaseModel):
@@ -61,6 +61,9 @@ class RestorationForm(BaseModel):
     webhook_url: str | SkipJsonSchema[None] = Field(
         None, description="where to POST, once, that the job has ended; https, and a public host"
     )
+    keep_metadata: bool = Field(
+        False, description="gives the result the photo's EXIF: times, place, camera, author"
+    )
 
     def asks(self, owner: str, image: bytes, idempotency_key: str | None) -> SubmissionRequest:
         return SubmissionRequest(
@@ -74,6 +77,7 @@ class RestorationForm(BaseModel):
             queue_limit_s=self.queue_limit_s,
             run_limit_s=self.run_limit_s,
             webhook_url=self.webhook_url,
+            keep_metadata=self.keep_metadata,
         )
 
 

@@ -135,7 +135,7 @@ def test_the_form_and_the_headers_are_described(document: Document) -> None:
     assert form["required"] == ["image"]
     assert set(form["properties"]) == {
         *("image", "workflow", "params", "output_format", "priority"),
-        *("queue_limit_s", "run_limit_s", "webhook_url"),
+        *("queue_limit_s", "run_limit_s", "webhook_url", "keep_metadata"),
     }
     assert {p["name"] for p in post["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert "Location" in post["responses"]["202"]["headers"]
@@ -149,7 +149,7 @@ def test_the_form_of_a_batch_is_described(document: Document) -> None:
     assert form["required"] == ["image"]
     assert set(form["properties"]) == {
         *("image", "workflow", "params", "output_format", "priority"),
-        *("queue_limit_s", "run_limit_s", "webhook_url"),
+        *("queue_limit_s", "run_limit_s", "webhook_url", "keep_metadata"),
     }
     assert form["properties"]["priority"]["default"] == "batch"
     assert (form["properties"]["image"]["type"], form["properties"]["image"]["maxItems"]) == (
