@@ -178,6 +178,11 @@ jobs = Table(
         "queue_deadline_at",
         postgresql_where=text("status = 'queued' AND attempt = 0"),
     ),
+    Index(
+        "jobs_started_again",
+        *("owner", "priority"),
+        postgresql_where=text("status = 'queued' AND attempt > 0"),
+    ),
     Index("jobs_retried", "retry_of", unique=True, postgresql_where=text("retry_of IS NOT NULL")),
     Index(
         "jobs_leases", "lease_until", postgresql_where=text("status IN ('running', 'cancelling')")

@@ -26,7 +26,7 @@ from persistence import deliveries
 from persistence.history import with_attempt
 from persistence.signals import WAITING_CHANNEL
 from persistence.tables import OWNED, artifact_columns, failure_columns, jobs, to_job
-from persistence.turns import BEST, by_turn, is_overdue
+from persistence.turns import BEST, by_turn, is_overdue, put_first
 from restoration.errors import JobNotFound, LeaseLost, QueueTimeout
 from restoration.jobs import (
     Artifact,
@@ -131,7 +131,14 @@ def reclaim(worker: str | None, connection: Connection) -> list[Job]:
     )
     held = [to_job(row) for row in connection.execute(query).mappings()]
     held.sort(key=by_turn)
-    return [_hand_back(connection, job, _worker_lost(job), delay_s=0) for job in held]
+    return [_resume(job, connection) for job in held]
+
+
+def _resume(job: Job, connection: Connection) -> Job:
+    after = _hand_back(connection, job, _worker_lost(job), delay_s=0)
+    if after.status is JobStatus.QUEUED:
+        put_first(after, connection)
+    return after
 
 
 def expire(connection: Connection) -> list[Job]:

@@ -38,12 +38,15 @@ from restoration.queueing import QueuePolicy
 
 # A job that a worker has handed back for a failure is kept from it for so long, for others.
 ELSEWHERE_S = 2.0
+# The turn of a job that lost its worker is dated back by so much: before all other turns.
+_FIRST = timedelta(days=365)
 # An owner without a turn for longer is treated as if it had had one then. The migration that
 # makes the triggers has the same figure.
 AWAY_S = 600.0
 
 _WAITS = jobs.c.status.in_(sources_of(JobStatus.RUNNING))
 _UNSTARTED = and_(jobs.c.status == JobStatus.QUEUED, jobs.c.attempt == 0)
+_STARTS_AGAIN = and_(jobs.c.status == JobStatus.QUEUED, jobs.c.attempt > 0)
 _KEY = tuple_(turns.c.owner, turns.c.priority)
 _INTERACTIVE = literal(Priority.INTERACTIVE, turns.c.counts_as.type)
 _SOMETHING_WAITS = turns.c.counts_as.is_not(None)
@@ -130,12 +133,23 @@ def check_room(policy: QueuePolicy, owner: str, more: int, connection: Connectio
     policy.check_room(total + more, owned + more)
 
 
+def put_first(job: Job, connection: Connection) -> None:
+    """Give `job`, which lost its worker and waits again, the next turn: it has had its own once."""
+    of_turn = and_(turns.c.owner == job.owner, turns.c.priority == job.priority)
+    values = {"counts_as": _INTERACTIVE, "turn_at": func.clock_timestamp() - _FIRST}
+    connection.execute(update(turns).where(of_turn).values(values))
+
+
 def promote(aging_s: float, connection: Connection) -> None:
-    """Let each turn count as what the age of its oldest job makes it, and forget old idle ones."""
+    """Let each turn count as what its jobs make it, and forget old idle ones.
+
+    The oldest that waits, by its age; and any that was started once and is to start again.
+    """
     oldest = jobs.c.created_at <= func.now() - timedelta(seconds=aging_s)
     of_turn = and_(jobs.c.owner == turns.c.owner, jobs.c.priority == turns.c.priority)
     counts_as = case(
         (select(jobs.c.id).where(_WAITS, of_turn, oldest).exists(), _INTERACTIVE),
+        (select(jobs.c.id).where(_STARTS_AGAIN, of_turn).exists(), _INTERACTIVE),
         else_=turns.c.priority,
     )
     changed = _unlocked(_SOMETHING_WAITS, turns.c.counts_as != counts_as)

@@ -13,7 +13,7 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     │   ├── UnknownWorkflow           unknown_workflow
     │   └── InvalidWebhook            invalid_webhook       no webhook can be sent there, or at all
     ├── Unauthenticated               unauthenticated
-    ├── Forbidden                     forbidden             the token lacks a scope
+    ├── Forbidden                     insufficient_scope    details["scope"] is what lacks
     ├── JobNotFound                   job_not_found         missing, or somebody else's
     ├── BatchNotFound                 batch_not_found       missing, or somebody else's
     ├── Conflict
@@ -109,7 +109,7 @@ class Unauthenticated(RestorationError):
 
 
 class Forbidden(RestorationError):
-    code = "forbidden"
+    code = "insufficient_scope"
 
 
 class JobNotFound(RestorationError):

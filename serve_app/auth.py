@@ -19,9 +19,15 @@ from restoration.errors import InvalidSettings, Unauthenticated
 from restoration.settings import Settings
 from serve_app.jwks import ALGORITHM, KeySet
 from serve_app.local_issuer import LOCAL_AUDIENCE
+from serve_app.scopes import Scope, granted
 
 LEEWAY_S = 30  # clocks differ
 KEYS_PATH = "/.well-known/jwks.json"
+# Looked at before anything is decoded; load balancers let headers pass up to about this size.
+MAX_TOKEN_CHARS = 16 * 1024
+# Header fields (RFC 7515) by which a token would bring its own key, or asks to be understood in
+# ways that we do not know. Ignoring them would do; nobody who sends them means well, so: refused.
+_REFUSED_FIELDS = frozenset({"jku", "jwk", "x5u", "x5c", "crit"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,11 @@ class Principal:
 
     sub: str
     scopes: frozenset[str]
+
+    @property
+    def reach(self) -> str | None:
+        """Whose jobs it may touch, by their owner; None: everybody's."""
+        return None if Scope.ADMIN in self.scopes else self.sub
 
 
 def issuer_from(settings: Settings) -> Issuer:
@@ -84,7 +95,8 @@ class Authenticator:
             return _principal(claims)
         except ExpiredSignatureError:
             raise Unauthenticated("the token has expired") from None
-        except (JOSEError, TypeError, ValueError) as error:  # the latter two: claims of odd types
+        except (JOSEError, ArithmeticError, TypeError, ValueError) as error:
+            # the latter three: claims of odd types and sizes
             raise Unauthenticated(f"the token is not accepted: {error}") from error
 
     async def ping(self) -> None:
@@ -94,12 +106,16 @@ class Authenticator:
 
 def _key_id(token: str) -> str:
     """All that is taken from a token before its signature is checked."""
+    if len(token) > MAX_TOKEN_CHARS:
+        raise Unauthenticated(f"the token is longer than {MAX_TOKEN_CHARS} characters")
+    if token.count(".") != 2:  # five parts would be an encrypted token, RFC 7516
+        raise Unauthenticated("the token is not a signed JWT: three parts between dots")
     try:
         header = jwt.get_unverified_header(token)
     except JOSEError:
         raise Unauthenticated("the token is not a JWT") from None
-    if "crit" in header:  # RFC 7515: extensions that we must understand, and understand none of
-        raise Unauthenticated("the token has critical header fields, which are not supported")
+    if refused := sorted(_REFUSED_FIELDS & header.keys()):
+        raise Unauthenticated(f"the token's header must not have {', '.join(refused)}")
     kid = header.get("kid")
     if header.get("alg") != ALGORITHM or not isinstance(kid, str):
         raise Unauthenticated(f"the token must be signed with {ALGORITHM} and name its key")
@@ -112,4 +128,4 @@ def _principal(claims: Mapping[str, Any]) -> Principal:
     sub = claims["sub"]
     if not sub.strip() or not sub.isprintable():
         raise ValueError("its subject is empty or not printable")
-    return Principal(sub, frozenset(str(claims.get("scope", "")).split()))
+    return Principal(sub, granted(claims))

@@ -36,6 +36,7 @@ from serve_app.cli_shared import (
     state_dir,
 )
 from serve_app.client import ApiError
+from serve_app.scopes import Scope
 from serve_app.stack_record import (
     StackOptions,
     demand_down,
@@ -180,7 +181,9 @@ def retry(job_id: str, server: ServerOption = None, token: TokenOption = None) -
 @app.command()
 def token(
     sub: Annotated[str, typer.Option(help="Whom the token is for; jobs belong to it.")] = "local",
-    scope: Annotated[list[str] | None, typer.Option(help="A scope; repeatable.")] = None,
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="Besides the two of restorations; repeatable.")
+    ] = None,
     lifetime_s: Annotated[int, typer.Option(min=1, help="Seconds.")] = 3600,
 ) -> None:
     """Print a token of the local stack's own issuer."""

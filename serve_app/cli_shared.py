@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from restoration.errors import SetupError
 from restoration.settings import load_node_settings
 from serve_app.client import RestorationClient
 from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
+from serve_app.scopes import USER_SCOPES
 from serve_app.stack_record import StackRecord, find_stack, issuer_folder
 
 out = Console(highlight=False)
@@ -51,7 +53,7 @@ def open_client(server: str | None, token: str | None) -> RestorationClient:
     if server and token:
         return RestorationClient(server, token, patience_s=PATIENCE_S)
     stack = local_stack()
-    url, token = server or stack.url, token or local_token(stack, "local", [])
+    url, token = server or stack.url, token or local_token(stack, "local")
     return RestorationClient(url, token, patience_s=PATIENCE_S)
 
 
@@ -62,11 +64,16 @@ def local_stack() -> StackRecord:
     return stack
 
 
-def local_token(stack: StackRecord, sub: str, scopes: list[str], lifetime_s: int = 3600) -> str:
+def local_token(
+    stack: StackRecord, sub: str, more_scopes: Iterable[str] = (), lifetime_s: int = 3600
+) -> str:
+    """For `sub`, with what a user may, and these scopes besides. Raises SetupError."""
     if stack.issuer is None:
         raise SetupError("tokens come from the configured issuer; the local one is off")
     keys = issuer_folder(state_dir())
-    return mint_token(keys, stack.issuer, LOCAL_AUDIENCE, sub, scopes, lifetime_s)
+    return mint_token(
+        keys, stack.issuer, LOCAL_AUDIENCE, sub, [*USER_SCOPES, *more_scopes], lifetime_s
+    )
 
 
 def parse_parameter(text: str) -> tuple[str, object]:

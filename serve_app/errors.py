@@ -73,7 +73,6 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
 )
 
 _HEADERS: Mapping[HTTPStatus, Mapping[str, str]] = {
-    HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "Bearer"},
     HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": str(RETRY_AFTER_S)},
 }
 _PRIVATE_DETAIL: Mapping[HTTPStatus, str] = {
@@ -116,13 +115,33 @@ def internal_error_response(request: Request) -> JSONResponse:
 
 async def _on_restoration_error(request: Request, error: e.RestorationError) -> JSONResponse:
     status = next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
-    headers = _HEADERS.get(status)
+    headers = _challenge(request, error) or _HEADERS.get(status)
     if (retry_after_s := error.details.get("retry_after_s")) is not None:
         headers = {"Retry-After": str(retry_after_s)}
     if (private := _PRIVATE_DETAIL.get(status)) is None:
         return problem_response(request, status, error.code, error.message, error.details, headers)
     log.error("request_failed", code=error.code, reason=error.message, exc_info=error)
     return problem_response(request, status, error.code, private, headers=headers)
+
+
+def _challenge(request: Request, error: e.RestorationError) -> Mapping[str, str] | None:
+    """How to authenticate, as RFC 6750 (section 3) says; a request that brought no token of the
+    right kind is not told what was wrong with it."""
+    parts = ['Bearer realm="comfy-restore"']
+    match error:
+        case e.Unauthenticated():
+            if _bears_token(request):
+                parts.append('error="invalid_token"')
+        case e.Forbidden():
+            parts += ['error="insufficient_scope"', f'scope="{error.details["scope"]}"']
+        case _:
+            return None
+    return {"WWW-Authenticate": ", ".join(parts)}
+
+
+def _bears_token(request: Request) -> bool:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and bool(token.strip())
 
 
 async def _on_malformed_request(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -32,6 +32,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from jose import jwt
 
+from serve_app.scopes import USER_SCOPES
+
 log = logging.getLogger(__name__)
 
 LOCAL_AUDIENCE = "comfy-restore"
@@ -50,7 +52,7 @@ def mint_token(
     issuer: str,
     audience: str,
     sub: str,
-    scopes: Iterable[str] = (),
+    scopes: Iterable[str] = USER_SCOPES,
     lifetime_s: int = 3600,
 ) -> str:
     """A token for `sub`, signed with the key in `key_dir`, which is made if need be."""

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import httpx
 
 from serve_app.client import RestorationClient
 from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
+from serve_app.scopes import USER_SCOPES
 from serve_app.stack_record import StackRecord, find_stack, issuer_folder
 
 RESTORE = Path(sys.executable).with_name("restore")
@@ -35,16 +36,16 @@ class Stack:
         assert record is not None, "the stack is not up"
         return record
 
-    def token(self, sub: str = "tester") -> str:
+    def token(self, sub: str = "tester", scopes: Iterable[str] = USER_SCOPES) -> str:
         assert self.record.issuer is not None
         keys = issuer_folder(self.state_dir)
-        return mint_token(keys, self.record.issuer, LOCAL_AUDIENCE, sub)
+        return mint_token(keys, self.record.issuer, LOCAL_AUDIENCE, sub, scopes)
 
     def client(self, sub: str = "tester") -> RestorationClient:
         return RestorationClient(self.record.url, self.token(sub))
 
-    def http(self, sub: str = "tester") -> httpx.Client:
-        headers = {"Authorization": f"Bearer {self.token(sub)}"}
+    def http(self, sub: str = "tester", scopes: Iterable[str] = USER_SCOPES) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.token(sub, scopes)}"}
         return httpx.Client(base_url=self.record.url, headers=headers, timeout=60, trust_env=False)
 
     def comfyui_url(self) -> str:

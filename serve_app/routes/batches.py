@@ -17,6 +17,7 @@ from restoration.errors import (
     BatchNotFound,
     BatchTooLarge,
     DependencyUnavailable,
+    Forbidden,
     IdempotencyConflict,
     InvalidParameters,
     InvalidRequest,
@@ -29,7 +30,7 @@ from restoration.errors import (
 from serve_app import schemas, sse
 from serve_app.openapi import header, problems
 from serve_app.routes.batch_form import BATCH_BODY, BatchFormReader
-from serve_app.routes.dependencies import Caller, ServicesOf
+from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
 from serve_app.routes.events import EventStream, encoded
 from serve_app.routes.uploads import UploadSlot, upload_slot
 from serve_app.schemas import BatchItems, BatchList, BatchView, SubmittedBatchView
@@ -41,7 +42,8 @@ router = APIRouter(
     prefix=PATH,
     tags=["batches"],
     responses=problems(
-        Unauthenticated, DependencyUnavailable, RestorationError, malformed_request=422
+        *(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
+        malformed_request=422,
     ),
 )
 
@@ -81,7 +83,7 @@ router = APIRouter(
 )
 async def submit_batch(
     request: Request,
-    caller: Caller,
+    caller: Writer,
     services: ServicesOf,
     _slot: Annotated[UploadSlot, Depends(upload_slot)],
     idempotency_key: Annotated[
@@ -110,40 +112,41 @@ async def submit_batch(
 @router.get("", responses=problems(InvalidRequest))
 async def list_batches(
     request: Request,
-    caller: Caller,
+    caller: Reader,
+    owner: ListedOwner,
     services: ServicesOf,
     cursor: Annotated[str | None, Query(description="opaque; follow `next` instead")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
 ) -> BatchList:
-    """The caller's batches, newest first."""
-    page = await services.batches.list(caller.sub, cursor, limit)
+    """An owner's batches, the caller's if none is named, newest first."""
+    page = await services.batches.list(owner, cursor, limit)
     following: str | None = None
     if page.next_cursor is not None:
-        query = {"cursor": page.next_cursor, "limit": limit}
+        query = {"cursor": page.next_cursor, "limit": limit, **whose(owner, caller)}
         following = f"{request.url.path}?{urlencode(query)}"
     return BatchList(batches=tuple(_show(request, batch) for batch in page.batches), next=following)
 
 
 @router.get("/{batch_id}", responses=problems(BatchNotFound))
 async def get_batch(
-    request: Request, batch_id: UUID, caller: Caller, services: ServicesOf
+    request: Request, batch_id: UUID, caller: Reader, services: ServicesOf
 ) -> BatchView:
     """The batch as it is now."""
-    return _show(request, await services.batches.get(batch_id, caller.sub))
+    return _show(request, await services.batches.get(batch_id, caller.reach))
 
 
 @router.get("/{batch_id}/items", responses=problems(BatchNotFound))
 async def list_batch_items(
     request: Request,
     batch_id: UUID,
-    caller: Caller,
+    caller: Reader,
     services: ServicesOf,
     first: Annotated[int, Query(ge=0, le=MAX_BATCH_ITEMS, description="index of the first")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_BATCH_ITEMS)] = 100,
 ) -> BatchItems:
     """The batch's photos in the order of submission, each with its job or its refusal."""
     # One more than asked for tells whether there is another page.
-    found = await services.batches.items(batch_id, caller.sub, first, limit + 1)
+    found = await services.batches.items(batch_id, caller.reach, first, limit + 1)
     following: str | None = None
     if len(found) > limit:
         query = {"first": first + limit, "limit": limit}
@@ -161,10 +164,10 @@ async def list_batch_items(
     },
 )
 async def cancel_batch(
-    request: Request, response: Response, batch_id: UUID, caller: Caller, services: ServicesOf
+    request: Request, response: Response, batch_id: UUID, caller: Writer, services: ServicesOf
 ) -> BatchView:
     """Cancel every job of the batch that has not ended. Repeating it changes nothing."""
-    batch = await services.batches.request_cancel(batch_id, caller.sub)
+    batch = await services.batches.request_cancel(batch_id, caller.reach)
     if batch.status.is_final:
         response.status_code = status.HTTP_200_OK
     return _show(request, batch)
@@ -184,9 +187,9 @@ async def cancel_batch(
         **problems(BatchNotFound),
     },
 )
-async def follow_batch(batch_id: UUID, caller: Caller, services: ServicesOf) -> EventStream:
+async def follow_batch(batch_id: UUID, caller: Reader, services: ServicesOf) -> EventStream:
     """Follow a batch until its end."""
-    batch = await services.batches.get(batch_id, caller.sub)
+    batch = await services.batches.get(batch_id, caller.reach)
     return EventStream(encoded(_server_events(services.batch_watcher.watch(batch))))
 
 

@@ -14,6 +14,7 @@ from starlette.types import Send
 
 from restoration.errors import (
     DependencyUnavailable,
+    Forbidden,
     InvalidRequest,
     JobNotFound,
     RestorationError,
@@ -22,7 +23,7 @@ from restoration.errors import (
 from restoration.events import to_json
 from serve_app import sse
 from serve_app.openapi import problems
-from serve_app.routes.dependencies import Caller, ServicesOf
+from serve_app.routes.dependencies import Reader, ServicesOf
 from serve_app.watch import Seen
 
 HEARTBEAT_S = 15.0
@@ -58,6 +59,7 @@ class EventStream(StreamingResponse):
         },
         **problems(
             Unauthenticated,
+            Forbidden,
             DependencyUnavailable,
             RestorationError,
             InvalidRequest,
@@ -68,7 +70,7 @@ class EventStream(StreamingResponse):
 )
 async def follow_restoration(
     job_id: UUID,
-    caller: Caller,
+    caller: Reader,
     services: ServicesOf,
     last_event_id: Annotated[
         str | None,
@@ -76,7 +78,7 @@ async def follow_restoration(
     ] = None,
 ) -> EventStream:
     """Follow a job until its end."""
-    job = await services.jobs.get(job_id, caller.sub)
+    job = await services.jobs.get(job_id, caller.reach)
     return EventStream(encoded(_server_events(services.watcher.watch(job, last_event_id))))
 
 

@@ -13,6 +13,7 @@ from actors.submission import MAX_NAME_CHARS
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
+    Forbidden,
     IdempotencyConflict,
     IllegalTransition,
     ImageTooLarge,
@@ -32,7 +33,7 @@ from restoration.errors import (
 )
 from restoration.jobs import JobStatus, OutputFormat
 from serve_app.openapi import header, problems
-from serve_app.routes.dependencies import Caller, ServicesOf
+from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
 from serve_app.routes.forms import FORM_BODY, SubmittedForm, submitted_form
 from serve_app.routes.preferences import preferred_wait_s
 from serve_app.routes.uploads import UploadSlot, upload_slot
@@ -46,7 +47,8 @@ router = APIRouter(
     prefix="/api/v1/restorations",
     tags=["restorations"],
     responses=problems(
-        Unauthenticated, DependencyUnavailable, RestorationError, malformed_request=422
+        *(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
+        malformed_request=422,
     ),
 )
 
@@ -93,7 +95,7 @@ router = APIRouter(
 )
 async def submit_restoration(
     request: Request,
-    caller: Caller,
+    caller: Writer,
     services: ServicesOf,
     form: Annotated[SubmittedForm, Depends(submitted_form)],
     slot: Annotated[UploadSlot, Depends(upload_slot)],
@@ -135,7 +137,8 @@ async def submit_restoration(
 @router.get("", responses=problems(InvalidRequest))
 async def list_restorations(
     request: Request,
-    caller: Caller,
+    caller: Reader,
+    owner: ListedOwner,
     services: ServicesOf,
     status: Annotated[
         list[JobStatus] | None, Query(description="only jobs in one of these; may be repeated")
@@ -143,11 +146,12 @@ async def list_restorations(
     cursor: Annotated[str | None, Query(description="opaque; follow `next` instead")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
 ) -> RestorationPage:
-    """The caller's jobs, newest first."""
-    page = await services.jobs.list(caller.sub, status or (), cursor, limit)
+    """An owner's jobs, the caller's if none is named, newest first."""
+    page = await services.jobs.list(owner, status or (), cursor, limit)
     following: str | None = None
     if page.next_cursor is not None:
         query = {"cursor": page.next_cursor, "limit": limit, "status": status or []}
+        query |= whose(owner, caller)
         following = f"{request.url.path}?{urlencode(query, doseq=True)}"
     shown = await show_all(request, services.status, page.jobs)
     return RestorationPage(restorations=tuple(shown), next=following)
@@ -155,10 +159,10 @@ async def list_restorations(
 
 @router.get("/{job_id}", responses=problems(JobNotFound))
 async def get_restoration(
-    request: Request, job_id: UUID, caller: Caller, services: ServicesOf
+    request: Request, job_id: UUID, caller: Reader, services: ServicesOf
 ) -> Restoration:
     """The job as it is now."""
-    job = await services.jobs.get(job_id, caller.sub)
+    job = await services.jobs.get(job_id, caller.reach)
     return await show(request, services.status, job)
 
 
@@ -172,10 +176,10 @@ async def get_restoration(
     },
 )
 async def cancel_restoration(
-    request: Request, response: Response, job_id: UUID, caller: Caller, services: ServicesOf
+    request: Request, response: Response, job_id: UUID, caller: Writer, services: ServicesOf
 ) -> Restoration:
     """Cancel the job. Repeating it, or cancelling what has ended, changes nothing."""
-    job = await services.jobs.request_cancel(job_id, caller.sub)
+    job = await services.jobs.request_cancel(job_id, caller.reach)
     if job.status.is_final:
         response.status_code = status.HTTP_200_OK
     return await show(request, services.status, job)
@@ -204,10 +208,10 @@ async def cancel_restoration(
     },
 )
 async def retry_restoration(
-    request: Request, response: Response, job_id: UUID, caller: Caller, services: ServicesOf
+    request: Request, response: Response, job_id: UUID, caller: Writer, services: ServicesOf
 ) -> Restoration:
     """Send a job that failed or was cancelled again, as a new job. Repeating it changes nothing."""
-    submitted = await services.submission.retry(job_id, caller.sub)
+    submitted = await services.submission.retry(job_id, caller.reach)
     view = await show(request, services.status, submitted.job)
     response.headers["Location"] = view.links.self_
     if submitted.replayed:
@@ -235,12 +239,12 @@ async def retry_restoration(
 )
 async def get_result(
     job_id: UUID,
-    caller: Caller,
+    caller: Reader,
     services: ServicesOf,
     download: Annotated[bool, Query(description="the bytes themselves, not a redirect")] = False,
 ) -> Response:
     """The restored photo."""
-    job = await services.jobs.get(job_id, caller.sub)
+    job = await services.jobs.get(job_id, caller.reach)
     output, filename = job.result(), f"restored-{job.id}.{_EXTENSIONS[job.output_format]}"
     if not download:
         lifetime_s = services.settings.result_url_lifetime_s

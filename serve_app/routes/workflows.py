@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from restoration.errors import (
     DependencyUnavailable,
+    Forbidden,
     RestorationError,
     Unauthenticated,
     UnknownWorkflow,
 )
 from serve_app.openapi import problems
-from serve_app.routes.dependencies import ServicesOf, authenticated
+from serve_app.routes.dependencies import ServicesOf, require
 from serve_app.schemas import WorkflowList, WorkflowView
+from serve_app.scopes import Scope
 from workflows.catalog import Workflow
 
 router = APIRouter(
     prefix="/api/v1/workflows",
     tags=["workflows"],
-    dependencies=[Depends(authenticated)],
-    responses=problems(Unauthenticated, DependencyUnavailable, RestorationError),
+    dependencies=[require(Scope.READ)],
+    responses=problems(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
 )
 
 

@@ -88,6 +88,8 @@ class _Jobs(RuleBasedStateMachine):
         self._expected: dict[UUID, _Expected] = {}
         # when each turn was last had, or came to be: claims count up from 1, a first wait is 0
         self._turns: dict[Turn, tuple[int, int]] = {}
+        # turns that count as interactive, whatever their class
+        self._raised: set[Turn] = set()
         self._clock = 0
         self._workers = 0
 
@@ -170,7 +172,10 @@ class _Jobs(RuleBasedStateMachine):
 
     @rule()
     def promote(self) -> None:
-        self._do(self._store.promote())  # nothing here is old enough to change its class
+        """Nothing here is old enough to change its class, but some were started before."""
+        self._do(self._store.promote())
+        waiting = [e for e in self._expected.values() if e.status is JobStatus.QUEUED]
+        self._raised = {e.turn for e in waiting if e.attempt > 0}
 
     @rule(target=refs, lease_s=st.sampled_from([-1.0, 60.0]))
     def claim(self, lease_s: float) -> Any:
@@ -181,8 +186,7 @@ class _Jobs(RuleBasedStateMachine):
         if job is None:
             assert not waiting
             return multiple()
-        classes = list(Priority)
-        turn = min(waiting, key=lambda turn: (classes.index(turn[1]), self._turns[turn]))
+        turn = min(waiting, key=lambda turn: (self._counts_as(turn), self._turns[turn]))
         assert job.id == waiting[turn]
         self._clock += 1
         self._turns[turn] = (1, self._clock)
@@ -190,6 +194,9 @@ class _Jobs(RuleBasedStateMachine):
         expected.status = JobStatus.RUNNING
         expected.attempt += 1
         return job.ref
+
+    def _counts_as(self, turn: Turn) -> int:
+        return 0 if turn in self._raised else list(Priority).index(turn[1])
 
     @rule(ref=refs)
     def succeed(self, ref: AttemptRef) -> None:
@@ -241,7 +248,7 @@ class _Jobs(RuleBasedStateMachine):
 
     @rule(ref=refs)
     def lose_the_worker(self, ref: AttemptRef) -> None:
-        """Each worker has one job, and loses it when it dies."""
+        """Each worker has one job, and loses it when it dies; the job has the next turn."""
         expected = self._expected[ref.job_id]
         if expected.status not in OWNED:
             return
@@ -249,6 +256,15 @@ class _Jobs(RuleBasedStateMachine):
         assert worker is not None
         assert [job.id for job in self._do(self._store.reclaim(worker))] == [ref.job_id]
         expected.hand_back(failed=True)
+        if expected.status is JobStatus.QUEUED:
+            self._clock += 1
+            self._turns[expected.turn] = (-1, self._clock)
+            self._raised.add(expected.turn)
+
+    @invariant()
+    def an_idle_turn_is_as_its_class(self) -> None:
+        waiting = {e.turn for e in self._expected.values() if e.status is JobStatus.QUEUED}
+        self._raised &= waiting
 
     @invariant()
     def rows_are_as_expected(self) -> None:

@@ -168,6 +168,38 @@ class TestRetries:
         assert outcomes[0][0].retry_of == source.id
 
 
+class TestResumption:
+    async def test_02_a_job_that_lost_its_worker_has_the_next_turn(self, store: JobStore) -> None:
+        """Before every other owner, and a batch job before interactive ones: it had its turn."""
+        await _queued(store, owner="bob", priority=Priority.BATCH)
+        lost = await _claim(store, "dead")
+        for owner in ("alice", "carol", "alice"):
+            await _queued(store, owner=owner)
+        await _queued(store, owner="bob", priority=Priority.BATCH)
+        await store.reclaim("dead")
+        await store.promote()
+        assert [ref.job_id for ref in await store.waiting(1)] == [lost.id]
+        assert (await _claim(store)).id == lost.id
+        await store.promote()
+        assert await _claimed_owners(store, 4) == "acab"
+
+    async def test_02_so_have_all_jobs_of_an_owner_that_lost_theirs(self, store: JobStore) -> None:
+        """Each counts as interactive until it runs again; the rest of the batch does not."""
+        for _ in range(3):
+            await _queued(store, owner="bob", priority=Priority.BATCH)
+        lost = [await _claim(store, f"dead{n}") for n in range(2)]
+        for _ in range(2):
+            await _queued(store, owner="alice")
+        for n in range(2):
+            await store.reclaim(f"dead{n}")
+        again = [await _claim(store)]
+        await store.promote()
+        again += [await _claim(store) for _ in range(2)]
+        assert {job.id for job in again} > {job.id for job in lost}
+        await store.promote()
+        assert await _claimed_owners(store, 2) == "ab"
+
+
 class TestQueueDeadline:
     async def test_06_a_job_that_starts_too_late_never_starts(self, store: JobStore) -> None:
         """Past its deadline it is not claimed, and fails with a code that says so."""

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from serve_app.errors import PROBLEM_JSON
 from serve_app.schemas import Problem
+from serve_app.scopes import Scope
 from tests.fakes.site import API, open_site, photo, submission
 
 BATCHES = "/api/v1/batches"
@@ -84,14 +85,18 @@ def test_it_describes_every_route(document: Document) -> None:
     }
 
 
-def test_every_route_but_health_wants_a_token(document: Document) -> None:
-    """The bearer scheme is declared, required where it is, and 401 documented there."""
+def test_02_every_route_but_health_wants_a_token_with_a_scope(document: Document) -> None:
+    """The bearer scheme is declared, and required with one of our scopes wherever it is; 401 and
+    403 are documented there."""
     scheme = document["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     for path, _method, operation in _operations(document):
         wants_token = path not in OPEN
-        assert (operation.get("security") == [{"bearer": []}]) is wants_token, path
-        assert ("401" in operation["responses"]) is wants_token, path
+        if wants_token:
+            [[scope]] = [each["bearer"] for each in operation["security"]]
+            assert scope in set(Scope), path
+        assert ("security" in operation) is wants_token, path
+        assert ({"401", "403"} <= operation["responses"].keys()) is wants_token, path
 
 
 def test_every_error_is_a_problem(document: Document) -> None:
@@ -109,17 +114,17 @@ def test_every_error_is_a_problem(document: Document) -> None:
 @pytest.mark.parametrize(
     ("path", "method", "statuses"),
     [
-        (API, "post", "200 202 400 401 404 409 413 415 422 429 500 503"),
-        (f"{API}/{{job_id}}", "get", "200 401 404 422 500 503"),
-        (f"{API}/{{job_id}}/cancel", "post", "200 202 401 404 422 500 503"),
-        (f"{API}/{{job_id}}/retry", "post", "200 202 401 404 409 410 422 429 500 503"),
-        (f"{API}/{{job_id}}/events", "get", "200 400 401 404 422 500 503"),
-        (f"{API}/{{job_id}}/result", "get", "200 307 401 404 409 410 422 500 503"),
-        (BATCHES, "post", "200 202 400 401 404 409 413 415 422 429 500 503"),
-        (f"{BATCHES}/{{batch_id}}", "get", "200 401 404 422 500 503"),
-        (f"{BATCHES}/{{batch_id}}/items", "get", "200 401 404 422 500 503"),
-        (f"{BATCHES}/{{batch_id}}/cancel", "post", "200 202 401 404 422 500 503"),
-        (f"{BATCHES}/{{batch_id}}/events", "get", "200 401 404 422 500 503"),
+        (API, "post", "200 202 400 401 403 404 409 413 415 422 429 500 503"),
+        (f"{API}/{{job_id}}", "get", "200 401 403 404 422 500 503"),
+        (f"{API}/{{job_id}}/cancel", "post", "200 202 401 403 404 422 500 503"),
+        (f"{API}/{{job_id}}/retry", "post", "200 202 401 403 404 409 410 422 429 500 503"),
+        (f"{API}/{{job_id}}/events", "get", "200 400 401 403 404 422 500 503"),
+        (f"{API}/{{job_id}}/result", "get", "200 307 401 403 404 409 410 422 500 503"),
+        (BATCHES, "post", "200 202 400 401 403 404 409 413 415 422 429 500 503"),
+        (f"{BATCHES}/{{batch_id}}", "get", "200 401 403 404 422 500 503"),
+        (f"{BATCHES}/{{batch_id}}/items", "get", "200 401 403 404 422 500 503"),
+        (f"{BATCHES}/{{batch_id}}/cancel", "post", "200 202 401 403 404 422 500 503"),
+        (f"{BATCHES}/{{batch_id}}/events", "get", "200 401 403 404 422 500 503"),
         ("/readyz", "get", "200 503"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +21,7 @@ from restoration.settings import Settings
 from serve_app.app import build_asgi_app
 from serve_app.auth import Authenticator, Issuer
 from serve_app.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
+from serve_app.scopes import USER_SCOPES
 from serve_app.services import Services
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.examiner import InProcess
@@ -63,13 +64,15 @@ class Site:
     blobs: MemoryBlobStore
     board: MemoryStatusBoard
 
-    def token(self, sub: str = "ann") -> str:
-        return _token(sub)
+    def token(self, sub: str = "ann", scopes: Iterable[str] = USER_SCOPES) -> str:
+        return _token(sub, tuple(scopes))
 
-    def client(self, sub: str | None = "ann") -> httpx.AsyncClient:
+    def client(
+        self, sub: str | None = "ann", scopes: Iterable[str] = USER_SCOPES
+    ) -> httpx.AsyncClient:
         """A client in `sub`'s name (None: nobody's) that sees a crash as a client does."""
         transport = httpx.ASGITransport(build_asgi_app(self.services), raise_app_exceptions=False)
-        headers = {"Authorization": f"Bearer {self.token(sub)}"} if sub else {}
+        headers = {"Authorization": f"Bearer {self.token(sub, scopes)}"} if sub else {}
         return httpx.AsyncClient(transport=transport, base_url="http://api.test", headers=headers)
 
     async def submit(self, sub: str = "ann", **fields: str) -> UUID:
@@ -104,10 +107,10 @@ def _issuer() -> tuple[bytes, dict[str, Any]]:
 
 
 @cache
-def _token(sub: str) -> str:
+def _token(sub: str, scopes: tuple[str, ...]) -> str:
     with TemporaryDirectory() as folder:
         (Path(folder) / KEY_FILE).write_bytes(_issuer()[0])
-        return mint_token(Path(folder), ISSUER, LOCAL_AUDIENCE, sub)
+        return mint_token(Path(folder), ISSUER, LOCAL_AUDIENCE, sub, scopes)
 
 
 @asynccontextmanager

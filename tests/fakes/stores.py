@@ -227,7 +227,11 @@ class MemoryJobStore:
             and (row.lease_until <= now if worker is None else row.worker == worker)
         ]
         failure = Failure("worker_lost", "the worker was lost")
-        return [await self.release(row.ref, failure) for row in lost]
+        handed_back = [await self.release(row.ref, failure) for row in lost]
+        for row in handed_back:
+            if row.status is JobStatus.QUEUED:
+                self.turns.put_first(row)
+        return handed_back
 
     async def expire(self) -> Sequence[Job]:
         self._check_up()
@@ -238,7 +242,8 @@ class MemoryJobStore:
     async def promote(self) -> None:
         self._check_up()
         oldest_at = self.clock() - timedelta(seconds=self.policy.aging_s)
-        self.turns.promote(row for row in self._waiting() if row.created_at <= oldest_at)
+        waiting = [row for row in self.rows.values() if row.status is JobStatus.QUEUED]
+        self.turns.promote(r for r in waiting if r.created_at <= oldest_at or r.attempt > 0)
 
     async def waiting(self, limit: int) -> Sequence[AttemptRef]:
         self._check_up()

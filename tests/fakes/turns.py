@@ -47,8 +47,12 @@ class Turns:
         """Whether the job is kept for other workers."""
         return self.workers.get(job.id) == worker and job.available_at > now - ELSEWHERE
 
-    def promote(self, aged: Iterable[Job]) -> None:
-        self.promoted = {_turn_of(job) for job in aged}
+    def put_first(self, job: Job) -> None:
+        self.promoted.add(_turn_of(job))
+        self.last[_turn_of(job)] = (NEVER, next(self._numbers))
+
+    def promote(self, raised: Iterable[Job]) -> None:
+        self.promoted = {_turn_of(job) for job in raised}
 
     def key(self, job: Job) -> tuple[int, Turn]:
         turn = _turn_of(job)

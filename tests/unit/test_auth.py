@@ -103,6 +103,9 @@ async def test_one_audience_of_several_is_enough(
         {"sub": 7},
         {"exp": "soon"},
         {"exp": [1]},
+        {"exp": 1e400},  # JSON has no infinity, but Python's reads one
+        {"iat": 1e400},
+        {"nbf": 1e400},
         {"iat": "now"},
         {"iss": None},
         {"aud": None},
@@ -166,12 +169,58 @@ async def test_only_rs256_will_do(
 
 
 async def test_a_key_that_the_token_brings_along(authenticator: Authenticator, kid: str) -> None:
-    """Keys come from the issuer, never from `jwk` or `jku` in the token's own header."""
+    """Keys come from the issuer, never from the token's own header."""
     mine = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     for own_kid in (kid, "mine"):
         token = _signed(mine, own_kid, _claims(), jku="http://evil.test/jwks", jwk={"kty": "RSA"})
         with pytest.raises(Unauthenticated):
             await authenticator.authenticate(token)
+
+
+@pytest.mark.parametrize("field", ["jku", "jwk", "x5u", "x5c"])
+async def test_01_a_token_that_offers_a_key_is_refused(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str, field: str
+) -> None:
+    """Even where its signature is good: the fields are refused, not ignored."""
+    with pytest.raises(Unauthenticated, match=field):
+        await authenticator.authenticate(_signed(key, kid, _claims(), **{field: "https://evil"}))
+
+
+async def test_01_an_encrypted_token_is_refused(authenticator: Authenticator, kid: str) -> None:
+    """The five parts of a JWE are none of ours, whatever its header says."""
+    for alg in ("RSA-OAEP", "dir", "RS256"):
+        header = _part({"alg": alg, "enc": "A256GCM", "zip": "DEF", "kid": kid})
+        token = b".".join([header, _part("key"), _part("iv"), _part("text"), _part("tag")])
+        with pytest.raises(Unauthenticated, match="three parts"):
+            await authenticator.authenticate(token.decode())
+
+
+async def test_01_a_token_of_a_megabyte_is_not_parsed(
+    authenticator: Authenticator,
+    key: rsa.RSAPrivateKey,
+    kid: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its length alone refuses it, though it is signed; nothing of it is decoded."""
+    token = _signed(key, kid, _claims(padding="x" * 2**20))
+
+    def decoded(_token: str) -> None:
+        raise AssertionError("the token was decoded")
+
+    monkeypatch.setattr(jwt, "get_unverified_header", decoded)
+    with pytest.raises(Unauthenticated, match="longer"):
+        await authenticator.authenticate(token)
+
+
+async def test_01_roles_permissions_and_scope_are_both_read(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
+) -> None:
+    """Auth0's two claims make one set of scopes; a claim of another type refuses the token."""
+    claims = _claims(scope="restorations:read", permissions=["workflows:run"])
+    principal = await authenticator.authenticate(_signed(key, kid, claims))
+    assert principal.scopes == {"restorations:read", "workflows:run"}
+    with pytest.raises(Unauthenticated):
+        await authenticator.authenticate(_signed(key, kid, _claims(permissions="admin")))
 
 
 async def test_a_token_that_names_no_key(
@@ -188,7 +237,7 @@ async def test_critical_extensions_are_refused(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
 ) -> None:
     """RFC 7515: who does not understand a critical extension must refuse the token."""
-    with pytest.raises(Unauthenticated, match="critical"):
+    with pytest.raises(Unauthenticated, match="crit"):
         await authenticator.authenticate(_signed(key, kid, _claims(), crit=["b64"], b64=False))
 
 
@@ -224,7 +273,10 @@ async def test_over_http_a_bad_token_is_401(header: str | None) -> None:
     async with open_site() as site, site.client(sub=None) as client:
         answer = await client.get(API, headers={"Authorization": header} if header else {})
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
-    assert answer.headers["www-authenticate"] == "Bearer"
+    challenge = 'Bearer realm="comfy-restore"'
+    if header == "Bearer a.b.c":  # RFC 6750: whoever sent no token is not told what is wrong
+        challenge += ', error="invalid_token"'
+    assert answer.headers["www-authenticate"] == challenge
     assert "a.b.c" not in answer.text
 
 

@@ -83,6 +83,24 @@ async def test_a_new_key_is_found(
         await keys.find(_kid(documents[0]))
 
 
+async def test_01_rotation_refuses_nobody(
+    issuer: FakeIssuer, keys: KeySet, documents: list[dict[str, Any]]
+) -> None:
+    """An issuer that publishes the next key beside the old one, then signs with it, then withdraws
+    the old one: a token that is good to the issuer is good here, at every moment."""
+    old, new = _kid(documents[0]), _kid(documents[1])
+    both = {"keys": documents[0]["keys"] + documents[1]["keys"]}
+    await keys.find(old)
+    issuer.document = both
+    issuer.now_s += MIN_INTERVAL_S
+    await keys.find(new)  # before the old set was of age: its id was unknown
+    await keys.find(old)
+    issuer.document = documents[1]
+    issuer.now_s += MAX_AGE_S
+    await keys.find(new)
+    assert issuer.asked == 3
+
+
 async def test_invented_key_ids_do_not_reach_the_issuer(issuer: FakeIssuer, keys: KeySet) -> None:
     """However many unknown key ids there are, the issuer is asked once in an interval."""
     await keys.find(_kid(issuer.document))

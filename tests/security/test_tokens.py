@@ -1,0 +1,292 @@
+"""Point 1 against the running service: every way that we know to get in without a good token.
+
+The attacker has a token of a real user, the issuer's published key, a key pair of its own and,
+where that makes the attack stronger, tokens that the issuer itself has signed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from jose import jwt
+
+from serve_app.auth import LEEWAY_S
+from serve_app.local_issuer import LOCAL_AUDIENCE, ensure_key, jwks
+from serve_app.scopes import USER_SCOPES
+from serve_app.stack_record import issuer_folder
+from tests.e2e.stack_processes import of_stack
+from tests.fakes.site import API, submission
+from tests.stack import Stack
+
+HOUR_S = 3600
+
+
+@dataclass(frozen=True)
+class Forge:
+    """Makes tokens that are good but for what a test asks for, and presents them."""
+
+    http: httpx.Client
+    issuer: str
+    key: rsa.RSAPrivateKey
+    kid: str
+
+    def claims(self, **changes: object) -> dict[str, Any]:
+        """Good claims with these changes; None leaves a claim out."""
+        now = int(time.time())
+        good = {
+            **{"iss": self.issuer, "aud": LOCAL_AUDIENCE, "sub": "tester"},
+            **{"iat": now, "exp": now + HOUR_S, "scope": " ".join(USER_SCOPES)},
+        }
+        return {name: value for name, value in (good | changes).items() if value is not None}
+
+    def sign(
+        self,
+        claims: dict[str, Any] | None = None,
+        key: rsa.RSAPrivateKey | None = None,
+        algorithm: str = "RS256",
+        **header: object,
+    ) -> str:
+        """Signed with the issuer's own key unless another is given."""
+        headers = {name: value for name, value in {"kid": self.kid, **header}.items() if value}
+        pem = (key or self.key).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        return jwt.encode(claims or self.claims(), pem.decode(), algorithm, headers)
+
+    def present(self, token: str) -> httpx.Response:
+        return self.http.get(API, headers={"Authorization": f"Bearer {token}"})
+
+    def assert_refused(self, token: str) -> None:
+        answer = self.present(token)
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+        assert answer.headers["www-authenticate"] == (
+            'Bearer realm="comfy-restore", error="invalid_token"'
+        )
+        assert token not in answer.text
+
+
+@pytest.fixture(scope="module")
+def forge(stack: Stack) -> Iterator[Forge]:
+    folder = issuer_folder(stack.state_dir)
+    issuer = stack.record.issuer
+    assert issuer is not None
+    kid = jwks(folder)["keys"][0]["kid"]
+    with httpx.Client(base_url=stack.record.url, timeout=60, trust_env=False) as http:
+        yield Forge(http, issuer, ensure_key(folder), kid)
+
+
+@pytest.fixture(scope="module")
+def own_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def _part(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def test_01_what_the_forge_makes_is_good(forge: Forge) -> None:
+    """The attacks below differ in one thing each from a token that is let in."""
+    assert forge.present(forge.sign()).status_code == 200
+
+
+def test_01_a_request_without_a_token_is_told_how_to_authenticate(forge: Forge) -> None:
+    """401 with the scheme, and nothing about a token that was not there (RFC 6750)."""
+    answer = forge.http.get(API)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == 'Bearer realm="comfy-restore"'
+
+
+def test_01_a_missing_scope_is_named(forge: Forge) -> None:
+    """403, and the header says which scope to ask the issuer for."""
+    token = forge.sign(forge.claims(scope="restorations:read"))
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = forge.http.post(API, headers=headers, **submission())
+    assert (answer.status_code, answer.json()["code"]) == (403, "insufficient_scope")
+    assert answer.headers["www-authenticate"] == (
+        'Bearer realm="comfy-restore", error="insufficient_scope", scope="restorations:write"'
+    )
+
+
+@pytest.mark.parametrize("alg", ["none", "None", "nOnE", ""])
+def test_01_alg_none(forge: Forge, alg: str) -> None:
+    """A token that says it needs no signature."""
+    header, claims = _part({"alg": alg, "typ": "JWT", "kid": forge.kid}), _part(forge.claims())
+    forge.assert_refused(f"{header}.{claims}.")
+
+
+@pytest.mark.parametrize("form", ["pem", "der", "jwk"])
+@pytest.mark.parametrize("alg", ["HS256", "RS256"])
+def test_01_hmac_with_the_public_key(forge: Forge, alg: str, form: str) -> None:
+    """The public key is no secret to sign with, in whatever form and whatever the header says."""
+    public = forge.key.public_key()
+    secret = {
+        "pem": public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        "der": public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        "jwk": forge.http.get(f"{forge.issuer}/.well-known/jwks.json").content,
+    }[form]
+    signed = f"{_part({'alg': alg, 'kid': forge.kid})}.{_part(forge.claims())}"
+    mac = hmac.digest(secret, signed.encode(), hashlib.sha256)
+    forge.assert_refused(f"{signed}.{_base64(mac)}")
+
+
+@pytest.mark.parametrize("algorithm", ["RS384", "RS512"])
+def test_01_another_algorithm_with_the_right_key(forge: Forge, algorithm: str) -> None:
+    """RS256 is pinned: the issuer's own signature by another algorithm will not do."""
+    forge.assert_refused(forge.sign(algorithm=algorithm))
+
+
+def test_01_a_key_of_ones_own(forge: Forge, own_key: rsa.RSAPrivateKey) -> None:
+    """Signed by somebody else in the name of the issuer's key."""
+    forge.assert_refused(forge.sign(key=own_key))
+
+
+def test_01_an_unknown_kid(forge: Forge, own_key: rsa.RSAPrivateKey) -> None:
+    """A key that the issuer does not have, with its own signature and with the issuer's."""
+    forge.assert_refused(forge.sign(key=own_key, kid="mine"))
+    forge.assert_refused(forge.sign(kid="../../issuer-key.pem"))
+
+
+def test_01_a_missing_kid(forge: Forge) -> None:
+    """Keys are not tried one after the other."""
+    forge.assert_refused(forge.sign(kid=None))
+
+
+@pytest.mark.parametrize("field", ["jku", "x5u", "jwk", "x5c"])
+def test_01_a_header_that_brings_a_key(
+    forge: Forge, own_key: rsa.RSAPrivateKey, field: str
+) -> None:
+    """Refused with the attacker's signature, and even with the issuer's own."""
+    numbers = own_key.public_key().public_numbers()
+    jwk = {
+        **{"kty": "RSA", "alg": "RS256", "kid": forge.kid},
+        "n": _base64(numbers.n.to_bytes(256, "big")),
+        "e": _base64(numbers.e.to_bytes(3, "big")),
+    }
+    value: Any = jwk if field == "jwk" else f"{forge.issuer}/.well-known/jwks.json"
+    forge.assert_refused(forge.sign(key=own_key, **{field: value}))
+    forge.assert_refused(forge.sign(**{field: value}))
+
+
+@pytest.mark.parametrize("audience", ["another-service", ["a", "b"], [], None])
+def test_01_another_audience(forge: Forge, audience: object) -> None:
+    """A token for another service of the same issuer."""
+    forge.assert_refused(forge.sign(forge.claims(aud=audience)))
+
+
+@pytest.mark.parametrize("issuer", ["https://evil.example.com/", "", None])
+def test_01_another_issuer(forge: Forge, issuer: str | None) -> None:
+    """A token that says somebody else made it, or does not say."""
+    forge.assert_refused(forge.sign(forge.claims(iss=issuer)))
+
+
+def test_01_an_expired_token(forge: Forge) -> None:
+    """Over is over, a little leeway for clocks aside; and every token ends."""
+    forge.assert_refused(forge.sign(forge.claims(exp=int(time.time()) - LEEWAY_S - 10)))
+    forge.assert_refused(forge.sign(forge.claims(exp=None)))
+
+
+@pytest.mark.parametrize("claim", ["nbf", "iat"])
+def test_01_a_token_that_is_not_valid_yet(forge: Forge, claim: str) -> None:
+    """Neither one for later nor one that was issued in the future."""
+    forge.assert_refused(forge.sign(forge.claims(**{claim: int(time.time()) + HOUR_S})))
+
+
+def test_01_an_encrypted_token(forge: Forge) -> None:
+    """Five parts, as a JWE has; nothing of it is decrypted or unpacked."""
+    header = {"alg": "RSA-OAEP", "enc": "A256GCM", "zip": "DEF", "kid": forge.kid}
+    forge.assert_refused(".".join([_part(header), *(_base64(os.urandom(64)) for _ in range(4))]))
+
+
+def test_01_missing_dots(forge: Forge) -> None:
+    """A token without one of its dots, or both, or a part between them."""
+    header, claims, signature = forge.sign().split(".")
+    for token in (
+        f"{header}{claims}.{signature}",
+        f"{header}.{claims}{signature}",
+        header + claims + signature,
+        f"{header}.{claims}",
+        f"{header}..{signature}",
+        f".{claims}.{signature}",
+        f"{header}.{claims}.",
+    ):
+        forge.assert_refused(token)
+
+
+def test_01_claims_that_were_not_signed(forge: Forge) -> None:
+    """The signature of one token under the claims of another."""
+    header, _, signature = forge.sign().split(".")
+    forge.assert_refused(f"{header}.{_part(forge.claims(sub='root', scope='admin'))}.{signature}")
+
+
+def test_01_a_megabyte_of_token(forge: Forge) -> None:
+    """A token that is too long is refused, signed or not, wherever it is noticed first."""
+    signed = forge.sign(forge.claims(padding="x" * 2**20))
+    for token in (signed, "x" * 2**20, "." * 2**20):
+        try:
+            status = forge.present(token).status_code
+        except httpx.TransportError:
+            continue  # the server in front hung up
+        assert status in (400, 401, 431)
+    assert forge.present(forge.sign()).status_code == 200
+
+
+def test_01_a_token_that_just_fits_a_header_is_too_long(forge: Forge) -> None:
+    """Below what servers in front refuse, the limit is ours."""
+    forge.assert_refused(forge.sign(forge.claims(padding="x" * 20_000)))
+
+
+@pytest.mark.parametrize("name", ["access_token", "token", "bearer", "authorization"])
+def test_01_a_token_in_the_query_string_is_not_read(forge: Forge, name: str) -> None:
+    """Addresses end up in logs and histories: a good token there is as none at all."""
+    answer = forge.http.get(API, params={name: forge.sign()})
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == 'Bearer realm="comfy-restore"'
+
+
+def test_01_a_token_elsewhere_is_not_read(forge: Forge) -> None:
+    """Neither in a cookie nor in the form, nor under another scheme."""
+    token = forge.sign()
+    for headers in (
+        {"Cookie": f"access_token={token}; Authorization=Bearer {token}"},
+        {"X-Access-Token": token},
+        {"Authorization": token},
+        {"Authorization": f"Basic {token}"},
+        {"Proxy-Authorization": f"Bearer {token}"},
+    ):
+        assert forge.http.get(API, headers=headers).status_code == 401
+    assert forge.http.post(API, **submission(access_token=token)).status_code == 401
+
+
+def test_01_known_keys_serve_while_the_issuer_hangs(stack: Stack, forge: Forge) -> None:
+    """An issuer that does not answer locks nobody out, and lets nobody in."""
+    assert forge.present(forge.sign()).status_code == 200
+    [issuer] = [
+        each for each in of_stack(stack.state_dir) if "serve_app.local_issuer" in each.command
+    ]
+    os.kill(issuer.pid, signal.SIGSTOP)
+    try:
+        for number in range(3):
+            assert forge.present(forge.sign()).status_code == 200
+            assert forge.present(forge.sign(kid=f"invented-{number}")).status_code in (401, 503)
+    finally:
+        os.kill(issuer.pid, signal.SIGCONT)
