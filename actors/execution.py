@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from actors.conversion import Prepared, encode, prepare
-from persistence.blobs import output_key
+from persistence.keys import output_key
 from restoration.errors import (
     DependencyUnavailable,
     EngineInterrupted,

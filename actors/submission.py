@@ -16,13 +16,16 @@ from uuid import UUID, uuid4
 import structlog
 
 from actors.decoders import Examiner
-from persistence.blobs import input_key
+from actors.uploads import fetch_upload
+from persistence.keys import input_key, upload_key
 from restoration.errors import (
     DependencyUnavailable,
     IdempotencyConflict,
     IllegalTransition,
     InvalidRequest,
+    JobNotFound,
     QueueFull,
+    UploadUsed,
 )
 from restoration.images import UploadLimits, check_result
 from restoration.jobs import (
@@ -44,7 +47,8 @@ MAX_NAME_CHARS = 255
 
 @dataclass(frozen=True, slots=True)
 class SubmissionRequest:
-    """What a caller asks for, as yet unchecked. `image` is the file's bytes as they came.
+    """What a caller asks for, as yet unchecked. `image` is the file's bytes as they came, and
+    empty when it was uploaded before, as `upload_id`.
 
     No `output_format` means the workflow's own, as do limits that are not given; a request may
     ask for shorter ones, in seconds.
@@ -61,6 +65,7 @@ class SubmissionRequest:
     run_limit_s: float | None = None
     webhook_url: str | None = None
     keep_metadata: bool = False
+    upload_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,26 +127,38 @@ class Submission:
     async def submit(self, request: SubmissionRequest) -> Submitted:
         """Record a job that will end, whatever is killed after this returns.
 
-        Raises InvalidRequest and its kin, IdempotencyConflict, QueueFull, DependencyUnavailable.
+        Raises InvalidRequest and its kin, IdempotencyConflict, UploadNotFound, UploadUsed,
+        QueueFull, DependencyUnavailable.
         """
         order = self.check(request)
-        digest = await asyncio.to_thread(order.digest, request.image)
+        digest = await asyncio.to_thread(order.digest, _subject(request))
         if earlier := await self._earlier(request, digest):
             return Submitted(earlier, replayed=True)
         await self.demand_room(request.owner)
         new = replace(
-            await self.prepare(request, order, uuid4()),
+            await self.prepare(await self._complete(request), order, uuid4()),
             idempotency_key=request.idempotency_key,
             request_digest=digest,
         )
+        if request.upload_id is not None:
+            new = replace(new, id=request.upload_id)  # so that it becomes a job only once
         try:
             job, created = await self._jobs.insert(new)
         except (IdempotencyConflict, QueueFull):
-            await self.discard(new)
+            await self.discard(new.input.key)
             raise
         if not created:  # another request with the same key was quicker
-            await self.discard(new)
+            await self.discard(new.input.key)
+        if request.upload_id is not None:
+            await self.discard(upload_key(request.owner, request.upload_id))
         return Submitted(job, replayed=not created)
+
+    async def _complete(self, request: SubmissionRequest) -> SubmissionRequest:
+        """With the picture, from wherever it is."""
+        if request.upload_id is None:
+            return request
+        upload = (self._blobs, request.owner, request.upload_id, self._limits)
+        return replace(request, image=await fetch_upload(*upload))
 
     async def retry(self, job_id: UUID, owner: str | None = None) -> Submitted:
         """Send a job that failed or was cancelled again, as a new job on the same input.
@@ -207,12 +224,26 @@ class Submission:
 
     async def _earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
         if request.idempotency_key is None:
-            return None
+            return await self._made_of(request, digest)
         found = await self._jobs.find_by_key(request.owner, request.idempotency_key)
         if found is not None and found.request_digest != digest:
             raise IdempotencyConflict(
                 "this Idempotency-Key was used for a different request; use a new key",
                 job_id=str(found.id),
+            )
+        return found or await self._made_of(request, digest)
+
+    async def _made_of(self, request: SubmissionRequest, digest: str) -> Job | None:
+        """The job that was made of the upload, if it was for the same request."""
+        if request.upload_id is None:
+            return None
+        try:
+            found = await self._jobs.get(request.upload_id, request.owner)
+        except JobNotFound:
+            return None
+        if found.request_digest != digest:
+            raise UploadUsed(
+                "the upload became another job; upload the photo again", job_id=str(found.id)
             )
         return found
 
@@ -245,13 +276,17 @@ class Submission:
             keep_metadata=order.keep_metadata,
         )
 
-    async def discard(self, prepared: NewJob) -> None:
-        """Remove the input of a job that will not be recorded."""
-        key = prepared.input.key
+    async def discard(self, key: str) -> None:
+        """Remove an object that no job needs."""
         try:
             await self._blobs.delete(key)
         except DependencyUnavailable as error:  # no reason to keep the answer from the caller
             log.warning("object_orphaned", key=key, reason=error.message)
+
+
+def _subject(request: SubmissionRequest) -> bytes:
+    """What tells this request's picture from every other."""
+    return request.image if request.upload_id is None else b"upload:" + request.upload_id.bytes
 
 
 def _shorter(name: str, asked_s: float | None, limit_s: float) -> float | None:

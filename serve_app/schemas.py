@@ -120,6 +120,16 @@ class Restoration(_View):
     links: Links
 
 
+class UploadView(_View):
+    """Where to send a photo to: PUT its bytes there, with these headers and no token."""
+
+    id: UUID = Field(description="`upload_id` of the one submission that uses it")
+    method: Literal["PUT"] = "PUT"
+    url: str
+    headers: Mapping[str, str]
+    expires_at: datetime = Field(description="the link's; an upload is removed unless it is used")
+
+
 class RestorationPage(_View):
     """Newest first."""
 

@@ -13,6 +13,7 @@ import httpx
 from actors.batch_submission import BatchSubmission
 from actors.decoders import Decoders
 from actors.submission import Submission
+from actors.uploads import Uploads
 from persistence.batches import PostgresBatchStore
 from persistence.blobs import S3BlobStore
 from persistence.database import Database
@@ -34,6 +35,7 @@ class Services:
     jobs: JobStore
     batches: BatchStore
     blobs: BlobStore
+    uploads: Uploads
     status: StatusBoard
     authenticator: Authenticator
     watch_poll_s: float = POLL_S
@@ -84,6 +86,7 @@ def open_services(settings: Settings) -> Services:
         jobs=jobs,
         batches=PostgresBatchStore(database, settings.queue_policy),
         blobs=blobs,
+        uploads=Uploads(blobs, settings.upload_limits, settings.upload_url_lifetime_s),
         status=board,
         authenticator=Authenticator(issuer, http),
         resources=resources,

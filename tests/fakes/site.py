@@ -16,6 +16,7 @@ import httpx
 from PIL import Image
 
 from actors.submission import Submission
+from actors.uploads import Uploads
 from restoration.jobs import Artifact, Failure, Job
 from restoration.settings import Settings
 from serve_app.app import build_asgi_app
@@ -135,6 +136,7 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
             jobs=jobs,
             batches=batches,
             blobs=blobs,
+            uploads=Uploads(blobs, settings.upload_limits, settings.upload_url_lifetime_s),
             status=board,
             authenticator=Authenticator(
                 Issuer(ISSUER, LOCAL_AUDIENCE, f"{ISSUER}/.well-known/jwks.json"), http
