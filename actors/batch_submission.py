@@ -187,7 +187,7 @@ class BatchSubmission:
         return SubmittedBatch(earlier, await self._batches.items(earlier.id), replayed=True)
 
     async def _discard(self, jobs: Iterable[NewJob]) -> None:
-        await asyncio.gather(*map(self._submission.discard, jobs))
+        await asyncio.gather(*(self._submission.discard(job.input.key) for job in jobs))
 
 
 def _items(new: NewBatch, jobs: Iterable[NewJob]) -> Sequence[BatchItem]:

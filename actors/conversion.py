@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from actors.metadata import bare_png, exif_of
 from actors.pictures import DECODERS
 from restoration.images import ImageType, sniff
 from restoration.jobs import OutputFormat
@@ -23,16 +24,21 @@ _PNG = OutputFormat.PNG
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A picture for the engine. `alpha` is kept aside, upright; None when all is opaque."""
+    """A picture for the engine. `alpha` is kept aside, upright; None when all is opaque.
+
+    So is `exif`, for the result, if it is to have the upload's.
+    """
 
     data: bytes
     type: ImageType
     alpha: Image.Image | None = None
+    exif: bytes | None = None
 
 
-def prepare(data: bytes) -> Prepared:
+def prepare(data: bytes, *, keep_metadata: bool = False) -> Prepared:
     """An examined upload in a form that ComfyUI's LoadImage reads right."""
     with Image.open(io.BytesIO(data), formats=list(DECODERS.values())) as image:
+        exif = exif_of(image) if keep_metadata else None
         upright = ImageOps.exif_transpose(image)
     alpha, profile = _alpha(upright), _profile(upright)
     if _is_deep_grey(upright):
@@ -40,27 +46,33 @@ def prepare(data: bytes) -> Prepared:
     elif alpha is not None or profile is not None:
         plain = _in_srgb(upright, profile)
     else:
-        return Prepared(data, sniff(data))
-    return Prepared(_written(plain, _PNG), ImageType.PNG, alpha)
+        return Prepared(data, sniff(data), exif=exif)
+    return Prepared(_written(plain, _PNG), ImageType.PNG, alpha, exif)
 
 
 def encode(
-    png: bytes, output_format: OutputFormat, quality: int, alpha: Image.Image | None = None
+    png: bytes,
+    output_format: OutputFormat,
+    quality: int,
+    alpha: Image.Image | None = None,
+    exif: bytes | None = None,
 ) -> bytes:
-    """The engine's PNG in the format asked for; without `alpha` a PNG passes through untouched.
+    """The engine's PNG in the format asked for, with `exif` and no other metadata.
 
-    `quality` (1 to 100) is for JPEG and WebP. JPEG has no transparency: it shows white instead.
+    Without `alpha` a PNG's pixels are not even decoded. `quality` (1 to 100) is for JPEG and WebP.
+    JPEG has no transparency: it shows white instead.
     """
     if output_format is _PNG and alpha is None:
-        return png
+        return bare_png(png, exif)
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
         result = image.convert("RGB")
+    result.info.clear()  # Pillow makes a PNG's texts the comment of a JPEG
     if alpha is not None:
         result.putalpha(alpha.resize(result.size, Image.Resampling.LANCZOS))
         if output_format is OutputFormat.JPEG:
             white = Image.new("RGBA", result.size, "white")
             result = Image.alpha_composite(white, result).convert("RGB")
-    return _written(result, output_format, quality=quality)
+    return _written(result, output_format, quality=quality, exif=exif or b"")
 
 
 def _is_deep_grey(image: Image.Image) -> bool:

@@ -19,7 +19,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from actors.conversion import Prepared, encode, prepare
-from persistence.blobs import output_key
+from persistence.keys import output_key
 from restoration.errors import (
     DependencyUnavailable,
     EngineInterrupted,
@@ -183,13 +183,17 @@ class Execution:
         workflow = self._catalog.find(job.workflow)
         self._progress(job, 0, "fetching")
         with watch.lap("fetch"):
-            photo = await asyncio.to_thread(prepare, await self._blobs.get(job.input))
+            photo = await asyncio.to_thread(
+                prepare, await self._blobs.get(job.input), keep_metadata=job.keep_metadata
+            )
         with watch.lap("engine"):
             png = await self._run_engine(job, workflow, run_id, photo)
         self._progress(job, ENGINE_TO, "storing")
         with watch.lap("encode"):
             quality = int(job.params.get("quality", DEFAULT_QUALITY))
-            data = await asyncio.to_thread(encode, png, job.output_format, quality, photo.alpha)
+            data = await asyncio.to_thread(
+                encode, png, job.output_format, quality, photo.alpha, photo.exif
+            )
         with watch.lap("store"):
             key = output_key(job.ref, job.output_format)
             return await self._blobs.put(key, data, job.output_format.content_type)

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 import structlog
 
-from persistence.blobs import INPUTS, OUTPUTS, job_of
+from persistence.keys import INPUTS, OUTPUTS, UPLOADS, job_of
 from persistence.retention import Retention
 from restoration.errors import DependencyUnavailable
 from restoration.ports import BlobStore
@@ -28,7 +28,7 @@ BATCH = 100
 EXPIRY_EVERY_S = 60.0
 # To look at every object there is takes long, and little is found.
 ORPHANS_EVERY_S = 3600.0
-# A submission writes its row seconds after its object, or never.
+# A submission writes its row seconds after its object, or never; and an upload is for one use soon.
 ORPHANED_AFTER_S = 3600.0
 
 
@@ -111,5 +111,9 @@ class Housekeeping:
                 orphans = sorted(ours.difference(await find_wanted(ours)))
                 await self._blobs.delete_many(orphans)
                 removed[prefix.rstrip("/")] += len(orphans)
+        removed["uploads"] = 0
+        async for unused in self._blobs.list(UPLOADS, older_than):
+            await self._blobs.delete_many(unused)
+            removed["uploads"] += len(unused)
         if any(removed.values()):
             log.info("orphans_removed", **removed)

@@ -1,6 +1,7 @@
 """Proves that an upload is one whole picture of a type and size that can be restored.
 
-A plain blocking function, to be called off the event loop.
+A plain blocking function; what nobody has vouched for yet, `actors.decoders` gives to it in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -8,18 +9,28 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from restoration.errors import BrokenImage, ImageTooLarge, InvalidRequest, UnsupportedImage
 from restoration.images import ImageType, UploadLimits, check_dimensions, check_size_bytes, sniff
 
-# Pillow is told which decoder to use, so that no other of its many parsers sees an upload.
+# Pillow is told which decoder to use, so that no other of its many parsers sees an upload. It
+# loads all of them when it is asked for one that is not there; so these are imported.
 DECODERS = {
-    ImageType.JPEG: "JPEG",
-    ImageType.PNG: "PNG",
-    ImageType.WEBP: "WEBP",
-    ImageType.TIFF: "TIFF",
-    ImageType.BMP: "BMP",
+    ImageType.JPEG: JpegImagePlugin.JpegImageFile.format,
+    ImageType.PNG: PngImagePlugin.PngImageFile.format,
+    ImageType.WEBP: WebPImagePlugin.WebPImageFile.format,
+    ImageType.TIFF: TiffImagePlugin.TiffImageFile.format,
+    ImageType.BMP: BmpImagePlugin.BmpImageFile.format,
 }
 _32_BITS = {"I", "F"}
 
@@ -36,7 +47,8 @@ class Picture:
 def examine(data: bytes, limits: UploadLimits) -> Picture:
     """Decode `data` in full.
 
-    Raises ImageTooLarge (checked before any pixel is decoded), UnsupportedImage, BrokenImage.
+    Raises ImageTooLarge (checked before any pixel is decoded), UnsupportedImage, BrokenImage, and
+    MemoryError, which says as much about the process as about the picture.
     """
     check_size_bytes(len(data), limits)
     kind = sniff(data)
@@ -44,8 +56,9 @@ def examine(data: bytes, limits: UploadLimits) -> Picture:
         with Image.open(io.BytesIO(data), formats=[DECODERS[kind]]) as image:
             _check_header(image, kind, limits)
             image.load()
+            ImageOps.exif_transpose(image)  # as the engine will, which fails on broken EXIF
             return Picture(kind, image.width, image.height)
-    except InvalidRequest:
+    except (InvalidRequest, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageTooLarge(

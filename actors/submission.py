@@ -15,14 +15,17 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from actors.pictures import examine
-from persistence.blobs import input_key
+from actors.decoders import Examiner
+from actors.uploads import fetch_upload
+from persistence.keys import input_key, upload_key
 from restoration.errors import (
     DependencyUnavailable,
     IdempotencyConflict,
     IllegalTransition,
     InvalidRequest,
+    JobNotFound,
     QueueFull,
+    UploadUsed,
 )
 from restoration.images import UploadLimits, check_result
 from restoration.jobs import (
@@ -44,7 +47,8 @@ MAX_NAME_CHARS = 255
 
 @dataclass(frozen=True, slots=True)
 class SubmissionRequest:
-    """What a caller asks for, as yet unchecked. `image` is the file's bytes as they came.
+    """What a caller asks for, as yet unchecked. `image` is the file's bytes as they came, and
+    empty when it was uploaded before, as `upload_id`.
 
     No `output_format` means the workflow's own, as do limits that are not given; a request may
     ask for shorter ones, in seconds.
@@ -60,6 +64,8 @@ class SubmissionRequest:
     queue_limit_s: float | None = None
     run_limit_s: float | None = None
     webhook_url: str | None = None
+    keep_metadata: bool = False
+    upload_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,7 @@ class Order:
     queue_limit_s: float | None = None
     run_limit_s: float | None = None
     webhook_url: str | None = None
+    keep_metadata: bool = False
 
     def digest(self, subject: bytes) -> str:
         """sha256, in hex, that two requests share only when they ask for the same.
@@ -91,6 +98,8 @@ class Order:
             *(self.workflow.name, dict(self.params), self.output_format, self.priority),
             *(self.queue_limit_s, self.run_limit_s),
             self.webhook_url,
+            # as it was before there was such a thing, for keys from then
+            *(["keep_metadata"] if self.keep_metadata else []),
         ]
         text = json.dumps(asked, sort_keys=True)
         return hashlib.sha256(text.encode() + b"\0" + subject).hexdigest()
@@ -104,38 +113,52 @@ class Submission:
         catalog: Catalog,
         jobs: JobStore,
         blobs: BlobStore,
+        examiner: Examiner,
         limits: UploadLimits,
         webhooks: WebhookRules | None = None,
     ) -> None:
         self._catalog = catalog
         self._jobs = jobs
         self._blobs = blobs
+        self._examiner = examiner
         self._limits = limits
         self._webhooks = webhooks or WebhookRules()
 
     async def submit(self, request: SubmissionRequest) -> Submitted:
         """Record a job that will end, whatever is killed after this returns.
 
-        Raises InvalidRequest and its kin, IdempotencyConflict, QueueFull, DependencyUnavailable.
+        Raises InvalidRequest and its kin, IdempotencyConflict, UploadNotFound, UploadUsed,
+        QueueFull, DependencyUnavailable.
         """
         order = self.check(request)
-        digest = await asyncio.to_thread(order.digest, request.image)
+        digest = await asyncio.to_thread(order.digest, _subject(request))
         if earlier := await self._earlier(request, digest):
             return Submitted(earlier, replayed=True)
         await self.demand_room(request.owner)
         new = replace(
-            await self.prepare(request, order, uuid4()),
+            await self.prepare(await self._complete(request), order, uuid4()),
             idempotency_key=request.idempotency_key,
             request_digest=digest,
         )
+        if request.upload_id is not None:
+            new = replace(new, id=request.upload_id)  # so that it becomes a job only once
         try:
             job, created = await self._jobs.insert(new)
         except (IdempotencyConflict, QueueFull):
-            await self.discard(new)
+            await self.discard(new.input.key)
             raise
         if not created:  # another request with the same key was quicker
-            await self.discard(new)
+            await self.discard(new.input.key)
+        if request.upload_id is not None:
+            await self.discard(upload_key(request.owner, request.upload_id))
         return Submitted(job, replayed=not created)
+
+    async def _complete(self, request: SubmissionRequest) -> SubmissionRequest:
+        """With the picture, from wherever it is."""
+        if request.upload_id is None:
+            return request
+        upload = (self._blobs, request.owner, request.upload_id, self._limits)
+        return replace(request, image=await fetch_upload(*upload))
 
     async def retry(self, job_id: UUID, owner: str | None = None) -> Submitted:
         """Send a job that failed or was cancelled again, as a new job on the same input.
@@ -172,6 +195,7 @@ class Submission:
             run_limit_s=source.run_limit_s,
             retry_of=source.id,
             webhook_url=source.webhook_url,
+            keep_metadata=source.keep_metadata,
         )
 
     def check(self, request: SubmissionRequest) -> Order:
@@ -195,16 +219,31 @@ class Submission:
             _shorter("queue_limit_s", request.queue_limit_s, workflow.manifest.queue_limit_s),
             _shorter("run_limit_s", request.run_limit_s, workflow.manifest.run_limit_s),
             request.webhook_url,
+            request.keep_metadata,
         )
 
     async def _earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
         if request.idempotency_key is None:
-            return None
+            return await self._made_of(request, digest)
         found = await self._jobs.find_by_key(request.owner, request.idempotency_key)
         if found is not None and found.request_digest != digest:
             raise IdempotencyConflict(
                 "this Idempotency-Key was used for a different request; use a new key",
                 job_id=str(found.id),
+            )
+        return found or await self._made_of(request, digest)
+
+    async def _made_of(self, request: SubmissionRequest, digest: str) -> Job | None:
+        """The job that was made of the upload, if it was for the same request."""
+        if request.upload_id is None:
+            return None
+        try:
+            found = await self._jobs.get(request.upload_id, request.owner)
+        except JobNotFound:
+            return None
+        if found.request_digest != digest:
+            raise UploadUsed(
+                "the upload became another job; upload the photo again", job_id=str(found.id)
             )
         return found
 
@@ -217,7 +256,7 @@ class Submission:
 
         Raises InvalidRequest and its kin for a picture that cannot be used.
         """
-        picture = await asyncio.to_thread(examine, request.image, self._limits)
+        picture = await self._examiner.examine(request.image)
         scale = int(order.params.get("scale", 1))
         check_result(picture.width, picture.height, scale, order.output_format, self._limits)
         key = input_key(job_id, picture.type)
@@ -234,15 +273,20 @@ class Submission:
             queue_limit_s=order.queue_limit_s or order.workflow.manifest.queue_limit_s,
             run_limit_s=order.run_limit_s,
             webhook_url=order.webhook_url,
+            keep_metadata=order.keep_metadata,
         )
 
-    async def discard(self, prepared: NewJob) -> None:
-        """Remove the input of a job that will not be recorded."""
-        key = prepared.input.key
+    async def discard(self, key: str) -> None:
+        """Remove an object that no job needs."""
         try:
             await self._blobs.delete(key)
         except DependencyUnavailable as error:  # no reason to keep the answer from the caller
             log.warning("object_orphaned", key=key, reason=error.message)
+
+
+def _subject(request: SubmissionRequest) -> bytes:
+    """What tells this request's picture from every other."""
+    return request.image if request.upload_id is None else b"upload:" + request.upload_id.bytes
 
 
 def _shorter(name: str, asked_s: float | None, limit_s: float) -> float | None:

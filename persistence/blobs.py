@@ -1,4 +1,4 @@
-"""BlobStore on S3, and the only place where an object's key is made.
+"""BlobStore on S3.
 
 Every object is written with the sha256 that we computed ourselves and is checked against it when
 it is read. boto3 blocks, so its calls run on a few threads; its errors become ours here.
@@ -9,23 +9,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
-from urllib.parse import quote
-from uuid import UUID
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from persistence.keys import filename_of
+from persistence.links import CloudFront, attachment, result_link, upload_link
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable
-from restoration.images import ImageType
-from restoration.jobs import Artifact, AttemptRef, OutputFormat
+from restoration.jobs import Artifact
+from restoration.ports import NewUpload, UploadLink
 from restoration.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,39 +33,11 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_SUFFIXES = {
-    ImageType.JPEG: "jpg",
-    ImageType.PNG: "png",
-    ImageType.WEBP: "webp",
-    ImageType.TIFF: "tif",
-    ImageType.BMP: "bmp",
-}
 _MISSING = {"NoSuchKey", "404"}
 _EXISTS_ALREADY = {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}
 
 
-INPUTS, OUTPUTS = "inputs/", "outputs/"
-_OURS = re.compile(
-    rf"(?:{INPUTS}|{OUTPUTS}(?=[^/]*/))([0-9a-f]{{8}}(?:-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}})[./].*"
-)
 _LISTED_AT_ONCE = _DELETED_AT_ONCE = 1000  # as many as S3 allows in a call
-
-
-def input_key(job_id: UUID, image_type: ImageType) -> str:
-    """Inputs and outputs have a prefix each, since a bucket's lifecycle rules go by prefix."""
-    return f"{INPUTS}{job_id}.{_SUFFIXES[image_type]}"
-
-
-def output_key(ref: AttemptRef, output_format: OutputFormat) -> str:
-    """Named after job and attempt, so that a late zombie cannot overwrite another's result."""
-    suffix = _SUFFIXES[ImageType(output_format.content_type)]
-    return f"{OUTPUTS}{ref.job_id}/{ref.attempt}.{suffix}"
-
-
-def job_of(key: str) -> UUID | None:
-    """The job for which an input's or output's key was made; None for no key of ours."""
-    found = _OURS.fullmatch(key)
-    return UUID(found[1]) if found else None
 
 
 class S3BlobStore:
@@ -80,13 +51,12 @@ class S3BlobStore:
         region: str = "us-east-1",
         access_key: str | None = None,
         secret_key: str | None = None,
-        cloudfront_domain: str | None = None,
+        cloudfront: CloudFront | None = None,
         concurrency: int = 8,
     ) -> None:
-        """With `cloudfront_domain` the results' URLs are plain ones on that domain: who may read
-        there is up to the distribution."""
+        """With `cloudfront`, results are delivered from there."""
         self._bucket = bucket
-        self._cloudfront_domain = cloudfront_domain
+        self._cloudfront = cloudfront
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="s3")
 
         def connect() -> S3Client:
@@ -104,6 +74,7 @@ class S3BlobStore:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
+        """Raises InvalidSettings."""
         secret_key = settings.s3_secret_key
         return cls(
             settings.s3_bucket,
@@ -111,7 +82,7 @@ class S3BlobStore:
             region=settings.s3_region,
             access_key=settings.s3_access_key,
             secret_key=None if secret_key is None else secret_key.get_secret_value(),
-            cloudfront_domain=settings.cloudfront_domain,
+            cloudfront=CloudFront.from_settings(settings),
         )
 
     async def put(self, key: str, data: bytes, content_type: str) -> Artifact:
@@ -124,6 +95,7 @@ class S3BlobStore:
                 Key=key,
                 Body=data,
                 ContentType=content_type,
+                ContentDisposition=attachment(filename_of(key)),  # CloudFront delivers it as it is
                 ChecksumSHA256=base64.b64encode(digest.digest()).decode(),
             )
             return Artifact(key, digest.hexdigest(), len(data), content_type)
@@ -178,19 +150,32 @@ class S3BlobStore:
         )
 
     async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
-        """Delivers as an attachment named `filename`; CloudFront's URL neither names nor ends."""
-        if self._cloudfront_domain is not None:
-            return f"https://{self._cloudfront_domain}/{quote(artifact.key)}"
-        parameters = {
-            "Bucket": self._bucket,
-            "Key": artifact.key,
-            "ResponseContentDisposition": _attachment(filename),
-        }
+        """Delivers as an attachment named `filename`; CloudFront, as `put` named it."""
+
+        def work(client: S3Client) -> str:
+            if self._cloudfront is not None:
+                return self._cloudfront.result_link(artifact, lifetime_s)
+            return result_link(client, self._bucket, artifact, filename, lifetime_s)
+
+        return await self._run(work)
+
+    async def upload_link(self, key: str, upload: NewUpload, lifetime_s: int) -> UploadLink:
         return await self._run(
-            lambda client: client.generate_presigned_url(
-                "get_object", Params=parameters, ExpiresIn=lifetime_s
-            )
+            lambda client: upload_link(client, self._bucket, key, upload, lifetime_s)
         )
+
+    async def fetch(self, key: str, max_bytes: int) -> bytes | None:
+        def work(client: S3Client) -> bytes | None:
+            try:
+                answer = client.get_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                if _code(error) not in _MISSING:
+                    raise
+                return None
+            with answer["Body"] as body:
+                return body.read(max_bytes + 1)
+
+        return await self._run(work)
 
     async def ping(self) -> None:
         await self._run(lambda client: client.head_bucket(Bucket=self._bucket))
@@ -265,9 +250,3 @@ def _corrupt(artifact: Artifact, reason: str) -> ArtifactCorrupt:
     return ArtifactCorrupt(
         f"the object {artifact.key} is not what was stored: {reason}", key=artifact.key
     )
-
-
-def _attachment(filename: str) -> str:
-    """RFC 6266: a plain name for every client, and the exact one for those that can read it."""
-    plain = re.sub(r"[^ !#-\[\]-~]", "_", filename)  # ASCII without quote and backslash
-    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"

@@ -193,8 +193,9 @@ def _earlier(job: NewJob, connection: Connection) -> Job:
     if job.retry_of is not None:
         same = or_(same, jobs.c.retry_of == job.retry_of)
     query = select(jobs).where(jobs.c.owner == job.owner, same)
-    row = connection.execute(query).mappings().one()
-    if row["request_digest"] != job.request_digest:
+    # The key of one job and the id of another are two rows, and no repetition of either.
+    row, *others = connection.execute(query).mappings().all()
+    if others or row["request_digest"] != job.request_digest:
         raise IdempotencyConflict(
             "the idempotency key was used for another request; send a new key",
             job_id=str(row["id"]),

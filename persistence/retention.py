@@ -23,8 +23,8 @@ from sqlalchemy import (
     update,
 )
 
-from persistence.blobs import job_of
 from persistence.database import Database
+from persistence.keys import job_of
 from persistence.tables import OWNED, batches, deliveries, jobs
 from restoration.webhooks import DeliveryStatus
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -136,6 +137,7 @@ jobs = Table(
     Column("output_expired_at", DateTime(timezone=True)),
     Column("batch_id", Uuid, ForeignKey("batches.id")),
     Column("batch_index", Integer),
+    Column("keep_metadata", Boolean, nullable=False, server_default=text("false")),
     _one_of("status", JobStatus),
     _one_of("output_format", OutputFormat),
     _present_in(OWNED, "lease_until"),
@@ -306,6 +308,7 @@ def new_row(job: NewJob) -> dict[str, Any]:
         "webhook_url": job.webhook_url,
         "batch_id": job.batch_id,
         "batch_index": job.batch_index,
+        "keep_metadata": job.keep_metadata,
     }
 
 
@@ -343,6 +346,7 @@ def to_job(row: RowMapping) -> Job:
         output_expired_at=row["output_expired_at"],
         batch_id=row["batch_id"],
         batch_index=row["batch_index"],
+        keep_metadata=row["keep_metadata"],
     )
 
 

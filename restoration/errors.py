@@ -16,8 +16,10 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     ├── Forbidden                     insufficient_scope    details["scope"] is what lacks
     ├── JobNotFound                   job_not_found         missing, or somebody else's
     ├── BatchNotFound                 batch_not_found       missing, or somebody else's
+    ├── UploadNotFound                upload_not_found      missing, removed, or somebody else's
     ├── Conflict
     │   ├── IdempotencyConflict       idempotency_conflict  the key was used for another request
+    │   ├── UploadUsed                upload_used           another job was made of the upload
     │   ├── ResultNotReady            result_not_ready
     │   ├── ResultExpired             result_expired        it was there, and was removed
     │   ├── InputExpired              input_expired         a job cannot be sent again without it
@@ -120,12 +122,20 @@ class BatchNotFound(RestorationError):
     code = "batch_not_found"
 
 
+class UploadNotFound(RestorationError):
+    code = "upload_not_found"
+
+
 class Conflict(RestorationError):
     code = "conflict"
 
 
 class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
+
+
+class UploadUsed(Conflict):
+    code = "upload_used"
 
 
 class ResultNotReady(Conflict):

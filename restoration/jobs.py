@@ -152,6 +152,7 @@ class NewJob:
     run_limit_s: float | None = None  # None: the workflow's
     retry_of: UUID | None = None
     webhook_url: str | None = None
+    keep_metadata: bool = False  # the result gets the photo's EXIF
     # the batch it came in, and its place there
     batch_id: UUID | None = None
     batch_index: int | None = None
@@ -196,6 +197,7 @@ class Job:
     retry_of: UUID | None = None
     attempts: tuple[AttemptRecord, ...] = ()
     webhook_url: str | None = None
+    keep_metadata: bool = False
     # from then on the bytes may be gone
     input_expired_at: datetime | None = None
     output_expired_at: datetime | None = None

@@ -151,6 +151,24 @@ class BatchStore(Protocol):
         """`JobStore.request_cancel` for each job of the batch; idempotent."""
 
 
+@dataclass(frozen=True, slots=True)
+class NewUpload:
+    """What a client is about to write by itself. `sha256` in lower-case hex, if it is known."""
+
+    content_type: str
+    size_bytes: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLink:
+    """Where to PUT an upload, with exactly these headers, until then."""
+
+    url: str
+    headers: Mapping[str, str]
+    expires_at: datetime
+
+
 class BlobStore(Protocol):
     """Bytes by key. What `put` returned is what `get` must deliver, to the bit."""
 
@@ -170,6 +188,12 @@ class BlobStore(Protocol):
 
     async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
         """A URL that delivers the object without a token until `lifetime_s` has passed."""
+
+    async def upload_link(self, key: str, upload: NewUpload, lifetime_s: int) -> UploadLink:
+        """Lets whoever has it write that object, and no other."""
+
+    async def fetch(self, key: str, max_bytes: int) -> bytes | None:
+        """Bytes that nobody has vouched for: at most one more than `max_bytes`, None for none."""
 
     async def ping(self) -> None: ...
 

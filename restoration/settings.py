@@ -88,7 +88,11 @@ class Settings(NodeSettings):
     # None leaves it to boto3: instance profile, shared credentials file, ...
     s3_access_key: str | None = Field(None, alias="AWS_ACCESS_KEY_ID")
     s3_secret_key: SecretStr | None = Field(None, alias="AWS_SECRET_ACCESS_KEY")
+    # CloudFront in front of the bucket: all of it, with one of the two forms of the key, or nothing
     cloudfront_domain: str | None = Field(None, alias="CLOUDFRONT_DOMAIN")
+    cloudfront_key_pair_id: str | None = Field(None, alias="CLOUDFRONT_KEY_PAIR_ID")
+    cloudfront_private_key: SecretStr | None = Field(None, alias="CLOUDFRONT_PRIVATE_KEY")
+    cloudfront_private_key_file: Path | None = Field(None, alias="CLOUDFRONT_PRIVATE_KEY_FILE")
 
     # Who may come in
     auth0_domain: str | None = Field(None, alias="AUTH0_DOMAIN")
@@ -105,7 +109,14 @@ class Settings(NodeSettings):
     batch_max_bytes: int = Field(1024 * MEBIBYTE, alias="BATCH_MAX_BYTES", gt=0)
     upload_max_pixels: int = Field(16_000_000, alias="UPLOAD_MAX_PIXELS", gt=0)
     result_max_pixels: int = Field(100_000_000, alias="RESULT_MAX_PIXELS", gt=0)
+    # Processes that decode uploads, for each replica of the ingress, and how long each picture may
+    # take: the slowest that is accepted takes a second
+    decoders: int = Field(2, alias="DECODERS", gt=0)
+    decode_timeout_s: float = Field(15, alias="DECODE_TIMEOUT_S", gt=0)
     result_url_lifetime_s: int = Field(3600, alias="RESULT_URL_LIFETIME_S", gt=0)
+
+    # How long a direct upload may take; the sweeper removes what nobody has used an hour later
+    upload_url_lifetime_s: int = Field(900, alias="UPLOAD_URL_LIFETIME_S", gt=0, le=3600)
 
     # How much may wait and be on its way, and how long an idempotency key is remembered
     max_waiting_jobs: int = Field(100_000, alias="MAX_WAITING_JOBS", gt=0)
@@ -147,6 +158,27 @@ class Settings(NodeSettings):
         if bool(self.auth0_domain) != bool(self.auth0_audience):
             raise ValueError("AUTH0_DOMAIN and AUTH0_AUDIENCE must be set together")
         return self
+
+    @model_validator(mode="after")
+    def _cloudfront_signs(self) -> Self:
+        keys = bool(self.cloudfront_private_key) + bool(self.cloudfront_private_key_file)
+        given = (bool(self.cloudfront_domain), bool(self.cloudfront_key_pair_id), keys)
+        if given not in {(False, False, 0), (True, True, 1)}:
+            raise ValueError(
+                "CLOUDFRONT_DOMAIN, CLOUDFRONT_KEY_PAIR_ID and one of CLOUDFRONT_PRIVATE_KEY and "
+                "CLOUDFRONT_PRIVATE_KEY_FILE must be set together: unsigned, results would be open "
+                "to everybody or to nobody"
+            )
+        return self
+
+    def cloudfront_pem(self) -> str:
+        """The key that signs CloudFront's URLs. Raises InvalidSettings for an unreadable file."""
+        if self.cloudfront_private_key is not None:
+            return self.cloudfront_private_key.get_secret_value()
+        try:
+            return (self.cloudfront_private_key_file or Path()).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidSettings(f"CLOUDFRONT_PRIVATE_KEY_FILE cannot be read: {error}") from error
 
     @property
     def upload_limits(self) -> UploadLimits:

@@ -21,10 +21,17 @@ import httpx
 from pydantic import ValidationError
 
 from restoration.events import JobEvent, Progressed, StateChanged, from_json, is_last
+from restoration.images import sniff
 from restoration.jobs import JobStatus, OutputFormat, Priority
 from serve_app.client_answers import ApiError, error_of, parse
 from serve_app.client_batches import BatchCalls
-from serve_app.schemas import Restoration, RestorationPage, WorkflowList, WorkflowView
+from serve_app.schemas import (
+    Restoration,
+    RestorationPage,
+    UploadView,
+    WorkflowList,
+    WorkflowView,
+)
 from serve_app.sse import MEDIA_TYPE, Decoder
 
 __all__ = ["API", "ApiError", "RestorationClient"]
@@ -68,7 +75,7 @@ class RestorationClient(BatchCalls):
 
     def submit(
         self,
-        photo: Path | bytes,
+        photo: Path | bytes | UUID,
         *,
         workflow: str = "restore",
         params: Mapping[str, object] | None = None,
@@ -78,17 +85,18 @@ class RestorationClient(BatchCalls):
         queue_limit_s: float | None = None,
         run_limit_s: float | None = None,
         webhook_url: str | None = None,
+        keep_metadata: bool = False,
     ) -> Restoration:
         """Submit a photo; on return the job is safe, and will end.
 
-        Limits, in seconds, may only be shorter than the workflow's.
+        An id is that of an `upload`. Limits, in seconds, may only be shorter than the workflow's.
+        The result gets the photo's EXIF only with `keep_metadata`.
         """
-        name, data = _read(photo)
         limits = {"queue_limit_s": queue_limit_s, "run_limit_s": run_limit_s}
         answer = self._call(
             "POST",
             API,
-            files={"image": (name, data, "application/octet-stream")},
+            files=_as_part(photo),
             data={
                 "workflow": workflow,
                 "params": json.dumps(params or {}),
@@ -96,10 +104,24 @@ class RestorationClient(BatchCalls):
                 "priority": priority.value,
                 **{name: value for name, value in limits.items() if value is not None},
                 **({"webhook_url": webhook_url} if webhook_url else {}),
+                **({"keep_metadata": "true"} if keep_metadata else {}),
             },
             headers={"Idempotency-Key": idempotency_key or str(uuid4())},
         )
         return parse(Restoration, answer)
+
+    def upload(self, photo: Path | bytes) -> UUID:
+        """Send a photo straight to the store, past the service; returns what `submit` takes."""
+        _, data = _read(photo)
+        asked = {
+            "content_type": sniff(data).value,
+            "size_bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        upload = parse(UploadView, self._call("POST", "/api/v1/uploads", json=asked))
+        with self._without_token() as bare:
+            self._persist(bare, upload.method, upload.url, content=data, headers=upload.headers)
+        return upload.id
 
     def get(self, job_id: UUID | str) -> Restoration:
         return parse(Restoration, self._call("GET", f"{API}/{job_id}"))
@@ -184,9 +206,12 @@ class RestorationClient(BatchCalls):
                     yield event.data
 
     def _fetch(self, url: str) -> httpx.Response:
-        """Get what a signed URL names, without the token: it is not for the store to see."""
-        with httpx.Client(timeout=self._http.timeout, trust_env=self._http.trust_env) as bare:
+        with self._without_token() as bare:
             return self._persist(bare, "GET", url)
+
+    def _without_token(self) -> httpx.Client:
+        """For signed URLs: the token is not for the store to see."""
+        return httpx.Client(timeout=self._http.timeout, trust_env=self._http.trust_env)
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._persist(self._http, method, path, **options)
@@ -217,6 +242,13 @@ class RestorationClient(BatchCalls):
 
 def _read(photo: Path | bytes) -> tuple[str, bytes]:
     return ("photo", photo) if isinstance(photo, bytes) else (photo.name, photo.read_bytes())
+
+
+def _as_part(photo: Path | bytes | UUID) -> dict[str, tuple[str | None, bytes]]:
+    """The photo, or its id, as a part of the form."""
+    if isinstance(photo, UUID):
+        return {"upload_id": (None, str(photo).encode())}
+    return {"image": _read(photo)}
 
 
 def _asked_delay_s(answer: httpx.Response) -> float:

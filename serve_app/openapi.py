@@ -40,11 +40,15 @@ def header(description: str) -> dict[str, Any]:
 
 
 def multipart_form(
-    files: Mapping[str, str], fields: dict[str, Any], max_files: int | None = None
+    files: Mapping[str, str],
+    fields: dict[str, Any],
+    max_files: int | None = None,
+    instead: str | None = None,
 ) -> dict[str, Any]:
     """A request body of required files (name -> description) and the fields of a JSON Schema.
 
-    With `max_files`, each name stands for one to so many files.
+    With `max_files`, each name stands for one to so many files. The field `instead` may be sent
+    in place of the files.
     """
     parts: dict[str, dict[str, Any]] = {
         name: {"type": "string", "contentMediaType": _BINARY, "description": text}
@@ -55,12 +59,15 @@ def multipart_form(
             name: {"type": "array", "minItems": 1, "maxItems": max_files, "items": part}
             for name, part in parts.items()
         }
+    needed = [*fields.get("required", ())]
     schema = {
         "type": "object",
-        "required": list(files),
+        "required": [*(files if instead is None else ()), *needed],
         "properties": {**parts, **fields["properties"]},
         "additionalProperties": False,
     }
+    if instead is not None:
+        schema["oneOf"] = [{"required": list(files)}, {"required": [instead]}]
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 

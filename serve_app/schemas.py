@@ -113,10 +113,21 @@ class Restoration(_View):
     retry_of: UUID | None = Field(None, description="the job that this one was sent again for")
     progress: ProgressView | None
     webhook: WebhookView | None = None
+    keep_metadata: bool = Field(False, description="the result has the photo's EXIF")
     output_expired_at: datetime | None = Field(
         None, description="set when the result has been removed"
     )
     links: Links
+
+
+class UploadView(_View):
+    """Where to send a photo to: PUT its bytes there, with these headers and no token."""
+
+    id: UUID = Field(description="`upload_id` of the one submission that uses it")
+    method: Literal["PUT"] = "PUT"
+    url: str
+    headers: Mapping[str, str]
+    expires_at: datetime = Field(description="the link's; an upload is removed unless it is used")
 
 
 class RestorationPage(_View):
@@ -307,6 +318,7 @@ def restoration(
         retry_of=job.retry_of,
         progress=progress,
         webhook=webhook,
+        keep_metadata=job.keep_metadata,
         output_expired_at=job.output_expired_at,
         links=links,
     )

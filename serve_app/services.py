@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 import httpx
 
 from actors.batch_submission import BatchSubmission
+from actors.decoders import Decoders
 from actors.submission import Submission
+from actors.uploads import Uploads
 from persistence.batches import PostgresBatchStore
 from persistence.blobs import S3BlobStore
 from persistence.database import Database
@@ -33,6 +35,7 @@ class Services:
     jobs: JobStore
     batches: BatchStore
     blobs: BlobStore
+    uploads: Uploads
     status: StatusBoard
     authenticator: Authenticator
     watch_poll_s: float = POLL_S
@@ -67,6 +70,8 @@ def open_services(settings: Settings) -> Services:
     jobs = PostgresJobStore(database, settings.queue_policy)
     blobs = S3BlobStore.from_settings(settings)
     resources.push_async_callback(blobs.aclose)
+    decoders = Decoders(settings.upload_limits, settings.decoders, settings.decode_timeout_s)
+    resources.push_async_callback(decoders.aclose)
     board = RedisStatusBoard(settings.redis_url.get_secret_value())
     resources.push_async_callback(board.aclose)
     # a proxy from the environment has no business between us and the local issuer
@@ -75,10 +80,13 @@ def open_services(settings: Settings) -> Services:
     return Services(
         settings=settings,
         catalog=catalog,
-        submission=Submission(catalog, jobs, blobs, settings.upload_limits, settings.webhook_rules),
+        submission=Submission(
+            catalog, jobs, blobs, decoders, settings.upload_limits, settings.webhook_rules
+        ),
         jobs=jobs,
         batches=PostgresBatchStore(database, settings.queue_policy),
         blobs=blobs,
+        uploads=Uploads(blobs, settings.upload_limits, settings.upload_url_lifetime_s),
         status=board,
         authenticator=Authenticator(issuer, http),
         resources=resources,

@@ -7,8 +7,9 @@ take in before asking who it is. So the route reads the form itself, with tight 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
+from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,11 +30,11 @@ DEFAULT_WORKFLOW = "restore"
 MAX_FIELD_BYTES = 64 * 1024
 # Part headers, boundaries and the other fields, on top of the image itself.
 FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
-MAX_FIELDS = 7
+MAX_FIELDS = 9
 
 
-class RestorationForm(BaseModel):
-    """Every field of the form but the image."""
+class JobForm(BaseModel):
+    """What may be asked for any photo, however it comes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,6 +62,9 @@ class RestorationForm(BaseModel):
     webhook_url: str | SkipJsonSchema[None] = Field(
         None, description="where to POST, once, that the job has ended; https, and a public host"
     )
+    keep_metadata: bool = Field(
+        False, description="gives the result the photo's EXIF: times, place, camera, author"
+    )
 
     def asks(self, owner: str, image: bytes, idempotency_key: str | None) -> SubmissionRequest:
         return SubmissionRequest(
@@ -74,11 +78,25 @@ class RestorationForm(BaseModel):
             queue_limit_s=self.queue_limit_s,
             run_limit_s=self.run_limit_s,
             webhook_url=self.webhook_url,
+            keep_metadata=self.keep_metadata,
         )
+
+
+class RestorationForm(JobForm):
+    """Every field of the form but the image."""
+
+    upload_id: UUID | SkipJsonSchema[None] = Field(
+        None, description="in place of `image`: a photo that was sent to POST /api/v1/uploads"
+    )
+
+    def asks(self, owner: str, image: bytes, idempotency_key: str | None) -> SubmissionRequest:
+        return replace(super().asks(owner, image, idempotency_key), upload_id=self.upload_id)
 
 
 @dataclass(frozen=True, slots=True)
 class SubmittedForm:
+    """`image` is empty for a photo that was uploaded before."""
+
     image: bytes
     fields: RestorationForm
 
@@ -86,6 +104,7 @@ class SubmittedForm:
 FORM_BODY = multipart_form(
     {"image": "JPEG, PNG, WebP, TIFF or BMP; judged by its content, not by its name"},
     RestorationForm.model_json_schema(ref_template="#/components/schemas/{model}"),
+    instead="upload_id",
 )
 
 
@@ -101,11 +120,11 @@ async def submitted_form(
         max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
     ) as form:
         image = form.get("image")
-        if not isinstance(image, UploadFile):
-            raise malformed("image", "send the photo as a file in this field")
-        fields = _text_fields(form)
-        data = await image.read()
-    return SubmittedForm(data, validated(RestorationForm, fields))
+        fields = validated(RestorationForm, _text_fields(form))
+        if isinstance(image, UploadFile) == (fields.upload_id is not None):
+            raise malformed("image", "send the photo as a file in this field, or its upload_id")
+        data = await image.read() if isinstance(image, UploadFile) else b""
+    return SubmittedForm(data, fields)
 
 
 def validated(kind: type[_Form], fields: Mapping[str, str]) -> _Form:

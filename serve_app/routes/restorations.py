@@ -30,6 +30,8 @@ from restoration.errors import (
     Unauthenticated,
     UnknownWorkflow,
     UnsupportedImage,
+    UploadNotFound,
+    UploadUsed,
 )
 from restoration.jobs import JobStatus, OutputFormat
 from serve_app.openapi import header, problems
@@ -79,6 +81,8 @@ router = APIRouter(
             InvalidRequest,
             UnknownWorkflow,
             IdempotencyConflict,
+            UploadNotFound,
+            UploadUsed,
             ImageTooLarge,
             UnsupportedImage,
             InvalidParameters,

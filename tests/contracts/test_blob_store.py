@@ -103,15 +103,6 @@ async def test_a_signed_url_lapses(store: S3BlobStore, key: str) -> None:
             await asyncio.sleep(0.2)
 
 
-async def test_results_by_cloudfront(s3: Any) -> None:
-    """With a CloudFront domain the URL is on that domain, and the key is quoted in it."""
-    store = _store(s3, cloudfront_domain="cdn.example.org")
-    artifact = Artifact("outputs/a b/1.png", "0" * 64, 1, "image/png")
-    url = await store.signed_url(artifact, "a.png", lifetime_s=60)
-    assert url == "https://cdn.example.org/outputs/a%20b/1.png"
-    await store.aclose()
-
-
 async def test_ping_and_ensure_bucket(s3: Any, store: S3BlobStore) -> None:
     """The bucket may be ensured again; a bucket that is not there is DependencyUnavailable."""
     await store.ensure_bucket()

@@ -72,6 +72,7 @@ def test_it_describes_every_route(document: Document) -> None:
         ("POST", f"{API}/{{job_id}}/retry"): "retry_restoration",
         ("GET", f"{API}/{{job_id}}/events"): "follow_restoration",
         ("GET", f"{API}/{{job_id}}/result"): "get_result",
+        ("POST", "/api/v1/uploads"): "begin_upload",
         ("POST", BATCHES): "submit_batch",
         ("GET", BATCHES): "list_batches",
         ("GET", f"{BATCHES}/{{batch_id}}"): "get_batch",
@@ -137,10 +138,10 @@ def test_the_form_and_the_headers_are_described(document: Document) -> None:
     """What the submission reads by itself is documented like everything else."""
     post = document["paths"][API]["post"]
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert form["required"] == ["image"]
+    assert form["oneOf"] == [{"required": ["image"]}, {"required": ["upload_id"]}]
     assert set(form["properties"]) == {
         *("image", "workflow", "params", "output_format", "priority"),
-        *("queue_limit_s", "run_limit_s", "webhook_url"),
+        *("queue_limit_s", "run_limit_s", "webhook_url", "keep_metadata", "upload_id"),
     }
     assert {p["name"] for p in post["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert "Location" in post["responses"]["202"]["headers"]
@@ -154,7 +155,7 @@ def test_the_form_of_a_batch_is_described(document: Document) -> None:
     assert form["required"] == ["image"]
     assert set(form["properties"]) == {
         *("image", "workflow", "params", "output_format", "priority"),
-        *("queue_limit_s", "run_limit_s", "webhook_url"),
+        *("queue_limit_s", "run_limit_s", "webhook_url", "keep_metadata"),
     }
     assert form["properties"]["priority"]["default"] == "batch"
     assert (form["properties"]["image"]["type"], form["properties"]["image"]["maxItems"]) == (

@@ -17,8 +17,8 @@ import boto3
 import httpx
 import pytest
 
-from persistence.blobs import output_key
 from persistence.embedded import seaweed
+from persistence.keys import output_key
 from restoration.jobs import AttemptOutcome, AttemptRef, JobStatus, OutputFormat
 from serve_app.client import RestorationClient
 from serve_app.schemas import Restoration

@@ -16,6 +16,7 @@ import httpx
 from PIL import Image
 
 from actors.submission import Submission
+from actors.uploads import Uploads
 from restoration.jobs import Artifact, Failure, Job
 from restoration.settings import Settings
 from serve_app.app import build_asgi_app
@@ -24,6 +25,7 @@ from serve_app.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
 from serve_app.scopes import USER_SCOPES
 from serve_app.services import Services
 from tests.fakes.batches import MemoryBatchStore
+from tests.fakes.examiner import InProcess
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore, MemoryStatusBoard
 from workflows.catalog import load_catalog
 
@@ -128,11 +130,13 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
             settings=settings,
             catalog=catalog,
             submission=Submission(
-                catalog, jobs, blobs, settings.upload_limits, settings.webhook_rules
+                *(catalog, jobs, blobs, InProcess(settings.upload_limits)),
+                *(settings.upload_limits, settings.webhook_rules),
             ),
             jobs=jobs,
             batches=batches,
             blobs=blobs,
+            uploads=Uploads(blobs, settings.upload_limits, settings.upload_url_lifetime_s),
             status=board,
             authenticator=Authenticator(
                 Issuer(ISSUER, LOCAL_AUDIENCE, f"{ISSUER}/.well-known/jwks.json"), http

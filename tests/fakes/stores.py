@@ -39,7 +39,7 @@ from restoration.jobs import (
     NewJob,
     check_transition,
 )
-from restoration.ports import StampedEvent
+from restoration.ports import NewUpload, StampedEvent, UploadLink
 from restoration.queueing import QueuePolicy
 from restoration.webhooks import Delivery
 from tests.fakes.turns import Turns
@@ -340,6 +340,17 @@ class MemoryBlobStore:
 
     async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
         return f"https://blobs.test/{artifact.key}?filename={filename}&lifetime_s={lifetime_s}"
+
+    async def upload_link(self, key: str, upload: NewUpload, lifetime_s: int) -> UploadLink:
+        await self.ping()
+        expires_at = self.clock() + timedelta(seconds=lifetime_s)
+        headers = {"Content-Type": upload.content_type}
+        return UploadLink(f"https://blobs.test/{key}", headers, expires_at)
+
+    async def fetch(self, key: str, max_bytes: int) -> bytes | None:
+        await self.ping()
+        found = self.objects.get(key)
+        return None if found is None else found[: max_bytes + 1]
 
     async def ping(self) -> None:
         if self.down:

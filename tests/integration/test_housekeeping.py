@@ -15,9 +15,10 @@ from structlog.testing import capture_logs
 from actors import housekeeping as sweeping
 from actors.aftercare import _work
 from actors.housekeeping import Housekeeping, Lifetimes
-from persistence.blobs import S3BlobStore, input_key, output_key
+from persistence.blobs import S3BlobStore
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
+from persistence.keys import input_key, output_key, upload_key
 from persistence.retention import Retention
 from persistence.tables import jobs, new_row
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable, JobNotFound, ResultExpired
@@ -295,6 +296,19 @@ async def test_14_an_outage_in_the_middle_loses_track_of_nothing(
     monkeypatch.setattr(sweeping, "ORPHANED_AFTER_S", -60)
     await keeper.remove_orphans()
     assert blobs.objects == {}
+
+
+async def test_04_uploads_that_nobody_uses_are_removed(
+    blobs: BlobStore, keeper: Housekeeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour after they were sent, and not before."""
+    key = upload_key("ann", uuid4())
+    await blobs.put(key, b"a photo", "image/png")
+    await keeper.remove_orphans()
+    assert await blobs.fetch(key, 100) == b"a photo"
+    monkeypatch.setattr(sweeping, "ORPHANED_AFTER_S", -60.0)
+    await keeper.remove_orphans()
+    assert await blobs.fetch(key, 100) is None
 
 
 async def test_14_sweeping_goes_on_whatever_happens(

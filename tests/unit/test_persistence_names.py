@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persistence.blobs import input_key, output_key
 from persistence.cursors import Cursor
 from persistence.database import Database, libpq_url
+from persistence.keys import input_key, output_key
 from persistence.streams import format_id, parse_id
 from restoration.errors import InvalidRequest, InvalidSettings
 from restoration.images import ImageType

@@ -67,6 +67,15 @@ def test_no_damage_raises_anything_else(case: tuple[ImageType, bytes], data: st.
         pass
 
 
+def test_04_exif_that_the_engine_cannot_read_is_refused() -> None:
+    """It would break every attempt at the photo: the caller learns it at once instead."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "ACME", 6
+    broken = exif.tobytes().replace(b"\x01\x0f\0\2", b"\x01\0\0\2")  # a width that is a text
+    with pytest.raises(BrokenImage, match="cannot be decoded"):
+        examine(file(noise(), "JPEG", exif=broken), LIMITS)
+
+
 def test_a_tiff_without_a_width_is_refused() -> None:
     """Pillow's TIFF decoder answers a missing tag with TypeError, which must not escape."""
     data = ACCEPTED["tiff"][1]

@@ -22,6 +22,7 @@ from restoration.errors import (
 )
 from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, NewJob, OutputFormat, Priority
+from tests.fakes.examiner import InProcess
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
 from workflows.catalog import Catalog, load_catalog
@@ -37,7 +38,9 @@ class Door:
         self.calls: list[str] = []
         self.jobs = _Jobs(self.calls)
         self.blobs = _Blobs(self.calls)
-        self._submission = Submission(catalog or load_catalog(), self.jobs, self.blobs, limits)
+        self._submission = Submission(
+            catalog or load_catalog(), self.jobs, self.blobs, InProcess(limits), limits
+        )
 
     async def submit(self, **changes: Any) -> Job:
         return (await self._submission.submit(_request(**changes))).job

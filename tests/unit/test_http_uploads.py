@@ -1,0 +1,186 @@
+"""POST /api/v1/uploads, and jobs made of what was uploaded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from persistence.keys import UPLOADS, upload_key
+from restoration.jobs import JobStatus
+from tests.fakes.site import API, Site, open_site, photo
+
+UPLOADS_API = "/api/v1/uploads"
+GOOD = {"content_type": "image/png", "size_bytes": 1000}
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with open_site() as site:
+        yield site
+
+
+async def uploaded(site: Site, data: bytes, owner: str = "ann") -> str:
+    """The id of an upload that has been sent."""
+    async with site.client(owner) as client:
+        body = (await client.post(UPLOADS_API, json=GOOD)).json()
+    await site.blobs.put(upload_key(owner, UUID(body["id"])), data, "image/png")
+    return str(body["id"])
+
+
+def form(upload_id: str, **fields: str) -> dict[str, Any]:
+    """A multipart form without a file."""
+    return {"files": {name: (None, value) for name, value in fields.items()} | _id(upload_id)}
+
+
+def _id(upload_id: str) -> dict[str, Any]:
+    return {"upload_id": (None, upload_id)}
+
+
+def stored(site: Site) -> list[str]:
+    return [key for key in site.blobs.objects if key.startswith(UPLOADS)]
+
+
+async def test_04_an_upload_says_where_and_how(site: Site) -> None:
+    """201 with the id, and all that a client needs to send the photo by itself."""
+    async with site.client() as client:
+        answer = await client.post(UPLOADS_API, json={**GOOD, "sha256": "0" * 64})
+    body = answer.json()
+    assert (answer.status_code, body["method"]) == (201, "PUT")
+    assert body["url"].endswith(upload_key("ann", UUID(body["id"])))
+    assert body["headers"] == {"Content-Type": "image/png"}
+    assert answer.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "code"),
+    [
+        ({"size_bytes": 50 * 2**20 + 1}, 413, "image_too_large"),
+        ({"size_bytes": 0}, 422, "malformed_request"),
+        ({"size_bytes": -1}, 422, "malformed_request"),
+        ({"content_type": "text/html"}, 422, "malformed_request"),
+        ({"content_type": "image/svg+xml"}, 422, "malformed_request"),
+        ({"sha256": "0"}, 422, "malformed_request"),
+        ({"key": "outputs/x"}, 422, "malformed_request"),
+    ],
+)
+async def test_04_what_could_not_be_a_photo_gets_no_link(
+    site: Site, changes: dict[str, object], status: int, code: str
+) -> None:
+    """Too large, no picture, or an attempt to name the key: refused before anything is signed."""
+    async with site.client() as client:
+        answer = await client.post(UPLOADS_API, json=GOOD | changes)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+async def test_04_a_large_body_is_not_read(site: Site) -> None:
+    """The request describes an upload; it is none."""
+    async with site.client() as client:
+        long = await client.post(UPLOADS_API, content=b" " * 20_000)
+        nested = await client.post(UPLOADS_API, content=b"[" * 10_000)
+    assert (long.status_code, long.json()["code"]) == (400, "bad_request")
+    assert (nested.status_code, nested.json()["code"]) == (422, "malformed_request")
+
+
+async def test_04_an_upload_becomes_a_job(site: Site) -> None:
+    """As a photo in the form would; its object is then the job's input, and the upload is gone."""
+    upload_id = await uploaded(site, photo())
+    async with site.client() as client:
+        answer = await client.post(API, **form(upload_id, workflow="enlarge"))
+    job = site.jobs.rows[UUID(answer.json()["id"])]
+    assert (answer.status_code, job.status, job.workflow) == (202, JobStatus.QUEUED, "enlarge")
+    assert site.blobs.objects[job.input.key] == photo()
+    assert stored(site) == []
+
+
+async def test_04_an_upload_is_checked_like_any_other(site: Site) -> None:
+    """What is no picture gets the same answer as in the form, and nothing is recorded."""
+    for data, status, code in (
+        (b"", 400, "invalid_request"),
+        (b"GIF89a", 415, "unsupported_image"),
+        (photo((64, 64), "JPEG")[:200], 422, "broken_image"),
+        (photo((17_000, 1)), 413, "image_too_large"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50 * 2**20), 413, "image_too_large"),
+    ):
+        upload_id = await uploaded(site, data)
+        async with site.client() as client:
+            answer = await client.post(API, **form(upload_id))
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert site.jobs.rows == {}
+
+
+async def test_04_somebody_elses_upload_does_not_exist(site: Site) -> None:
+    """The same 404 as for an id that never was, and for one that nothing was sent to."""
+    anns = await uploaded(site, photo(), "ann")
+    async with site.client("bob") as bob:
+        empty = (await bob.post(UPLOADS_API, json=GOOD)).json()["id"]
+        answers = [await bob.post(API, **form(each)) for each in (anns, str(uuid4()), empty)]
+    assert [answer.status_code for answer in answers] == [404] * 3
+    assert len({answer.json()["detail"] for answer in answers}) == 1
+    assert {answer.json()["code"] for answer in answers} == {"upload_not_found"}
+    assert len(stored(site)) == 1
+    assert site.jobs.rows == {}
+
+
+async def test_04_an_upload_is_used_once(site: Site) -> None:
+    """The same request again is answered with the same job, another one with a conflict."""
+    upload_id = await uploaded(site, photo())
+    async with site.client() as client:
+        first = await client.post(API, **form(upload_id))
+        again = await client.post(API, **form(upload_id))
+        other = await client.post(API, **form(upload_id, workflow="enlarge"))
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+    assert again.headers["idempotent-replayed"] == "true"
+    assert (other.status_code, other.json()["code"]) == (409, "upload_used")
+    assert len(site.jobs.rows) == 1
+
+
+async def test_04_a_race_for_an_upload_has_one_winner(site: Site) -> None:
+    """However many use it at once, there is one job, and its input stays."""
+    upload_id = await uploaded(site, photo())
+    async with site.client() as client:
+        answers = await asyncio.gather(
+            *(client.post(API, **form(upload_id, workflow=w)) for w in ["restore", "enlarge"] * 5)
+        )
+    assert {answer.status_code for answer in answers} <= {200, 202, 409}
+    (job,) = site.jobs.rows.values()
+    assert site.blobs.objects == {job.input.key: photo()}
+
+
+async def test_04_a_full_queue_keeps_the_upload() -> None:
+    """429 is to be tried again: the photo need not be sent twice."""
+    async with open_site(max_waiting_per_owner=1) as site:
+        await site.submit()
+        upload_id = await uploaded(site, photo())
+        async with site.client() as client:
+            answer = await client.post(API, **form(upload_id))
+        assert answer.status_code == 429
+        assert len(stored(site)) == 1
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"image": ("a.png", photo()), **_id(str(uuid4()))},
+        {"upload_id": (None, "not-an-id")},
+        {"upload_id": (None, "../inputs/x")},
+        {"upload_id": ("file", b"x")},
+    ],
+    ids=["both", "no id", "a path", "a file"],
+)
+async def test_04_a_form_has_a_photo_or_an_upload(site: Site, parts: dict[str, Any]) -> None:
+    """One of the two, and an id is an id: no key can be smuggled in."""
+    async with site.client() as client:
+        answer = await client.post(API, files=parts)
+    assert (answer.status_code, answer.json()["code"]) == (422, "malformed_request")
+
+
+async def test_04_a_batch_takes_no_upload(site: Site) -> None:
+    """Its photos are sent as files."""
+    async with site.client() as client:
+        parts = {"upload_id": (None, str(uuid4()).encode()), "image": ("a.png", photo())}
+        answer = await client.post("/api/v1/batches", files=parts)
+    assert (answer.status_code, answer.json()["code"]) == (422, "malformed_request")
