@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -112,10 +113,13 @@ class Settings(NodeSettings):
     idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
     # A batch job that has waited for so long takes turns with interactive ones
     aging_s: float = Field(600, alias="AGING_S", gt=0)
-    # The signature of webhooks, without which none is sent; and, for development, plain HTTP and
-    # hosts that are not public
+    # The signature of webhooks, without which none is sent; plain HTTP, for development; and
+    # networks that are not public and may be reached all the same, separated by commas
     webhook_secret: SecretStr | None = Field(None, alias="WEBHOOK_SECRET")
     webhook_allow_http: bool = Field(False, alias="WEBHOOK_ALLOW_HTTP")
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)] = (
+        Field((), alias="WEBHOOK_NETWORKS")
+    )
 
     # How long what an ended job leaves is kept, from its end on; 0: for ever
     retention_input_s: float = Field(7 * DAY_S, alias="RETENTION_INPUT_S", ge=0)
@@ -166,7 +170,9 @@ class Settings(NodeSettings):
     @property
     def webhook_rules(self) -> WebhookRules:
         return WebhookRules(
-            enabled=self.webhook_secret is not None, allow_http=self.webhook_allow_http
+            enabled=self.webhook_secret is not None,
+            allow_http=self.webhook_allow_http,
+            networks=self.webhook_networks,
         )
 
 

@@ -43,6 +43,8 @@ _NAMED_BY: Mapping[Role, str] = {
     "redis": "REDIS_URL",
     "s3": "S3_BUCKET",
 }
+# receivers are on this machine as well
+_LOCAL_WEBHOOKS = {"WEBHOOK_ALLOW_HTTP": "true", "WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128"}
 
 
 def run_stack(
@@ -99,8 +101,8 @@ def _services(node: NodeSettings, progress: Progress) -> Iterator[dict[str, str]
             addresses["LOCAL_ISSUER_URL"] = issuer_url(ports["issuer"])
         if not os.environ.get("WEBHOOK_SECRET"):
             addresses["WEBHOOK_SECRET"] = webhook_secret(node.state_dir)
-        # receivers are on this machine as well
-        addresses["WEBHOOK_ALLOW_HTTP"] = os.environ.get("WEBHOOK_ALLOW_HTTP") or "true"
+        for name, value in _LOCAL_WEBHOOKS.items():
+            addresses[name] = os.environ.get(name) or value
         addresses["COMFY_RESTORE_STATE"] = str(node.state_dir)
         addresses["COMFY_RESTORE_CACHE"] = str(node.cache_dir)
         yield addresses
