@@ -7,6 +7,7 @@ passes the parts on. Secrets never show in a repr.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -31,6 +32,8 @@ from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import secret_key
 
 DAY_S = 24 * 3600
+# As browsers send it: lower case and nothing behind the port. `*` and `null` would be anybody.
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]+)?", re.ASCII)
 
 
 def _state_dir() -> Path:
@@ -143,6 +146,16 @@ class Settings(NodeSettings):
         if secret is not None:
             secret_key(secret.get_secret_value())
         return secret
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: each must read like https://example.com"
+                )
+        return origins
 
     @model_validator(mode="after")
     def _one_issuer(self) -> Self:
