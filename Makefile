@@ -34,11 +34,12 @@ test: engine ## all tests, the real ComfyUI's among them
 chaos: engine ## kill one component after another for SECONDS (600), then count what came of the jobs
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600)
 
-check: $(READY) ## ruff, mypy, import-linter
+check: $(READY) ## ruff (bandit's rules too), mypy, import-linter, pip-audit
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m tests.audit
 
 format: $(READY) ## let ruff format everything
 	$(BIN)/ruff format --quiet .
