@@ -1,7 +1,8 @@
 """Every setting, its environment variable and its default, as one frozen value.
 
 Nothing is read at import: a process calls `load_settings(os.environ)` once, at its edge, and
-passes the parts on. Secrets never show in a repr.
+passes the parts on. Secrets never show in a repr; instead of NAME, NAME_FILE may name a file that
+holds one, as container platforms mount them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import secret_key
 
 DAY_S = 24 * 3600
+FILE_SUFFIX = "_FILE"
 # As browsers send it: lower case and nothing behind the port. `*` and `null` would be anybody.
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]+)?", re.ASCII)
 
@@ -203,10 +205,28 @@ def load_node_settings(environ: Mapping[str, str]) -> NodeSettings:
 
 
 def _load(kind: type[S], environ: Mapping[str, str]) -> S:
+    values = {name: value for name, value in environ.items() if value}
+    values |= _from_files(kind, values)
     try:
-        return kind.model_validate({name: value for name, value in environ.items() if value})
+        return kind.model_validate(values)
     except ValidationError as error:
         raise InvalidSettings("; ".join(map(_describe, error.errors()))) from None
+
+
+def _from_files(kind: type[NodeSettings], values: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for field in kind.model_fields.values():
+        name = str(field.alias)
+        path = values.get(f"{name}{FILE_SUFFIX}")
+        if path is None or field.annotation not in (SecretStr, SecretStr | None):
+            continue
+        if name in values:
+            raise InvalidSettings(f"{name} and {name}{FILE_SUFFIX} are both set: set one of them")
+        try:
+            found[name] = Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidSettings(f"{name}{FILE_SUFFIX}: cannot read {path}: {error}") from None
+    return found
 
 
 def _describe(problem: ErrorDetails) -> str:
