@@ -37,11 +37,12 @@ chaos: engine ## kill one component after another for SECONDS (600), then count 
 bench: engine ## measure against a bare ComfyUI and others; table, build/bench.json and a chart
 	$(BIN)/python -m benchmarks $(ONLY)
 
-check: $(READY) ## ruff, mypy, import-linter
+check: $(READY) ## ruff (bandit's rules too), mypy, import-linter, pip-audit
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m tests.audit
 
 format: $(READY) ## let ruff format everything
 	$(BIN)/ruff format --quiet .

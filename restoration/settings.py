@@ -1,13 +1,16 @@
 """Every setting, its environment variable and its default, as one frozen value.
 
 Nothing is read at import: a process calls `load_settings(os.environ)` once, at its edge, and
-passes the parts on. Secrets never show in a repr.
+passes the parts on. Secrets never show in a repr; instead of NAME, NAME_FILE may name a file that
+holds one, as container platforms mount them.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -30,6 +33,9 @@ from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import secret_key
 
 DAY_S = 24 * 3600
+FILE_SUFFIX = "_FILE"
+# As browsers send it: lower case and nothing behind the port. `*` and `null` would be anybody.
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]+)?", re.ASCII)
 
 
 def _state_dir() -> Path:
@@ -125,10 +131,13 @@ class Settings(NodeSettings):
     idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
     # A batch job that has waited for so long takes turns with interactive ones
     aging_s: float = Field(600, alias="AGING_S", gt=0)
-    # The signature of webhooks, without which none is sent; and, for development, plain HTTP and
-    # hosts that are not public
+    # The signature of webhooks, without which none is sent; plain HTTP, for development; and
+    # networks that are not public and may be reached all the same, separated by commas
     webhook_secret: SecretStr | None = Field(None, alias="WEBHOOK_SECRET")
     webhook_allow_http: bool = Field(False, alias="WEBHOOK_ALLOW_HTTP")
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)] = (
+        Field((), alias="WEBHOOK_NETWORKS")
+    )
 
     # How long what an ended job leaves is kept, from its end on; 0: for ever
     retention_input_s: float = Field(7 * DAY_S, alias="RETENTION_INPUT_S", ge=0)
@@ -152,6 +161,16 @@ class Settings(NodeSettings):
         if secret is not None:
             secret_key(secret.get_secret_value())
         return secret
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: each must read like https://example.com"
+                )
+        return origins
 
     @model_validator(mode="after")
     def _one_issuer(self) -> Self:
@@ -200,7 +219,9 @@ class Settings(NodeSettings):
     @property
     def webhook_rules(self) -> WebhookRules:
         return WebhookRules(
-            enabled=self.webhook_secret is not None, allow_http=self.webhook_allow_http
+            enabled=self.webhook_secret is not None,
+            allow_http=self.webhook_allow_http,
+            networks=self.webhook_networks,
         )
 
 
@@ -218,10 +239,28 @@ def load_node_settings(environ: Mapping[str, str]) -> NodeSettings:
 
 
 def _load(kind: type[S], environ: Mapping[str, str]) -> S:
+    values = {name: value for name, value in environ.items() if value}
+    values |= _from_files(kind, values)
     try:
-        return kind.model_validate({name: value for name, value in environ.items() if value})
+        return kind.model_validate(values)
     except ValidationError as error:
         raise InvalidSettings("; ".join(map(_describe, error.errors()))) from None
+
+
+def _from_files(kind: type[NodeSettings], values: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for field in kind.model_fields.values():
+        name = str(field.alias)
+        path = values.get(f"{name}{FILE_SUFFIX}")
+        if path is None or field.annotation not in (SecretStr, SecretStr | None):
+            continue
+        if name in values:
+            raise InvalidSettings(f"{name} and {name}{FILE_SUFFIX} are both set: set one of them")
+        try:
+            found[name] = Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidSettings(f"{name}{FILE_SUFFIX}: cannot read {path}: {error}") from None
+    return found
 
 
 def _describe(problem: ErrorDetails) -> str:

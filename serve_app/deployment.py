@@ -26,6 +26,7 @@ from actors.dispatcher import Dispatcher
 from actors.gpu_worker import GpuWorker
 from actors.handles import APP
 from actors.logs import configure_logging
+from actors.loopback import start_on_loopback
 from actors.status_actor import NAMESPACE
 from actors.submission import SubmissionRequest, Submitted
 from restoration.batches import JobBatch, NewBatch
@@ -161,10 +162,11 @@ OBJECT_STORE_BYTES = 512 * 1024 * 1024
 def start_local(args: PoolArgs, port: int) -> str:
     """Start Ray and the service on this machine; returns Ray's address.
 
-    HTTP is on loopback only; Ray's own ports are open to other machines, behind its token.
+    All of it listens on loopback only, and Ray asks for its token even there.
     Returns once every replica is ready. Raises DependencyUnavailable if one does not get there.
     """
     os.environ.update(LOCAL_ENVIRONMENT)
+    start_on_loopback()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
