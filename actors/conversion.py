@@ -27,6 +27,7 @@ class Prepared:
 
     data: bytes
     type: ImageType
+    pixels: int
     alpha: Image.Image | None = None
 
 
@@ -34,14 +35,15 @@ def prepare(data: bytes) -> Prepared:
     """An examined upload in a form that ComfyUI's LoadImage reads right."""
     with Image.open(io.BytesIO(data), formats=list(DECODERS.values())) as image:
         upright = ImageOps.exif_transpose(image)
+    pixels = upright.width * upright.height
     alpha, profile = _alpha(upright), _profile(upright)
     if _is_deep_grey(upright):
         plain = _shallow(upright)
     elif alpha is not None or profile is not None:
         plain = _in_srgb(upright, profile)
     else:
-        return Prepared(data, sniff(data))
-    return Prepared(_written(plain, _PNG), ImageType.PNG, alpha)
+        return Prepared(data, sniff(data), pixels)
+    return Prepared(_written(plain, _PNG), ImageType.PNG, pixels, alpha)
 
 
 def encode(
