@@ -67,6 +67,8 @@ class NodeSettings(BaseModel):
     engine_start_timeout_s: float = Field(120, alias="ENGINE_START_TIMEOUT_S", gt=0)
     # An engine that runs a prompt and says nothing for so long is taken for hung.
     engine_stall_s: float = Field(300, alias="ENGINE_STALL_S", gt=0)
+    # Jobs held ready behind the one that executes: one keeps a GPU busy, more wait without need.
+    worker_depth: int = Field(1, alias="WORKER_DEPTH", ge=0)
     # Started anew between two jobs after so many, or above so much memory (0: never).
     engine_restart_after_jobs: int = Field(1000, alias="ENGINE_RESTART_AFTER_JOBS", ge=0)
     engine_memory_limit_mb: int = Field(0, alias="ENGINE_MEMORY_LIMIT_MB", ge=0)

@@ -160,6 +160,7 @@ def _cluster(node: NodeSettings, options: StackOptions, progress: Progress) -> I
         workers_min=options.workers,
         workers_max=options.workers,
         worker_gpus=0 if node.engine_variant == "cpu" or node.comfyui_url else 1,
+        worker_depth=node.worker_depth,
         worker_cpus=0,  # how many engines this machine bears is for its owner to say
         ingress_replicas=1,
         dispatcher_replicas=2,  # one that dies is replaced in seconds, but jobs would wait for it

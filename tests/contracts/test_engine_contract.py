@@ -49,7 +49,7 @@ from restoration.errors import (
     EngineStalled,
     EngineUnavailable,
 )
-from restoration.ports import Engine, EngineRun, Prompt
+from restoration.ports import Engine, EngineBegan, EngineEvent, EngineProgress, EngineRun, Prompt
 from tests.fakes import comfyui, graphs
 from tests.fakes.graphs import Heard, ignore
 
@@ -163,6 +163,25 @@ async def test_progress_rises_from_node_to_node_to_one(bench: Bench) -> None:
     within = {p.fraction for p in heard.progress if p.node_class == "TestSteps"}
     assert len(within) >= 5
     assert {p.node_class for p in heard.progress} >= {"LoadImage", "TestSteps", "SaveImage"}
+
+
+async def test_01_a_run_tells_when_its_turn_has_come(bench: Bench) -> None:
+    """Once, before its progress; queued behind another, not before that one's last step."""
+    first = graphs.through(graphs.steps(40, 0.05))
+    told: list[tuple[str, EngineEvent]] = []
+    ahead = asyncio.create_task(bench.engine.run(first, lambda e: told.append(("first", e))))
+    await until_running(bench, first)
+    await bench.engine.run(graphs.through(), lambda e: told.append(("second", e)))
+    await ahead
+    steps = [
+        place
+        for place, (who, event) in enumerate(told)
+        if who == "first" and isinstance(event, EngineProgress) and event.node_class == "TestSteps"
+    ]
+    assert told.index(("second", EngineBegan())) > max(steps)
+    for who in ("first", "second"):
+        events = [event for each, event in told if each == who]
+        assert [event for event in events if event == EngineBegan()] == events[:1]
 
 
 async def test_previews_arrive(bench: Bench) -> None:
