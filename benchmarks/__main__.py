@@ -12,8 +12,9 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.claims import claim_time
 from benchmarks.figures import Bench, Benchmark, Figure
+from benchmarks.reads import status_reads
 
-BENCHMARKS: dict[str, Benchmark] = {"claims": claim_time}
+BENCHMARKS: dict[str, Benchmark] = {"reads": status_reads, "claims": claim_time}
 OUT = Path("build")
 
 

@@ -11,7 +11,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import get_args
 
+from persistence.embedded.local import LocalServices, Role
+from serve_app.stack import service_variables
 from tests.stack import Stack, running_stack
 
 
@@ -77,10 +82,23 @@ class Bench:
     resources: ExitStack = field(default_factory=ExitStack)
 
     @cached_property
+    def environ(self) -> dict[str, str]:
+        """Where Postgres, Valkey and S3 are, for all that is compared with each other."""
+        folder = TemporaryDirectory(prefix="comfy-bench-", ignore_cleanup_errors=True)
+        path = Path(self.resources.enter_context(folder))
+        services = self.resources.enter_context(LocalServices(path))
+        return {
+            name: value
+            for role in get_args(Role)
+            for name, value in service_variables(role, services.urls).items()
+        }
+
+    @cached_property
     def stack(self) -> Stack:
-        """A service with one worker, started when the first benchmark asks for it."""
+        """A service with one worker, behind the proxy that clusters have too."""
         self.say("starting a stack with one worker")
-        return self.resources.enter_context(running_stack("--workers", "1"))
+        environ = {**self.environ, "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+        return self.resources.enter_context(running_stack("--workers", "1", environ=environ))
 
 
 Benchmark = Callable[[Bench], Sequence[Figure]]

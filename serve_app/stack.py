@@ -95,7 +95,7 @@ def _services(node: NodeSettings, progress: Progress) -> Iterator[dict[str, str]
         addresses = {
             name: value
             for role in missing
-            for name, value in _variables(role, services.urls).items()
+            for name, value in service_variables(role, services.urls).items()
         }
         if own_issuer:
             addresses["LOCAL_ISSUER_URL"] = issuer_url(ports["issuer"])
@@ -112,7 +112,8 @@ def _is_set(variable: str) -> bool:
     return bool(os.environ.get(variable) or os.environ.get(variable + FILE_SUFFIX))
 
 
-def _variables(role: Role, urls: ServiceUrls) -> dict[str, str]:
+def service_variables(role: Role, urls: ServiceUrls) -> dict[str, str]:
+    """What the environment says of a service that runs."""
     match role:
         case "postgres":
             return {"DATABASE_URL": urls.database_url}
