@@ -17,7 +17,7 @@ from actors.handles import APP
 from serve_app.deployment import PoolArgs, build
 from serve_app.local_issuer import KEY_FILE
 from serve_app.stack_record import issuer_folder
-from tests.e2e.stack_processes import of_stack
+from tests.e2e.stack_processes import engines, of_stack
 from tests.fakes.site import API, photo, submission
 from tests.stack import Stack
 
@@ -72,6 +72,16 @@ def test_08_no_secret_is_on_a_command_line(stack: Stack, secrets: Mapping[str, b
     assert len(processes) > 10
     for each in processes:
         assert not [name for name, secret in secrets.items() if secret in each.command.encode()]
+
+
+def test_08_engines_have_no_secret(stack: Stack, secrets: Mapping[str, bytes]) -> None:
+    """What runs users' graphs has nothing of ours in its environment, nor has its guard."""
+    found = engines(stack.state_dir)
+    assert len(found) == 2
+    for each in found.values():
+        for pid in (each.pid, each.parent):
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+            assert not [name for name, secret in secrets.items() if secret in environ]
 
 
 @pytest.mark.parametrize(
