@@ -40,6 +40,7 @@ def _ray_privates() -> SimpleNamespace:
     """
     from ray.autoscaler._private import resource_demand_scheduler as scheduler
     from ray.autoscaler._private import util
+    from ray.autoscaler._private.aws.config import _create_default_inbound_rules
     from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
     from ray.serve._private.build_app import build_app
@@ -61,6 +62,7 @@ def _ray_privates() -> SimpleNamespace:
         validate_config=util.validate_config,
         AutoscalingConfig=AutoscalingConfig,
         choose_nodes=choose_nodes,
+        inbound_rules=_create_default_inbound_rules,
         deployment_names=lambda app: {
             deployment.name for deployment in build_app(app, name=APP).deployments
         },
@@ -298,6 +300,36 @@ def test_a_worker_fits_each_gpu_node(cluster: Config, serve_config: Config) -> N
         assert kind["resources"]["CPU"] >= args.worker_cpus
     gpus_per_node = min(kind["resources"]["GPU"] for kind in types.values())
     assert args.workers_max * args.worker_gpus <= cluster["max_workers"] * gpus_per_node
+
+
+def test_08_the_cluster_opens_two_ports_to_others(cluster: Config, serve_config: Config) -> None:
+    """The rules that `ray up` writes: everything between the nodes, HTTP from the VPC where the
+    load balancer is, and SSH, by key, which Ray opens by itself."""
+    group = cluster["provider"]["security_group"]
+    between_nodes, *others = RAY.inbound_rules({"sg-of-the-nodes"}, group["IpPermissions"])
+
+    assert between_nodes["UserIdGroupPairs"] == [{"GroupId": "sg-of-the-nodes"}]
+    assert "IpRanges" not in between_nodes
+    assert [(rule["FromPort"], rule["ToPort"], rule["IpRanges"]) for rule in others] == [
+        (22, 22, [{"CidrIp": "0.0.0.0/0"}]),
+        (8000, 8000, [{"CidrIp": "172.31.0.0/16"}]),
+    ]
+    assert serve_config["http_options"]["port"] == 8000
+    for kind in cluster["available_node_types"].values():
+        assert "SecurityGroupIds" not in kind["node_config"]
+        assert kind["node_config"]["MetadataOptions"] == {"HttpTokens": "required"}
+
+
+def test_08_the_cluster_asks_for_tokens_and_hides_its_dashboard(cluster: Config) -> None:
+    """Ray's own ports answer holders of its token; its dashboard is on the head's loopback."""
+    [profile] = [each for each in cluster["setup_commands"] if "comfy-restore.sh" in each]
+    starts = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
+
+    assert "export RAY_AUTH_MODE=token\n" in profile
+    assert "chmod 600 ~/comfy-restore.env ~/.ray/auth_token" in cluster["setup_commands"]
+    assert all(". ~/comfy-restore.sh &&" in each for each in starts)
+    [head] = [each for each in starts if "ray start --head" in each]
+    assert "--dashboard-host=127.0.0.1" in head
 
 
 def test_a_worker_may_finish_its_job(serve_config: Config) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +16,7 @@ from persistence.embedded.local import LocalServices
 from persistence.status import RedisStatusBoard
 from restoration.errors import DependencyUnavailable
 from tests.conftest import S3Access
+from tests.fakes.authority import Authority, relaying
 
 
 async def _ask_postgres(url: str) -> None:
@@ -105,3 +108,57 @@ async def test_08_s3_without_tls_is_refused_where_the_url_asks_for_it(s3: S3Acce
     plain = s3.endpoint_url.replace("http://", "https://", 1)
     with pytest.raises(DependencyUnavailable):
         await _ask_s3(replace(s3, endpoint_url=plain))
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority.create(tmp_path_factory.mktemp("tls"))
+
+
+async def _ask_for_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Postgres' SSLRequest, and the consent to it in its protocol."""
+    await reader.readexactly(8)
+    writer.write(b"S")
+    await writer.drain()
+
+
+@pytest.mark.parametrize(
+    ("certified", "mode", "accepted"),
+    [
+        ("localhost", "verify-full", True),
+        ("other.example.com", "verify-full", False),
+        ("other.example.com", "verify-ca", True),
+    ],
+)
+async def test_08_postgres_must_be_who_its_url_says(
+    services: LocalServices, authority: Authority, certified: str, mode: str, accepted: bool
+) -> None:
+    """verify-full holds the certificate to the host's name; that it reaches libpq is ours."""
+    url = make_url(services.urls.database_url)
+    assert url.port is not None
+    tls = {"sslmode": mode, "sslrootcert": str(authority.path)}
+    async with relaying(url.port, authority.server(certified), _ask_for_tls) as port:
+        behind_tls = _altered(services.urls.database_url, tls, host="localhost", port=port)
+        with nullcontext() if accepted else pytest.raises(DependencyUnavailable):
+            await _ask_postgres(behind_tls)
+
+
+@pytest.mark.parametrize(
+    ("certified", "accepted"), [("localhost", True), ("other.example.com", False)]
+)
+async def test_08_redis_must_be_who_its_url_says(
+    services: LocalServices, authority: Authority, certified: str, accepted: bool
+) -> None:
+    """rediss:// looks at the certificate and its name, without being asked to."""
+    url = make_url(services.urls.redis_url)
+    assert url.port is not None
+    async with relaying(url.port, authority.server(certified)) as port:
+        behind_tls = _altered(
+            services.urls.redis_url,
+            {"ssl_ca_certs": str(authority.path)},
+            drivername="rediss",
+            host="localhost",
+            port=port,
+        )
+        with nullcontext() if accepted else pytest.raises(DependencyUnavailable):
+            await _ask_redis(behind_tls)

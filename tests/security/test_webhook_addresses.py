@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import datetime
 import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from actors.deliveries import SendLimits, http_client
 from actors.pinned_http import resolve
 from restoration.errors import InvalidWebhook
 from restoration.public_addresses import is_public
 from restoration.webhook_urls import WebhookRules, check_url
+from tests.fakes.authority import Authority, relaying
 from tests.fakes.receiver import Receiver, receiving, status
 
 LOOPBACK = ip_network("127.0.0.0/8")
@@ -152,64 +146,9 @@ async def test_06_no_proxy_from_the_environment_is_asked(monkeypatch: pytest.Mon
 # --- over TLS, with an authority of the test's own
 
 
-@dataclass(frozen=True)
-class Authority:
-    """Signs certificates, and the context of a client that trusts it and nobody else."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-    folder: Path
-
-    def client(self) -> ssl.SSLContext:
-        pem = self.certificate.public_bytes(serialization.Encoding.PEM).decode()
-        return ssl.create_default_context(cadata=pem)
-
-    def server(self, name: str, seen: list[str | None]) -> ssl.SSLContext:
-        """A server's context for `name`; `seen` gets the name of each TLS handshake."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(name, key, self.certificate.subject, self.key)
-        path = self.folder / name
-        path.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-            + certificate.public_bytes(serialization.Encoding.PEM)
-        )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path)
-        context.sni_callback = lambda _socket, asked, _context: seen.append(asked)
-        return context
-
-
-def _certificate(
-    name: str,
-    key: ec.EllipticCurvePrivateKey,
-    issuer: x509.Name | None,
-    signer: ec.EllipticCurvePrivateKey,
-) -> x509.Certificate:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer or subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - day)
-        .not_valid_after(now + day)
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-    )
-    return builder.sign(signer, hashes.SHA256())
-
-
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _certificate("an authority of these tests", key, None, key)
-    return Authority(certificate, key, tmp_path_factory.mktemp("tls"))
+    return Authority.create(tmp_path_factory.mktemp("tls"))
 
 
 @asynccontextmanager
@@ -218,29 +157,9 @@ async def receiving_tls(
 ) -> AsyncIterator[Receiver]:
     """A receiver behind TLS: what it is sent is passed on to a plain one."""
 
-    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", plain.port)
-        pumps = [_pump(reader, to_writer), _pump(to_reader, writer)]
-        await asyncio.wait([asyncio.create_task(each) for each in pumps])
-
     async with receiving() as plain:
-        context = authority.server(name, seen)
-        server = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
-        try:
-            yield Receiver(port=server.sockets[0].getsockname()[1], seen=plain.seen)
-        finally:
-            server.close()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    except OSError:
-        pass  # hung up on: its other half ends then
-    finally:
-        writer.close()
+        async with relaying(plain.port, authority.server(name, seen)) as port:
+            yield Receiver(port=port, seen=plain.seen)
 
 
 async def test_06_what_was_looked_at_is_what_is_connected_to(authority: Authority) -> None:

@@ -1,0 +1,91 @@
+"""Point 8: who can be reached from where, on the running stack."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from ipaddress import IPv6Address, ip_address
+
+import grpc
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.stack_processes import of_stack
+from tests.stack import Stack
+
+UNARY = "/ray.serve.ASGIService/HandleRequest"  # as Serve names it
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+def _listeners(stack: Stack) -> dict[tuple[str, int], str]:
+    """(address, port) of every listening socket of the stack, and the command behind it."""
+    found: dict[tuple[str, int], str] = {}
+    for each in of_stack(stack.state_dir, stack.record.pid):
+        with suppress(psutil.Error):  # it has ended meanwhile
+            for connection in psutil.Process(each.pid).net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found[tuple(connection.laddr)] = each.command
+    return found
+
+
+def _is_loopback(address: str) -> bool:
+    parsed = ip_address(address)
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        parsed = parsed.ipv4_mapped
+    return parsed.is_loopback
+
+
+def test_08_what_can_be_reached_from_outside_asks_for_rays_token(stack: Stack) -> None:
+    """Engines, Postgres, Redis, S3, the issuer, HTTP and Ray listen on loopback. Every interface
+    has one port of each replica (Serve's, between deployments; its address cannot be set), where
+    a call without Ray's token, or with a wrong one, is refused before it is read."""
+    listeners = _listeners(stack)
+    commands = "\n".join(listeners.values())
+    for part in ("postgres", "valkey", "weed", "local_issuer", "gcs_server", "raylet", "main.py"):
+        assert part in commands, f"{part} was not found, so it was not looked at"
+    others = {where: by for where, by in listeners.items() if not _is_loopback(where[0])}
+    assert {by for by in others.values() if not by.startswith("ray::ServeReplica:")} == set()
+    for (_, port), by in others.items():
+        for metadata in ((), (("authorization", "Bearer " + "0" * 64),)):
+            assert _answer(port, metadata) is grpc.StatusCode.UNAUTHENTICATED, by
+
+
+def _answer(port: int, metadata: tuple[tuple[str, str], ...]) -> grpc.StatusCode:
+    """What a replica says to a call from another deployment."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary(UNARY)
+        with pytest.raises(grpc.RpcError) as refused:
+            call(b"", metadata=metadata, timeout=30)
+    code: grpc.StatusCode = refused.value.code()
+    return code
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/prompt", "/view?filename=a.png", "/system_stats", "/ws", "/queue", "/history"),
+        *("/object_info", "/upload/image", "/api/prompt", "/internal/logs", "/free"),
+        "/api/v1/restorations/../../../prompt",
+        "//127.0.0.1:8188/prompt",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_08_comfyui_is_not_behind_the_ingress(stack: Stack, path: str, method: str) -> None:
+    """None of its paths leads anywhere, and an answer is a problem of ours."""
+    with stack.http() as http:
+        answer = http.request(method, path)
+        upgraded = http.get(path, headers=UPGRADE)
+    assert answer.status_code in {404, 405}
+    assert upgraded.status_code in {400, 403, 404, 405}  # as the server of HTTP refuses it
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_08_comfyui_is_there_to_be_protected(stack: Stack) -> None:
+    """On loopback it answers: the paths above are its own."""
+    answer = httpx.get(f"{stack.comfyui_url()}/system_stats", trust_env=False, timeout=30)
+    assert answer.status_code == 200

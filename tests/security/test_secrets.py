@@ -1,0 +1,170 @@
+"""Point 8: where the secrets of a running stack are, and everywhere that they are not."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from ray.serve._private.build_app import build_app
+
+from actors.handles import APP
+from serve_app.deployment import PoolArgs, build
+from serve_app.local_issuer import KEY_FILE
+from serve_app.stack_record import issuer_folder
+from tests.e2e.stack_processes import engines, of_stack
+from tests.fakes.site import API, photo, submission
+from tests.stack import Stack
+
+CHUNK_BYTES = 1 << 20
+LONGEST_BYTES = 4096
+
+
+@pytest.fixture(scope="module")
+def secrets(stack: Stack) -> Mapping[str, bytes]:
+    """Every secret of the stack, and a token with which a job has run and failed calls were made.
+
+    Of the issuer's key, a line from its middle; of the token, its signature.
+    """
+    token = stack.token("secretive")
+    found = {"token": token.rpartition(".")[2].encode()}
+    state = json.loads((stack.state_dir / "state.json").read_bytes())
+    found |= {name: secret.encode() for name, secret in state["secrets"].items()}
+    del found["s3-access-key"]  # a name, and part of every signed URL
+    found["webhook"] = (stack.state_dir / "webhook-secret").read_bytes().removeprefix(b"whsec_")
+    key = (issuer_folder(stack.state_dir) / KEY_FILE).read_bytes()
+    found["issuer key"] = key.splitlines()[3]
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(
+        base_url=stack.record.url, headers=headers, timeout=60, trust_env=False
+    ) as http:
+        job = http.post(API, **submission(), headers={"Prefer": "wait=60"})
+        assert job.status_code in {200, 202}, job.text
+        http.get(f"{API}/nonsense")
+        http.get(API, headers={"Authorization": f"Bearer {token}x"})
+        http.get(API, params={"access_token": token})
+        http.post(API, files={"image": photo()}, data={"webhook_url": f"http://x:{token}@y/"})
+    return found
+
+
+def test_08_every_secret_is_known_to_this_test(secrets: Mapping[str, bytes]) -> None:
+    """What is searched for below is long enough to be found by accident nowhere."""
+    assert len(secrets) >= 10
+    assert all(len(secret) >= 16 for secret in secrets.values()), secrets.keys()
+
+
+def test_08_no_secret_is_in_a_log(stack: Stack, secrets: Mapping[str, bytes]) -> None:
+    """Neither in the stack's own nor in Ray's, which hold what every process prints."""
+    logs = [*_logs(stack)]
+    assert len(logs) > 10
+    assert any(b"request" in path.read_bytes() for path in logs)
+    assert {(name, str(path)) for path in logs for name in _found(path, secrets)} == set()
+
+
+def test_08_no_secret_is_on_a_command_line(stack: Stack, secrets: Mapping[str, bytes]) -> None:
+    """Every user of a machine may read them."""
+    processes = of_stack(stack.state_dir, stack.record.pid)
+    assert len(processes) > 10
+    for each in processes:
+        assert not [name for name, secret in secrets.items() if secret in each.command.encode()]
+
+
+def test_08_engines_have_no_secret(stack: Stack, secrets: Mapping[str, bytes]) -> None:
+    """What runs users' graphs has nothing of ours in its environment, nor has its guard."""
+    found = engines(stack.state_dir)
+    assert len(found) == 2
+    for each in found.values():
+        for pid in (each.pid, each.parent):
+            environ = Path(f"/proc/{pid}/environ").read_bytes()
+            assert not [name for name, secret in secrets.items() if secret in environ]
+
+
+@pytest.mark.parametrize(
+    "path", ["/readyz", "/healthz", "/openapi.json", "/docs", API, f"{API}/nonsense", "/nowhere"]
+)
+def test_08_no_secret_is_in_an_answer(
+    stack: Stack, secrets: Mapping[str, bytes], path: str
+) -> None:
+    """With a token or without, answer or problem."""
+    anybody = httpx.get(stack.record.url + path, trust_env=False, timeout=30)
+    with stack.http("secretive") as http:
+        somebody = http.get(path)
+    for answer in (anybody, somebody):
+        said = b"\n".join([answer.content, *(value for _, value in answer.headers.raw)])
+        assert not [name for name, secret in secrets.items() if secret in said]
+
+
+def test_08_files_with_secrets_are_their_owners(stack: Stack, secrets: Mapping[str, bytes]) -> None:
+    """Whatever in the state folder holds one is closed to others, itself or a folder above it."""
+    holders = {
+        path: found
+        for path in stack.state_dir.rglob("*")
+        if path.is_file() and not path.is_symlink() and (found := _found(path, secrets))
+    }
+    assert set().union(*holders.values()) == secrets.keys() - {"token"}
+    assert [path for path in holders if not _is_private(path, stack.state_dir)] == []
+
+
+def test_08_no_secret_is_an_argument_of_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is built here and sent to the replicas holds sizes; they have an environment each."""
+    secret = "no-one-may-see-this"
+    for name in ("DATABASE_URL", "REDIS_URL", "AWS_SECRET_ACCESS_KEY", "WEBHOOK_SECRET"):
+        monkeypatch.setenv(name, secret)
+    deployments = build_app(build(PoolArgs()), name=APP).deployments
+    assert len(deployments) == 4
+    for deployment in deployments:
+        config = deployment._replica_config
+        sent = (
+            *(config.serialized_deployment_def, config.serialized_init_args),
+            *(config.serialized_init_kwargs, json.dumps(config.ray_actor_options).encode()),
+        )
+        assert not any(secret.encode() in part for part in sent if part)
+
+
+def _logs(stack: Stack) -> Iterator[Path]:
+    yield from stack.state_dir.rglob("*.log*")
+    sessions = {
+        link.resolve()
+        for each in of_stack(stack.state_dir, stack.record.pid)
+        for link in _open_files(each.pid)
+        if "/session_" in str(link) and "/logs/" in str(link)
+    }
+    folders = {Path(str(path).partition("/logs/")[0]) / "logs" for path in sessions}
+    assert len(folders) == 1, "Ray's session was not found, or more than one"
+    for folder in folders:
+        yield from (path for path in folder.rglob("*") if path.is_file())
+
+
+def _open_files(pid: int) -> list[Path]:
+    try:
+        return [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return []
+
+
+def _found(path: Path, secrets: Mapping[str, bytes]) -> set[str]:
+    """The secrets in a file, read in pieces that overlap."""
+    found: set[str] = set()
+    tail = b""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            text = tail + chunk
+            found |= {name for name, secret in secrets.items() if secret in text}
+            tail = text[-LONGEST_BYTES:]
+    return found
+
+
+def _is_private(path: Path, top: Path) -> bool:
+    chain = [path, *(each for each in path.parents if each.is_relative_to(top))]
+    return any(_is_closed(each) for each in chain)
+
+
+def _is_closed(path: Path) -> bool:
+    mode = os.stat(path).st_mode
+    others = stat.S_IRGRP | stat.S_IROTH if path.is_file() else stat.S_IXGRP | stat.S_IXOTH
+    return not mode & others
