@@ -14,9 +14,10 @@ from contextlib import AsyncExitStack
 import ray
 import structlog
 
+from actors.encoders import Encoders
 from actors.execution import Execution, Lease, Visit
 from actors.logs import configure_logging
-from actors.pipeline import Pipeline
+from actors.pipeline import STORING, Pipeline
 from actors.status_actor import ProgressReporter, status_actor
 from comfy_pool.assembly import engine_on_this_node
 from persistence.blobs import S3BlobStore
@@ -44,7 +45,7 @@ class GpuWorker:
         self._pipeline = Pipeline(self._claim, self._see_through, depth)
         self._store_failed = False
         self._running: set[asyncio.Task[str]] = set()
-        catalog = load_catalog()
+        catalog = load_catalog(more=settings.workflows_dir)
         self._workflows = [workflow.name for workflow in catalog]
         async with AsyncExitStack() as resources:
             database = Database(settings.database_url.get_secret_value())
@@ -56,9 +57,10 @@ class GpuWorker:
             self._engine = await resources.enter_async_context(
                 engine_on_this_node(settings, catalog, ray.get_gpu_ids(), whole_gpu=whole_gpu)
             )
+            encoders = await resources.enter_async_context(Encoders(STORING))
             self._jobs = PostgresJobStore(database, settings.queue_policy)
             self._execution = Execution(
-                catalog, self._jobs, blobs, self._engine, progress, self._lease
+                catalog, self._jobs, blobs, self._engine, encoders.encode, progress, self._lease
             )
             self._resources = resources.pop_all()
         log.info("worker_ready", worker=self._id)

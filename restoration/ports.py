@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -233,14 +234,30 @@ class EngineRun:
     output_node: str
 
 
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A picture without a format: rows of 8-bit channels in a file, which its taker deletes."""
+
+    path: Path
+    width: int
+    height: int
+    channels: int
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+EngineResult = bytes | Pixels  # a PNG, or what would have been in it
+
+
 class Engine(Protocol):
     """One ComfyUI. Only EngineError and DependencyUnavailable come out of it."""
 
     async def start(self) -> None:
         """Ready for `run` on return. Raises EngineUnavailable."""
 
-    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> bytes:
-        """The PNG that `output_node` saved; nothing of the run is left in the engine.
+    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> EngineResult:
+        """The picture that `output_node` saved; nothing of the run is left in the engine.
 
         Raises EngineInterrupted after `interrupt`, and the other EngineErrors as they say. When
         the calling task is cancelled, the run is interrupted before CancelledError goes on.

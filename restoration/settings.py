@@ -56,6 +56,9 @@ class NodeSettings(BaseModel):
     comfyui_url: str | None = Field(None, alias="COMFYUI_URL")
     comfyui_dir: Path | None = Field(None, alias="COMFYUI_DIR")
     comfyui_python: Path | None = Field(None, alias="COMFYUI_PYTHON")
+    # Folders of further workflows, and of custom nodes for the engines that are ours.
+    workflows_dir: Path | None = Field(None, alias="WORKFLOWS_DIR")
+    custom_nodes_dir: Path | None = Field(None, alias="CUSTOM_NODES_DIR")
     engine_variant: Literal["cpu", "cuda"] = Field("cpu", alias="ENGINE_VARIANT")
     engine_base_port: int = Field(8188, alias="ENGINE_BASE_PORT", gt=0, lt=65536)
     engine_start_timeout_s: float = Field(120, alias="ENGINE_START_TIMEOUT_S", gt=0)
@@ -70,7 +73,14 @@ class NodeSettings(BaseModel):
     cache_dir: Path = Field(Path("~/.cache/comfy-restore"), alias="COMFY_RESTORE_CACHE")
     state_dir: Path = Field(default_factory=_state_dir, alias="COMFY_RESTORE_STATE")
 
-    @field_validator("cache_dir", "state_dir", "comfyui_dir", "comfyui_python")
+    @field_validator(
+        "cache_dir",
+        "state_dir",
+        "comfyui_dir",
+        "comfyui_python",
+        "workflows_dir",
+        "custom_nodes_dir",
+    )
     @classmethod
     def _home(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path else None

@@ -133,10 +133,18 @@ def model_problem(model: ModelSpec, models_dir: Path) -> str | None:
     return None
 
 
-def load_catalog(root: Path = BUILT_IN) -> Catalog:
-    """Load every folder of `root` that holds a manifest.toml. Raises WorkflowInvalid."""
+def load_catalog(root: Path = BUILT_IN, more: Path | None = None) -> Catalog:
+    """Load every folder of `root`, and of `more`, that holds a manifest.toml.
+
+    Raises WorkflowInvalid, also for a name that both have.
+    """
     folders = sorted(path.parent for path in root.glob("*/manifest.toml"))
-    workflows = {folder.name: load_workflow(folder) for folder in folders}
+    folders += sorted(path.parent for path in more.glob("*/manifest.toml")) if more else []
+    workflows: dict[str, Workflow] = {}
+    for folder in folders:
+        if folder.name in workflows:
+            raise _invalid(folder.name, f"{folder} has the name of another workflow")
+        workflows[folder.name] = load_workflow(folder)
     return Catalog(MappingProxyType(workflows))
 
 
