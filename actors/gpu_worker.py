@@ -19,6 +19,7 @@ from actors.execution import Execution, Lease, Visit
 from actors.logs import configure_logging
 from actors.pipeline import STORING, Pipeline
 from actors.status_actor import ProgressReporter, status_actor
+from actors.warmth import Warmth
 from comfy_pool.assembly import engine_on_this_node
 from persistence.blobs import S3BlobStore
 from persistence.database import Database
@@ -58,6 +59,9 @@ class GpuWorker:
                 engine_on_this_node(settings, catalog, ray.get_gpu_ids(), whole_gpu=whole_gpu)
             )
             encoders = await resources.enter_async_context(Encoders(STORING))
+            self._warmth = Warmth(catalog, self._engine)
+            if settings.warm_up_workflow:
+                await self._warmth.warm_up(settings.warm_up_workflow)
             self._jobs = PostgresJobStore(database, settings.queue_policy)
             self._execution = Execution(
                 catalog, self._jobs, blobs, self._engine, encoders.encode, progress, self._lease
@@ -85,7 +89,13 @@ class GpuWorker:
         except EngineUnavailable as error:
             log.warning("engine_unavailable", reason=error.message)
             return None
-        return await self._jobs.claim(self._id, self._lease.lease_s, self._workflows)
+        self._warmth.check()
+        job = await self._jobs.claim(
+            self._id, self._lease.lease_s, self._workflows, self._warmth.affinity
+        )
+        if job is not None:
+            self._warmth.took(job.workflow)
+        return job
 
     async def _see_through(self, job: Job, visit: Visit) -> str:
         ended = await self._execution.run(job, visit)

@@ -42,6 +42,7 @@ class ComfyEngine:
         self._link: Link | None = None
         self._starting = asyncio.Lock()
         self._starts = Starts(self._limits)
+        self.starts = 0
         self._runs_since_start = 0
         self._socket: EventSocket | None = None
         self._connecting = asyncio.Lock()
@@ -166,6 +167,7 @@ class ComfyEngine:
             self._starts.failed(error)
             raise
         self._starts.succeeded()
+        self.starts += 1
         self._runs_since_start = 0
         return Link(self._client, self._host, ended, self._connected)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
+from restoration.affinity import Affinity
 from restoration.batches import BatchItem, BatchPage, JobBatch, NewBatch
 from restoration.events import JobEvent
 from restoration.jobs import (
@@ -64,10 +65,17 @@ class JobStore(Protocol):
     ) -> JobPage:
         """Newest first; no statuses means all. Raises InvalidRequest for a foreign cursor."""
 
-    async def claim(self, worker: str, lease_s: float, workflows: Sequence[str]) -> Job | None:
+    async def claim(
+        self,
+        worker: str,
+        lease_s: float,
+        workflows: Sequence[str],
+        affinity: Affinity | None = None,
+    ) -> Job | None:
         """Give the best waiting job of these workflows to `worker`; None when none waits.
 
-        Interactive before batch; within a class owners take turns, each with its oldest job.
+        Interactive before batch; within a class owners take turns, each with its oldest job. With
+        `affinity`, the worker's own, the first few of them come in the order that it says.
         """
 
     async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
@@ -252,6 +260,10 @@ EngineResult = bytes | Pixels  # a PNG, or what would have been in it
 
 class Engine(Protocol):
     """One ComfyUI. Only EngineError and DependencyUnavailable come out of it."""
+
+    @property
+    def starts(self) -> int:
+        """How often it was started: after another start, nothing that it had loaded is left."""
 
     async def start(self) -> None:
         """Ready for `run` on return. Raises EngineUnavailable."""

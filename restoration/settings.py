@@ -64,6 +64,8 @@ class NodeSettings(BaseModel):
     engine_start_timeout_s: float = Field(120, alias="ENGINE_START_TIMEOUT_S", gt=0)
     # An engine that runs a prompt and says nothing for so long is taken for hung.
     engine_stall_s: float = Field(300, alias="ENGINE_STALL_S", gt=0)
+    # Its models are loaded before a worker takes its first job; empty: none.
+    warm_up_workflow: str = Field("restore", alias="WARM_UP_WORKFLOW")
     # Jobs held ready behind the one that executes: one keeps a GPU busy, more wait without need.
     worker_depth: int = Field(1, alias="WORKER_DEPTH", ge=0)
     # Started anew between two jobs after so many, or above so much memory (0: never).

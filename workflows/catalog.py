@@ -102,6 +102,11 @@ class Catalog:
         """Every model that some workflow needs, each once."""
         return list({model: None for workflow in self for model in workflow.manifest.models})
 
+    def sharing_models(self, name: str) -> frozenset[str]:
+        """The workflows that need no other models than this one does."""
+        held = set(self.find(name).manifest.models)
+        return frozenset(each.name for each in self if held.issuperset(each.manifest.models))
+
     def check_models(self, models_dir: Path) -> None:
         """Raise ModelMissing for the first model that is missing or has the wrong sha256."""
         for workflow in self:

@@ -37,6 +37,7 @@ class MemoryEngine:
 
     result: EngineResult
     events: Sequence[EngineEvent] = ()
+    starts: int = 1
     error: Exception | None = None
     runs: list[EngineRun] = field(default_factory=list)
     prompts: dict[UUID, Prompt] = field(default_factory=dict)
