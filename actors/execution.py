@@ -17,8 +17,9 @@ from typing import Any, NoReturn, ParamSpec
 from uuid import UUID, uuid4
 
 import structlog
+from PIL import Image
 
-from actors.conversion import Prepared, encode, prepare
+from actors.conversion import Prepared, prepare
 from persistence.keys import output_key
 from restoration.errors import (
     DependencyUnavailable,
@@ -29,7 +30,7 @@ from restoration.errors import (
     RestorationError,
 )
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
-from restoration.jobs import Artifact, Failure, Job, JobStatus
+from restoration.jobs import Artifact, Failure, Job, JobStatus, OutputFormat
 from restoration.ports import (
     BlobStore,
     Engine,
@@ -37,8 +38,10 @@ from restoration.ports import (
     EngineEvent,
     EnginePreview,
     EngineProgress,
+    EngineResult,
     EngineRun,
     JobStore,
+    Pixels,
     Prompt,
 )
 from workflows.catalog import Catalog, Workflow
@@ -48,6 +51,10 @@ log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 Publish = Callable[[UUID, JobEvent], None]
+# `actors.conversion.encode`, elsewhere
+Encode = Callable[
+    [EngineResult, OutputFormat, int, Image.Image | None, bytes | None], Awaitable[bytes]
+]
 
 # The engine's share of the progress bar; fetching comes before it, encoding and storing after.
 ENGINE_FROM, ENGINE_TO = 0.05, 0.9
@@ -97,6 +104,7 @@ class Execution:
         jobs: JobStore,
         blobs: BlobStore,
         engine: Engine,
+        encode: Encode,
         publish: Publish,
         lease: Lease,
         retry: RetryPolicy | None = None,
@@ -105,6 +113,7 @@ class Execution:
         self._jobs = jobs
         self._blobs = blobs
         self._engine = engine
+        self._encode = encode
         self._publish = publish
         self._lease = lease
         self._retry = retry or RetryPolicy()
@@ -203,13 +212,15 @@ class Execution:
             prepare, await self._blobs.get(job.input), keep_metadata=job.keep_metadata
         )
         watch.enter("staged")
-        png = await self._run_engine(job, workflow, run_id, photo, watch, visit)
-        self._progress(job, ENGINE_TO, "storing")
-        watch.enter("encode")
-        quality = int(job.params.get("quality", DEFAULT_QUALITY))
-        data = await asyncio.to_thread(
-            encode, png, job.output_format, quality, photo.alpha, photo.exif
-        )
+        picture = await self._run_engine(job, workflow, run_id, photo, watch, visit)
+        try:
+            self._progress(job, ENGINE_TO, "storing")
+            watch.enter("encode")
+            quality = int(job.params.get("quality", DEFAULT_QUALITY))
+            data = await self._encode(picture, job.output_format, quality, photo.alpha, photo.exif)
+        finally:
+            if isinstance(picture, Pixels):
+                picture.discard()
         watch.enter("store")
         key = output_key(job.ref, job.output_format)
         output = await self._blobs.put(key, data, job.output_format.content_type)
@@ -224,7 +235,7 @@ class Execution:
         photo: Prepared,
         watch: Stopwatch,
         visit: Visit,
-    ) -> bytes:
+    ) -> EngineResult:
         limit_s = job.run_limit_s or workflow.manifest.run_limit_s
 
         def render_for(image_name: str, output_prefix: str) -> Prompt:
@@ -244,11 +255,11 @@ class Execution:
         run = EngineRun(run_id, photo.data, suffix, render_for, workflow.manifest.output.node)
         try:
             async with asyncio.timeout(None) as limit:
-                png = await self._engine.run(run, on_event)
+                picture = await self._engine.run(run, on_event)
         except TimeoutError:
             raise EngineTimeout(f"the attempt took longer than the {limit_s:g} s allowed") from None
         visit.left()
-        return png
+        return picture
 
     def _relay(self, job: Job, event: EngineProgress | EnginePreview) -> None:
         match event:

@@ -15,10 +15,12 @@ import ray
 import structlog
 
 from actors.draining import is_draining
+from actors.encoders import Encoders
 from actors.execution import Execution, Lease, Visit
 from actors.logs import configure_logging
-from actors.pipeline import Pipeline
+from actors.pipeline import STORING, Pipeline
 from actors.status_actor import ProgressReporter, status_actor
+from actors.warmth import Warmth
 from comfy_pool.assembly import engine_on_this_node
 from persistence.blobs import S3BlobStore
 from persistence.database import Database
@@ -51,7 +53,7 @@ class GpuWorker:
         self._store_failed = False
         self._running: set[asyncio.Task[str]] = set()
         self._held: set[AttemptRef] = set()
-        catalog = load_catalog()
+        catalog = load_catalog(more=settings.workflows_dir)
         self._workflows = [workflow.name for workflow in catalog]
         async with AsyncExitStack() as resources:
             database = Database(settings.database_url.get_secret_value())
@@ -63,9 +65,13 @@ class GpuWorker:
             self._engine = await resources.enter_async_context(
                 engine_on_this_node(settings, catalog, ray.get_gpu_ids(), whole_gpu=whole_gpu)
             )
+            encoders = await resources.enter_async_context(Encoders(STORING))
+            self._warmth = Warmth(catalog, self._engine)
+            if settings.warm_up_workflow:
+                await self._warmth.warm_up(settings.warm_up_workflow)
             self._jobs = PostgresJobStore(database, settings.queue_policy)
             self._execution = Execution(
-                catalog, self._jobs, blobs, self._engine, progress, self._lease
+                catalog, self._jobs, blobs, self._engine, encoders.encode, progress, self._lease
             )
             self._resources = resources.pop_all()
         self._leaving = asyncio.create_task(self._leave_in_time(drain_s))
@@ -94,7 +100,13 @@ class GpuWorker:
         except EngineUnavailable as error:
             log.warning("engine_unavailable", reason=error.message)
             return None
-        return await self._jobs.claim(self._id, self._lease.lease_s, self._workflows)
+        self._warmth.check()
+        job = await self._jobs.claim(
+            self._id, self._lease.lease_s, self._workflows, self._warmth.affinity
+        )
+        if job is not None:
+            self._warmth.took(job.workflow)
+        return job
 
     async def _see_through(self, job: Job, visit: Visit) -> str:
         self._held.add(job.ref)

@@ -24,8 +24,19 @@ class OutputImage:
 
 
 @dataclass(frozen=True, slots=True)
+class HandedOver:
+    """What our own output node (`comfy_pool.nodes`) has to tell."""
+
+    name: str
+    width: int
+    height: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeOutput:
     images: Sequence[OutputImage] = ()
+    pixels: Sequence[HandedOver] = ()
 
 
 @dataclass(frozen=True, slots=True)

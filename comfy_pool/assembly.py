@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from comfy_pool.engine import ComfyEngine
+from comfy_pool.handover import pixels_folder
 from comfy_pool.hosts import AttachedHost, OwnedHost
 from comfy_pool.limits import EngineLimits
 from comfy_pool.process import EngineCommand
@@ -44,11 +45,16 @@ async def engine_on_this_node(
     install = installed_engine(settings)
     await asyncio.to_thread(catalog.check_models, install.models_dir)
     slots_dir = settings.cache_dir / "slots"  # shared by all that could meet on a port
-    with await acquire_slot(
-        gpu_ids, slots_dir, whole_gpu=whole_gpu, base_port=settings.engine_base_port
-    ) as slot:
+    async with AsyncExitStack() as held:
+        slot = held.enter_context(
+            await acquire_slot(
+                gpu_ids, slots_dir, whole_gpu=whole_gpu, base_port=settings.engine_base_port
+            )
+        )
+        base_dir = engines_dir(settings) / str(slot.port)
+        pixels = held.enter_context(pixels_folder(str(slot.port), base_dir))
         host = OwnedHost(
-            _command(settings, install, slot),
+            _command(settings, install, slot, base_dir, pixels),
             slot=slot.index,
             start_timeout_s=settings.engine_start_timeout_s,
         )
@@ -95,20 +101,30 @@ def _limits(settings: NodeSettings) -> EngineLimits:
     )
 
 
-def _command(settings: NodeSettings, install: EngineInstall, slot: Slot) -> EngineCommand:
+def _command(
+    settings: NodeSettings, install: EngineInstall, slot: Slot, base_dir: Path, pixels: Path
+) -> EngineCommand:
     environ = _engine_environ(os.environ)
     if slot.cuda_visible_devices is not None:
         environ["CUDA_VISIBLE_DEVICES"] = slot.cuda_visible_devices
     return EngineCommand(
         python=install.python,
         app_dir=install.app_dir,
-        base_dir=engines_dir(settings) / str(slot.port),
+        base_dir=base_dir,
         models_dir=install.models_dir,
         port=slot.port,
         variant=settings.engine_variant,
         environ=environ,
         inherit_fds=(slot.fd,),
+        pixels_dir=pixels,
+        nodes=_nodes(settings.custom_nodes_dir),
     )
+
+
+def _nodes(folder: Path | None) -> tuple[Path, ...]:
+    if folder is None:
+        return ()
+    return tuple(sorted(path for path in folder.iterdir() if (path / "__init__.py").is_file()))
 
 
 def _engine_environ(environ: Mapping[str, str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from comfy_pool.run import RunInEngine
 from comfy_pool.starts import Starts
 from comfy_pool.wire import Executing, Hello, Message, Preview, Started
 from restoration.errors import EngineRejected, EngineUnavailable
-from restoration.ports import EngineEvent, EngineRun
+from restoration.ports import EngineEvent, EngineResult, EngineRun, Pixels
 
 _log = structlog.get_logger(__name__)
 
@@ -38,10 +38,11 @@ class ComfyEngine:
         self._limits = limits or EngineLimits()
         self._client = ComfyClient(host.base_url, answer_s=self._limits.answer_s)
         self._runs: dict[str, RunInEngine] = {}
-        self._tasks: set[asyncio.Task[bytes]] = set()
+        self._tasks: set[asyncio.Task[EngineResult]] = set()
         self._link: Link | None = None
         self._starting = asyncio.Lock()
         self._starts = Starts(self._limits)
+        self.starts = 0
         self._runs_since_start = 0
         self._socket: EventSocket | None = None
         self._connecting = asyncio.Lock()
@@ -62,7 +63,7 @@ class ComfyEngine:
     async def start(self) -> None:
         await self._ready()
 
-    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> bytes:
+    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> EngineResult:
         """May be called while other runs go on: ComfyUI queues them.
 
         `on_event` is called on the event loop: it must return at once, and not raise.
@@ -108,12 +109,12 @@ class ComfyEngine:
             finally:
                 await self._client.aclose()
 
-    async def _execute(self, active: RunInEngine, link: Link) -> bytes:
+    async def _execute(self, active: RunInEngine, link: Link) -> EngineResult:
         """In a task of its own, so that a cancelled caller leaves nothing behind in the engine."""
         task = asyncio.create_task(active.execute(link))
         self._tasks.add(task)
         try:
-            png = await asyncio.shield(task)
+            result = await asyncio.shield(task)
         except asyncio.CancelledError:
             active.ask_to_stop()
             await _settled(task)
@@ -122,7 +123,7 @@ class ComfyEngine:
             self._tasks.discard(task)
             self._runs_since_start += 1
         self._starts.run_succeeded()
-        return png
+        return result
 
     async def _ready(self) -> Link:
         """The link to an engine that lives; starts it if need be. Raises EngineUnavailable."""
@@ -166,6 +167,7 @@ class ComfyEngine:
             self._starts.failed(error)
             raise
         self._starts.succeeded()
+        self.starts += 1
         self._runs_since_start = 0
         return Link(self._client, self._host, ended, self._connected)
 
@@ -200,10 +202,12 @@ class ComfyEngine:
             active.wake()
 
 
-async def _settled(task: asyncio.Task[bytes]) -> None:
-    """Wait for the end of `task`, however often the waiting is cancelled."""
+async def _settled(task: asyncio.Task[EngineResult]) -> None:
+    """Wait for the end of `task`, however often that is cancelled; nobody wants its result."""
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait({task})
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.info("run ended after it was cancelled", outcome=repr(error))
+    elif not task.cancelled() and isinstance(result := task.result(), Pixels):
+        result.discard()

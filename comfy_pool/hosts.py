@@ -38,6 +38,10 @@ class EngineHost(Protocol):
     def pid(self) -> int | None:
         """ComfyUI's process, while there is one that is ours."""
 
+    @property
+    def pixels(self) -> Path | None:
+        """Where our own output node puts pixels; None if the engine does not have that node."""
+
     async def start(self, probe: Probe) -> asyncio.Future[str]:
         """Return once `probe` says that the engine is ready. Raises EngineUnavailable.
 
@@ -74,6 +78,10 @@ class OwnedHost:
     def pid(self) -> int | None:
         """ComfyUI's process, while there is one or its end is not yet cleared away."""
         return self._process.pid if self._process else None
+
+    @property
+    def pixels(self) -> Path | None:
+        return self._command.pixels_dir
 
     async def start(self, probe: Probe) -> asyncio.Future[str]:
         await self.stop()
@@ -127,6 +135,7 @@ class AttachedHost:
     """A ComfyUI that somebody else runs at `base_url`."""
 
     pid = None
+    pixels = None
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_pool.answers import HistoryEntry, OutputImage
+from comfy_pool.answers import HandedOver, HistoryEntry, OutputImage
 from comfy_pool.wire import NodeError
 from restoration.errors import (
     EngineCrashed,
@@ -25,8 +25,10 @@ def output_of(
     *,
     stop_asked: bool,
     heard: NodeError | None = None,
-) -> OutputImage:
-    """The picture that `output_node` saved in `folder`; `heard` is an error told by event only.
+) -> OutputImage | HandedOver:
+    """The picture that `output_node` saved in `folder`, or handed over.
+
+    `heard` is an error that was told by event only.
 
     Raises EngineInterrupted; EngineCrashed for a stop that nobody here asked for (retryable);
     EngineOutOfMemory; EngineFailed when a node raised, or when there is not exactly one picture.
@@ -38,6 +40,8 @@ def output_of(
     if (error := entry.error) is not None:
         raise error_of(error)
     output = entry.outputs.get(output_node)
+    if output is not None and output.pixels:
+        return output.pixels[0]
     images = output.images if output is not None else ()
     if not images and heard is not None:
         # A node that blocks the execution of others says so in an event, never in history.

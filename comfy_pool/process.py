@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
 
+from comfy_pool.handover import NODES
+from comfy_pool.nodes import FOLDER_VARIABLE
 from restoration.errors import EngineUnavailable
 
 if TYPE_CHECKING:
@@ -45,7 +47,8 @@ class EngineCommand:
     """How to start one ComfyUI.
 
     `base_dir` belongs to this engine alone, `models_dir` is shared; `environ` is the whole
-    environment of the engine; the tree keeps `inherit_fds` open for as long as it lives.
+    environment of the engine; the tree keeps `inherit_fds` open for as long as it lives. With a
+    `pixels_dir` results are handed over there; `nodes` are folders of further custom nodes.
     """
 
     python: Path
@@ -57,6 +60,8 @@ class EngineCommand:
     environ: Mapping[str, str]
     extra_args: tuple[str, ...] = ()
     inherit_fds: tuple[int, ...] = ()
+    pixels_dir: Path | None = None
+    nodes: tuple[Path, ...] = ()
 
     def argv(self) -> list[str]:
         """The command line; the options are those of ComfyUI's comfy/cli_args.py."""
@@ -80,6 +85,20 @@ class EngineCommand:
         models = self.base_dir / "models"
         models.unlink(missing_ok=True)
         models.symlink_to(self.models_dir.absolute())
+        self._link_nodes(self.base_dir / "custom_nodes")
+
+    def _link_nodes(self, folder: Path) -> None:
+        for link in filter(Path.is_symlink, folder.iterdir()):
+            link.unlink()
+        for nodes in self.nodes:
+            (folder / nodes.name).symlink_to(nodes.absolute())
+        if self.pixels_dir is not None:
+            (folder / "comfy-restore").symlink_to(NODES)
+
+    def whole_environ(self) -> dict[str, str]:
+        """The engine's environment, with what our own node wants to know."""
+        folder = {} if self.pixels_dir is None else {FOLDER_VARIABLE: str(self.pixels_dir)}
+        return {**self.environ, **folder}
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +275,7 @@ def _launch_guard(command: EngineCommand, stdin: int, output: int) -> None:
         stdout=output,
         stderr=output,
         cwd=command.base_dir,
-        env=dict(command.environ),
+        env=command.whole_environ(),
         pass_fds=command.inherit_fds,
     ):
         pass

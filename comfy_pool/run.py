@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
-from comfy_pool.answers import HistoryEntry, OutputImage, Rejected
+from comfy_pool.answers import HandedOver, HistoryEntry, OutputImage, Rejected
 from comfy_pool.client import ComfyClient
 from comfy_pool.event_socket import EventSocket
+from comfy_pool.handover import bound, taken
 from comfy_pool.hosts import RUNS_FOLDER
 from comfy_pool.limits import EngineLimits
 from comfy_pool.link import Link
@@ -26,6 +28,7 @@ from comfy_pool.wire import Executing, Message, NodeError, Preview, Started
 from restoration.errors import (
     EngineCrashed,
     EngineError,
+    EngineFailed,
     EngineInterrupted,
     EngineRejected,
     EngineStalled,
@@ -36,6 +39,7 @@ from restoration.ports import (
     EngineEvent,
     EnginePreview,
     EngineProgress,
+    EngineResult,
     EngineRun,
     Prompt,
 )
@@ -63,6 +67,7 @@ class RunInEngine:
         self._heard: NodeError | None = None
         self._wake = asyncio.Event()
         self._began = False
+        self._taken = False  # the pixels, by whoever has the result
         self._submitted = False
         self._queued = False  # ComfyUI has the prompt, or may have it
 
@@ -95,8 +100,8 @@ class RunInEngine:
                 if (progress := self._meter.update(message)) is not None:
                     self._on_event(progress)
 
-    async def execute(self, link: Link) -> bytes:
-        """The PNG; see `restoration.ports.Engine.run` for the errors.
+    async def execute(self, link: Link) -> EngineResult:
+        """The picture; see `restoration.ports.Engine.run` for the errors.
 
         EngineUnavailable: the engine ended when it was not this run's turn, or could not be
         reached before the prompt was sent. It never speaks against the run; every other error may.
@@ -119,7 +124,7 @@ class RunInEngine:
             await self._clean(link)
             link.left(self.id)
 
-    async def _execute(self, link: Link) -> bytes:
+    async def _execute(self, link: Link) -> EngineResult:
         name = await link.client.upload(
             self._run.image, f"input{self._run.image_suffix}", self.folder
         )
@@ -128,10 +133,10 @@ class RunInEngine:
         entry = await self._outcome(link)
         self._begins()
         self._meter = None
-        png = await link.client.view(self._output(entry))
+        result = await self._fetch(link, self._output(entry))
         node_class = str(prompt[self._run.output_node]["class_type"])
         self._on_event(EngineProgress(1.0, node_class))
-        return png
+        return result
 
     async def _submit(self, link: Link, prompt: Prompt) -> None:
         self._meter = ProgressMeter(prompt)
@@ -143,6 +148,8 @@ class RunInEngine:
         self._submitted = self._queued = True
         link.submitted(self.id)
         self._patience.sign_of_life()
+        if link.host.pixels is not None:
+            prompt = bound(prompt, self._run.output_node, self.id)
         answer = await link.client.submit(prompt, self.id, self._socket.client_id)
         if isinstance(answer, Rejected):
             self._queued = answer.queued
@@ -225,7 +232,20 @@ class RunInEngine:
         if self._patience.stop_asked or self._patience.stalled:
             await client.interrupt(self.id)
 
-    def _output(self, entry: HistoryEntry) -> OutputImage:
+    async def _fetch(self, link: Link, output: OutputImage | HandedOver) -> EngineResult:
+        if isinstance(output, OutputImage):
+            return await link.client.view(output)
+        if (path := self._pixels(link)) is None:
+            raise EngineFailed("the engine handed over pixels that nobody asked for")
+        result = taken(output, path)
+        self._taken = True
+        return result
+
+    def _pixels(self, link: Link) -> Path | None:
+        """The file for this run's pixels, if this engine can hand them over."""
+        return None if link.host.pixels is None else link.host.pixels / self.id
+
+    def _output(self, entry: HistoryEntry) -> OutputImage | HandedOver:
         if entry.interrupted and self._patience.stalled and not self._patience.stop_asked:
             raise EngineStalled(f"the engine was silent for {self._limits.stall_s:g} s")
         return output_of(
@@ -251,6 +271,8 @@ class RunInEngine:
             except EngineError as error:
                 _log.warning("history entry left", run=self.id, error=error.message)
         await link.host.clear(self.folder)
+        if (path := self._pixels(link)) is not None and not self._taken:
+            path.unlink(missing_ok=True)
 
 
 def _calls(function: Callable[[], None]) -> Callable[[object], None]:

@@ -20,6 +20,7 @@ from persistence.cursors import Cursor
 from persistence.database import Database
 from persistence.tables import jobs, new_row, to_job
 from persistence.transitions import RECLAIM_BATCH
+from restoration.affinity import Affinity
 from restoration.errors import IdempotencyConflict, InputExpired
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobPage, JobStatus, NewJob
 from restoration.queueing import QueuePolicy
@@ -86,8 +87,15 @@ class PostgresJobStore:
             return JobPage(page, next_cursor=None)
         return JobPage(page, Cursor(page[-1].created_at, page[-1].id).encode())
 
-    async def claim(self, worker: str, lease_s: float, workflows: Sequence[str]) -> Job | None:
-        return await self._database.run(partial(transitions.claim, worker, lease_s, workflows))
+    async def claim(
+        self,
+        worker: str,
+        lease_s: float,
+        workflows: Sequence[str],
+        affinity: Affinity | None = None,
+    ) -> Job | None:
+        work = partial(transitions.claim, worker, lease_s, workflows, affinity=affinity)
+        return await self._database.run(work)
 
     async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
         return await self._database.run(partial(transitions.heartbeat, ref, lease_s))

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
     Interval,
+    ScalarSelect,
     and_,
     bindparam,
     func,
     select,
     update,
 )
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from persistence import deliveries
 from persistence.history import with_attempt
 from persistence.signals import WAITING_CHANNEL
 from persistence.tables import OWNED, artifact_columns, failure_columns, jobs, to_job
-from persistence.turns import BEST, by_turn, is_overdue, put_first
+from persistence.turns import BEST, FIRST, by_turn, candidates, is_overdue, put_first
+from restoration.affinity import Affinity
 from restoration.errors import JobNotFound, LeaseLost, QueueTimeout
 from restoration.jobs import (
     Artifact,
@@ -40,27 +44,42 @@ from restoration.jobs import (
 
 RECLAIM_BATCH = 50
 
-_CLAIM = (
-    update(jobs)
-    .where(jobs.c.id == BEST)
-    .values(
-        status=JobStatus.RUNNING,
-        attempt=jobs.c.attempt + 1,
-        worker=bindparam("for_worker"),
-        lease_until=func.now() + bindparam("lease", type_=Interval()),
-        started_at=func.now(),
+
+def _claim(job_id: ScalarSelect[UUID]) -> ReturningUpdate[Any]:
+    return (
+        update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(
+            status=JobStatus.RUNNING,
+            attempt=jobs.c.attempt + 1,
+            worker=bindparam("for_worker"),
+            lease_until=func.now() + bindparam("lease", type_=Interval()),
+            started_at=func.now(),
+        )
+        .returning(jobs)
     )
-    .returning(jobs)
-)
+
+
+# Made once: to put so large a statement together takes longer than to execute it.
+_CLAIM_BEST, _CLAIM_FIRST = _claim(BEST), _claim(FIRST)
 
 
 def claim(
-    worker: str, lease_s: float, workflows: Sequence[str], connection: Connection
+    worker: str,
+    lease_s: float,
+    workflows: Sequence[str],
+    connection: Connection,
+    affinity: Affinity | None = None,
 ) -> Job | None:
     """The best job that waits; concurrent claims pass over each other's jobs."""
     lease = timedelta(seconds=lease_s)
     values = {"for_worker": worker, "of_workflows": list(workflows), "lease": lease}
-    row = connection.execute(_CLAIM, values).mappings().first()
+    row = None
+    if affinity is not None:
+        order = affinity.order(candidates(worker, workflows, connection))
+        row = connection.execute(_CLAIM_FIRST, {**values, "order": order}).mappings().first()
+    if row is None:  # all of them were being claimed at this moment, or there are none
+        row = connection.execute(_CLAIM_BEST, values).mappings().first()
     return None if row is None else to_job(row)
 
 

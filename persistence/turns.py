@@ -10,14 +10,19 @@ in the order of `by_turn`, because each change to or from `queued` locks its own
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     ColumnElement,
     Connection,
     ScalarSelect,
     Select,
+    Subquery,
+    Uuid,
     and_,
     bindparam,
     case,
@@ -33,6 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from persistence.tables import jobs, turns
+from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS, Candidate
 from restoration.jobs import AttemptRef, Job, JobStatus, Priority, sources_of
 from restoration.queueing import QueuePolicy
 
@@ -75,49 +81,91 @@ def is_overdue() -> ColumnElement[bool]:
 
 def waiting(limit: int, connection: Connection) -> list[AttemptRef]:
     """As the port says: up to `limit` jobs of the first owner, then of the next."""
-    query = _in_turn(_claimable().limit(limit).lateral("head")).limit(limit)
+    query = _in_turn(_TURN, _claimable(_TURN).limit(limit).lateral("head")).limit(limit)
     return [AttemptRef(row.id, row.attempt + 1) for row in connection.execute(query)]
 
 
-def _claimable() -> Select[tuple[UUID, int]]:
-    """The jobs of a turn that may start now, oldest first."""
+def _claimable(turn: Subquery) -> Select[tuple[UUID, int]]:
+    """The jobs of a `turn` that may start now, oldest first."""
     may_start = or_(jobs.c.attempt > 0, jobs.c.queue_deadline_at > func.now())
     # Age counts from the submission: a job that lost its worker keeps its place in the line.
     return (
         select(jobs.c.id, jobs.c.attempt)
-        .where(jobs.c.owner == _TURN.c.owner, jobs.c.priority == _TURN.c.priority)
+        .where(jobs.c.owner == turn.c.owner, jobs.c.priority == turn.c.priority)
         .where(_WAITS, jobs.c.available_at <= func.now(), may_start)
         .order_by(jobs.c.created_at, jobs.c.id)
     )
 
 
-def _in_turn(head: LateralFromClause) -> Select[tuple[UUID, int]]:
+def _in_turn(turn: Subquery, head: LateralFromClause) -> Select[tuple[UUID, int]]:
     return (
         select(head.c.id, head.c.attempt)
-        .select_from(_TURN.join(head, true()))
-        .order_by(_TURN.c.counts_as, _TURN.c.turn_at)
+        .select_from(turn.join(head, true()))
+        .order_by(turn.c.counts_as, turn.c.turn_at)
     )
 
 
-def _best() -> ScalarSelect[UUID]:
+def _mine() -> ColumnElement[bool]:
+    """Whether `for_worker`, which knows `of_workflows`, may have a job."""
     just_failed_here = and_(
         jobs.c.last_worker == bindparam("for_worker"),
         jobs.c.available_at > func.now() - timedelta(seconds=ELSEWHERE_S),
     )
     able = jobs.c.workflow.in_(bindparam("of_workflows", expanding=True))
-    head = (
-        _claimable()
-        .where(able, just_failed_here.is_not(True))
+    return and_(able, just_failed_here.is_not(True))
+
+
+def _best() -> ScalarSelect[UUID]:
+    head = _claimable(_TURN).where(_mine()).limit(1)
+    locked = head.with_for_update(skip_locked=True).lateral("head")
+    return _in_turn(_TURN, locked).with_only_columns(locked.c.id).limit(1).scalar_subquery()
+
+
+# The id of the job that the worker is to have, its row locked.
+BEST = _best()
+
+
+def _window() -> Select[Any]:
+    turn = (
+        select(turns)
+        .where(_SOMETHING_WAITS)
+        .order_by(turns.c.counts_as, turns.c.turn_at)
+        .limit(WINDOW_TURNS)
+        .subquery("turn")
+    )
+    head = _claimable(turn).add_columns(jobs.c.workflow).where(_mine()).limit(WINDOW_JOBS)
+    line = head.add_columns(jobs.c.created_at).lateral("head")
+    return (
+        select(line.c.id, line.c.workflow, turn.c.counts_as)
+        .select_from(turn.join(line, true()))
+        .order_by(turn.c.counts_as, turn.c.turn_at, line.c.created_at, line.c.id)
+    )
+
+
+_WINDOW = _window()
+
+
+def candidates(worker: str, workflows: Sequence[str], connection: Connection) -> list[Candidate]:
+    """The oldest jobs of the next few turns, all of the best one's class; no row is locked."""
+    values = {"for_worker": worker, "of_workflows": list(workflows)}
+    rows = connection.execute(_WINDOW, values).all()
+    return [Candidate(row.id, row.workflow) for row in rows if row.counts_as == rows[0].counts_as]
+
+
+def _first() -> ScalarSelect[UUID]:
+    order = bindparam("order", type_=ARRAY(Uuid))
+    return (
+        select(jobs.c.id)
+        .where(jobs.c.id == func.any(order), _WAITS)
+        .order_by(func.array_position(order, jobs.c.id))
         .limit(1)
         .with_for_update(skip_locked=True)
-        .lateral("head")
+        .scalar_subquery()
     )
-    return _in_turn(head).with_only_columns(head.c.id).limit(1).scalar_subquery()
 
 
-# The id of the job that `for_worker`, which knows `of_workflows`, is to have, its row locked.
-# Made once: to put so large a statement together takes longer than to execute it.
-BEST = _best()
+# The id of the first job of `order` that still waits, its row locked.
+FIRST = _first()
 
 
 def check_room(policy: QueuePolicy, owner: str, more: int, connection: Connection) -> None:

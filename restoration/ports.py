@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
 
+from restoration.affinity import Affinity
 from restoration.batches import BatchItem, BatchPage, JobBatch, NewBatch
 from restoration.events import JobEvent
 from restoration.jobs import (
@@ -63,10 +65,17 @@ class JobStore(Protocol):
     ) -> JobPage:
         """Newest first; no statuses means all. Raises InvalidRequest for a foreign cursor."""
 
-    async def claim(self, worker: str, lease_s: float, workflows: Sequence[str]) -> Job | None:
+    async def claim(
+        self,
+        worker: str,
+        lease_s: float,
+        workflows: Sequence[str],
+        affinity: Affinity | None = None,
+    ) -> Job | None:
         """Give the best waiting job of these workflows to `worker`; None when none waits.
 
-        Interactive before batch; within a class owners take turns, each with its oldest job.
+        Interactive before batch; within a class owners take turns, each with its oldest job. With
+        `affinity`, the worker's own, the first few of them come in the order that it says.
         """
 
     async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
@@ -257,14 +266,34 @@ class EngineRun:
     output_node: str
 
 
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A picture without a format: rows of 8-bit channels in a file, which its taker deletes."""
+
+    path: Path
+    width: int
+    height: int
+    channels: int
+
+    def discard(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+EngineResult = bytes | Pixels  # a PNG, or what would have been in it
+
+
 class Engine(Protocol):
     """One ComfyUI. Only EngineError and DependencyUnavailable come out of it."""
+
+    @property
+    def starts(self) -> int:
+        """How often it was started: after another start, nothing that it had loaded is left."""
 
     async def start(self) -> None:
         """Ready for `run` on return. Raises EngineUnavailable."""
 
-    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> bytes:
-        """The PNG that `output_node` saved; nothing of the run is left in the engine.
+    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> EngineResult:
+        """The picture that `output_node` saved; nothing of the run is left in the engine.
 
         Raises EngineInterrupted after `interrupt`, and the other EngineErrors as they say. When
         the calling task is cancelled, the run is interrupted before CancelledError goes on.

@@ -62,11 +62,16 @@ class NodeSettings(BaseModel):
     comfyui_url: str | None = Field(None, alias="COMFYUI_URL")
     comfyui_dir: Path | None = Field(None, alias="COMFYUI_DIR")
     comfyui_python: Path | None = Field(None, alias="COMFYUI_PYTHON")
+    # Folders of further workflows, and of custom nodes for the engines that are ours.
+    workflows_dir: Path | None = Field(None, alias="WORKFLOWS_DIR")
+    custom_nodes_dir: Path | None = Field(None, alias="CUSTOM_NODES_DIR")
     engine_variant: Literal["cpu", "cuda"] = Field("cpu", alias="ENGINE_VARIANT")
     engine_base_port: int = Field(8188, alias="ENGINE_BASE_PORT", gt=0, lt=65536)
     engine_start_timeout_s: float = Field(120, alias="ENGINE_START_TIMEOUT_S", gt=0)
     # An engine that runs a prompt and says nothing for so long is taken for hung.
     engine_stall_s: float = Field(300, alias="ENGINE_STALL_S", gt=0)
+    # Its models are loaded before a worker takes its first job; empty: none.
+    warm_up_workflow: str = Field("restore", alias="WARM_UP_WORKFLOW")
     # Jobs held ready behind the one that executes: one keeps a GPU busy, more wait without need.
     worker_depth: int = Field(1, alias="WORKER_DEPTH", ge=0)
     # Started anew between two jobs after so many, or above so much memory (0: never).
@@ -78,7 +83,14 @@ class NodeSettings(BaseModel):
     cache_dir: Path = Field(Path("~/.cache/comfy-restore"), alias="COMFY_RESTORE_CACHE")
     state_dir: Path = Field(default_factory=_state_dir, alias="COMFY_RESTORE_STATE")
 
-    @field_validator("cache_dir", "state_dir", "comfyui_dir", "comfyui_python")
+    @field_validator(
+        "cache_dir",
+        "state_dir",
+        "comfyui_dir",
+        "comfyui_python",
+        "workflows_dir",
+        "custom_nodes_dir",
+    )
     @classmethod
     def _home(cls, path: Path | None) -> Path | None:
         return path.expanduser().absolute() if path else None

@@ -228,7 +228,7 @@ def engine_install(
             checkout=path or node.comfyui_dir,
             checkout_python=node.comfyui_python,
         )
-        install_models(node.cache_dir, load_catalog().models(), step)
+        install_models(node.cache_dir, load_catalog(more=node.workflows_dir).models(), step)
     err.print(f"ComfyUI {install.version} and its models are installed in {node.cache_dir}")
 
 

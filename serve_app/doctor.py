@@ -24,7 +24,8 @@ _SERVERS = {
 
 def examine(node: NodeSettings) -> list[Finding]:
     """Look, change nothing. Takes seconds: it reads the models and starts the engine's Python."""
-    engine = diagnose(node.cache_dir, load_catalog(), node.comfyui_dir, node.comfyui_python)
+    catalog = load_catalog(more=node.workflows_dir)
+    engine = diagnose(node.cache_dir, catalog, node.comfyui_dir, node.comfyui_python)
     return [
         *engine,
         *examine_starts(engines_dir(node)),

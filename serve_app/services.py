@@ -63,7 +63,7 @@ def open_services(settings: Settings) -> Services:
 
     Raises InvalidSettings, WorkflowInvalid.
     """
-    issuer, catalog = issuer_from(settings), load_catalog()
+    issuer, catalog = issuer_from(settings), load_catalog(more=settings.workflows_dir)
     resources = AsyncExitStack()
     database = Database(settings.database_url.get_secret_value())
     resources.push_async_callback(database.aclose)

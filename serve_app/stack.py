@@ -80,7 +80,7 @@ def provide_engine(node: NodeSettings, progress: Progress) -> None:
         existing_engine(node.cache_dir, node.comfyui_dir, node.comfyui_python)
     else:
         install_engine(node.cache_dir, variant=node.engine_variant, progress=progress)
-    install_models(node.cache_dir, load_catalog().models(), progress)
+    install_models(node.cache_dir, load_catalog(more=node.workflows_dir).models(), progress)
 
 
 @contextmanager

@@ -102,6 +102,11 @@ class Catalog:
         """Every model that some workflow needs, each once."""
         return list({model: None for workflow in self for model in workflow.manifest.models})
 
+    def sharing_models(self, name: str) -> frozenset[str]:
+        """The workflows that need no other models than this one does."""
+        held = set(self.find(name).manifest.models)
+        return frozenset(each.name for each in self if held.issuperset(each.manifest.models))
+
     def check_models(self, models_dir: Path) -> None:
         """Raise ModelMissing for the first model that is missing or has the wrong sha256."""
         for workflow in self:
@@ -133,10 +138,18 @@ def model_problem(model: ModelSpec, models_dir: Path) -> str | None:
     return None
 
 
-def load_catalog(root: Path = BUILT_IN) -> Catalog:
-    """Load every folder of `root` that holds a manifest.toml. Raises WorkflowInvalid."""
+def load_catalog(root: Path = BUILT_IN, more: Path | None = None) -> Catalog:
+    """Load every folder of `root`, and of `more`, that holds a manifest.toml.
+
+    Raises WorkflowInvalid, also for a name that both have.
+    """
     folders = sorted(path.parent for path in root.glob("*/manifest.toml"))
-    workflows = {folder.name: load_workflow(folder) for folder in folders}
+    folders += sorted(path.parent for path in more.glob("*/manifest.toml")) if more else []
+    workflows: dict[str, Workflow] = {}
+    for folder in folders:
+        if folder.name in workflows:
+            raise _invalid(folder.name, f"{folder} has the name of another workflow")
+        workflows[folder.name] = load_workflow(folder)
     return Catalog(MappingProxyType(workflows))
 
 

@@ -13,6 +13,7 @@ from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.transitions import RECLAIM_BATCH
 from persistence.turns import ELSEWHERE_S
+from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS, Affinity
 from restoration.errors import IdempotencyConflict, QueueFull
 from restoration.jobs import (
     MAX_RECORDS,
@@ -403,6 +404,64 @@ class TestTurns:
         refs = list(await store.waiting(10))
         assert len(set(refs)) == 3
         assert (await _claim(store)).id == refs[0].job_id
+
+
+class TestAffinity:
+    async def test_03_a_worker_prefers_what_it_has_loaded(self, store: JobStore) -> None:
+        """Of another owner, or later in the same one's line; without it, the best is taken."""
+        for owner, workflow in (("alice", "restore"), ("bob", "enlarge"), ("alice", "enlarge")):
+            await _queued(store, owner=owner, workflow=workflow)
+        both = ["restore", "enlarge"]
+        affinity = Affinity(frozenset({"enlarge"}))
+        later = await store.claim("w1", LEASE_S, both, affinity)
+        assert later is not None
+        assert (later.owner, later.workflow) == ("alice", "enlarge")
+        plain = await store.claim("w2", LEASE_S, both, Affinity())
+        assert plain is not None
+        assert (plain.owner, plain.workflow) == ("bob", "enlarge")
+
+    async def test_03_a_worker_passes_a_job_over_once(self, store: JobStore) -> None:
+        """However much of what it has loaded waits, the next job it takes is the best one."""
+        await _queued(store, owner="bob", workflow="restore")
+        for _ in range(6):
+            await _queued(store, owner="alice", workflow="enlarge")
+        affinity = Affinity(frozenset({"enlarge"}))
+        jobs = [await store.claim("w", LEASE_S, ["restore", "enlarge"], affinity) for _ in range(3)]
+        assert [job.owner for job in jobs if job] == ["alice", "bob", "alice"]
+
+    async def test_03_it_never_goes_before_a_better_class(self, store: JobStore) -> None:
+        """A batch job whose models are loaded waits for interactive ones all the same."""
+        await _queued(store, workflow="enlarge", priority=Priority.BATCH)
+        await _queued(store, workflow="restore")
+        affinity = Affinity(frozenset({"enlarge"}))
+        first = await store.claim("w", LEASE_S, ["restore", "enlarge"], affinity)
+        assert first is not None
+        assert first.workflow == "restore"
+
+    async def test_03_it_sees_no_further_than_its_window(self, store: JobStore) -> None:
+        """Neither far down an owner's line nor among owners whose turn is far off."""
+        for _ in range(WINDOW_JOBS):
+            await _queued(store, owner="owner-0", workflow="restore")
+        await _queued(store, owner="owner-0", workflow="enlarge")
+        for n in range(1, WINDOW_TURNS):
+            await _queued(store, owner=f"owner-{n}", workflow="restore")
+        await _queued(store, owner="too late", workflow="enlarge")
+        affinity = Affinity(frozenset({"enlarge"}))
+        first = await store.claim("w", LEASE_S, ["restore", "enlarge"], affinity)
+        assert first is not None
+        assert (first.owner, first.workflow) == ("owner-0", "restore")
+
+    async def test_03_workers_at_once_take_each_job_once(self, store: JobStore) -> None:
+        """More workers than the window has jobs: nobody goes away empty-handed."""
+        count = WINDOW_JOBS + 4
+        for _ in range(count):
+            await _queued(store, workflow="enlarge")
+        claims = (
+            store.claim(f"w{n}", LEASE_S, ["enlarge"], Affinity(frozenset({"enlarge"})))
+            for n in range(count)
+        )
+        claimed = [job.id for job in await asyncio.gather(*claims) if job]
+        assert len(set(claimed)) == len(claimed) == count
 
 
 def _greatest_lead(order: Sequence[str]) -> int:

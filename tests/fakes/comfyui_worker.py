@@ -10,6 +10,7 @@ import asyncio
 import collections
 import io
 import json
+import os
 import struct
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,18 @@ from typing import Any
 
 from PIL import Image
 
-NODES = ("LoadImage", "EmptyImage", "SaveImage", "TestSteps", "TestHold", "TestRaise")
+from comfy_pool.nodes import FOLDER_VARIABLE
+
+NODES = (
+    "LoadImage",
+    "EmptyImage",
+    "SaveImage",
+    "ComfyRestoreHandOver",
+    "ImageScaleBy",  # to whatever size it already has
+    "TestSteps",
+    "TestHold",
+    "TestRaise",
+)
 
 Graph = Mapping[str, Mapping[str, Any]]
 
@@ -168,6 +180,9 @@ class Worker:
             case "SaveImage":
                 images = await asyncio.to_thread(self._save, item.graph, inputs)
                 outputs[node_id] = {"images": images}
+            case "ComfyRestoreHandOver":
+                told = await asyncio.to_thread(_hand_over, inputs, self._drawn(item.graph, inputs))
+                outputs[node_id] = {"pixels": [told]}
         await self._send_state(item, node_id, 1, 1, "finished")
 
     async def _run_steps(self, item: Item, node_id: str, inputs: Mapping[str, Any]) -> None:
@@ -192,14 +207,18 @@ class Worker:
         if self._interrupt:
             raise _Interrupted
 
-    def _save(self, graph: Graph, inputs: Mapping[str, Any]) -> list[dict[str, str]]:
+    def _drawn(self, graph: Graph, inputs: Mapping[str, Any]) -> list[bytes]:
+        """The files of the pictures that come out at an output node."""
         source = inputs["images"][0]
         while "image" in graph[source]["inputs"] and graph[source]["class_type"] != "LoadImage":
             source = graph[source]["inputs"]["image"][0]
+        return self._pictures(graph[source])
+
+    def _save(self, graph: Graph, inputs: Mapping[str, Any]) -> list[dict[str, str]]:
         prefix = Path(inputs["filename_prefix"])
         folder = self._base_dir / "output" / prefix.parent
         saved = []
-        for index, png in enumerate(self._pictures(graph[source]), 1):
+        for index, png in enumerate(self._drawn(graph, inputs), 1):
             name = f"{prefix.name}_{index:05}_.png"
             write(folder / name, png)
             saved.append({"filename": name, "subfolder": str(prefix.parent), "type": "output"})
@@ -233,6 +252,15 @@ class Worker:
             return
         head = json.dumps({"prompt_id": item.prompt_id, "image_type": "image/jpeg"}).encode()
         await self._deliver(item.client_id, struct.pack(">II", 4, len(head)) + head + jpeg)
+
+
+def _hand_over(inputs: Mapping[str, Any], files: list[bytes]) -> dict[str, Any]:
+    """As the node in comfy_pool/nodes."""
+    if len(files) != 1:
+        raise _NodeFailed("ValueError", f"{len(files)} pictures came where one was expected")
+    image = Image.open(io.BytesIO(files[0])).convert("RGB")
+    write(Path(os.environ[FOLDER_VARIABLE]) / inputs["name"], image.tobytes())
+    return {"name": inputs["name"], "width": image.width, "height": image.height, "channels": 3}
 
 
 def write(path: Path, data: bytes) -> None:

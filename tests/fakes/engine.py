@@ -10,8 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from PIL import Image
+
+from actors.conversion import encode
 from restoration.errors import EngineInterrupted
-from restoration.ports import EngineBegan, EngineEvent, EngineRun, Prompt
+from restoration.jobs import OutputFormat
+from restoration.ports import EngineBegan, EngineEvent, EngineResult, EngineRun, Prompt
 
 
 def _set() -> asyncio.Event:
@@ -20,12 +24,20 @@ def _set() -> asyncio.Event:
     return event
 
 
+async def encode_here(
+    picture: EngineResult, output_format: OutputFormat, quality: int, alpha: Image.Image | None
+) -> bytes:
+    """In place of the encoder processes."""
+    return await asyncio.to_thread(encode, picture, output_format, quality, alpha)
+
+
 @dataclass
 class MemoryEngine:
     """`error` is raised in place of `result`; `runs` and `prompts` are what it was given."""
 
-    result: bytes
+    result: EngineResult
     events: Sequence[EngineEvent] = ()
+    starts: int = 1
     error: Exception | None = None
     runs: list[EngineRun] = field(default_factory=list)
     prompts: dict[UUID, Prompt] = field(default_factory=dict)
@@ -39,7 +51,7 @@ class MemoryEngine:
     async def start(self) -> None:
         """Always ready."""
 
-    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> bytes:
+    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> EngineResult:
         self.runs.append(run)
         self.prompts[run.id] = run.render(f"{run.id}/input{run.image_suffix}", f"{run.id}/output")
         self.running.set()

@@ -13,7 +13,15 @@ from typing import Any
 
 from PIL import Image
 
-from restoration.ports import EngineEvent, EnginePreview, EngineProgress, EngineRun, Prompt
+from restoration.ports import (
+    EngineEvent,
+    EnginePreview,
+    EngineProgress,
+    EngineResult,
+    EngineRun,
+    Pixels,
+    Prompt,
+)
 
 OUTPUT_NODE = "9"
 
@@ -25,8 +33,13 @@ def picture(color: str = "teal", size: tuple[int, int] = (12, 8)) -> bytes:
     return buffer.getvalue()
 
 
-def pixels(png: bytes) -> tuple[tuple[int, int], bytes]:
-    image = Image.open(io.BytesIO(png)).convert("RGB")
+def pixels(picture: EngineResult) -> tuple[tuple[int, int], bytes]:
+    """Size and RGB of a file, or of pixels that were handed over, which are gone then."""
+    if isinstance(picture, Pixels):
+        values = picture.path.read_bytes()
+        picture.discard()
+        return (picture.width, picture.height), values
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
     return image.size, image.tobytes()
 
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from uuid import UUID
 
+from restoration.affinity import Affinity, Candidate
 from restoration.errors import (
     ArtifactCorrupt,
     DependencyUnavailable,
@@ -140,7 +141,13 @@ class MemoryJobStore:
         page = tuple(found[:limit])
         return JobPage(page, str(page[-1].id) if len(found) > limit else None)
 
-    async def claim(self, worker: str, lease_s: float, workflows: Sequence[str]) -> Job | None:
+    async def claim(
+        self,
+        worker: str,
+        lease_s: float,
+        workflows: Sequence[str],
+        affinity: Affinity | None = None,
+    ) -> Job | None:
         self._check_up()
         now = self.clock()
         able = [row for row in self._waiting() if row.workflow in workflows]
@@ -148,6 +155,9 @@ class MemoryJobStore:
         best = next(iter(able), None)
         if best is None:
             return None
+        if affinity is not None:
+            window = [Candidate(row.id, row.workflow) for row in self.turns.window(able)]
+            best = self.rows[affinity.order(window)[0]]
         self.turns.take(best, now)
         return self._move(
             best,

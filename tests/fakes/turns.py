@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from uuid import UUID
 
+from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS
 from restoration.jobs import Job, JobStatus, Priority
 
 AWAY = timedelta(minutes=10)
@@ -53,6 +55,18 @@ class Turns:
 
     def promote(self, raised: Iterable[Job]) -> None:
         self.promoted = {_turn_of(job) for job in raised}
+
+    def window(self, able: Iterable[Job]) -> Iterator[Job]:
+        """Of jobs in the order of turns, those among which a worker may choose."""
+        taken = Counter[tuple[str, Priority]]()
+        best: int | None = None
+        for job in able:
+            best = self.key(job)[0] if best is None else best
+            turn = _turn_of(job)
+            in_sight = turn in taken or len(taken) < WINDOW_TURNS
+            if self.key(job)[0] == best and in_sight and taken[turn] < WINDOW_JOBS:
+                taken[turn] += 1
+                yield job
 
     def key(self, job: Job) -> tuple[int, Turn]:
         turn = _turn_of(job)

@@ -18,7 +18,7 @@ from restoration.errors import (
     EngineUnavailable,
 )
 from restoration.jobs import AttemptOutcome, AttemptRef, Job, JobStatus
-from tests.fakes.engine import MemoryEngine
+from tests.fakes.engine import MemoryEngine, encode_here
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
 from tests.samples import new_job
@@ -38,7 +38,7 @@ async def _attempt(error: EngineError | None, **changes: object) -> tuple[Job, M
     job = await jobs.claim("w", 60, ["restore"])
     assert job is not None
     execution = Execution(
-        catalog, jobs, blobs, engine, lambda *_: None, Lease(10, 60), RetryPolicy()
+        catalog, jobs, blobs, engine, encode_here, lambda *_: None, Lease(10, 60), RetryPolicy()
     )
     async with asyncio.timeout(30):
         ended = await execution.run(job, Visit())

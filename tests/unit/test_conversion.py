@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image, ImageCms
 from actors.conversion import encode, prepare
 from restoration.images import ImageType
 from restoration.jobs import OutputFormat
+from restoration.ports import Pixels
 from tests.pictures import (
     ACCEPTED,
     HEIGHT,
@@ -98,11 +100,40 @@ class TestPrepare:
         assert prepare(data).data == data
 
 
+def handed_over(picture: Image.Image, path: Path) -> Pixels:
+    path.write_bytes(picture.tobytes())
+    return Pixels(path, picture.width, picture.height, len(picture.getbands()))
+
+
 class TestEncode:
     def test_a_png_is_untouched(self) -> None:
         """The engine's bytes are the result's, to the bit."""
         png = ACCEPTED["png"][1]
         assert encode(png, OutputFormat.PNG, 1) is png
+
+    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+    def test_02_pixels_become_a_png_of_those_pixels(self, tmp_path: Path, mode: str) -> None:
+        """What was handed over comes out of the file again, whatever its channels."""
+        picture = noise(mode)
+        pixels = handed_over(picture, tmp_path / "pixels")
+        result = decoded(encode(pixels, OutputFormat.PNG, 1))
+        assert result.mode == mode
+        assert np.array_equal(np.asarray(result), np.asarray(picture))
+
+    @pytest.mark.parametrize("wanted", list(OutputFormat))
+    def test_02_pixels_and_their_png_come_out_alike(
+        self, tmp_path: Path, wanted: OutputFormat
+    ) -> None:
+        """In each format, with transparency too: the same picture, however it came."""
+        pixels = handed_over(noise(), tmp_path / "pixels")
+        alpha = half_transparent().getchannel("A")
+        for kept_aside in (None, alpha):
+            results = [
+                decoded(encode(came, wanted, 90, kept_aside))
+                for came in (pixels, file(noise(), "PNG"))
+            ]
+            assert results[0].mode == results[1].mode
+            assert np.array_equal(np.asarray(results[0]), np.asarray(results[1]))
 
     @pytest.mark.parametrize("wanted", [OutputFormat.JPEG, OutputFormat.WEBP])
     def test_the_format_is_the_one_asked_for(self, wanted: OutputFormat) -> None:

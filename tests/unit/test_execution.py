@@ -28,7 +28,7 @@ from restoration.errors import (
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus, OutputFormat
 from restoration.ports import EnginePreview, EngineProgress
-from tests.fakes.engine import MemoryEngine
+from tests.fakes.engine import MemoryEngine, encode_here
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
 from tests.samples import new_job
@@ -110,7 +110,14 @@ class Bench:
             self.events.append((job_id, event))
 
         execution = Execution(
-            self.catalog, self.jobs, self.blobs, self.engine, publish, LEASE, self.retry
+            self.catalog,
+            self.jobs,
+            self.blobs,
+            self.engine,
+            encode_here,
+            publish,
+            LEASE,
+            self.retry,
         )
         async with asyncio.timeout(DEADLINE_S):
             return await execution.run(job, self.visit)

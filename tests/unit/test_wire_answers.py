@@ -144,4 +144,5 @@ def test_an_error_that_is_told_by_event_only() -> None:
         output_of(entry(), "9", "runs/p", stop_asked=False, heard=heard)
     # elsewhere in the graph it does no harm
     found = output_of(entry(images=[IMAGE]), "9", "runs/p", stop_asked=False, heard=heard)
+    assert isinstance(found, OutputImage)
     assert found.filename == IMAGE["filename"]

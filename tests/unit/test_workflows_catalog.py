@@ -184,3 +184,15 @@ def test_models_with_the_right_bytes_pass(folder: Path, tmp_path: Path) -> None:
     catalog = load_catalog(folder.parent)
     write_models(catalog.models(), tmp_path, b"weights")
     catalog.check_models(tmp_path)
+
+
+def test_a_folder_of_ones_own_is_offered_too(tmp_path: Path) -> None:
+    """Beside the built-in workflows, whose names it may not take."""
+    shutil.copytree(BUILT_IN / "enlarge", tmp_path / "enlarge")
+    with pytest.raises(WorkflowInvalid, match="name of another workflow"):
+        load_catalog(more=tmp_path)
+    (tmp_path / "enlarge").rename(tmp_path / "mine")
+    manifest = tmp_path / "mine" / "manifest.toml"
+    manifest.write_text(manifest.read_text().replace('name = "enlarge"', 'name = "mine"', 1))
+    catalog = load_catalog(more=tmp_path)
+    assert {*load_catalog().workflows, "mine"} == set(catalog.workflows)

@@ -1,0 +1,46 @@
+"""Which of the best waiting jobs a worker prefers: one whose models are loaded. Pure.
+
+A job is passed over by a worker once at most: it then takes that job before any other. So on each
+GPU nobody waits for more than one job that was not before his.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+# What is looked at: so many turns of the best's class, and of each the oldest jobs.
+WINDOW_TURNS = 8
+WINDOW_JOBS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A job that could be claimed now."""
+
+    job_id: UUID
+    workflow: str
+
+
+@dataclass(slots=True)
+class Affinity:
+    """What one worker has loaded: the workflows that need no other models."""
+
+    workflows: frozenset[str] = field(default_factory=frozenset)
+    _passed_over: UUID | None = None
+
+    def order(self, candidates: Sequence[Candidate]) -> list[UUID]:
+        """The candidates, which come in the order of turns, in the order of preference."""
+        if not candidates:
+            return []
+        best = candidates[0]
+        loaded = [each for each in candidates if each.workflow in self.workflows]
+        if not loaded or best.job_id == self._passed_over:
+            loaded = [best]
+        self._passed_over = None if loaded[0] == best else best.job_id
+        return _ids([*loaded, *(each for each in candidates if each not in loaded)])
+
+
+def _ids(candidates: Iterable[Candidate]) -> list[UUID]:
+    return [candidate.job_id for candidate in candidates]

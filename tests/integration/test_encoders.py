@@ -1,0 +1,104 @@
+"""The encoder processes: what they write, how they die, and that none outlives its owner."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from actors.encoders import EncoderFailed, Encoders
+from restoration.jobs import OutputFormat
+from restoration.ports import Pixels
+from tests.polling import until
+
+OWNER = """
+import sys
+
+from actors.encoders import Encoders
+
+encoders = Encoders(2)
+print(*encoders.pids, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+async def encoders() -> AsyncIterator[Encoders]:
+    async with Encoders(2) as encoders:
+        yield encoders
+
+
+@pytest.fixture
+def pixels(tmp_path: Path) -> Pixels:
+    values = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    (tmp_path / "pixels").write_bytes(values.tobytes())
+    return Pixels(tmp_path / "pixels", 60, 40, 3)
+
+
+async def test_02_they_write_what_was_handed_over(encoders: Encoders, pixels: Pixels) -> None:
+    """To the pixel in PNG, in the size and format asked for otherwise; any number at once."""
+    orders = [(pixels, wanted, 90) for wanted in OutputFormat for _ in range(3)]
+    results = await asyncio.gather(*(encoders.encode(*order) for order in orders))
+    for (_, wanted, _), data in zip(orders, results, strict=True):
+        with Image.open(io.BytesIO(data)) as image:
+            assert (image.format, image.size) == (wanted.upper(), (60, 40))
+            if wanted is OutputFormat.PNG:
+                assert image.tobytes() == pixels.path.read_bytes()
+
+
+async def test_02_a_picture_that_cannot_be_written_harms_no_other(
+    encoders: Encoders, pixels: Pixels, tmp_path: Path
+) -> None:
+    """It is EncoderFailed with the reason, and the encoder takes the next order."""
+    gone = Pixels(tmp_path / "gone", 60, 40, 3)
+    before = encoders.pids
+    with pytest.raises(EncoderFailed, match="FileNotFoundError"):
+        await encoders.encode(gone, OutputFormat.PNG, 90)
+    assert await encoders.encode(pixels, OutputFormat.PNG, 90)
+    assert encoders.pids == before
+
+
+async def test_02_an_encoder_that_dies_is_replaced(encoders: Encoders, pixels: Pixels) -> None:
+    """The picture it was given fails; from then on there are as many as before."""
+    for pid in encoders.pids:
+        os.kill(pid, signal.SIGKILL)
+    for _ in range(2):
+        with pytest.raises(EncoderFailed, match="died"):
+            await encoders.encode(pixels, OutputFormat.PNG, 90)
+    for _ in range(3):
+        assert await encoders.encode(pixels, OutputFormat.PNG, 90)
+    assert len(set(encoders.pids)) == 2
+
+
+async def test_02_none_outlives_its_owner() -> None:
+    """A worker that is killed leaves no encoder behind."""
+    owner = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", OWNER), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert owner.stdout is not None
+    pids = [int(pid) for pid in (await owner.stdout.readline()).split()]
+    assert len(pids) == 2
+    owner.kill()
+    await owner.wait()
+
+    async def all_gone() -> bool:
+        return not any(map(_lives, pids))
+
+    await until(all_gone)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

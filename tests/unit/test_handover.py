@@ -1,0 +1,71 @@
+"""Pixels in shared memory: who may take them, and that none are left behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from comfy_pool import handover
+from comfy_pool.answers import HandedOver
+from comfy_pool.handover import bound, pixels_folder, taken
+from restoration.errors import EngineFailed
+from workflows.catalog import load_catalog
+
+
+def test_02_saveimage_is_replaced_in_what_is_sent_only() -> None:
+    """The node takes the same image under the run's name; the workflow's graph stays as it is."""
+    graph = load_catalog().find("restore").graph
+    prompt = bound(graph, "result", "a-run")
+    assert prompt["result"] == {
+        "class_type": "ComfyRestoreHandOver",
+        "inputs": {"images": ["blended", 0], "name": "a-run"},
+    }
+    assert graph["result"]["class_type"] == "SaveImage"
+    assert {**prompt, "result": graph["result"]} == graph
+
+
+def test_02_another_output_node_is_left_alone() -> None:
+    """A workflow that saves in a way of its own goes through the plain protocol."""
+    prompt = {"9": {"class_type": "SaveAsItLikes", "inputs": {"images": ["1", 0]}}}
+    assert bound(prompt, "9", "a-run") == prompt
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("another-run", 4), ("a-run", 5)], ids=["name", "size"]
+)
+def test_02_only_what_was_told_of_is_taken(tmp_path: Path, name: str, width: int) -> None:
+    """Neither another run's pixels nor a file of another size is this run's result."""
+    (tmp_path / "a-run").write_bytes(bytes(4 * 2 * 3))
+    assert taken(HandedOver("a-run", 4, 2, 3), tmp_path / "a-run").width == 4
+    with pytest.raises(EngineFailed):
+        taken(HandedOver(name, width, 2, 3), tmp_path / "a-run")
+
+
+def test_02_what_a_killed_worker_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the next one of that name, wherever it lies; other engines' folders stay."""
+    memory, otherwise = tmp_path / "memory", tmp_path / "base"
+    monkeypatch.setattr(handover, "_MEMORY", memory)
+    for folder in (memory, otherwise):
+        for name in ("comfy-restore-8188-old", "comfy-restore-8189-busy"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "a-run").write_bytes(b"pixels")
+    with pixels_folder("8188", otherwise) as folder:
+        assert folder.parent == memory
+        assert not list(folder.iterdir())
+        assert {path.name for path in memory.iterdir()} == {folder.name, "comfy-restore-8189-busy"}
+    assert not folder.exists()
+    assert [path.name for path in otherwise.iterdir()] == ["comfy-restore-8189-busy"]
+
+
+def test_02_without_enough_memory_the_disk_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where shared memory is small, as in most containers, or missing, nothing else changes."""
+    for memory, enough in ((tmp_path, 2**62), (tmp_path / "missing", 0)):
+        monkeypatch.setattr(handover, "_MEMORY", memory)
+        monkeypatch.setattr(handover, "_ENOUGH_BYTES", enough)
+        with pixels_folder("8188", tmp_path / "base") as folder:
+            assert folder.parent == tmp_path / "base"

@@ -1,0 +1,73 @@
+"""What a worker believes to be loaded, and what it makes of that."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid4
+
+import pytest
+
+from actors.warmth import Warmth
+from restoration.affinity import Affinity, Candidate
+from restoration.errors import EngineOutOfMemory, UnknownWorkflow
+from tests.fakes.engine import MemoryEngine
+from tests.fakes.site import photo
+from workflows.catalog import load_catalog
+
+BEST, LOADED, OTHER = (Candidate(uuid4(), name) for name in ("cold", "warm", "cold"))
+
+
+def first(affinity: Affinity, *candidates: Candidate) -> UUID:
+    return affinity.order(candidates)[0]
+
+
+def test_03_what_is_loaded_comes_first_and_nothing_is_left_out() -> None:
+    """The others follow in the order in which they came."""
+    order = Affinity(frozenset({"warm"})).order([BEST, OTHER, LOADED])
+    assert order == [LOADED.job_id, BEST.job_id, OTHER.job_id]
+
+
+def test_03_a_job_is_passed_over_once() -> None:
+    """The worker's next is that job; after it, another may be passed over."""
+    affinity = Affinity(frozenset({"warm"}))
+    assert first(affinity, BEST, LOADED) == LOADED.job_id
+    assert first(affinity, BEST, LOADED) == BEST.job_id
+    assert first(affinity, OTHER, LOADED) == LOADED.job_id
+
+
+def test_03_without_anything_loaded_the_best_is_the_best() -> None:
+    """As it is when nothing that is loaded waits, or nothing at all."""
+    assert first(Affinity(), BEST, LOADED) == BEST.job_id
+    assert first(Affinity(frozenset({"warm"})), BEST, OTHER) == BEST.job_id
+    assert Affinity(frozenset({"warm"})).order([]) == []
+
+
+def test_03_the_last_jobs_models_are_what_is_loaded() -> None:
+    """Until the engine is started anew: it has nothing loaded then."""
+    engine = MemoryEngine(photo())
+    warmth = Warmth(load_catalog(), engine)
+    assert warmth.affinity.workflows == frozenset()
+    warmth.took("enlarge")
+    warmth.took("restore")
+    warmth.check()
+    assert warmth.affinity.workflows == {"restore"}
+    engine.starts += 1
+    warmth.check()
+    assert warmth.affinity.workflows == frozenset()
+
+
+async def test_03_warming_up_loads_a_workflows_models() -> None:
+    """By a run on a picture of its own, before there is any job."""
+    engine = MemoryEngine(photo())
+    warmth = Warmth(load_catalog(), engine)
+    await warmth.warm_up("restore")
+    assert [run.output_node for run in engine.runs] == ["result"]
+    assert warmth.affinity.workflows == {"restore"}
+
+
+async def test_03_warming_up_may_fail() -> None:
+    """A worker whose engine cannot do it takes jobs all the same; an unknown name is a mistake."""
+    warmth = Warmth(load_catalog(), MemoryEngine(photo(), error=EngineOutOfMemory("full")))
+    await warmth.warm_up("restore")
+    assert warmth.affinity.workflows == frozenset()
+    with pytest.raises(UnknownWorkflow):
+        await warmth.warm_up("colourise")
