@@ -25,10 +25,14 @@ def _set() -> asyncio.Event:
 
 
 async def encode_here(
-    picture: EngineResult, output_format: OutputFormat, quality: int, alpha: Image.Image | None
+    picture: EngineResult,
+    output_format: OutputFormat,
+    quality: int,
+    alpha: Image.Image | None,
+    exif: bytes | None,
 ) -> bytes:
     """In place of the encoder processes."""
-    return await asyncio.to_thread(encode, picture, output_format, quality, alpha)
+    return await asyncio.to_thread(encode, picture, output_format, quality, alpha, exif)
 
 
 @dataclass
