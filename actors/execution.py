@@ -41,6 +41,7 @@ from restoration.ports import (
     Prompt,
 )
 from workflows.catalog import Catalog, Workflow
+from workflows.custom import workflow_of
 from workflows.render import render
 
 log = structlog.get_logger(__name__)
@@ -180,7 +181,7 @@ class Execution:
                 await asyncio.sleep(self._retry.first_s)
 
     async def _restore(self, job: Job, run_id: UUID, watch: Stopwatch) -> Artifact:
-        workflow = self._catalog.find(job.workflow)
+        workflow = workflow_of(self._catalog, job.workflow, job.params)
         self._progress(job, 0, "fetching")
         with watch.lap("fetch"):
             photo = await asyncio.to_thread(

@@ -25,6 +25,7 @@ from restoration.errors import DependencyUnavailable, EngineUnavailable
 from restoration.jobs import JobStatus
 from restoration.settings import load_settings
 from workflows.catalog import load_catalog
+from workflows.custom import CUSTOM
 
 STORE_PAUSE_S = 0.2
 LONGEST_STORE_PAUSE_S = 5.0
@@ -43,7 +44,7 @@ class GpuWorker:
         self._turn = asyncio.Lock()
         self._running: set[asyncio.Task[str]] = set()
         catalog = load_catalog()
-        self._workflows = [workflow.name for workflow in catalog]
+        self._workflows = [CUSTOM, *(workflow.name for workflow in catalog)]
         async with AsyncExitStack() as resources:
             database = Database(settings.database_url.get_secret_value())
             resources.push_async_callback(database.aclose)

@@ -11,6 +11,7 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     │   ├── BatchTooLarge             batch_too_large       more bytes or photos than allowed
     │   ├── InvalidParameters         invalid_parameters    details["problems"] names each
     │   ├── UnknownWorkflow           unknown_workflow
+    │   ├── GraphRefused              graph_refused         details["node"] says where, if one is
     │   └── InvalidWebhook            invalid_webhook       no webhook can be sent there, or at all
     ├── Unauthenticated               unauthenticated
     ├── Forbidden                     insufficient_scope    details["scope"] is what lacks
@@ -100,6 +101,10 @@ class InvalidParameters(InvalidRequest):
 
 class UnknownWorkflow(InvalidRequest):
     code = "unknown_workflow"
+
+
+class GraphRefused(InvalidRequest):
+    code = "graph_refused"
 
 
 class InvalidWebhook(InvalidRequest):

@@ -30,6 +30,13 @@ from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import secret_key
 
 DAY_S = 24 * 3600
+# Of stock ComfyUI. What turns one picture into many, or takes its size from elsewhere, is not here.
+PURE_IMAGE_NODES = (
+    *("LoadImage", "SaveImage", "UpscaleModelLoader", "ImageUpscaleWithModel"),
+    *("ImageScale", "ImageScaleBy", "ImageScaleToTotalPixels", "ImageScaleToMaxDimension"),
+    *("ImageCrop", "ImagePadForOutpaint", "ImageFlip", "ImageRotate"),
+    *("ImageBlend", "ImageBlur", "ImageSharpen", "ImageInvert", "ImageQuantize"),
+)
 
 
 def _state_dir() -> Path:
@@ -115,6 +122,12 @@ class Settings(NodeSettings):
 
     # How long a direct upload may take; the sweeper removes what nobody has used an hour later
     upload_url_lifetime_s: int = Field(900, alias="UPLOAD_URL_LIFETIME_S", gt=0, le=3600)
+
+    # Node classes that users' own graphs may contain: each is trusted to write, reach and run
+    # nothing, and to make one picture of one
+    runs_allowed_nodes: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
+        PURE_IMAGE_NODES, alias="RUNS_ALLOWED_NODES"
+    )
 
     # How much may wait and be on its way, and how long an idempotency key is remembered
     max_waiting_jobs: int = Field(100_000, alias="MAX_WAITING_JOBS", gt=0)

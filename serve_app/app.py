@@ -18,7 +18,7 @@ from restoration.errors import BatchTooLarge, ImageTooLarge
 from serve_app.errors import install_error_handlers
 from serve_app.middleware import REQUEST_ID, BodyLimit, Limit, RequestContext
 from serve_app.openapi import install_openapi
-from serve_app.routes import batches, direct_uploads, events, health, restorations, workflows
+from serve_app.routes import batches, direct_uploads, events, health, restorations, runs, workflows
 from serve_app.routes.batch_form import BATCH_OVERHEAD_BYTES
 from serve_app.routes.forms import FORM_OVERHEAD_BYTES
 from serve_app.routes.uploads import UploadSlots
@@ -50,7 +50,7 @@ def build_asgi_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.uploads = UploadSlots(services.settings.max_uploads_in_flight)
-    for module in (restorations, events, batches, direct_uploads, workflows, health):
+    for module in (restorations, runs, events, batches, direct_uploads, workflows, health):
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)

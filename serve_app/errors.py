@@ -35,6 +35,7 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
         e.BatchTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         e.InvalidParameters: HTTPStatus.UNPROCESSABLE_ENTITY,
         e.UnknownWorkflow: HTTPStatus.NOT_FOUND,
+        e.GraphRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
         e.InvalidWebhook: HTTPStatus.UNPROCESSABLE_ENTITY,
         e.Unauthenticated: HTTPStatus.UNAUTHORIZED,
         e.Forbidden: HTTPStatus.FORBIDDEN,

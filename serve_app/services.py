@@ -81,7 +81,8 @@ def open_services(settings: Settings) -> Services:
         settings=settings,
         catalog=catalog,
         submission=Submission(
-            catalog, jobs, blobs, decoders, settings.upload_limits, settings.webhook_rules
+            *(catalog, jobs, blobs, decoders, settings.upload_limits, settings.webhook_rules),
+            allowed_nodes=settings.runs_allowed_nodes,
         ),
         jobs=jobs,
         batches=PostgresBatchStore(database, settings.queue_policy),

@@ -132,6 +132,7 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
             submission=Submission(
                 *(catalog, jobs, blobs, InProcess(settings.upload_limits)),
                 *(settings.upload_limits, settings.webhook_rules),
+                allowed_nodes=settings.runs_allowed_nodes,
             ),
             jobs=jobs,
             batches=batches,
