@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine demo test chaos check format lock clean
+.PHONY: help setup engine demo test chaos bench check format lock clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,11 +34,15 @@ test: engine ## all tests, the real ComfyUI's among them
 chaos: engine ## kill one component after another for SECONDS (600), then count what came of the jobs
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600)
 
-check: $(READY) ## ruff, mypy, import-linter
+bench: engine ## measure against a bare ComfyUI and others; table, build/bench.json and a chart
+	$(BIN)/python -m benchmarks $(ONLY)
+
+check: $(READY) ## ruff (bandit's rules too), mypy, import-linter, pip-audit
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	@$(BIN)/python -m tests.audit
 
 format: $(READY) ## let ruff format everything
 	$(BIN)/ruff format --quiet .

@@ -61,8 +61,7 @@ async def _work(settings: Settings) -> NoReturn:
         resources.push_async_callback(database.aclose)
         blobs = S3BlobStore.from_settings(settings)
         resources.push_async_callback(blobs.aclose)
-        # A proxy from the environment has no business between this machine and itself.
-        http = http_client(SendLimits(), trust_env=not settings.webhook_allow_http)
+        http = http_client(SendLimits(), settings.webhook_rules)
         await resources.enter_async_context(http)
         courier = None
         if settings.webhook_secret is not None:

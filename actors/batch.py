@@ -30,6 +30,7 @@ from ray.serve.exceptions import RayServeException
 
 from actors.batch_submission import Draft
 from actors.handles import APP, INGRESS, IngressHandle
+from actors.loopback import find_ray
 from actors.status_actor import StatusActor, status_actor
 from actors.submission import SubmissionRequest
 from restoration.batches import JobBatch
@@ -250,7 +251,7 @@ def _ingress(address: str) -> IngressHandle:
     try:
         if not ray.is_initialized():
             # a script's output is its own: no word of Ray's but errors
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=find_ray(address), log_to_driver=False, logging_level=logging.ERROR)
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
         return IngressHandle(serve.get_deployment_handle(INGRESS, app_name=APP))
     except (ConnectionError, RayServeException) as error:

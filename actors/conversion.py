@@ -31,6 +31,7 @@ class Prepared:
 
     data: bytes
     type: ImageType
+    pixels: int
     alpha: Image.Image | None = None
     exif: bytes | None = None
 
@@ -40,14 +41,15 @@ def prepare(data: bytes, *, keep_metadata: bool = False) -> Prepared:
     with Image.open(io.BytesIO(data), formats=list(DECODERS.values())) as image:
         exif = exif_of(image) if keep_metadata else None
         upright = ImageOps.exif_transpose(image)
+    pixels = upright.width * upright.height
     alpha, profile = _alpha(upright), _profile(upright)
     if _is_deep_grey(upright):
         plain = _shallow(upright)
     elif alpha is not None or profile is not None:
         plain = _in_srgb(upright, profile)
     else:
-        return Prepared(data, sniff(data), exif=exif)
-    return Prepared(_written(plain, _PNG), ImageType.PNG, alpha, exif)
+        return Prepared(data, sniff(data), pixels, exif=exif)
+    return Prepared(_written(plain, _PNG), ImageType.PNG, pixels, alpha, exif)
 
 
 def encode(

@@ -2,12 +2,14 @@
 
 A job ends in Postgres and knows nothing of this. A receiver that is slow, broken or hostile costs
 its own deliveries and nobody else's: each try has a few seconds, each host a few tries at a time,
-no redirect is followed, and of an answer only the status counts.
+no redirect is followed, and of an answer only the status counts. Where it may be, and that it is
+there still when it is connected to, is for `actors.pinned_http`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +19,11 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 import httpx
 import structlog
 
+from actors.pinned_http import PinnedTransport, Resolve, resolve
 from persistence.deliveries import Outbox
 from persistence.signals import DispatchSignals
 from restoration.errors import DependencyUnavailable
+from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import DueDelivery, RetrySchedule, message_id, payload, signed_headers
 
 log = structlog.get_logger(__name__)
@@ -34,10 +38,11 @@ class SendLimits:
     """`timeout_s` is for a whole try; the lease must be longer, or tries would be doubled."""
 
     timeout_s: float = 5.0
+    connect_timeout_s: float = 2.0
     lease_s: float = 30.0
     at_once: int = 32
     per_host: int = 4
-    max_answer_bytes: int = 64 * 1024
+    max_answer_bytes: int = 4 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +54,24 @@ class Refusal:
     retry_after_s: float = 0
 
 
-def http_client(limits: SendLimits, *, trust_env: bool) -> httpx.AsyncClient:
-    """A client for talking to strangers: it follows nobody and remembers nothing of theirs."""
+def http_client(
+    limits: SendLimits,
+    rules: WebhookRules,
+    resolve: Resolve = resolve,
+    tls: ssl.SSLContext | None = None,
+) -> httpx.AsyncClient:
+    """A client for talking to strangers: it follows nobody and remembers nothing of theirs.
+
+    No proxy from the environment is used: it would resolve names again, and for itself.
+    """
+    connections = httpx.Limits(max_connections=limits.at_once, max_keepalive_connections=0)
     return httpx.AsyncClient(
-        timeout=limits.timeout_s,
-        limits=httpx.Limits(max_connections=limits.at_once, keepalive_expiry=5),
+        transport=PinnedTransport(rules, connections, resolve, tls),
+        timeout=httpx.Timeout(limits.timeout_s, connect=limits.connect_timeout_s),
         follow_redirects=False,
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
         headers={"User-Agent": "comfy-restore", "Content-Type": "application/json"},
-        trust_env=trust_env,
+        trust_env=False,
     )
 
 
@@ -167,7 +181,7 @@ class Courier:
         return refusal if answer is None else _judge(answer)
 
     async def _drain(self, answer: httpx.Response) -> None:
-        """A connection whose answer was read to its end can be used again."""
+        """To hang up on a short answer would look like a failure to whoever sends it."""
         read_bytes = 0
         async for chunk in answer.aiter_raw():
             read_bytes += len(chunk)

@@ -18,8 +18,9 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from actors.handles import NOTHING_WAITS, WorkerPool
+from actors.handles import WorkerPool
 from actors.logs import configure_logging
+from actors.pipeline import BUSY, NOTHING_WAITS
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.signals import DispatchSignals
@@ -33,6 +34,12 @@ log = structlog.get_logger(__name__)
 # Without a hint the queue is looked at this often: for delayed retries and lapsed leases.
 TICK_S = 1.0
 RECONNECT_S = 1.0
+# A ticket that a busy worker has no use for is offered again: soon, because another may have
+# nothing to do; ever later, because they may all be busy for long.
+FIRST_HOLD_S = 0.25
+LONGEST_HOLD_S = 5.0
+
+Send = Callable[[AttemptRef, float], Awaitable[str]]
 
 
 class TicketOffice:
@@ -44,7 +51,7 @@ class TicketOffice:
     def __init__(
         self,
         jobs: JobStore,
-        send: Callable[[AttemptRef], Awaitable[str]],
+        send: Send,
         window: int,
         on_done: Callable[[], None],
         pause_s: float,
@@ -55,10 +62,13 @@ class TicketOffice:
         self._on_done = on_done
         self._pause_s = pause_s
         self._outstanding: dict[AttemptRef, asyncio.Task[None]] = {}
+        self._hold_s: dict[AttemptRef, float] = {}  # of those that were of no use before
 
     async def issue(self) -> None:
         """Send a ticket for each waiting job that has none, up to the window."""
-        for ref in await self._jobs.waiting(self._window):
+        waiting = await self._jobs.waiting(self._window)
+        self._hold_s = {ref: self._hold_s[ref] for ref in waiting if ref in self._hold_s}
+        for ref in waiting:
             if len(self._outstanding) >= self._window:
                 return
             if ref not in self._outstanding:
@@ -66,7 +76,11 @@ class TicketOffice:
 
     async def _follow(self, ref: AttemptRef) -> None:
         try:
-            if await self._send(ref) == NOTHING_WAITS:
+            hold_s = self._hold_s.get(ref, FIRST_HOLD_S)
+            outcome = await self._send(ref, hold_s)
+            if outcome == BUSY:
+                self._hold_s[ref] = min(2 * hold_s, LONGEST_HOLD_S)
+            elif outcome == NOTHING_WAITS:
                 # If the job waits all the same, for a worker that knows its workflow, the next
                 # ticket would fare no better.
                 await asyncio.sleep(self._pause_s)
@@ -105,7 +119,7 @@ class Dispatch:
         self,
         jobs: JobStore,
         signals: DispatchSignals,
-        send: Callable[[AttemptRef], Awaitable[str]],
+        send: Send,
         window: int,
         lease_s: float,
         tick_s: float = TICK_S,

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, ParamSpec
 from uuid import UUID, uuid4
@@ -33,6 +33,7 @@ from restoration.jobs import Artifact, Failure, Job, JobStatus
 from restoration.ports import (
     BlobStore,
     Engine,
+    EngineBegan,
     EngineEvent,
     EnginePreview,
     EngineProgress,
@@ -75,6 +76,19 @@ class RetryPolicy:
         return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret
 
 
+class Visit:
+    """A job's way through the engine, told to whoever lets jobs in; this one tells nobody."""
+
+    def staged(self, pixels: int) -> None:
+        """The engine has a picture of so many pixels; it executes it now, or after others."""
+
+    def began(self) -> None:
+        """It executes from now on."""
+
+    def left(self) -> None:
+        """It was executed to its end, and its result is out of the engine."""
+
+
 class Execution:
     """Runs claimed jobs on one engine. Any number of `run` calls may overlap."""
 
@@ -96,15 +110,17 @@ class Execution:
         self._lease = lease
         self._retry = retry or RetryPolicy()
 
-    async def run(self, job: Job) -> Job | None:
+    async def run(self, job: Job, visit: Visit) -> Job | None:
         """Take the claimed `job` to the end of this attempt.
 
-        None when the attempt could not be ended by us: its lease is lost, or Postgres stayed away.
+        `visit` is told of its way through the engine, which is free for others before the
+        picture is encoded and stored. None when the attempt could not be ended by us: its lease
+        is lost, or Postgres stayed away.
         """
         with structlog.contextvars.bound_contextvars(job_id=str(job.id), attempt=job.attempt):
             self._publish(job.id, StateChanged(JobStatus.RUNNING, job.attempt))
             try:
-                ended = await self._attempt(job)
+                ended = await self._attempt(job, visit)
             except LeaseLost:
                 log.warning("lease_lost")
                 return None
@@ -120,11 +136,11 @@ class Execution:
             log.info("attempt_ended", status=ended.status, timings_s=dict(ended.timings_s))
             return ended
 
-    async def _attempt(self, job: Job) -> Job:
+    async def _attempt(self, job: Job, visit: Visit) -> Job:
         watch = Stopwatch()
         run_id = uuid4()  # never used before: ComfyUI takes an id twice and mixes the two up
         try:
-            output = await self._under_lease(job, run_id, self._restore(job, run_id, watch))
+            output = await self._under_lease(job, run_id, self._restore(job, run_id, watch, visit))
         except LeaseLost:
             raise
         except EngineInterrupted:
@@ -180,41 +196,62 @@ class Execution:
                     raise
                 await asyncio.sleep(self._retry.first_s)
 
-    async def _restore(self, job: Job, run_id: UUID, watch: Stopwatch) -> Artifact:
+    async def _restore(self, job: Job, run_id: UUID, watch: Stopwatch, visit: Visit) -> Artifact:
         workflow = workflow_of(self._catalog, job.workflow, job.params)
         self._progress(job, 0, "fetching")
-        with watch.lap("fetch"):
-            photo = await asyncio.to_thread(
-                prepare, await self._blobs.get(job.input), keep_metadata=job.keep_metadata
-            )
-        with watch.lap("engine"):
-            png = await self._run_engine(job, workflow, run_id, photo)
+        watch.enter("fetch")
+        photo = await asyncio.to_thread(
+            prepare, await self._blobs.get(job.input), keep_metadata=job.keep_metadata
+        )
+        watch.enter("staged")
+        png = await self._run_engine(job, workflow, run_id, photo, watch, visit)
         self._progress(job, ENGINE_TO, "storing")
-        with watch.lap("encode"):
-            quality = int(job.params.get("quality", DEFAULT_QUALITY))
-            data = await asyncio.to_thread(
-                encode, png, job.output_format, quality, photo.alpha, photo.exif
-            )
-        with watch.lap("store"):
-            key = output_key(job.ref, job.output_format)
-            return await self._blobs.put(key, data, job.output_format.content_type)
+        watch.enter("encode")
+        quality = int(job.params.get("quality", DEFAULT_QUALITY))
+        data = await asyncio.to_thread(
+            encode, png, job.output_format, quality, photo.alpha, photo.exif
+        )
+        watch.enter("store")
+        key = output_key(job.ref, job.output_format)
+        output = await self._blobs.put(key, data, job.output_format.content_type)
+        watch.stop()
+        return output
 
     async def _run_engine(
-        self, job: Job, workflow: Workflow, run_id: UUID, photo: Prepared
+        self,
+        job: Job,
+        workflow: Workflow,
+        run_id: UUID,
+        photo: Prepared,
+        watch: Stopwatch,
+        visit: Visit,
     ) -> bytes:
+        limit_s = job.run_limit_s or workflow.manifest.run_limit_s
+
         def render_for(image_name: str, output_prefix: str) -> Prompt:
+            visit.staged(photo.pixels)
             return render(workflow, job.params, image_name, output_prefix)
+
+        def on_event(event: EngineEvent) -> None:
+            if isinstance(event, EngineBegan):
+                # What others took before is not held against this one.
+                limit.reschedule(asyncio.get_running_loop().time() + limit_s)
+                watch.enter("engine")
+                visit.began()
+            else:
+                self._relay(job, event)
 
         suffix = "." + photo.type.value.rpartition("/")[2]
         run = EngineRun(run_id, photo.data, suffix, render_for, workflow.manifest.output.node)
-        limit_s = job.run_limit_s or workflow.manifest.run_limit_s
         try:
-            async with asyncio.timeout(limit_s):
-                return await self._engine.run(run, lambda event: self._relay(job, event))
+            async with asyncio.timeout(None) as limit:
+                png = await self._engine.run(run, on_event)
         except TimeoutError:
             raise EngineTimeout(f"the attempt took longer than the {limit_s:g} s allowed") from None
+        visit.left()
+        return png
 
-    def _relay(self, job: Job, event: EngineEvent) -> None:
+    def _relay(self, job: Job, event: EngineProgress | EnginePreview) -> None:
         match event:
             case EngineProgress(fraction, node_class):
                 share = ENGINE_FROM + (ENGINE_TO - ENGINE_FROM) * fraction
@@ -260,15 +297,17 @@ async def _stop(task: asyncio.Task[Any]) -> None:
 
 
 class Stopwatch:
-    """Wall time of each stage of an attempt, in seconds by name."""
+    """Wall time of each stage of an attempt, in seconds by name; one stage follows another."""
 
     def __init__(self) -> None:
         self.laps_s: dict[str, float] = {}
+        self._stage = ""
+        self._since = 0.0
 
-    @contextmanager
-    def lap(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.laps_s[name] = round(time.monotonic() - started, 4)
+    def enter(self, stage: str) -> None:
+        self.stop()
+        self._stage, self._since = stage, time.monotonic()
+
+    def stop(self) -> None:
+        if self._stage:
+            self.laps_s[self._stage] = round(time.monotonic() - self._since, 4)

@@ -1,7 +1,8 @@
 """A GPU worker: one Serve replica, one GPU, one ComfyUI.
 
-It takes tickets, claims the best job that waits by then, and sees it through. The job outlives
-the ticket: a dispatcher that dies, or a ticket that is cancelled, stops no work.
+It takes tickets, claims the best job that waits by then, and sees it through, several of them in
+different stages at a time (`actors.pipeline`). The job outlives the ticket: a dispatcher that
+dies, or a ticket that is cancelled, stops no work.
 """
 
 from __future__ import annotations
@@ -13,22 +14,25 @@ from contextlib import AsyncExitStack
 import ray
 import structlog
 
-from actors.execution import Execution, Lease
-from actors.handles import NOTHING_WAITS
+from actors.draining import is_draining
+from actors.execution import Execution, Lease, Visit
 from actors.logs import configure_logging
+from actors.pipeline import Pipeline
 from actors.status_actor import ProgressReporter, status_actor
 from comfy_pool.assembly import engine_on_this_node
 from persistence.blobs import S3BlobStore
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
-from restoration.errors import DependencyUnavailable, EngineUnavailable
-from restoration.jobs import JobStatus
+from restoration.errors import DependencyUnavailable, EngineUnavailable, LeaseLost
+from restoration.jobs import AttemptRef, Job, JobStatus
 from restoration.settings import load_settings
 from workflows.catalog import load_catalog
 from workflows.custom import CUSTOM
 
 STORE_PAUSE_S = 0.2
 LONGEST_STORE_PAUSE_S = 5.0
+DRAIN_POLL_S = 0.5
+HAND_BACK_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -36,13 +40,18 @@ log = structlog.get_logger(__name__)
 class GpuWorker:
     """The Serve deployment. Secrets come from the node's environment, never from arguments."""
 
-    async def __init__(self, *, whole_gpu: bool) -> None:  # type: ignore[misc] # Serve awaits it
+    async def __init__(  # type: ignore[misc] # Serve awaits it
+        self, *, whole_gpu: bool, depth: int, drain_s: float
+    ) -> None:
+        """`drain_s` is how long Serve lets a replica that is to stop go on."""
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
         self._id = str(ray.get_runtime_context().get_actor_id())
         self._lease = Lease(settings.heartbeat_s, settings.lease_s)
-        self._turn = asyncio.Lock()
+        self._pipeline = Pipeline(self._claim, self._see_through, depth)
+        self._store_failed = False
         self._running: set[asyncio.Task[str]] = set()
+        self._held: set[AttemptRef] = set()
         catalog = load_catalog()
         self._workflows = [CUSTOM, *(workflow.name for workflow in catalog)]
         async with AsyncExitStack() as resources:
@@ -60,54 +69,86 @@ class GpuWorker:
                 catalog, self._jobs, blobs, self._engine, progress, self._lease
             )
             self._resources = resources.pop_all()
+        self._leaving = asyncio.create_task(self._leave_in_time(drain_s))
         log.info("worker_ready", worker=self._id)
 
-    async def process(self, job_id: str, attempt: int) -> str:
-        """Honour a ticket: run the best waiting job, which need not be the ticket's own."""
-        task = asyncio.create_task(self._process_best())
+    async def process(self, job_id: str, attempt: int, hold_s: float) -> str:
+        """Honour a ticket: run the best waiting job, which need not be the ticket's own.
+
+        A ticket that could not be used within `hold_s` goes back.
+        """
+        # Serve frees its slot when a ticket is cancelled, before we are done.
+        task = asyncio.create_task(self._pipeline.process(hold_s))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return await asyncio.shield(task)
 
-    async def _process_best(self) -> str:
-        # A lock of ours guards the engine: Serve frees its slot on cancel, before we are done.
-        async with self._turn:
-            try:
-                await self._engine.start()  # before a job is claimed for it, not under one
-            except EngineUnavailable as error:
-                log.warning("engine_unavailable", reason=error.message)
-                return NOTHING_WAITS
-            job = await self._jobs.claim(self._id, self._lease.lease_s, self._workflows)
-            if job is None:
-                return NOTHING_WAITS
-            ended = await self._execution.run(job)
-            if ended is not None and ended.status is JobStatus.QUEUED:
-                await self._stores_answer()
-            return ended.status if ended else "lost"
+    async def _claim(self) -> Job | None:
+        """The best waiting job, if there is an engine for it and a store to read it from; none
+        when the replica is to stop, which tickets that came before may not know."""
+        if is_draining():
+            return None
+        if self._store_failed:
+            await self._stores_answer()
+        try:
+            await self._engine.start()  # before a job is claimed for it, not under one
+        except EngineUnavailable as error:
+            log.warning("engine_unavailable", reason=error.message)
+            return None
+        return await self._jobs.claim(self._id, self._lease.lease_s, self._workflows)
+
+    async def _see_through(self, job: Job, visit: Visit) -> str:
+        self._held.add(job.ref)
+        try:
+            ended = await self._execution.run(job, visit)
+        finally:
+            self._held.discard(job.ref)
+        if ended is not None and ended.status is JobStatus.QUEUED:
+            self._store_failed = True  # perhaps: the next claim finds out
+        return ended.status if ended else "lost"
 
     async def _stores_answer(self) -> None:
         """Wait until S3 is there again: an outage must not send every job through here and back."""
         pause_s = STORE_PAUSE_S
         while True:
             try:
-                return await self._blobs.ping()
+                await self._blobs.ping()
+                self._store_failed = False
+                return
             except DependencyUnavailable as error:
                 log.warning("store_unavailable", reason=error.message)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_STORE_PAUSE_S)
 
+    async def _leave_in_time(self, drain_s: float) -> None:
+        """Once the replica is to stop: hand back what has not ended shortly before it is killed."""
+        while not is_draining():  # noqa: ASYNC110 # a flag of Serve's, which has no event
+            await asyncio.sleep(DRAIN_POLL_S)
+        log.info("worker_drains", worker=self._id, running=len(self._running))
+        await asyncio.sleep(drain_s - min(HAND_BACK_S, drain_s / 2))
+        await self._hand_back()
+
+    async def _hand_back(self) -> None:
+        """Give up all jobs, and only then stop them: an engine may take long to its next step."""
+        for ref in tuple(self._held):
+            try:
+                await self._jobs.release(ref, None)
+            except (LeaseLost, DependencyUnavailable) as error:
+                log.warning("not_handed_back", job_id=str(ref.job_id), reason=error.message)
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
     async def check_health(self) -> None:
         """Bring a dead engine back between jobs; raise, to be replaced, if that cannot be done."""
         if (error := self._engine.broken) is not None:
             raise error  # also while a job waits for it to start
-        if self._turn.locked() or await self._engine.healthy():
-            return
-        async with self._turn:
+        if self._pipeline.idle and not await self._engine.healthy():
             await self._engine.start()
 
     async def __del__(self) -> None:
         """Hand back what runs, and stop the engine. Serve has drained the replica before."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        self._leaving.cancel()
+        await asyncio.gather(self._leaving, return_exceptions=True)
+        await self._hand_back()
         await self._resources.aclose()

@@ -18,8 +18,6 @@ from restoration.jobs import AttemptRef, Job, NewJob
 
 APP = "comfy-restore"
 INGRESS = "Ingress"
-# What comes of a ticket whose worker found no job to claim.
-NOTHING_WAITS = "nothing waits"
 
 
 class WorkerPool:
@@ -28,13 +26,13 @@ class WorkerPool:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
-    async def process(self, ref: AttemptRef) -> str:
-        """Send a ticket; returns what came of it once a worker has honoured it.
+    async def process(self, ref: AttemptRef, hold_s: float) -> str:
+        """Send a ticket; returns what came of it, BUSY if its worker had no use for it.
 
         Raises errors of Ray's own and of Serve's: ActorDiedError says in `actor_id` which worker
         died.
         """
-        outcome: str = await self._handle.process.remote(str(ref.job_id), ref.attempt)
+        outcome: str = await self._handle.process.remote(str(ref.job_id), ref.attempt, hold_s)
         return outcome
 
 

@@ -31,7 +31,14 @@ from restoration.errors import (
     EngineStalled,
     EngineUnavailable,
 )
-from restoration.ports import EngineEvent, EnginePreview, EngineProgress, EngineRun, Prompt
+from restoration.ports import (
+    EngineBegan,
+    EngineEvent,
+    EnginePreview,
+    EngineProgress,
+    EngineRun,
+    Prompt,
+)
 
 _END_REPORT_S = 1.0  # a dead process drops its connections a little before its end is reported
 
@@ -55,6 +62,7 @@ class RunInEngine:
         self._socket: EventSocket | None = None
         self._heard: NodeError | None = None
         self._wake = asyncio.Event()
+        self._began = False
         self._submitted = False
         self._queued = False  # ComfyUI has the prompt, or may have it
 
@@ -72,6 +80,7 @@ class RunInEngine:
         if self._meter is None or self._link is None:
             return
         self._patience.sign_of_life()
+        self._begins()
         match message:
             case Started():
                 self._link.began(self.id)
@@ -117,6 +126,7 @@ class RunInEngine:
         prompt = self._run.render(name, f"{self.folder}/output")
         await self._submit(link, prompt)
         entry = await self._outcome(link)
+        self._begins()
         self._meter = None
         png = await link.client.view(self._output(entry))
         node_class = str(prompt[self._run.output_node]["class_type"])
@@ -186,7 +196,9 @@ class RunInEngine:
         """The history entry, or None while the engine has the run in its queue."""
         if (entry := await link.client.history(self.id)) is None:
             queue = await link.client.queue()
-            if self.id in queue.pending and queue.running:
+            if self.id in queue.running:
+                self._begins()
+            elif self.id in queue.pending and queue.running:
                 self._patience.sign_of_life()
             if self.id in queue.pending | queue.running:
                 return None
@@ -199,6 +211,12 @@ class RunInEngine:
         if self._patience.stop_asked:
             raise EngineInterrupted("the run was taken from the queue")
         raise EngineCrashed("the engine does not know the run any more")
+
+    def _begins(self) -> None:
+        """Of a run that waits there is no event: whatever is heard of it says that it executes."""
+        if not self._began:
+            self._began = True
+            self._on_event(EngineBegan())
 
     async def _push_stop(self, client: ComfyClient) -> None:
         """Whether the run waits or runs, one of the two stops it, and neither another run."""

@@ -221,6 +221,11 @@ class StatusBoard(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class EngineBegan:
+    """The run's turn has come: it executes from now on. Told once, before its progress."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineProgress:
     """`fraction` from 0 to 1 over the whole prompt; `node_class` is what runs now."""
 
@@ -234,7 +239,7 @@ class EnginePreview:
     content_type: str
 
 
-EngineEvent = EngineProgress | EnginePreview
+EngineEvent = EngineBegan | EngineProgress | EnginePreview
 
 
 @dataclass(frozen=True, slots=True)

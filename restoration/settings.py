@@ -1,13 +1,16 @@
 """Every setting, its environment variable and its default, as one frozen value.
 
 Nothing is read at import: a process calls `load_settings(os.environ)` once, at its edge, and
-passes the parts on. Secrets never show in a repr.
+passes the parts on. Secrets never show in a repr; instead of NAME, NAME_FILE may name a file that
+holds one, as container platforms mount them.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
@@ -30,6 +33,9 @@ from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import secret_key
 
 DAY_S = 24 * 3600
+FILE_SUFFIX = "_FILE"
+# As browsers send it: lower case and nothing behind the port. `*` and `null` would be anybody.
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]+)?", re.ASCII)
 # Of stock ComfyUI. What turns one picture into many, or takes its size from elsewhere, is not here.
 PURE_IMAGE_NODES = (
     *("LoadImage", "SaveImage", "UpscaleModelLoader", "ImageUpscaleWithModel"),
@@ -68,9 +74,13 @@ class NodeSettings(BaseModel):
     engine_start_timeout_s: float = Field(120, alias="ENGINE_START_TIMEOUT_S", gt=0)
     # An engine that runs a prompt and says nothing for so long is taken for hung.
     engine_stall_s: float = Field(300, alias="ENGINE_STALL_S", gt=0)
+    # Jobs held ready behind the one that executes: one keeps a GPU busy, more wait without need.
+    worker_depth: int = Field(1, alias="WORKER_DEPTH", ge=0)
     # Started anew between two jobs after so many, or above so much memory (0: never).
     engine_restart_after_jobs: int = Field(1000, alias="ENGINE_RESTART_AFTER_JOBS", ge=0)
     engine_memory_limit_mb: int = Field(0, alias="ENGINE_MEMORY_LIMIT_MB", ge=0)
+    # How long what runs may go on when the local stack is stopped, before it is handed back
+    drain_s: float = Field(30, alias="DRAIN_S", gt=0)
     # Big downloads, shared by every stack of this user; and the local stack's data and secrets.
     cache_dir: Path = Field(Path("~/.cache/comfy-restore"), alias="COMFY_RESTORE_CACHE")
     state_dir: Path = Field(default_factory=_state_dir, alias="COMFY_RESTORE_STATE")
@@ -93,11 +103,10 @@ class Settings(NodeSettings):
     # None leaves it to boto3: instance profile, shared credentials file, ...
     s3_access_key: str | None = Field(None, alias="AWS_ACCESS_KEY_ID")
     s3_secret_key: SecretStr | None = Field(None, alias="AWS_SECRET_ACCESS_KEY")
-    # CloudFront in front of the bucket: all of it, with one of the two forms of the key, or nothing
+    # CloudFront in front of the bucket: all three or nothing
     cloudfront_domain: str | None = Field(None, alias="CLOUDFRONT_DOMAIN")
     cloudfront_key_pair_id: str | None = Field(None, alias="CLOUDFRONT_KEY_PAIR_ID")
     cloudfront_private_key: SecretStr | None = Field(None, alias="CLOUDFRONT_PRIVATE_KEY")
-    cloudfront_private_key_file: Path | None = Field(None, alias="CLOUDFRONT_PRIVATE_KEY_FILE")
 
     # Who may come in
     auth0_domain: str | None = Field(None, alias="AUTH0_DOMAIN")
@@ -136,10 +145,13 @@ class Settings(NodeSettings):
     idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
     # A batch job that has waited for so long takes turns with interactive ones
     aging_s: float = Field(600, alias="AGING_S", gt=0)
-    # The signature of webhooks, without which none is sent; and, for development, plain HTTP and
-    # hosts that are not public
+    # The signature of webhooks, without which none is sent; plain HTTP, for development; and
+    # networks that are not public and may be reached all the same, separated by commas
     webhook_secret: SecretStr | None = Field(None, alias="WEBHOOK_SECRET")
     webhook_allow_http: bool = Field(False, alias="WEBHOOK_ALLOW_HTTP")
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)] = (
+        Field((), alias="WEBHOOK_NETWORKS")
+    )
 
     # How long what an ended job leaves is kept, from its end on; 0: for ever
     retention_input_s: float = Field(7 * DAY_S, alias="RETENTION_INPUT_S", ge=0)
@@ -164,6 +176,16 @@ class Settings(NodeSettings):
             secret_key(secret.get_secret_value())
         return secret
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin: each must read like https://example.com"
+                )
+        return origins
+
     @model_validator(mode="after")
     def _one_issuer(self) -> Self:
         if bool(self.auth0_domain) != bool(self.auth0_audience):
@@ -172,24 +194,13 @@ class Settings(NodeSettings):
 
     @model_validator(mode="after")
     def _cloudfront_signs(self) -> Self:
-        keys = bool(self.cloudfront_private_key) + bool(self.cloudfront_private_key_file)
-        given = (bool(self.cloudfront_domain), bool(self.cloudfront_key_pair_id), keys)
-        if given not in {(False, False, 0), (True, True, 1)}:
+        parts = (self.cloudfront_domain, self.cloudfront_key_pair_id, self.cloudfront_private_key)
+        if any(parts) and not all(parts):
             raise ValueError(
-                "CLOUDFRONT_DOMAIN, CLOUDFRONT_KEY_PAIR_ID and one of CLOUDFRONT_PRIVATE_KEY and "
-                "CLOUDFRONT_PRIVATE_KEY_FILE must be set together: unsigned, results would be open "
-                "to everybody or to nobody"
+                "CLOUDFRONT_DOMAIN, CLOUDFRONT_KEY_PAIR_ID and CLOUDFRONT_PRIVATE_KEY must be set "
+                "together: unsigned, results would be open to everybody or to nobody"
             )
         return self
-
-    def cloudfront_pem(self) -> str:
-        """The key that signs CloudFront's URLs. Raises InvalidSettings for an unreadable file."""
-        if self.cloudfront_private_key is not None:
-            return self.cloudfront_private_key.get_secret_value()
-        try:
-            return (self.cloudfront_private_key_file or Path()).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidSettings(f"CLOUDFRONT_PRIVATE_KEY_FILE cannot be read: {error}") from error
 
     @property
     def upload_limits(self) -> UploadLimits:
@@ -211,7 +222,9 @@ class Settings(NodeSettings):
     @property
     def webhook_rules(self) -> WebhookRules:
         return WebhookRules(
-            enabled=self.webhook_secret is not None, allow_http=self.webhook_allow_http
+            enabled=self.webhook_secret is not None,
+            allow_http=self.webhook_allow_http,
+            networks=self.webhook_networks,
         )
 
 
@@ -229,10 +242,28 @@ def load_node_settings(environ: Mapping[str, str]) -> NodeSettings:
 
 
 def _load(kind: type[S], environ: Mapping[str, str]) -> S:
+    values = {name: value for name, value in environ.items() if value}
+    values |= _from_files(kind, values)
     try:
-        return kind.model_validate({name: value for name, value in environ.items() if value})
+        return kind.model_validate(values)
     except ValidationError as error:
         raise InvalidSettings("; ".join(map(_describe, error.errors()))) from None
+
+
+def _from_files(kind: type[NodeSettings], values: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for field in kind.model_fields.values():
+        name = str(field.alias)
+        path = values.get(f"{name}{FILE_SUFFIX}")
+        if path is None or field.annotation not in (SecretStr, SecretStr | None):
+            continue
+        if name in values:
+            raise InvalidSettings(f"{name} and {name}{FILE_SUFFIX} are both set: set one of them")
+        try:
+            found[name] = Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidSettings(f"{name}{FILE_SUFFIX}: cannot read {path}: {error}") from None
+    return found
 
 
 def _describe(problem: ErrorDetails) -> str:

@@ -16,9 +16,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from restoration.errors import BatchTooLarge, ImageTooLarge
 from serve_app.errors import install_error_handlers
+from serve_app.headers import SecurityHeaders
 from serve_app.middleware import REQUEST_ID, BodyLimit, Limit, RequestContext
 from serve_app.openapi import install_openapi
-from serve_app.routes import batches, direct_uploads, events, health, restorations, runs, workflows
+from serve_app.routes import (
+    batches,
+    direct_uploads,
+    events,
+    health,
+    reference,
+    restorations,
+    runs,
+    workflows,
+)
 from serve_app.routes.batch_form import BATCH_OVERHEAD_BYTES
 from serve_app.routes.forms import FORM_OVERHEAD_BYTES
 from serve_app.routes.uploads import UploadSlots
@@ -44,13 +54,14 @@ def build_asgi_app(services: Services) -> FastAPI:
         summary="Send a damaged photo, get it back restored.",
         description="Errors are RFC 9457 problems with a stable `code` and the request's id.",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load their scripts from other hosts
+        docs_url=None,  # FastAPI's pages load their scripts from other hosts; ours has none
         redoc_url=None,
         generate_unique_id_function=_operation_id,
     )
     app.state.services = services
     app.state.uploads = UploadSlots(services.settings.max_uploads_in_flight)
-    for module in (restorations, runs, events, batches, direct_uploads, workflows, health):
+    modules = (restorations, runs, events, batches, direct_uploads, workflows, health, reference)
+    for module in modules:
         app.include_router(module.router)
     install_error_handlers(app)
     install_openapi(app)
@@ -78,6 +89,7 @@ def _install_middleware(app: FastAPI, services: Services) -> None:
             allow_headers=_SENT_HEADERS,
             expose_headers=_READABLE_HEADERS,
         )
+    app.add_middleware(SecurityHeaders)
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -26,6 +26,8 @@ from actors.dispatcher import Dispatcher
 from actors.gpu_worker import GpuWorker
 from actors.handles import APP
 from actors.logs import configure_logging
+from actors.loopback import start_on_loopback
+from actors.pipeline import stages
 from actors.status_actor import NAMESPACE
 from actors.submission import SubmissionRequest, Submitted
 from restoration.batches import JobBatch, NewBatch
@@ -49,9 +51,11 @@ class PoolArgs(BaseModel):
     # 1 on GPU nodes; 0 where ComfyUI runs on the CPU, a fraction to share a GPU
     worker_gpus: float = Field(1, ge=0)
     worker_cpus: float = Field(1, ge=0)
+    # jobs that a worker holds ready behind the one that executes; 0: none
+    worker_depth: int = Field(1, ge=0)
     ingress_replicas: int = Field(2, ge=1)
     dispatcher_replicas: int = Field(2, ge=1)
-    # above the longest job, or scale-down would kill it (Serve's own default is 20 s)
+    # above the longest job, or scale-down would hand it back (Serve's own default is 20 s)
     drain_s: float = Field(3600, gt=0)
 
 
@@ -102,10 +106,12 @@ class Ingress:
 
 def build(args: PoolArgs) -> Application:
     """The whole service as one Serve application."""
-    workers = _workers(args).bind(whole_gpu=args.worker_gpus >= 1)
+    workers = _workers(args).bind(
+        whole_gpu=args.worker_gpus >= 1, depth=args.worker_depth, drain_s=args.drain_s
+    )
     # Tickets waiting in Serve: enough to keep the largest pool busy, with some to spare.
     dispatcher = _deployment(Dispatcher, args.dispatcher_replicas).bind(
-        workers, window=2 * args.workers_max + 8
+        workers, window=stages(args.worker_depth) * args.workers_max + 8
     )
     ingress = _deployment(
         serve.ingress()(Ingress),
@@ -134,11 +140,11 @@ def _workers(args: PoolArgs) -> serve.Deployment:
         autoscaling_config={
             "min_replicas": args.workers_min,
             "max_replicas": args.workers_max,
-            "target_ongoing_requests": 1,
+            "target_ongoing_requests": 1,  # whatever waits or is in hand wants a GPU to itself
             # from zero, Serve first starts only this many
             "upscaling_factor": args.workers_max,
         },
-        max_ongoing_requests=1,
+        max_ongoing_requests=stages(args.worker_depth),
         request_router_config=QUICK_ROUTING,
         graceful_shutdown_timeout_s=args.drain_s,
         graceful_shutdown_wait_loop_s=0.5,
@@ -161,10 +167,11 @@ OBJECT_STORE_BYTES = 512 * 1024 * 1024
 def start_local(args: PoolArgs, port: int) -> str:
     """Start Ray and the service on this machine; returns Ray's address.
 
-    HTTP is on loopback only; Ray's own ports are open to other machines, behind its token.
+    All of it listens on loopback only, and Ray asks for its token even there.
     Returns once every replica is ready. Raises DependencyUnavailable if one does not get there.
     """
     os.environ.update(LOCAL_ENVIRONMENT)
+    start_on_loopback()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(

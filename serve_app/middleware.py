@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from restoration.errors import InvalidRequest
 from serve_app.errors import internal_error_response
+from serve_app.headers import SecurityHeaders
 
 log = structlog.get_logger(__name__)
 
@@ -60,7 +61,7 @@ class RequestContext:
 
 
 class _Answer:
-    """Adds the headers that every answer has, and remembers its status."""
+    """Adds the request's id, and remembers the status."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -70,9 +71,7 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers[REQUEST_ID] = self._request_id
-            headers["X-Content-Type-Options"] = "nosniff"
+            MutableHeaders(scope=message)[REQUEST_ID] = self._request_id
         await self._send(message)
 
 
@@ -157,4 +156,4 @@ class ServeEdge:
 
 def serve_edge() -> list[Middleware]:
     """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, on every node that runs Serve."""
-    return [Middleware(ServeEdge)]
+    return [Middleware(ServeEdge), Middleware(SecurityHeaders)]

@@ -10,6 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MEDIA_TYPE = "text/event-stream"
+# JSON Schema of an event as OpenAPI describes streams: each one by itself, fields as properties
+EVENT_SCHEMA = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "a place to resume from"},
+        "event": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 

@@ -24,7 +24,7 @@ from persistence.embedded.state import StateDir
 from persistence.embedded.supervisor import exit_on_sigterm
 from persistence.migrate import upgrade
 from restoration.errors import DependencyUnavailable
-from restoration.settings import NodeSettings, load_node_settings, load_settings
+from restoration.settings import FILE_SUFFIX, NodeSettings, load_node_settings, load_settings
 from serve_app.local_issuer import issuer_url
 from serve_app.stack_record import (
     StackOptions,
@@ -43,6 +43,8 @@ _NAMED_BY: Mapping[Role, str] = {
     "redis": "REDIS_URL",
     "s3": "S3_BUCKET",
 }
+# receivers are on this machine as well
+_LOCAL_WEBHOOKS = {"WEBHOOK_ALLOW_HTTP": "true", "WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128"}
 
 
 def run_stack(
@@ -84,7 +86,7 @@ def provide_engine(node: NodeSettings, progress: Progress) -> None:
 @contextmanager
 def _services(node: NodeSettings, progress: Progress) -> Iterator[dict[str, str]]:
     """The services that the environment does not name; yields their variables."""
-    missing = [role for role, variable in _NAMED_BY.items() if not os.environ.get(variable)]
+    missing = [role for role, variable in _NAMED_BY.items() if not _is_set(variable)]
     own_issuer = not (os.environ.get("AUTH0_DOMAIN") or os.environ.get("LOCAL_ISSUER_URL"))
     progress(f"starting {', '.join([*missing, *(['issuer'] if own_issuer else [])]) or 'nothing'}")
     ports: dict[str, int] = {}
@@ -97,13 +99,17 @@ def _services(node: NodeSettings, progress: Progress) -> Iterator[dict[str, str]
         }
         if own_issuer:
             addresses["LOCAL_ISSUER_URL"] = issuer_url(ports["issuer"])
-        if not os.environ.get("WEBHOOK_SECRET"):
+        if not _is_set("WEBHOOK_SECRET"):
             addresses["WEBHOOK_SECRET"] = webhook_secret(node.state_dir)
-        # receivers are on this machine as well
-        addresses["WEBHOOK_ALLOW_HTTP"] = os.environ.get("WEBHOOK_ALLOW_HTTP") or "true"
+        for name, value in _LOCAL_WEBHOOKS.items():
+            addresses[name] = os.environ.get(name) or value
         addresses["COMFY_RESTORE_STATE"] = str(node.state_dir)
         addresses["COMFY_RESTORE_CACHE"] = str(node.cache_dir)
         yield addresses
+
+
+def _is_set(variable: str) -> bool:
+    return bool(os.environ.get(variable) or os.environ.get(variable + FILE_SUFFIX))
 
 
 def _variables(role: Role, urls: ServiceUrls) -> dict[str, str]:
@@ -154,10 +160,11 @@ def _cluster(node: NodeSettings, options: StackOptions, progress: Progress) -> I
         workers_min=options.workers,
         workers_max=options.workers,
         worker_gpus=0 if node.engine_variant == "cpu" or node.comfyui_url else 1,
+        worker_depth=node.worker_depth,
         worker_cpus=0,  # how many engines this machine bears is for its owner to say
         ingress_replicas=1,
         dispatcher_replicas=2,  # one that dies is replaced in seconds, but jobs would wait for it
-        drain_s=30,
+        drain_s=node.drain_s,
     )
     try:
         yield start_local(args, options.port)

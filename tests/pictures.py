@@ -8,7 +8,7 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from restoration.images import ImageType
 
@@ -33,15 +33,29 @@ def deep_grey(white: int = 65_535) -> Image.Image:
     return Image.fromarray(ramp.reshape(HEIGHT, WIDTH))
 
 
+def sideways() -> Image.Exif:
+    """The orientation of a camera that was turned: the file's width is the photo's height."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def swapped_primaries() -> bytes:
+    """sRGB's profile with the columns of red and green exchanged."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    renamed = srgb.replace("sRGB".encode("utf-16-be"), "gRGB".encode("utf-16-be"))
+    return renamed.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
+
+
 def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def deep_colour_png() -> bytes:
-    """16 bits a channel, which Pillow reads but cannot write."""
-    noise = np.random.default_rng(0).bytes(6 * WIDTH)
-    rows = (b"\0" + noise) * HEIGHT
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, 2, 0, 0, 0)
+def deep_colour_png(image: Image.Image) -> bytes:
+    """A picture in RGB with 16 bits a channel, which Pillow reads but cannot write."""
+    deep = (np.asarray(image).astype(">u2") * 257).reshape(image.height, -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    header = struct.pack(">IIBBBBB", image.width, image.height, 16, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -54,7 +68,7 @@ ACCEPTED: dict[str, tuple[ImageType, bytes]] = {
     "png in grey with alpha": (PNG, file(noise("LA"), "PNG")),
     "png in black and white": (PNG, file(noise("1"), "PNG")),
     "png in grey of 16 bits": (PNG, file(deep_grey(), "PNG")),
-    "png in colours of 16 bits": (PNG, deep_colour_png()),
+    "png in colours of 16 bits": (PNG, deep_colour_png(noise())),
     "jpeg": (JPEG, file(noise(), "JPEG")),
     "jpeg, progressive": (JPEG, file(noise(), "JPEG", progressive=True)),
     "jpeg in grey": (JPEG, file(noise("L"), "JPEG")),

@@ -182,7 +182,7 @@ async def cancel_batch(
             "description": "`progress` events, each with `status` and `counts`: as they are now, "
             "and whenever they have changed, at most twice a second. The last has a final status, "
             "after which the stream ends.",
-            "content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}},
+            "content": {sse.MEDIA_TYPE: {"schema": sse.EVENT_SCHEMA}},
         },
         **problems(BatchNotFound),
     },

@@ -55,7 +55,7 @@ class EventStream(StreamingResponse):
             "description": "`state`, `progress` and `preview` events. The first is the state as "
             "it is now, the last a final state, after which the stream ends. Progress may be "
             "skipped, the end never is.",
-            "content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}},
+            "content": {sse.MEDIA_TYPE: {"schema": sse.EVENT_SCHEMA}},
         },
         **problems(
             Unauthenticated,

@@ -18,7 +18,7 @@ QUEUED, RUNNING, SUCCEEDED = JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCC
 
 @pytest.mark.real_engine
 @pytest.mark.usefixtures("engine_install")
-def test_no_accepted_job_is_lost_doubled_or_wrong_whatever_dies() -> None:
+def test_01_no_accepted_job_is_lost_doubled_or_wrong_whatever_dies() -> None:
     """Most of a minute in which one part after another is killed or stopped: every accepted job
     ends, once, with the right picture, and no engine is left behind."""
     lines: list[str] = []

@@ -49,7 +49,7 @@ from restoration.errors import (
     EngineStalled,
     EngineUnavailable,
 )
-from restoration.ports import Engine, EngineRun, Prompt
+from restoration.ports import Engine, EngineBegan, EngineEvent, EngineProgress, EngineRun, Prompt
 from tests.fakes import comfyui, graphs
 from tests.fakes.graphs import Heard, ignore
 
@@ -165,6 +165,25 @@ async def test_progress_rises_from_node_to_node_to_one(bench: Bench) -> None:
     assert {p.node_class for p in heard.progress} >= {"LoadImage", "TestSteps", "SaveImage"}
 
 
+async def test_01_a_run_tells_when_its_turn_has_come(bench: Bench) -> None:
+    """Once, before its progress; queued behind another, not before that one's last step."""
+    first = graphs.through(graphs.steps(40, 0.05))
+    told: list[tuple[str, EngineEvent]] = []
+    ahead = asyncio.create_task(bench.engine.run(first, lambda e: told.append(("first", e))))
+    await until_running(bench, first)
+    await bench.engine.run(graphs.through(), lambda e: told.append(("second", e)))
+    await ahead
+    steps = [
+        place
+        for place, (who, event) in enumerate(told)
+        if who == "first" and isinstance(event, EngineProgress) and event.node_class == "TestSteps"
+    ]
+    assert told.index(("second", EngineBegan())) > max(steps)
+    for who in ("first", "second"):
+        events = [event for each, event in told if each == who]
+        assert [event for event in events if event == EngineBegan()] == events[:1]
+
+
 async def test_previews_arrive(bench: Bench) -> None:
     """Pictures of the work so far reach the run that they are of, and no other."""
     with_previews, without = Heard(), Heard()
@@ -265,7 +284,7 @@ async def test_a_success_after_a_failure_is_a_success(bench: Bench) -> None:
     assert await bench.engine.run(graphs.through(), ignore)
 
 
-async def test_interrupting_a_running_run(bench: Bench) -> None:
+async def test_05_interrupting_a_running_run(bench: Bench) -> None:
     """Rule 8: a run that is interrupted ends early, as EngineInterrupted."""
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
@@ -276,7 +295,7 @@ async def test_interrupting_a_running_run(bench: Bench) -> None:
             await running
 
 
-async def test_interrupting_a_queued_run_spares_the_running_one(bench: Bench) -> None:
+async def test_05_interrupting_a_queued_run_spares_the_running_one(bench: Bench) -> None:
     """Rule 8: a run that waits is taken from the queue, and no other is hit."""
     first, second = graphs.through(graphs.steps(30, 0.05)), graphs.through()
     running = asyncio.create_task(bench.engine.run(first, ignore))
@@ -294,7 +313,7 @@ async def test_interrupting_a_queued_run_spares_the_running_one(bench: Bench) ->
     assert await running
 
 
-async def test_interrupting_at_a_time_when_it_is_pointless(bench: Bench) -> None:
+async def test_05_interrupting_at_a_time_when_it_is_pointless(bench: Bench) -> None:
     """Twice, after the end, or with an id that never was: harmless to all."""
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
@@ -308,7 +327,7 @@ async def test_interrupting_at_a_time_when_it_is_pointless(bench: Bench) -> None
     assert await bench.engine.run(graphs.through(), ignore)
 
 
-async def test_an_interrupt_during_a_long_step_is_waited_for(bench: Bench) -> None:
+async def test_05_an_interrupt_during_a_long_step_is_waited_for(bench: Bench) -> None:
     """Rule 8: a node that holds the thread ends first; the run says nothing before it is over."""
     run = graphs.through(graphs.hold(1.0), graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
@@ -319,7 +338,7 @@ async def test_an_interrupt_during_a_long_step_is_waited_for(bench: Bench) -> No
     assert await bench.queue() == []
 
 
-async def test_a_cancelled_caller_leaves_nothing_running(bench: Bench) -> None:
+async def test_05_a_cancelled_caller_leaves_nothing_running(bench: Bench) -> None:
     """When the task that waits is cancelled, twice even, the run has ended when it is done."""
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))

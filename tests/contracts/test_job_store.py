@@ -112,7 +112,7 @@ class TestIdempotency:
         assert second.id != first.id
         assert await store.insert(asked) == (first, False)
 
-    async def test_of_concurrent_inserts_of_a_key_one_creates(self, store: JobStore) -> None:
+    async def test_08_of_concurrent_inserts_of_a_key_one_creates(self, store: JobStore) -> None:
         """However many arrive at once, there is one job and everybody gets it."""
         inserts = [
             store.insert(new_job(idempotency_key="k", request_digest="d")) for _ in range(16)
@@ -185,7 +185,7 @@ class TestFinish:
         assert done.finished_at is not None
         assert await store.claim("w", LEASE_S, ["restore"]) is None
 
-    async def test_heartbeats_extend_the_lease(self, store: JobStore) -> None:
+    async def test_02_heartbeats_extend_the_lease(self, store: JobStore) -> None:
         """A heartbeat keeps a job that would have been reclaimed, and hears of a cancel."""
         job = await _claimed(store, LAPSED_S)
         assert await store.heartbeat(job.ref, LEASE_S) is JobStatus.RUNNING
@@ -238,7 +238,7 @@ class TestRelease:
 
 class TestFencing:
     @pytest.mark.parametrize("how", ["released", "reclaimed", "claimed again"])
-    async def test_an_attempt_that_lost_the_job_cannot_touch_it(
+    async def test_02_an_attempt_that_lost_the_job_cannot_touch_it(
         self, store: JobStore, how: str
     ) -> None:
         """Once the job has been taken away, no call for the old attempt changes the row."""
@@ -252,7 +252,7 @@ class TestFencing:
         await _assert_refused(store, job.ref)
 
     @pytest.mark.parametrize("end", ["succeed", "fail", "cancel"])
-    async def test_what_has_ended_stays_as_it_is(self, store: JobStore, end: str) -> None:
+    async def test_02_what_has_ended_stays_as_it_is(self, store: JobStore, end: str) -> None:
         """No call brings a final state back; success alone may be repeated."""
         job = await _claimed(store)
         match end:
@@ -292,7 +292,7 @@ async def _assert_refused(store: JobStore, ref: AttemptRef, *, repeatable: bool 
 
 
 class TestCancel:
-    async def test_of_a_waiting_job_is_immediate(self, store: JobStore) -> None:
+    async def test_05_of_a_waiting_job_is_immediate(self, store: JobStore) -> None:
         """A job that waits is cancelled at once, and asking again changes nothing."""
         job = await _queued(store)
         done = await store.request_cancel(job.id)
@@ -301,7 +301,7 @@ class TestCancel:
         assert await store.request_cancel(job.id) == done
         assert await store.claim("w", LEASE_S, ["restore"]) is None
 
-    async def test_of_a_running_job_asks_its_worker(self, store: JobStore) -> None:
+    async def test_05_of_a_running_job_asks_its_worker(self, store: JobStore) -> None:
         """A running job becomes CANCELLING, and its attempt goes on owning it."""
         job = await _claimed(store)
         asked = await store.request_cancel(job.id, owner="alice")
@@ -309,7 +309,7 @@ class TestCancel:
         assert await store.request_cancel(job.id) == asked
 
     @pytest.mark.parametrize("cancel_first", [True, False])
-    async def test_success_wins_over_a_cancel_that_came_too_late(
+    async def test_05_success_wins_over_a_cancel_that_came_too_late(
         self, store: JobStore, cancel_first: bool
     ) -> None:
         """An attempt that has a result keeps it, on whichever side of the cancel it finished."""
@@ -319,7 +319,7 @@ class TestCancel:
         await store.succeed(job.ref, artifact(), {})
         assert (await store.request_cancel(job.id)).status is JobStatus.SUCCEEDED
 
-    async def test_racing_a_finish_leaves_one_truth(self, store: JobStore) -> None:
+    async def test_05_racing_a_finish_leaves_one_truth(self, store: JobStore) -> None:
         """Concurrent cancels and finishes always end in a state that the finish can explain."""
         for _ in range(20):
             job = await _claimed(store)
@@ -330,7 +330,7 @@ class TestCancel:
             assert seen.status in {JobStatus.CANCELLING, JobStatus.SUCCEEDED}
             assert await store.get(job.id) == done
 
-    async def test_racing_a_claim_leaves_one_truth(self, store: JobStore) -> None:
+    async def test_05_racing_a_claim_leaves_one_truth(self, store: JobStore) -> None:
         """Either the claim comes first and the worker is asked, or nobody gets the job."""
         for _ in range(20):
             job = await _queued(store)
@@ -342,7 +342,7 @@ class TestCancel:
 
 
 class TestReclaim:
-    async def test_a_lapsed_lease_costs_an_attempt(self, store: JobStore) -> None:
+    async def test_02_a_lapsed_lease_costs_an_attempt(self, store: JobStore) -> None:
         """A job whose worker fell silent waits again, until its attempts are used up."""
         job = await _claimed(store, LAPSED_S, max_attempts=2)
         [back] = await store.reclaim()
@@ -353,13 +353,15 @@ class TestReclaim:
         assert ended.failure is not None
         assert ended.failure.code == "worker_lost"
 
-    async def test_a_lost_worker_that_was_cancelling_has_cancelled(self, store: JobStore) -> None:
+    async def test_05_a_lost_worker_that_was_cancelling_has_cancelled(
+        self, store: JobStore
+    ) -> None:
         """Nobody wants the job any more, so it does not run again."""
         job = await _claimed(store, LAPSED_S)
         await store.request_cancel(job.id)
         assert [j.status for j in await store.reclaim()] == [JobStatus.CANCELLED]
 
-    async def test_of_a_dead_worker_does_not_wait_for_leases(self, store: JobStore) -> None:
+    async def test_02_of_a_dead_worker_does_not_wait_for_leases(self, store: JobStore) -> None:
         """A worker known to be dead loses its jobs at once, and nobody else loses any."""
         job = await _claimed(store)
         await _queued(store)

@@ -19,7 +19,7 @@ import pytest
 
 from persistence.embedded import seaweed
 from persistence.keys import output_key
-from restoration.jobs import AttemptRef, JobStatus, OutputFormat
+from restoration.jobs import AttemptOutcome, AttemptRef, JobStatus, OutputFormat
 from serve_app.client import RestorationClient
 from serve_app.schemas import Restoration
 from tests.e2e.stack_processes import Process, engines, of_stack, wait_until, workers
@@ -84,7 +84,7 @@ def assert_ran_again(client: RestorationClient, job_id: UUID, out: Path) -> Rest
     return ended
 
 
-def test_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
+def test_02_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
     stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
 ) -> None:
     """SIGKILL of the replica: its ComfyUI is gone, another attempt makes the one result."""
@@ -112,7 +112,7 @@ def stored_results(stack: Stack, job: Restoration) -> list[str]:
     return [item["Key"] for item in listing["Contents"]]
 
 
-def test_a_killed_engine_is_started_again_and_its_job_runs_again(
+def test_07_a_killed_engine_is_started_again_and_its_job_runs_again(
     stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
 ) -> None:
     """SIGKILL of ComfyUI: the job is handed back at once, and the worker starts a new engine."""
@@ -128,7 +128,8 @@ def test_a_killed_engine_is_started_again_and_its_job_runs_again(
 @pytest.fixture(scope="module")
 def attached(stack: Stack) -> Iterator[Stack]:
     """A second stack, on a ComfyUI of the first: it has none of its own, and is quick to start."""
-    with running_stack(environ={"COMFYUI_URL": stack.comfyui_url()}) as attached:
+    environ = {"COMFYUI_URL": stack.comfyui_url(), "DRAIN_S": "6"}
+    with running_stack(environ=environ) as attached:
         yield attached
 
 
@@ -154,31 +155,36 @@ def test_a_second_stack_on_one_folder_is_refused(attached: Stack, how: list[str]
         assert http.get("/readyz").is_success
 
 
-def test_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
+def test_13_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
     stack: Stack, attached: Stack, photo: bytes
 ) -> None:
-    """`restore down` returns with every process gone but the ComfyUI that is not its own; after
-    `restore up` on the same folder all jobs end."""
+    """`restore down` returns with every process gone but the ComfyUI that is not its own. A job
+    that did not end in time was handed back, which costs it no attempt; after `restore up` on
+    the same folder all jobs end."""
     port = attached.record.url.rpartition(":")[2]
     with attached.client() as client:
-        jobs = [client.submit(photo) for _ in range(3)]
-        wait_until(lambda: client.get(jobs[0].id).status is JobStatus.RUNNING, timeout_s=30)
+        long_job = client.submit(jpeg(original("flower")))  # half a minute
+        jobs = [client.submit(photo) for _ in range(2)]
+        wait_until(lambda: client.get(long_job.id).status is JobStatus.RUNNING, timeout_s=30)
     processes = of_stack(attached.state_dir, attached.record.pid)
     attached.restore("down")
     assert left_of(attached, processes) == []
     assert answers(stack.comfyui_url())
     attached.restore("up", "--detach", "--port", port)
     with attached.client() as client:
-        assert any(not client.get(job.id).status.is_final for job in jobs)
+        [first, *_] = client.get(long_job.id).attempts
+        assert first.outcome is AttemptOutcome.HANDED_BACK
+        client.cancel(long_job.id)
+        assert client.wait(long_job.id).status is JobStatus.CANCELLED
         assert {client.wait(job.id).status for job in jobs} == {JobStatus.SUCCEEDED}
 
 
-def test_nothing_is_left_of_a_stack_that_is_killed(
+def test_01_a_stack_that_is_killed_leaves_nothing_but_its_jobs(
     stack: Stack, attached: Stack, photo: bytes
 ) -> None:
     """SIGKILL of `restore up` at work: databases, Ray and workers are gone within seconds; all but
-    two helpers of Ray's, which end by themselves."""
-    up_pid = attached.record.pid
+    two helpers of Ray's, which end by themselves. The next `restore up` goes on with the job."""
+    up_pid, port = attached.record.pid, attached.record.url.rpartition(":")[2]
     with attached.client() as client:
         job = client.submit(photo)
         wait_until(lambda: client.get(job.id).status is JobStatus.RUNNING, timeout_s=30)
@@ -192,6 +198,9 @@ def test_nothing_is_left_of_a_stack_that_is_killed(
         timeout_s=20,
     )
     assert answers(stack.comfyui_url())
+    attached.restore("up", "--detach", "--port", port)
+    with attached.client() as client:
+        assert client.wait(job.id).status is JobStatus.SUCCEEDED
 
 
 # When Ray's own daemon is killed, these wait for 60 s for somebody to report that to

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from restoration.errors import EngineInterrupted
-from restoration.ports import EngineEvent, EngineRun, Prompt
+from restoration.ports import EngineBegan, EngineEvent, EngineRun, Prompt
 
 
 def _set() -> asyncio.Event:
@@ -32,6 +32,7 @@ class MemoryEngine:
     interrupted: set[UUID] = field(default_factory=set)
     stopped: list[UUID] = field(default_factory=list)  # those whose caller was cancelled
     running: asyncio.Event = field(default_factory=asyncio.Event)
+    turn: asyncio.Event = field(default_factory=_set)  # clear it to have runs wait in its queue
     go_on: asyncio.Event = field(default_factory=_set)  # clear it to hold runs up
     may_stop: asyncio.Event = field(default_factory=_set)  # clear it to be slow to let go of one
 
@@ -41,10 +42,12 @@ class MemoryEngine:
     async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> bytes:
         self.runs.append(run)
         self.prompts[run.id] = run.render(f"{run.id}/input{run.image_suffix}", f"{run.id}/output")
-        for event in self.events:
-            on_event(event)
         self.running.set()
         try:
+            await self.turn.wait()
+            on_event(EngineBegan())
+            for event in self.events:
+                on_event(event)
             await self.go_on.wait()
         except asyncio.CancelledError:
             await self.may_stop.wait()

@@ -365,6 +365,7 @@ async def test_11_14_the_process_does_both(
             "s3_secret_key": s3.secret_key,
             "webhook_secret": SECRET,
             "webhook_allow_http": True,
+            "webhook_networks": "127.0.0.0/8",
         }
     )
     old = await finish(store, blobs)

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 from uuid import UUID
 
 import pytest
@@ -20,6 +21,7 @@ from persistence.jobs import PostgresJobStore
 from persistence.signals import DELIVERY_CHANNEL, DispatchSignals
 from restoration.errors import LeaseLost
 from restoration.jobs import Job, JobStatus
+from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import (
     Delivery,
     DeliveryStatus,
@@ -43,6 +45,7 @@ from tests.fakes.receiver import (
 from tests.samples import artifact, new_job
 
 QUICK = RetrySchedule(first_s=0.02, longest_s=0.04)
+LOCAL = WebhookRules(True, allow_http=True, networks=(ip_network("127.0.0.0/8"), ip_network("::1")))
 LATER = RetrySchedule()  # a second try comes after more seconds than these tests last
 Done = Callable[[Delivery], bool]
 
@@ -77,7 +80,7 @@ async def sent_by(
     limits = limits or SendLimits()
     signals = DispatchSignals(database_url, AdvisoryLock.AFTERCARE, DELIVERY_CHANNEL)
     assert await signals.acquire(10)
-    async with http_client(limits, trust_env=False) as http:
+    async with http_client(limits, LOCAL) as http:
         courier = Courier(Outbox(database), http, secret_key(SECRET), schedule, limits)
         working = asyncio.create_task(courier.run(signals))
         yield

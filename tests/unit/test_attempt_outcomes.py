@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from actors.dispatcher import Dispatch
-from actors.execution import Execution, Lease, RetryPolicy
+from actors.execution import Execution, Lease, RetryPolicy, Visit
 from persistence.signals import DispatchSignals
 from restoration.errors import (
     EngineCrashed,
@@ -41,7 +41,7 @@ async def _attempt(error: EngineError | None, **changes: object) -> tuple[Job, M
         catalog, jobs, blobs, engine, lambda *_: None, Lease(10, 60), RetryPolicy()
     )
     async with asyncio.timeout(30):
-        ended = await execution.run(job)
+        ended = await execution.run(job, Visit())
     assert ended is not None
     return ended, jobs
 
@@ -104,7 +104,7 @@ async def test_06_the_leader_fails_what_is_overdue() -> None:
     late, _ = await jobs.insert(new_job(queue_limit_s=-1))
     sent = asyncio.Event()
 
-    async def send(ref: AttemptRef) -> str:
+    async def send(ref: AttemptRef, hold_s: float) -> str:
         tickets.append(ref)
         sent.set()
         return "done"

@@ -11,20 +11,22 @@ from PIL import Image, ImageCms
 from actors.conversion import encode, prepare
 from restoration.images import ImageType
 from restoration.jobs import OutputFormat
-from tests.pictures import ACCEPTED, HEIGHT, WIDTH, deep_grey, file, noise
+from tests.pictures import (
+    ACCEPTED,
+    HEIGHT,
+    WIDTH,
+    deep_grey,
+    file,
+    noise,
+    sideways,
+    swapped_primaries,
+)
 
 
 def decoded(data: bytes) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         image.load()
         return image
-
-
-def sideways() -> Image.Exif:
-    """The orientation of a camera that was turned: the file's width is the photo's height."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return exif
 
 
 def half_transparent() -> Image.Image:
@@ -94,13 +96,6 @@ class TestPrepare:
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         data = file(noise(), "PNG", icc_profile=srgb)
         assert prepare(data).data == data
-
-
-def swapped_primaries() -> bytes:
-    """sRGB's profile with the columns of red and green exchanged."""
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    renamed = srgb.replace("sRGB".encode("utf-16-be"), "gRGB".encode("utf-16-be"))
-    return renamed.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
 
 
 class TestEncode:

@@ -12,8 +12,8 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from actors.dispatcher import Dispatch
-from actors.handles import NOTHING_WAITS
+from actors.dispatcher import FIRST_HOLD_S, LONGEST_HOLD_S, Dispatch
+from actors.pipeline import BUSY, NOTHING_WAITS
 from persistence.signals import DispatchSignals
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, Job, JobStatus
@@ -59,11 +59,13 @@ class Workers:
     out: dict[AttemptRef, asyncio.Future[str]] = field(default_factory=dict)
     sent: Counter[AttemptRef] = field(default_factory=Counter)
     most_out: int = 0
+    holds_s: list[float] = field(default_factory=list)
     refuse_with: Exception | None = None
 
-    async def process(self, ref: AttemptRef) -> str:
+    async def process(self, ref: AttemptRef, hold_s: float) -> str:
         assert ref not in self.out, "two tickets for one attempt"
         self.sent[ref] += 1
+        self.holds_s.append(hold_s)
         if self.refuse_with is not None:
             raise self.refuse_with
         self.out[ref] = asyncio.get_running_loop().create_future()
@@ -189,6 +191,28 @@ class TestTickets:
         bench.workers.out[ref].set_result(NOTHING_WAITS)
         await _until(lambda: bench.workers.sent[ref] == 2)
 
+    async def test_01_a_ticket_that_was_of_no_use_is_offered_again(self, bench: Bench) -> None:
+        """At once, because another worker may have nothing to do; each time held for longer."""
+        ref = await bench.submit()
+        bench.lead()
+        for times in range(1, 9):
+            await _until(lambda: bench.workers.sent[ref] == times)  # noqa: B023 # run here
+            bench.workers.out[ref].set_result(BUSY)
+        holds_s = bench.workers.holds_s
+        assert holds_s[:3] == [FIRST_HOLD_S, 2 * FIRST_HOLD_S, 4 * FIRST_HOLD_S]
+        assert holds_s[-1] == LONGEST_HOLD_S
+
+    async def test_01_unless_the_job_waits_no_more(self, bench: Bench) -> None:
+        """A job that was cancelled asks for no worker."""
+        ref = await bench.submit()
+        bench.lead()
+        await bench.sent(ref)
+        await bench.jobs.request_cancel(ref.job_id)
+        bench.workers.out[ref].set_result(BUSY)
+        other = await bench.submit()
+        await bench.sent(other)
+        assert bench.workers.sent[ref] == 1
+
 
 def _death(worker: str) -> ActorDiedError:
     death = ActorDiedError()
@@ -201,7 +225,7 @@ def _refusal(error: Exception) -> RayTaskError:
 
 
 class TestBadEnds:
-    async def test_a_dead_workers_jobs_are_queued_at_once(self, bench: Bench) -> None:
+    async def test_02_a_dead_workers_jobs_are_queued_at_once(self, bench: Bench) -> None:
         """Their leases have an hour to go; the next attempt's ticket is out all the same."""
         ref = await bench.submit()
         bench.lead()
@@ -276,7 +300,7 @@ class TestBadEnds:
 
 
 class TestLeading:
-    async def test_lapsed_leases_are_queued_again(self, bench: Bench) -> None:
+    async def test_02_lapsed_leases_are_queued_again(self, bench: Bench) -> None:
         """A worker that no ticket of ours tells about is known by its silence."""
         bench.lease_s = 0
         ref = await bench.submit()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.execution import Execution, Lease, RetryPolicy
+from actors.execution import Execution, Lease, RetryPolicy, Visit
 from restoration.errors import (
     DependencyUnavailable,
     EngineCrashed,
@@ -70,6 +70,22 @@ class Jobs(MemoryJobStore):
 
 
 @dataclass
+class Visits(Visit):
+    """What a pipeline is told, in order."""
+
+    told: list[str] = field(default_factory=list)
+
+    def staged(self, pixels: int) -> None:
+        self.told.append(f"staged {pixels}")
+
+    def began(self) -> None:
+        self.told.append("began")
+
+    def left(self) -> None:
+        self.told.append("left")
+
+
+@dataclass
 class Bench:
     """An execution on fakes, and the events it published."""
 
@@ -79,6 +95,7 @@ class Bench:
     blobs: MemoryBlobStore = field(default_factory=MemoryBlobStore)
     engine: MemoryEngine = field(default_factory=lambda: MemoryEngine(RESULT))
     events: list[tuple[UUID, JobEvent]] = field(default_factory=list)
+    visit: Visits = field(default_factory=Visits)
 
     async def claimed(self, image: bytes | None = None, **changes: Any) -> Job:
         stored = await self.blobs.put("inputs/1.png", image or photo(), "image/png")
@@ -96,7 +113,7 @@ class Bench:
             self.catalog, self.jobs, self.blobs, self.engine, publish, LEASE, self.retry
         )
         async with asyncio.timeout(DEADLINE_S):
-            return await execution.run(job)
+            return await execution.run(job, self.visit)
 
     async def start(self, job: Job) -> asyncio.Task[Job | None]:
         """Run the job up to the engine, which holds it."""
@@ -143,11 +160,24 @@ class TestSuccess:
         assert await bench.blobs.get(ended.output) == RESULT
 
     async def test_each_stage_is_timed(self, bench: Bench) -> None:
-        """The row says how long fetching, the engine, encoding and storing took."""
+        """The row says how long each took; waiting for the engine is not the engine's time."""
         ended = await bench.run(await bench.claimed())
         assert ended is not None
-        assert set(ended.timings_s) == {"fetch", "engine", "encode", "store"}
+        assert list(ended.timings_s) == ["fetch", "staged", "engine", "encode", "store"]
         assert all(0 <= seconds < DEADLINE_S for seconds in ended.timings_s.values())
+
+    async def test_the_engine_is_free_before_the_picture_is_stored(self, bench: Bench) -> None:
+        """Who lets jobs in hears when one is staged, begins and has left; storing comes after."""
+        job = await bench.claimed(photo((5, 7)))
+        put = bench.blobs.put
+
+        async def put_last(key: str, data: bytes, content_type: str) -> Artifact:
+            bench.visit.told.append("stored")
+            return await put(key, data, content_type)
+
+        bench.blobs.put = put_last  # type: ignore[method-assign]
+        await bench.run(job)
+        assert bench.visit.told == ["staged 35", "began", "left", "stored"]
 
     async def test_events_tell_the_story_in_order(self, bench: Bench) -> None:
         """Running, progress that only rises, the engine's previews, and the end as the last."""
@@ -327,10 +357,25 @@ class TestFailure:
         assert failure is not None
         assert failure.code == "engine_timeout"
         assert bench.engine.stopped == [run.id for run in bench.engine.runs]
+        assert bench.visit.told == ["staged 64", "began"]
+
+    async def test_06_the_time_limit_is_for_execution(self, bench: Bench) -> None:
+        """A job that is staged behind another's long one loses nothing of its own time."""
+        bench.engine.turn.clear()
+        bench.engine.go_on.clear()
+        job = await bench.claimed(run_limit_s=0.05)
+        task = await bench.start(job)
+        await _until(lambda: bench.jobs.beats >= 20)  # a hundredth of a second each, or more
+        assert not task.done()
+        bench.engine.turn.set()
+        await task
+        failure = bench.row(job).failure
+        assert failure is not None
+        assert failure.code == "engine_timeout"
 
 
 class TestCancel:
-    async def test_a_running_job_is_interrupted(self, bench: Bench) -> None:
+    async def test_05_a_running_job_is_interrupted(self, bench: Bench) -> None:
         """A heartbeat brings the news, the engine is interrupted, the job ends as cancelled."""
         job = await bench.claimed()
         task = await bench.start(job)
@@ -344,7 +389,7 @@ class TestCancel:
         assert bench.states()[-1] is JobStatus.CANCELLED
         assert not bench.outputs()
 
-    async def test_a_cancel_before_the_engine_has_the_run_is_not_lost(
+    async def test_05_a_cancel_before_the_engine_has_the_run_is_not_lost(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is asked again with each heartbeat, until there is something to interrupt."""
@@ -386,7 +431,7 @@ class TestLease:
         bench.engine.go_on.set()
         await task
 
-    async def test_who_loses_it_stops_at_once(self, bench: Bench) -> None:
+    async def test_02_who_loses_it_stops_at_once(self, bench: Bench) -> None:
         """The engine's run is stopped; neither an object, nor the row, nor an end is written."""
         job = await bench.claimed()
         task = await bench.start(job)
@@ -398,7 +443,7 @@ class TestLease:
         assert bench.states() == [JobStatus.RUNNING]
         assert not bench.outputs()
 
-    async def test_who_lost_it_unnoticed_changes_nothing(self, bench: Bench) -> None:
+    async def test_02_who_lost_it_unnoticed_changes_nothing(self, bench: Bench) -> None:
         """A result that comes after another attempt has begun is not the job's."""
         job = await bench.claimed()
         anothers = replace(bench.row(job), attempt=2, worker="worker-2")

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from serve_app.headers import SecurityHeaders
 from serve_app.middleware import ServeEdge, serve_edge
 from serve_app.routes.forms import FORM_OVERHEAD_BYTES
 from tests.fakes.site import API, Site, open_site, submission
@@ -39,13 +40,6 @@ async def test_any_other_request_id_is_replaced(site: Site, offered: str) -> Non
         answer = await client.get("/healthz", headers=headers)
     assert answer.headers["x-request-id"] != offered
     assert len(answer.headers["x-request-id"]) == 32
-
-
-async def test_every_answer_forbids_sniffing(site: Site) -> None:
-    """Browsers must not take a picture for a page; errors are no exception."""
-    async with site.client(sub=None) as client:
-        answers = [await client.get(path) for path in ("/healthz", "/nowhere", API)]
-    assert {answer.headers["x-content-type-options"] for answer in answers} == {"nosniff"}
 
 
 async def test_a_body_is_refused_while_it_is_read(site: Site) -> None:
@@ -139,7 +133,7 @@ async def test_serve_never_sees_a_clients_timeout() -> None:
 
 def test_the_edge_is_what_serve_asks_for() -> None:
     """Serve takes a list of Starlette middlewares."""
-    (middleware,) = serve_edge()
-    assert isinstance(middleware, Middleware)
-    factory: object = middleware.cls
-    assert factory is ServeEdge
+    middlewares = serve_edge()
+    assert all(isinstance(each, Middleware) for each in middlewares)
+    factories: list[object] = [each.cls for each in middlewares]
+    assert factories == [ServeEdge, SecurityHeaders]

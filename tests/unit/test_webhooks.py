@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.fakes.stores import MemoryJobStore
 from tests.samples import new_job
 
 PUBLIC = WebhookRules(enabled=True)
+LOCAL = WebhookRules(True, allow_http=True, networks=(ip_network("127.0.0.0/8"), ip_network("::1")))
 DAY_S = 24 * 3600
 
 
@@ -189,13 +191,14 @@ def test_11_public_addresses_are_accepted(url: str) -> None:
         "https://[fe80::1]/",
         "https://[::ffff:10.0.0.1]/",
         "https://[::]/",
+        "https://example.com:22/",
+        "https://93.184.216.34:6379/",
     ],
 )
 def test_11_addresses_that_are_not_public_are_refused(url: str) -> None:
-    """Plain HTTP, this machine and the network around it, in each of their spellings."""
+    """Plain HTTP, other services' ports, this machine and the network around it, however spelt."""
     with pytest.raises(InvalidWebhook):
         check_url(url, PUBLIC)
-    check_url(url, WebhookRules(enabled=True, allow_http=True))
 
 
 @pytest.mark.parametrize(
@@ -220,11 +223,33 @@ def test_11_addresses_that_are_not_public_are_refused(url: str) -> None:
         "https://example.com/" + "a" * 2048,
     ],
 )
-@pytest.mark.parametrize("allow_http", [False, True])
-def test_11_what_two_parsers_could_read_differently_is_refused(url: str, allow_http: bool) -> None:
+@pytest.mark.parametrize("rules", [PUBLIC, LOCAL], ids=["public", "local"])
+def test_11_what_two_parsers_could_read_differently_is_refused(
+    url: str, rules: WebhookRules
+) -> None:
     """The grammar is narrow, with or without public hosts only."""
     with pytest.raises(InvalidWebhook, match=r"must read like|at most"):
-        check_url(url, WebhookRules(enabled=True, allow_http=allow_http))
+        check_url(url, rules)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1:4711/", "http://[::1]:1/", "http://localhost/", "https://app.internal:99/"],
+)
+def test_11_networks_of_ones_own_can_be_allowed(url: str) -> None:
+    """An address in one of them, and a name that may lead there, on any port."""
+    check_url(url, LOCAL)
+    with pytest.raises(InvalidWebhook):
+        check_url(url, WebhookRules(enabled=True, allow_http=True))
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.1.2.3/", "http://169.254.169.254/", "http://2130706433/", "http://0.0.0.0/"]
+)
+def test_11_one_network_does_not_allow_another(url: str) -> None:
+    """Nor an odd spelling, even of an address that is allowed."""
+    with pytest.raises(InvalidWebhook):
+        check_url(url, LOCAL)
 
 
 def test_11_the_host_is_told_by_the_same_grammar() -> None:

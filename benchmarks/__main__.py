@@ -1,0 +1,44 @@
+"""`make bench`: run the benchmarks, show and write their figures, and fail for a missed goal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks import report
+from benchmarks.claims import claim_time
+from benchmarks.figures import Bench, Benchmark, Figure
+
+BENCHMARKS: dict[str, Benchmark] = {"claims": claim_time}
+OUT = Path("build")
+
+
+def main(
+    only: Annotated[
+        list[str] | None, typer.Argument(help=f"any of: {', '.join(BENCHMARKS)}")
+    ] = None,
+) -> None:
+    """Run all benchmarks, or those that are named."""
+    console = Console(highlight=False, soft_wrap=True)
+    if unknown := set(only or ()) - set(BENCHMARKS):
+        raise typer.BadParameter(f"no such benchmark: {', '.join(unknown)}")
+    bench = Bench(console.print)
+    figures: list[Figure] = []
+    with bench.resources:
+        for name, run in BENCHMARKS.items():
+            if not only or name in only:
+                console.print(f"[bold]{name}[/bold]")
+                figures += run(bench)
+    console.print(report.as_table(figures))
+    report.write_json(figures, OUT / "bench.json")
+    report.write_chart(figures, OUT / "bench.svg")
+    (OUT / "bench.md").write_text(report.as_markdown(figures) + "\n")
+    sys.exit(any(figure.goal.missed(figure.value) for figure in figures))
+
+
+if __name__ == "__main__":
+    typer.run(main)

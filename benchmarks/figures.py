@@ -1,0 +1,86 @@
+"""What a benchmark says: samples of one figure, and the goal that they are held against.
+
+A sample is a ratio of two things measured one after the other in the same run, or a time that
+such a ratio explains. The figure's value is the median of its samples, its spread their extremes.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from tests.stack import Stack, running_stack
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """At least or at most `bound`. Missed only when the value is off by more than `tolerance`, a
+    share of the bound that says how well such a figure repeats."""
+
+    bound: float
+    at_least: bool
+    tolerance: float = 0.05
+
+    def met(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def missed(self, value: float) -> bool:
+        slack = self.bound * self.tolerance
+        return not self.met(value + slack if self.at_least else value - slack)
+
+    def __str__(self) -> str:
+        return f"{'at least' if self.at_least else 'at most'} {self.bound:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """`unit` is empty for a ratio. `parts` are what the ratio was made of, for the reader."""
+
+    name: str
+    samples: Sequence[float]
+    goal: Goal
+    unit: str = ""
+    parts: str = ""
+
+    @property
+    def value(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        return min(self.samples), max(self.samples)
+
+    @property
+    def met(self) -> bool:
+        return self.goal.met(self.value)
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "value": round(self.value, 4),
+            "spread": [round(end, 4) for end in self.spread],
+            "goal": str(self.goal),
+            "met": self.met,
+            "unit": self.unit,
+            "parts": self.parts,
+        }
+
+
+@dataclass
+class Bench:
+    """What the benchmarks of one run share; whatever is started is on `resources`."""
+
+    say: Callable[[str], None]
+    resources: ExitStack = field(default_factory=ExitStack)
+
+    @cached_property
+    def stack(self) -> Stack:
+        """A service with one worker, started when the first benchmark asks for it."""
+        self.say("starting a stack with one worker")
+        return self.resources.enter_context(running_stack("--workers", "1"))
+
+
+Benchmark = Callable[[Bench], Sequence[Figure]]

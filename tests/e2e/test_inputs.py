@@ -1,0 +1,113 @@
+"""The corpus of odd files, through the whole real system: each gets the answer that is promised."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from restoration.jobs import JobStatus
+from serve_app.client import RestorationClient
+from serve_app.schemas import Restoration
+from tests.corpus import Case, Refused, corpus, table
+from tests.e2e.stack_processes import Process, engines
+from tests.stack import Stack
+
+CASES = {case.slug: case for case in corpus()}
+ACCEPTED = [slug for slug, case in CASES.items() if isinstance(case.expected, Image.Image)]
+REFUSED = [slug for slug, case in CASES.items() if isinstance(case.expected, Refused)]
+SCALE = 2
+TOLERANCE = 30  # of 255, in the middle of a quarter: JPEG and the model both blur
+
+pytestmark = pytest.mark.real_engine
+
+
+@pytest.fixture(scope="module")
+def client(stack: Stack) -> Iterator[RestorationClient]:
+    with stack.client("corpus") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def engines_before(stack: Stack) -> dict[int, Process]:
+    return engines(stack.state_dir)
+
+
+@pytest.fixture(scope="module")
+def answers(stack: Stack, engines_before: object) -> Mapping[str, httpx.Response]:
+    """To each file of the corpus, all of them sent one after the other."""
+    with stack.http("corpus") as http:
+        return {slug: submit(http, case) for slug, case in CASES.items()}
+
+
+def submit(http: httpx.Client, case: Case) -> httpx.Response:
+    return http.post(
+        "/api/v1/restorations",
+        files={"image": (case.name, case.data, case.content_type)},
+        data={"workflow": "enlarge", "params": f'{{"scale": {SCALE}}}', "output_format": "png"},
+    )
+
+
+@pytest.mark.parametrize("slug", REFUSED)
+def test_a_bad_file_is_refused_with_a_code_that_says_why(
+    answers: Mapping[str, httpx.Response], slug: str
+) -> None:
+    """The documented status and code, as a problem whose detail says more; and no job."""
+    expected, answer = CASES[slug].expected, answers[slug]
+    assert isinstance(expected, Refused)
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (expected.status, expected.code)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert len(problem["detail"]) > 10
+
+
+@pytest.mark.parametrize("slug", ACCEPTED)
+def test_an_odd_file_is_restored_as_a_person_expects(
+    client: RestorationClient, answers: Mapping[str, httpx.Response], slug: str, tmp_path: Path
+) -> None:
+    """Upright, in the right colours, as transparent as it was, and at the first attempt."""
+    expected = CASES[slug].expected
+    assert isinstance(expected, Image.Image)
+    assert answers[slug].status_code == 202, answers[slug].text
+    job = client.wait(Restoration.model_validate(answers[slug].json()).id)
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 1), job.failure
+    client.download(job.id, tmp_path / "result.png")
+    with Image.open(io.BytesIO((tmp_path / "result.png").read_bytes())) as result:
+        assert result.mode == expected.mode
+        assert result.size == (SCALE * expected.width, SCALE * expected.height)
+        assert difference(result, expected) < TOLERANCE
+
+
+def difference(result: Image.Image, expected: Image.Image) -> int:
+    """The largest of any channel, in the middle of each quarter; where nothing is to be seen, of
+    the transparency alone."""
+    worst = 0
+    for across, down in [(1, 1), (3, 1), (1, 3), (3, 3)]:
+        ours, theirs = (
+            image.getpixel((across * image.width // 4, down * image.height // 4))
+            for image in (result, expected)
+        )
+        assert isinstance(ours, tuple)
+        assert isinstance(theirs, tuple)
+        seen = slice(3, 4) if theirs[3:] == (0,) else slice(None)
+        worst = max(worst, *(abs(a - b) for a, b in zip(ours[seen], theirs[seen], strict=True)))
+    return worst
+
+
+def test_no_file_costs_an_engine(
+    stack: Stack, answers: Mapping[str, httpx.Response], engines_before: dict[int, Process]
+) -> None:
+    """The engines are the same processes as before, and no refused file became a job."""
+    assert engines(stack.state_dir) == engines_before
+    with stack.http("corpus") as http:
+        listed = http.get("/api/v1/restorations", params={"limit": 100}).json()["restorations"]
+    assert len(listed) == len(ACCEPTED)
+
+
+def test_the_documented_answers_are_these() -> None:
+    """`docs/inputs.md` holds the corpus' own table."""
+    assert table() in Path("docs/inputs.md").read_text()

@@ -1,0 +1,178 @@
+"""Point 10: what a browser may do with anything that this service answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import httpx
+import pytest
+
+from restoration.errors import InvalidSettings
+from restoration.settings import load_settings
+from serve_app.headers import SECURITY_HEADERS
+from serve_app.web.reference import render
+from tests.fakes.site import API, open_site
+from tests.stack import Stack
+
+LISTED = "https://app.example.com"
+HTML = "text/html; charset=utf-8"
+MINIMAL = {"DATABASE_URL": "postgresql://d", "REDIS_URL": "redis://r", "S3_BUCKET": "b"}
+
+
+class _Page(HTMLParser):
+    """The elements of a page: their tags, and the attributes of all of them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += attrs
+
+
+def _demand_harmless(html: str) -> None:
+    page = _Page(html)
+    assert not page.tags & {"script", "style", "iframe", "object", "embed", "form", "base", "img"}
+    for name, value in page.attributes:
+        assert name in {"lang", "charset", "name", "content", "rel", "href", "id"}, name
+        assert name != "href" or re.fullmatch(r"[a-z./]+", value or ""), value
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/reference.css", "/openapi.json", "/healthz", API])
+def test_10_the_stacks_answers_are_shut(stack: Stack, path: str) -> None:
+    """Every answer forbids sniffing, framing, referrers and other hosts, each header once."""
+    answer = httpx.get(stack.record.url + path, trust_env=False)
+    for name, value in SECURITY_HEADERS.items():
+        found = answer.headers.get_list(name)
+        assert len(found) == 1, name
+        if name != "Content-Security-Policy" or path != "/docs":
+            assert found == [value]
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_10_the_stacks_one_page_has_no_script(stack: Stack) -> None:
+    """The reference loads one style sheet from where it comes from, and nothing else."""
+    with stack.http() as http:
+        page, style = http.get("/docs"), http.get("/docs/reference.css")
+    assert (page.headers["content-type"], style.headers["content-type"]) == (
+        HTML,
+        "text/css; charset=utf-8",
+    )
+    _demand_harmless(page.text)
+    directives = dict(
+        each.strip().split(" ", 1) for each in page.headers["content-security-policy"].split(";")
+    )
+    assert directives == {
+        "default-src": "'none'",
+        "style-src": "'self'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    assert "url(" not in style.text
+    assert "@import" not in style.text
+
+
+async def test_10_there_is_no_other_page() -> None:
+    """Nothing that is served, whatever is asked for, is HTML but the reference."""
+    async with open_site() as site, site.client(None) as client:
+        document = (await client.get("/openapi.json")).json()
+        paths = ["/", "/docs", "/redoc", "/docs/oauth2-redirect", "/<script>", *document["paths"]]
+        kinds = {
+            path: (await client.get(path, headers={"Accept": "text/html"})).headers["content-type"]
+            for path in paths
+        }
+    assert [path for path, kind in kinds.items() if "html" in kind] == ["/docs"]
+
+
+async def test_10_every_operation_is_in_the_reference() -> None:
+    """It shows what the document says of each."""
+    async with open_site() as site, site.client(None) as client:
+        document = (await client.get("/openapi.json")).json()
+        page = (await client.get("/docs")).text
+    for path, item in document["paths"].items():
+        assert f"<code>{path}</code>" in page
+        for operation in item.values():
+            assert f'<section id="{operation["operationId"]}">' in page
+
+
+def test_10_what_the_document_says_stays_text() -> None:
+    """A description with markup in it is shown, not obeyed, wherever it stands."""
+    evil = '"><script src=//evil>`</code><img onerror=x>`'
+    operation: dict[str, Any] = {
+        "operationId": evil,
+        "description": evil,
+        "parameters": [{"name": evil, "in": evil, "description": evil}],
+        "requestBody": {
+            "content": {evil: {"schema": {"properties": {evil: {"description": evil}}}}}
+        },
+        "responses": {evil: {"description": evil, "content": {evil: {}}}},
+    }
+    info = {"title": evil, "version": evil, "summary": evil, "description": evil}
+    _demand_harmless(render({"info": info, "paths": {evil: {"get": operation}}}))
+
+
+def _preflight(origin: str) -> dict[str, str]:
+    return {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization",
+    }
+
+
+@pytest.mark.parametrize("origin", [LISTED, "null", "https://evil.example"])
+def test_10_the_stack_shares_with_no_origin(stack: Stack, origin: str) -> None:
+    """Without CORS_ORIGINS there is no CORS: a preflight is a method that does not exist."""
+    asked = httpx.options(stack.record.url + API, headers=_preflight(origin), trust_env=False)
+    got = httpx.get(stack.record.url + "/healthz", headers={"Origin": origin}, trust_env=False)
+    assert (asked.status_code, got.status_code) == (405, 200)
+    for answer in (asked, got):
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        (LISTED, True),
+        ("null", False),
+        ("https://evil.example", False),
+        (f"{LISTED}.evil.example", False),
+        ("https://sub.app.example.com", False),
+        ("http://app.example.com", False),
+        (f"{LISTED}:8443", False),
+        ("HTTPS://APP.EXAMPLE.COM", False),
+    ],
+)
+async def test_10_only_listed_origins_are_answered(origin: str, allowed: bool) -> None:
+    """Word for word, in preflights and in answers; never with credentials, never `*`."""
+    async with open_site(cors_origins=(LISTED,)) as site, site.client() as client:
+        asked = await client.options(API, headers=_preflight(origin))
+        got = await client.get(API, headers={"Origin": origin})
+    assert (asked.status_code == 200) is allowed
+    for answer in (asked, got):
+        assert answer.headers.get("access-control-allow-origin") == (LISTED if allowed else None)
+        assert "access-control-allow-credentials" not in answer.headers
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "null", "https://app.example.com/", "app.example.com", "https://*.example.com"]
+)
+def test_10_what_is_no_origin_is_refused(origin: str) -> None:
+    """A list that would let anybody in, or nobody by mistake, stops the service at its start."""
+    with pytest.raises(InvalidSettings, match=r"CORS_ORIGINS.*no origin"):
+        load_settings({**MINIMAL, "CORS_ORIGINS": f"{LISTED},{origin}"})
+
+
+async def test_10_problems_are_no_pages() -> None:
+    """Markup in a request comes back as JSON, if at all."""
+    async with open_site() as site, site.client() as client:
+        answer = await client.get(f"{API}/<script>alert(1)</script>")
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert json.loads(answer.text)["code"]

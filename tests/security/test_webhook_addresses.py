@@ -1,0 +1,321 @@
+"""Point 6: a webhook reaches the public internet, and nothing on this side of it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from actors.deliveries import SendLimits, http_client
+from actors.pinned_http import resolve
+from restoration.errors import InvalidWebhook
+from restoration.public_addresses import is_public
+from restoration.webhook_urls import WebhookRules, check_url
+from tests.fakes.receiver import Receiver, receiving, status
+
+LOOPBACK = ip_network("127.0.0.0/8")
+STRICT = WebhookRules(enabled=True)
+# As strict, but for the one address at which a test can have a receiver.
+ONE_ADDRESS = WebhookRules(enabled=True, networks=(ip_network("127.0.0.1/32"),))
+NAME = "hooks.example.com"
+REFUSED = "does not resolve to public addresses alone"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("1.1.1.1", "8.8.8.8", "93.184.216.34", "100.63.255.255", "100.128.0.1", "172.32.0.1"),
+        *("192.0.1.1", "192.31.196.1", "198.20.0.1", "223.255.255.255", "11.0.0.1"),
+        *("2606:4700:4700::1111", "2a00:1450::1", "2001:4860:4860::8888", "2400:cb00::1"),
+    ],
+)
+def test_06_public_addresses_are_public(address: str) -> None:
+    """Those right beside a private range among them."""
+    assert is_public(ip_address(address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "0.0.0.0",  # noqa: S104 - nothing is bound to it
+        *("0.1.2.3", "10.0.0.1", "127.0.0.1", "127.255.255.254", "172.16.0.1"),
+        *("172.31.255.255", "192.168.1.1", "100.64.0.1", "100.127.255.255", "100.100.100.200"),
+        *("169.254.169.254", "169.254.170.2", "168.63.129.16", "192.0.0.1", "192.0.0.192"),
+        *("192.0.2.1", "192.88.99.1", "198.18.0.1", "198.19.255.255", "198.51.100.1"),
+        *("203.0.113.1", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255"),
+        *("::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "fec0::1"),
+        *("ff02::1", "ff0e::1", "100::1", "2001:db8::1", "2001:10::1", "3fff::1", "5f00::1"),
+        # an IPv4 address in disguise: mapped, compatible, NAT64, 6to4, Teredo
+        *("::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "::ffff:0:127.0.0.1"),
+        *("64:ff9b::7f00:1", "64:ff9b:1::a00:1", "2002:7f00:1::", "2001:0:7f00:1::"),
+        "2606:4700:4700::1111%eth0",
+    ],
+)
+def test_06_no_other_address_is(address: str) -> None:
+    """Everything that IANA gave another purpose, clouds' metadata, and IPv4 inside of IPv6."""
+    assert not is_public(ip_address(address))
+
+
+@dataclass
+class Names:
+    """A resolver whose answers are set by a test: one after another, the last for ever."""
+
+    answers: list[Sequence[str]]
+    asked: list[str] = field(default_factory=list)
+
+    async def resolve(self, host: str, _port: int) -> Sequence[str]:
+        self.asked.append(host)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+async def post(
+    url: str, rules: WebhookRules, names: Names, tls: ssl.SSLContext | None = None
+) -> httpx.Response:
+    async with http_client(SendLimits(), rules, names.resolve, tls) as http:
+        return await http.post(url, content=b"{}")
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["127.0.0.2"],
+        ["10.0.0.1"],
+        ["169.254.169.254"],
+        ["fd00:ec2::254"],
+        ["::ffff:127.0.0.1"],
+        ["127.0.0.1", "10.0.0.1"],  # a permitted one does not excuse another
+        ["10.0.0.1", "127.0.0.1"],
+        [],
+    ],
+    ids=str,
+)
+async def test_06_a_name_that_leads_inside_is_not_connected_to(addresses: list[str]) -> None:
+    """One address that is not permitted among a name's own, and nothing is sent to any."""
+    async with receiving() as receiver:
+        url = f"https://{NAME}:{receiver.port}/"
+        with pytest.raises(httpx.ConnectError, match=REFUSED):
+            await post(url, ONE_ADDRESS, Names([addresses]))
+    assert receiver.seen == []
+
+
+async def test_06_a_name_that_does_not_exist_looks_like_one_that_leads_inside() -> None:
+    """What a failed webhook says of a name tells nobody whether the inside knows it."""
+
+    class Unknown(Names):
+        async def resolve(self, host: str, port: int) -> Sequence[str]:
+            raise OSError("no such name")
+
+    with pytest.raises(httpx.ConnectError, match=REFUSED):
+        await post(f"https://{NAME}/", STRICT, Unknown([]))
+
+
+async def test_06_the_real_resolver_is_held_to_the_rules() -> None:
+    """A name from this machine's own resolver that leads to loopback is refused."""
+    assert {ip_address(each).is_loopback for each in await resolve("localhost", 443)} == {True}
+    elsewhere = WebhookRules(enabled=True, networks=(ip_network("10.0.0.0/8"),))
+    async with http_client(SendLimits(), elsewhere) as http:
+        with pytest.raises(httpx.ConnectError, match=REFUSED):
+            await http.post("https://localhost/")
+
+
+async def test_06_the_rules_hold_when_it_is_sent_as_well() -> None:
+    """What was accepted under looser rules is not sent under stricter ones."""
+    async with receiving() as receiver:
+        with pytest.raises(httpx.ConnectError, match="must begin with https"):
+            await post(receiver.url(), ONE_ADDRESS, Names([["127.0.0.1"]]))
+    assert receiver.seen == []
+
+
+async def test_06_no_proxy_from_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy would resolve the name by itself, and see the signed request."""
+    local = WebhookRules(enabled=True, allow_http=True, networks=(LOOPBACK,))
+    async with receiving() as proxy, receiving() as receiver:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
+        url = f"http://{NAME}:{receiver.port}/hook"
+        assert (await post(url, local, Names([["127.0.0.1"]]))).status_code == 204
+    assert (len(proxy.seen), len(receiver.seen)) == (0, 1)
+
+
+# --- over TLS, with an authority of the test's own
+
+
+@dataclass(frozen=True)
+class Authority:
+    """Signs certificates, and the context of a client that trusts it and nobody else."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+    folder: Path
+
+    def client(self) -> ssl.SSLContext:
+        pem = self.certificate.public_bytes(serialization.Encoding.PEM).decode()
+        return ssl.create_default_context(cadata=pem)
+
+    def server(self, name: str, seen: list[str | None]) -> ssl.SSLContext:
+        """A server's context for `name`; `seen` gets the name of each TLS handshake."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = _certificate(name, key, self.certificate.subject, self.key)
+        path = self.folder / name
+        path.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+            + certificate.public_bytes(serialization.Encoding.PEM)
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(path)
+        context.sni_callback = lambda _socket, asked, _context: seen.append(asked)
+        return context
+
+
+def _certificate(
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Name | None,
+    signer: ec.EllipticCurvePrivateKey,
+) -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer or subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    )
+    return builder.sign(signer, hashes.SHA256())
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _certificate("an authority of these tests", key, None, key)
+    return Authority(certificate, key, tmp_path_factory.mktemp("tls"))
+
+
+@asynccontextmanager
+async def receiving_tls(
+    authority: Authority, name: str, seen: list[str | None]
+) -> AsyncIterator[Receiver]:
+    """A receiver behind TLS: what it is sent is passed on to a plain one."""
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", plain.port)
+        pumps = [_pump(reader, to_writer), _pump(to_reader, writer)]
+        await asyncio.wait([asyncio.create_task(each) for each in pumps])
+
+    async with receiving() as plain:
+        context = authority.server(name, seen)
+        server = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
+        try:
+            yield Receiver(port=server.sockets[0].getsockname()[1], seen=plain.seen)
+        finally:
+            server.close()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass  # hung up on: its other half ends then
+    finally:
+        writer.close()
+
+
+async def test_06_what_was_looked_at_is_what_is_connected_to(authority: Authority) -> None:
+    """A name that leads elsewhere the moment after (DNS rebinding) is asked about once only; the
+    handshake, the certificate and the Host header are the name's all the same."""
+    handshakes: list[str | None] = []
+    names = Names([["127.0.0.1"], ["127.0.0.2"]])
+    async with receiving_tls(authority, NAME, handshakes) as receiver:
+        url = f"https://{NAME}:{receiver.port}/hook?a=b"
+        answer = await post(url, ONE_ADDRESS, names, authority.client())
+        with pytest.raises(httpx.ConnectError, match=REFUSED):
+            await post(url, ONE_ADDRESS, names, authority.client())
+    assert answer.status_code == 204
+    assert names.asked == [NAME, NAME]
+    assert handshakes == [NAME]
+    [seen] = receiver.seen
+    assert (seen.target, seen.headers["host"]) == ("/hook?a=b", f"{NAME}:{receiver.port}")
+
+
+async def test_06_the_certificate_must_be_the_names(authority: Authority) -> None:
+    """Another's certificate, or one of an authority that nobody knows, and nothing is sent."""
+    names = Names([["127.0.0.1"]])
+    async with receiving_tls(authority, "other.example.com", []) as receiver:
+        url = f"https://{NAME}:{receiver.port}/"
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await post(url, ONE_ADDRESS, names, authority.client())
+    async with receiving_tls(authority, NAME, []) as stranger:
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await post(f"https://{NAME}:{stranger.port}/", ONE_ADDRESS, names)
+    assert receiver.seen == stranger.seen == []
+
+
+async def test_06_two_names_with_one_address_share_no_connection(authority: Authority) -> None:
+    """What one name's certificate vouched for is not used for another name."""
+    handshakes: list[str | None] = []
+    names = Names([["127.0.0.1"]])
+    async with (
+        receiving_tls(authority, NAME, handshakes) as receiver,
+        http_client(SendLimits(), ONE_ADDRESS, names.resolve, authority.client()) as http,
+    ):
+        await http.post(f"https://{NAME}:{receiver.port}/", content=b"{}")
+        with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+            await http.post(f"https://other.example.com:{receiver.port}/", content=b"{}")
+    assert handshakes == [NAME, "other.example.com"]
+    assert len(receiver.seen) == 1
+
+
+async def test_06_a_dead_address_among_others_does_no_harm() -> None:
+    """The second address of a name is tried when the first takes no connection."""
+    local = WebhookRules(enabled=True, allow_http=True, networks=(LOOPBACK,))
+    async with receiving() as receiver:
+        url = f"http://{NAME}:{receiver.port}/"
+        names = Names([["127.9.9.9", "127.0.0.1"]])
+        assert (await post(url, local, names)).status_code == 204
+    assert names.asked == [NAME]
+
+
+async def test_06_a_redirect_leads_nowhere() -> None:
+    """Not even to where the rules would permit."""
+    local = WebhookRules(enabled=True, allow_http=True, networks=(LOOPBACK,))
+    async with receiving() as receiver, receiving() as elsewhere:
+        receiver.default = status(307, Location=elsewhere.url())
+        answer = await post(receiver.url(NAME), local, Names([["127.0.0.1"]]))
+    assert answer.status_code == 307
+    assert elsewhere.seen == []
+
+
+def test_06_no_spelling_of_an_address_gets_around() -> None:
+    """Decimal, octal, hex and short forms, users, unicode digits, trailing dots, zones."""
+    for host in (
+        *("2130706433", "0177.0.0.1", "0x7f000001", "0x7f.1", "127.1", "127.0.0.1.", "0"),
+        *("[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[0:0:0:0:0:ffff:a9fe:a9fe]", "[::1%25lo]"),
+        *("user@127.0.0.1", "example.com@127.0.0.1", "example.com:443@127.0.0.1"),
+        *("①②⑦.⓪.⓪.①", "127。0。0。1", "localhost", "LOCALHOST", "metadata.google.internal"),
+        *("example.com%00.evil.com", "example.com\\@127.0.0.1", "169.254.169.254"),
+    ):
+        with pytest.raises(InvalidWebhook):
+            check_url(f"https://{host}/", STRICT)

@@ -1,0 +1,83 @@
+"""Point 6 on the whole stack: where it may be told to send, and where it does not follow.
+
+The local stack's rules are looser than a cluster's by two settings: plain HTTP, and loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from serve_app.schemas import WebhookView
+from tests.fakes.receiver import Receiver, drip, receiving, status
+from tests.fakes.site import API, photo, submission
+from tests.polling import until
+from tests.stack import Stack
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/meta-data/iam/security-credentials/",
+        "http://[fd00:ec2::254]/latest/meta-data/",
+        "http://[::ffff:169.254.169.254]/",
+        "http://[64:ff9b::a9fe:a9fe]/",
+        "http://2852039166/",
+        "http://0xa9.0xfe.0xa9.0xfe/",
+        "http://10.0.0.1/",
+        "http://0.0.0.0:8188/prompt",
+        "http://2130706433:8188/prompt",
+        "http://127.1/",
+        "http://me@127.0.0.1/",
+        "http://①②⑦.0.0.1/",
+        "ftp://example.com/",
+        "gopher://example.com:70/",
+        "file:///etc/passwd",
+    ],
+)
+def test_06_the_stack_is_not_sent_inside(stack: Stack, url: str) -> None:
+    """Metadata, private networks and what looks like something else: refused at the door."""
+    with stack.http() as http:
+        answer = http.post(API, **submission(webhook_url=url))
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_webhook")
+
+
+async def test_06_the_stack_follows_no_redirect(stack: Stack) -> None:
+    """A receiver that sends it on gets a failed delivery, and the other place gets nothing."""
+    async with receiving() as receiver, receiving() as elsewhere:
+        receiver.default = status(307, Location=elsewhere.url())
+        webhook = await _first_try(stack, receiver)
+    assert webhook.last_error == "HTTP 307"
+    assert elsewhere.seen == []
+
+
+async def test_06_the_stack_waits_for_no_dripping_answer(stack: Stack) -> None:
+    """A header every moment, for ever, ends after the seconds that a try has in all."""
+    async with receiving() as receiver:
+        receiver.default = drip
+        webhook = await _first_try(stack, receiver)
+    assert webhook.last_error == "no answer within 5 s"
+
+
+async def _first_try(stack: Stack, receiver: Receiver) -> WebhookView:
+    """The webhook of a new job when it has been tried, and before it is tried again."""
+
+    def submit() -> str:
+        with stack.client() as client:
+            return str(client.submit(photo((64, 64)), webhook_url=receiver.url()).id)
+
+    def look() -> WebhookView | None:
+        with stack.client() as client:
+            return client.get(job_id).webhook
+
+    async def is_tried() -> bool:
+        webhook = await asyncio.to_thread(look)
+        return webhook is not None and webhook.last_error is not None
+
+    job_id = await asyncio.to_thread(submit)
+    await receiver.wait_for(1)
+    await until(is_tried)
+    found = await asyncio.to_thread(look)
+    assert found is not None
+    return found

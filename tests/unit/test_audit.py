@@ -1,0 +1,84 @@
+"""What `make check` makes of pip-audit: weaknesses fail, a missing network does not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import httpx
+import pytest
+
+from tests import audit
+
+CLEAN = {"name": "h11", "version": "0.16.0", "vulns": []}
+UNKNOWN = {"name": "ours", "skip_reason": "not found on PyPI"}
+WEAK = {
+    "name": "jinja2",
+    "version": "2.10",
+    "vulns": [{"id": "PYSEC-2019-217", "fix_versions": ["2.10.1"]}],
+}
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def database(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What it answers to the probe; an exception is raised."""
+    answer: dict[str, Any] = {"vulnerabilities": [{}]}
+
+    def get(url: str, **_options: object) -> httpx.Response:
+        if "error" in answer:
+            raise httpx.ConnectError("no route")
+        return httpx.Response(200, json=answer, request=httpx.Request("GET", url))
+
+    monkeypatch.setattr(httpx, "get", get)
+    return answer
+
+
+def _report(monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+    def run(*_command: object, **_options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], 1, output, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize(
+    ("packages", "status", "said"),
+    [
+        ([CLEAN, UNKNOWN], 0, "nothing is known against 1 packages, 1 are not known"),
+        ([CLEAN, WEAK], 1, "jinja2 2.10: PYSEC-2019-217, fixed in 2.10.1"),
+    ],
+)
+def test_a_known_weakness_fails(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    packages: list[dict[str, object]],
+    status: int,
+    said: str,
+) -> None:
+    """One line for each, with the version that mends it."""
+    _report(monkeypatch, json.dumps({"dependencies": packages}))
+    assert audit.main() == status
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", [{"error": True}, {"vulnerabilities": []}, {}])
+def test_no_database_is_said_and_passes(
+    database: dict[str, Any], capsys: Capture, answer: dict[str, Any]
+) -> None:
+    """Unreachable, or a mirror that knows of no weakness: nothing is claimed."""
+    database.clear()
+    database.update(answer)
+    assert audit.main() == 0
+    assert "did not run" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("database")
+def test_an_audit_that_breaks_off_is_said_and_passes(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Without a report there is nothing to fail for."""
+    _report(monkeypatch, "")
+    assert audit.main() == 0
+    assert "did not end" in capsys.readouterr().err
