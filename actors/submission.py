@@ -23,6 +23,7 @@ from restoration.errors import (
     IllegalTransition,
     InvalidRequest,
     QueueFull,
+    StorageFull,
 )
 from restoration.images import UploadLimits, check_result
 from restoration.jobs import (
@@ -34,6 +35,7 @@ from restoration.jobs import (
     Priority,
 )
 from restoration.ports import BlobStore, JobStore
+from restoration.quotas import Quotas
 from restoration.webhook_urls import WebhookRules, check_url
 from workflows.catalog import Catalog, Workflow
 
@@ -60,6 +62,7 @@ class SubmissionRequest:
     queue_limit_s: float | None = None
     run_limit_s: float | None = None
     webhook_url: str | None = None
+    quotas: Quotas | None = None  # those of the settings if there are none
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,33 +119,36 @@ class Submission:
     async def submit(self, request: SubmissionRequest) -> Submitted:
         """Record a job that will end, whatever is killed after this returns.
 
-        Raises InvalidRequest and its kin, IdempotencyConflict, QueueFull, DependencyUnavailable.
+        Raises InvalidRequest and its kin, IdempotencyConflict, QueueFull, StorageFull,
+        DependencyUnavailable.
         """
         order = self.check(request)
         digest = await asyncio.to_thread(order.digest, request.image)
         if earlier := await self._earlier(request, digest):
             return Submitted(earlier, replayed=True)
-        await self.demand_room(request.owner)
+        await self.demand_room(request)
         new = replace(
             await self.prepare(request, order, uuid4()),
             idempotency_key=request.idempotency_key,
             request_digest=digest,
         )
         try:
-            job, created = await self._jobs.insert(new)
-        except (IdempotencyConflict, QueueFull):
+            job, created = await self._jobs.insert(new, request.quotas)
+        except (IdempotencyConflict, QueueFull, StorageFull):
             await self.discard(new)
             raise
         if not created:  # another request with the same key was quicker
             await self.discard(new)
         return Submitted(job, replayed=not created)
 
-    async def retry(self, job_id: UUID, owner: str | None = None) -> Submitted:
+    async def retry(
+        self, job_id: UUID, owner: str | None = None, quotas: Quotas | None = None
+    ) -> Submitted:
         """Send a job that failed or was cancelled again, as a new job on the same input.
 
         The new job asks for the same of the workflow as it is now. A job is sent again once:
         after that `replayed` says that the job is an earlier one. Raises JobNotFound, QueueFull,
-        InputExpired, IllegalTransition for a job in another state, UnknownWorkflow or
+        StorageFull, InputExpired, IllegalTransition for a job in another state, UnknownWorkflow or
         InvalidParameters when the workflow has changed, DependencyUnavailable.
         """
         source = await self._jobs.get(job_id, owner)
@@ -151,7 +157,7 @@ class Submission:
                 f"the job is {source.status}; only one that failed or was cancelled is sent again",
                 status=source.status,
             )
-        job, created = await self._jobs.insert(self._again(source))
+        job, created = await self._jobs.insert(self._again(source), quotas)
         return Submitted(job, replayed=not created)
 
     def _again(self, source: Job) -> NewJob:
@@ -208,9 +214,9 @@ class Submission:
             )
         return found
 
-    async def demand_room(self, owner: str) -> None:
-        """Before any work, so that a full system says so at once. Raises QueueFull."""
-        await self._jobs.check_room(owner)
+    async def demand_room(self, request: SubmissionRequest) -> None:
+        """Before any work, so that a full system says so at once. Raises QueueFull, StorageFull."""
+        await self._jobs.check_room(request.owner, request.quotas, len(request.image))
 
     async def prepare(self, request: SubmissionRequest, order: Order, job_id: UUID) -> NewJob:
         """Examine the picture and store it; what comes back is ready to be recorded.

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -38,7 +39,7 @@ class RequestContext:
             return await self._app(scope, receive, send)
         request_id = _request_id(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id, scope["state"])
         started = time.monotonic()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
@@ -60,11 +61,13 @@ class RequestContext:
 
 
 class _Answer:
-    """Adds the headers that every answer has, and remembers its status."""
+    """Adds the headers that every answer has, and those that a dependency of the route has left
+    in `request.state.answer_headers`, and remembers its status."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, state: Mapping[str, Any]) -> None:
         self._send = send
         self._request_id = request_id
+        self._state = state
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
@@ -73,6 +76,7 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             headers[REQUEST_ID] = self._request_id
             headers["X-Content-Type-Options"] = "nosniff"
+            headers.update(self._state.get("answer_headers", {}))
         await self._send(message)
 
 

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from actors.submission import SubmissionRequest
 from restoration.jobs import OutputFormat, Priority
+from serve_app.auth import Principal
 from serve_app.openapi import multipart_form
 from serve_app.routes.dependencies import authenticated
 from serve_app.routes.uploads import UploadSlot, upload_slot
@@ -62,9 +63,12 @@ class RestorationForm(BaseModel):
         None, description="where to POST, once, that the job has ended; https, and a public host"
     )
 
-    def asks(self, owner: str, image: bytes, idempotency_key: str | None) -> SubmissionRequest:
+    def asks(
+        self, caller: Principal, image: bytes, idempotency_key: str | None
+    ) -> SubmissionRequest:
         return SubmissionRequest(
-            owner=owner,
+            owner=caller.sub,
+            quotas=caller.quotas,
             image=image,
             workflow=self.workflow,
             params=self.params,

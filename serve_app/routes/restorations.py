@@ -23,9 +23,11 @@ from restoration.errors import (
     InvalidWebhook,
     JobNotFound,
     QueueFull,
+    RateLimited,
     RestorationError,
     ResultExpired,
     ResultNotReady,
+    StorageFull,
     TooManyUploads,
     Unauthenticated,
     UnknownWorkflow,
@@ -85,6 +87,8 @@ router = APIRouter(
             InvalidWebhook,
             BrokenImage,
             QueueFull,
+            StorageFull,
+            RateLimited,
             TooManyUploads,
             bad_request=400,
             unsupported_media_type=415,
@@ -117,7 +121,7 @@ async def submit_restoration(
 ) -> Response:
     """Submit a photo to be restored."""
     submitted = await services.submission.submit(
-        form.fields.asks(caller.sub, form.image, idempotency_key)
+        form.fields.asks(caller, form.image, idempotency_key)
     )
     slot.give_back()  # the upload is stored: who waits for the end waits without it
     job, wait_s = submitted.job, preferred_wait_s(prefer or ())
@@ -172,7 +176,7 @@ async def get_restoration(
     responses={
         202: {"description": "asked; the job goes on until its engine's next boundary"},
         200: {"description": "the job has ended, cancelled or otherwise", "model": Restoration},
-        **problems(JobNotFound),
+        **problems(JobNotFound, RateLimited),
     },
 )
 async def cancel_restoration(
@@ -203,7 +207,7 @@ async def cancel_restoration(
         },
         **problems(
             *(JobNotFound, UnknownWorkflow, IllegalTransition, InvalidParameters, QueueFull),
-            InputExpired,
+            *(InputExpired, StorageFull, RateLimited),
         ),
     },
 )
@@ -211,7 +215,9 @@ async def retry_restoration(
     request: Request, response: Response, job_id: UUID, caller: Writer, services: ServicesOf
 ) -> Restoration:
     """Send a job that failed or was cancelled again, as a new job. Repeating it changes nothing."""
-    submitted = await services.submission.retry(job_id, caller.reach)
+    # an operator's quotas are not those of the job's owner
+    quotas = caller.quotas if caller.reach == caller.sub else None
+    submitted = await services.submission.retry(job_id, caller.reach, quotas)
     view = await show(request, services.status, submitted.job)
     response.headers["Location"] = view.links.self_
     if submitted.replayed:
