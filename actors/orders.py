@@ -16,6 +16,7 @@ from actors.pictures import Picture
 from restoration.errors import InvalidRequest
 from restoration.images import UploadLimits, check_result
 from restoration.jobs import Job, NewJob, OutputFormat, ParamValue, Priority
+from restoration.quotas import Quotas
 from restoration.webhook_urls import WebhookRules, check_url
 from workflows.catalog import Catalog, Workflow
 from workflows.custom import CUSTOM, custom_workflow, graph_of, params_of
@@ -48,6 +49,7 @@ class SubmissionRequest:
     keep_metadata: bool = False
     upload_id: UUID | None = None
     graph: Mapping[str, object] | None = None
+    quotas: Quotas | None = None  # those of the settings if there are none
 
 
 @dataclass(frozen=True, slots=True)

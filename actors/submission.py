@@ -23,6 +23,7 @@ from restoration.errors import (
     IllegalTransition,
     JobNotFound,
     QueueFull,
+    StorageFull,
     UploadUsed,
 )
 from restoration.images import UploadLimits
@@ -32,6 +33,7 @@ from restoration.jobs import (
     NewJob,
 )
 from restoration.ports import BlobStore, JobStore
+from restoration.quotas import Quotas
 from restoration.webhook_urls import WebhookRules
 from workflows.catalog import Catalog
 
@@ -76,13 +78,13 @@ class Submission:
         """Record a job that will end, whatever is killed after this returns.
 
         Raises InvalidRequest and its kin, IdempotencyConflict, UploadNotFound, UploadUsed,
-        QueueFull, DependencyUnavailable.
+        QueueFull, StorageFull, DependencyUnavailable.
         """
         order = self.check(request)
         digest = await asyncio.to_thread(order.digest, _subject(request))
         if earlier := await self._earlier(request, digest):
             return Submitted(earlier, replayed=True)
-        await self.demand_room(request.owner)
+        await self.demand_room(request)
         new = replace(
             await self.prepare(await self._complete(request), order, uuid4()),
             idempotency_key=request.idempotency_key,
@@ -91,8 +93,8 @@ class Submission:
         if request.upload_id is not None:
             new = replace(new, id=request.upload_id)  # so that it becomes a job only once
         try:
-            job, created = await self._jobs.insert(new)
-        except (IdempotencyConflict, QueueFull):
+            job, created = await self._jobs.insert(new, request.quotas)
+        except (IdempotencyConflict, QueueFull, StorageFull):
             await self.discard(new.input.key)
             raise
         if not created:  # another request with the same key was quicker
@@ -108,12 +110,14 @@ class Submission:
         upload = (self._blobs, request.owner, request.upload_id, self._limits)
         return replace(request, image=await fetch_upload(*upload))
 
-    async def retry(self, job_id: UUID, owner: str | None = None) -> Submitted:
+    async def retry(
+        self, job_id: UUID, owner: str | None = None, quotas: Quotas | None = None
+    ) -> Submitted:
         """Send a job that failed or was cancelled again, as a new job on the same input.
 
         The new job asks for the same of the workflow as it is now. A job is sent again once:
         after that `replayed` says that the job is an earlier one. Raises JobNotFound, QueueFull,
-        InputExpired, IllegalTransition for a job in another state, UnknownWorkflow or
+        StorageFull, InputExpired, IllegalTransition for a job in another state, UnknownWorkflow or
         InvalidParameters when the workflow has changed, DependencyUnavailable.
         """
         source = await self._jobs.get(job_id, owner)
@@ -122,7 +126,7 @@ class Submission:
                 f"the job is {source.status}; only one that failed or was cancelled is sent again",
                 status=source.status,
             )
-        job, created = await self._jobs.insert(self._orders.again(source))
+        job, created = await self._jobs.insert(self._orders.again(source), quotas)
         return Submitted(job, replayed=not created)
 
     async def _earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
@@ -150,9 +154,9 @@ class Submission:
             )
         return found
 
-    async def demand_room(self, owner: str) -> None:
-        """Before any work, so that a full system says so at once. Raises QueueFull."""
-        await self._jobs.check_room(owner)
+    async def demand_room(self, request: SubmissionRequest) -> None:
+        """Before any work, so that a full system says so at once. Raises QueueFull, StorageFull."""
+        await self._jobs.check_room(request.owner, request.quotas, len(request.image))
 
     async def prepare(self, request: SubmissionRequest, order: Order, job_id: UUID) -> NewJob:
         """Examine the picture and store it; what comes back is ready to be recorded.

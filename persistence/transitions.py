@@ -21,9 +21,11 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import OperationalError
 
 from persistence import deliveries
 from persistence.history import with_attempt
+from persistence.owners import CLAIMED_BY_ANOTHER
 from persistence.signals import WAITING_CHANNEL
 from persistence.tables import OWNED, artifact_columns, failure_columns, jobs, to_job
 from persistence.turns import BEST, by_turn, is_overdue, put_first
@@ -54,13 +56,22 @@ _CLAIM = (
 )
 
 
+class Overtaken(Exception):
+    """Another claim has taken the last place that the owner had; a new one passes over it."""
+
+
 def claim(
     worker: str, lease_s: float, workflows: Sequence[str], connection: Connection
 ) -> Job | None:
-    """The best job that waits; concurrent claims pass over each other's jobs."""
+    """The best job that waits; concurrent claims pass over each other's jobs. Raises Overtaken."""
     lease = timedelta(seconds=lease_s)
     values = {"for_worker": worker, "of_workflows": list(workflows), "lease": lease}
-    row = connection.execute(_CLAIM, values).mappings().first()
+    try:
+        row = connection.execute(_CLAIM, values).mappings().first()
+    except OperationalError as error:
+        if getattr(error.orig, "pgcode", None) == CLAIMED_BY_ANOTHER:
+            raise Overtaken from error
+        raise
     return None if row is None else to_job(row)
 
 

@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 from restoration.errors import InvalidSettings
 from restoration.images import MEBIBYTE, UploadLimits
 from restoration.queueing import QueuePolicy
+from restoration.quotas import Quotas
 from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import secret_key
 
@@ -140,7 +141,12 @@ class Settings(NodeSettings):
 
     # How much may wait and be on its way, and how long an idempotency key is remembered
     max_waiting_jobs: int = Field(100_000, alias="MAX_WAITING_JOBS", gt=0)
-    max_waiting_per_owner: int = Field(10_000, alias="MAX_WAITING_PER_OWNER", gt=0)
+    # ... of one owner, unless its token says otherwise (0: no limit). The defaults stop a client
+    # that has gone wild; who shares a fleet among strangers sets all four.
+    max_requests_per_minute: int = Field(6_000, alias="MAX_REQUESTS_PER_MINUTE", ge=0)
+    max_waiting_per_owner: int = Field(10_000, alias="MAX_WAITING_PER_OWNER", ge=0)
+    max_running_per_owner: int = Field(0, alias="MAX_RUNNING_PER_OWNER", ge=0)
+    max_stored_bytes_per_owner: int = Field(0, alias="MAX_STORED_BYTES_PER_OWNER", ge=0)
     max_uploads_in_flight: int = Field(64, alias="MAX_UPLOADS_IN_FLIGHT", gt=0)
     idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
     # A batch job that has waited for so long takes turns with interactive ones
@@ -214,9 +220,18 @@ class Settings(NodeSettings):
     def queue_policy(self) -> QueuePolicy:
         return QueuePolicy(
             max_waiting=self.max_waiting_jobs,
-            max_waiting_per_owner=self.max_waiting_per_owner,
+            quotas=self.quotas,
             idempotency_ttl_s=self.idempotency_ttl_s,
             aging_s=self.aging_s,
+        )
+
+    @property
+    def quotas(self) -> Quotas:
+        return Quotas(
+            requests_per_minute=self.max_requests_per_minute,
+            waiting_jobs=self.max_waiting_per_owner,
+            running_jobs=self.max_running_per_owner,
+            stored_bytes=self.max_stored_bytes_per_owner,
         )
 
     @property

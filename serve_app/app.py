@@ -36,7 +36,8 @@ from serve_app.services import Services
 
 _SENT_HEADERS = ["Authorization", "Idempotency-Key", "Last-Event-ID", "Prefer", REQUEST_ID]
 _READABLE_HEADERS = [
-    *("Location", REQUEST_ID, "Idempotent-Replayed", "Preference-Applied", "Retry-After")
+    *("Location", REQUEST_ID, "Idempotent-Replayed", "Preference-Applied", "Retry-After"),
+    *("RateLimit", "RateLimit-Policy"),
 ]
 
 

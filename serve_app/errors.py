@@ -50,6 +50,8 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
         e.InputExpired: HTTPStatus.GONE,
         e.IllegalTransition: HTTPStatus.CONFLICT,
         e.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+        e.StorageFull: HTTPStatus.TOO_MANY_REQUESTS,
+        e.RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
         e.TooManyUploads: HTTPStatus.TOO_MANY_REQUESTS,
         e.DependencyUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
         e.EngineUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -7,7 +7,7 @@ take in before asking who it is. So the route reads the form itself, with tight 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from actors.submission import SubmissionRequest
 from restoration.jobs import OutputFormat, Priority
+from serve_app.auth import Principal
 from serve_app.openapi import multipart_form
 from serve_app.routes.dependencies import authenticated
 from serve_app.routes.uploads import UploadSlot, upload_slot
@@ -62,11 +63,18 @@ class JobForm(BaseModel):
         False, description="gives the result the photo's EXIF: times, place, camera, author"
     )
 
-    def asks(self, owner: str, image: bytes, idempotency_key: str | None) -> SubmissionRequest:
+    def asks(
+        self, caller: Principal, image: bytes, idempotency_key: str | None
+    ) -> SubmissionRequest:
         """The fields that a form has are those of the request."""
         asked = {name: getattr(self, name) for name in type(self).model_fields}
-        request = SubmissionRequest(owner, image, idempotency_key=idempotency_key)
-        return replace(request, **asked)
+        return SubmissionRequest(
+            owner=caller.sub,
+            quotas=caller.quotas,
+            image=image,
+            idempotency_key=idempotency_key,
+            **asked,
+        )
 
 
 class WorkflowForm(JobForm):

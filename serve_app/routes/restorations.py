@@ -18,9 +18,11 @@ from restoration.errors import (
     InvalidRequest,
     JobNotFound,
     QueueFull,
+    RateLimited,
     RestorationError,
     ResultExpired,
     ResultNotReady,
+    StorageFull,
     Unauthenticated,
     UnknownWorkflow,
 )
@@ -68,7 +70,7 @@ async def submit_restoration(
 ) -> Response:
     """Submit a photo to be restored."""
     submitted = await services.submission.submit(
-        form.fields.asks(caller.sub, form.image, idempotency_key)
+        form.fields.asks(caller, form.image, idempotency_key)
     )
     slot.give_back()  # the upload is stored: who waits for the end waits without it
     return await answer(request, services, submitted, prefer)
@@ -112,7 +114,7 @@ async def get_restoration(
     responses={
         202: {"description": "asked; the job goes on until its engine's next boundary"},
         200: {"description": "the job has ended, cancelled or otherwise", "model": Restoration},
-        **problems(JobNotFound),
+        **problems(JobNotFound, RateLimited),
     },
 )
 async def cancel_restoration(
@@ -143,7 +145,7 @@ async def cancel_restoration(
         },
         **problems(
             *(JobNotFound, UnknownWorkflow, IllegalTransition, InvalidParameters, QueueFull),
-            InputExpired,
+            *(InputExpired, StorageFull, RateLimited),
         ),
     },
 )
@@ -152,7 +154,9 @@ async def retry_restoration(
 ) -> Restoration:
     """Send a job that failed or was cancelled again, as a new job. Repeating it changes nothing."""
     await demand_run(services, job_id, caller)
-    submitted = await services.submission.retry(job_id, caller.reach)
+    # an operator's quotas are not those of the job's owner
+    quotas = caller.quotas if caller.reach == caller.sub else None
+    submitted = await services.submission.retry(job_id, caller.reach, quotas)
     view = await show(request, services.status, submitted.job)
     response.headers["Location"] = view.links.self_
     if submitted.replayed:

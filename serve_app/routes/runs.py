@@ -50,7 +50,7 @@ async def submit_run(
 ) -> Response:
     """Submit a photo and a graph to run on it."""
     submitted = await services.submission.submit(
-        form.fields.asks(caller.sub, form.image, idempotency_key)
+        form.fields.asks(caller, form.image, idempotency_key)
     )
     slot.give_back()
     return await answer(request, services, submitted, prefer)

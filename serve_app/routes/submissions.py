@@ -16,7 +16,9 @@ from restoration.errors import (
     InvalidRequest,
     InvalidWebhook,
     QueueFull,
+    RateLimited,
     RestorationError,
+    StorageFull,
     TooManyUploads,
     UnsupportedImage,
     UploadNotFound,
@@ -68,7 +70,7 @@ def submission_responses(*errors: type[RestorationError]) -> Responses:
         **problems(
             *(InvalidRequest, IdempotencyConflict, UploadNotFound, UploadUsed),
             *(ImageTooLarge, UnsupportedImage, BrokenImage, InvalidWebhook),
-            *(QueueFull, TooManyUploads),
+            *(QueueFull, StorageFull, RateLimited, TooManyUploads),
             *errors,
             bad_request=400,
             unsupported_media_type=415,
