@@ -23,6 +23,7 @@ from restoration.errors import (
 )
 from restoration.jobs import Failure, JobStatus, NewJob
 from restoration.ports import BatchStore
+from restoration.quotas import Quotas
 
 # Photos of one batch in memory at a time. Each may be as large as an upload, and is decoded.
 IN_FLIGHT = 4
@@ -111,13 +112,14 @@ class BatchSubmission:
         """Record a batch of `photos`; all else of `request` is what each of them asks for.
 
         Raises InvalidRequest and its kin where the request is wrong as a whole, BatchTooLarge,
-        IdempotencyConflict, QueueFull, DependencyUnavailable, and whatever `photos` raises.
+        IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable, and whatever `photos`
+        raises.
         """
         order = self._submission.check(request)
         if (key := request.idempotency_key) is not None:
             if earlier := await self._batches.find_by_key(request.owner, key):
                 return await self._replay(earlier, order, photos)
-        await self._submission.demand_room(request.owner)
+        await self._submission.demand_room(request)
         draft = Draft(request.owner)
         try:
             await self._prepare_all(request, order, photos, draft)
@@ -125,15 +127,17 @@ class BatchSubmission:
         except BaseException:  # a client that has gone, among others
             await self._discard(draft.jobs)
             raise
-        return await self.record(new, draft.jobs)
+        return await self.record(new, draft.jobs, request.quotas)
 
-    async def record(self, new: NewBatch, jobs: Sequence[NewJob]) -> SubmittedBatch:
+    async def record(
+        self, new: NewBatch, jobs: Sequence[NewJob], quotas: Quotas | None = None
+    ) -> SubmittedBatch:
         """Record a batch whose jobs have been prepared; it may be called again.
 
-        Raises IdempotencyConflict, QueueFull, DependencyUnavailable.
+        Raises IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable.
         """
         try:
-            batch, created = await self._batches.insert(new, jobs)
+            batch, created = await self._batches.insert(new, jobs, quotas)
         except DependencyUnavailable:  # it may have been recorded all the same
             raise
         except RestorationError:

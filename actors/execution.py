@@ -45,6 +45,7 @@ from restoration.ports import (
     Prompt,
 )
 from workflows.catalog import Catalog, Workflow
+from workflows.custom import workflow_of
 from workflows.render import render
 
 log = structlog.get_logger(__name__)
@@ -205,7 +206,7 @@ class Execution:
                 await asyncio.sleep(self._retry.first_s)
 
     async def _restore(self, job: Job, run_id: UUID, watch: Stopwatch, visit: Visit) -> Artifact:
-        workflow = self._catalog.find(job.workflow)
+        workflow = workflow_of(self._catalog, job.workflow, job.params)
         self._progress(job, 0, "fetching")
         watch.enter("fetch")
         photo = await asyncio.to_thread(

@@ -29,6 +29,7 @@ from restoration.errors import DependencyUnavailable, EngineUnavailable, LeaseLo
 from restoration.jobs import AttemptRef, Job, JobStatus
 from restoration.settings import load_settings
 from workflows.catalog import load_catalog
+from workflows.custom import CUSTOM
 
 STORE_PAUSE_S = 0.2
 LONGEST_STORE_PAUSE_S = 5.0
@@ -54,7 +55,7 @@ class GpuWorker:
         self._running: set[asyncio.Task[str]] = set()
         self._held: set[AttemptRef] = set()
         catalog = load_catalog(more=settings.workflows_dir)
-        self._workflows = [workflow.name for workflow in catalog]
+        self._workflows = [CUSTOM, *(workflow.name for workflow in catalog)]
         async with AsyncExitStack() as resources:
             database = Database(settings.database_url.get_secret_value())
             resources.push_async_callback(database.aclose)

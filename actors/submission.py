@@ -7,65 +7,39 @@ A failure on the way leaves at most an orphaned object, never a row without its 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from uuid import UUID, uuid4
 
 import structlog
 
 from actors.decoders import Examiner
+from actors.orders import MAX_NAME_CHARS, Order, Orders, SubmissionRequest
 from actors.uploads import fetch_upload
 from persistence.keys import input_key, upload_key
 from restoration.errors import (
     DependencyUnavailable,
     IdempotencyConflict,
     IllegalTransition,
-    InvalidRequest,
     JobNotFound,
     QueueFull,
+    StorageFull,
     UploadUsed,
 )
-from restoration.images import UploadLimits, check_result
+from restoration.images import UploadLimits
 from restoration.jobs import (
     Job,
     JobStatus,
     NewJob,
-    OutputFormat,
-    ParamValue,
-    Priority,
 )
 from restoration.ports import BlobStore, JobStore
-from restoration.webhook_urls import WebhookRules, check_url
-from workflows.catalog import Catalog, Workflow
+from restoration.quotas import Quotas
+from restoration.webhook_urls import WebhookRules
+from workflows.catalog import Catalog
+
+__all__ = ["MAX_NAME_CHARS", "Order", "Submission", "SubmissionRequest", "Submitted"]
 
 log = structlog.get_logger(__name__)
-
-MAX_NAME_CHARS = 255
-
-
-@dataclass(frozen=True, slots=True)
-class SubmissionRequest:
-    """What a caller asks for, as yet unchecked. `image` is the file's bytes as they came, and
-    empty when it was uploaded before, as `upload_id`.
-
-    No `output_format` means the workflow's own, as do limits that are not given; a request may
-    ask for shorter ones, in seconds.
-    """
-
-    owner: str
-    image: bytes
-    workflow: str
-    params: Mapping[str, object]
-    output_format: OutputFormat | None = None
-    priority: Priority = Priority.INTERACTIVE
-    idempotency_key: str | None = None
-    queue_limit_s: float | None = None
-    run_limit_s: float | None = None
-    webhook_url: str | None = None
-    keep_metadata: bool = False
-    upload_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,35 +48,6 @@ class Submitted:
 
     job: Job
     replayed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a request asks for, checked and complete: everything but the picture."""
-
-    workflow: Workflow
-    params: Mapping[str, ParamValue]
-    output_format: OutputFormat
-    priority: Priority
-    queue_limit_s: float | None = None
-    run_limit_s: float | None = None
-    webhook_url: str | None = None
-    keep_metadata: bool = False
-
-    def digest(self, subject: bytes) -> str:
-        """sha256, in hex, that two requests share only when they ask for the same.
-
-        `subject` is the picture, or whatever stands for the pictures of a batch.
-        """
-        asked = [
-            *(self.workflow.name, dict(self.params), self.output_format, self.priority),
-            *(self.queue_limit_s, self.run_limit_s),
-            self.webhook_url,
-            # as it was before there was such a thing, for keys from then
-            *(["keep_metadata"] if self.keep_metadata else []),
-        ]
-        text = json.dumps(asked, sort_keys=True)
-        return hashlib.sha256(text.encode() + b"\0" + subject).hexdigest()
 
 
 class Submission:
@@ -116,25 +61,30 @@ class Submission:
         examiner: Examiner,
         limits: UploadLimits,
         webhooks: WebhookRules | None = None,
+        allowed_nodes: Collection[str] = (),
     ) -> None:
-        self._catalog = catalog
+        """Graphs of users' own may have the `allowed_nodes`."""
+        self._orders = Orders(catalog, limits, webhooks or WebhookRules(), allowed_nodes)
         self._jobs = jobs
         self._blobs = blobs
         self._examiner = examiner
         self._limits = limits
-        self._webhooks = webhooks or WebhookRules()
+
+    def check(self, request: SubmissionRequest) -> Order:
+        """All that can be said without the picture. Raises InvalidRequest and its kin."""
+        return self._orders.check(request)
 
     async def submit(self, request: SubmissionRequest) -> Submitted:
         """Record a job that will end, whatever is killed after this returns.
 
         Raises InvalidRequest and its kin, IdempotencyConflict, UploadNotFound, UploadUsed,
-        QueueFull, DependencyUnavailable.
+        QueueFull, StorageFull, DependencyUnavailable.
         """
         order = self.check(request)
         digest = await asyncio.to_thread(order.digest, _subject(request))
         if earlier := await self._earlier(request, digest):
             return Submitted(earlier, replayed=True)
-        await self.demand_room(request.owner)
+        await self.demand_room(request)
         new = replace(
             await self.prepare(await self._complete(request), order, uuid4()),
             idempotency_key=request.idempotency_key,
@@ -143,8 +93,8 @@ class Submission:
         if request.upload_id is not None:
             new = replace(new, id=request.upload_id)  # so that it becomes a job only once
         try:
-            job, created = await self._jobs.insert(new)
-        except (IdempotencyConflict, QueueFull):
+            job, created = await self._jobs.insert(new, request.quotas)
+        except (IdempotencyConflict, QueueFull, StorageFull):
             await self.discard(new.input.key)
             raise
         if not created:  # another request with the same key was quicker
@@ -160,12 +110,14 @@ class Submission:
         upload = (self._blobs, request.owner, request.upload_id, self._limits)
         return replace(request, image=await fetch_upload(*upload))
 
-    async def retry(self, job_id: UUID, owner: str | None = None) -> Submitted:
+    async def retry(
+        self, job_id: UUID, owner: str | None = None, quotas: Quotas | None = None
+    ) -> Submitted:
         """Send a job that failed or was cancelled again, as a new job on the same input.
 
         The new job asks for the same of the workflow as it is now. A job is sent again once:
         after that `replayed` says that the job is an earlier one. Raises JobNotFound, QueueFull,
-        InputExpired, IllegalTransition for a job in another state, UnknownWorkflow or
+        StorageFull, InputExpired, IllegalTransition for a job in another state, UnknownWorkflow or
         InvalidParameters when the workflow has changed, DependencyUnavailable.
         """
         source = await self._jobs.get(job_id, owner)
@@ -174,53 +126,8 @@ class Submission:
                 f"the job is {source.status}; only one that failed or was cancelled is sent again",
                 status=source.status,
             )
-        job, created = await self._jobs.insert(self._again(source))
+        job, created = await self._jobs.insert(self._orders.again(source), quotas)
         return Submitted(job, replayed=not created)
-
-    def _again(self, source: Job) -> NewJob:
-        workflow = self._catalog.find(source.workflow)
-        waited_s = (source.queue_deadline_at - source.created_at).total_seconds()
-        return NewJob(
-            id=uuid4(),
-            owner=source.owner,
-            workflow=workflow.name,
-            workflow_version=workflow.version,
-            params=workflow.resolve(source.params),
-            output_format=source.output_format,
-            priority=source.priority,
-            input=source.input,
-            max_attempts=workflow.manifest.max_attempts,
-            request_digest=source.request_digest,
-            queue_limit_s=min(waited_s, workflow.manifest.queue_limit_s),
-            run_limit_s=source.run_limit_s,
-            retry_of=source.id,
-            webhook_url=source.webhook_url,
-            keep_metadata=source.keep_metadata,
-        )
-
-    def check(self, request: SubmissionRequest) -> Order:
-        """All that can be said without the picture. Raises InvalidRequest and its kin."""
-        _check_names(request)
-        workflow = self._catalog.find(request.workflow)
-        output = workflow.manifest.output
-        output_format = request.output_format or output.default_format
-        if output_format not in output.formats:
-            raise InvalidRequest(
-                f"{workflow.name} cannot write {output_format}; "
-                f"choose from {', '.join(output.formats)}"
-            )
-        if request.webhook_url is not None:
-            check_url(request.webhook_url, self._webhooks)
-        return Order(
-            workflow,
-            workflow.resolve(request.params),
-            output_format,
-            request.priority,
-            _shorter("queue_limit_s", request.queue_limit_s, workflow.manifest.queue_limit_s),
-            _shorter("run_limit_s", request.run_limit_s, workflow.manifest.run_limit_s),
-            request.webhook_url,
-            request.keep_metadata,
-        )
 
     async def _earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
         if request.idempotency_key is None:
@@ -247,9 +154,9 @@ class Submission:
             )
         return found
 
-    async def demand_room(self, owner: str) -> None:
-        """Before any work, so that a full system says so at once. Raises QueueFull."""
-        await self._jobs.check_room(owner)
+    async def demand_room(self, request: SubmissionRequest) -> None:
+        """Before any work, so that a full system says so at once. Raises QueueFull, StorageFull."""
+        await self._jobs.check_room(request.owner, request.quotas, len(request.image))
 
     async def prepare(self, request: SubmissionRequest, order: Order, job_id: UUID) -> NewJob:
         """Examine the picture and store it; what comes back is ready to be recorded.
@@ -257,8 +164,7 @@ class Submission:
         Raises InvalidRequest and its kin for a picture that cannot be used.
         """
         picture = await self._examiner.examine(request.image)
-        scale = int(order.params.get("scale", 1))
-        check_result(picture.width, picture.height, scale, order.output_format, self._limits)
+        self._orders.check_result(order, picture)
         key = input_key(job_id, picture.type)
         return NewJob(
             id=job_id,
@@ -287,20 +193,3 @@ class Submission:
 def _subject(request: SubmissionRequest) -> bytes:
     """What tells this request's picture from every other."""
     return request.image if request.upload_id is None else b"upload:" + request.upload_id.bytes
-
-
-def _shorter(name: str, asked_s: float | None, limit_s: float) -> float | None:
-    if asked_s is not None and not 0 < asked_s <= limit_s:
-        raise InvalidRequest(f"{name} must be above 0 and at most the workflow's {limit_s:g} s")
-    return asked_s
-
-
-def _check_names(request: SubmissionRequest) -> None:
-    _check_name("the owner", request.owner)
-    if request.idempotency_key is not None:
-        _check_name("Idempotency-Key", request.idempotency_key)
-
-
-def _check_name(what: str, text: str) -> None:
-    if not (0 < len(text) <= MAX_NAME_CHARS and text.isprintable()):
-        raise InvalidRequest(f"{what} must have 1 to {MAX_NAME_CHARS} printable characters")

@@ -40,6 +40,7 @@ from restoration.batches import (
 from restoration.errors import BatchNotFound, IdempotencyConflict
 from restoration.jobs import Failure, JobStatus, NewJob
 from restoration.queueing import QueuePolicy
+from restoration.quotas import Quotas
 
 # A cancel holds the rows of so many jobs at a time, so that no claim waits long for it.
 CANCEL_BATCH = 100
@@ -65,9 +66,11 @@ class PostgresBatchStore:
         self._policy = policy or QueuePolicy()
         self._ttl_s = self._policy.idempotency_ttl_s
 
-    async def insert(self, batch: NewBatch, jobs: Sequence[NewJob]) -> tuple[JobBatch, bool]:
+    async def insert(
+        self, batch: NewBatch, jobs: Sequence[NewJob], quotas: Quotas | None = None
+    ) -> tuple[JobBatch, bool]:
         """As the port says. Inserting an id again is taken for a repetition of the call."""
-        return await self._database.run(partial(_insert, batch, jobs, self._policy))
+        return await self._database.run(partial(_insert, batch, jobs, self._policy, quotas))
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> JobBatch | None:
         key_used = (batches.c.owner == owner) & (batches.c.idempotency_key == idempotency_key)
@@ -105,7 +108,11 @@ class PostgresBatchStore:
 
 
 def _insert(
-    batch: NewBatch, new_jobs: Sequence[NewJob], policy: QueuePolicy, connection: Connection
+    batch: NewBatch,
+    new_jobs: Sequence[NewJob],
+    policy: QueuePolicy,
+    quotas: Quotas | None,
+    connection: Connection,
 ) -> tuple[JobBatch, bool]:
     if batch.idempotency_key is not None:
         _free_expired_key(batch.owner, batch.idempotency_key, policy.idempotency_ttl_s, connection)
@@ -116,7 +123,7 @@ def _insert(
     if new_jobs:
         # One statement: a row holds expressions of Postgres' clock, which executemany cannot take.
         connection.execute(insert(jobs).values([new_row(job) for job in new_jobs]))
-        turns.check_room(policy, batch.owner, 0, connection)  # they have been counted by now
+        turns.admit(policy, batch.owner, quotas, connection)
         transitions.announce(connection)
     return _get(batch.id, batch.owner, connection), True
 

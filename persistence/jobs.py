@@ -7,6 +7,7 @@ answer was lost may be made again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from restoration.affinity import Affinity
 from restoration.errors import IdempotencyConflict, InputExpired
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobPage, JobStatus, NewJob
 from restoration.queueing import QueuePolicy
+from restoration.quotas import Quotas
 from restoration.webhooks import Delivery
 
 # Overdue jobs that one call of `expire` fails at most: the leader has tickets to send meanwhile.
@@ -39,9 +41,9 @@ class PostgresJobStore:
         self._database = database
         self._policy = policy or QueuePolicy()
 
-    async def insert(self, job: NewJob) -> tuple[Job, bool]:
+    async def insert(self, job: NewJob, quotas: Quotas | None = None) -> tuple[Job, bool]:
         """As the port says. Inserting an id again is taken for a repetition of the call."""
-        return await self._database.run(partial(_insert, job, self._policy))
+        return await self._database.run(partial(_insert, job, self._policy, quotas))
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
         key_used = (jobs.c.owner == owner) & (jobs.c.idempotency_key == idempotency_key)
@@ -49,8 +51,11 @@ class PostgresJobStore:
         found = await self._database.run(partial(_fetch, select(jobs).where(key_used, lives)))
         return found[0] if found else None
 
-    async def check_room(self, owner: str) -> None:
-        await self._database.run(partial(turns.check_room, self._policy, owner, 1))
+    async def check_room(
+        self, owner: str, quotas: Quotas | None = None, more_bytes: int = 0
+    ) -> None:
+        work = partial(turns.check_room, self._policy, owner, quotas, more_bytes)
+        await self._database.run(work)
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
         query = select(jobs).where(jobs.c.id == job_id)
@@ -95,7 +100,9 @@ class PostgresJobStore:
         affinity: Affinity | None = None,
     ) -> Job | None:
         work = partial(transitions.claim, worker, lease_s, workflows, affinity=affinity)
-        return await self._database.run(work)
+        while True:
+            with suppress(transitions.Overtaken):
+                return await self._database.run(work)
 
     async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
         return await self._database.run(partial(transitions.heartbeat, ref, lease_s))
@@ -160,7 +167,9 @@ def _fetch(query: Select[Any], connection: Connection) -> list[Job]:
     return [to_job(row) for row in connection.execute(query).mappings()]
 
 
-def _insert(job: NewJob, policy: QueuePolicy, connection: Connection) -> tuple[Job, bool]:
+def _insert(
+    job: NewJob, policy: QueuePolicy, quotas: Quotas | None, connection: Connection
+) -> tuple[Job, bool]:
     if job.idempotency_key is not None:
         _free_expired_key(job.owner, job.idempotency_key, policy, connection)
     if job.retry_of is not None:
@@ -170,7 +179,7 @@ def _insert(job: NewJob, policy: QueuePolicy, connection: Connection) -> tuple[J
     row = connection.execute(statement).mappings().first()
     if row is None:
         return _earlier(job, connection), False
-    turns.check_room(policy, job.owner, 0, connection)  # this job has been counted by now
+    turns.admit(policy, job.owner, quotas, connection)
     transitions.announce(connection)
     return to_job(row), True
 

@@ -77,9 +77,10 @@ class CloudFront:
     def from_settings(cls, settings: Settings) -> CloudFront | None:
         """None without a distribution. Raises InvalidSettings for a key that cannot be used."""
         domain, key_pair_id = settings.cloudfront_domain, settings.cloudfront_key_pair_id
-        if domain is None or key_pair_id is None:
+        private_key = settings.cloudfront_private_key
+        if domain is None or key_pair_id is None or private_key is None:
             return None
-        key = _rsa_key(settings.cloudfront_pem())
+        key = _rsa_key(private_key.get_secret_value())
 
         def sign(message: bytes) -> bytes:
             return key.sign(message, PKCS1v15(), SHA1())  # noqa: S303 - what CloudFront verifies

@@ -25,6 +25,7 @@ from sqlalchemy import (
 
 from persistence.database import Database
 from persistence.keys import job_of
+from persistence.owners import forget_idle, lock_owners_of
 from persistence.tables import OWNED, batches, deliveries, jobs
 from restoration.webhooks import DeliveryStatus
 
@@ -85,7 +86,7 @@ def _expire_inputs(kept_s: float, limit: int, connection: Connection) -> list[st
     # All rows of a key, in one order, so that two sweepers cannot wait for each other. Then the
     # question again, in a statement of its own: only that sees what was committed meanwhile.
     locked = select(jobs.c.id).where(jobs.c.input_key.in_(keys), is_kept).order_by(jobs.c.id)
-    connection.execute(locked.with_for_update())
+    lock_owners_of(connection.scalars(locked.with_for_update()).all(), connection)
     statement = (
         update(jobs)
         .where(jobs.c.input_key.in_(keys), is_kept, ~needed)
@@ -106,11 +107,12 @@ def _expire_outputs(kept_s: float, limit: int, connection: Connection) -> list[s
         .order_by(jobs.c.finished_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
-        .cte("chosen")
     )
+    job_ids = connection.scalars(chosen).all()
+    lock_owners_of(job_ids, connection)
     statement = (
         update(jobs)
-        .where(jobs.c.id.in_(select(chosen.c.id)))
+        .where(jobs.c.id.in_(job_ids))
         .values(output_expired_at=func.now())
         .returning(jobs.c.output_key)
     )
@@ -137,6 +139,7 @@ def _delete_rows(kept_s: float, limit: int, connection: Connection) -> int:
     statement = delete(jobs).where(jobs.c.id.in_(select(chosen.c.id)))
     deleted = connection.execute(statement).rowcount
     connection.execute(delete(batches).where(_emptied_before(kept_s)))
+    forget_idle(connection)
     return deleted
 
 

@@ -241,9 +241,30 @@ turns = Table(
     # as which class it takes turns; null while nothing waits
     Column("counts_as", _PriorityRank),
     Column("turn_at", DateTime(timezone=True), nullable=False),
+    # while as many of the owner's jobs run as may, see `persistence.owners`
+    Column("held", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint("waiting >= 0 AND (waiting > 0) = (counts_as IS NOT NULL)", "turns_counted"),
-    Index("turns_order", "counts_as", "turn_at", postgresql_where=text("counts_as IS NOT NULL")),
+    Index(
+        "turns_order",
+        *("counts_as", "turn_at"),
+        postgresql_where=text("counts_as IS NOT NULL AND NOT held"),
+    ),
     # every claim and every insert updates a row in place
+    postgresql_with={"fillfactor": 50},
+)
+
+# What an owner has, whatever its state; triggers on `jobs` keep it as well.
+owners = Table(
+    "owners",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("running", Integer, nullable=False, server_default=text("0")),
+    # 0: any number; that of the newest submission
+    Column("max_running", Integer, nullable=False, server_default=text("0")),
+    Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),
+    CheckConstraint(
+        "running >= 0 AND max_running >= 0 AND stored_bytes >= 0", name="owners_counted"
+    ),
     postgresql_with={"fillfactor": 50},
 )
 

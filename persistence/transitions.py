@@ -23,10 +23,12 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from persistence import deliveries
 from persistence.history import with_attempt
+from persistence.owners import CLAIMED_BY_ANOTHER
 from persistence.signals import WAITING_CHANNEL
 from persistence.tables import OWNED, artifact_columns, failure_columns, jobs, to_job
 from persistence.turns import BEST, FIRST, by_turn, candidates, is_overdue, put_first
@@ -64,6 +66,10 @@ def _claim(job_id: ScalarSelect[UUID]) -> ReturningUpdate[Any]:
 _CLAIM_BEST, _CLAIM_FIRST = _claim(BEST), _claim(FIRST)
 
 
+class Overtaken(Exception):
+    """Another claim has taken the last place that the owner had; a new one passes over it."""
+
+
 def claim(
     worker: str,
     lease_s: float,
@@ -71,15 +77,20 @@ def claim(
     connection: Connection,
     affinity: Affinity | None = None,
 ) -> Job | None:
-    """The best job that waits; concurrent claims pass over each other's jobs."""
+    """The best job that waits; concurrent claims pass over each other's jobs. Raises Overtaken."""
     lease = timedelta(seconds=lease_s)
     values = {"for_worker": worker, "of_workflows": list(workflows), "lease": lease}
-    row = None
-    if affinity is not None:
-        order = affinity.order(candidates(worker, workflows, connection))
-        row = connection.execute(_CLAIM_FIRST, {**values, "order": order}).mappings().first()
-    if row is None:  # all of them were being claimed at this moment, or there are none
-        row = connection.execute(_CLAIM_BEST, values).mappings().first()
+    try:
+        row = None
+        if affinity is not None:
+            order = affinity.order(candidates(worker, workflows, connection))
+            row = connection.execute(_CLAIM_FIRST, {**values, "order": order}).mappings().first()
+        if row is None:  # all of them were being claimed at this moment, or there are none
+            row = connection.execute(_CLAIM_BEST, values).mappings().first()
+    except OperationalError as error:
+        if getattr(error.orig, "pgcode", None) == CLAIMED_BY_ANOTHER:
+            raise Overtaken from error
+        raise
     return None if row is None else to_job(row)
 
 

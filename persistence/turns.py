@@ -5,7 +5,8 @@ takes the first owner's oldest job. Triggers on `jobs` count what waits and stam
 the same transaction, so that a claim is one statement and finds its job through two indexes.
 
 Lock order, for a transaction that changes several jobs: lock all of them first, then change them
-in the order of `by_turn`, because each change to or from `queued` locks its owner's turn.
+in the order of `by_turn`, because each change to or from `queued` locks its owner's turn, and
+each start and end its owner's row (`persistence.owners`) before that.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.selectable import LateralFromClause
 
-from persistence.tables import jobs, turns
+from persistence.owners import limit_running
+from persistence.tables import jobs, owners, turns
 from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS, Candidate
 from restoration.jobs import AttemptRef, Job, JobStatus, Priority, sources_of
-from restoration.queueing import QueuePolicy
+from restoration.queueing import Load, QueuePolicy
+from restoration.quotas import Quotas
 
 # A job that a worker has handed back for a failure is kept from it for so long, for others.
 ELSEWHERE_S = 2.0
@@ -56,13 +59,14 @@ _STARTS_AGAIN = and_(jobs.c.status == JobStatus.QUEUED, jobs.c.attempt > 0)
 _KEY = tuple_(turns.c.owner, turns.c.priority)
 _INTERACTIVE = literal(Priority.INTERACTIVE, turns.c.counts_as.type)
 _SOMETHING_WAITS = turns.c.counts_as.is_not(None)
+_HAS_ITS_TURN = and_(_SOMETHING_WAITS, ~turns.c.held)
 # A subquery with a limit is planned by itself: were the order brought about after the join, a
 # claim would lock a job of each owner. That the limit is a query keeps the planner from knowing
 # that it takes them all: it goes through the index, and does not sort what it will not look at.
 _ALL = select(literal(2**31)).scalar_subquery()
 _TURN = (
     select(turns)
-    .where(_SOMETHING_WAITS)
+    .where(_HAS_ITS_TURN)
     .order_by(turns.c.counts_as, turns.c.turn_at)
     .limit(_ALL)
     .subquery("turn")
@@ -128,7 +132,7 @@ BEST = _best()
 def _window() -> Select[Any]:
     turn = (
         select(turns)
-        .where(_SOMETHING_WAITS)
+        .where(_HAS_ITS_TURN)
         .order_by(turns.c.counts_as, turns.c.turn_at)
         .limit(WINDOW_TURNS)
         .subquery("turn")
@@ -168,17 +172,40 @@ def _first() -> ScalarSelect[UUID]:
 FIRST = _first()
 
 
-def check_room(policy: QueuePolicy, owner: str, more: int, connection: Connection) -> None:
-    """Raise QueueFull unless `more` jobs of `owner` may wait beside those that do.
+def check_room(
+    policy: QueuePolicy, owner: str, quotas: Quotas | None, more_bytes: int, connection: Connection
+) -> None:
+    """Raise QueueFull or StorageFull unless one more job of `owner`, with so many bytes, has room
+    beside those there are."""
+    load, _ = _load(owner, connection)
+    more = Load(load.waiting + 1, load.waiting_of_owner + 1, load.stored_bytes + more_bytes)
+    policy.check_room(more, quotas)
 
-    Exact for one owner and class, whose turn an insert has locked by now; in all, inserts of
-    several owners that commit at the same moment may go over by their number.
+
+def admit(policy: QueuePolicy, owner: str, quotas: Quotas | None, connection: Connection) -> None:
+    """Raise QueueFull or StorageFull unless there is room for the jobs of `owner` that this
+    transaction has inserted; from now on its quota of running jobs is that of `quotas`.
+
+    Exact for one owner, whose row the insert has locked; in all, inserts of several owners that
+    commit at the same moment may go over by their number.
     """
+    load, max_running = _load(owner, connection)
+    policy.check_room(load, quotas)
+    if (wanted := (quotas or policy.quotas).running_jobs) != max_running:
+        limit_running(owner, wanted, connection)
+
+
+def _load(owner: str, connection: Connection) -> tuple[Load, int]:
+    """What there is, and how many of the owner's jobs may run at a time."""
     in_all = func.coalesce(func.sum(turns.c.waiting), 0)
     of_owner = func.coalesce(func.sum(turns.c.waiting).filter(turns.c.owner == owner), 0)
-    counts = select(in_all, of_owner).where(_SOMETHING_WAITS)
-    total, owned = connection.execute(counts).one()
-    policy.check_room(total + more, owned + more)
+    waiting = select(in_all.label("in_all"), of_owner.label("of_owner")).where(_SOMETHING_WAITS)
+    counts = waiting.subquery("counts")
+    query = select(counts, owners.c.stored_bytes, owners.c.max_running).select_from(
+        counts.outerjoin(owners, owners.c.owner == owner)
+    )
+    row = connection.execute(query).one()
+    return Load(row.in_all, row.of_owner, row.stored_bytes or 0), row.max_running or 0
 
 
 def put_first(job: Job, connection: Connection) -> None:

@@ -11,6 +11,7 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     │   ├── BatchTooLarge             batch_too_large       more bytes or photos than allowed
     │   ├── InvalidParameters         invalid_parameters    details["problems"] names each
     │   ├── UnknownWorkflow           unknown_workflow
+    │   ├── GraphRefused              graph_refused         details["node"] says where, if one is
     │   └── InvalidWebhook            invalid_webhook       no webhook can be sent there, or at all
     ├── Unauthenticated               unauthenticated
     ├── Forbidden                     insufficient_scope    details["scope"] is what lacks
@@ -25,6 +26,8 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     │   ├── InputExpired              input_expired         a job cannot be sent again without it
     │   └── IllegalTransition         illegal_transition
     ├── QueueFull                     queue_full            details["retry_after_s"]
+    ├── StorageFull                   storage_full          details["retry_after_s"]
+    ├── RateLimited                   rate_limited          details["retry_after_s"]
     ├── TooManyUploads                too_many_uploads      details["retry_after_s"]
     ├── QueueTimeout                  queue_timeout         did not start in time
     ├── LeaseLost                     lease_lost            another attempt owns the job now
@@ -102,6 +105,10 @@ class UnknownWorkflow(InvalidRequest):
     code = "unknown_workflow"
 
 
+class GraphRefused(InvalidRequest):
+    code = "graph_refused"
+
+
 class InvalidWebhook(InvalidRequest):
     code = "invalid_webhook"
 
@@ -156,6 +163,14 @@ class IllegalTransition(Conflict):
 
 class QueueFull(RestorationError):
     code = "queue_full"
+
+
+class StorageFull(RestorationError):
+    code = "storage_full"
+
+
+class RateLimited(RestorationError):
+    code = "rate_limited"
 
 
 class TooManyUploads(RestorationError):

@@ -25,6 +25,8 @@ from restoration.jobs import (
     JobStatus,
     NewJob,
 )
+from restoration.quotas import Quotas
+from restoration.rates import Rate
 from restoration.webhooks import Delivery
 
 Prompt = Mapping[str, Any]  # a workflow graph in ComfyUI's API format
@@ -36,19 +38,23 @@ class JobStore(Protocol):
     A method that takes an AttemptRef raises LeaseLost when that attempt does not own the job.
     """
 
-    async def insert(self, job: NewJob) -> tuple[Job, bool]:
+    async def insert(self, job: NewJob, quotas: Quotas | None = None) -> tuple[Job, bool]:
         """Record a queued job and notify the dispatcher: (job, True).
 
         With an idempotency key that its owner has used already: (the earlier job, False), or
         IdempotencyConflict when the request digests differ. A job that was sent again already is
-        taken for a used key. Raises QueueFull when too many jobs wait.
+        taken for a used key. Raises QueueFull when too many jobs wait, StorageFull when too much
+        would be stored. From then on `quotas`, by default the store's own, say how many of its
+        owner's jobs may run at a time: claims pass over the others.
         """
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
         """The job that the key made, for as long as keys live."""
 
-    async def check_room(self, owner: str) -> None:
-        """Raises QueueFull when `insert` would: to ask before an upload is stored."""
+    async def check_room(
+        self, owner: str, quotas: Quotas | None = None, more_bytes: int = 0
+    ) -> None:
+        """Raises what `insert` would: to ask before an upload of so many bytes is stored."""
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
         """Raises JobNotFound; with `owner`, somebody else's job does not exist either."""
@@ -137,11 +143,13 @@ class JobStore(Protocol):
 class BatchStore(Protocol):
     """The truth about batches; their jobs are in the JobStore. BatchNotFound as JobNotFound."""
 
-    async def insert(self, batch: NewBatch, jobs: Sequence[NewJob]) -> tuple[JobBatch, bool]:
+    async def insert(
+        self, batch: NewBatch, jobs: Sequence[NewJob], quotas: Quotas | None = None
+    ) -> tuple[JobBatch, bool]:
         """Record the batch and all its jobs, or nothing: (batch, True). Each job names the batch.
 
         With an idempotency key that its owner has used already: (the earlier batch, False), or
-        IdempotencyConflict when the request digests differ.
+        IdempotencyConflict when the request digests differ. `quotas` as in `JobStore.insert`.
         """
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> JobBatch | None: ...
@@ -227,6 +235,13 @@ class StatusBoard(Protocol):
         """Events after `after_id` (None: those kept, from the first), then new ones for ever."""
 
     async def ping(self) -> None: ...
+
+
+class RateLimiter(Protocol):
+    """Requests of an owner, counted over all replicas; losing the counts loses nothing else."""
+
+    async def take(self, owner: str, per_minute: int) -> Rate:
+        """Count a request; one above the limit is counted as none, and not `allowed`."""
 
 
 @dataclass(frozen=True, slots=True)

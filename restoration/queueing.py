@@ -5,32 +5,36 @@ Every implementation of the job store is given one policy and keeps to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from restoration.errors import QueueFull
+from restoration.quotas import RETRY_AFTER_S, Quotas, queue_full
 
-# What a client is told to wait before it sends again: by then a few jobs have ended.
-RETRY_AFTER_S = 10
+__all__ = ["RETRY_AFTER_S", "Load", "QueuePolicy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Jobs that wait, in all and of one owner, and the bytes that are stored for that owner."""
+
+    waiting: int
+    waiting_of_owner: int
+    stored_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """`aging_s`: a batch job that has waited for longer takes turns with interactive ones."""
+    """`quotas` are an owner's unless a call brings others; `aging_s`: a batch job that has waited
+    for longer takes turns with interactive ones."""
 
     max_waiting: int = 100_000
-    max_waiting_per_owner: int = 10_000
+    quotas: Quotas = field(default_factory=Quotas)
     idempotency_ttl_s: float = 86_400
     aging_s: float = 600
 
-    def check_room(self, waiting: int, waiting_of_owner: int) -> None:
-        """Raise QueueFull if more jobs wait than may; the counts include what is being added."""
-        if waiting_of_owner > self.max_waiting_per_owner:
-            raise _full("as many of your jobs wait as may", self.max_waiting_per_owner)
-        if waiting > self.max_waiting:
-            raise _full("the service is full", self.max_waiting)
-
-
-def _full(what: str, limit: int) -> QueueFull:
-    return QueueFull(
-        f"{what} ({limit}); send it again later", limit=limit, retry_after_s=RETRY_AFTER_S
-    )
+    def check_room(self, load: Load, quotas: Quotas | None = None) -> None:
+        """Raise QueueFull or StorageFull if `load`, with what is being added, is above a limit."""
+        allowed = quotas or self.quotas
+        allowed.check_waiting(load.waiting_of_owner)
+        if load.waiting > self.max_waiting:
+            raise queue_full("the service is full", self.max_waiting)
+        allowed.check_stored(load.stored_bytes)

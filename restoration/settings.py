@@ -29,6 +29,7 @@ from pydantic_core import ErrorDetails
 from restoration.errors import InvalidSettings
 from restoration.images import MEBIBYTE, UploadLimits
 from restoration.queueing import QueuePolicy
+from restoration.quotas import Quotas
 from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import secret_key
 
@@ -36,6 +37,13 @@ DAY_S = 24 * 3600
 FILE_SUFFIX = "_FILE"
 # As browsers send it: lower case and nothing behind the port. `*` and `null` would be anybody.
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]+)?", re.ASCII)
+# Of stock ComfyUI. What turns one picture into many, or takes its size from elsewhere, is not here.
+PURE_IMAGE_NODES = (
+    *("LoadImage", "SaveImage", "UpscaleModelLoader", "ImageUpscaleWithModel"),
+    *("ImageScale", "ImageScaleBy", "ImageScaleToTotalPixels", "ImageScaleToMaxDimension"),
+    *("ImageCrop", "ImagePadForOutpaint", "ImageFlip", "ImageRotate"),
+    *("ImageBlend", "ImageBlur", "ImageSharpen", "ImageInvert", "ImageQuantize"),
+)
 
 
 def _state_dir() -> Path:
@@ -108,11 +116,10 @@ class Settings(NodeSettings):
     # None leaves it to boto3: instance profile, shared credentials file, ...
     s3_access_key: str | None = Field(None, alias="AWS_ACCESS_KEY_ID")
     s3_secret_key: SecretStr | None = Field(None, alias="AWS_SECRET_ACCESS_KEY")
-    # CloudFront in front of the bucket: all of it, with one of the two forms of the key, or nothing
+    # CloudFront in front of the bucket: all three or nothing
     cloudfront_domain: str | None = Field(None, alias="CLOUDFRONT_DOMAIN")
     cloudfront_key_pair_id: str | None = Field(None, alias="CLOUDFRONT_KEY_PAIR_ID")
     cloudfront_private_key: SecretStr | None = Field(None, alias="CLOUDFRONT_PRIVATE_KEY")
-    cloudfront_private_key_file: Path | None = Field(None, alias="CLOUDFRONT_PRIVATE_KEY_FILE")
 
     # Who may come in
     auth0_domain: str | None = Field(None, alias="AUTH0_DOMAIN")
@@ -138,9 +145,20 @@ class Settings(NodeSettings):
     # How long a direct upload may take; the sweeper removes what nobody has used an hour later
     upload_url_lifetime_s: int = Field(900, alias="UPLOAD_URL_LIFETIME_S", gt=0, le=3600)
 
+    # Node classes that users' own graphs may contain: each is trusted to write, reach and run
+    # nothing, and to make one picture of one
+    runs_allowed_nodes: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
+        PURE_IMAGE_NODES, alias="RUNS_ALLOWED_NODES"
+    )
+
     # How much may wait and be on its way, and how long an idempotency key is remembered
     max_waiting_jobs: int = Field(100_000, alias="MAX_WAITING_JOBS", gt=0)
-    max_waiting_per_owner: int = Field(10_000, alias="MAX_WAITING_PER_OWNER", gt=0)
+    # ... of one owner, unless its token says otherwise (0: no limit). The defaults stop a client
+    # that has gone wild; who shares a fleet among strangers sets all four.
+    max_requests_per_minute: int = Field(6_000, alias="MAX_REQUESTS_PER_MINUTE", ge=0)
+    max_waiting_per_owner: int = Field(10_000, alias="MAX_WAITING_PER_OWNER", ge=0)
+    max_running_per_owner: int = Field(0, alias="MAX_RUNNING_PER_OWNER", ge=0)
+    max_stored_bytes_per_owner: int = Field(0, alias="MAX_STORED_BYTES_PER_OWNER", ge=0)
     max_uploads_in_flight: int = Field(64, alias="MAX_UPLOADS_IN_FLIGHT", gt=0)
     idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
     # A batch job that has waited for so long takes turns with interactive ones
@@ -194,24 +212,13 @@ class Settings(NodeSettings):
 
     @model_validator(mode="after")
     def _cloudfront_signs(self) -> Self:
-        keys = bool(self.cloudfront_private_key) + bool(self.cloudfront_private_key_file)
-        given = (bool(self.cloudfront_domain), bool(self.cloudfront_key_pair_id), keys)
-        if given not in {(False, False, 0), (True, True, 1)}:
+        parts = (self.cloudfront_domain, self.cloudfront_key_pair_id, self.cloudfront_private_key)
+        if any(parts) and not all(parts):
             raise ValueError(
-                "CLOUDFRONT_DOMAIN, CLOUDFRONT_KEY_PAIR_ID and one of CLOUDFRONT_PRIVATE_KEY and "
-                "CLOUDFRONT_PRIVATE_KEY_FILE must be set together: unsigned, results would be open "
-                "to everybody or to nobody"
+                "CLOUDFRONT_DOMAIN, CLOUDFRONT_KEY_PAIR_ID and CLOUDFRONT_PRIVATE_KEY must be set "
+                "together: unsigned, results would be open to everybody or to nobody"
             )
         return self
-
-    def cloudfront_pem(self) -> str:
-        """The key that signs CloudFront's URLs. Raises InvalidSettings for an unreadable file."""
-        if self.cloudfront_private_key is not None:
-            return self.cloudfront_private_key.get_secret_value()
-        try:
-            return (self.cloudfront_private_key_file or Path()).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidSettings(f"CLOUDFRONT_PRIVATE_KEY_FILE cannot be read: {error}") from error
 
     @property
     def upload_limits(self) -> UploadLimits:
@@ -225,9 +232,18 @@ class Settings(NodeSettings):
     def queue_policy(self) -> QueuePolicy:
         return QueuePolicy(
             max_waiting=self.max_waiting_jobs,
-            max_waiting_per_owner=self.max_waiting_per_owner,
+            quotas=self.quotas,
             idempotency_ttl_s=self.idempotency_ttl_s,
             aging_s=self.aging_s,
+        )
+
+    @property
+    def quotas(self) -> Quotas:
+        return Quotas(
+            requests_per_minute=self.max_requests_per_minute,
+            waiting_jobs=self.max_waiting_per_owner,
+            running_jobs=self.max_running_per_owner,
+            stored_bytes=self.max_stored_bytes_per_owner,
         )
 
     @property

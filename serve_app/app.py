@@ -26,6 +26,7 @@ from serve_app.routes import (
     health,
     reference,
     restorations,
+    runs,
     workflows,
 )
 from serve_app.routes.batch_form import BATCH_OVERHEAD_BYTES
@@ -35,7 +36,8 @@ from serve_app.services import Services
 
 _SENT_HEADERS = ["Authorization", "Idempotency-Key", "Last-Event-ID", "Prefer", REQUEST_ID]
 _READABLE_HEADERS = [
-    *("Location", REQUEST_ID, "Idempotent-Replayed", "Preference-Applied", "Retry-After")
+    *("Location", REQUEST_ID, "Idempotent-Replayed", "Preference-Applied", "Retry-After"),
+    *("RateLimit", "RateLimit-Policy"),
 ]
 
 
@@ -59,7 +61,7 @@ def build_asgi_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.uploads = UploadSlots(services.settings.max_uploads_in_flight)
-    modules = (restorations, events, batches, direct_uploads, workflows, health, reference)
+    modules = (restorations, runs, events, batches, direct_uploads, workflows, health, reference)
     for module in modules:
         app.include_router(module.router)
     install_error_handlers(app)

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 from jose import jwt
 from jose.exceptions import ExpiredSignatureError, JOSEError
+from pydantic import ValidationError
 
 from restoration.errors import InvalidSettings, Unauthenticated
+from restoration.quotas import Quotas
 from restoration.settings import Settings
 from serve_app.jwks import ALGORITHM, KeySet
 from serve_app.local_issuer import LOCAL_AUDIENCE
 from serve_app.scopes import Scope, granted
 
 LEEWAY_S = 30  # clocks differ
+# Auth0 keeps claims that an Action adds only under a URL, which need not lead anywhere.
+QUOTAS_CLAIM = "https://comfy-restore/quotas"
 KEYS_PATH = "/.well-known/jwks.json"
 # Looked at before anything is decoded; load balancers let headers pass up to about this size.
 MAX_TOKEN_CHARS = 16 * 1024
@@ -45,6 +49,7 @@ class Principal:
 
     sub: str
     scopes: frozenset[str]
+    quotas: Quotas = field(default_factory=Quotas)
 
     @property
     def reach(self) -> str | None:
@@ -66,10 +71,14 @@ def issuer_from(settings: Settings) -> Issuer:
 
 
 class Authenticator:
-    """Turns bearer tokens into principals. `http` is the caller's to close."""
+    """Turns bearer tokens into principals, whose quotas are `quotas` unless a token's claim
+    replaces some. `http` is the caller's to close."""
 
-    def __init__(self, issuer: Issuer, http: httpx.AsyncClient) -> None:
+    def __init__(
+        self, issuer: Issuer, http: httpx.AsyncClient, quotas: Quotas | None = None
+    ) -> None:
         self._issuer = issuer
+        self._quotas = quotas or Quotas()
         self._keys = KeySet(issuer.jwks_url, http)
 
     async def authenticate(self, token: str) -> Principal:
@@ -92,7 +101,7 @@ class Authenticator:
                     "require_sub": True,
                 },
             )
-            return _principal(claims)
+            return _principal(claims, self._quotas)
         except ExpiredSignatureError:
             raise Unauthenticated("the token has expired") from None
         except (JOSEError, ArithmeticError, TypeError, ValueError) as error:
@@ -122,10 +131,22 @@ def _key_id(token: str) -> str:
     return kid
 
 
-def _principal(claims: Mapping[str, Any]) -> Principal:
+def _principal(claims: Mapping[str, Any], quotas: Quotas) -> Principal:
+    if QUOTAS_CLAIM in claims:
+        quotas = _replaced(quotas, claims[QUOTAS_CLAIM])
     if int(claims["iat"]) > time.time() + LEEWAY_S:
         raise ValueError("it was issued in the future")
     sub = claims["sub"]
     if not sub.strip() or not sub.isprintable():
         raise ValueError("its subject is empty or not printable")
-    return Principal(sub, granted(claims))
+    return Principal(sub, granted(claims), quotas)
+
+
+def _replaced(quotas: Quotas, claim: object) -> Quotas:
+    # A claim that is wrong refuses the token: to go by the defaults might give an owner more than
+    # was meant, and nobody would notice.
+    try:
+        return quotas.replaced(claim)
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        raise ValueError(f"its quotas are wrong: {wrong}") from None

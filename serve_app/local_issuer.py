@@ -20,7 +20,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -54,10 +54,12 @@ def mint_token(
     sub: str,
     scopes: Iterable[str] = USER_SCOPES,
     lifetime_s: int = 3600,
+    more_claims: Mapping[str, object] = MappingProxyType({}),
 ) -> str:
     """A token for `sub`, signed with the key in `key_dir`, which is made if need be."""
     now = int(time.time())
     claims = {
+        **more_claims,
         "iss": issuer,
         "aud": audience,
         "sub": sub,

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -39,7 +40,7 @@ class RequestContext:
             return await self._app(scope, receive, send)
         request_id = _request_id(Headers(scope=scope))
         scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id, scope["state"])
         started = time.monotonic()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
@@ -61,17 +62,21 @@ class RequestContext:
 
 
 class _Answer:
-    """Adds the request's id, and remembers the status."""
+    """Adds the request's id, and what a dependency of the route has left in
+    `request.state.answer_headers`, and remembers the status."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str, state: Mapping[str, Any]) -> None:
         self._send = send
         self._request_id = request_id
+        self._state = state
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)[REQUEST_ID] = self._request_id
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID] = self._request_id
+            headers.update(self._state.get("answer_headers", {}))
         await self._send(message)
 
 

@@ -27,6 +27,7 @@ from restoration.jobs import (
     Priority,
 )
 from restoration.webhooks import Delivery, DeliveryStatus
+from workflows.custom import CUSTOM
 
 
 class _View(BaseModel):
@@ -301,7 +302,7 @@ def restoration(
         status=job.status,
         workflow=job.workflow,
         workflow_version=job.workflow_version,
-        params=job.params,
+        params={} if job.workflow == CUSTOM else job.params,  # the caller's graph, up to 64 KiB
         output_format=job.output_format,
         priority=job.priority,
         batch_id=job.batch_id,

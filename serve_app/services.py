@@ -18,8 +18,9 @@ from persistence.batches import PostgresBatchStore
 from persistence.blobs import S3BlobStore
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
+from persistence.rates import RedisRateLimiter
 from persistence.status import RedisStatusBoard
-from restoration.ports import BatchStore, BlobStore, JobStore, StatusBoard
+from restoration.ports import BatchStore, BlobStore, JobStore, RateLimiter, StatusBoard
 from restoration.settings import Settings
 from serve_app.auth import Authenticator, issuer_from
 from serve_app.batch_watch import BATCH_POLL_S, BatchWatcher
@@ -38,6 +39,7 @@ class Services:
     uploads: Uploads
     status: StatusBoard
     authenticator: Authenticator
+    rates: RateLimiter
     watch_poll_s: float = POLL_S
     batch_poll_s: float = BATCH_POLL_S
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -74,6 +76,8 @@ def open_services(settings: Settings) -> Services:
     resources.push_async_callback(decoders.aclose)
     board = RedisStatusBoard(settings.redis_url.get_secret_value())
     resources.push_async_callback(board.aclose)
+    rates = RedisRateLimiter(settings.redis_url.get_secret_value())
+    resources.push_async_callback(rates.aclose)
     # a proxy from the environment has no business between us and the local issuer
     http = httpx.AsyncClient(trust_env=settings.auth0_domain is not None)
     resources.push_async_callback(http.aclose)
@@ -81,13 +85,15 @@ def open_services(settings: Settings) -> Services:
         settings=settings,
         catalog=catalog,
         submission=Submission(
-            catalog, jobs, blobs, decoders, settings.upload_limits, settings.webhook_rules
+            *(catalog, jobs, blobs, decoders, settings.upload_limits, settings.webhook_rules),
+            allowed_nodes=settings.runs_allowed_nodes,
         ),
         jobs=jobs,
         batches=PostgresBatchStore(database, settings.queue_policy),
         blobs=blobs,
         uploads=Uploads(blobs, settings.upload_limits, settings.upload_url_lifetime_s),
         status=board,
-        authenticator=Authenticator(issuer, http),
+        authenticator=Authenticator(issuer, http, settings.quotas),
+        rates=rates,
         resources=resources,
     )

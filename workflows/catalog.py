@@ -23,7 +23,7 @@ from restoration.jobs import ParamValue
 from workflows.manifest import Manifest, ModelSpec, Target
 
 BUILT_IN = Path(__file__).parent
-_MODEL_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".gguf")
+MODEL_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".ckpt", ".bin", ".pkl", ".onnx", ".gguf")
 
 
 class _Node(BaseModel):
@@ -219,4 +219,4 @@ def _inputs(graph: _Graph) -> Iterator[tuple[str, str, Any]]:
 
 
 def _is_model(value: object) -> bool:
-    return isinstance(value, str) and value.endswith(_MODEL_SUFFIXES)
+    return isinstance(value, str) and value.endswith(MODEL_SUFFIXES)

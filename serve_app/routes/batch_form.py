@@ -26,7 +26,7 @@ from serve_app.routes.forms import (
     FORM_OVERHEAD_BYTES,
     MAX_FIELD_BYTES,
     MAX_FIELDS,
-    JobForm,
+    WorkflowForm,
     malformed,
     validated,
 )
@@ -36,7 +36,7 @@ BATCH_OVERHEAD_BYTES = FORM_OVERHEAD_BYTES + MAX_BATCH_ITEMS * 1024
 _PHOTO_FIELD = "image"
 
 
-class BatchForm(JobForm):
+class BatchForm(WorkflowForm):
     """Every field of the form but the photos; they hold for each of these."""
 
     priority: Priority = Field(

@@ -22,7 +22,9 @@ from restoration.errors import (
     InvalidParameters,
     InvalidRequest,
     QueueFull,
+    RateLimited,
     RestorationError,
+    StorageFull,
     TooManyUploads,
     Unauthenticated,
     UnknownWorkflow,
@@ -73,6 +75,8 @@ router = APIRouter(
             BatchTooLarge,
             InvalidParameters,
             QueueFull,
+            StorageFull,
+            RateLimited,
             TooManyUploads,
             bad_request=400,
             unsupported_media_type=415,
@@ -97,7 +101,7 @@ async def submit_batch(
 ) -> Response:
     """Submit up to 1,000 photos to be restored alike."""
     form = BatchFormReader(request, services.settings.upload_max_bytes)
-    asked = (await form.fields()).asks(caller.sub, b"", idempotency_key)
+    asked = (await form.fields()).asks(caller, b"", idempotency_key)
     async with aclosing(form.photos()) as photos:
         submitted = await services.batch_submission.submit(asked, photos)
     shown = _show(request, submitted.batch)
@@ -160,7 +164,7 @@ async def list_batch_items(
     responses={
         202: {"description": "asked; some jobs go on until their engine's next boundary"},
         200: {"description": "every job has ended, cancelled or otherwise", "model": BatchView},
-        **problems(BatchNotFound),
+        **problems(BatchNotFound, RateLimited),
     },
 )
 async def cancel_batch(

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, cast
 
+import structlog
 from fastapi import Depends, Query, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
-from restoration.errors import Forbidden, Unauthenticated
+from restoration.errors import DependencyUnavailable, Forbidden, RateLimited, Unauthenticated
 from serve_app.auth import Principal
 from serve_app.scopes import Scope
 from serve_app.services import Services
+
+log = structlog.get_logger(__name__)
+
+# What changes nothing is never refused: a client that polls must get to know how its job ended.
+_UNCOUNTED = frozenset({"GET", "HEAD"})
 
 _bearer = HTTPBearer(
     scheme_name="bearer",
@@ -44,16 +50,40 @@ async def authenticated(
 
 
 async def _authorized(
-    needed: SecurityScopes, caller: Annotated[Principal, Depends(authenticated)]
+    request: Request, needed: SecurityScopes, caller: Annotated[Principal, Depends(authenticated)]
 ) -> Principal:
     for scope in needed.scopes:
         if scope not in caller.scopes:
             raise Forbidden(f"the token lacks the scope {scope}", scope=scope)
+    if request.method not in _UNCOUNTED:
+        await _count(request, caller)
     return caller
 
 
+async def _count(request: Request, caller: Principal) -> None:
+    """Raises RateLimited. Without Redis requests are let in uncounted."""
+    per_minute = caller.quotas.requests_per_minute
+    if per_minute == 0:
+        return
+    try:
+        rate = await services_of(request).rates.take(caller.sub, per_minute)
+    except DependencyUnavailable as error:
+        log.warning("request_not_counted", reason=error.message)
+        return
+    request.state.answer_headers = rate.headers()
+    if not rate.allowed:
+        raise RateLimited(
+            f"you have sent {per_minute} requests within a minute; send it again later",
+            limit=per_minute,
+            retry_after_s=rate.retry_after_s,
+        )
+
+
 def require(scope: Scope) -> Any:
-    """A dependency: the caller, who has `scope`. Raises Unauthenticated, Forbidden."""
+    """A dependency: the caller, who has `scope`, and the requests it is allowed are counted.
+
+    For one parameter of a route. Raises Unauthenticated, Forbidden, RateLimited.
+    """
     return Security(_authorized, scopes=[scope.value])
 
 

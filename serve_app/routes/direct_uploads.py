@@ -12,7 +12,10 @@ from restoration.errors import (
     Forbidden,
     ImageTooLarge,
     InvalidRequest,
+    QueueFull,
+    RateLimited,
     RestorationError,
+    StorageFull,
     Unauthenticated,
 )
 from restoration.images import ImageType
@@ -47,12 +50,15 @@ class UploadRequest(BaseModel):
 @router.post(
     "",
     status_code=status.HTTP_201_CREATED,
-    responses=problems(InvalidRequest, ImageTooLarge, bad_request=400),
+    responses=problems(
+        *(InvalidRequest, ImageTooLarge, QueueFull, StorageFull, RateLimited), bad_request=400
+    ),
 )
 async def begin_upload(
     caller: Writer, services: ServicesOf, response: Response, asked: UploadRequest
 ) -> UploadView:
     """Where to PUT a photo, to be named by its `id` in one submission afterwards."""
+    await services.jobs.check_room(caller.sub, caller.quotas, asked.size_bytes)
     upload = await services.uploads.begin(
         caller.sub, asked.content_type, asked.size_bytes, asked.sha256
     )

@@ -7,7 +7,7 @@ take in before asking who it is. So the route reads the form itself, with tight 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from actors.submission import SubmissionRequest
 from restoration.jobs import OutputFormat, Priority
+from serve_app.auth import Principal
 from serve_app.openapi import multipart_form
 from serve_app.routes.dependencies import authenticated
 from serve_app.routes.uploads import UploadSlot, upload_slot
@@ -34,14 +35,10 @@ MAX_FIELDS = 9
 
 
 class JobForm(BaseModel):
-    """What may be asked for any photo, however it comes."""
+    """What may be asked for any picture, whatever is made of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    workflow: str = Field(DEFAULT_WORKFLOW, description="see GET /api/v1/workflows")
-    params: Json[dict[str, Any]] = Field(
-        default_factory=dict, description="a JSON object; the workflow's schema says what goes in"
-    )
     output_format: OutputFormat = OutputFormat.PNG
     priority: Priority = Field(
         Priority.INTERACTIVE,
@@ -66,31 +63,48 @@ class JobForm(BaseModel):
         False, description="gives the result the photo's EXIF: times, place, camera, author"
     )
 
-    def asks(self, owner: str, image: bytes, idempotency_key: str | None) -> SubmissionRequest:
+    def asks(
+        self, caller: Principal, image: bytes, idempotency_key: str | None
+    ) -> SubmissionRequest:
+        """The fields that a form has are those of the request."""
+        asked = {name: getattr(self, name) for name in type(self).model_fields}
         return SubmissionRequest(
-            owner=owner,
+            owner=caller.sub,
+            quotas=caller.quotas,
             image=image,
-            workflow=self.workflow,
-            params=self.params,
-            output_format=self.output_format,
-            priority=self.priority,
             idempotency_key=idempotency_key,
-            queue_limit_s=self.queue_limit_s,
-            run_limit_s=self.run_limit_s,
-            webhook_url=self.webhook_url,
-            keep_metadata=self.keep_metadata,
+            **asked,
         )
 
 
-class RestorationForm(JobForm):
-    """Every field of the form but the image."""
+class WorkflowForm(JobForm):
+    """What may be asked for any photo, however it comes."""
 
-    upload_id: UUID | SkipJsonSchema[None] = Field(
-        None, description="in place of `image`: a photo that was sent to POST /api/v1/uploads"
+    workflow: str = Field(DEFAULT_WORKFLOW, description="see GET /api/v1/workflows")
+    params: Json[dict[str, Any]] = Field(
+        default_factory=dict, description="a JSON object; the workflow's schema says what goes in"
     )
 
-    def asks(self, owner: str, image: bytes, idempotency_key: str | None) -> SubmissionRequest:
-        return replace(super().asks(owner, image, idempotency_key), upload_id=self.upload_id)
+
+_UPLOAD_ID = Field(
+    None, description="in place of `image`: a photo that was sent to POST /api/v1/uploads"
+)
+
+
+class RestorationForm(WorkflowForm):
+    """Every field of the form but the image."""
+
+    upload_id: UUID | SkipJsonSchema[None] = _UPLOAD_ID
+
+
+class RunForm(JobForm):
+    """Every field of the form of a run but the image."""
+
+    graph: Json[dict[str, Any]] = Field(
+        description="a JSON object: a graph in ComfyUI's API format, whose one LoadImage names "
+        "`image` as its file; docs/api.md says what it may contain"
+    )
+    upload_id: UUID | SkipJsonSchema[None] = _UPLOAD_ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +112,45 @@ class SubmittedForm:
     """`image` is empty for a photo that was uploaded before."""
 
     image: bytes
-    fields: RestorationForm
+    fields: RestorationForm | RunForm
 
 
-FORM_BODY = multipart_form(
-    {"image": "JPEG, PNG, WebP, TIFF or BMP; judged by its content, not by its name"},
-    RestorationForm.model_json_schema(ref_template="#/components/schemas/{model}"),
-    instead="upload_id",
-)
+def _body(form: type[BaseModel]) -> dict[str, Any]:
+    return multipart_form(
+        {"image": "JPEG, PNG, WebP, TIFF or BMP; judged by its content, not by its name"},
+        form.model_json_schema(ref_template="#/components/schemas/{model}"),
+        instead="upload_id",
+    )
+
+
+FORM_BODY, RUN_BODY = _body(RestorationForm), _body(RunForm)
+
+_Authenticated = Annotated[object, Depends(authenticated)]
+_WithSlot = Annotated[UploadSlot, Depends(upload_slot)]
 
 
 async def submitted_form(
-    request: Request,
-    _caller: Annotated[object, Depends(authenticated)],
-    _slot: Annotated[UploadSlot, Depends(upload_slot)],
+    request: Request, _caller: _Authenticated, _slot: _WithSlot
 ) -> SubmittedForm:
     """Raises RequestValidationError (malformed), ImageTooLarge, and 400 or 415 for no multipart."""
+    return await _read(request, RestorationForm)
+
+
+async def submitted_run(
+    request: Request, _caller: _Authenticated, _slot: _WithSlot
+) -> SubmittedForm:
+    """As `submitted_form`."""
+    return await _read(request, RunForm)
+
+
+async def _read(request: Request, kind: type[RestorationForm] | type[RunForm]) -> SubmittedForm:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "send multipart/form-data with the photo in the field 'image'")
     async with request.form(
         max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
     ) as form:
         image = form.get("image")
-        fields = validated(RestorationForm, _text_fields(form))
+        fields = validated(kind, _text_fields(form))
         if isinstance(image, UploadFile) == (fields.upload_id is not None):
             raise malformed("image", "send the photo as a file in this field, or its upload_id")
         data = await image.read() if isinstance(image, UploadFile) else b""

@@ -6,41 +6,38 @@ from typing import Annotated
 from urllib.parse import urlencode
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi import APIRouter, Depends, Query, Request, Response, status
+from fastapi.responses import RedirectResponse
 
-from actors.submission import MAX_NAME_CHARS
 from restoration.errors import (
-    BrokenImage,
     DependencyUnavailable,
     Forbidden,
-    IdempotencyConflict,
     IllegalTransition,
-    ImageTooLarge,
     InputExpired,
     InvalidParameters,
     InvalidRequest,
-    InvalidWebhook,
     JobNotFound,
     QueueFull,
+    RateLimited,
     RestorationError,
     ResultExpired,
     ResultNotReady,
-    TooManyUploads,
+    StorageFull,
     Unauthenticated,
     UnknownWorkflow,
-    UnsupportedImage,
-    UploadNotFound,
-    UploadUsed,
 )
 from restoration.jobs import JobStatus, OutputFormat
+from serve_app.auth import Principal
 from serve_app.openapi import header, problems
 from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
 from serve_app.routes.forms import FORM_BODY, SubmittedForm, submitted_form
-from serve_app.routes.preferences import preferred_wait_s
+from serve_app.routes.submissions import IdempotencyKey, Prefer, answer, submission_responses
 from serve_app.routes.uploads import UploadSlot, upload_slot
 from serve_app.routes.views import show, show_all
 from serve_app.schemas import Restoration, RestorationPage
+from serve_app.scopes import Scope
+from serve_app.services import Services
+from workflows.custom import CUSTOM
 
 MAX_PAGE = 100
 _EXTENSIONS = {OutputFormat.PNG: "png", OutputFormat.JPEG: "jpg", OutputFormat.WEBP: "webp"}
@@ -59,42 +56,7 @@ router = APIRouter(
     "",
     status_code=status.HTTP_202_ACCEPTED,
     response_model=Restoration,
-    responses={
-        202: {
-            "description": "accepted: the photo is stored, and the job will end",
-            "headers": {
-                "Location": header("path of the job"),
-                "Preference-Applied": header("`wait=N` when the answer was waited for"),
-            },
-        },
-        200: {
-            "description": "the finished job (`Prefer: wait`), or the job of an earlier request "
-            "with the same Idempotency-Key",
-            "model": Restoration,
-            "headers": {
-                "Location": header("path of the job"),
-                "Idempotent-Replayed": header("`true` for the job of an earlier request"),
-                "Preference-Applied": header("`wait=N` when the answer was waited for"),
-            },
-        },
-        **problems(
-            InvalidRequest,
-            UnknownWorkflow,
-            IdempotencyConflict,
-            UploadNotFound,
-            UploadUsed,
-            ImageTooLarge,
-            UnsupportedImage,
-            InvalidParameters,
-            InvalidWebhook,
-            BrokenImage,
-            QueueFull,
-            TooManyUploads,
-            bad_request=400,
-            unsupported_media_type=415,
-            malformed_request=422,
-        ),
-    },
+    responses=submission_responses(UnknownWorkflow, InvalidParameters),
     openapi_extra={"requestBody": FORM_BODY},
 )
 async def submit_restoration(
@@ -103,39 +65,15 @@ async def submit_restoration(
     services: ServicesOf,
     form: Annotated[SubmittedForm, Depends(submitted_form)],
     slot: Annotated[UploadSlot, Depends(upload_slot)],
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            max_length=MAX_NAME_CHARS,
-            description="makes a repeated request harmless: it is answered with the same job",
-        ),
-    ] = None,
-    prefer: Annotated[
-        list[str] | None,
-        Header(
-            alias="Prefer",
-            description="RFC 7240; `wait=N` waits up to N (at most 60) seconds for the end",
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
 ) -> Response:
     """Submit a photo to be restored."""
     submitted = await services.submission.submit(
-        form.fields.asks(caller.sub, form.image, idempotency_key)
+        form.fields.asks(caller, form.image, idempotency_key)
     )
     slot.give_back()  # the upload is stored: who waits for the end waits without it
-    job, wait_s = submitted.job, preferred_wait_s(prefer or ())
-    if wait_s is not None:
-        job = await services.watcher.wait(job, wait_s)
-    view = await show(request, services.status, job)
-    headers = {"Location": view.links.self_}
-    if submitted.replayed:
-        headers["Idempotent-Replayed"] = "true"
-    if wait_s is not None:
-        headers["Preference-Applied"] = f"wait={wait_s}"
-    is_done = submitted.replayed or (wait_s is not None and job.status.is_final)
-    body = view.model_dump(mode="json", by_alias=True)
-    return JSONResponse(body, 200 if is_done else 202, headers)
+    return await answer(request, services, submitted, prefer)
 
 
 @router.get("", responses=problems(InvalidRequest))
@@ -176,7 +114,7 @@ async def get_restoration(
     responses={
         202: {"description": "asked; the job goes on until its engine's next boundary"},
         200: {"description": "the job has ended, cancelled or otherwise", "model": Restoration},
-        **problems(JobNotFound),
+        **problems(JobNotFound, RateLimited),
     },
 )
 async def cancel_restoration(
@@ -207,7 +145,7 @@ async def cancel_restoration(
         },
         **problems(
             *(JobNotFound, UnknownWorkflow, IllegalTransition, InvalidParameters, QueueFull),
-            InputExpired,
+            *(InputExpired, StorageFull, RateLimited),
         ),
     },
 )
@@ -215,13 +153,23 @@ async def retry_restoration(
     request: Request, response: Response, job_id: UUID, caller: Writer, services: ServicesOf
 ) -> Restoration:
     """Send a job that failed or was cancelled again, as a new job. Repeating it changes nothing."""
-    submitted = await services.submission.retry(job_id, caller.reach)
+    await demand_run(services, job_id, caller)
+    # an operator's quotas are not those of the job's owner
+    quotas = caller.quotas if caller.reach == caller.sub else None
+    submitted = await services.submission.retry(job_id, caller.reach, quotas)
     view = await show(request, services.status, submitted.job)
     response.headers["Location"] = view.links.self_
     if submitted.replayed:
         response.headers["Idempotent-Replayed"] = "true"
         response.status_code = status.HTTP_200_OK
     return view
+
+
+async def demand_run(services: Services, job_id: UUID, caller: Principal) -> None:
+    """A graph runs for who may run it at that time. Raises Forbidden, JobNotFound."""
+    job = await services.jobs.get(job_id, caller.reach)
+    if job.workflow == CUSTOM and Scope.RUN not in caller.scopes:
+        raise Forbidden(f"the token lacks the scope {Scope.RUN}", scope=Scope.RUN)
 
 
 @router.get(

@@ -21,6 +21,7 @@ from restoration.errors import BatchNotFound, IdempotencyConflict, InvalidReques
 from restoration.jobs import Failure, Job, JobStatus, NewJob
 from restoration.ports import BatchStore, JobStore
 from restoration.queueing import QueuePolicy
+from restoration.quotas import Quotas
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.stores import MemoryJobStore
 from tests.samples import artifact, new_job
@@ -44,7 +45,7 @@ class Stores:
 
     def narrow(self, room: int) -> BatchStore:
         """The same store, where an owner may have so many jobs waiting."""
-        policy = QueuePolicy(max_waiting_per_owner=room)
+        policy = QueuePolicy(quotas=Quotas(waiting_jobs=room))
         if isinstance(self.jobs, MemoryJobStore):
             return MemoryBatchStore(replace(self.jobs, policy=policy))
         assert self.database is not None

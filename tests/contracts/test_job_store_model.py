@@ -24,7 +24,7 @@ from sqlalchemy import Connection, func, select
 
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
-from persistence.tables import jobs, turns
+from persistence.tables import jobs, owners, turns
 from restoration.errors import LeaseLost
 from restoration.jobs import (
     AttemptOutcome,
@@ -291,6 +291,10 @@ class _Jobs(RuleBasedStateMachine):
     def turns_count_what_waits(self) -> None:
         assert self._do(self._database.run(_counted)) == self._do(self._database.run(_waiting))
 
+    @invariant()
+    def owners_have_what_their_jobs_have(self) -> None:
+        assert self._do(self._database.run(_owned)) == self._do(self._database.run(_recounted))
+
 
 def _is_consistent(job: Job) -> bool:
     """Each attempt but one that runs is in the history, once; those held against it are counted."""
@@ -315,6 +319,19 @@ def _waiting(connection: Connection) -> dict[Turn, int]:
         .group_by(jobs.c.owner, jobs.c.priority)
     )
     return {(owner, priority): count for owner, priority, count in connection.execute(query)}
+
+
+def _owned(connection: Connection) -> set[tuple[str, int, int]]:
+    query = select(owners.c.owner, owners.c.running, owners.c.stored_bytes)
+    return {tuple(row) for row in connection.execute(query)}
+
+
+def _recounted(connection: Connection) -> set[tuple[str, int, int]]:
+    running = func.count().filter(jobs.c.status.in_(OWNED))
+    inputs = func.coalesce(func.sum(jobs.c.input_size_bytes).filter(jobs.c.retry_of.is_(None)), 0)
+    outputs = func.coalesce(func.sum(jobs.c.output_size_bytes), 0)
+    query = select(jobs.c.owner, running, inputs + outputs).group_by(jobs.c.owner)
+    return {(owner, count, int(size)) for owner, count, size in connection.execute(query)}
 
 
 def test_any_sequence_of_calls(database_url: str) -> None:

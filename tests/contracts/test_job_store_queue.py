@@ -26,6 +26,7 @@ from restoration.jobs import (
 )
 from restoration.ports import JobStore
 from restoration.queueing import QueuePolicy
+from restoration.quotas import Quotas
 from tests.fakes.stores import MemoryJobStore
 from tests.samples import artifact, new_job
 
@@ -266,7 +267,7 @@ class TestKeysLive:
 
 class TestBackPressure:
     @pytest.mark.parametrize(
-        "policy", [QueuePolicy(max_waiting=3), QueuePolicy(max_waiting_per_owner=3)]
+        "policy", [QueuePolicy(max_waiting=3), QueuePolicy(quotas=Quotas(waiting_jobs=3))]
     )
     async def test_09_beyond_the_limit_nothing_is_taken(
         self, open_store: OpenStore, policy: QueuePolicy
@@ -287,7 +288,7 @@ class TestBackPressure:
 
     async def test_09_one_owner_leaves_room_for_others(self, open_store: OpenStore) -> None:
         """An owner's limit is that owner's, over both classes; the limit in all is everybody's."""
-        store = open_store(QueuePolicy(max_waiting_per_owner=2, max_waiting=3))
+        store = open_store(QueuePolicy(quotas=Quotas(waiting_jobs=2), max_waiting=3))
         await _queued(store)
         await _queued(store, priority=Priority.BATCH)
         with pytest.raises(QueueFull):
@@ -312,7 +313,7 @@ class TestBackPressure:
         self, open_store: OpenStore
     ) -> None:
         """Of many submissions at once exactly as many are taken as there is room for."""
-        store = open_store(QueuePolicy(max_waiting_per_owner=5))
+        store = open_store(QueuePolicy(quotas=Quotas(waiting_jobs=5)))
         outcomes = await asyncio.gather(
             *(store.insert(new_job()) for _ in range(20)), return_exceptions=True
         )

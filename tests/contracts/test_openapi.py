@@ -14,6 +14,7 @@ from serve_app.scopes import Scope
 from tests.fakes.site import API, open_site, photo, submission
 
 BATCHES = "/api/v1/batches"
+RUNS = "/api/v1/runs"
 OPEN = {"/healthz", "/readyz"}
 Document = dict[str, Any]
 
@@ -73,6 +74,7 @@ def test_it_describes_every_route(document: Document) -> None:
         ("GET", f"{API}/{{job_id}}/events"): "follow_restoration",
         ("GET", f"{API}/{{job_id}}/result"): "get_result",
         ("POST", "/api/v1/uploads"): "begin_upload",
+        ("POST", RUNS): "submit_run",
         ("POST", BATCHES): "submit_batch",
         ("GET", BATCHES): "list_batches",
         ("GET", f"{BATCHES}/{{batch_id}}"): "get_batch",
@@ -117,14 +119,16 @@ def test_every_error_is_a_problem(document: Document) -> None:
     [
         (API, "post", "200 202 400 401 403 404 409 413 415 422 429 500 503"),
         (f"{API}/{{job_id}}", "get", "200 401 403 404 422 500 503"),
-        (f"{API}/{{job_id}}/cancel", "post", "200 202 401 403 404 422 500 503"),
+        (f"{API}/{{job_id}}/cancel", "post", "200 202 401 403 404 422 429 500 503"),
         (f"{API}/{{job_id}}/retry", "post", "200 202 401 403 404 409 410 422 429 500 503"),
         (f"{API}/{{job_id}}/events", "get", "200 400 401 403 404 422 500 503"),
         (f"{API}/{{job_id}}/result", "get", "200 307 401 403 404 409 410 422 500 503"),
+        (RUNS, "post", "200 202 400 401 403 404 409 413 415 422 429 500 503"),
+        ("/api/v1/uploads", "post", "201 400 401 403 413 422 429 500 503"),
         (BATCHES, "post", "200 202 400 401 403 404 409 413 415 422 429 500 503"),
         (f"{BATCHES}/{{batch_id}}", "get", "200 401 403 404 422 500 503"),
         (f"{BATCHES}/{{batch_id}}/items", "get", "200 401 403 404 422 500 503"),
-        (f"{BATCHES}/{{batch_id}}/cancel", "post", "200 202 401 403 404 422 500 503"),
+        (f"{BATCHES}/{{batch_id}}/cancel", "post", "200 202 401 403 404 422 429 500 503"),
         (f"{BATCHES}/{{batch_id}}/events", "get", "200 401 403 404 422 500 503"),
         ("/readyz", "get", "200 503"),
     ],
@@ -146,6 +150,18 @@ def test_the_form_and_the_headers_are_described(document: Document) -> None:
     assert {p["name"] for p in post["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert "Location" in post["responses"]["202"]["headers"]
     assert {"Idempotent-Replayed", "Preference-Applied"} <= set(post["responses"]["200"]["headers"])
+
+
+def test_05_the_form_of_a_run_is_described(document: Document) -> None:
+    """A graph and a photo, sent with it or before, and what may be asked of any job."""
+    post = document["paths"][RUNS]["post"]
+    form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["graph"]
+    assert form["oneOf"] == [{"required": ["image"]}, {"required": ["upload_id"]}]
+    assert set(form["properties"]) == {
+        *("image", "upload_id", "graph", "output_format", "priority"),
+        *("queue_limit_s", "run_limit_s", "webhook_url", "keep_metadata"),
+    }
 
 
 def test_the_form_of_a_batch_is_described(document: Document) -> None:

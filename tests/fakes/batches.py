@@ -11,6 +11,7 @@ from uuid import UUID
 from restoration.batches import BatchCounts, BatchItem, BatchPage, JobBatch, NewBatch
 from restoration.errors import BatchNotFound, IdempotencyConflict, InvalidRequest
 from restoration.jobs import Job, NewJob
+from restoration.quotas import Quotas
 from tests.fakes.stores import MemoryJobStore
 
 
@@ -22,16 +23,19 @@ class MemoryBatchStore:
     rows: dict[UUID, tuple[NewBatch, datetime]] = field(default_factory=dict)
     idempotency_ttl_s: float = 86_400
 
-    async def insert(self, batch: NewBatch, jobs: Sequence[NewJob]) -> tuple[JobBatch, bool]:
+    async def insert(
+        self, batch: NewBatch, jobs: Sequence[NewJob], quotas: Quotas | None = None
+    ) -> tuple[JobBatch, bool]:
         await self.jobs.ping()
         earlier = self.rows.get(batch.id)
         if earlier is None and batch.idempotency_key is not None:
             earlier = self._by_key(batch.owner, batch.idempotency_key)
         if earlier is None:
-            await self.jobs.check_room(batch.owner, len(jobs))
+            sent_bytes = sum(job.input.size_bytes for job in jobs)
+            await self.jobs.check_room(batch.owner, quotas, sent_bytes, len(jobs))
             self.rows[batch.id] = (batch, self.jobs.clock())
             for job in jobs:
-                await self.jobs.insert(job)
+                await self.jobs.insert(job, quotas)
             return await self.get(batch.id), True
         if earlier[0].request_digest != batch.request_digest:
             raise IdempotencyConflict("the key was used", batch_id=str(earlier[0].id))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +26,7 @@ from serve_app.scopes import USER_SCOPES
 from serve_app.services import Services
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.examiner import InProcess
+from tests.fakes.rates import MemoryRateLimiter
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore, MemoryStatusBoard
 from workflows.catalog import load_catalog
 
@@ -64,9 +65,17 @@ class Site:
     batches: MemoryBatchStore
     blobs: MemoryBlobStore
     board: MemoryStatusBoard
+    rates: MemoryRateLimiter
 
-    def token(self, sub: str = "ann", scopes: Iterable[str] = USER_SCOPES) -> str:
-        return _token(sub, tuple(scopes))
+    def token(
+        self,
+        sub: str = "ann",
+        scopes: Iterable[str] = USER_SCOPES,
+        claims: Mapping[str, object] | None = None,
+    ) -> str:
+        if claims is None:
+            return _token(sub, tuple(scopes))
+        return _mint(sub, scopes, claims)
 
     def client(
         self, sub: str | None = "ann", scopes: Iterable[str] = USER_SCOPES
@@ -109,9 +118,13 @@ def _issuer() -> tuple[bytes, dict[str, Any]]:
 
 @cache
 def _token(sub: str, scopes: tuple[str, ...]) -> str:
+    return _mint(sub, scopes, {})
+
+
+def _mint(sub: str, scopes: Iterable[str], claims: Mapping[str, object]) -> str:
     with TemporaryDirectory() as folder:
         (Path(folder) / KEY_FILE).write_bytes(_issuer()[0])
-        return mint_token(Path(folder), ISSUER, LOCAL_AUDIENCE, sub, scopes)
+        return mint_token(Path(folder), ISSUER, LOCAL_AUDIENCE, sub, scopes, more_claims=claims)
 
 
 @asynccontextmanager
@@ -124,7 +137,7 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
     settings, catalog = settings_for_tests(**values), load_catalog()
     jobs = MemoryJobStore(policy=settings.queue_policy)
     blobs, board = MemoryBlobStore(), MemoryStatusBoard()
-    batches = MemoryBatchStore(jobs)
+    batches, rates = MemoryBatchStore(jobs), MemoryRateLimiter()
     async with httpx.AsyncClient(transport=httpx.MockTransport(serve_keys)) as http:
         services = Services(
             settings=settings,
@@ -132,6 +145,7 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
             submission=Submission(
                 *(catalog, jobs, blobs, InProcess(settings.upload_limits)),
                 *(settings.upload_limits, settings.webhook_rules),
+                allowed_nodes=settings.runs_allowed_nodes,
             ),
             jobs=jobs,
             batches=batches,
@@ -139,9 +153,12 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
             uploads=Uploads(blobs, settings.upload_limits, settings.upload_url_lifetime_s),
             status=board,
             authenticator=Authenticator(
-                Issuer(ISSUER, LOCAL_AUDIENCE, f"{ISSUER}/.well-known/jwks.json"), http
+                Issuer(ISSUER, LOCAL_AUDIENCE, f"{ISSUER}/.well-known/jwks.json"),
+                http,
+                settings.quotas,
             ),
+            rates=rates,
             watch_poll_s=0.05,
             batch_poll_s=0.05,
         )
-        yield Site(services, jobs, batches, blobs, board)
+        yield Site(services, jobs, batches, blobs, board, rates)

@@ -41,7 +41,8 @@ from restoration.jobs import (
     check_transition,
 )
 from restoration.ports import NewUpload, StampedEvent, UploadLink
-from restoration.queueing import QueuePolicy
+from restoration.queueing import Load, QueuePolicy
+from restoration.quotas import Quotas
 from restoration.webhooks import Delivery
 from tests.fakes.turns import Turns
 
@@ -50,6 +51,14 @@ _OWNED = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def _stored_bytes(row: Job) -> int:
+    keeps_input = row.input_expired_at is None and row.retry_of is None
+    kept = [row.input] if keeps_input else []
+    if row.output is not None and row.output_expired_at is None:
+        kept.append(row.output)
+    return sum(artifact.size_bytes for artifact in kept)
 
 
 @dataclass
@@ -62,8 +71,9 @@ class MemoryJobStore:
     down: bool = False
     policy: QueuePolicy = field(default_factory=QueuePolicy)
     turns: Turns = field(default_factory=Turns)
+    max_running: dict[str, int] = field(default_factory=dict)
 
-    async def insert(self, job: NewJob) -> tuple[Job, bool]:
+    async def insert(self, job: NewJob, quotas: Quotas | None = None) -> tuple[Job, bool]:
         self._check_up()
         earlier = self.rows.get(job.id) or next(
             (row for row in self.rows.values() if job.retry_of and row.retry_of == job.retry_of),
@@ -75,7 +85,9 @@ class MemoryJobStore:
         if source is not None and source.input_expired_at is not None:
             raise InputExpired("the photo has been removed")
         if earlier is None:
-            self._check_room(job.owner)
+            more_bytes = 0 if job.retry_of else job.input.size_bytes
+            self._check_room(job.owner, quotas, more_bytes)
+            self.max_running[job.owner] = (quotas or self.policy.quotas).running_jobs
             now = self.clock()
             shared = {f.name: getattr(job, f.name) for f in fields(NewJob)}
             deadline_at = now + timedelta(seconds=shared.pop("queue_limit_s"))
@@ -102,14 +114,20 @@ class MemoryJobStore:
         rows = [row for row in self.rows.values() if row.created_at > lives_from]
         return next((row for row in rows if (row.owner, row.idempotency_key) == wanted), None)
 
-    async def check_room(self, owner: str, more: int = 1) -> None:
+    async def check_room(
+        self, owner: str, quotas: Quotas | None = None, more_bytes: int = 0, more: int = 1
+    ) -> None:
         self._check_up()
-        self._check_room(owner, more)
+        self._check_room(owner, quotas, more_bytes, more)
 
-    def _check_room(self, owner: str, more: int = 1) -> None:
+    def _check_room(
+        self, owner: str, quotas: Quotas | None, more_bytes: int, more: int = 1
+    ) -> None:
         waiting = [row for row in self.rows.values() if row.status is JobStatus.QUEUED]
         owned = [row for row in waiting if row.owner == owner]
-        self.policy.check_room(len(waiting) + more, len(owned) + more)
+        stored = sum(_stored_bytes(row) for row in self.rows.values() if row.owner == owner)
+        load = Load(len(waiting) + more, len(owned) + more, stored + more_bytes)
+        self.policy.check_room(load, quotas)
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
         self._check_up()
@@ -279,8 +297,14 @@ class MemoryJobStore:
             if row.status is JobStatus.QUEUED
             and row.available_at <= now
             and not self._is_overdue(row)
+            and not self._is_full(row.owner)
         ]
         return tuple(sorted(ready, key=lambda row: (*self.turns.key(row), row.created_at)))
+
+    def _is_full(self, owner: str) -> bool:
+        limit = self.max_running.get(owner, 0)
+        running = [row for row in self.rows.values() if row.owner == owner and row.status in _OWNED]
+        return 0 < limit <= len(running)
 
     def _is_overdue(self, row: Job) -> bool:
         unstarted = row.status is JobStatus.QUEUED and row.attempt == 0

@@ -159,7 +159,7 @@ async def test_09_a_queue_that_fills_up_meanwhile_keeps_no_upload(
 ) -> None:
     """Refused at the last moment, a submission takes its object away again."""
 
-    async def has_room(_owner: str) -> None:
+    async def has_room(*_asked: object) -> None:
         """As it was when it was asked."""
 
     async with open_site(max_waiting_jobs=1) as site, site.client() as client:

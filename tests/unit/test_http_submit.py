@@ -184,8 +184,8 @@ async def test_who_would_rather_wait_gets_the_finished_job(
         await site.succeed(job)
         await site.board.publish([(job.id, StateChanged(JobStatus.SUCCEEDED, job.attempt))])
 
-    async def insert_and_work(job: NewJob) -> tuple[Job, bool]:
-        recorded = await insert(job)
+    async def insert_and_work(job: NewJob, *quotas: Any) -> tuple[Job, bool]:
+        recorded = await insert(job, *quotas)
         working.create_task(work(job.id))
         return recorded
 
@@ -210,8 +210,8 @@ async def test_an_outage_while_waiting_does_not_undo_a_job(
     """Once the job is recorded the answer is a success, even if the row cannot be read again."""
     insert = site.jobs.insert
 
-    async def insert_and_go_down(job: NewJob) -> tuple[Job, bool]:
-        recorded = await insert(job)
+    async def insert_and_go_down(job: NewJob, *quotas: Any) -> tuple[Job, bool]:
+        recorded = await insert(job, *quotas)
         site.jobs.down = site.board.down = True
         return recorded
 

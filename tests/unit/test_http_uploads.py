@@ -153,12 +153,21 @@ async def test_04_a_race_for_an_upload_has_one_winner(site: Site) -> None:
 async def test_04_a_full_queue_keeps_the_upload() -> None:
     """429 is to be tried again: the photo need not be sent twice."""
     async with open_site(max_waiting_per_owner=1) as site:
-        await site.submit()
         upload_id = await uploaded(site, photo())
+        await site.submit()
         async with site.client() as client:
             answer = await client.post(API, **form(upload_id))
-        assert answer.status_code == 429
-        assert len(stored(site)) == 1
+            assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+            assert len(stored(site)) == 1
+            assert (await client.post(UPLOADS_API, json=GOOD)).status_code == 429
+
+
+async def test_04_an_owner_without_room_gets_no_link() -> None:
+    """What an upload announces counts against the bytes that its owner may store."""
+    async with open_site(max_stored_bytes_per_owner=1000) as site, site.client() as client:
+        assert (await client.post(UPLOADS_API, json=GOOD)).status_code == 201
+        answer = await client.post(UPLOADS_API, json=GOOD | {"size_bytes": 1001})
+    assert (answer.status_code, answer.json()["code"]) == (429, "storage_full")
 
 
 @pytest.mark.parametrize(

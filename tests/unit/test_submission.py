@@ -22,6 +22,7 @@ from restoration.errors import (
 )
 from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, NewJob, OutputFormat, Priority
+from restoration.quotas import Quotas
 from tests.fakes.examiner import InProcess
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
@@ -61,10 +62,10 @@ class _Jobs(MemoryJobStore):
             await self.racers.wait()
         return found
 
-    async def insert(self, job: NewJob) -> tuple[Job, bool]:
+    async def insert(self, job: NewJob, quotas: Quotas | None = None) -> tuple[Job, bool]:
         self.racers = None
         self._calls.append("insert")
-        return await super().insert(job)
+        return await super().insert(job, quotas)
 
 
 class _Blobs(MemoryBlobStore):

@@ -1,0 +1,56 @@
+"""/api/v1/runs: a graph of the caller's own. What it makes is a job like any other."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response, status
+
+from restoration.errors import (
+    DependencyUnavailable,
+    Forbidden,
+    GraphRefused,
+    RestorationError,
+    Unauthenticated,
+)
+from serve_app.auth import Principal
+from serve_app.openapi import problems
+from serve_app.routes.dependencies import ServicesOf, require
+from serve_app.routes.forms import RUN_BODY, SubmittedForm, submitted_run
+from serve_app.routes.submissions import IdempotencyKey, Prefer, answer, submission_responses
+from serve_app.routes.uploads import UploadSlot, upload_slot
+from serve_app.schemas import Restoration
+from serve_app.scopes import Scope
+
+router = APIRouter(
+    prefix="/api/v1/runs",
+    tags=["runs"],
+    responses=problems(
+        *(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
+        malformed_request=422,
+    ),
+)
+
+
+@router.post(
+    "",
+    status_code=status.HTTP_202_ACCEPTED,
+    response_model=Restoration,
+    responses=submission_responses(GraphRefused),
+    openapi_extra={"requestBody": RUN_BODY},
+)
+async def submit_run(
+    request: Request,
+    caller: Annotated[Principal, require(Scope.RUN)],
+    services: ServicesOf,
+    form: Annotated[SubmittedForm, Depends(submitted_run)],
+    slot: Annotated[UploadSlot, Depends(upload_slot)],
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    """Submit a photo and a graph to run on it."""
+    submitted = await services.submission.submit(
+        form.fields.asks(caller, form.image, idempotency_key)
+    )
+    slot.give_back()
+    return await answer(request, services, submitted, prefer)

@@ -1,0 +1,97 @@
+"""What every submission of one picture has in common: its headers, its errors, and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import Header, Request
+from fastapi.responses import JSONResponse
+
+from actors.submission import MAX_NAME_CHARS, Submitted
+from restoration.errors import (
+    BrokenImage,
+    IdempotencyConflict,
+    ImageTooLarge,
+    InvalidRequest,
+    InvalidWebhook,
+    QueueFull,
+    RateLimited,
+    RestorationError,
+    StorageFull,
+    TooManyUploads,
+    UnsupportedImage,
+    UploadNotFound,
+    UploadUsed,
+)
+from serve_app.openapi import Responses, header, problems
+from serve_app.routes.preferences import preferred_wait_s
+from serve_app.routes.views import show
+from serve_app.schemas import Restoration
+from serve_app.services import Services
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        max_length=MAX_NAME_CHARS,
+        description="makes a repeated request harmless: it is answered with the same job",
+    ),
+]
+Prefer = Annotated[
+    list[str] | None,
+    Header(
+        alias="Prefer",
+        description="RFC 7240; `wait=N` waits up to N (at most 60) seconds for the end",
+    ),
+]
+
+
+def submission_responses(*errors: type[RestorationError]) -> Responses:
+    """OpenAPI responses of a submission, which has these errors besides those of every one."""
+    return {
+        202: {
+            "description": "accepted: the photo is stored, and the job will end",
+            "headers": {
+                "Location": header("path of the job"),
+                "Preference-Applied": header("`wait=N` when the answer was waited for"),
+            },
+        },
+        200: {
+            "description": "the finished job (`Prefer: wait`), or the job of an earlier request "
+            "with the same Idempotency-Key or upload",
+            "model": Restoration,
+            "headers": {
+                "Location": header("path of the job"),
+                "Idempotent-Replayed": header("`true` for the job of an earlier request"),
+                "Preference-Applied": header("`wait=N` when the answer was waited for"),
+            },
+        },
+        **problems(
+            *(InvalidRequest, IdempotencyConflict, UploadNotFound, UploadUsed),
+            *(ImageTooLarge, UnsupportedImage, BrokenImage, InvalidWebhook),
+            *(QueueFull, StorageFull, RateLimited, TooManyUploads),
+            *errors,
+            bad_request=400,
+            unsupported_media_type=415,
+            malformed_request=422,
+        ),
+    }
+
+
+async def answer(
+    request: Request, services: Services, submitted: Submitted, prefer: Sequence[str] | None
+) -> JSONResponse:
+    """The job, at its end if the caller would rather wait."""
+    job, wait_s = submitted.job, preferred_wait_s(prefer or ())
+    if wait_s is not None:
+        job = await services.watcher.wait(job, wait_s)
+    view = await show(request, services.status, job)
+    headers = {"Location": view.links.self_}
+    if submitted.replayed:
+        headers["Idempotent-Replayed"] = "true"
+    if wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s}"
+    is_done = submitted.replayed or (wait_s is not None and job.status.is_final)
+    body = view.model_dump(mode="json", by_alias=True)
+    return JSONResponse(body, 200 if is_done else 202, headers)

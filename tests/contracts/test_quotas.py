@@ -1,0 +1,233 @@
+"""What one owner may have at a time: on Postgres and on the store in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from persistence.batches import PostgresBatchStore
+from persistence.database import Database
+from persistence.jobs import PostgresJobStore
+from restoration.batches import NewBatch
+from restoration.errors import QueueFull, StorageFull
+from restoration.jobs import Artifact, Failure, Job, JobStatus, NewJob, Priority
+from restoration.ports import BatchStore, JobStore
+from restoration.queueing import QueuePolicy
+from restoration.quotas import Quotas
+from tests.fakes.batches import MemoryBatchStore
+from tests.fakes.stores import MemoryJobStore
+from tests.samples import artifact, new_job
+
+FAILURE = Failure("engine_crashed", "the engine died")
+CLAIMERS = 8
+
+
+@dataclass
+class Stores:
+    jobs: JobStore
+    batches: BatchStore
+
+    async def insert(self, quotas: Quotas | None = None, **changes: Any) -> Job:
+        job, created = await self.jobs.insert(new_job(**changes), quotas)
+        assert created
+        return job
+
+    async def claim(self, worker: str = "w") -> Job | None:
+        return await self.jobs.claim(worker, 60, ["restore"])
+
+    async def claim_all(self) -> list[Job]:
+        claimed = []
+        while (job := await self.claim()) is not None:
+            claimed.append(job)
+        return claimed
+
+
+@pytest.fixture(params=["postgres", "memory"])
+async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+    if request.param == "memory":
+        memory = MemoryJobStore()
+        yield Stores(memory, MemoryBatchStore(memory))
+        return
+    async with AsyncExitStack() as stack:
+        database = Database(request.getfixturevalue("database_url"))
+        stack.push_async_callback(database.aclose)
+        yield Stores(PostgresJobStore(database), PostgresBatchStore(database))
+
+
+def _sized(size_bytes: int) -> Artifact:
+    return Artifact(f"inputs/{uuid4()}.png", "0" * 64, size_bytes, "image/png")
+
+
+def _batch(count: int, size_bytes: int = 1, owner: str = "alice") -> tuple[NewBatch, list[NewJob]]:
+    batch = NewBatch(uuid4(), owner, tuple(f"{n}.png" for n in range(count)), ())
+    jobs = [
+        new_job(owner=owner, batch_id=batch.id, batch_index=n, input=_sized(size_bytes))
+        for n in range(count)
+    ]
+    return batch, sorted(jobs, key=lambda job: job.id)
+
+
+class TestRunning:
+    async def test_03_no_more_run_than_may(self, stores: Stores) -> None:
+        """The owner's other jobs wait, of either class; those of others do not."""
+        two = Quotas(running_jobs=2)
+        for priority in (Priority.INTERACTIVE, Priority.BATCH, Priority.BATCH):
+            await stores.insert(two, priority=priority)
+        await stores.insert(two)
+        for _ in range(3):
+            await stores.insert(owner="bob")
+        assert Counter(job.owner for job in await stores.claim_all()) == {"alice": 2, "bob": 3}
+        assert list(await stores.jobs.waiting(10)) == []
+
+    @pytest.mark.parametrize("end", ["succeed", "fail", "release", "cancel"])
+    async def test_03_an_end_makes_room(self, stores: Stores, end: str) -> None:
+        """However an attempt ends, there is a place for one more, and the dispatcher sees it."""
+        one = Quotas(running_jobs=1)
+        for _ in range(2):
+            await stores.insert(one)
+        [running] = await stores.claim_all()
+        match end:
+            case "succeed":
+                await stores.jobs.succeed(running.ref, artifact(), {})
+            case "fail":
+                await stores.jobs.fail(running.ref, FAILURE)
+            case "release":
+                await stores.jobs.release(running.ref, None)
+            case "cancel":
+                await stores.jobs.request_cancel(running.id)
+                assert await stores.claim() is None  # its engine still works on it
+                await stores.jobs.release(running.ref, None)
+        assert len(await stores.jobs.waiting(1)) == 1
+        assert len(await stores.claim_all()) == 1
+
+    async def test_03_a_lost_worker_makes_room(self, stores: Stores) -> None:
+        """A job that lost its worker waits again, and counts as running no more."""
+        one = Quotas(running_jobs=1)
+        for _ in range(2):
+            await stores.insert(one)
+        [running] = await stores.claim_all()
+        await stores.jobs.reclaim("w")
+        again = await stores.claim("another")
+        assert again is not None
+        assert again.id == running.id
+        assert await stores.claim("another") is None
+
+    async def test_03_the_newest_submission_says_how_many(self, stores: Stores) -> None:
+        """A limit that is raised, lowered or lifted holds from the next submission on."""
+        await stores.insert(Quotas(running_jobs=1))
+        await stores.insert(Quotas(running_jobs=2))
+        assert len(await stores.claim_all()) == 2
+        await stores.insert(Quotas(running_jobs=1))
+        assert await stores.claim_all() == []
+        await stores.insert()
+        assert len(await stores.claim_all()) == 2
+
+    async def test_03_claims_at_the_same_moment_keep_to_it(self, stores: Stores) -> None:
+        """The limit is exact: whoever comes second takes another owner's job, or none."""
+        for _ in range(4 * CLAIMERS):
+            await stores.insert(Quotas(running_jobs=3))
+        for _ in range(CLAIMERS):
+            await stores.insert(owner="bob")
+        for _ in range(4):
+            claimed = await asyncio.gather(*(stores.claim() for _ in range(CLAIMERS)))
+            assert (await _running(stores, "alice")) <= 3
+            alices = [job for job in claimed if job and job.owner == "alice"]
+            for job in alices:
+                await stores.jobs.succeed(job.ref, artifact(), {})
+        assert (await _running(stores, "bob")) == CLAIMERS
+
+
+async def _running(stores: Stores, owner: str) -> int:
+    page = await stores.jobs.list(owner, [JobStatus.RUNNING], limit=100)
+    return len(page.jobs)
+
+
+class TestWaiting:
+    async def test_03_a_call_may_bring_its_own_limit(self, stores: Stores) -> None:
+        """More than the store's, less, and 0 for none."""
+        strict = Quotas(waiting_jobs=1)
+        await stores.insert(strict)
+        for call in (stores.jobs.check_room("alice", strict), stores.insert(strict)):
+            with pytest.raises(QueueFull):
+                await call
+        await stores.insert(Quotas(waiting_jobs=2))
+        await stores.insert(Quotas(waiting_jobs=0))
+        assert len((await stores.jobs.list("alice")).jobs) == 3
+
+    async def test_03_a_batch_counts_by_its_photos(self, stores: Stores) -> None:
+        """It has room as a whole, or is not recorded at all."""
+        quotas = Quotas(waiting_jobs=3)
+        await stores.batches.insert(*_batch(2), quotas)
+        with pytest.raises(QueueFull):
+            await stores.batches.insert(*_batch(2), quotas)
+        assert len((await stores.jobs.list("alice")).jobs) == 2
+        await stores.batches.insert(*_batch(1), quotas)
+
+
+class TestStored:
+    async def test_03_no_more_is_stored_than_may_be(self, stores: Stores) -> None:
+        """Inputs count from their submission on, and an upload is refused before it is stored."""
+        quotas = Quotas(stored_bytes=100)
+        await stores.insert(quotas, input=_sized(60))
+        await stores.jobs.check_room("alice", quotas, 40)
+        for call in (
+            stores.jobs.check_room("alice", quotas, 41),
+            stores.insert(quotas, input=_sized(41)),
+        ):
+            with pytest.raises(StorageFull) as caught:
+                await call
+            assert caught.value.details == {"limit": 100, "retry_after_s": 3600}
+        await stores.insert(quotas, input=_sized(40))
+        await stores.insert(quotas, owner="bob", input=_sized(100))
+        assert len((await stores.jobs.list("alice")).jobs) == 2
+
+    async def test_03_results_count_as_well(self, stores: Stores) -> None:
+        """Never refused themselves, they take the room of what comes next."""
+        quotas = Quotas(stored_bytes=100)
+        await stores.insert(quotas, input=_sized(10))
+        job = await stores.claim()
+        assert job is not None
+        await stores.jobs.succeed(job.ref, _sized(200), {})
+        with pytest.raises(StorageFull):
+            await stores.insert(quotas, input=_sized(1))
+
+    async def test_03_a_job_that_is_sent_again_shares_its_photo(self, stores: Stores) -> None:
+        """One object counts once."""
+        quotas = Quotas(stored_bytes=100)
+        first = await stores.insert(quotas, input=_sized(60))
+        await stores.jobs.request_cancel(first.id)
+        await stores.insert(quotas, input=first.input, retry_of=first.id)
+        await stores.insert(quotas, input=_sized(40))
+
+    async def test_03_a_batch_counts_all_its_photos(self, stores: Stores) -> None:
+        """Their sum decides; what is refused leaves nothing behind."""
+        quotas = Quotas(stored_bytes=100)
+        await stores.batches.insert(*_batch(3, size_bytes=20), quotas)
+        with pytest.raises(StorageFull):
+            await stores.batches.insert(*_batch(3, size_bytes=20), quotas)
+        await stores.batches.insert(*_batch(2, size_bytes=20), quotas)
+        assert len((await stores.jobs.list("alice")).jobs) == 5
+
+
+@pytest.mark.parametrize(
+    "policy", [QueuePolicy(quotas=Quotas(stored_bytes=1)), QueuePolicy(quotas=Quotas())]
+)
+async def test_03_no_quotas_are_those_of_the_store(policy: QueuePolicy, database_url: str) -> None:
+    """A submission that brings none, as from a batch script, is held to the settings."""
+    database = Database(database_url)
+    results: Sequence[object] = []
+    try:
+        for store in (MemoryJobStore(policy=policy), PostgresJobStore(database, policy)):
+            jobs = [store.insert(new_job()) for _ in range(2)]
+            results = [*results, *await asyncio.gather(*jobs, return_exceptions=True)]
+    finally:
+        await database.aclose()
+    refused = [result for result in results if isinstance(result, StorageFull)]
+    assert len(refused) == (2 if policy.quotas.stored_bytes else 0)

@@ -1,0 +1,102 @@
+"""Requests a minute: on Redis and on the limiter in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+from redis.asyncio import Redis
+
+from persistence.rates import RedisRateLimiter
+from restoration.errors import DependencyUnavailable
+from restoration.ports import RateLimiter
+from restoration.rates import Rate
+from tests.fakes.rates import MemoryRateLimiter
+from tests.polling import until
+
+
+@pytest.fixture(params=["redis", "memory"])
+async def rates(request: pytest.FixtureRequest) -> AsyncIterator[RateLimiter]:
+    if request.param == "memory":
+        yield MemoryRateLimiter()
+        return
+    limiter = RedisRateLimiter(request.getfixturevalue("redis_url"))
+    yield limiter
+    await limiter.aclose()
+
+
+@pytest.fixture
+def owner() -> str:
+    return str(uuid4())
+
+
+async def test_03_a_minutes_requests_may_come_at_once(rates: RateLimiter, owner: str) -> None:
+    """Each leaves one less; the first too many is told how long a request takes to come back."""
+    taken = [await rates.take(owner, 3) for _ in range(4)]
+    assert [(rate.left, rate.allowed) for rate in taken] == [
+        *((2, True), (1, True), (0, True)),
+        (0, False),
+    ]
+    assert 0 < taken[-1].wait_s <= 20
+    assert 1 <= taken[-1].retry_after_s <= 20
+
+
+async def test_03_a_refused_request_costs_nothing(rates: RateLimiter, owner: str) -> None:
+    """Whoever goes on asking is not kept out for longer by it: a place comes back in its time."""
+    while (await rates.take(owner, 600)).allowed:
+        pass
+
+    async def is_allowed() -> bool:
+        return (await rates.take(owner, 600)).allowed
+
+    await until(is_allowed)
+
+
+async def test_03_owners_do_not_share(rates: RateLimiter, owner: str) -> None:
+    """One owner's requests leave another's as they were."""
+    assert (await rates.take(owner, 1)).allowed
+    assert not (await rates.take(owner, 1)).allowed
+    assert (await rates.take(f"{owner}-2", 1)).allowed
+
+
+async def test_03_a_limit_may_change(rates: RateLimiter, owner: str) -> None:
+    """What has been spent counts against whatever limit the next token brings."""
+    for _ in range(5):
+        await rates.take(owner, 10)
+    assert not (await rates.take(owner, 1)).allowed
+    assert (await rates.take(owner, 1000)).allowed
+
+
+async def test_03_requests_at_the_same_moment_are_counted_one_by_one(
+    rates: RateLimiter, owner: str
+) -> None:
+    """However many arrive at once, as many as may are let in, and no more."""
+    taken = await asyncio.gather(*(rates.take(owner, 5) for _ in range(30)))
+    assert sum(rate.allowed for rate in taken) == 5
+
+
+async def test_03_counts_are_forgotten_with_their_minute(redis_url: str, owner: str) -> None:
+    """Redis keeps nothing of an owner who sends nothing."""
+    limiter = RedisRateLimiter(redis_url)
+    await limiter.take(owner, 6)
+    await limiter.aclose()
+    async with Redis.from_url(redis_url, protocol=2) as client:
+        assert 0 < await client.pttl(f"restore:rate:{owner}") <= 10_000
+
+
+async def test_03_a_server_that_is_not_there_is_said_at_once() -> None:
+    """The caller decides what that means; nothing else comes out."""
+    limiter = RedisRateLimiter("redis://127.0.0.1:9")
+    with pytest.raises(DependencyUnavailable):
+        await limiter.take("ann", 1)
+    await limiter.aclose()
+
+
+def test_03_the_headers_are_those_of_the_draft() -> None:
+    """Structured fields: a policy by name with quota and window, and what is left of it."""
+    assert Rate(600, 599, 0.1).headers() == {
+        "RateLimit-Policy": '"requests";q=600;w=60',
+        "RateLimit": '"requests";r=599;t=1',
+    }

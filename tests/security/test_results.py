@@ -1,0 +1,96 @@
+"""Point 7 against the running service: results are private, and saved instead of shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+import pytest
+
+from tests.fakes.site import API
+from tests.pictures import file, noise
+from tests.stack import Stack
+
+pytestmark = pytest.mark.real_engine
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A finished job: where its result is to be had, and the link that was given for it."""
+
+    id: str
+    path: str
+    link: str
+
+
+@pytest.fixture(scope="module")
+def delivered(stack: Stack) -> Delivered:
+    with stack.http("photographer") as http:
+        job = http.post(
+            API,
+            files={"image": ("a.png", file(noise(), "PNG"))},
+            data={"workflow": "enlarge"},
+            headers={"Prefer": "wait=50"},
+        ).json()
+        redirect = http.get(job["links"]["result"])
+    assert (redirect.status_code, redirect.headers["cache-control"]) == (307, "no-store")
+    return Delivered(job["id"], job["links"]["result"], redirect.headers["location"])
+
+
+def get(url: str) -> httpx.Response:
+    return httpx.get(url, timeout=60, trust_env=False)
+
+
+def test_07_a_link_delivers_an_attachment(delivered: Delivered) -> None:
+    """With its type and its file name from the signature, whatever a browser would like."""
+    answer = get(delivered.link)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    wanted = f'attachment; filename="restored-{delivered.id}.png"'
+    assert answer.headers["content-disposition"].startswith(wanted)
+
+
+def test_07_what_the_service_delivers_is_an_attachment(stack: Stack, delivered: Delivered) -> None:
+    """And nobody sniffs what it might be, or keeps it in a shared cache."""
+    with stack.http("photographer") as http:
+        answer = http.get(delivered.path, params={"download": 1})
+    assert answer.headers["content-disposition"] == (
+        f'attachment; filename="restored-{delivered.id}.png"'
+    )
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "private"
+    assert answer.headers["content-type"] == "image/png"
+
+
+def test_07_the_bucket_is_private(delivered: Delivered) -> None:
+    """Without a signature there is neither the object, nor a listing, nor a way to write."""
+    parts = urlsplit(delivered.link)
+    bucket = "/" + parts.path.split("/")[1]
+    plain = urlunsplit(parts._replace(query=""))
+    assert get(plain).status_code == 403
+    for path in (bucket, f"{bucket}/", "/"):
+        answer = get(urlunsplit(parts._replace(path=path, query="")))
+        assert answer.status_code == 403, answer.text
+    assert httpx.put(plain, content=b"x", trust_env=False).status_code == 403
+    assert httpx.delete(plain, trust_env=False).status_code == 403
+
+
+def test_07_a_link_is_for_one_object_and_a_while(delivered: Delivered) -> None:
+    """Neither the key, nor the end, nor the name, nor the type can be changed."""
+    assert get(delivered.link.replace("/1.png", "/2.png")).status_code == 403
+    assert get(delivered.link.replace("X-Amz-Expires=3600", "X-Amz-Expires=9")).status_code == 403
+    earlier = delivered.link.replace("X-Amz-Date=20", "X-Amz-Date=19")
+    assert get(earlier).status_code == 403
+    for name in ("response-content-disposition", "response-content-type"):
+        assert name in delivered.link
+        changed = delivered.link.replace(f"{name}=", f"{name}=text%2Fhtml")
+        assert get(changed).status_code == 403
+    assert httpx.put(delivered.link, content=b"x", trust_env=False).status_code == 403
+
+
+def test_07_only_its_owner_is_given_a_link(stack: Stack, delivered: Delivered) -> None:
+    """A stranger gets the 404 of a job that never was, by either way."""
+    with stack.http("stranger") as stranger:
+        for params in ({}, {"download": 1}):
+            assert stranger.get(delivered.path, params=params).status_code == 404
+    assert get(f"{stack.record.url}{delivered.path}").status_code == 401

@@ -1,0 +1,116 @@
+"""Point 5 against the running service: graphs of users' own, good ones and hostile ones."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from restoration.jobs import JobStatus
+from serve_app.scopes import USER_SCOPES, Scope
+from tests.fakes.site import API
+from tests.pictures import file, noise
+from tests.stack import Stack
+from tests.unit.test_graphs import Graph, graph, node, scale
+
+pytestmark = pytest.mark.real_engine
+RUNS = "/api/v1/runs"
+PHOTO = noise()
+
+
+@pytest.fixture
+def runner(stack: Stack) -> Iterator[httpx.Client]:
+    with stack.http("runner", (*USER_SCOPES, Scope.RUN)) as http:
+        yield http
+
+
+def send(http: httpx.Client, sent: Graph, **headers: str) -> httpx.Response:
+    files = {"image": ("photo.png", file(PHOTO, "PNG"))}
+    return http.post(RUNS, files=files, data={"graph": json.dumps(sent)}, headers=headers)
+
+
+def test_05_a_graph_of_ones_own_runs(stack: Stack, runner: httpx.Client, tmp_path: Path) -> None:
+    """Through the same queue, with the same events and the same kind of result."""
+    answer = send(runner, graph(node("ImageInvert"), scale(2.0)))
+    assert answer.status_code == 202, answer.text
+    with stack.client("runner") as client:
+        job = client.wait(answer.json()["id"])
+        assert job.status is JobStatus.SUCCEEDED, job.failure
+        assert job.workflow == "custom"
+        client.download(job.id, tmp_path / "result.png")
+    with Image.open(tmp_path / "result.png") as result:
+        assert result.size == (128, 96)
+    inverted = send(runner, graph(node("ImageInvert")), Prefer="wait=50")
+    content = runner.get(inverted.json()["links"]["result"], params={"download": 1}).content
+    with Image.open(io.BytesIO(content)) as result:
+        inverse = 255 - np.asarray(PHOTO).astype(int)
+        assert np.abs(np.asarray(result) - inverse).max() <= 1  # ComfyUI's rounding
+
+
+def test_05_every_allowed_node_is_one_that_the_engine_has(
+    stack: Stack, runner: httpx.Client
+) -> None:
+    """The default list names stock ComfyUI's classes as they are spelt there."""
+    known = httpx.get(f"{stack.comfyui_url()}/object_info", timeout=60, trust_env=False).json()
+    problem = send(runner, graph(node("Nothing"))).json()["details"]["problem"]
+    allowed = problem.partition("used: ")[2].split(", ")
+    assert len(allowed) > 10
+    assert set(allowed) <= set(known)
+    outputs = {name for name in allowed if known[name]["output_node"]}
+    assert outputs == {"SaveImage"}
+
+
+HOSTILE: dict[str, Graph] = {
+    "a file of the host": graph() | {"1": node("LoadImage", image="/etc/passwd")},
+    "another's file": graph() | {"1": node("LoadImage", image="comfy-restore/x/input.png")},
+    "an output": graph() | {"1": node("LoadImage", image="image [output]")},
+    "a way up": graph(node("ImageBlur", note="../../output")),
+    "a place to write": graph()
+    | {"2": node("SaveImage", images=["1", 0], filename_prefix="/srv/pwned")},
+    "a second place to write": graph() | {"x": node("SaveImage", images=["1", 0])},
+    "another writer": graph() | {"x": node("SaveAnimatedPNG", images=["1", 0])},
+    "code": graph(node("SaveSVGNode", svg="<svg/>")),
+    "a pickle": graph() | {"x": node("UpscaleModelLoader", model_name="evil.pth")},
+    "an address": graph(node("ImageBlur", url="http://169.254.169.254/latest/meta-data")),
+    "a circle": graph(node("ImageInvert", image=["2", 0])),
+    "a huge picture": graph(scale(8), scale(8), scale(8), scale(8), scale(8)),
+    "a huge picture, as a text": graph(scale("8")),
+    "many nodes": graph(*[node("ImageInvert")] * 100),
+    "many pictures": graph(node("RepeatImageBatch", amount=4096)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_05_a_hostile_graph_is_refused(runner: httpx.Client, name: str) -> None:
+    """422 with the node and the reason, and no job of it."""
+    answer = send(runner, HOSTILE[name])
+    body: dict[str, Any] = answer.json()
+    assert (answer.status_code, body["code"]) == (422, "graph_refused"), answer.text
+    assert body["details"]["problem"] in body["detail"]
+    jobs = runner.get(API).json()["restorations"]
+    assert all(job["status"] != "queued" for job in jobs)
+
+
+def test_05_it_takes_the_scope(stack: Stack) -> None:
+    """Neither a user nor an admin runs graphs without it; the answer names what is missing."""
+    for scopes in (USER_SCOPES, (Scope.ADMIN,)):
+        with stack.http("user", scopes) as http:
+            answer = send(http, graph())
+        assert (answer.status_code, answer.json()["code"]) == (403, "insufficient_scope")
+        assert 'scope="workflows:run"' in answer.headers["www-authenticate"]
+
+
+def test_05_a_run_is_its_owners(stack: Stack, runner: httpx.Client) -> None:
+    """Like every job: another owner gets the 404 of one that never was."""
+    job = send(runner, graph()).json()
+    with stack.http("stranger", (*USER_SCOPES, Scope.RUN)) as stranger:
+        assert stranger.get(job["links"]["self"]).status_code == 404
+        assert stranger.post(job["links"]["cancel"]).status_code == 404
+    runner.post(job["links"]["cancel"])

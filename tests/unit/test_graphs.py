@@ -1,0 +1,301 @@
+"""What a user's graph may be: everything that could reach out, write, or blow up is refused."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from restoration.errors import GraphRefused
+from restoration.images import UploadLimits
+from restoration.settings import PURE_IMAGE_NODES
+from workflows.catalog import load_catalog
+from workflows.custom import custom_workflow, graph_of, params_of
+from workflows.graph_sizes import check_sizes
+from workflows.graphs import GraphRules, check_graph
+from workflows.render import render
+
+MODEL = "realesr-animevideov3-x4.safetensors"
+RULES = GraphRules(frozenset(PURE_IMAGE_NODES), frozenset({MODEL}))
+LIMITS = UploadLimits()
+Graph = dict[str, Any]
+
+
+def node(class_type: str, **inputs: object) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def graph(*between: dict[str, Any]) -> Graph:
+    """LoadImage, these nodes each after the other, SaveImage; ids are 1, 2, ..."""
+    nodes = [node("LoadImage", image="image"), *(deepcopy(each) for each in between)]
+    for before, each in enumerate(nodes[1:], 1):
+        each["inputs"].setdefault("image", [str(before), 0])
+    nodes.append(node("SaveImage", images=[str(len(nodes)), 0], filename_prefix="ComfyUI"))
+    return {str(number): each for number, each in enumerate(nodes, 1)}
+
+
+def scale(by: object) -> dict[str, Any]:
+    return node("ImageScaleBy", upscale_method="lanczos", scale_by=by)
+
+
+def refused(found: object, rules: GraphRules = RULES) -> GraphRefused:
+    with pytest.raises(GraphRefused) as refusal:
+        check_graph(found, rules)
+    return refusal.value
+
+
+class TestWhatIsAccepted:
+    def test_05_a_graph_is_rebuilt_from_what_was_looked_at(self) -> None:
+        """Nothing else of what was sent goes on: no titles, no fields that nobody knows."""
+        sent = graph(scale(2.0))
+        sent["1"] |= {"_meta": {"title": "../../etc"}, "is_changed": "x"}
+        sent["1"]["inputs"] |= {"upload": "image"}
+        checked = check_graph(sent, RULES)
+        assert checked["1"] == node("LoadImage", image="image")
+        assert checked["2"] == sent["2"]
+        assert checked["3"]["inputs"] == {"images": ["2", 0], "filename_prefix": ""}
+
+    def test_05_it_runs_as_a_workflow(self) -> None:
+        """Through a row and back, and into the prompt: with the job's own file names, only."""
+        checked = check_graph(graph(scale(2.0)), RULES)
+        stored = json.loads(json.dumps(params_of(checked)))
+        prompt = render(custom_workflow(graph_of(stored)), stored, "run/input.png", "run/output")
+        assert prompt["1"]["inputs"]["image"] == "run/input.png"
+        assert prompt["3"]["inputs"] == {"images": ["2", 0], "filename_prefix": "run/output"}
+        assert prompt["2"] == checked["2"]
+
+    def test_05_models_of_the_catalogue_may_be_named(self) -> None:
+        """And no others."""
+        sent = graph(node("ImageUpscaleWithModel", upscale_model=["m", 0]))
+        sent["m"] = node("UpscaleModelLoader", model_name=MODEL)
+        check_graph(sent, RULES)
+        for name in ("other.safetensors", "image", "", 7, None, True, ["1", 0], f"sub/{MODEL}"):
+            sent["m"] = node("UpscaleModelLoader", model_name=name)
+            assert refused(sent).details["node"] == "m"
+
+    @pytest.mark.parametrize("workflow", ["restore", "enlarge"])
+    def test_05_our_own_workflows_would_pass(self, workflow: str) -> None:
+        """What the service itself runs is within the rules for users."""
+        catalog = load_catalog()
+        rules = GraphRules(RULES.allowed, frozenset(model.name for model in catalog.models()))
+        sent: Graph = deepcopy(dict(catalog.find(workflow).graph))
+        sent["photo"]["inputs"]["image"] = "image"
+        assert check_sizes(check_graph(sent, rules), 100, 50, LIMITS) == (400, 200)
+
+
+class TestWhatIsRefused:
+    @pytest.mark.parametrize(
+        "class_type",
+        [
+            *("LoadImageOutput", "LoadLatent", "SaveLatent", "PreviewImage", "SaveAnimatedPNG"),
+            *("SaveSVGNode", "CheckpointLoader", "DiffusersLoader", "EmptyImage", "ImageBatch"),
+            *("ExecPython", "HTTPRequest", "loadimage", "", "LoadImage ", "__class__"),
+        ],
+    )
+    def test_05_other_classes(self, class_type: str) -> None:
+        """The list of what is allowed decides, to the letter; the refusal names the node."""
+        error = refused(graph(node(class_type)))
+        assert (error.code, error.details["node"]) == ("graph_refused", "2")
+        assert "class_type" in error.message
+
+    @pytest.mark.parametrize("class_type", [None, 1, [], {}, ["LoadImage"]])
+    def test_05_a_class_that_is_no_text(self, class_type: object) -> None:
+        """Of whatever type it is, hashable or not."""
+        sent = graph()
+        sent["1"]["class_type"] = class_type
+        assert refused(sent).details["node"] == "1"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("/etc/passwd", " /etc/passwd", "~/x", "..", "a/../b", "..\\x", "C:\\x", "c:x"),
+            *("\\\\host\\share", "file:///etc", "http://169.254.169.254/", "s3://bucket/x"),
+            *("//host/x", "a\0b", "a\x1b[2J", "x" * 1001, "\ud800", "evil.ckpt", "evil.PTH "),
+        ],
+    )
+    @pytest.mark.parametrize("place", ["ImageBlur", "LoadImage", "SaveImage"])
+    def test_05_paths_addresses_and_models(self, place: str, text: str) -> None:
+        """In any input of any node, whether or not it is one that the node knows."""
+        sent = graph(node("ImageBlur"))
+        at = next(key for key, each in sent.items() if each["class_type"] == place)
+        sent[at]["inputs"]["filename_prefix" if place == "SaveImage" else "anything"] = text
+        assert refused(sent).details["node"] == at
+
+    @pytest.mark.parametrize(
+        "name",
+        ["example.png", "image [output]", "comfy-restore/0/input.png", 1, None, ["1", 0], {"a": 1}],
+    )
+    def test_05_files_of_others(self, name: object) -> None:
+        """LoadImage reads the job's own photo: no file of another run, no output."""
+        assert refused(graph() | {"1": node("LoadImage", image=name)}).details["node"] == "1"
+
+    def test_05_one_way_in_and_one_way_out(self) -> None:
+        """There is one photo and one result; a second SaveImage would write beside it."""
+        load, save = graph()["1"], graph()["2"]
+        assert "one LoadImage node; it has 2" in refused({"1": load, "2": save, "x": load}).message
+        assert "one SaveImage node; it has 2" in refused({"1": load, "2": save, "x": save}).message
+        assert "one SaveImage node; it has 0" in refused({"1": load}).message
+        unfed = {"1": node("SaveImage", images="none")}
+        assert "must be a link" in refused(unfed).message
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            None,
+            {},
+            {"__value__": ["1", 0]},
+            [],
+            ["1"],
+            ["1", 0, 0],
+            ["1", "0"],
+            ["1", True],
+            ["1", -1],
+            ["1", 16],
+            ["1", 0.5],
+            [1, 0],
+            ["nowhere", 0],
+            [["1", 0], 0],
+            float("nan"),
+            float("inf"),
+            -1e300,
+            10**400,
+        ],
+        ids=str,
+    )
+    def test_05_values_of_other_kinds(self, value: object) -> None:
+        """Neither nested nor endless, and a link leads to a node of the graph."""
+        assert refused(graph(node("ImageBlur", sigma=value))).details["node"] == "2"
+
+    @pytest.mark.parametrize("value", [2, 0, "1", True, ["1", 0], 1.5])
+    def test_05_many_pictures_of_one(self, value: object) -> None:
+        """Batches and repetitions stay at one, also in classes that an operator adds."""
+        rules = GraphRules(RULES.allowed | {"RepeatImageBatch"}, RULES.models)
+        assert refused(graph(node("RepeatImageBatch", amount=value)), rules).details["node"] == "2"
+        check_graph(graph(node("RepeatImageBatch", amount=1)), rules)
+
+    def test_05_circles(self) -> None:
+        """A node that needs itself, by way of others or directly, would never run."""
+        sent = graph(node("ImageInvert"), node("ImageInvert"))
+        sent["2"]["inputs"]["image"] = ["3", 0]
+        assert "itself" in refused(sent).message
+        assert "itself" in refused(graph(node("ImageInvert", image=["2", 0]))).message
+
+    def test_05_too_much(self) -> None:
+        """Nodes, inputs and names have bounds."""
+        check_graph(graph(*[node("ImageInvert")] * 48), RULES)
+        assert "50" in refused(graph(*[node("ImageInvert")] * 49)).message
+        refused(graph(node("ImageInvert", **{f"i{n}": 1 for n in range(33)})))
+        refused(graph(node("ImageInvert", **{"n" * 65: 1})))
+        refused(graph() | {"i" * 65: node("ImageInvert")})
+
+    @pytest.mark.parametrize("found", [None, [], {}, "graph", 1, {"1": None}, {"1": []}, {"": {}}])
+    def test_05_what_is_no_graph(self, found: object) -> None:
+        """Whatever else JSON can hold."""
+        refused(found)
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        ("between", "size"),
+        [
+            ([], (100, 50)),
+            ([scale(2.5)], (250, 125)),
+            ([scale(2), scale(0.5)], (100, 50)),
+            ([node("ImageScale", width=30, height=40)], (30, 40)),
+            ([node("ImageRotate", rotation="90 degrees")], (50, 100)),
+            ([node("ImageRotate", rotation="180 degrees")], (100, 50)),
+            ([node("ImageCrop", width=10, height=4000, x=0, y=0)], (10, 50)),
+            ([node("ImagePadForOutpaint", left=1, right=2, top=3, bottom=4)], (103, 57)),
+            ([node("ImageScaleToMaxDimension", largest_size=800)], (800, 800)),
+            ([node("ImageUpscaleWithModel")], (400, 200)),
+            ([node("ImageBlur", blur_radius=3)], (100, 50)),
+        ],
+        ids=str,
+    )
+    def test_05_each_change_is_followed(
+        self, between: list[dict[str, Any]], size: tuple[int, int]
+    ) -> None:
+        """To the result: never less than what the engine makes."""
+        assert check_sizes(check_graph(graph(*between), RULES), 100, 50, LIMITS) == size
+
+    @pytest.mark.parametrize(
+        "between",
+        [
+            [node("ImageUpscaleWithModel")] * 4,
+            [scale(8)] * 5,
+            [scale(8)] * 5 + [scale(0.001)] * 3,  # small at the end, but not on the way
+            [node("ImageScale", width=100_000, height=100_000)],
+            [node("ImageScale", width=10**9, height=1)],
+            [node("ImageScaleToTotalPixels", megapixels=1000)],
+            [node("ImageScaleToMaxDimension", largest_size=16_000)],
+            [node("ImagePadForOutpaint", left=1e6, right=0, top=0, bottom=0)],
+            [node("ImageRotate", rotation="90 degrees"), scale(600)],
+        ],
+        ids=str,
+    )
+    def test_05_a_picture_too_large_on_the_way(self, between: list[dict[str, Any]]) -> None:
+        """Refused before anything runs, by the node that would make it."""
+        with pytest.raises(GraphRefused, match="pixels"):
+            check_sizes(check_graph(graph(*between), RULES), 1000, 500, LIMITS)
+
+    @pytest.mark.parametrize("value", ["8", True, ["1", 0], -1, None])
+    def test_05_a_size_that_cannot_be_told(self, value: object) -> None:
+        """ComfyUI would make a number of a text, and a link could bring any: neither is taken."""
+        sent = graph(scale(value) if value is not None else node("ImageScaleBy"))
+        with pytest.raises(GraphRefused, match="scale_by"):
+            check_sizes(check_graph(sent, RULES), 10, 10, LIMITS)
+
+    @pytest.mark.parametrize(("width", "height"), [(0, 1000), (1000, 0), (0, 0)])
+    def test_05_proportions_are_not_taken_for_a_size(self, width: int, height: int) -> None:
+        """0 means "as wide as it is high", which depends on what came before."""
+        sent = graph(node("ImageScale", width=width, height=height))
+        with pytest.raises(GraphRefused, match="above 0"):
+            check_sizes(check_graph(sent, RULES), 16_000, 1, LIMITS)
+
+    def test_05_a_blend_has_the_size_of_its_first_picture(self) -> None:
+        """As ComfyUI fits them to each other."""
+        sent = graph(scale(4))
+        sent["b"] = node("ImageBlend", image1=["1", 0], image2=["2", 0])
+        sent["3"]["inputs"]["images"] = ["b", 0]
+        assert check_sizes(check_graph(sent, RULES), 100, 50, LIMITS) == (100, 50)
+
+
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+_json = st.recursive(
+    _scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=20,
+)
+_names = st.sampled_from([*"1234", "image", "images", "scale_by", "width", "height", "model_name"])
+_values = st.one_of(
+    _json,
+    st.tuples(st.sampled_from("12345"), st.integers(-1, 3)).map(list),
+    st.sampled_from(["image", MODEL, "8", 0, 1, 4, 1e9]),
+)
+_nodes = st.fixed_dictionaries(
+    {
+        "class_type": st.sampled_from(PURE_IMAGE_NODES) | _json,
+        "inputs": st.dictionaries(_names, _values, max_size=4) | _json,
+    }
+)
+_graphs = st.dictionaries(st.sampled_from("1234"), _nodes | _json, max_size=4)
+
+
+@given(_json | _graphs | _graphs.map(lambda extra: {**graph(scale(2)), **extra}))
+@example(graph(scale(2)))
+def test_05_no_graph_raises_anything_else(sent: object) -> None:
+    """Whatever is sent is refused with a reason, or is a graph that can be rendered."""
+    try:
+        checked = check_graph(sent, RULES)
+        width, height = check_sizes(checked, 4000, 3000, LIMITS)
+    except GraphRefused:
+        return
+    assert check_graph(checked, RULES) == checked  # what is stored can be sent again
+    assert width * height <= LIMITS.max_result_pixels
+    assert {each["class_type"] for each in checked.values()} <= RULES.allowed
+    prompt = render(custom_workflow(checked), {}, "run/input.png", "run/output")
+    assert "run/input.png" in json.dumps(prompt)
