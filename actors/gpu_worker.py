@@ -83,11 +83,15 @@ class GpuWorker:
 
         A ticket that could not be used within `hold_s` goes back.
         """
-        # Serve frees its slot when a ticket is cancelled, before we are done.
+        # A ticket is cancelled when its dispatcher goes: that is no reason to stop a job.
         task = asyncio.create_task(self._pipeline.process(hold_s))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._pipeline.withdraw(task)
+            raise
 
     async def _claim(self) -> Job | None:
         """The best waiting job, if there is an engine for it and a store to read it from; none

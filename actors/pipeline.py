@@ -47,6 +47,7 @@ class Pipeline:
         self._stages = asyncio.Semaphore(stages(depth))
         self._engine = _Engine(1 + depth)
         self._claiming = asyncio.Lock()
+        self._waiting: set[asyncio.Task[str] | None] = set()
 
     @property
     def idle(self) -> bool:
@@ -58,6 +59,7 @@ class Pipeline:
 
         BUSY when that time has not come within `hold_s`.
         """
+        self._waiting.add(ticket := asyncio.current_task())
         try:
             async with asyncio.timeout(hold_s) as patience, self._stages:
                 async with self._engine.visit() as visit:
@@ -67,11 +69,19 @@ class Pipeline:
             if patience.expired():
                 return BUSY
             raise
+        finally:
+            self._waiting.discard(ticket)
+
+    def withdraw(self, ticket: asyncio.Task[str]) -> None:
+        """Forget a ticket, unless a job is in hand on it: that one is seen through."""
+        if ticket in self._waiting:
+            ticket.cancel()
 
     async def _next(self, visit: _Visit, patience: asyncio.Timeout) -> Job | None:
         async with self._claiming:
             await self._engine.nearly_done()
             patience.reschedule(None)
+            self._waiting.discard(asyncio.current_task())
             job = await self._claim()
             if job is not None:
                 visit.claimed(job.workflow)

@@ -224,6 +224,23 @@ async def test_01_what_waits_when_its_time_has_come_is_what_counts(bench: Bench)
     assert (await bench.in_hand(2)).job.owner == "bob"
 
 
+async def test_13_a_ticket_that_is_taken_back_claims_nothing(bench: Bench) -> None:
+    """A dispatcher that goes takes its tickets along, but no job that was begun on one."""
+    await bench.submit(2)
+    running, waiting = bench.send(), bench.send()
+    run = await bench.in_hand(1)
+    run.stage()
+    run.begin()
+    for ticket in (running, waiting):
+        bench.pipeline.withdraw(ticket)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    run.store()
+    run.end.set()
+    assert await running == "done"
+    assert len(bench.runs) == 1
+
+
 async def test_01_depth_is_how_many_are_staged() -> None:
     """With none, nothing is claimed before the engine is free; with two, two are."""
     for depth in (0, 2):
