@@ -39,8 +39,9 @@ class Warmth:
             self.affinity.workflows = frozenset()
 
     def took(self, name: str) -> None:
-        """A job of that workflow is the engine's next."""
-        self.affinity.workflows = self._catalog.sharing_models(name)
+        """A job of that workflow is the engine's next. Of a graph of a user's own nothing is known."""
+        known = any(workflow.name == name for workflow in self._catalog)
+        self.affinity.workflows = self._catalog.sharing_models(name) if known else frozenset()
 
     async def warm_up(self, name: str) -> None:
         """Run the workflow on a tiny picture, so that its models are there for the first job.
