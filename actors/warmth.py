@@ -39,7 +39,7 @@ class Warmth:
             self.affinity.workflows = frozenset()
 
     def took(self, name: str) -> None:
-        """A job of that workflow is the engine's next. Of a graph of a user's own nothing is known."""
+        """A job of that workflow is the engine's next; of a user's own graph nothing is known."""
         known = any(workflow.name == name for workflow in self._catalog)
         self.affinity.workflows = self._catalog.sharing_models(name) if known else frozenset()
 

@@ -71,3 +71,12 @@ async def test_03_warming_up_may_fail() -> None:
     assert warmth.affinity.workflows == frozenset()
     with pytest.raises(UnknownWorkflow):
         await warmth.warm_up("colourise")
+
+
+def test_03_a_graph_of_a_users_own_leaves_nothing_known() -> None:
+    """It may have loaded anything, and is in no catalog."""
+    warmth = Warmth(load_catalog(), MemoryEngine())
+    warmth.took("enlarge")
+    assert warmth.affinity.workflows
+    warmth.took("custom")
+    assert warmth.affinity.workflows == frozenset()
