@@ -75,7 +75,7 @@ async def test_03_warming_up_may_fail() -> None:
 
 def test_03_a_graph_of_a_users_own_leaves_nothing_known() -> None:
     """It may have loaded anything, and is in no catalog."""
-    warmth = Warmth(load_catalog(), MemoryEngine())
+    warmth = Warmth(load_catalog(), MemoryEngine(photo()))
     warmth.took("enlarge")
     assert warmth.affinity.workflows
     warmth.took("custom")
