@@ -69,7 +69,9 @@ def local_token(
 ) -> str:
     """For `sub`, with what a user may, and these scopes besides. Raises SetupError."""
     if stack.issuer is None:
-        raise SetupError("tokens come from the configured issuer; the local one is off")
+        raise SetupError(
+            "the local issuer is off, since AUTH0_DOMAIN is set; ask Auth0 for a token"
+        )
     keys = issuer_folder(state_dir())
     return mint_token(
         keys, stack.issuer, LOCAL_AUDIENCE, sub, [*USER_SCOPES, *more_scopes], lifetime_s

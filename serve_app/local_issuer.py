@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,7 +74,10 @@ def mint_token(
 
 
 def ensure_key(key_dir: Path) -> rsa.RSAPrivateKey:
-    """The key in `key_dir`; made on first use, once, however many ask at the same time."""
+    """The key in `key_dir`; made on first use, once, however many ask at the same time.
+
+    Folder and file are their owner's alone, whatever they were before.
+    """
     path = key_dir / KEY_FILE
     if not path.exists():
         key_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -82,6 +86,9 @@ def ensure_key(key_dir: Path) -> rsa.RSAPrivateKey:
             draft.flush()
             os.fsync(draft.fileno())
             _link_unless_there(Path(draft.name), path)
+    for private, mode in ((key_dir, 0o700), (path, 0o600)):
+        if stat.S_IMODE(private.stat().st_mode) != mode:
+            private.chmod(mode)
     key = load_pem_private_key(path.read_bytes(), password=None)
     if not isinstance(key, rsa.RSAPrivateKey):
         raise TypeError(f"{path} does not hold an RSA key")

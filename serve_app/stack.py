@@ -63,7 +63,8 @@ def run_stack(
         with _cluster(node, options, progress) as ray_address:
             url = f"http://127.0.0.1:{options.port}"
             _wait_until_ready(url)
-            record = StackRecord(os.getpid(), url, ray_address, settings.local_issuer_url)
+            issuer = None if settings.auth0_domain else settings.local_issuer_url
+            record = StackRecord(os.getpid(), url, ray_address, issuer)
             with recorded(node.state_dir, record):
                 on_ready(record)
                 threading.Event().wait()

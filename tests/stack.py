@@ -36,10 +36,17 @@ class Stack:
         assert record is not None, "the stack is not up"
         return record
 
-    def token(self, sub: str = "tester", scopes: Iterable[str] = USER_SCOPES) -> str:
+    def token(
+        self,
+        sub: str = "tester",
+        scopes: Iterable[str] = USER_SCOPES,
+        claims: Mapping[str, object] | None = None,
+    ) -> str:
         assert self.record.issuer is not None
         keys = issuer_folder(self.state_dir)
-        return mint_token(keys, self.record.issuer, LOCAL_AUDIENCE, sub, scopes)
+        return mint_token(
+            keys, self.record.issuer, LOCAL_AUDIENCE, sub, scopes, more_claims=claims or {}
+        )
 
     def client(self, sub: str = "tester") -> RestorationClient:
         return RestorationClient(self.record.url, self.token(sub))

@@ -1,0 +1,139 @@
+"""Point 9: the local stack's issuer is there for the local stack alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import pytest
+
+from persistence.embedded.state import StateDir
+from restoration.settings import NodeSettings
+from serve_app.local_issuer import KEY_FILE, ensure_key
+from serve_app.stack import _services
+from serve_app.stack_record import StackRecord, issuer_folder, recorded
+from tests.e2e.stack_processes import of_stack
+from tests.stack import Stack, run_restore
+
+ELSEWHERE = {
+    "DATABASE_URL": "postgresql://db.invalid/d",
+    "REDIS_URL": "redis://redis.invalid",
+    "S3_BUCKET": "photos",
+}
+AUTH0 = {"AUTH0_DOMAIN": "tenant.eu.auth0.com", "AUTH0_AUDIENCE": "https://restore.example.com"}
+LISTENING = "0A"
+LOOPBACK = "0100007F"  # 127.0.0.1 as the kernel writes it
+
+
+@pytest.fixture
+def state_dir() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="comfy-restore-") as folder:
+        yield Path(folder)
+
+
+def _started(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str]
+) -> tuple[Mapping[str, str], list[str]]:
+    """The addresses that `restore up` would hand on, and the issuers that run meanwhile."""
+    for name in ("AUTH0_DOMAIN", "AUTH0_AUDIENCE", "LOCAL_ISSUER_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**ELSEWHERE, **environ}.items():
+        monkeypatch.setenv(name, value)
+    with _services(NodeSettings(state_dir=state_dir), lambda _step: None) as addresses:
+        issuers = [each.command for each in of_stack(state_dir) if _is_issuer(each.command)]
+        return addresses, issuers
+
+
+def _is_issuer(command: str) -> bool:
+    return "serve_app.local_issuer" in command
+
+
+def _addresses_of(port: int) -> set[str]:
+    """Where somebody listens on `port`, of IPv4 and IPv6."""
+    lines = [
+        line.split()
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    listening = [line[1].split(":") for line in lines if line[3] == LISTENING]
+    return {address for address, number in listening if int(number, 16) == port}
+
+
+def test_09_with_auth0_there_is_no_local_issuer(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its process nor a port, a key or an address of it."""
+    addresses, issuers = _started(state_dir, monkeypatch, AUTH0)
+    assert issuers == []
+    assert "LOCAL_ISSUER_URL" not in addresses
+    assert not issuer_folder(state_dir).exists()
+    state = state_dir / "state.json"
+    assert not state.exists() or "issuer" not in state.read_text()
+
+
+def test_09_without_auth0_there_is_one(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same start without the variables: what the test above does not find is there."""
+    addresses, issuers = _started(state_dir, monkeypatch, {})
+    assert len(issuers) == 1
+    assert addresses["LOCAL_ISSUER_URL"].startswith("http://127.0.0.1:")
+    assert (issuer_folder(state_dir) / KEY_FILE).exists()
+
+
+def test_09_with_auth0_no_token_is_minted(state_dir: Path) -> None:
+    """`restore token` says in one line where tokens come from, even with a key from before."""
+    ensure_key(issuer_folder(state_dir))
+    with StateDir.locked(state_dir, lambda _port: True):
+        record = StackRecord(os.getpid(), "http://127.0.0.1:1", "127.0.0.1:2", None)
+        with recorded(state_dir, record):
+            done = run_restore(state_dir, "token", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [
+        "error: the local issuer is off, since AUTH0_DOMAIN is set; ask Auth0 for a token"
+    ]
+
+
+@pytest.mark.parametrize("umask", [0, 0o022])
+def test_09_the_key_is_its_owners_alone(state_dir: Path, umask: int) -> None:
+    """Whatever the umask, and even where somebody has opened it up since."""
+    folder = issuer_folder(state_dir)
+    before = os.umask(umask)
+    try:
+        ensure_key(folder)
+    finally:
+        os.umask(before)
+    assert _modes(folder) == (0o700, 0o600)
+    folder.chmod(0o755)
+    (folder / KEY_FILE).chmod(0o644)
+    ensure_key(folder)
+    assert _modes(folder) == (0o700, 0o600)
+
+
+def _modes(folder: Path) -> tuple[int, int]:
+    return (
+        stat.S_IMODE(folder.stat().st_mode),
+        stat.S_IMODE((folder / KEY_FILE).stat().st_mode),
+    )
+
+
+def test_09_a_running_stacks_issuer_is_on_loopback(stack: Stack) -> None:
+    """Its port is open on 127.0.0.1 and nowhere else, and its key is private."""
+    issuer = stack.record.issuer
+    assert issuer is not None
+    port = urlsplit(issuer).port
+    assert port is not None
+    assert _addresses_of(port) == {LOOPBACK}
+    assert _modes(issuer_folder(stack.state_dir)) == (0o700, 0o600)
+    with socket.create_connection(("127.0.0.1", port), timeout=10):
+        pass  # somebody does listen there
+
+
+def test_09_the_key_is_not_served(stack: Stack) -> None:
+    """The issuer answers with its two documents, and with no file of its folder."""
+    with stack.http() as client:
+        for path in (KEY_FILE, f"../issuer/{KEY_FILE}", "", ".well-known/", "..%2fstate.json"):
+            assert client.get(f"{stack.record.issuer}/{path}").status_code == 404

@@ -1,0 +1,61 @@
+"""Point 3 against the running service, with the limits in the token."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from serve_app.auth import QUOTAS_CLAIM
+from tests.e2e.stack_processes import wait_until
+from tests.fakes.site import API, photo, submission
+from tests.stack import Stack
+
+
+def _client(stack: Stack, owner: str, **quotas: int) -> httpx.Client:
+    client = stack.http()
+    token = stack.token(owner, claims={QUOTAS_CLAIM: quotas})
+    client.headers["Authorization"] = f"Bearer {token}"
+    return client
+
+
+@pytest.mark.parametrize(
+    ("quotas", "code"),
+    [
+        ({"requests_per_minute": 2}, "rate_limited"),
+        ({"stored_bytes": 3 * len(photo()) - 1}, "storage_full"),
+    ],
+)
+def test_03_beyond_a_quota_is_429(stack: Stack, quotas: dict[str, int], code: str) -> None:
+    """After two submissions the third is refused, says why and when to come back; what was
+    accepted can be read all the same."""
+    with _client(stack, f"quota-{code}", **quotas) as client:
+        accepted = [client.post(API, **submission()) for _ in range(2)]
+        refused = client.post(API, **submission())
+        shown = [client.get(answer.headers["location"]) for answer in accepted]
+    assert [answer.status_code for answer in accepted] == [202, 202]
+    assert (refused.status_code, refused.json()["code"]) == (429, code)
+    assert int(refused.headers["retry-after"]) >= 1
+    assert [answer.status_code for answer in shown] == [200, 200]
+
+
+def test_03_answers_tell_what_is_left(stack: Stack) -> None:
+    """The headers of the draft, from the counts in Redis."""
+    with _client(stack, "quota-headers", requests_per_minute=60) as client:
+        answer = client.post(f"{API}/{uuid4()}/cancel")
+    assert answer.status_code == 404
+    assert answer.headers["ratelimit-policy"] == '"requests";q=60;w=60'
+    assert answer.headers["ratelimit"].startswith('"requests";r=59;t=')
+
+
+def test_03_jobs_beyond_the_quota_wait_and_run(stack: Stack) -> None:
+    """An owner who may run one job has three done nevertheless: the end of one starts the next,
+    through dispatcher and workers. That no two run at once is shown on the store itself."""
+    with _client(stack, "quota-running", running_jobs=1) as client:
+        paths = [client.post(API, **submission()).headers["location"] for _ in range(3)]
+
+        def all_succeeded() -> bool:
+            return {client.get(path).json()["status"] for path in paths} == {"succeeded"}
+
+        wait_until(all_succeeded, timeout_s=120)
