@@ -20,7 +20,7 @@ from serve_app.scopes import USER_SCOPES
 from serve_app.stack_record import StackRecord, find_stack, issuer_folder
 
 RESTORE = Path(sys.executable).with_name("restore")
-START_TIMEOUT_S = 240
+START_TIMEOUT_S = 480
 
 
 @dataclass(frozen=True)
