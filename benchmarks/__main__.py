@@ -13,8 +13,13 @@ from benchmarks import report
 from benchmarks.claims import claim_time
 from benchmarks.figures import Bench, Benchmark, Figure
 from benchmarks.reads import status_reads
+from benchmarks.throughput import throughput
 
-BENCHMARKS: dict[str, Benchmark] = {"reads": status_reads, "claims": claim_time}
+BENCHMARKS: dict[str, Benchmark] = {
+    "throughput": throughput,
+    "reads": status_reads,
+    "claims": claim_time,
+}
 OUT = Path("build")
 
 

@@ -19,6 +19,8 @@ from persistence.embedded.local import LocalServices, Role
 from serve_app.stack import service_variables
 from tests.stack import Stack, running_stack
 
+HERE = Path(__file__).parent
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -97,7 +99,12 @@ class Bench:
     def stack(self) -> Stack:
         """A service with one worker, behind the proxy that clusters have too."""
         self.say("starting a stack with one worker")
-        environ = {**self.environ, "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+        environ = {
+            **self.environ,
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "WORKFLOWS_DIR": str(HERE / "workflows"),
+            "CUSTOM_NODES_DIR": str(HERE),
+        }
         return self.resources.enter_context(running_stack("--workers", "1", environ=environ))
 
 
