@@ -163,9 +163,9 @@ def test_13_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
     the same folder all jobs end."""
     port = attached.record.url.rpartition(":")[2]
     with attached.client() as client:
-        # Takes several times as long as the grace period; in one step, so that the engine that
-        # is not ours is not busy with it for longer than that.
-        long_job = client.submit(jpeg(original("flower").resize((480, 320))))
+        # Takes several times as long as the grace period, in one step that nothing interrupts:
+        # the engine, which is not the stack's own, goes on with it for so long.
+        long_job = client.submit(jpeg(original("flower").resize((300, 200))))
         jobs = [client.submit(photo) for _ in range(2)]
         wait_until(lambda: client.get(long_job.id).status is JobStatus.RUNNING, timeout_s=30)
     processes = of_stack(attached.state_dir, attached.record.pid)
