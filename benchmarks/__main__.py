@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 from rich.console import Console
 
@@ -29,6 +31,8 @@ def main(
     ] = None,
 ) -> None:
     """Run all benchmarks, or those that are named."""
+    quiet = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(wrapper_class=quiet)  # engines say a line for each job
     console = Console(highlight=False, soft_wrap=True)
     if unknown := set(only or ()) - set(BENCHMARKS):
         raise typer.BadParameter(f"no such benchmark: {', '.join(unknown)}")
