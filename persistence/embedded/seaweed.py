@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import boto3
+import httpx
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -88,7 +89,7 @@ def service(state: StateDir) -> Service:
         argv=(str(_program()), "-logtostderr=true", "mini", "-dir=.", *OPTIONS, *_ports(state)),
         cwd=folder,
         env=env,
-        probe=partial(_answers, client),
+        probe=partial(_answers, client, f"http://127.0.0.1:{state.port('master')}/dir/status"),
         initialise=partial(_initialise, client, state, folder, env),
         stop_signal=signal.SIGINT,
         # A second is usual. Told to stop in its first two seconds, it sometimes never ends; what
@@ -131,12 +132,18 @@ def _client(state: StateDir) -> S3Client:
     )
 
 
-def _answers(client: S3Client) -> bool:
+def _answers(client: S3Client, topology_url: str) -> bool:
+    """Whether S3 answers and its master knows where the bytes lie.
+
+    The part that holds them joins the master up to 5 s after the S3 server listens; until then
+    every object of an earlier life is an internal error.
+    """
     try:
         client.list_buckets()
-    except (BotoCoreError, ClientError):
+        topology = httpx.get(topology_url, timeout=2).raise_for_status().json()["Topology"]
+    except (BotoCoreError, ClientError, httpx.HTTPError):
         return False
-    return True
+    return bool(topology["DataCenters"])
 
 
 def _initialise(client: S3Client, state: StateDir, folder: Path, env: Mapping[str, str]) -> None:

@@ -127,15 +127,22 @@ def write_everywhere(urls: ServiceUrls, mark: str) -> None:
         client.set(mark, "here")
 
 
+def read_everywhere(urls: ServiceUrls, mark: str) -> tuple[object, bytes, object]:
+    rows = query(urls, f"SELECT mark FROM marks WHERE mark = '{mark}'")  # noqa: S608
+    body = s3_client(urls).get_object(Bucket=urls.s3_bucket, Key=mark)["Body"].read()
+    with contextlib.closing(valkey(urls)) as client:
+        return rows, body, client.get(mark)
+
+
+def written_everywhere(mark: str) -> tuple[object, bytes, object]:
+    return [(mark,)], mark.encode(), b"here"
+
+
 def found_everywhere(urls: ServiceUrls, mark: str) -> bool:
     try:
-        rows = query(urls, f"SELECT mark FROM marks WHERE mark = '{mark}'")  # noqa: S608
-        body = s3_client(urls).get_object(Bucket=urls.s3_bucket, Key=mark)["Body"].read()
-        with contextlib.closing(valkey(urls)) as client:
-            value = client.get(mark)
+        return read_everywhere(urls, mark) == written_everywhere(mark)
     except (psycopg2.Error, redis.RedisError, ClientError, BotoCoreError):
         return False
-    return (rows, body, value) == ([(mark,)], mark.encode(), b"here")
 
 
 def eventually(holds: Callable[[], bool], within_s: float = 60.0) -> bool:
@@ -296,7 +303,7 @@ def test_restart_keeps_the_data(stack: LocalServices) -> None:
     write_everywhere(stack.urls, "restarted")
     for name in ROLES:
         stack.restart(name)
-    assert found_everywhere(stack.urls, "restarted")
+    assert read_everywhere(stack.urls, "restarted") == written_everywhere("restarted")
 
 
 @linux_only
@@ -311,7 +318,7 @@ def test_a_folder_outlives_a_killed_supervisor(state_dir: Path) -> None:
         assert eventually(lambda: not processes_in(state_dir))
     with LocalServices(state_dir) as services:
         assert services.urls == urls
-        assert found_everywhere(urls, "killed")
+        assert read_everywhere(urls, "killed") == written_everywhere("killed")
     assert not processes_in(state_dir)
 
 
