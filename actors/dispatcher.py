@@ -140,12 +140,10 @@ class Dispatch:
         try:
             while not hints.done():
                 self._wake.clear()
-                if time.monotonic() >= reclaim_from:
-                    await self._reclaim()
-                if time.monotonic() >= tend_from:
-                    await self._tend()
-                    tend_from = time.monotonic() + self._tick_s
-                await self._office.issue()
+                await self._office.issue()  # first: a job may wait for nothing but its ticket
+                if (now := time.monotonic()) >= tend_from:
+                    await self._tend(reclaims=now >= reclaim_from)
+                    tend_from = now + self._tick_s
                 await self._wake.wait()
             hints.result()
         finally:
@@ -161,12 +159,11 @@ class Dispatch:
         finally:
             self._wake.set()
 
-    async def _reclaim(self) -> None:
-        for job in await self._jobs.reclaim():
-            log.warning("lease_lapsed", job_id=str(job.id), attempt=job.attempt, now=job.status)
-
-    async def _tend(self) -> None:
-        """What time does to those that wait."""
+    async def _tend(self, *, reclaims: bool) -> None:
+        """What time does to those that run, and to those that wait."""
+        if reclaims:
+            for job in await self._jobs.reclaim():
+                log.warning("lease_lapsed", job_id=str(job.id), attempt=job.attempt, now=job.status)
         for job in await self._jobs.expire():
             log.warning("queue_deadline_passed", job_id=str(job.id))
         await self._jobs.promote()

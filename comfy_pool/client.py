@@ -7,7 +7,9 @@ no connection, no answer in time and 5xx are EngineUnavailable, any other refusa
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -29,6 +31,7 @@ class ComfyClient:
     def __init__(self, base_url: str, *, answer_s: float = 30.0) -> None:
         self.base_url = base_url.rstrip("/")
         self._answer_s = answer_s
+        self._answered_at = -math.inf
         # No proxies from the environment: an engine is on this node or on its network.
         self._http = httpx.AsyncClient(
             base_url=self.base_url,
@@ -46,12 +49,17 @@ class ComfyClient:
         """A new websocket under a new client id, ready to receive. Raises EngineUnavailable."""
         return await EventSocket.open(self.base_url, on_message, on_close, self._answer_s)
 
+    def responded_within(self, seconds: float) -> bool:
+        """Whether the engine has answered in the last `seconds`, and not failed to since."""
+        return time.monotonic() - self._answered_at < seconds
+
     async def responds(self, timeout_s: float) -> bool:
         """Whether the engine answers /system_stats within `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._call("GET", "/system_stats")
         except (TimeoutError, EngineUnavailable, EngineFailed):
+            self._answered_at = -math.inf
             return False
         return True
 
@@ -110,6 +118,7 @@ class ComfyClient:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise EngineUnavailable(f"no answer to {what} from ComfyUI: {reason}") from error
+        self._answered_at = time.monotonic()
         if response.status_code in (HTTPStatus.OK, also):
             return response.content
         refusal = f"ComfyUI answered {what} with status {response.status_code}"

@@ -137,11 +137,16 @@ class ComfyEngine:
                     if self._tasks:  # no more of them come: they wait for the lock
                         await asyncio.wait(self._tasks)
                 # With runs in it, it is they who notice when it hangs.
-                elif self._tasks or await self._client.responds(self._limits.probe_s):
+                elif self._tasks or await self._answers():
                     return link
             await self._stop()
             self._link = await self._start()
             return self._link
+
+    async def _answers(self) -> bool:
+        """Whether an engine with nothing to do is well; a probe takes as long as a small job."""
+        recently = self._client.responded_within(self._limits.recent_s)
+        return recently or await self._client.responds(self._limits.probe_s)
 
     async def _wear(self) -> str:
         """Why an engine of ours is to be started anew between two runs; empty if it is not."""

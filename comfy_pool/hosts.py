@@ -39,6 +39,10 @@ class EngineHost(Protocol):
         """ComfyUI's process, while there is one that is ours."""
 
     @property
+    def inputs(self) -> Path | None:
+        """The engine's folder of pictures to load; None if its files cannot be reached."""
+
+    @property
     def pixels(self) -> Path | None:
         """Where our own output node puts pixels; None if the engine does not have that node."""
 
@@ -78,6 +82,10 @@ class OwnedHost:
     def pid(self) -> int | None:
         """ComfyUI's process, while there is one or its end is not yet cleared away."""
         return self._process.pid if self._process else None
+
+    @property
+    def inputs(self) -> Path | None:
+        return self._command.base_dir / "input"
 
     @property
     def pixels(self) -> Path | None:
@@ -135,6 +143,7 @@ class AttachedHost:
     """A ComfyUI that somebody else runs at `base_url`."""
 
     pid = None
+    inputs = None
     pixels = None
 
     def __init__(self, base_url: str) -> None:

@@ -12,6 +12,7 @@ class EngineLimits:
     # A node may hold the interpreter's lock meanwhile, or a model load.
     answer_s: float = 30.0
     probe_s: float = 5.0  # an idle engine that takes longer to say it is well is hung
+    recent_s: float = 1.0  # an answer no older than this is as good as a probe
     poll_s: float = 5.0  # history is read at least this often, whatever the events say
     blind_poll_s: float = 0.5  # the same without events: after the run's socket was dropped
     stop_poll_s: float = 0.2  # an interrupt can get lost, and is repeated this often

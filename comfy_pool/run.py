@@ -125,9 +125,7 @@ class RunInEngine:
             link.left(self.id)
 
     async def _execute(self, link: Link) -> EngineResult:
-        name = await link.client.upload(
-            self._run.image, f"input{self._run.image_suffix}", self.folder
-        )
+        name = await self._stage(link)
         prompt = self._run.render(name, f"{self.folder}/output")
         await self._submit(link, prompt)
         entry = await self._outcome(link)
@@ -137,6 +135,15 @@ class RunInEngine:
         node_class = str(prompt[self._run.output_node]["class_type"])
         self._on_event(EngineProgress(1.0, node_class))
         return result
+
+    async def _stage(self, link: Link) -> str:
+        """Put the picture where the engine finds it; what a LoadImage node calls it."""
+        filename = f"input{self._run.image_suffix}"
+        if link.host.inputs is None:
+            return await link.client.upload(self._run.image, filename, self.folder)
+        path = link.host.inputs / self.folder / filename
+        await asyncio.to_thread(_write, path, self._run.image)
+        return f"{self.folder}/{filename}"
 
     async def _submit(self, link: Link, prompt: Prompt) -> None:
         self._meter = ProgressMeter(prompt)
@@ -273,6 +280,14 @@ class RunInEngine:
         await link.host.clear(self.folder)
         if (path := self._pixels(link)) is not None and not self._taken:
             path.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise EngineUnavailable(f"the picture cannot be put at {path}: {error}") from error
 
 
 def _calls(function: Callable[[], None]) -> Callable[[object], None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Self
 from uuid import UUID
@@ -17,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from restoration.errors import DependencyUnavailable
-from restoration.events import JobEvent, StateChanged
+from restoration.events import JobEvent, StateChanged, is_last
 from restoration.jobs import Job
 from restoration.ports import JobStore, StampedEvent, StatusBoard
 
@@ -62,12 +61,15 @@ class JobWatcher:
     async def wait(self, job: Job, timeout_s: float) -> Job:
         """The job at its end, or as it is after `timeout_s`."""
         try:
-            async with asyncio.timeout(timeout_s), aclosing(self.watch(job)) as events:
-                async for _ in events:
-                    pass
+            async with asyncio.timeout(timeout_s), _Feed(self._board, job.id, None) as feed:
+                while not job.status.is_final:
+                    stamped = await feed.next(self._poll_s)
+                    if stamped is None or is_last(stamped.event):
+                        job = await self._reread(job)
+                return job
         except TimeoutError:
             log.debug("job_not_finished_in_time", job_id=str(job.id), timeout_s=timeout_s)
-        return await self._reread(job)
+            return await self._reread(job)
 
     async def _step(self, job: Job, feed: _Feed) -> tuple[Seen | None, Job]:
         stamped = await feed.next(self._poll_s)
