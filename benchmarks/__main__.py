@@ -13,14 +13,24 @@ from rich.console import Console
 
 from benchmarks import report
 from benchmarks.claims import claim_time
+from benchmarks.events import event_latency
 from benchmarks.figures import Bench, Benchmark, Figure
+from benchmarks.many_workers import many_workers
+from benchmarks.memory import memory_growth
+from benchmarks.pool import busy_pool
 from benchmarks.reads import status_reads
+from benchmarks.submits import submits
 from benchmarks.throughput import throughput
 
 BENCHMARKS: dict[str, Benchmark] = {
     "throughput": throughput,
+    "pool": busy_pool,
+    "submits": submits,
     "reads": status_reads,
+    "events": event_latency,
+    "memory": memory_growth,
     "claims": claim_time,
+    "workers": many_workers,
 }
 OUT = Path("build")
 

@@ -41,7 +41,7 @@ def claim_time(bench: Bench) -> Sequence[Figure]:
     with tempfile.TemporaryDirectory(prefix="comfy-bench-", ignore_cleanup_errors=True) as folder:
         with LocalServices(Path(folder), only=["postgres"]) as services:
             url = services.urls.database_url
-            few, many = (_filled(url, name, rows, bench) for name, rows in _SIZES)
+            few, many = (filled(url, name, rows, bench) for name, rows in _SIZES)
             samples = asyncio.run(_ratios(few, many))
     return [
         Figure(
@@ -57,7 +57,7 @@ def claim_time(bench: Bench) -> Sequence[Figure]:
 _SIZES = (("few", FEW), ("many", MANY))
 
 
-def _filled(url: str, name: str, rows: int, bench: Bench) -> str:
+def filled(url: str, name: str, rows: int, bench: Bench) -> str:
     """The URL of a new database in which so many jobs wait."""
     bench.say(f"filling a database with {rows:,} jobs of {OWNERS:,} owners")
     server = create_engine(sqlalchemy_url(url), isolation_level="AUTOCOMMIT")

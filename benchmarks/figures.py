@@ -7,8 +7,8 @@ such a ratio explains. The figure's value is the median of its samples, its spre
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from serve_app.stack import service_variables
 from tests.stack import Stack, running_stack
 
 HERE = Path(__file__).parent
+WORKFLOWS = HERE / "workflows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +87,41 @@ class Bench:
     @cached_property
     def environ(self) -> dict[str, str]:
         """Where Postgres, Valkey and S3 are, for all that is compared with each other."""
-        folder = TemporaryDirectory(prefix="comfy-bench-", ignore_cleanup_errors=True)
-        path = Path(self.resources.enter_context(folder))
-        services = self.resources.enter_context(LocalServices(path))
-        return {
+        return self.resources.enter_context(new_services())
+
+    @cached_property
+    def stack(self) -> Stack:
+        """A service with one worker."""
+        return self.resources.enter_context(self.new_stack(1, self.environ))
+
+    @contextmanager
+    def new_stack(
+        self, workers: int, environ: Mapping[str, str], workflows: Path = WORKFLOWS
+    ) -> Iterator[Stack]:
+        """A service behind the proxy that clusters have too."""
+        self.say(f"starting a stack, workers: {workers}")
+        environ = {
+            **environ,
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "WORKFLOWS_DIR": str(workflows),
+            "CUSTOM_NODES_DIR": str(HERE),
+        }
+        with running_stack("--workers", str(workers), environ=environ) as stack:
+            yield stack
+
+
+@contextmanager
+def new_services() -> Iterator[dict[str, str]]:
+    """Postgres, Valkey and S3 of their own, as the settings that say where they are."""
+    with (
+        TemporaryDirectory(prefix="comfy-bench-", ignore_cleanup_errors=True) as folder,
+        LocalServices(Path(folder)) as services,
+    ):
+        yield {
             name: value
             for role in get_args(Role)
             for name, value in service_variables(role, services.urls).items()
         }
-
-    @cached_property
-    def stack(self) -> Stack:
-        """A service with one worker, behind the proxy that clusters have too."""
-        self.say("starting a stack with one worker")
-        environ = {
-            **self.environ,
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "WORKFLOWS_DIR": str(HERE / "workflows"),
-            "CUSTOM_NODES_DIR": str(HERE),
-        }
-        return self.resources.enter_context(running_stack("--workers", "1", environ=environ))
 
 
 Benchmark = Callable[[Bench], Sequence[Figure]]

@@ -1,16 +1,25 @@
-"""A ComfyUI node that takes the time of a GPU, and no core. For benchmarks only.
+"""ComfyUI nodes that take the time of a GPU, and no core. For benchmarks only.
 
-It stands for a model on a GPU: the execution thread is held for a stated time, and meanwhile the
-machine's cores are free for whatever else there is to do.
+They stand for models on a GPU: the execution thread is held for a stated time, and meanwhile the
+machine's cores are free for whatever else there is to do. What happens when is noted in the
+engine's base directory, by the machine's monotonic clock, for the benchmarks to read.
 """
 
 import hashlib
 import time
+from pathlib import Path
 from typing import Any
 
+import comfy.utils  # type: ignore[import-not-found]
+import execution  # type: ignore[import-not-found]
+import folder_paths  # type: ignore[import-not-found]
 import torch  # type: ignore[import-not-found]
 
+_NEVER_CACHED = float("nan")  # equal to nothing
 _KEPT = 2  # pictures; one of 4096x4096 takes 200 MB
+_BASE = Path(folder_paths.get_output_directory()).parent
+EXECUTIONS = _BASE / "benchmark-executions.txt"  # a line for each prompt: began, ended
+STEPS = _BASE / "benchmark-steps.txt"  # a line for each step of BenchmarkSteps: number, when
 
 
 class BenchmarkGpu:
@@ -39,7 +48,7 @@ class BenchmarkGpu:
 
     @classmethod
     def IS_CHANGED(cls, **_: object) -> float:
-        return float("nan")  # equal to nothing: ComfyUI caches no result of it
+        return _NEVER_CACHED
 
     def run(self, image: Any, width: int, height: int, seconds: float) -> tuple[Any]:
         done_at = time.monotonic() + seconds
@@ -58,4 +67,85 @@ def _enlarge(image: Any, width: int, height: int) -> Any:
     return enlarged.movedim(1, -1).contiguous()
 
 
-NODE_CLASS_MAPPINGS = {"BenchmarkGpu": BenchmarkGpu}
+class BenchmarkModel:
+    """The image as it is, once the model `name` is loaded: the engine holds one at a time."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+    CATEGORY = "benchmark"
+    _loaded = ""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "name": ("STRING", {"default": ""}),
+                "seconds": ("FLOAT", {"default": 2.0, "min": 0.0, "max": 600.0}),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_: object) -> float:
+        return _NEVER_CACHED
+
+    def run(self, image: Any, name: str, seconds: float) -> tuple[Any]:
+        if name != BenchmarkModel._loaded:
+            time.sleep(seconds)
+            BenchmarkModel._loaded = name
+        return (image,)
+
+
+class BenchmarkSteps:
+    """The image as it is, after so many steps of progress, `pause` seconds apart."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "run"
+    CATEGORY = "benchmark"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "image": ("IMAGE",),
+                "steps": ("INT", {"default": 10, "min": 1, "max": 10000}),
+                "pause": ("FLOAT", {"default": 0.5, "min": 0.0, "max": 60.0}),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, **_: object) -> float:
+        return _NEVER_CACHED
+
+    def run(self, image: Any, steps: int, pause: float) -> tuple[Any]:
+        bar = comfy.utils.ProgressBar(steps)
+        for step in range(1, steps + 1):
+            time.sleep(pause)
+            _note(STEPS, step, time.monotonic())
+            bar.update_absolute(step)
+        return (image,)
+
+
+def _note(path: Path, *values: float) -> None:
+    with path.open("a") as file:
+        file.write(" ".join(map(str, values)) + "\n")
+
+
+def _noted(execute: Any) -> Any:
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        began = time.monotonic()
+        try:
+            return execute(*args, **kwargs)
+        finally:
+            _note(EXECUTIONS, began, time.monotonic())
+
+    return noting
+
+
+execution.PromptExecutor.execute = _noted(execution.PromptExecutor.execute)
+
+NODE_CLASS_MAPPINGS = {
+    "BenchmarkGpu": BenchmarkGpu,
+    "BenchmarkModel": BenchmarkModel,
+    "BenchmarkSteps": BenchmarkSteps,
+}

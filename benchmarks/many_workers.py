@@ -1,0 +1,120 @@
+"""A thousand workers without engines: dispatcher, tickets, claims, heartbeats and ends are real.
+
+All of them are in one process beside Postgres, so that the limit shows that a cluster, whose
+workers bring cores of their own, meets later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from actors.dispatcher import Dispatch
+from actors.pipeline import NOTHING_WAITS
+from benchmarks.claims import filled
+from benchmarks.figures import Bench, Figure, Goal
+from persistence.database import Database
+from persistence.embedded.local import LocalServices
+from persistence.jobs import PostgresJobStore
+from persistence.signals import DispatchSignals
+from restoration.jobs import Artifact, AttemptRef, Job
+
+FEW, MANY = 10, 1_000
+JOB_S = 20.0  # on average; from half to one and a half times as long
+# Slower than the defaults, as so large a cluster would have them: each is an UPDATE.
+HEARTBEAT_S, LEASE_S = 5.0, 15.0
+WINDOW_S = 60.0
+SATURATED_S = 10.0
+WAITING = 20_000
+_RESULT = Artifact("outputs/x.png", "0" * 64, 1, "image/png")
+
+
+def many_workers(bench: Bench) -> Sequence[Figure]:
+    """The rate of many workers over that of few, and what no number of them gets beyond."""
+    with tempfile.TemporaryDirectory(prefix="comfy-bench-", ignore_cleanup_errors=True) as folder:
+        with LocalServices(Path(folder), only=["postgres"]) as services:
+            url = filled(services.urls.database_url, "waiting", WAITING, bench)
+            few = asyncio.run(_rate(url, FEW, JOB_S, WINDOW_S))
+            many = asyncio.run(_rate(url, MANY, JOB_S, WINDOW_S))
+            most = asyncio.run(_rate(url, FEW, 0.0, SATURATED_S))
+    return [
+        Figure(
+            f"{MANY:,} simulated workers: jobs/s of each, over {FEW} workers",
+            [(many / MANY) / (few / FEW)],
+            Goal(0.8, at_least=True),
+            parts=f"{many:.1f}/s over {few:.2f}/s; {most:.0f}/s at most in one process",
+        )
+    ]
+
+
+async def _rate(url: str, workers: int, job_s: float, window_s: float) -> float:
+    """Jobs ended a second, after the first job of each worker has."""
+    database = Database(url)
+    jobs = PostgresJobStore(database)
+    pool = _Pool(jobs, workers, job_s)
+    try:
+        async with _dispatching(url, jobs, pool):
+            await asyncio.sleep(1.5 * job_s)
+            before = pool.ended
+            await asyncio.sleep(window_s)
+            return (pool.ended - before) / window_s
+    finally:
+        await database.aclose()
+
+
+@asynccontextmanager
+async def _dispatching(url: str, jobs: PostgresJobStore, pool: _Pool) -> AsyncIterator[None]:
+    signals = DispatchSignals(url)
+    assert await signals.acquire(1.0)
+    dispatch = Dispatch(jobs, signals, pool.process, window=pool.size + 8, lease_s=LEASE_S)
+    leading = asyncio.create_task(dispatch.lead())
+    try:
+        yield
+    finally:
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+        await signals.aclose()
+
+
+class _Pool:
+    """Takes tickets as Serve does: they wait for a worker that has nothing to do."""
+
+    def __init__(self, jobs: PostgresJobStore, size: int, job_s: float) -> None:
+        self._jobs = jobs
+        self._job_s = job_s
+        self._idle: asyncio.Queue[str] = asyncio.Queue()
+        for n in range(size):
+            self._idle.put_nowait(f"worker-{n}")
+        self.size = size
+        self.ended = 0
+
+    async def process(self, _ref: AttemptRef, _hold_s: float) -> str:
+        worker = await self._idle.get()
+        try:
+            job = await self._jobs.claim(worker, LEASE_S, ["restore"])
+            if job is None:
+                return NOTHING_WAITS
+            return await self._see_through(job)
+        finally:
+            self._idle.put_nowait(worker)
+
+    async def _see_through(self, job: Job) -> str:
+        beating = asyncio.create_task(self._beat(job.ref))
+        try:
+            await asyncio.sleep(self._job_s * random.uniform(0.5, 1.5))  # noqa: S311 - a load
+            ended = await self._jobs.succeed(job.ref, _RESULT, {})
+        finally:
+            beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
+        self.ended += 1
+        return ended.status
+
+    async def _beat(self, ref: AttemptRef) -> NoReturn:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            await self._jobs.heartbeat(ref, LEASE_S)

@@ -1,0 +1,118 @@
+"""A client of the service that has everything on: token, Postgres, S3 both ways, events."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+from PIL import Image
+
+from benchmarks.bare_client import Work
+from benchmarks.figures import HERE
+from tests.photos import original
+from tests.stack import Stack
+from workflows.catalog import load_catalog
+from workflows.render import render
+
+WORKFLOW = "held"
+WAIT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Jobs with a square result of `side` pixels that take the GPU `seconds` each."""
+
+    side: int
+    seconds: float
+    jobs: int
+
+    @property
+    def params(self) -> dict[str, float]:
+        return {"size": self.side, "seconds": self.seconds}
+
+    def photo(self) -> bytes:
+        out = io.BytesIO()
+        side = self.side // 4
+        original("china").resize((side, side), Image.Resampling.LANCZOS).save(out, "JPEG")
+        return out.getvalue()
+
+    def work(self) -> Work:
+        workflow = load_catalog(more=HERE / "workflows").find(WORKFLOW)
+        prompt = render(workflow, workflow.resolve(self.params), "photo", "result")
+        return Work(self.photo(), prompt, "photo", "result")
+
+
+class ServiceClient:
+    """Submits, waits and fetches over HTTP, with everything on."""
+
+    def __init__(self, http: aiohttp.ClientSession, url: str, token: str) -> None:
+        self._http = http
+        self._url = url
+        self._headers = {"Authorization": f"Bearer {token}"}
+
+    @classmethod
+    @asynccontextmanager
+    async def to(
+        cls, stack: Stack, owner: str = "bench", connections: int = 100
+    ) -> AsyncIterator[ServiceClient]:
+        connector = aiohttp.TCPConnector(limit=connections)
+        async with aiohttp.ClientSession(connector=connector) as http:
+            yield cls(http, stack.record.url, stack.token(owner))
+
+    async def end_times_s(
+        self, held: Held, in_flight: int, *, redirected: bool = True
+    ) -> list[float]:
+        """As the bare client's. Large results are fetched from S3 itself (`redirected`), small
+        ones come quicker through the ingress."""
+        left, photo, ended_at_s = iter(range(held.jobs)), held.photo(), list[float]()
+
+        async def work_off() -> None:
+            for _ in left:
+                path = await self.run(WORKFLOW, held.params, photo)
+                await (self._fetch(path) if redirected else self._download(path))
+                ended_at_s.append(time.monotonic())
+
+        await asyncio.gather(*(work_off() for _ in range(in_flight)))
+        return ended_at_s
+
+    async def run(self, workflow: str, params: Mapping[str, object], photo: bytes) -> str:
+        """Submit a job and wait for its end; the path of its result."""
+        job = await self.submit(workflow, params, photo, wait_s=WAIT_S)
+        assert job["status"] == "succeeded", job
+        path: str = job["links"]["result"]
+        return path
+
+    async def submit(
+        self, workflow: str, params: Mapping[str, object], photo: bytes, wait_s: int = 0
+    ) -> dict[str, Any]:
+        """The job as it is after `wait_s` at most."""
+        form = aiohttp.FormData({"workflow": workflow, "params": json.dumps(params)})
+        form.add_field("image", photo, filename="photo.jpg")
+        headers = {**self._headers, **({"Prefer": f"wait={wait_s}"} if wait_s else {})}
+        url = f"{self._url}/api/v1/restorations"
+        async with self._http.post(url, data=form, headers=headers) as answer:
+            answer.raise_for_status()
+            job: dict[str, Any] = await answer.json()
+            return job
+
+    async def _fetch(self, path: str) -> bytes:
+        url = self._url + path
+        redirect = self._http.get(url, headers=self._headers, allow_redirects=False)
+        async with redirect as answer:
+            signed = answer.headers["location"]
+        async with self._http.get(signed) as answer:
+            answer.raise_for_status()
+            return await answer.read()
+
+    async def _download(self, path: str) -> bytes:
+        url = f"{self._url}{path}?download=1"
+        async with self._http.get(url, headers=self._headers) as answer:
+            answer.raise_for_status()
+            return await answer.read()
