@@ -49,7 +49,12 @@ size_bytes = {size}
 
 def busy_pool(bench: Bench) -> Sequence[Figure]:
     """Both figures on one pool."""
-    with _mixed_workflows() as workflows, bench.new_stack(WORKERS, bench.environ, workflows) as on:
+    with (
+        _mixed_workflows() as workflows,
+        bench.new_stack(
+            WORKERS, {**bench.environ, "MAX_UPLOADS_IN_FLIGHT": str(MIXED_JOBS)}, workflows
+        ) as on,
+    ):
         return asyncio.run(_measure(bench, on))
 
 

@@ -22,20 +22,23 @@ from serve_app.stack_record import StackRecord
 
 @contextmanager
 def steps(console: Console) -> Iterator[Callable[[str], None]]:
-    """A spinner that shows the newest step; on no terminal, a line for each."""
+    """A spinner that shows the newest step; on no terminal, a line for each.
+
+    A step may be any text: the last line of a log, for one.
+    """
     if not console.is_terminal:
         seen = ""
 
         def tell(step: str) -> None:
             nonlocal seen
             if step != seen:
-                console.print(step, soft_wrap=True)
+                console.print(step, soft_wrap=True, markup=False)
                 seen = step
 
         yield tell
         return
     with console.status("") as status:
-        yield status.update
+        yield lambda step: status.update(escape(step))
 
 
 def follow(console: Console, client: RestorationClient, job: Restoration) -> Restoration:

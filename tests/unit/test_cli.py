@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from restoration.jobs import OutputFormat
 from serve_app.cli import _format_of, app
 from serve_app.cli_shared import parse_parameter
 from serve_app.stack_record import demand_down, find_stack
+from serve_app.terminal import steps
 
 
 @pytest.mark.parametrize(
@@ -84,3 +87,13 @@ def test_the_record_of_a_stack_that_was_killed_counts_for_nothing(tmp_path: Path
     (tmp_path / "stack.json").write_text(json.dumps(record))
     assert find_stack(tmp_path) is None
     demand_down(tmp_path)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_step_may_be_any_text(terminal: bool) -> None:
+    """What a log says last is shown as it is, whatever brackets are in it."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=80)
+    with steps(console) as tell:
+        tell("HAProxy stopped [/bin/haproxy.main()]")
+    assert terminal or "[/bin/haproxy.main()]" in out.getvalue()
