@@ -23,6 +23,7 @@ from actors.pinned_http import PinnedTransport, Resolve, resolve
 from persistence.deliveries import Outbox
 from persistence.signals import DispatchSignals
 from restoration.errors import DependencyUnavailable
+from restoration.metrics import WEBHOOKS, Meter, NullMeter
 from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import DueDelivery, RetrySchedule, message_id, payload, signed_headers
 
@@ -86,6 +87,7 @@ class Courier:
         schedule: RetrySchedule | None = None,
         limits: SendLimits | None = None,
         clock: Callable[[], float] = time.time,
+        meter: Meter | None = None,
     ) -> None:
         self._outbox = outbox
         self._http = http
@@ -93,6 +95,7 @@ class Courier:
         self._schedule = schedule or RetrySchedule()
         self._limits = limits or SendLimits()
         self._clock = clock
+        self._meter = meter or NullMeter()
         self._wake = asyncio.Event()
         self._sending: dict[asyncio.Task[None], str] = {}
 
@@ -143,6 +146,7 @@ class Courier:
         try:
             if refusal is None:
                 await self._outbox.delivered(due)
+                self._meter.count(WEBHOOKS, {"outcome": "delivered"})
                 log.info("webhook_delivered", job_id=str(due.job.id), host=due.host)
             else:
                 await self._refused(due, refusal)
@@ -154,6 +158,7 @@ class Courier:
         if not refusal.is_final:
             delay_s = self._schedule.delay_s(due.tries, due.age_s, refusal.retry_after_s)
         await self._outbox.failed(due, refusal.error, delay_s)
+        self._meter.count(WEBHOOKS, {"outcome": "dead" if delay_s is None else "failed"})
         log.warning(
             "webhook_dead" if delay_s is None else "webhook_failed",
             job_id=str(due.job.id),

@@ -25,7 +25,7 @@ from comfy_pool.run import RunInEngine
 from comfy_pool.starts import Starts
 from comfy_pool.wire import Executing, Hello, Message, Preview, Started
 from restoration.errors import EngineRejected, EngineUnavailable
-from restoration.ports import EngineEvent, EngineResult, EngineRun, Pixels
+from restoration.ports import EngineEvent, EngineResult, EngineRun, Pixels, Vram
 
 _log = structlog.get_logger(__name__)
 
@@ -86,6 +86,10 @@ class ComfyEngine:
     async def healthy(self) -> bool:
         alive = self._link is not None and self._link.alive
         return alive and await self._client.responds(self._limits.probe_s)
+
+    async def vram(self) -> Vram | None:
+        """Of its GPU, as it says; None without one. Raises EngineUnavailable, EngineFailed."""
+        return await self._client.vram()
 
     @property
     def broken(self) -> EngineUnavailable | None:

@@ -37,6 +37,7 @@ from restoration.errors import (
 from restoration.ports import (
     EngineBegan,
     EngineEvent,
+    EngineNode,
     EnginePreview,
     EngineProgress,
     EngineResult,
@@ -97,6 +98,8 @@ class RunInEngine:
             case NodeError():
                 self._heard = message
             case _:
+                if node_class := self._meter.begins(message):
+                    self._on_event(EngineNode(node_class))
                 if (progress := self._meter.update(message)) is not None:
                     self._on_event(progress)
 

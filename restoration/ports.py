@@ -258,12 +258,20 @@ class EngineProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineNode:
+    """A node of the run executes from now on; of one whose result is there already nothing is
+    told."""
+
+    node_class: str
+
+
+@dataclass(frozen=True, slots=True)
 class EnginePreview:
     data: bytes
     content_type: str
 
 
-EngineEvent = EngineBegan | EngineProgress | EnginePreview
+EngineEvent = EngineBegan | EngineNode | EngineProgress | EnginePreview
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +303,14 @@ class Pixels:
 
 
 EngineResult = bytes | Pixels  # a PNG, or what would have been in it
+
+
+@dataclass(frozen=True, slots=True)
+class Vram:
+    """A GPU's memory."""
+
+    total_bytes: int
+    free_bytes: int
 
 
 class Engine(Protocol):

@@ -26,6 +26,7 @@ from restoration.jobs import (
     ParamValue,
     Priority,
 )
+from restoration.usage import Usage
 from restoration.webhooks import Delivery, DeliveryStatus
 from workflows.custom import CUSTOM
 
@@ -250,6 +251,21 @@ class Problem(_View):
     )
 
 
+class UsageView(_View):
+    """What jobs of one owner and workflow have cost, every attempt counted."""
+
+    owner: str
+    workflow: str
+    jobs: int
+    attempts: int
+    gpu_s: float = Field(description="seconds for which an engine executed them")
+
+
+class UsageReport(_View):
+    since: datetime
+    usage: tuple[UsageView, ...] = Field(description="the largest first")
+
+
 def artifact_view(artifact: Artifact) -> ArtifactView:
     return ArtifactView(
         sha256=artifact.sha256,
@@ -347,3 +363,7 @@ def batch_item_view(item: BatchItem) -> BatchItemView:
         job_id=item.job_id,
         failure=failure_view(item.failure),
     )
+
+
+def usage_view(usage: Usage) -> UsageView:
+    return UsageView(**asdict(usage))

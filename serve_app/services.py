@@ -20,8 +20,11 @@ from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.rates import RedisRateLimiter
 from persistence.status import RedisStatusBoard
+from persistence.usage import PostgresUsageLedger
+from restoration.metrics import Meter, NullMeter
 from restoration.ports import BatchStore, BlobStore, JobStore, RateLimiter, StatusBoard
 from restoration.settings import Settings
+from restoration.usage import UsageLedger
 from serve_app.auth import Authenticator, issuer_from
 from serve_app.batch_watch import BATCH_POLL_S, BatchWatcher
 from serve_app.watch import POLL_S, JobWatcher
@@ -40,8 +43,10 @@ class Services:
     status: StatusBoard
     authenticator: Authenticator
     rates: RateLimiter
+    usage: UsageLedger
     watch_poll_s: float = POLL_S
     batch_poll_s: float = BATCH_POLL_S
+    meter: Meter = field(default_factory=NullMeter)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property
@@ -60,7 +65,7 @@ class Services:
         await self.resources.aclose()
 
 
-def open_services(settings: Settings) -> Services:
+def open_services(settings: Settings, meter: Meter | None = None) -> Services:
     """The real services; nothing connects before it is used.
 
     Raises InvalidSettings, WorkflowInvalid.
@@ -95,5 +100,7 @@ def open_services(settings: Settings) -> Services:
         status=board,
         authenticator=Authenticator(issuer, http, settings.quotas),
         rates=rates,
+        usage=PostgresUsageLedger(database),
+        meter=meter or NullMeter(),
         resources=resources,
     )

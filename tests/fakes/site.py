@@ -28,6 +28,7 @@ from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.examiner import InProcess
 from tests.fakes.rates import MemoryRateLimiter
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore, MemoryStatusBoard
+from tests.fakes.usage import MemoryUsageLedger
 from workflows.catalog import load_catalog
 
 ISSUER = "http://issuer.test"
@@ -66,6 +67,7 @@ class Site:
     blobs: MemoryBlobStore
     board: MemoryStatusBoard
     rates: MemoryRateLimiter
+    ledger: MemoryUsageLedger
 
     def token(
         self,
@@ -138,6 +140,7 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
     jobs = MemoryJobStore(policy=settings.queue_policy)
     blobs, board = MemoryBlobStore(), MemoryStatusBoard()
     batches, rates = MemoryBatchStore(jobs), MemoryRateLimiter()
+    ledger = MemoryUsageLedger()
     async with httpx.AsyncClient(transport=httpx.MockTransport(serve_keys)) as http:
         services = Services(
             settings=settings,
@@ -158,7 +161,8 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
                 settings.quotas,
             ),
             rates=rates,
+            usage=ledger,
             watch_poll_s=0.05,
             batch_poll_s=0.05,
         )
-        yield Site(services, jobs, batches, blobs, board, rates)
+        yield Site(services, jobs, batches, blobs, board, rates, ledger)
