@@ -24,6 +24,8 @@ from persistence.deliveries import Outbox
 from persistence.signals import DispatchSignals
 from restoration.errors import DependencyUnavailable
 from restoration.metrics import WEBHOOKS, Meter, NullMeter
+from restoration.tracing import HEADER as TRACEPARENT
+from restoration.tracing import NullTracer, TraceContext, Tracer, spanning
 from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import DueDelivery, RetrySchedule, message_id, payload, signed_headers
 
@@ -88,6 +90,7 @@ class Courier:
         limits: SendLimits | None = None,
         clock: Callable[[], float] = time.time,
         meter: Meter | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._outbox = outbox
         self._http = http
@@ -96,6 +99,7 @@ class Courier:
         self._limits = limits or SendLimits()
         self._clock = clock
         self._meter = meter or NullMeter()
+        self._tracer = tracer or NullTracer()
         self._wake = asyncio.Event()
         self._sending: dict[asyncio.Task[None], str] = {}
 
@@ -142,7 +146,15 @@ class Courier:
 
     async def _deliver(self, due: DueDelivery) -> None:
         """One try, and what came of it. An outcome that cannot be recorded is tried again."""
-        refusal = await self._post(due)
+        submitted = TraceContext.parse(due.job.traceparent)
+        trace = {"trace_id": submitted.trace_id} if submitted else {}
+        with structlog.contextvars.bound_contextvars(**trace):
+            told = {"job.id": str(due.job.id), "server.address": due.host}
+            with spanning(self._tracer, "webhook", told, "client", submitted) as here:
+                refusal = await self._post(due, here)
+            await self._conclude(due, refusal)
+
+    async def _conclude(self, due: DueDelivery, refusal: Refusal | None) -> None:
         try:
             if refusal is None:
                 await self._outbox.delivered(due)
@@ -168,10 +180,11 @@ class Courier:
             retry_in_s=delay_s,
         )
 
-    async def _post(self, due: DueDelivery) -> Refusal | None:
+    async def _post(self, due: DueDelivery, here: TraceContext) -> Refusal | None:
         url, body = due.job.webhook_url or "", payload(due.job)
         message = message_id(due.job.id)
         headers = signed_headers(self._key, message, int(self._clock()), body)
+        headers = {**headers, TRACEPARENT: here.header}
         answer: httpx.Response | None = None
         try:
             # httpx counts from one byte to the next, and would wait for ever for a dripping answer

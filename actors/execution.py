@@ -47,6 +47,7 @@ from restoration.ports import (
     Pixels,
     Prompt,
 )
+from restoration.tracing import trace_id_of
 from restoration.usage import UsageLedger
 from workflows.catalog import Catalog, Workflow
 from workflows.custom import workflow_of
@@ -134,7 +135,7 @@ class Execution:
         picture is encoded and stored. None when the attempt could not be ended by us: its lease
         is lost, or Postgres stayed away.
         """
-        with structlog.contextvars.bound_contextvars(job_id=str(job.id), attempt=job.attempt):
+        with structlog.contextvars.bound_contextvars(**_log_context(job)):
             self._publish(job.id, StateChanged(JobStatus.RUNNING, job.attempt))
             watch, ended = Stopwatch(), None
             try:
@@ -281,7 +282,8 @@ class Execution:
                 self._relay(job, event)
 
         suffix = "." + photo.type.value.rpartition("/")[2]
-        run = EngineRun(run_id, photo.data, suffix, render_for, workflow.manifest.output.node)
+        output_node = workflow.manifest.output.node
+        run = EngineRun(run_id, photo.data, suffix, render_for, output_node, _log_context(job))
         try:
             async with asyncio.timeout(None) as limit:
                 picture = await self._engine.run(run, on_event)
@@ -316,6 +318,7 @@ class Execution:
                 await _stop(working)
             finally:
                 await _stop(beating)
+                watch.enter("finish")
 
     async def _keep_lease(self, job: Job, run_id: UUID, watch: Stopwatch) -> NoReturn:
         while True:
@@ -329,6 +332,12 @@ class Execution:
             if status is JobStatus.CANCELLING:
                 self._publish(job.id, StateChanged(status, job.attempt))
                 await self._engine.interrupt(run_id)
+
+
+def _log_context(job: Job) -> dict[str, str | int]:
+    """What is on each line about an attempt, the engine's own too."""
+    trace = {"trace_id": trace_id} if (trace_id := trace_id_of(job.traceparent)) else {}
+    return {"job_id": str(job.id), "attempt": job.attempt, **trace}
 
 
 async def _stop(task: asyncio.Task[Any]) -> None:

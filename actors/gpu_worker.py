@@ -19,10 +19,11 @@ from actors.encoders import Encoders
 from actors.engine_watch import EngineWatch
 from actors.execution import Execution, Lease, Visit
 from actors.logs import configure_logging
-from actors.observation import Measured
+from actors.observation import Measured, Observers
 from actors.pipeline import STORING, Pipeline
 from actors.ray_meter import RayMeter
 from actors.status_actor import ProgressReporter, status_actor
+from actors.traces import Traced, tracer_from
 from actors.warmth import Warmth
 from comfy_pool.assembly import engine_on_this_node
 from persistence.blobs import S3BlobStore
@@ -81,7 +82,7 @@ class GpuWorker:
             self._execution = Execution(
                 *(catalog, self._jobs, blobs, self._engine, encoders.encode, progress, self._lease),
                 usage=PostgresUsageLedger(database),
-                observer=Measured(meter),
+                observer=Observers(Measured(meter), Traced(tracer_from(settings, "worker"))),
             )
             self._resources = resources.pop_all()
         self._leaving = asyncio.create_task(self._leave_in_time(drain_s))

@@ -33,6 +33,21 @@ class NobodyWatches:
     def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None: ...
 
 
+class Observers:
+    """Several as one."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def executed(self, job: Job, more_s: float) -> None:
+        for observer in self._observers:
+            observer.executed(job, more_s)
+
+    def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
+        for observer in self._observers:
+            observer.ended(job, watch, ended)
+
+
 class NobodyPays:
     """A UsageLedger without a memory."""
 

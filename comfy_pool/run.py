@@ -57,6 +57,7 @@ class RunInEngine:
         self, run: EngineRun, on_event: Callable[[EngineEvent], None], limits: EngineLimits
     ) -> None:
         self.id = str(run.id)
+        self.log_context = run.log_context
         self.folder = f"{RUNS_FOLDER}/{run.id}"
         self._run = run
         self._on_event = on_event

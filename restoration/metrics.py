@@ -66,7 +66,8 @@ STAGES = Metric(
     Kind.HISTOGRAM,
     ("stage", "workflow"),
     "Time that an attempt spent in a stage: `queue`, `fetch`, `staged` (in the engine, before its "
-    "turn), `load` (nodes that load models), `execute` (all other nodes), `encode`, `store`",
+    "turn), `load` (nodes that load models), `execute` (all other nodes), `encode`, `store`, "
+    "`finish` (writing down how it ended)",
     _SECONDS,
 )
 GPU_BUSY = Metric(

@@ -7,7 +7,7 @@ reached is DependencyUnavailable. One contract suite in tests/contracts holds ea
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -279,7 +279,8 @@ class EngineRun:
     """One prompt to run on one picture.
 
     `id` is used once: it is ComfyUI's prompt id, and names the run's folders. `render` makes the
-    prompt from the picture's name inside the engine and the prefix its output must carry.
+    prompt from the picture's name inside the engine and the prefix its output must carry. What the
+    engine says while it executes the run is logged with the `log_context`.
     """
 
     id: UUID
@@ -287,6 +288,7 @@ class EngineRun:
     image_suffix: str  # ".png", ".jpg", ...
     render: Callable[[str, str], Prompt]
     output_node: str
+    log_context: Mapping[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,7 @@ def _install_middleware(app: FastAPI, services: Services) -> None:
             direct_uploads.PATH: direct_uploads.BODY_LIMIT,
         },
     )
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, tracer=services.tracer)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

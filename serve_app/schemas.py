@@ -26,6 +26,7 @@ from restoration.jobs import (
     ParamValue,
     Priority,
 )
+from restoration.tracing import trace_id_of
 from restoration.usage import Usage
 from restoration.webhooks import Delivery, DeliveryStatus
 from workflows.custom import CUSTOM
@@ -106,6 +107,7 @@ class Restoration(_View):
     output: ArtifactView | None = Field(description="set once the job has succeeded")
     failure: FailureView | None = Field(description="why the job failed")
     timings_s: Mapping[str, float] = Field(description="seconds spent, by stage")
+    trace_id: str | None = Field(None, description="of the trace that it was submitted in")
     attempts: tuple[AttemptView, ...] = Field(
         (), description="those that are over, oldest first; of very many the newest"
     )
@@ -330,6 +332,7 @@ def restoration(
         output=artifact_view(job.output) if job.output else None,
         failure=failure_view(job.failure),
         timings_s=job.timings_s,
+        trace_id=trace_id_of(job.traceparent),
         attempts=tuple(map(attempt_view, job.attempts)),
         queue_deadline_at=job.queue_deadline_at,
         retry_of=job.retry_of,

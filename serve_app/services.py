@@ -13,6 +13,7 @@ import httpx
 from actors.batch_submission import BatchSubmission
 from actors.decoders import Decoders
 from actors.submission import Submission
+from actors.traces import tracer_from
 from actors.uploads import Uploads
 from persistence.batches import PostgresBatchStore
 from persistence.blobs import S3BlobStore
@@ -24,6 +25,7 @@ from persistence.usage import PostgresUsageLedger
 from restoration.metrics import Meter, NullMeter
 from restoration.ports import BatchStore, BlobStore, JobStore, RateLimiter, StatusBoard
 from restoration.settings import Settings
+from restoration.tracing import NullTracer, Tracer
 from restoration.usage import UsageLedger
 from serve_app.auth import Authenticator, issuer_from
 from serve_app.batch_watch import BATCH_POLL_S, BatchWatcher
@@ -47,6 +49,7 @@ class Services:
     watch_poll_s: float = POLL_S
     batch_poll_s: float = BATCH_POLL_S
     meter: Meter = field(default_factory=NullMeter)
+    tracer: Tracer = field(default_factory=NullTracer)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property
@@ -71,7 +74,7 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
     Raises InvalidSettings, WorkflowInvalid.
     """
     issuer, catalog = issuer_from(settings), load_catalog(more=settings.workflows_dir)
-    resources = AsyncExitStack()
+    resources, tracer = AsyncExitStack(), tracer_from(settings, "ingress")
     database = Database(settings.database_url.get_secret_value())
     resources.push_async_callback(database.aclose)
     jobs = PostgresJobStore(database, settings.queue_policy)
@@ -92,6 +95,7 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
         submission=Submission(
             *(catalog, jobs, blobs, decoders, settings.upload_limits, settings.webhook_rules),
             allowed_nodes=settings.runs_allowed_nodes,
+            tracer=tracer,
         ),
         jobs=jobs,
         batches=PostgresBatchStore(database, settings.queue_policy),
@@ -102,5 +106,6 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
         rates=rates,
         usage=PostgresUsageLedger(database),
         meter=meter or NullMeter(),
+        tracer=tracer,
         resources=resources,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from actors.submission import Submission
 from actors.uploads import Uploads
 from restoration.jobs import Artifact, Failure, Job
 from restoration.settings import Settings
+from restoration.tracing import NullTracer, Tracer
 from serve_app.app import build_asgi_app
 from serve_app.auth import Authenticator, Issuer
 from serve_app.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
@@ -129,9 +130,14 @@ def _mint(sub: str, scopes: Iterable[str], claims: Mapping[str, object]) -> str:
         return mint_token(Path(folder), ISSUER, LOCAL_AUDIENCE, sub, scopes, more_claims=claims)
 
 
-@asynccontextmanager
-async def open_site(**values: object) -> AsyncIterator[Site]:
+def open_site(**values: object) -> AbstractAsyncContextManager[Site]:
     """A site with these settings."""
+    return open_traced_site(NullTracer(), **values)
+
+
+@asynccontextmanager
+async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Site]:
+    """A site with these settings, whose spans go to `tracer`."""
 
     def serve_keys(_request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json=_issuer()[1])
@@ -149,6 +155,7 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
                 *(catalog, jobs, blobs, InProcess(settings.upload_limits)),
                 *(settings.upload_limits, settings.webhook_rules),
                 allowed_nodes=settings.runs_allowed_nodes,
+                tracer=tracer,
             ),
             jobs=jobs,
             batches=batches,
@@ -162,6 +169,7 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
             ),
             rates=rates,
             usage=ledger,
+            tracer=tracer,
             watch_poll_s=0.05,
             batch_poll_s=0.05,
         )
