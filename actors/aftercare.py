@@ -17,6 +17,8 @@ import structlog
 from actors.deliveries import TICK_S, Courier, SendLimits, http_client
 from actors.housekeeping import Housekeeping, Lifetimes
 from actors.logs import configure_logging
+from actors.ray_meter import RayMeter
+from actors.traces import tracer_from
 from persistence.blobs import S3BlobStore
 from persistence.database import AdvisoryLock, Database
 from persistence.deliveries import Outbox
@@ -66,7 +68,13 @@ async def _work(settings: Settings) -> NoReturn:
         courier = None
         if settings.webhook_secret is not None:
             key = secret_key(settings.webhook_secret.get_secret_value())
-            courier = Courier(Outbox(database), http, key)
+            courier = Courier(
+                Outbox(database),
+                http,
+                key,
+                meter=RayMeter(),
+                tracer=tracer_from(settings, "aftercare"),
+            )
         lifetimes = Lifetimes.from_settings(settings)
         housekeeping = Housekeeping(Retention(database), blobs, lifetimes)
         while True:

@@ -23,6 +23,9 @@ from actors.pinned_http import PinnedTransport, Resolve, resolve
 from persistence.deliveries import Outbox
 from persistence.signals import DispatchSignals
 from restoration.errors import DependencyUnavailable
+from restoration.metrics import WEBHOOKS, Meter, NullMeter
+from restoration.tracing import HEADER as TRACEPARENT
+from restoration.tracing import NullTracer, TraceContext, Tracer, spanning
 from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import DueDelivery, RetrySchedule, message_id, payload, signed_headers
 
@@ -86,6 +89,8 @@ class Courier:
         schedule: RetrySchedule | None = None,
         limits: SendLimits | None = None,
         clock: Callable[[], float] = time.time,
+        meter: Meter | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._outbox = outbox
         self._http = http
@@ -93,6 +98,8 @@ class Courier:
         self._schedule = schedule or RetrySchedule()
         self._limits = limits or SendLimits()
         self._clock = clock
+        self._meter = meter or NullMeter()
+        self._tracer = tracer or NullTracer()
         self._wake = asyncio.Event()
         self._sending: dict[asyncio.Task[None], str] = {}
 
@@ -139,10 +146,19 @@ class Courier:
 
     async def _deliver(self, due: DueDelivery) -> None:
         """One try, and what came of it. An outcome that cannot be recorded is tried again."""
-        refusal = await self._post(due)
+        submitted = TraceContext.parse(due.job.traceparent)
+        trace = {"trace_id": submitted.trace_id} if submitted else {}
+        with structlog.contextvars.bound_contextvars(**trace):
+            told = {"job.id": str(due.job.id), "server.address": due.host}
+            with spanning(self._tracer, "webhook", told, "client", submitted) as here:
+                refusal = await self._post(due, here)
+            await self._conclude(due, refusal)
+
+    async def _conclude(self, due: DueDelivery, refusal: Refusal | None) -> None:
         try:
             if refusal is None:
                 await self._outbox.delivered(due)
+                self._meter.count(WEBHOOKS, {"outcome": "delivered"})
                 log.info("webhook_delivered", job_id=str(due.job.id), host=due.host)
             else:
                 await self._refused(due, refusal)
@@ -154,6 +170,7 @@ class Courier:
         if not refusal.is_final:
             delay_s = self._schedule.delay_s(due.tries, due.age_s, refusal.retry_after_s)
         await self._outbox.failed(due, refusal.error, delay_s)
+        self._meter.count(WEBHOOKS, {"outcome": "dead" if delay_s is None else "failed"})
         log.warning(
             "webhook_dead" if delay_s is None else "webhook_failed",
             job_id=str(due.job.id),
@@ -163,10 +180,11 @@ class Courier:
             retry_in_s=delay_s,
         )
 
-    async def _post(self, due: DueDelivery) -> Refusal | None:
+    async def _post(self, due: DueDelivery, here: TraceContext) -> Refusal | None:
         url, body = due.job.webhook_url or "", payload(due.job)
         message = message_id(due.job.id)
         headers = signed_headers(self._key, message, int(self._clock()), body)
+        headers = {**headers, TRACEPARENT: here.header}
         answer: httpx.Response | None = None
         try:
             # httpx counts from one byte to the next, and would wait for ever for a dripping answer

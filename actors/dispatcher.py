@@ -18,9 +18,12 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from actors.census import CensusTaker
 from actors.handles import WorkerPool
 from actors.logs import configure_logging
 from actors.pipeline import BUSY, NOTHING_WAITS
+from actors.ray_meter import RayMeter
+from persistence.census import Census
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.signals import DispatchSignals
@@ -182,6 +185,7 @@ class Dispatcher:
 
     async def _supervise(self, settings: Settings) -> None:
         jobs = PostgresJobStore(self._database, settings.queue_policy)
+        census = CensusTaker(Census(self._database), RayMeter())
         while True:
             signals = DispatchSignals(settings.database_url.get_secret_value())
             try:
@@ -191,7 +195,8 @@ class Dispatcher:
                 dispatch = Dispatch(
                     jobs, signals, self._pool.process, self._window, settings.lease_s
                 )
-                await dispatch.lead()
+                async with census.leading():
+                    await dispatch.lead()
             except DependencyUnavailable as error:
                 log.warning("dispatcher_stands_down", reason=error.message)
                 await asyncio.sleep(RECONNECT_S)

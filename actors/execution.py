@@ -20,6 +20,8 @@ import structlog
 from PIL import Image
 
 from actors.conversion import Prepared, prepare
+from actors.observation import NobodyPays, NobodyWatches, Observer
+from actors.stopwatch import ENGINE, Stopwatch
 from persistence.keys import output_key
 from restoration.errors import (
     DependencyUnavailable,
@@ -36,6 +38,7 @@ from restoration.ports import (
     Engine,
     EngineBegan,
     EngineEvent,
+    EngineNode,
     EnginePreview,
     EngineProgress,
     EngineResult,
@@ -44,6 +47,8 @@ from restoration.ports import (
     Pixels,
     Prompt,
 )
+from restoration.tracing import trace_id_of
+from restoration.usage import UsageLedger
 from workflows.catalog import Catalog, Workflow
 from workflows.custom import workflow_of
 from workflows.render import render
@@ -109,6 +114,8 @@ class Execution:
         publish: Publish,
         lease: Lease,
         retry: RetryPolicy | None = None,
+        usage: UsageLedger | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._catalog = catalog
         self._jobs = jobs
@@ -118,6 +125,8 @@ class Execution:
         self._publish = publish
         self._lease = lease
         self._retry = retry or RetryPolicy()
+        self._usage = usage or NobodyPays()
+        self._observer = observer or NobodyWatches()
 
     async def run(self, job: Job, visit: Visit) -> Job | None:
         """Take the claimed `job` to the end of this attempt.
@@ -126,30 +135,48 @@ class Execution:
         picture is encoded and stored. None when the attempt could not be ended by us: its lease
         is lost, or Postgres stayed away.
         """
-        with structlog.contextvars.bound_contextvars(job_id=str(job.id), attempt=job.attempt):
+        with structlog.contextvars.bound_contextvars(**_log_context(job)):
             self._publish(job.id, StateChanged(JobStatus.RUNNING, job.attempt))
+            watch, ended = Stopwatch(), None
             try:
-                ended = await self._attempt(job, visit)
+                ended = await self._attempt(job, visit, watch)
             except LeaseLost:
                 log.warning("lease_lost")
-                return None
             except DependencyUnavailable as error:
                 log.error("outcome_not_recorded", reason=error.message)
-                return None
             except asyncio.CancelledError:
                 # LeaseLost: the outcome was being recorded, or the job is another's
                 with suppress(LeaseLost, DependencyUnavailable):
                     await self._record(self._jobs.release, job.ref, None)
                 raise
-            self._publish(job.id, StateChanged(ended.status, job.attempt))
-            log.info("attempt_ended", status=ended.status, timings_s=dict(ended.timings_s))
+            else:
+                self._publish(job.id, StateChanged(ended.status, job.attempt))
+                log.info("attempt_ended", status=ended.status, timings_s=dict(ended.timings_s))
+            finally:
+                await self._settle(job, watch, ended)
             return ended
 
-    async def _attempt(self, job: Job, visit: Visit) -> Job:
-        watch = Stopwatch()
+    async def _settle(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
+        """Account for the attempt, whatever became of it; nothing else depends on that."""
+        watch.stop()
+        try:
+            await self._charge(job, watch)
+        except DependencyUnavailable as error:
+            log.warning("usage_not_recorded", gpu_s=watch.gpu_s, reason=error.message)
+        self._observer.ended(job, watch, ended)
+
+    async def _charge(self, job: Job, watch: Stopwatch) -> None:
+        """Record what the attempt has cost so far. Raises DependencyUnavailable."""
+        if more_s := watch.take_gpu_s():
+            self._observer.executed(job, more_s)
+            await self._usage.record(job, watch.gpu_s)
+
+    async def _attempt(self, job: Job, visit: Visit, watch: Stopwatch) -> Job:
         run_id = uuid4()  # never used before: ComfyUI takes an id twice and mixes the two up
         try:
-            output = await self._under_lease(job, run_id, self._restore(job, run_id, watch, visit))
+            output = await self._under_lease(
+                job, run_id, watch, self._restore(job, run_id, watch, visit)
+            )
         except LeaseLost:
             raise
         except EngineInterrupted:
@@ -247,13 +274,16 @@ class Execution:
             if isinstance(event, EngineBegan):
                 # What others took before is not held against this one.
                 limit.reschedule(asyncio.get_running_loop().time() + limit_s)
-                watch.enter("engine")
+                watch.enter(ENGINE)
                 visit.began()
+            elif isinstance(event, EngineNode):
+                watch.enter_node(event.node_class)
             else:
                 self._relay(job, event)
 
         suffix = "." + photo.type.value.rpartition("/")[2]
-        run = EngineRun(run_id, photo.data, suffix, render_for, workflow.manifest.output.node)
+        output_node = workflow.manifest.output.node
+        run = EngineRun(run_id, photo.data, suffix, render_for, output_node, _log_context(job))
         try:
             async with asyncio.timeout(None) as limit:
                 picture = await self._engine.run(run, on_event)
@@ -274,11 +304,11 @@ class Execution:
         self._publish(job.id, Progressed(round(fraction, 4), stage, job.attempt))
 
     async def _under_lease(
-        self, job: Job, run_id: UUID, work: Coroutine[None, None, Artifact]
+        self, job: Job, run_id: UUID, watch: Stopwatch, work: Coroutine[None, None, Artifact]
     ) -> Artifact:
         """The result of `work`, which is cancelled as soon as the lease is known to be lost."""
         working = asyncio.create_task(work)
-        beating = asyncio.create_task(self._keep_lease(job, run_id))
+        beating = asyncio.create_task(self._keep_lease(job, run_id, watch))
         try:
             await asyncio.wait({working, beating}, return_when=asyncio.FIRST_COMPLETED)
             return working.result() if working.done() else beating.result()
@@ -288,12 +318,14 @@ class Execution:
                 await _stop(working)
             finally:
                 await _stop(beating)
+                watch.enter("finish")
 
-    async def _keep_lease(self, job: Job, run_id: UUID) -> NoReturn:
+    async def _keep_lease(self, job: Job, run_id: UUID, watch: Stopwatch) -> NoReturn:
         while True:
             await asyncio.sleep(self._lease.heartbeat_s)
             try:
                 status = await self._jobs.heartbeat(job.ref, self._lease.lease_s)
+                await self._charge(job, watch)
             except DependencyUnavailable as error:
                 log.warning("heartbeat_missed", reason=error.message)
                 continue
@@ -302,23 +334,12 @@ class Execution:
                 await self._engine.interrupt(run_id)
 
 
+def _log_context(job: Job) -> dict[str, str | int]:
+    """What is on each line about an attempt, the engine's own too."""
+    trace = {"trace_id": trace_id} if (trace_id := trace_id_of(job.traceparent)) else {}
+    return {"job_id": str(job.id), "attempt": job.attempt, **trace}
+
+
 async def _stop(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-class Stopwatch:
-    """Wall time of each stage of an attempt, in seconds by name; one stage follows another."""
-
-    def __init__(self) -> None:
-        self.laps_s: dict[str, float] = {}
-        self._stage = ""
-        self._since = 0.0
-
-    def enter(self, stage: str) -> None:
-        self.stop()
-        self._stage, self._since = stage, time.monotonic()
-
-    def stop(self) -> None:
-        if self._stage:
-            self.laps_s[self._stage] = round(time.monotonic() - self._since, 4)

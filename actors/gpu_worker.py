@@ -16,15 +16,20 @@ import structlog
 
 from actors.draining import is_draining
 from actors.encoders import Encoders
+from actors.engine_watch import EngineWatch
 from actors.execution import Execution, Lease, Visit
 from actors.logs import configure_logging
+from actors.observation import Measured, Observers
 from actors.pipeline import STORING, Pipeline
+from actors.ray_meter import RayMeter
 from actors.status_actor import ProgressReporter, status_actor
+from actors.traces import Traced, tracer_from
 from actors.warmth import Warmth
 from comfy_pool.assembly import engine_on_this_node
 from persistence.blobs import S3BlobStore
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
+from persistence.usage import PostgresUsageLedger
 from restoration.errors import DependencyUnavailable, EngineUnavailable, LeaseLost
 from restoration.jobs import AttemptRef, Job, JobStatus
 from restoration.settings import load_settings
@@ -66,13 +71,18 @@ class GpuWorker:
             self._engine = await resources.enter_async_context(
                 engine_on_this_node(settings, catalog, ray.get_gpu_ids(), whole_gpu=whole_gpu)
             )
+            meter = RayMeter()
+            watching = EngineWatch(self._engine, meter)
+            resources.push_async_callback(watching.aclose)
             encoders = await resources.enter_async_context(Encoders(STORING))
             self._warmth = Warmth(catalog, self._engine)
             if settings.warm_up_workflow:
                 await self._warmth.warm_up(settings.warm_up_workflow)
             self._jobs = PostgresJobStore(database, settings.queue_policy)
             self._execution = Execution(
-                catalog, self._jobs, blobs, self._engine, encoders.encode, progress, self._lease
+                *(catalog, self._jobs, blobs, self._engine, encoders.encode, progress, self._lease),
+                usage=PostgresUsageLedger(database),
+                observer=Observers(Measured(meter), Traced(tracer_from(settings, "worker"))),
             )
             self._resources = resources.pop_all()
         self._leaving = asyncio.create_task(self._leave_in_time(drain_s))

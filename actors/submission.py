@@ -34,6 +34,7 @@ from restoration.jobs import (
 )
 from restoration.ports import BlobStore, JobStore
 from restoration.quotas import Quotas
+from restoration.tracing import NullTracer, TraceContext, Tracer, current, spanning
 from restoration.webhook_urls import WebhookRules
 from workflows.catalog import Catalog
 
@@ -62,6 +63,7 @@ class Submission:
         limits: UploadLimits,
         webhooks: WebhookRules | None = None,
         allowed_nodes: Collection[str] = (),
+        tracer: Tracer | None = None,
     ) -> None:
         """Graphs of users' own may have the `allowed_nodes`."""
         self._orders = Orders(catalog, limits, webhooks or WebhookRules(), allowed_nodes)
@@ -69,6 +71,7 @@ class Submission:
         self._blobs = blobs
         self._examiner = examiner
         self._limits = limits
+        self._tracer = tracer or NullTracer()
 
     def check(self, request: SubmissionRequest) -> Order:
         """All that can be said without the picture. Raises InvalidRequest and its kin."""
@@ -80,6 +83,10 @@ class Submission:
         Raises InvalidRequest and its kin, IdempotencyConflict, UploadNotFound, UploadUsed,
         QueueFull, StorageFull, DependencyUnavailable.
         """
+        with spanning(self._tracer, "submit"):
+            return await self._submit(request)
+
+    async def _submit(self, request: SubmissionRequest) -> Submitted:
         order = self.check(request)
         digest = await asyncio.to_thread(order.digest, _subject(request))
         if earlier := await self._earlier(request, digest):
@@ -93,7 +100,8 @@ class Submission:
         if request.upload_id is not None:
             new = replace(new, id=request.upload_id)  # so that it becomes a job only once
         try:
-            job, created = await self._jobs.insert(new, request.quotas)
+            with spanning(self._tracer, "record"):
+                job, created = await self._jobs.insert(new, request.quotas)
         except (IdempotencyConflict, QueueFull, StorageFull):
             await self.discard(new.input.key)
             raise
@@ -126,7 +134,8 @@ class Submission:
                 f"the job is {source.status}; only one that failed or was cancelled is sent again",
                 status=source.status,
             )
-        job, created = await self._jobs.insert(self._orders.again(source), quotas)
+        new = replace(self._orders.again(source), traceparent=_traceparent())
+        job, created = await self._jobs.insert(new, quotas)
         return Submitted(job, replayed=not created)
 
     async def _earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
@@ -163,9 +172,12 @@ class Submission:
 
         Raises InvalidRequest and its kin for a picture that cannot be used.
         """
-        picture = await self._examiner.examine(request.image)
-        self._orders.check_result(order, picture)
+        with spanning(self._tracer, "examine"):
+            picture = await self._examiner.examine(request.image)
+            self._orders.check_result(order, picture)
         key = input_key(job_id, picture.type)
+        with spanning(self._tracer, "store_input"):
+            stored = await self._blobs.put(key, request.image, picture.type.value)
         return NewJob(
             id=job_id,
             owner=request.owner,
@@ -174,12 +186,13 @@ class Submission:
             params=order.params,
             output_format=order.output_format,
             priority=order.priority,
-            input=await self._blobs.put(key, request.image, picture.type.value),
+            input=stored,
             max_attempts=order.workflow.manifest.max_attempts,
             queue_limit_s=order.queue_limit_s or order.workflow.manifest.queue_limit_s,
             run_limit_s=order.run_limit_s,
             webhook_url=order.webhook_url,
             keep_metadata=order.keep_metadata,
+            traceparent=_traceparent(),
         )
 
     async def discard(self, key: str) -> None:
@@ -188,6 +201,11 @@ class Submission:
             await self._blobs.delete(key)
         except DependencyUnavailable as error:  # no reason to keep the answer from the caller
             log.warning("object_orphaned", key=key, reason=error.message)
+
+
+def _traceparent() -> str:
+    """For the job's row: the request's trace goes on where the job is claimed."""
+    return (current() or TraceContext.new()).header
 
 
 def _subject(request: SubmissionRequest) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from comfy_pool.wire import NodeError, parse
+from restoration.ports import Vram
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +126,24 @@ class _UploadBody:
     subfolder: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Device:
+    type: str
+    vram_total: int
+    vram_free: int
+
+
+@dataclass(frozen=True, slots=True)
+class _SystemBody:
+    devices: Sequence[_Device] = ()
+
+
 _NODE_ERROR = TypeAdapter(NodeError)
 _HISTORY = TypeAdapter(dict[str, HistoryEntry])
 _PROMPT = TypeAdapter(_PromptBody)
 _QUEUE = TypeAdapter(_QueueBody)
 _UPLOAD = TypeAdapter(_UploadBody)
+_SYSTEM = TypeAdapter(_SystemBody)
 _NODE_CLASSES = TypeAdapter(dict[str, Any])
 
 
@@ -175,3 +189,10 @@ def parse_node_classes(body: bytes) -> frozenset[str]:
     """GET /object_info: the classes of all nodes that this engine has."""
     classes = parse(_NODE_CLASSES, body, "list of nodes")
     return frozenset(classes)
+
+
+def parse_vram(body: bytes) -> Vram | None:
+    """GET /system_stats, which for a CPU tells of the machine's own memory: that is None here."""
+    devices = parse(_SYSTEM, body, "answer to system_stats").devices
+    gpu = next((device for device in devices if device.type != "cpu"), None)
+    return None if gpu is None else Vram(gpu.vram_total, gpu.vram_free)

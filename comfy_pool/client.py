@@ -20,7 +20,7 @@ from comfy_pool import answers
 from comfy_pool.event_socket import EventSocket
 from comfy_pool.wire import Message
 from restoration.errors import EngineFailed, EngineUnavailable
-from restoration.ports import Prompt
+from restoration.ports import Prompt, Vram
 
 _CONNECT_S = 5.0
 
@@ -62,6 +62,10 @@ class ComfyClient:
             self._answered_at = -math.inf
             return False
         return True
+
+    async def vram(self) -> Vram | None:
+        """Of the engine's GPU; None if it computes on the CPU."""
+        return answers.parse_vram(await self._call("GET", "/system_stats"))
 
     async def node_classes(self) -> frozenset[str]:
         body = await self._call("GET", "/object_info")

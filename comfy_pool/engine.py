@@ -25,7 +25,7 @@ from comfy_pool.run import RunInEngine
 from comfy_pool.starts import Starts
 from comfy_pool.wire import Executing, Hello, Message, Preview, Started
 from restoration.errors import EngineRejected, EngineUnavailable
-from restoration.ports import EngineEvent, EngineResult, EngineRun, Pixels
+from restoration.ports import EngineEvent, EngineResult, EngineRun, Pixels, Vram
 
 _log = structlog.get_logger(__name__)
 
@@ -77,6 +77,8 @@ class ComfyEngine:
             return await self._execute(active, await self._ready())
         finally:
             del self._runs[active.id]
+            if self._running_id == active.id:
+                self._runs_now("")
 
     async def interrupt(self, run_id: UUID) -> None:
         """Also while the engine is being started for the run; any other id is ignored."""
@@ -86,6 +88,10 @@ class ComfyEngine:
     async def healthy(self) -> bool:
         alive = self._link is not None and self._link.alive
         return alive and await self._client.responds(self._limits.probe_s)
+
+    async def vram(self) -> Vram | None:
+        """Of its GPU, as it says; None without one. Raises EngineUnavailable, EngineFailed."""
+        return await self._client.vram()
 
     @property
     def broken(self) -> EngineUnavailable | None:
@@ -194,13 +200,19 @@ class ComfyEngine:
             case Hello():
                 return
             case Started(prompt_id=prompt_id) | Executing(prompt_id=prompt_id):
-                self._running_id = prompt_id
+                self._runs_now(prompt_id)
             case Preview(prompt_id=None):
                 prompt_id = self._running_id or ""
             case _:
                 prompt_id = message.prompt_id or ""
         if (active := self._runs.get(prompt_id)) is not None:
             active.handle(message)
+
+    def _runs_now(self, prompt_id: str) -> None:
+        if prompt_id != self._running_id:
+            self._running_id = prompt_id
+            active = self._runs.get(prompt_id)
+            self._host.executes(active.log_context if active else {})
 
     def _dropped(self) -> None:
         for active in self._runs.values():

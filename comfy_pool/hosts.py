@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -56,6 +56,9 @@ class EngineHost(Protocol):
     async def stop(self) -> None:
         """Stop it if it is ours; repeatable."""
 
+    def executes(self, log_context: Mapping[str, str | int]) -> None:
+        """Of the run that the engine executes from now on; empty when it executes none."""
+
     async def clear(self, folder: str) -> None:
         """Delete a folder of the engine's input and output, if its files can be reached."""
 
@@ -72,6 +75,7 @@ class OwnedHost:
         self._process: EngineProcess | None = None
         self._ended: asyncio.Task[str] | None = None
         self._stopping = False
+        self._executes: Mapping[str, str | int] = {}  # read by the thread of the engine's log
         self._engine_log = structlog.get_logger("comfyui").bind(slot=slot)
 
     @property
@@ -112,6 +116,9 @@ class OwnedHost:
         if self._ended is not None:
             await asyncio.wait({self._ended})
 
+    def executes(self, log_context: Mapping[str, str | int]) -> None:
+        self._executes = log_context
+
     async def clear(self, folder: str) -> None:
         for side in ("input", "output"):
             path = self._command.base_dir / side / folder
@@ -136,7 +143,7 @@ class OwnedHost:
 
     def _on_line(self, line: str) -> None:
         if line:
-            self._engine_log.info("engine says", line=line)
+            self._engine_log.info("engine says", line=line, **self._executes)
 
 
 class AttachedHost:
@@ -160,6 +167,8 @@ class AttachedHost:
         return asyncio.get_running_loop().create_future()
 
     async def stop(self) -> None: ...
+
+    def executes(self, log_context: Mapping[str, str | int]) -> None: ...
 
     async def clear(self, folder: str) -> None: ...
 

@@ -37,6 +37,14 @@ class ProgressMeter:
                 return None
         return self._changed()
 
+    def begins(self, message: Message) -> str:
+        """The class of the prompt's node that executes from this message on, if it says so."""
+        match message:
+            case Executing(node=str(node)):
+                return self._classes.get(node, "")
+            case _:
+                return ""
+
     def _take(self, message: PromptProgress) -> None:
         self._counts_all = True
         for node_id, node in message.nodes.items():

@@ -37,6 +37,7 @@ from restoration.errors import (
 from restoration.ports import (
     EngineBegan,
     EngineEvent,
+    EngineNode,
     EnginePreview,
     EngineProgress,
     EngineResult,
@@ -56,6 +57,7 @@ class RunInEngine:
         self, run: EngineRun, on_event: Callable[[EngineEvent], None], limits: EngineLimits
     ) -> None:
         self.id = str(run.id)
+        self.log_context = run.log_context
         self.folder = f"{RUNS_FOLDER}/{run.id}"
         self._run = run
         self._on_event = on_event
@@ -97,6 +99,8 @@ class RunInEngine:
             case NodeError():
                 self._heard = message
             case _:
+                if node_class := self._meter.begins(message):
+                    self._on_event(EngineNode(node_class))
                 if (progress := self._meter.update(message)) is not None:
                     self._on_event(progress)
 

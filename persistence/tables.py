@@ -138,6 +138,8 @@ jobs = Table(
     Column("batch_id", Uuid, ForeignKey("batches.id")),
     Column("batch_index", Integer),
     Column("keep_metadata", Boolean, nullable=False, server_default=text("false")),
+    # W3C Trace Context, of the request that submitted it
+    Column("traceparent", Text),
     _one_of("status", JobStatus),
     _one_of("output_format", OutputFormat),
     _present_in(OWNED, "lease_until"),
@@ -268,6 +270,23 @@ owners = Table(
     postgresql_with={"fillfactor": 50},
 )
 
+# What each attempt has cost; kept when the job's row goes.
+gpu_usage = Table(
+    "gpu_usage",
+    metadata,
+    Column("job_id", Uuid, primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
+    Column("owner", Text, nullable=False),
+    Column("workflow", Text, nullable=False),
+    Column("began_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("gpu_s", Double, nullable=False),
+    CheckConstraint("gpu_s >= 0", name="gpu_usage_counted"),
+    Index("gpu_usage_began", "began_at"),
+    Index("gpu_usage_of_owner", "owner", "began_at"),
+    # a figure grows while its attempt executes
+    postgresql_with={"fillfactor": 70},
+)
+
 # What a batch was given; how it stands is in its jobs alone.
 batches = Table(
     "batches",
@@ -330,6 +349,7 @@ def new_row(job: NewJob) -> dict[str, Any]:
         "batch_id": job.batch_id,
         "batch_index": job.batch_index,
         "keep_metadata": job.keep_metadata,
+        "traceparent": job.traceparent,
     }
 
 
@@ -368,6 +388,7 @@ def to_job(row: RowMapping) -> Job:
         batch_id=row["batch_id"],
         batch_index=row["batch_index"],
         keep_metadata=row["keep_metadata"],
+        traceparent=row["traceparent"],
     )
 
 

@@ -156,6 +156,7 @@ class NewJob:
     # the batch it came in, and its place there
     batch_id: UUID | None = None
     batch_index: int | None = None
+    traceparent: str | None = None  # W3C Trace Context, of whatever submitted it
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,7 @@ class Job:
     output_expired_at: datetime | None = None
     batch_id: UUID | None = None
     batch_index: int | None = None
+    traceparent: str | None = None  # W3C Trace Context, of whatever submitted it
 
     @property
     def ref(self) -> AttemptRef:

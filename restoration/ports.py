@@ -7,7 +7,7 @@ reached is DependencyUnavailable. One contract suite in tests/contracts holds ea
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -258,12 +258,20 @@ class EngineProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineNode:
+    """A node of the run executes from now on; of one whose result is there already nothing is
+    told."""
+
+    node_class: str
+
+
+@dataclass(frozen=True, slots=True)
 class EnginePreview:
     data: bytes
     content_type: str
 
 
-EngineEvent = EngineBegan | EngineProgress | EnginePreview
+EngineEvent = EngineBegan | EngineNode | EngineProgress | EnginePreview
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +279,8 @@ class EngineRun:
     """One prompt to run on one picture.
 
     `id` is used once: it is ComfyUI's prompt id, and names the run's folders. `render` makes the
-    prompt from the picture's name inside the engine and the prefix its output must carry.
+    prompt from the picture's name inside the engine and the prefix its output must carry. What the
+    engine says while it executes the run is logged with the `log_context`.
     """
 
     id: UUID
@@ -279,6 +288,7 @@ class EngineRun:
     image_suffix: str  # ".png", ".jpg", ...
     render: Callable[[str, str], Prompt]
     output_node: str
+    log_context: Mapping[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +305,14 @@ class Pixels:
 
 
 EngineResult = bytes | Pixels  # a PNG, or what would have been in it
+
+
+@dataclass(frozen=True, slots=True)
+class Vram:
+    """A GPU's memory."""
+
+    total_bytes: int
+    free_bytes: int
 
 
 class Engine(Protocol):

@@ -179,6 +179,8 @@ class Settings(NodeSettings):
     # The lease on a job: three heartbeats may be missed before another worker gets it
     heartbeat_s: float = Field(1.0, alias="HEARTBEAT_S", gt=0)
     lease_s: float = Field(4.0, alias="LEASE_S", gt=0)
+    # An OTLP/HTTP collector, for traces; without one nothing is traced. OpenTelemetry's own name
+    otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     log_format: Literal["json", "console"] = Field("json", alias="LOG_FORMAT")
 
     @model_validator(mode="after")

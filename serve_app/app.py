@@ -18,6 +18,7 @@ from restoration.errors import BatchTooLarge, ImageTooLarge
 from serve_app.errors import install_error_handlers
 from serve_app.headers import SecurityHeaders
 from serve_app.middleware import REQUEST_ID, BodyLimit, Limit, RequestContext
+from serve_app.open_streams import OpenStreams
 from serve_app.openapi import install_openapi
 from serve_app.routes import (
     batches,
@@ -27,6 +28,7 @@ from serve_app.routes import (
     reference,
     restorations,
     runs,
+    usage,
     workflows,
 )
 from serve_app.routes.batch_form import BATCH_OVERHEAD_BYTES
@@ -61,7 +63,18 @@ def build_asgi_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.uploads = UploadSlots(services.settings.max_uploads_in_flight)
-    modules = (restorations, runs, events, batches, direct_uploads, workflows, health, reference)
+    app.state.streams = OpenStreams(services.meter)
+    modules = (
+        restorations,
+        runs,
+        events,
+        batches,
+        direct_uploads,
+        workflows,
+        usage,
+        health,
+        reference,
+    )
     for module in modules:
         app.include_router(module.router)
     install_error_handlers(app)
@@ -81,7 +94,7 @@ def _install_middleware(app: FastAPI, services: Services) -> None:
             direct_uploads.PATH: direct_uploads.BODY_LIMIT,
         },
     )
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, tracer=services.tracer)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -35,6 +35,7 @@ from serve_app.cli_shared import (
     parse_parameter,
     state_dir,
 )
+from serve_app.cli_usage import usage
 from serve_app.client import ApiError
 from serve_app.scopes import Scope
 from serve_app.stack_record import (
@@ -55,6 +56,7 @@ app = typer.Typer(
 engine_app = typer.Typer(help="The engine: ComfyUI and its models.", no_args_is_help=True)
 app.add_typer(engine_app, name="engine")
 app.add_typer(batch_app, name="batch")
+app.command()(usage)
 
 _BY_SUFFIX = {
     ".png": OutputFormat.PNG,

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +30,7 @@ from serve_app.schemas import (
     Restoration,
     RestorationPage,
     UploadView,
+    UsageReport,
     WorkflowList,
     WorkflowView,
 )
@@ -144,6 +146,11 @@ class RestorationClient(BatchCalls):
 
     def workflows(self) -> tuple[WorkflowView, ...]:
         return parse(WorkflowList, self._call("GET", "/api/v1/workflows")).workflows
+
+    def usage(self, since: datetime) -> UsageReport:
+        """What the token's owner has used since then, or everybody with the scope `admin`."""
+        query = {"since": since.isoformat()}
+        return parse(UsageReport, self._call("GET", "/api/v1/usage", params=query))
 
     def wait(self, job_id: UUID | str) -> Restoration:
         """The job when it has ended."""

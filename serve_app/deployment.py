@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from actors.handles import APP
 from actors.logs import configure_logging
 from actors.loopback import start_on_loopback
 from actors.pipeline import stages
+from actors.ray_meter import RayMeter
 from actors.status_actor import NAMESPACE
 from actors.submission import SubmissionRequest, Submitted
 from restoration.batches import JobBatch, NewBatch
@@ -66,7 +68,7 @@ class Ingress:
         """`_others` are what must run beside the ingress; it does not call them."""
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
-        self._services = open_services(settings)
+        self._services = open_services(settings, RayMeter())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_asgi_app(self._services)
@@ -164,8 +166,16 @@ LOCAL_ENVIRONMENT = {
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
 
-def start_local(args: PoolArgs, port: int) -> str:
-    """Start Ray and the service on this machine; returns Ray's address.
+@dataclass(frozen=True, slots=True)
+class RayAddresses:
+    """Where scripts find this Ray, and where Prometheus finds its metrics."""
+
+    gcs: str
+    metrics: str
+
+
+def start_local(args: PoolArgs, port: int) -> RayAddresses:
+    """Start Ray and the service on this machine; returns Ray's addresses.
 
     All of it listens on loopback only, and Ray asks for its token even there.
     Returns once every replica is ready. Raises DependencyUnavailable if one does not get there.
@@ -192,8 +202,9 @@ def start_local(args: PoolArgs, port: int) -> str:
         serve.run(build(args), name=APP, route_prefix="/")
     except RuntimeError as error:
         raise DependencyUnavailable(f"the service did not start: {_why_not()}") from error
-    address: str = ray.get_runtime_context().gcs_address
-    return address
+    [node] = ray.nodes()  # type: ignore[no-untyped-call]
+    metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    return RayAddresses(ray.get_runtime_context().gcs_address, metrics)
 
 
 def _why_not() -> str:

@@ -18,12 +18,15 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from restoration import errors as e
+from restoration.metrics import REFUSED
 from serve_app.schemas import Problem
 
 log = structlog.get_logger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 2
+# What changes nothing is not counted: a poll for a job that is not there is no submission.
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 MALFORMED_REQUEST = "malformed_request"
 
 STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
@@ -100,6 +103,8 @@ def problem_response(
     details: Mapping[str, object] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
+    if request.method not in _SAFE_METHODS:
+        request.app.state.services.meter.count(REFUSED, {"code": code})
     problem = Problem(
         title=HTTPStatus(status).phrase,
         status=status,

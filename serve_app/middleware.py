@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from restoration.errors import InvalidRequest
+from restoration.tracing import HEADER, NullTracer, TraceContext, Tracer, spanning
 from serve_app.errors import internal_error_response
 from serve_app.headers import SecurityHeaders
 
@@ -30,35 +31,52 @@ _QUIET_PATHS = frozenset({"/healthz", "/readyz"})  # asked every few seconds by 
 
 
 class RequestContext:
-    """Names each request, logs how it went, and turns what nobody caught into a 500 problem."""
+    """Names each request, logs and traces how it went, and turns what nobody caught into a 500
+    problem. The trace is the caller's (`traceparent`), or begins here."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, tracer: Tracer | None = None) -> None:
         self._app = app
+        self._tracer = tracer or NullTracer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        request_id = _request_id(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        name, attributes = _span_of(scope)
+        callers = TraceContext.parse(headers.get(HEADER))
+        tracer = NullTracer() if scope["path"] in _QUIET_PATHS else self._tracer
+        with spanning(tracer, name, attributes, "server", callers) as here:
+            ids = {"request_id": _request_id(headers), "trace_id": here.trace_id}
+            with structlog.contextvars.bound_contextvars(**ids):
+                await self._answer(scope, receive, send, ids["request_id"])
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, request_id, scope["state"])
         started = time.monotonic()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                await self._app(scope, receive, answer.send)
-            except Exception:
-                log.exception("request_crashed", method=scope["method"], path=scope["path"])
-                if answer.status is not None:
-                    raise  # the head is out; all that is left is to cut the connection
-                await internal_error_response(Request(scope))(scope, receive, answer.send)
-            finally:
-                if scope["path"] not in _QUIET_PATHS:
-                    log.info(
-                        "request",
-                        method=scope["method"],
-                        path=scope["path"],
-                        status=answer.status,
-                        took_s=round(time.monotonic() - started, 4),
-                    )
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception:
+            log.exception("request_crashed", method=scope["method"], path=scope["path"])
+            if answer.status is not None:
+                raise  # the head is out; all that is left is to cut the connection
+            await internal_error_response(Request(scope))(scope, receive, answer.send)
+        finally:
+            if scope["path"] not in _QUIET_PATHS:
+                log.info(
+                    "request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=answer.status,
+                    took_s=round(time.monotonic() - started, 4),
+                )
+
+
+def _span_of(scope: Scope) -> tuple[str, dict[str, str | int | float]]:
+    """Name and attributes, as OpenTelemetry's conventions for HTTP have them where the route is
+    not known: a path, with its ids, is no name."""
+    method = scope["method"]
+    return method, {"http.request.method": method, "url.path": scope["path"]}
 
 
 class _Answer:

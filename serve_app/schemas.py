@@ -26,6 +26,8 @@ from restoration.jobs import (
     ParamValue,
     Priority,
 )
+from restoration.tracing import trace_id_of
+from restoration.usage import Usage
 from restoration.webhooks import Delivery, DeliveryStatus
 from workflows.custom import CUSTOM
 
@@ -105,6 +107,7 @@ class Restoration(_View):
     output: ArtifactView | None = Field(description="set once the job has succeeded")
     failure: FailureView | None = Field(description="why the job failed")
     timings_s: Mapping[str, float] = Field(description="seconds spent, by stage")
+    trace_id: str | None = Field(None, description="of the trace that it was submitted in")
     attempts: tuple[AttemptView, ...] = Field(
         (), description="those that are over, oldest first; of very many the newest"
     )
@@ -250,6 +253,21 @@ class Problem(_View):
     )
 
 
+class UsageView(_View):
+    """What jobs of one owner and workflow have cost, every attempt counted."""
+
+    owner: str
+    workflow: str
+    jobs: int
+    attempts: int
+    gpu_s: float = Field(description="seconds for which an engine executed them")
+
+
+class UsageReport(_View):
+    since: datetime
+    usage: tuple[UsageView, ...] = Field(description="the largest first")
+
+
 def artifact_view(artifact: Artifact) -> ArtifactView:
     return ArtifactView(
         sha256=artifact.sha256,
@@ -314,6 +332,7 @@ def restoration(
         output=artifact_view(job.output) if job.output else None,
         failure=failure_view(job.failure),
         timings_s=job.timings_s,
+        trace_id=trace_id_of(job.traceparent),
         attempts=tuple(map(attempt_view, job.attempts)),
         queue_deadline_at=job.queue_deadline_at,
         retry_of=job.retry_of,
@@ -347,3 +366,7 @@ def batch_item_view(item: BatchItem) -> BatchItemView:
         job_id=item.job_id,
         failure=failure_view(item.failure),
     )
+
+
+def usage_view(usage: Usage) -> UsageView:
+    return UsageView(**asdict(usage))

@@ -13,6 +13,7 @@ import httpx
 from actors.batch_submission import BatchSubmission
 from actors.decoders import Decoders
 from actors.submission import Submission
+from actors.traces import tracer_from
 from actors.uploads import Uploads
 from persistence.batches import PostgresBatchStore
 from persistence.blobs import S3BlobStore
@@ -20,8 +21,12 @@ from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.rates import RedisRateLimiter
 from persistence.status import RedisStatusBoard
+from persistence.usage import PostgresUsageLedger
+from restoration.metrics import Meter, NullMeter
 from restoration.ports import BatchStore, BlobStore, JobStore, RateLimiter, StatusBoard
 from restoration.settings import Settings
+from restoration.tracing import NullTracer, Tracer
+from restoration.usage import UsageLedger
 from serve_app.auth import Authenticator, issuer_from
 from serve_app.batch_watch import BATCH_POLL_S, BatchWatcher
 from serve_app.watch import POLL_S, JobWatcher
@@ -40,8 +45,11 @@ class Services:
     status: StatusBoard
     authenticator: Authenticator
     rates: RateLimiter
+    usage: UsageLedger
     watch_poll_s: float = POLL_S
     batch_poll_s: float = BATCH_POLL_S
+    meter: Meter = field(default_factory=NullMeter)
+    tracer: Tracer = field(default_factory=NullTracer)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property
@@ -60,13 +68,13 @@ class Services:
         await self.resources.aclose()
 
 
-def open_services(settings: Settings) -> Services:
+def open_services(settings: Settings, meter: Meter | None = None) -> Services:
     """The real services; nothing connects before it is used.
 
     Raises InvalidSettings, WorkflowInvalid.
     """
     issuer, catalog = issuer_from(settings), load_catalog(more=settings.workflows_dir)
-    resources = AsyncExitStack()
+    resources, tracer = AsyncExitStack(), tracer_from(settings, "ingress")
     database = Database(settings.database_url.get_secret_value())
     resources.push_async_callback(database.aclose)
     jobs = PostgresJobStore(database, settings.queue_policy)
@@ -87,6 +95,7 @@ def open_services(settings: Settings) -> Services:
         submission=Submission(
             *(catalog, jobs, blobs, decoders, settings.upload_limits, settings.webhook_rules),
             allowed_nodes=settings.runs_allowed_nodes,
+            tracer=tracer,
         ),
         jobs=jobs,
         batches=PostgresBatchStore(database, settings.queue_policy),
@@ -95,5 +104,8 @@ def open_services(settings: Settings) -> Services:
         status=board,
         authenticator=Authenticator(issuer, http, settings.quotas),
         rates=rates,
+        usage=PostgresUsageLedger(database),
+        meter=meter or NullMeter(),
+        tracer=tracer,
         resources=resources,
     )

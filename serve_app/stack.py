@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -34,6 +35,9 @@ from serve_app.stack_record import (
     webhook_secret,
 )
 from workflows.catalog import load_catalog
+
+if TYPE_CHECKING:
+    from serve_app.deployment import RayAddresses
 
 READY_TIMEOUT_S = 180.0
 _POLL_S = 0.1
@@ -60,11 +64,11 @@ def run_stack(
         settings = load_settings(os.environ)
         upgrade(settings.database_url.get_secret_value())
         provide_engine(node, progress)
-        with _cluster(node, options, progress) as ray_address:
+        with _cluster(node, options, progress) as ray:
             url = f"http://127.0.0.1:{options.port}"
             _wait_until_ready(url)
             issuer = None if settings.auth0_domain else settings.local_issuer_url
-            record = StackRecord(os.getpid(), url, ray_address, issuer)
+            record = StackRecord(os.getpid(), url, ray.gcs, issuer, ray.metrics)
             with recorded(node.state_dir, record):
                 on_ready(record)
                 threading.Event().wait()
@@ -153,7 +157,9 @@ def _answers(url: str) -> bool:
 
 
 @contextmanager
-def _cluster(node: NodeSettings, options: StackOptions, progress: Progress) -> Iterator[str]:
+def _cluster(
+    node: NodeSettings, options: StackOptions, progress: Progress
+) -> Iterator[RayAddresses]:
     # Ray takes seconds to import, and most commands do without.
     from serve_app.deployment import PoolArgs, start_local, stop_local
 

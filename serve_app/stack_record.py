@@ -35,7 +35,8 @@ class StackOptions:
 
 @dataclass(frozen=True, slots=True)
 class StackRecord:
-    """A stack that serves: its own address, Ray's, and its issuer's if it has one of its own.
+    """A stack that serves: its own address, Ray's, its issuer's if it has one of its own, and
+    where Prometheus finds its metrics.
 
     `pid` is the process of `restore up`, whose end ends all of it.
     """
@@ -44,6 +45,7 @@ class StackRecord:
     url: str
     ray_address: str
     issuer: str | None
+    metrics: str | None = None
 
 
 def find_stack(state_dir: Path) -> StackRecord | None:

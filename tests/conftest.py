@@ -22,6 +22,7 @@ from comfy_pool.provision import EngineInstall, install_engine
 from persistence.embedded.local import LocalServices
 from persistence.migrate import upgrade
 from restoration.settings import NodeSettings
+from tests.fakes.collector import Collector, collecting
 from tests.stack import Stack, running_stack
 from workflows.catalog import load_catalog
 
@@ -89,7 +90,15 @@ def s3(services: LocalServices) -> S3Access:
 
 
 @pytest.fixture(scope="session")
-def stack(engine_install: EngineInstall) -> Iterator[Stack]:
+def collector() -> Iterator[Collector]:
+    """Where the stack's traces go."""
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def stack(engine_install: EngineInstall, collector: Collector) -> Iterator[Stack]:
     """Everything real, and two workers, each with a ComfyUI."""
-    with running_stack("--workers", "2") as stack:
+    tracing = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
+    with running_stack("--workers", "2", environ=tracing) as stack:
         yield stack

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from restoration.errors import (
     DependencyUnavailable,
@@ -40,6 +40,10 @@ class EventStream(StreamingResponse):
         # X-Accel-Buffering: nginx, and what understands it, would hold events back
         super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with scope["app"].state.streams.one_more():
+            await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:
         async with aclosing(self._events):

@@ -83,6 +83,7 @@ def test_it_describes_every_route(document: Document) -> None:
         ("GET", f"{BATCHES}/{{batch_id}}/events"): "follow_batch",
         ("GET", "/api/v1/workflows"): "list_workflows",
         ("GET", "/api/v1/workflows/{name}"): "get_workflow",
+        ("GET", "/api/v1/usage"): "get_usage",
         ("GET", "/healthz"): "get_health",
         ("GET", "/readyz"): "get_readiness",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from actors.submission import Submission
 from actors.uploads import Uploads
 from restoration.jobs import Artifact, Failure, Job
 from restoration.settings import Settings
+from restoration.tracing import NullTracer, Tracer
 from serve_app.app import build_asgi_app
 from serve_app.auth import Authenticator, Issuer
 from serve_app.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
@@ -28,6 +29,7 @@ from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.examiner import InProcess
 from tests.fakes.rates import MemoryRateLimiter
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore, MemoryStatusBoard
+from tests.fakes.usage import MemoryUsageLedger
 from workflows.catalog import load_catalog
 
 ISSUER = "http://issuer.test"
@@ -66,6 +68,7 @@ class Site:
     blobs: MemoryBlobStore
     board: MemoryStatusBoard
     rates: MemoryRateLimiter
+    ledger: MemoryUsageLedger
 
     def token(
         self,
@@ -127,9 +130,14 @@ def _mint(sub: str, scopes: Iterable[str], claims: Mapping[str, object]) -> str:
         return mint_token(Path(folder), ISSUER, LOCAL_AUDIENCE, sub, scopes, more_claims=claims)
 
 
-@asynccontextmanager
-async def open_site(**values: object) -> AsyncIterator[Site]:
+def open_site(**values: object) -> AbstractAsyncContextManager[Site]:
     """A site with these settings."""
+    return open_traced_site(NullTracer(), **values)
+
+
+@asynccontextmanager
+async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Site]:
+    """A site with these settings, whose spans go to `tracer`."""
 
     def serve_keys(_request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json=_issuer()[1])
@@ -138,6 +146,7 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
     jobs = MemoryJobStore(policy=settings.queue_policy)
     blobs, board = MemoryBlobStore(), MemoryStatusBoard()
     batches, rates = MemoryBatchStore(jobs), MemoryRateLimiter()
+    ledger = MemoryUsageLedger()
     async with httpx.AsyncClient(transport=httpx.MockTransport(serve_keys)) as http:
         services = Services(
             settings=settings,
@@ -146,6 +155,7 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
                 *(catalog, jobs, blobs, InProcess(settings.upload_limits)),
                 *(settings.upload_limits, settings.webhook_rules),
                 allowed_nodes=settings.runs_allowed_nodes,
+                tracer=tracer,
             ),
             jobs=jobs,
             batches=batches,
@@ -158,7 +168,9 @@ async def open_site(**values: object) -> AsyncIterator[Site]:
                 settings.quotas,
             ),
             rates=rates,
+            usage=ledger,
+            tracer=tracer,
             watch_poll_s=0.05,
             batch_poll_s=0.05,
         )
-        yield Site(services, jobs, batches, blobs, board, rates)
+        yield Site(services, jobs, batches, blobs, board, rates, ledger)

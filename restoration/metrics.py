@@ -1,0 +1,140 @@
+"""What the service measures of itself: each metric once, and the port through which it is told.
+
+Names follow Prometheus' conventions; Ray's metrics agent, which serves them, puts `ray_` in front.
+Every label has a bounded set of values: an owner shows by its class alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+PREFIX = "ray_"  # of every metric that goes through Ray
+
+
+class Kind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """`buckets` are a histogram's upper bounds. `gpu_only`: not there where engines have no GPU."""
+
+    name: str
+    kind: Kind
+    labels: tuple[str, ...]
+    meaning: str
+    buckets: tuple[float, ...] = ()
+    gpu_only: bool = False
+
+    @property
+    def exported(self) -> str:
+        """Its name at the metrics agent; a histogram's series have a suffix behind it."""
+        return PREFIX + self.name
+
+
+_OF_JOBS = ("class", "owner_class", "workflow")
+# From a small picture on a GPU to the longest run that a workflow allows.
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600)
+
+JOBS = Metric("restore_jobs", Kind.GAUGE, ("state", *_OF_JOBS), "Jobs that have not ended")
+OLDEST_WAITING = Metric(
+    "restore_oldest_waiting_age_seconds",
+    Kind.GAUGE,
+    ("class",),
+    "Age, since its submission, of the oldest job that waits; 0 when none does",
+)
+JOBS_FINISHED = Metric(
+    "restore_jobs_finished_total", Kind.COUNTER, ("state", *_OF_JOBS), "Jobs that have ended"
+)
+DISPATCHER_LEADS = Metric(
+    "restore_dispatcher_leads", Kind.GAUGE, (), "1 in the dispatcher that leads, 0 in the others"
+)
+ATTEMPTS = Metric(
+    "restore_attempts_total",
+    Kind.COUNTER,
+    ("outcome", "code", "workflow"),
+    "Attempts that are over for their worker: `succeeded`, `failed`, `cancelled`, `handed_back`, "
+    "or `lost`; `code` is the error's, `none` without one",
+)
+STAGES = Metric(
+    "restore_stage_duration_seconds",
+    Kind.HISTOGRAM,
+    ("stage", "workflow"),
+    "Time that an attempt spent in a stage: `queue`, `fetch`, `staged` (in the engine, before its "
+    "turn), `load` (nodes that load models), `execute` (all other nodes), `encode`, `store`, "
+    "`finish` (writing down how it ended)",
+    _SECONDS,
+)
+GPU_BUSY = Metric(
+    "restore_gpu_busy_seconds_total",
+    Kind.COUNTER,
+    ("workflow",),
+    "Time for which an engine has executed a job, ended well or not",
+)
+ENGINE_UP = Metric(
+    "restore_engine_up", Kind.GAUGE, (), "1 for each worker whose engine answers, 0 if it does not"
+)
+ENGINE_STARTS = Metric(
+    "restore_engine_starts_total", Kind.COUNTER, (), "Starts of engines, each worker's first too"
+)
+VRAM_TOTAL = Metric(
+    "restore_vram_total_bytes", Kind.GAUGE, (), "Memory of an engine's GPU", gpu_only=True
+)
+VRAM_FREE = Metric("restore_vram_free_bytes", Kind.GAUGE, (), "What of it is free", gpu_only=True)
+WEBHOOKS = Metric(
+    "restore_webhook_tries_total",
+    Kind.COUNTER,
+    ("outcome",),
+    "Tries to deliver a webhook: `delivered`, `failed` (another follows), `dead` (none does)",
+)
+SSE_CLIENTS = Metric(
+    "restore_sse_clients", Kind.GAUGE, (), "Event streams that an ingress replica holds open"
+)
+REFUSED = Metric(
+    "restore_requests_refused_total",
+    Kind.COUNTER,
+    ("code",),
+    "Requests that would change something and were refused, by the problem's `code`",
+)
+
+METRICS: tuple[Metric, ...] = (
+    *(JOBS, OLDEST_WAITING, JOBS_FINISHED, DISPATCHER_LEADS),
+    *(ATTEMPTS, STAGES, GPU_BUSY, ENGINE_UP, ENGINE_STARTS, VRAM_TOTAL, VRAM_FREE),
+    *(WEBHOOKS, SSE_CLIENTS, REFUSED),
+)
+
+NO_LABELS: Mapping[str, str] = {}
+
+
+class Meter(Protocol):
+    """Takes measurements; never blocks, never fails. Each metric is told with all its labels."""
+
+    def count(
+        self, metric: Metric, labels: Mapping[str, str] = NO_LABELS, amount: float = 1
+    ) -> None:
+        """Add to a counter; nothing happens for an amount of 0."""
+
+    def gauge(self, metric: Metric, value: float, labels: Mapping[str, str] = NO_LABELS) -> None:
+        """A gauge's value from now on, in this process."""
+
+    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        """One more value of a histogram."""
+
+
+class NullMeter:
+    """For whoever measures nothing."""
+
+    def count(
+        self, metric: Metric, labels: Mapping[str, str] = NO_LABELS, amount: float = 1
+    ) -> None: ...
+
+    def gauge(
+        self, metric: Metric, value: float, labels: Mapping[str, str] = NO_LABELS
+    ) -> None: ...
+
+    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None: ...

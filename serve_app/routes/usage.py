@@ -1,0 +1,45 @@
+"""/api/v1/usage: what jobs have cost, in seconds of execution by an engine."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from restoration.errors import (
+    DependencyUnavailable,
+    Forbidden,
+    RestorationError,
+    Unauthenticated,
+)
+from serve_app.openapi import problems
+from serve_app.routes.dependencies import Reader, ServicesOf
+from serve_app.schemas import UsageReport, usage_view
+
+DEFAULT_DAYS = 30
+
+router = APIRouter(
+    prefix="/api/v1/usage",
+    tags=["usage"],
+    responses=problems(
+        *(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
+        malformed_request=422,
+    ),
+)
+
+
+@router.get("")
+async def get_usage(
+    caller: Reader,
+    services: ServicesOf,
+    since: Annotated[
+        datetime | None,
+        Query(description="attempts that began to execute then or later; UTC without an offset"),
+    ] = None,
+) -> UsageReport:
+    """The caller's usage, or everybody's for `admin`, over the last 30 days by default."""
+    since = since or datetime.now(UTC) - timedelta(days=DEFAULT_DAYS)
+    since = since if since.tzinfo else since.replace(tzinfo=UTC)
+    sums = await services.usage.since(since, caller.reach)
+    return UsageReport(since=since, usage=tuple(map(usage_view, sums)))

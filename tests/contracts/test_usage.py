@@ -1,0 +1,77 @@
+"""Point 9: what attempts cost, on Postgres and in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+from uuid import uuid4
+
+import pytest
+
+from persistence.database import Database
+from persistence.usage import PostgresUsageLedger
+from restoration.jobs import Job
+from restoration.usage import Usage, UsageLedger
+from tests.fakes.stores import MemoryJobStore
+from tests.fakes.usage import MemoryUsageLedger
+from tests.samples import new_job
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(params=["postgres", "memory"])
+async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[UsageLedger]:
+    kind: Literal["postgres", "memory"] = request.param
+    if kind == "memory":
+        yield MemoryUsageLedger()
+        return
+    database = Database(request.getfixturevalue("database_url"))
+    yield PostgresUsageLedger(database)
+    await database.aclose()
+
+
+async def _attempt(owner: str, workflow: str = "restore") -> Job:
+    job, _ = await MemoryJobStore().insert(new_job(owner=owner, workflow=workflow))
+    return replace(job, attempt=1)
+
+
+async def test_09_every_attempt_is_summed(ledger: UsageLedger) -> None:
+    """Those that failed cost too: a job that was tried three times is one job, three attempts."""
+    owner = f"ann-{uuid4()}"
+    job = await _attempt(owner)
+    for attempt, gpu_s in ((1, 2.0), (2, 3.5), (3, 1.0)):
+        await ledger.record(replace(job, attempt=attempt), gpu_s)
+    await ledger.record(await _attempt(owner), 4.0)
+    assert await ledger.since(LONG_AGO, owner) == [Usage(owner, "restore", 2, 4, 10.5)]
+
+
+async def test_09_a_figure_replaces_a_smaller_one(ledger: UsageLedger) -> None:
+    """An attempt tells again and again; what comes late or twice adds nothing."""
+    job = await _attempt(owner := f"ann-{uuid4()}")
+    for gpu_s in (1.0, 2.0, 2.0, 1.5):
+        await ledger.record(job, gpu_s)
+    assert await ledger.since(LONG_AGO, owner) == [Usage(owner, "restore", 1, 1, 2.0)]
+
+
+async def test_09_sums_are_by_owner_and_workflow_the_largest_first(ledger: UsageLedger) -> None:
+    """All owners, or one who sees nothing of the others."""
+    ann, bob = f"ann-{uuid4()}", f"bob-{uuid4()}"
+    await ledger.record(await _attempt(ann), 1.0)
+    await ledger.record(await _attempt(ann, "enlarge"), 5.0)
+    await ledger.record(await _attempt(bob), 3.0)
+    of_all = [usage for usage in await ledger.since(LONG_AGO) if usage.owner in (ann, bob)]
+    assert [(usage.owner, usage.workflow, usage.gpu_s) for usage in of_all] == [
+        (ann, "enlarge", 5.0),
+        (bob, "restore", 3.0),
+        (ann, "restore", 1.0),
+    ]
+    assert [usage.owner for usage in await ledger.since(LONG_AGO, bob)] == [bob]
+
+
+async def test_09_only_what_began_since_then(ledger: UsageLedger) -> None:
+    """An attempt belongs to the moment in which it began to execute."""
+    await ledger.record(await _attempt(owner := f"ann-{uuid4()}"), 1.0)
+    assert await ledger.since(datetime.now(UTC) + timedelta(hours=1), owner) == []
+    assert await ledger.since(datetime.now(UTC) - timedelta(hours=1), owner)

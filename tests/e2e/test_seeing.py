@@ -1,0 +1,134 @@
+"""Points 7 and 9 on the whole stack: what it tells of itself once a job has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from restoration.metrics import METRICS, PREFIX, Kind
+from serve_app.client import ApiError
+from tests.fakes.collector import Collector
+from tests.fakes.receiver import Receiver, receiving
+from tests.fakes.site import photo
+from tests.polling import until
+from tests.stack import Stack
+
+DEADLINE_S = 30
+# An end is counted within 15 s, and Ray reports every 10: on a busy machine, later
+EXPORTED_S = 180
+# What Ray puts on every series, and the format on a histogram's.
+RAYS_LABELS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId", "le"}
+RAYS_PREFIXES = ("otel_scope_",)
+
+
+async def _scrape(stack: Stack) -> Mapping[str, set[frozenset[str]]]:
+    """Each metric of ours, by its exported name, with the label sets of its series."""
+    assert stack.record.metrics is not None
+    async with httpx.AsyncClient(trust_env=False) as http:
+        text = (await http.get(stack.record.metrics)).text
+    found: dict[str, set[frozenset[str]]] = {}
+    for family in text_string_to_metric_families(text):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        if name.startswith(f"{PREFIX}restore_"):
+            found[name] = {frozenset(_own(sample.labels)) for sample in family.samples}
+    return found
+
+
+def _own(labels: Mapping[str, str]) -> set[str]:
+    return {name for name in labels if not name.startswith(RAYS_PREFIXES)} - RAYS_LABELS
+
+
+# Of models that are loaded already, ComfyUI executes no loader.
+SPANS = {
+    *("POST", "submit", "examine", "store_input", "record", "queue", "attempt"),
+    *("fetch", "staged", "engine", "node LoadImage", "node ImageUpscaleWithModel"),
+    *("encode", "store", "finish", "webhook"),
+}
+
+
+async def test_07_one_trace_from_the_request_to_the_last_node(
+    stack: Stack, collector: Collector
+) -> None:
+    """The caller's trace has the request, the submission, the wait, the attempt, its stages, each
+    of ComfyUI's nodes by its class, and the webhook; and the receiver gets the context."""
+    trace_id = secrets.token_hex(16)
+    async with receiving() as receiver:
+        await asyncio.to_thread(_submit_in, trace_id, stack, receiver)
+        await receiver.wait_for(1)
+
+    async def is_whole() -> bool:
+        return SPANS <= {span.name for span in collector.of_trace(trace_id)}
+
+    await until(is_whole)
+    spans = collector.of_trace(trace_id)
+    ids = {span.span_id for span in spans}
+    outside = {span.name for span in spans if span.parent not in ids}
+    assert outside == {"POST"}, "every other span is below one of ours"
+    told = {f"00-{trace_id}-{span.span_id}-01" for span in spans if span.name == "webhook"}
+    assert receiver.seen[0].headers["traceparent"] in told
+
+
+def _submit_in(trace_id: str, stack: Stack, receiver: Receiver) -> None:
+    with stack.http() as http:
+        answer = http.post(
+            "/api/v1/restorations",
+            files={"image": ("a.png", photo((64, 64)))},
+            data={"workflow": "enlarge", "webhook_url": receiver.url()},
+            headers={"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"},
+        )
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["trace_id"] == trace_id
+
+
+def test_09_gpu_seconds_of_a_job_are_summed(stack: Stack) -> None:
+    """Those of its execution, as its timings have it; on the command line too."""
+    sub = f"payer-{secrets.token_hex(4)}"
+    with stack.client(sub) as client:
+        job = client.wait(client.submit(photo((64, 64)), workflow="enlarge").id)
+        # the last of it is recorded right after the job's end
+        row, deadline = None, time.monotonic() + DEADLINE_S
+        while row is None or row.gpu_s < job.timings_s["engine"] - 0.01:
+            assert time.monotonic() < deadline, row
+            time.sleep(0.1)
+            row = next(iter(client.usage(job.created_at - timedelta(hours=1)).usage), None)
+    assert (row.owner, row.workflow, row.jobs) == (sub, "enlarge", 1)
+    assert job.finished_at is not None
+    assert row.gpu_s <= (job.finished_at - job.created_at).total_seconds()
+    told = stack.restore("usage", "--since", "7d", "--token", stack.token(sub)).stdout
+    assert sub in told
+    assert f"{row.gpu_s:.1f}" in told
+
+
+async def test_07_what_is_documented_is_exported(stack: Stack) -> None:
+    """After a job, a webhook and a refusal, Ray's agent has each metric, with its labels and
+    no others; those of a GPU's memory where there is a GPU."""
+    async with receiving() as receiver:
+        await asyncio.to_thread(_work, stack, receiver)
+        await receiver.wait_for(1)
+    expected = {
+        metric.exported: {frozenset(metric.labels)} for metric in METRICS if not metric.gpu_only
+    }
+
+    found = await _scrape(stack)
+    async with asyncio.timeout(EXPORTED_S):
+        while not expected.keys() <= found.keys():
+            await asyncio.sleep(1)
+            found = await _scrape(stack)
+    assert {name: labels for name, labels in found.items() if name in expected} == expected
+    assert found.keys() <= {metric.exported for metric in METRICS}
+    assert {m.kind for m in METRICS if m.exported in found} == set(Kind)
+
+
+def _work(stack: Stack, receiver: Receiver) -> None:
+    with stack.client() as client:
+        job = client.submit(photo((64, 64)), workflow="enlarge", webhook_url=receiver.url())
+        client.wait(job.id)
+        with pytest.raises(ApiError):
+            client.submit(b"no picture", workflow="enlarge")

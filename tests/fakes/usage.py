@@ -1,0 +1,44 @@
+"""The UsageLedger in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from restoration.errors import DependencyUnavailable
+from restoration.jobs import AttemptRef, Job
+from restoration.usage import Usage
+
+
+@dataclass
+class _Cost:
+    job: Job
+    began_at: datetime
+    gpu_s: float
+
+
+@dataclass
+class MemoryUsageLedger:
+    """`down`: it cannot be reached. `clock` says when an attempt began."""
+
+    clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
+    costs: dict[AttemptRef, _Cost] = field(default_factory=dict)
+    down: bool = False
+
+    async def record(self, job: Job, gpu_s: float) -> None:
+        if self.down:
+            raise DependencyUnavailable("Postgres: down")
+        cost = self.costs.setdefault(job.ref, _Cost(job, self.clock(), 0))
+        cost.gpu_s = max(cost.gpu_s, gpu_s)
+
+    async def since(self, since: datetime, owner: str | None = None) -> Sequence[Usage]:
+        found: dict[tuple[str, str], list[_Cost]] = {}
+        for cost in self.costs.values():
+            if cost.began_at >= since and owner in (None, cost.job.owner):
+                found.setdefault((cost.job.owner, cost.job.workflow), []).append(cost)
+        sums = [
+            Usage(*key, len({c.job.id for c in costs}), len(costs), sum(c.gpu_s for c in costs))
+            for key, costs in found.items()
+        ]
+        return sorted(sums, key=lambda usage: (-usage.gpu_s, usage.owner, usage.workflow))

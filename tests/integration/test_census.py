@@ -1,0 +1,101 @@
+"""Point 7: how many jobs there are, as Postgres has it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import psycopg2
+import pytest
+
+from actors.census import CensusTaker
+from persistence.census import Census
+from persistence.database import Database
+from persistence.jobs import PostgresJobStore
+from restoration.jobs import Failure, Priority
+from restoration.metrics import DISPATCHER_LEADS, JOBS, JOBS_FINISHED, OLDEST_WAITING
+from restoration.owner_classes import OwnerClass, owner_class
+from tests.fakes.meter import MemoryMeter
+from tests.polling import until
+from tests.samples import new_job
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    yield database
+    await database.aclose()
+
+
+async def test_07_jobs_are_counted_by_state_class_and_kind_of_owner(database: Database) -> None:
+    """Each unfinished job is in one gauge; owners of one class are counted together, and what is
+    not there any more is 0."""
+    jobs, meter = PostgresJobStore(database), MemoryMeter()
+    taker = CensusTaker(Census(database), meter)
+    for owner in ("auth0|1", "auth0|2", "abc@clients"):
+        await jobs.insert(new_job(owner=owner, priority=Priority.BATCH))
+    await jobs.insert(new_job(owner="script", workflow="enlarge"))
+    running = await jobs.claim("worker", 60, ["enlarge"])
+    await taker.tell()
+    assert running is not None
+    assert meter.gauged(JOBS, state="queued", **{"class": "batch"}, owner_class="person") == 2
+    assert meter.gauged(JOBS, state="queued", owner_class="machine") == 1
+    assert meter.gauged(JOBS, state="running", workflow="enlarge", owner_class="other") == 1
+    assert meter.gauged(OLDEST_WAITING, **{"class": "batch"}) > 0
+    assert meter.gauged(OLDEST_WAITING, **{"class": "interactive"}) == 0
+    await jobs.fail(running.ref, Failure("engine_failed", "it broke"))
+    await taker.tell()
+    assert meter.gauged(JOBS, state="running") == 0
+    assert meter.gauged(JOBS) == 3
+
+
+async def test_07_each_end_is_counted_once(database: Database, database_url: str) -> None:
+    """Whoever ended the job, and however often is asked; ends before the lead are not counted."""
+    jobs = PostgresJobStore(database)
+    census = Census(database)
+    _, since = await census.finished(None)
+    for status in ("cancelled", "failed"):
+        job, _ = await jobs.insert(new_job(owner="a@clients"))
+        if status == "cancelled":
+            await jobs.request_cancel(job.id)
+        else:
+            claimed = await jobs.claim("worker", 60, ["restore"])
+            assert claimed is not None
+            await jobs.fail(claimed.ref, Failure("engine_failed", "it broke"))
+    _execute(database_url, "UPDATE jobs SET finished_at = finished_at - interval '5 seconds'")
+    found, later = await census.finished(since)
+    assert {(group.status, group.owner_class, group.jobs) for group in found} == {
+        ("cancelled", OwnerClass.MACHINE, 1),
+        ("failed", OwnerClass.MACHINE, 1),
+    }
+    assert (await census.finished(later))[0] == []
+
+
+async def test_07_only_while_it_leads(database: Database) -> None:
+    """A dispatcher that leads no more tells 0 jobs: its successor tells of them."""
+    jobs, meter = PostgresJobStore(database), MemoryMeter()
+    await jobs.insert(new_job())
+    taker = CensusTaker(Census(database), meter, period_s=0.01)
+    assert meter.gauged(DISPATCHER_LEADS) == 0
+
+    async def counted() -> bool:
+        return meter.gauged(JOBS, state="queued") == 1
+
+    async with taker.leading():
+        await until(counted)
+        assert meter.gauged(DISPATCHER_LEADS) == 1
+    assert (meter.gauged(DISPATCHER_LEADS), meter.gauged(JOBS)) == (0, 0)
+    assert meter.counted(JOBS_FINISHED) == 0
+
+
+@pytest.mark.parametrize("owner", ["auth0|1", "x@clients", "plain", "50%_off", "odd|@clients"])
+async def test_07_sql_and_python_agree_on_owners(database: Database, owner: str) -> None:
+    """The class that a query finds is the one that the function tells."""
+    await PostgresJobStore(database).insert(new_job(owner=owner))
+    [group] = await Census(database).unfinished()
+    assert group.owner_class is owner_class(owner)
+
+
+def _execute(url: str, statement: str) -> None:
+    with psycopg2.connect(url.replace("+psycopg2", "")) as connection:
+        connection.cursor().execute(statement)
+    connection.close()

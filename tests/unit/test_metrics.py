@@ -1,0 +1,122 @@
+"""Point 7: metrics are defined once, documented, and used by no other name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from restoration.metrics import METRICS, Kind
+from restoration.owner_classes import OwnerClass, owner_class
+
+DOCS = Path(__file__).parents[2] / "docs"
+RULES = DOCS / "monitoring" / "alerts.yml"
+DASHBOARD = DOCS / "monitoring" / "grafana-dashboard.json"
+SUFFIXES = {Kind.HISTOGRAM: ("_bucket", "_count", "_sum")}
+# What Ray and the exposition format put on every series.
+RAYS_LABELS = {"NodeAddress", "WorkerId", "le"}
+
+
+def _series() -> dict[str, set[str]]:
+    """Each series that can be asked for, with its labels."""
+    return {
+        metric.exported + suffix: {*metric.labels, *RAYS_LABELS}
+        for metric in METRICS
+        for suffix in SUFFIXES.get(metric.kind, ("",))
+    }
+
+
+def _alerts() -> list[dict[str, Any]]:
+    [group] = yaml.safe_load(RULES.read_text())["groups"]
+    rules: list[dict[str, Any]] = group["rules"]
+    return rules
+
+
+def _expressions() -> Iterator[str]:
+    for rule in _alerts():
+        yield rule["expr"]
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"]
+
+
+def test_07_the_table_is_the_definitions() -> None:
+    """docs/metrics.md has one row for each metric, as it is defined."""
+    rows = re.findall(r"^\| `(ray_\w+)` \| (\w+) \| (.*?) \| (.*) \|$", _text("metrics.md"), re.M)
+    assert rows == [
+        (m.exported, m.kind.value, ", ".join(f"`{label}`" for label in m.labels), m.meaning)
+        for m in METRICS
+    ]
+
+
+def _text(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_07_names_follow_the_conventions(metric: Any) -> None:
+    """Counters end in _total, what has a unit in its base unit, and a histogram has buckets."""
+    assert re.fullmatch(r"restore(_[a-z]+)+", metric.name)
+    assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
+    assert not re.search(r"_(ms|s|mb|minutes)(_total)?$", metric.name)
+    assert bool(metric.buckets) == (metric.kind is Kind.HISTOGRAM)
+    assert list(metric.buckets) == sorted(metric.buckets)
+    assert "owner" not in metric.labels, "there is one value for each owner"
+
+
+def test_07_each_expression_uses_metrics_and_labels_that_exist() -> None:
+    """In alerts and dashboard alike, whatever looks like a metric of ours is one."""
+    known, used = _series(), set[str]()
+    for expression in _expressions():
+        names = re.findall(r"\bray_\w+", expression)
+        assert names, expression
+        assert set(names) <= known.keys(), expression
+        used |= set(names)
+        for name, matchers in re.findall(r"\b(ray_\w+)\{(.*?)\}", expression):
+            assert set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers)) <= known[name], expression
+        grouping = re.findall(r"by \(([^)]*)\)", expression)
+        for label in (label.strip() for labels in grouping for label in labels.split(",")):
+            assert all(label in known[name] for name in names), expression
+    unseen = {m.exported for m in METRICS if not any(name.startswith(m.exported) for name in used)}
+    assert not unseen, "nobody looks at these"
+
+
+def test_10_each_alert_has_its_page() -> None:
+    """`runbook_url` leads to a section of docs/alerts.md, and no section is without an alert."""
+    sections = re.findall(r"^## (\w+)$", _text("alerts.md"), re.M)
+    assert sections == [rule["alert"] for rule in _alerts()]
+    for rule in _alerts():
+        assert rule["annotations"]["runbook_url"] == f"docs/alerts.md#{rule['alert'].lower()}"
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+
+
+def test_07_promtool_accepts_the_rules() -> None:
+    """Prometheus' own checker reads every rule."""
+    if (promtool := shutil.which("promtool")) is None:
+        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    done = subprocess.run(
+        [promtool, "check", "rules", RULES], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("owner", "expected"),
+    [
+        ("auth0|5f7c8ec7c33c6c004bbafe82", OwnerClass.PERSON),
+        ("google-oauth2|1234", OwnerClass.PERSON),
+        ("jZkM3rVt@clients", OwnerClass.MACHINE),
+        ("batch", OwnerClass.OTHER),
+        ("", OwnerClass.OTHER),
+    ],
+)
+def test_07_an_owners_class_is_in_its_name(owner: str, expected: OwnerClass) -> None:
+    """As Auth0 names people and machines; everything else is `other`."""
+    assert owner_class(owner) is expected

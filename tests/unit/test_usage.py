@@ -1,0 +1,191 @@
+"""Point 9: whose usage is shown to whom, and what executions record of it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+import typer
+
+from actors.execution import Execution, Lease, RetryPolicy, Visit
+from actors.observation import Measured
+from restoration.errors import EngineCrashed, EngineUnavailable
+from restoration.jobs import Job, JobStatus
+from restoration.metrics import GPU_BUSY
+from serve_app.cli_usage import parse_since
+from serve_app.scopes import USER_SCOPES, Scope
+from tests.fakes.engine import MemoryEngine, encode_here
+from tests.fakes.meter import MemoryMeter
+from tests.fakes.site import open_site, photo
+from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
+from tests.fakes.usage import MemoryUsageLedger
+from tests.polling import until
+from tests.samples import new_job
+from workflows.catalog import load_catalog
+
+PATH = "/api/v1/usage"
+DEADLINE_S = 20
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+async def test_09_an_owner_sees_its_own_and_an_admin_everybodys() -> None:
+    """By owner and workflow; without `since`, of the last 30 days."""
+    async with open_site() as site:
+        for owner, gpu_s in (("ann", 2.0), ("bob", 3.0)):
+            job, _ = await site.jobs.insert(new_job(owner=owner))
+            await site.ledger.record(job, gpu_s)
+        async with site.client("ann") as client:
+            own = (await client.get(PATH)).json()
+        async with site.client("root", [Scope.ADMIN]) as client:
+            of_all = (await client.get(PATH)).json()
+    assert [(each["owner"], each["gpu_s"]) for each in own["usage"]] == [("ann", 2.0)]
+    assert [each["owner"] for each in of_all["usage"]] == ["bob", "ann"]
+
+
+@pytest.mark.parametrize(
+    ("since", "expected"),
+    [
+        ("2000-01-01T00:00:00Z", 200),
+        ("2000-01-01T00:00:00", 200),
+        ("2000-01-01", 200),
+        ("yesterday", 422),
+    ],
+)
+async def test_09_since_is_a_moment(since: str, expected: int) -> None:
+    """ISO 8601, UTC without an offset; anything else is malformed."""
+    async with open_site() as site, site.client("ann", USER_SCOPES) as client:
+        answer = await client.get(PATH, params={"since": since})
+    assert answer.status_code == expected
+    if expected == 200:
+        assert datetime.fromisoformat(answer.json()["since"]) == LONG_AGO
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("12h", datetime(2026, 11, 22, 0, tzinfo=UTC)),
+        ("7d", datetime(2026, 11, 15, 12, tzinfo=UTC)),
+        ("4w", datetime(2026, 10, 25, 12, tzinfo=UTC)),
+        ("2026-11-01", datetime(2026, 11, 1, tzinfo=UTC)),
+        ("2026-11-01T10:00+01:00", datetime(2026, 11, 1, 9, tzinfo=UTC)),
+    ],
+)
+def test_09_since_on_the_command_line(text: str, expected: datetime) -> None:
+    """So long ago, or a day of this machine's calendar."""
+    assert parse_since(text, datetime(2026, 11, 22, 12, tzinfo=UTC)) == expected
+
+
+@pytest.mark.parametrize("text", ["", "7", "7x", "d7", "-1d", "2026-13-01", "999999d"])
+def test_09_since_that_is_neither_is_refused(text: str) -> None:
+    """With the two forms that it may have."""
+    with pytest.raises(typer.BadParameter, match="2026-11-01"):
+        parse_since(text, datetime(2026, 11, 22, 12, tzinfo=UTC))
+
+
+class Bench:
+    """An execution on fakes whose engine is told how long to take."""
+
+    def __init__(self, ledger: MemoryUsageLedger | None = None) -> None:
+        self.ledger = ledger or MemoryUsageLedger()
+        self.meter = MemoryMeter()
+        self.jobs, self.blobs = MemoryJobStore(), MemoryBlobStore()
+        self.engine = MemoryEngine(photo())
+        self.execution = Execution(
+            *(load_catalog(), self.jobs, self.blobs, self.engine, encode_here),
+            *(lambda *_: None, Lease(heartbeat_s=0.01, lease_s=60)),
+            RetryPolicy(first_s=0, longest_s=0),
+            usage=self.ledger,
+            observer=Measured(self.meter),
+        )
+
+    async def insert(self) -> None:
+        stored = await self.blobs.put("inputs/1.png", photo(), "image/png")
+        params = load_catalog().find("restore").resolve({})
+        await self.jobs.insert(new_job(input=stored, params=params))
+
+    async def attempt(self) -> Job | None:
+        # each attempt on another worker: one that has failed is passed over for a while
+        job = await self.jobs.claim(str(uuid4()), 60, ["restore"])
+        assert job is not None
+        async with asyncio.timeout(DEADLINE_S):
+            return await self.execution.run(job, Visit())
+
+    async def gpu_s(self) -> float:
+        return sum(usage.gpu_s for usage in await self.ledger.since(LONG_AGO))
+
+
+async def test_09_an_attempt_that_fails_costs_as_one_that_succeeds() -> None:
+    """Three attempts, two of them failures after the engine had begun: three rows, one job, and
+    the metric has the same sum."""
+    bench = Bench()
+    await bench.insert()
+    for error in (EngineCrashed("it died"), EngineCrashed("again"), None):
+        bench.engine.error = error
+        ended = await bench.attempt()
+    assert ended is not None
+    assert ended.status is JobStatus.SUCCEEDED
+    [usage] = await bench.ledger.since(LONG_AGO)
+    assert (usage.jobs, usage.attempts) == (1, 3)
+    assert usage.gpu_s == pytest.approx(bench.meter.counted(GPU_BUSY))
+
+
+async def test_09_an_attempt_that_never_executed_costs_nothing() -> None:
+    """No engine, no GPU seconds."""
+    bench = Bench()
+    await bench.insert()
+
+    async def refuse(*_: object) -> bytes:
+        raise EngineUnavailable("no engine")
+
+    bench.engine.run = refuse  # type: ignore[method-assign,assignment]
+    await bench.attempt()
+    assert bench.ledger.costs == {}
+
+
+async def test_09_waiting_for_the_engines_turn_costs_nothing() -> None:
+    """While another run is executed nothing is recorded; once its own turn has come, each
+    heartbeat tells what it has cost so far: of a worker that is killed then, that much is known."""
+    bench = Bench()
+    await bench.insert()
+    bench.engine.turn.clear()
+    bench.engine.go_on.clear()
+    running = asyncio.create_task(bench.attempt())
+    async with asyncio.timeout(DEADLINE_S):
+        await bench.engine.running.wait()
+        [job] = bench.jobs.rows.values()
+
+    async def has_beaten() -> bool:
+        return bench.jobs.rows[job.id].lease_until != job.lease_until
+
+    async def has_cost() -> bool:
+        return bool(bench.ledger.costs)
+
+    await until(has_beaten)
+    assert bench.ledger.costs == {}
+    bench.engine.turn.set()
+    await until(has_cost)
+    assert not running.done()
+    so_far_s = await bench.gpu_s()
+    assert so_far_s > 0
+    bench.engine.go_on.set()
+    await running
+    assert await bench.gpu_s() >= so_far_s
+
+
+async def test_09_a_ledger_that_is_away_stops_no_job() -> None:
+    """What cannot be recorded is logged, and the job succeeds."""
+    bench = Bench(MemoryUsageLedger(down=True))
+    await bench.insert()
+    ended = await bench.attempt()
+    assert ended is not None
+    assert ended.status is JobStatus.SUCCEEDED
+
+
+async def test_09_since_when_is_thirty_days_by_default() -> None:
+    """As the answer says itself."""
+    async with open_site() as site, site.client("ann") as client:
+        since = datetime.fromisoformat((await client.get(PATH)).json()["since"])
+    age = datetime.now(UTC) - since
+    assert timedelta(days=30) <= age < timedelta(days=30, hours=1)
