@@ -133,6 +133,14 @@ DEFAULT_QUEUE_LIMIT_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
+class Reused:
+    """A copy, made for a new job, of the result that the job `source` was executed for."""
+
+    source: UUID
+    output: Artifact
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """What a submission writes. The id comes first, because the input's S3 key holds it."""
 
@@ -156,6 +164,12 @@ class NewJob:
     # the batch it came in, and its place there
     batch_id: UUID | None = None
     batch_index: int | None = None
+    reused: Reused | None = None  # then the job has succeeded as soon as it is recorded
+
+    @property
+    def object_keys(self) -> tuple[str, ...]:
+        """Of what was stored for the job before it was recorded."""
+        return (self.input.key, *((self.reused.output.key,) if self.reused else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +180,8 @@ class Job:
     held against the job, up to `max_attempts`. A worker that goes away in good order hands its
     job back without one. `attempts` are those that are over, oldest first, at most MAX_RECORDS.
     A job whose first attempt has not begun by `queue_deadline_at` fails; `retry_of` is the job
-    that this one was sent again for.
+    that this one was sent again for. A job that was answered from a stored result has that of the
+    job `reused_from`, and no attempt.
     """
 
     id: UUID
@@ -203,6 +218,7 @@ class Job:
     output_expired_at: datetime | None = None
     batch_id: UUID | None = None
     batch_index: int | None = None
+    reused_from: UUID | None = None
 
     @property
     def ref(self) -> AttemptRef:
