@@ -35,6 +35,7 @@ chaos: engine ## kill one component after another for SECONDS (600), then count 
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600)
 
 bench: engine ## measure against a bare ComfyUI and others; table, build/bench.json and a chart
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c requirements.lock -e '.[bench]'
 	$(BIN)/python -m benchmarks $(ONLY)
 
 check: $(READY) ## ruff (bandit's rules too), mypy, import-linter, pip-audit

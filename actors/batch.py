@@ -37,6 +37,7 @@ from restoration.batches import JobBatch
 from restoration.errors import DependencyUnavailable, InvalidRequest, QueueFull
 from restoration.jobs import Failure, Job, OutputFormat, Priority
 from restoration.queueing import RETRY_AFTER_S
+from restoration.reuse import Reuse
 
 # The status actor answers as soon as a job ends. It may know nothing: rows are read this often.
 POLL_S = 2.0
@@ -99,6 +100,7 @@ class Batch:
         output_format: OutputFormat | None = None,
         priority: Priority = Priority.BATCH,
         webhook_url: str | None = None,
+        reuse: Reuse = Reuse.ALLOW,
         on_refused: Callable[[Path, InvalidRequest], None] | None = None,
     ) -> dict[UUID, Path]:
         """Submit each file; returns the path of each job, in the order given.
@@ -118,6 +120,7 @@ class Batch:
                 output_format=output_format,
                 priority=priority,
                 webhook_url=webhook_url,
+                reuse=reuse,
                 # sent again under the same key, a submission whose answer was lost counts once
                 idempotency_key=str(uuid.uuid4()),
             )
@@ -170,6 +173,7 @@ class Batch:
         params: Mapping[str, object] | None = None,
         output_format: OutputFormat | None = None,
         priority: Priority = Priority.BATCH,
+        reuse: Reuse = Reuse.ALLOW,
     ) -> AcceptedBatch:
         """Submit up to 1,000 files as one batch, which is there as a whole or not at all.
 
@@ -183,6 +187,7 @@ class Batch:
             params=params or {},
             output_format=output_format,
             priority=priority,
+            reuse=reuse,
         )
         _patiently(lambda: self._ingress.check(request))
         draft, files = Draft(self._owner), list(paths)

@@ -191,16 +191,18 @@ class BatchSubmission:
         return SubmittedBatch(earlier, await self._batches.items(earlier.id), replayed=True)
 
     async def _discard(self, jobs: Iterable[NewJob]) -> None:
-        await asyncio.gather(*(self._submission.discard(job.input.key) for job in jobs))
+        await asyncio.gather(*(self._submission.discard(*job.object_keys) for job in jobs))
 
 
 def _items(new: NewBatch, jobs: Iterable[NewJob]) -> Sequence[BatchItem]:
     """What became of each photo, as soon as it is recorded."""
-    accepted = {job.batch_index: job.id for job in jobs}
+    accepted = {job.batch_index: job for job in jobs}
     refused = {refusal.index: refusal.reason for refusal in new.refusals}
     return [
-        BatchItem(index, name, accepted[index], JobStatus.QUEUED, None)
-        if index in accepted
+        BatchItem(
+            index, name, job.id, JobStatus.SUCCEEDED if job.reused else JobStatus.QUEUED, None
+        )
+        if (job := accepted.get(index)) is not None
         else BatchItem(index, name, None, None, refused[index])
         for index, name in enumerate(new.names)
     ]

@@ -73,7 +73,9 @@ def encode(
     if as_it_is and isinstance(picture, bytes):
         return bare_png(picture, exif)
     with _opened(picture) as image:
-        result = image if as_it_is else image.convert("RGB")
+        image.load()
+        # a copy of 100 megapixels takes 400 MB
+        result = image if as_it_is or image.mode == "RGB" else image.convert("RGB")
     result.info.clear()  # Pillow makes a PNG's texts the comment of a JPEG
     if alpha is not None:
         result.putalpha(alpha.resize(result.size, Image.Resampling.LANCZOS))

@@ -17,6 +17,7 @@ from restoration.errors import InvalidRequest
 from restoration.images import UploadLimits, check_result
 from restoration.jobs import Job, NewJob, OutputFormat, ParamValue, Priority
 from restoration.quotas import Quotas
+from restoration.reuse import Reuse
 from restoration.webhook_urls import WebhookRules, check_url
 from workflows.catalog import Catalog, Workflow
 from workflows.custom import CUSTOM, custom_workflow, graph_of, params_of
@@ -50,6 +51,7 @@ class SubmissionRequest:
     upload_id: UUID | None = None
     graph: Mapping[str, object] | None = None
     quotas: Quotas | None = None  # those of the settings if there are none
+    reuse: Reuse = Reuse.NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,8 @@ class Order:
     def digest(self, subject: bytes) -> str:
         """sha256, in hex, that two requests share only when they ask for the same.
 
-        `subject` is the picture, or whatever stands for the pictures of a batch.
+        `subject` is the picture, or whatever stands for the pictures of a batch. Whether a stored
+        result may answer is no part of it: what is asked for is the same.
         """
         asked = [
             *(self.workflow.name, dict(self.params), self.output_format, self.priority),

@@ -16,8 +16,9 @@ import structlog
 from actors.decoders import Examiner
 from actors.orders import MAX_NAME_CHARS, Order, Orders, SubmissionRequest
 from actors.uploads import fetch_upload
-from persistence.keys import input_key, upload_key
+from persistence.keys import copy_key, input_key, upload_key
 from restoration.errors import (
+    ArtifactCorrupt,
     DependencyUnavailable,
     IdempotencyConflict,
     IllegalTransition,
@@ -31,9 +32,11 @@ from restoration.jobs import (
     Job,
     JobStatus,
     NewJob,
+    Reused,
 )
 from restoration.ports import BlobStore, JobStore
 from restoration.quotas import Quotas
+from restoration.reuse import Reuse
 from restoration.tracing import NullTracer, TraceContext, Tracer, current, spanning
 from restoration.webhook_urls import WebhookRules
 from workflows.catalog import Catalog
@@ -93,20 +96,22 @@ class Submission:
             return Submitted(earlier, replayed=True)
         await self.demand_room(request)
         new = replace(
-            await self.prepare(await self._complete(request), order, uuid4()),
+            await self.prepare(
+                await self._complete(request),
+                order,
+                request.upload_id or uuid4(),  # so that an upload becomes a job only once
+            ),
             idempotency_key=request.idempotency_key,
             request_digest=digest,
         )
-        if request.upload_id is not None:
-            new = replace(new, id=request.upload_id)  # so that it becomes a job only once
         try:
             with spanning(self._tracer, "record"):
                 job, created = await self._jobs.insert(new, request.quotas)
         except (IdempotencyConflict, QueueFull, StorageFull):
-            await self.discard(new.input.key)
+            await self.discard(*new.object_keys)
             raise
         if not created:  # another request with the same key was quicker
-            await self.discard(new.input.key)
+            await self.discard(*new.object_keys)
         if request.upload_id is not None:
             await self.discard(upload_key(request.owner, request.upload_id))
         return Submitted(job, replayed=not created)
@@ -170,15 +175,17 @@ class Submission:
     async def prepare(self, request: SubmissionRequest, order: Order, job_id: UUID) -> NewJob:
         """Examine the picture and store it; what comes back is ready to be recorded.
 
-        Raises InvalidRequest and its kin for a picture that cannot be used.
+        With a stored result for it, if there is one and the request allows that. Raises
+        InvalidRequest and its kin for a picture that cannot be used.
         """
         with spanning(self._tracer, "examine"):
             picture = await self._examiner.examine(request.image)
             self._orders.check_result(order, picture)
-        key = input_key(job_id, picture.type)
+        # two requests for one upload are about to make the same job: to each its own object
+        key = input_key(uuid4() if request.upload_id else job_id, picture.type)
         with spanning(self._tracer, "store_input"):
             stored = await self._blobs.put(key, request.image, picture.type.value)
-        return NewJob(
+        new = NewJob(
             id=job_id,
             owner=request.owner,
             workflow=order.workflow.name,
@@ -194,13 +201,32 @@ class Submission:
             keep_metadata=order.keep_metadata,
             traceparent=_traceparent(),
         )
+        return await self._answered(new) if request.reuse is Reuse.ALLOW else new
 
-    async def discard(self, key: str) -> None:
-        """Remove an object that no job needs."""
+    async def _answered(self, new: NewJob) -> NewJob:
+        """With a copy of the result of the same work, or as it was.
+
+        The copy is the new job's own: the earlier one may be removed at any moment.
+        """
+        earlier = await self._jobs.find_result(new)
+        if earlier is None:
+            return new
+        key = copy_key(new.id, new.output_format)
         try:
-            await self._blobs.delete(key)
-        except DependencyUnavailable as error:  # no reason to keep the answer from the caller
-            log.warning("object_orphaned", key=key, reason=error.message)
+            output = await self._blobs.copy(earlier.result(), key)
+        except (ArtifactCorrupt, DependencyUnavailable) as error:
+            # removed meanwhile, or worse; the job can still be executed
+            log.warning("result_not_reused", job_id=str(earlier.id), reason=error.message)
+            return new
+        return replace(new, reused=Reused(earlier.reused_from or earlier.id, output))
+
+    async def discard(self, *keys: str) -> None:
+        """Remove objects that no job needs."""
+        for key in keys:
+            try:
+                await self._blobs.delete(key)
+            except DependencyUnavailable as error:  # no reason to keep the answer from the caller
+                log.warning("object_orphaned", key=key, reason=error.message)
 
 
 def _traceparent() -> str:

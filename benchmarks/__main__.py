@@ -15,10 +15,12 @@ from benchmarks import report
 from benchmarks.claims import claim_time
 from benchmarks.events import event_latency
 from benchmarks.figures import Bench, Benchmark, Figure
+from benchmarks.large import large_pictures
 from benchmarks.many_workers import many_workers
 from benchmarks.memory import memory_growth
 from benchmarks.pool import busy_pool
 from benchmarks.reads import status_reads
+from benchmarks.rivals import api_proxy, usual_service
 from benchmarks.submits import submits
 from benchmarks.throughput import throughput
 
@@ -31,6 +33,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "memory": memory_growth,
     "claims": claim_time,
     "workers": many_workers,
+    "large": large_pictures,
+    "usual": usual_service,
+    "proxy": api_proxy,
 }
 OUT = Path("build")
 

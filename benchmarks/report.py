@@ -63,5 +63,7 @@ def write_chart(figures: Sequence[Figure], path: Path) -> None:
 
 
 def _to_goal(figure: Figure, value: float) -> float:
+    if not (value and figure.goal.bound):  # none of what there should be none of
+        return float(figure.goal.met(value))
     share = value / figure.goal.bound
     return share if figure.goal.at_least else 1 / share

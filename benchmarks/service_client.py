@@ -16,7 +16,8 @@ from PIL import Image
 
 from benchmarks.bare_client import Work
 from benchmarks.figures import HERE
-from tests.photos import original
+from restoration.jobs import OutputFormat
+from tests.photos import PhotoName, original
 from tests.stack import Stack
 from workflows.catalog import load_catalog
 from workflows.render import render
@@ -37,10 +38,10 @@ class Held:
     def params(self) -> dict[str, float]:
         return {"size": self.side, "seconds": self.seconds}
 
-    def photo(self) -> bytes:
+    def photo(self, name: PhotoName = "china") -> bytes:
         out = io.BytesIO()
         side = self.side // 4
-        original("china").resize((side, side), Image.Resampling.LANCZOS).save(out, "JPEG")
+        original(name).resize((side, side), Image.Resampling.LANCZOS).save(out, "JPEG")
         return out.getvalue()
 
     def work(self) -> Work:
@@ -82,18 +83,37 @@ class ServiceClient:
         await asyncio.gather(*(work_off() for _ in range(in_flight)))
         return ended_at_s
 
-    async def run(self, workflow: str, params: Mapping[str, object], photo: bytes) -> str:
+    async def restore(
+        self, held: Held, photo: bytes, output_format: OutputFormat = OutputFormat.PNG
+    ) -> bytes:
+        """Through one job, to its result in hand."""
+        path = await self.run(WORKFLOW, held.params, photo, output_format)
+        return await self._fetch(path)
+
+    async def run(
+        self,
+        workflow: str,
+        params: Mapping[str, object],
+        photo: bytes,
+        output_format: OutputFormat = OutputFormat.PNG,
+    ) -> str:
         """Submit a job and wait for its end; the path of its result."""
-        job = await self.submit(workflow, params, photo, wait_s=WAIT_S)
+        job = await self.submit(workflow, params, photo, WAIT_S, output_format)
         assert job["status"] == "succeeded", job
         path: str = job["links"]["result"]
         return path
 
     async def submit(
-        self, workflow: str, params: Mapping[str, object], photo: bytes, wait_s: int = 0
+        self,
+        workflow: str,
+        params: Mapping[str, object],
+        photo: bytes,
+        wait_s: int = 0,
+        output_format: OutputFormat = OutputFormat.PNG,
     ) -> dict[str, Any]:
         """The job as it is after `wait_s` at most."""
-        form = aiohttp.FormData({"workflow": workflow, "params": json.dumps(params)})
+        asked = {"workflow": workflow, "params": json.dumps(params)}
+        form = aiohttp.FormData({**asked, "output_format": output_format.value})
         form.add_field("image", photo, filename="photo.jpg")
         headers = {**self._headers, **({"Prefer": f"wait={wait_s}"} if wait_s else {})}
         url = f"{self._url}/api/v1/restorations"

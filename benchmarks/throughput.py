@@ -39,7 +39,7 @@ def throughput(bench: Bench) -> Sequence[Figure]:
 
 
 async def _measure(bench: Bench) -> list[Figure]:
-    async with _bare_comfyui() as bare_url, ServiceClient.to(bench.stack) as client:
+    async with bare_comfyui() as bare_url, ServiceClient.to(bench.stack) as client:
         return [
             await _rate(bench, bare_url, client, LARGE, Goal(1.8, at_least=True)),
             await _rate(bench, bare_url, client, SMALL, Goal(1.4, at_least=True)),
@@ -48,7 +48,7 @@ async def _measure(bench: Bench) -> list[Figure]:
 
 
 @asynccontextmanager
-async def _bare_comfyui() -> AsyncIterator[str]:
+async def bare_comfyui() -> AsyncIterator[str]:
     """The URL of an engine with ComfyUI's own nodes and the one that holds the GPU."""
     installed = installed_engine(NodeSettings())
     with tempfile.TemporaryDirectory(prefix="comfy-bench-") as folder:
@@ -72,8 +72,8 @@ async def _rate(
 ) -> Figure:
     rates = []
     for n in range(ROUNDS):
-        bare = _per_s(await end_times_s(bare_url, held.work(), held.jobs))
-        ours = _per_s(await client.end_times_s(held, IN_FLIGHT))
+        bare = per_s(await end_times_s(bare_url, held.work(), held.jobs))
+        ours = per_s(await client.end_times_s(held, IN_FLIGHT))
         bench.say(f"  {held.side}x{held.side}, round {n + 1}: {ours:.2f}/s over {bare:.2f}/s")
         rates.append((ours, bare))
     return Figure(
@@ -85,7 +85,7 @@ async def _rate(
     )
 
 
-def _per_s(ended_at_s: Sequence[float]) -> float:
+def per_s(ended_at_s: Sequence[float]) -> float:
     steady = sorted(ended_at_s)[WARM_UP_JOBS:]
     return (len(steady) - 1) / (steady[-1] - steady[0])
 

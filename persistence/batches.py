@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from persistence import transitions, turns
+from persistence import deliveries, transitions, turns
 from persistence.cursors import Cursor
 from persistence.database import Database
 from persistence.tables import batches, jobs, new_row, to_job
@@ -125,6 +125,9 @@ def _insert(
         connection.execute(insert(jobs).values([new_row(job) for job in new_jobs]))
         turns.admit(policy, batch.owner, quotas, connection)
         transitions.announce(connection)
+        for job in new_jobs:
+            if job.reused is not None:
+                deliveries.enqueue(job, connection)
     return _get(batch.id, batch.owner, connection), True
 
 

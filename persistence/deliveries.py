@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 from persistence.database import Database
 from persistence.signals import DELIVERY_CHANNEL
 from persistence.tables import deliveries, jobs, to_job
-from restoration.jobs import Job
+from restoration.jobs import Job, NewJob
 from restoration.webhook_urls import host_of
 from restoration.webhooks import Delivery, DeliveryStatus, DueDelivery
 
@@ -27,7 +27,7 @@ _IS_DUE = and_(
 )
 
 
-def enqueue(job: Job, connection: Connection) -> None:
+def enqueue(job: Job | NewJob, connection: Connection) -> None:
     """Part of the end of `job`; wakes the sender when that is committed, and only then."""
     if job.webhook_url is None:
         return

@@ -26,6 +26,7 @@ from restoration.errors import IdempotencyConflict, InputExpired
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobPage, JobStatus, NewJob
 from restoration.queueing import QueuePolicy
 from restoration.quotas import Quotas
+from restoration.reuse import work_key
 from restoration.webhooks import Delivery
 
 # Overdue jobs that one call of `expire` fails at most: the leader has tickets to send meanwhile.
@@ -65,6 +66,21 @@ class PostgresJobStore:
         if not found:
             raise transitions.job_not_found(job_id)
         return found[0]
+
+    async def find_result(self, job: NewJob) -> Job | None:
+        query = (
+            select(jobs)
+            .where(
+                jobs.c.work_key == work_key(job),
+                jobs.c.owner == job.owner,
+                jobs.c.status == JobStatus.SUCCEEDED,
+                jobs.c.output_expired_at.is_(None),
+            )
+            .order_by(jobs.c.finished_at.desc())
+            .limit(1)
+        )
+        found = await self._database.run(partial(_fetch, query))
+        return found[0] if found else None
 
     async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         final = [status for status in JobStatus if status.is_final]
@@ -180,7 +196,10 @@ def _insert(
     if row is None:
         return _earlier(job, connection), False
     turns.admit(policy, job.owner, quotas, connection)
-    transitions.announce(connection)
+    if job.reused is None:
+        transitions.announce(connection)
+    else:
+        deliveries.enqueue(job, connection)
     return to_job(row), True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from restoration.images import ImageType
 from restoration.jobs import AttemptRef, OutputFormat
@@ -31,6 +31,12 @@ def output_key(ref: AttemptRef, output_format: OutputFormat) -> str:
     """Named after job and attempt, so that a late zombie cannot overwrite another's result."""
     suffix = _SUFFIXES[ImageType(output_format.content_type)]
     return f"{OUTPUTS}{ref.job_id}/{ref.attempt}.{suffix}"
+
+
+def copy_key(job_id: UUID, output_format: OutputFormat) -> str:
+    """For another job's result that becomes this one's; two requests may try to make one job."""
+    suffix = _SUFFIXES[ImageType(output_format.content_type)]
+    return f"{OUTPUTS}{job_id}/copy-{uuid4()}.{suffix}"
 
 
 def upload_key(owner: str, upload_id: UUID) -> str:

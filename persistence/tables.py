@@ -23,6 +23,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     RowMapping,
     SmallInteger,
@@ -46,6 +47,7 @@ from restoration.jobs import (
     OutputFormat,
     Priority,
 )
+from restoration.reuse import work_key
 from restoration.webhooks import DeliveryStatus
 
 metadata = MetaData()
@@ -140,6 +142,9 @@ jobs = Table(
     Column("keep_metadata", Boolean, nullable=False, server_default=text("false")),
     # W3C Trace Context, of the request that submitted it
     Column("traceparent", Text),
+    # see `restoration.reuse`; no key for jobs from before there were any
+    Column("work_key", LargeBinary),
+    Column("reused_from", Uuid),
     _one_of("status", JobStatus),
     _one_of("output_format", OutputFormat),
     _present_in(OWNED, "lease_until"),
@@ -152,8 +157,12 @@ jobs = Table(
     ),
     CheckConstraint("num_nulls(failure_code, failure_message) IN (0, 2)", "jobs_failure_whole"),
     CheckConstraint(
-        f"status NOT IN ('running', 'cancelling', 'succeeded') OR ({_ATTEMPTED})",
+        "status NOT IN ('running', 'cancelling', 'succeeded') OR reused_from IS NOT NULL "
+        f"OR ({_ATTEMPTED})",
         name="jobs_attempted",
+    ),
+    CheckConstraint(
+        "reused_from IS NULL OR (status = 'succeeded' AND attempt = 0)", name="jobs_reused_done"
     ),
     CheckConstraint(
         "status <> 'queued' OR (worker IS NULL AND started_at IS NULL)", name="jobs_waiting_clean"
@@ -203,6 +212,13 @@ jobs = Table(
     ),
     Index("jobs_rows_left", "finished_at", postgresql_where=text("input_expired_at IS NOT NULL")),
     Index("jobs_input", "input_key", postgresql_where=text("input_expired_at IS NULL")),
+    Index(
+        "jobs_results",
+        *("work_key", "finished_at"),
+        postgresql_where=text(
+            "work_key IS NOT NULL AND status = 'succeeded' AND output_expired_at IS NULL"
+        ),
+    ),
     CheckConstraint("num_nulls(batch_id, batch_index) IN (0, 2)", name="jobs_batch_whole"),
     Index(
         "jobs_batch",
@@ -313,6 +329,9 @@ batches = Table(
 )
 
 
+_OUTPUT = ("output_key", "output_sha256", "output_size_bytes", "output_content_type")
+
+
 def artifact_columns(prefix: str, artifact: Artifact) -> dict[str, Any]:
     """`artifact` as the values of the four columns whose names begin with `prefix`."""
     return {
@@ -328,11 +347,17 @@ def failure_columns(failure: Failure) -> dict[str, Any]:
 
 
 def new_row(job: NewJob) -> dict[str, Any]:
-    """The values of a queued job's row; the times are the server's."""
+    """The values of a new job's row: it waits, or it has its result. The times are the server's."""
+    reused = job.reused
+    ended = artifact_columns("output", reused.output) if reused else dict.fromkeys(_OUTPUT)
     return {
+        **ended,
+        "status": JobStatus.SUCCEEDED if reused else JobStatus.QUEUED,
+        "finished_at": func.now() if reused else None,
+        "reused_from": reused.source if reused else None,
+        "work_key": work_key(job),
         "id": job.id,
         "owner": job.owner,
-        "status": JobStatus.QUEUED,
         "workflow": job.workflow,
         "workflow_version": job.workflow_version,
         "params": dict(job.params),
@@ -389,6 +414,7 @@ def to_job(row: RowMapping) -> Job:
         batch_index=row["batch_index"],
         keep_metadata=row["keep_metadata"],
         traceparent=row["traceparent"],
+        reused_from=row["reused_from"],
     )
 
 

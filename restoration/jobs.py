@@ -133,6 +133,14 @@ DEFAULT_QUEUE_LIMIT_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
+class Reused:
+    """A copy, made for a new job, of the result that the job `source` was executed for."""
+
+    source: UUID
+    output: Artifact
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """What a submission writes. The id comes first, because the input's S3 key holds it."""
 
@@ -157,6 +165,12 @@ class NewJob:
     batch_id: UUID | None = None
     batch_index: int | None = None
     traceparent: str | None = None  # W3C Trace Context, of whatever submitted it
+    reused: Reused | None = None  # then the job has succeeded as soon as it is recorded
+
+    @property
+    def object_keys(self) -> tuple[str, ...]:
+        """Of what was stored for the job before it was recorded."""
+        return (self.input.key, *((self.reused.output.key,) if self.reused else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +181,8 @@ class Job:
     held against the job, up to `max_attempts`. A worker that goes away in good order hands its
     job back without one. `attempts` are those that are over, oldest first, at most MAX_RECORDS.
     A job whose first attempt has not begun by `queue_deadline_at` fails; `retry_of` is the job
-    that this one was sent again for.
+    that this one was sent again for. A job that was answered from a stored result has that of the
+    job `reused_from`, and no attempt.
     """
 
     id: UUID
@@ -205,6 +220,7 @@ class Job:
     batch_id: UUID | None = None
     batch_index: int | None = None
     traceparent: str | None = None  # W3C Trace Context, of whatever submitted it
+    reused_from: UUID | None = None
 
     @property
     def ref(self) -> AttemptRef:

@@ -45,7 +45,8 @@ class JobStore(Protocol):
         IdempotencyConflict when the request digests differ. A job that was sent again already is
         taken for a used key. Raises QueueFull when too many jobs wait, StorageFull when too much
         would be stored. From then on `quotas`, by default the store's own, say how many of its
-        owner's jobs may run at a time: claims pass over the others.
+        owner's jobs may run at a time: claims pass over the others. A job with a reused result is
+        recorded as succeeded, and nobody is notified.
         """
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
@@ -58,6 +59,9 @@ class JobStore(Protocol):
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
         """Raises JobNotFound; with `owner`, somebody else's job does not exist either."""
+
+    async def find_result(self, job: NewJob) -> Job | None:
+        """The newest job whose stored result does for `job` as well (`restoration.reuse`)."""
 
     async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         """Those of the jobs that have ended."""
@@ -193,6 +197,9 @@ class BlobStore(Protocol):
 
     async def get(self, artifact: Artifact) -> bytes:
         """Raises ArtifactCorrupt when size or sha256 differ, or the object is gone."""
+
+    async def copy(self, artifact: Artifact, key: str) -> Artifact:
+        """The same bytes once more, as `put` would have stored them. Raises as `get`."""
 
     async def delete(self, key: str) -> None:
         """Deleting what is not there is no error."""

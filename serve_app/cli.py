@@ -23,6 +23,7 @@ from restoration.settings import load_node_settings, load_settings
 from serve_app.cli_batches import batch_app
 from serve_app.cli_shared import (
     ParamOption,
+    ReuseOption,
     ServerOption,
     TokenOption,
     WorkflowOption,
@@ -30,6 +31,7 @@ from serve_app.cli_shared import (
     err,
     local_stack,
     local_token,
+    may_reuse,
     open_client,
     out,
     parse_parameter,
@@ -118,6 +120,7 @@ def run(
     output_format: Annotated[
         OutputFormat | None, typer.Option("--format", help="Default: by OUTPUT's suffix, or png.")
     ] = None,
+    reuse: ReuseOption = False,
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
@@ -127,7 +130,9 @@ def run(
         raise SetupError(f"there is no folder {output.parent} for the result")
     params = dict(parse_parameter(text) for text in param or [])
     with open_client(server, token) as client:
-        job = client.submit(photo, workflow=workflow, params=params, output_format=chosen)
+        job = client.submit(
+            photo, workflow=workflow, params=params, output_format=chosen, reuse=may_reuse(reuse)
+        )
         try:
             ended = follow(err, client, job)
         except KeyboardInterrupt:
@@ -138,7 +143,8 @@ def run(
             complain(f"job {job.id} {ended.status}: {reason}")
             raise typer.Exit(1)
         client.download(job.id, output)
-    err.print(f"restored to {output}")
+    how = ", with the result of an earlier job" if ended.reused_from else ""
+    err.print(f"restored to {output}{how}")
 
 
 @app.command()

@@ -14,11 +14,13 @@ from restoration.batches import MAX_BATCH_ITEMS
 from restoration.jobs import JobStatus, OutputFormat
 from serve_app.cli_shared import (
     ParamOption,
+    ReuseOption,
     ServerOption,
     TokenOption,
     WorkflowOption,
     complain,
     err,
+    may_reuse,
     open_client,
     out,
     parse_parameter,
@@ -50,6 +52,7 @@ def submit(
     output_format: Annotated[
         OutputFormat, typer.Option("--format", help="Of the results.")
     ] = OutputFormat.PNG,
+    reuse: ReuseOption = True,
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
@@ -63,7 +66,11 @@ def submit(
     with open_client(server, token) as client:
         with err.status(f"sending {len(files)} photos"):
             batch = client.submit_batch(
-                files, workflow=workflow, params=params, output_format=output_format
+                files,
+                workflow=workflow,
+                params=params,
+                output_format=output_format,
+                reuse=may_reuse(reuse),
             )
         _finish(client, batch.id, output)
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from restoration.errors import SetupError
+from restoration.reuse import Reuse
 from restoration.settings import load_node_settings
 from serve_app.client import RestorationClient
 from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
@@ -37,6 +38,11 @@ TokenOption = Annotated[
 WorkflowOption = Annotated[str, typer.Option(help="See `GET /api/v1/workflows`.")]
 ParamOption = Annotated[
     list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter; repeatable.")
+]
+
+ReuseOption = Annotated[
+    bool,
+    typer.Option("--reuse/--no-reuse", help="Take the result of an earlier job that did the same."),
 ]
 
 
@@ -76,6 +82,10 @@ def local_token(
     return mint_token(
         keys, stack.issuer, LOCAL_AUDIENCE, sub, [*USER_SCOPES, *more_scopes], lifetime_s
     )
+
+
+def may_reuse(flag: bool) -> Reuse:
+    return Reuse.ALLOW if flag else Reuse.NEVER
 
 
 def parse_parameter(text: str) -> tuple[str, object]:

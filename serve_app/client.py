@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from restoration.events import JobEvent, Progressed, StateChanged, from_json, is_last
 from restoration.images import sniff
 from restoration.jobs import JobStatus, OutputFormat, Priority
+from restoration.reuse import Reuse
 from serve_app.client_answers import ApiError, error_of, parse
 from serve_app.client_batches import BatchCalls
 from serve_app.schemas import (
@@ -88,11 +89,13 @@ class RestorationClient(BatchCalls):
         run_limit_s: float | None = None,
         webhook_url: str | None = None,
         keep_metadata: bool = False,
+        reuse: Reuse = Reuse.NEVER,
     ) -> Restoration:
         """Submit a photo; on return the job is safe, and will end.
 
         An id is that of an `upload`. Limits, in seconds, may only be shorter than the workflow's.
-        The result gets the photo's EXIF only with `keep_metadata`.
+        The result gets the photo's EXIF only with `keep_metadata`. If the job may `reuse` a
+        stored result and there is one, it has succeeded on return.
         """
         limits = {"queue_limit_s": queue_limit_s, "run_limit_s": run_limit_s}
         answer = self._call(
@@ -107,6 +110,7 @@ class RestorationClient(BatchCalls):
                 **{name: value for name, value in limits.items() if value is not None},
                 **({"webhook_url": webhook_url} if webhook_url else {}),
                 **({"keep_metadata": "true"} if keep_metadata else {}),
+                **({"reuse": reuse.value} if reuse is not Reuse.NEVER else {}),
             },
             headers={"Idempotency-Key": idempotency_key or str(uuid4())},
         )

@@ -18,6 +18,7 @@ import httpx
 from pydantic import ValidationError
 
 from restoration.jobs import OutputFormat, Priority
+from restoration.reuse import Reuse
 from serve_app.client_answers import ApiError, parse
 from serve_app.schemas import (
     BatchItems,
@@ -51,6 +52,7 @@ class BatchCalls(ABC):
         output_format: OutputFormat = OutputFormat.PNG,
         priority: Priority = Priority.BATCH,
         idempotency_key: str | None = None,
+        reuse: Reuse = Reuse.ALLOW,
     ) -> SubmittedBatchView:
         """Submit up to 1,000 photos as one; on return those that were accepted are safe.
 
@@ -70,6 +72,7 @@ class BatchCalls(ABC):
                 "params": json.dumps(params or {}),
                 "output_format": output_format.value,
                 "priority": priority.value,
+                **({"reuse": reuse.value} if reuse is not Reuse.ALLOW else {}),
             },
             headers={"Idempotency-Key": idempotency_key or str(uuid4())},
             timeout=_ANSWER_TIMEOUT,

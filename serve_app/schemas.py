@@ -115,6 +115,9 @@ class Restoration(_View):
         None, description="a job whose first attempt has not begun by then fails"
     )
     retry_of: UUID | None = Field(None, description="the job that this one was sent again for")
+    reused_from: UUID | None = Field(
+        None, description="the job whose result this one was answered with, without an attempt"
+    )
     progress: ProgressView | None
     webhook: WebhookView | None = None
     keep_metadata: bool = Field(False, description="the result has the photo's EXIF")
@@ -336,6 +339,7 @@ def restoration(
         attempts=tuple(map(attempt_view, job.attempts)),
         queue_deadline_at=job.queue_deadline_at,
         retry_of=job.retry_of,
+        reused_from=job.reused_from,
         progress=progress,
         webhook=webhook,
         keep_metadata=job.keep_metadata,

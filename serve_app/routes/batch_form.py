@@ -21,11 +21,14 @@ from starlette.exceptions import HTTPException
 from actors.batch_submission import Photo
 from restoration.batches import MAX_BATCH_ITEMS
 from restoration.jobs import Priority
+from restoration.reuse import Reuse
 from serve_app.openapi import multipart_form
 from serve_app.routes.forms import (
     FORM_OVERHEAD_BYTES,
     MAX_FIELD_BYTES,
     MAX_FIELDS,
+    JobForm,
+    ReuseField,
     WorkflowForm,
     malformed,
     validated,
@@ -42,6 +45,7 @@ class BatchForm(WorkflowForm):
     priority: Priority = Field(
         Priority.BATCH, description="every interactive job goes before every batch job"
     )
+    reuse: ReuseField = Field(Reuse.ALLOW, description=JobForm.model_fields["reuse"].description)
 
 
 BATCH_BODY = multipart_form(

@@ -13,13 +13,14 @@ from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
 from actors.submission import SubmissionRequest
 from restoration.jobs import OutputFormat, Priority
+from restoration.reuse import Reuse
 from serve_app.auth import Principal
 from serve_app.openapi import multipart_form
 from serve_app.routes.dependencies import authenticated
@@ -31,7 +32,12 @@ DEFAULT_WORKFLOW = "restore"
 MAX_FIELD_BYTES = 64 * 1024
 # Part headers, boundaries and the other fields, on top of the image itself.
 FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
-MAX_FIELDS = 9
+MAX_FIELDS = 10
+
+# Written out, because no answer has one: it is among no components.
+ReuseField = Annotated[
+    Reuse, WithJsonSchema({"type": "string", "enum": [each.value for each in Reuse]})
+]
 
 
 class JobForm(BaseModel):
@@ -61,6 +67,12 @@ class JobForm(BaseModel):
     )
     keep_metadata: bool = Field(
         False, description="gives the result the photo's EXIF: times, place, camera, author"
+    )
+
+    reuse: ReuseField = Field(
+        Reuse.NEVER,
+        description="allow: if the same was done for the same photo before, and its result is "
+        "still there, the job has succeeded at once, with a copy of that",
     )
 
     def asks(

@@ -58,8 +58,8 @@ def submission_responses(*errors: type[RestorationError]) -> Responses:
             },
         },
         200: {
-            "description": "the finished job (`Prefer: wait`), or the job of an earlier request "
-            "with the same Idempotency-Key or upload",
+            "description": "the finished job (`Prefer: wait`, or `reuse=allow` and there was a "
+            "result), or the job of an earlier request with the same Idempotency-Key or upload",
             "model": Restoration,
             "headers": {
                 "Location": header("path of the job"),
@@ -92,6 +92,6 @@ async def answer(
         headers["Idempotent-Replayed"] = "true"
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s}"
-    is_done = submitted.replayed or (wait_s is not None and job.status.is_final)
+    is_done = submitted.replayed or job.status.is_final
     body = view.model_dump(mode="json", by_alias=True)
     return JSONResponse(body, 200 if is_done else 202, headers)

@@ -19,6 +19,7 @@ from uuid import UUID
 from actors.batch import Batch, connect
 from restoration.errors import RestorationError
 from restoration.jobs import Priority
+from restoration.reuse import Reuse
 
 OWNER = "archive"
 WORKFLOW = "enlarge"
@@ -38,7 +39,10 @@ def submit(batch: Batch, photos: Sequence[Path]) -> set[UUID]:
         try:
             # not of the lower class: that of the HTTP users would starve it
             (job_id,) = batch.submit_files(
-                [photo], workflow=WORKFLOW, priority=Priority.INTERACTIVE
+                [photo],
+                workflow=WORKFLOW,
+                priority=Priority.INTERACTIVE,
+                reuse=Reuse.NEVER,  # each is to be executed
             )
         except RestorationError as error:
             tell("trouble", what=f"submit through handles: {error.code}")

@@ -146,7 +146,7 @@ def test_the_form_and_the_headers_are_described(document: Document) -> None:
     assert form["oneOf"] == [{"required": ["image"]}, {"required": ["upload_id"]}]
     assert set(form["properties"]) == {
         *("image", "workflow", "params", "output_format", "priority"),
-        *("queue_limit_s", "run_limit_s", "webhook_url", "keep_metadata", "upload_id"),
+        *("queue_limit_s", "run_limit_s", "webhook_url", "keep_metadata", "reuse", "upload_id"),
     }
     assert {p["name"] for p in post["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert "Location" in post["responses"]["202"]["headers"]
@@ -161,20 +161,21 @@ def test_05_the_form_of_a_run_is_described(document: Document) -> None:
     assert form["oneOf"] == [{"required": ["image"]}, {"required": ["upload_id"]}]
     assert set(form["properties"]) == {
         *("image", "upload_id", "graph", "output_format", "priority"),
-        *("queue_limit_s", "run_limit_s", "webhook_url", "keep_metadata"),
+        *("queue_limit_s", "run_limit_s", "webhook_url", "keep_metadata", "reuse"),
     }
 
 
 def test_the_form_of_a_batch_is_described(document: Document) -> None:
-    """Up to a thousand photos, and the fields of a single one, but for the priority's default."""
+    """Up to a thousand photos, and the fields of a single one, but for two defaults."""
     post = document["paths"][BATCHES]["post"]
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["image"]
     assert set(form["properties"]) == {
         *("image", "workflow", "params", "output_format", "priority"),
-        *("queue_limit_s", "run_limit_s", "webhook_url", "keep_metadata"),
+        *("queue_limit_s", "run_limit_s", "webhook_url", "keep_metadata", "reuse"),
     }
     assert form["properties"]["priority"]["default"] == "batch"
+    assert form["properties"]["reuse"]["default"] == "allow"
     assert (form["properties"]["image"]["type"], form["properties"]["image"]["maxItems"]) == (
         "array",
         1000,

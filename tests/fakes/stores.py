@@ -38,11 +38,13 @@ from restoration.jobs import (
     JobPage,
     JobStatus,
     NewJob,
+    Reused,
     check_transition,
 )
 from restoration.ports import NewUpload, StampedEvent, UploadLink
 from restoration.queueing import Load, QueuePolicy
 from restoration.quotas import Quotas
+from restoration.reuse import work_key
 from restoration.webhooks import Delivery
 from tests.fakes.turns import Turns
 
@@ -72,6 +74,7 @@ class MemoryJobStore:
     policy: QueuePolicy = field(default_factory=QueuePolicy)
     turns: Turns = field(default_factory=Turns)
     max_running: dict[str, int] = field(default_factory=dict)
+    work_keys: dict[UUID, bytes] = field(default_factory=dict)
 
     async def insert(self, job: NewJob, quotas: Quotas | None = None) -> tuple[Job, bool]:
         self._check_up()
@@ -86,11 +89,14 @@ class MemoryJobStore:
             raise InputExpired("the photo has been removed")
         if earlier is None:
             more_bytes = 0 if job.retry_of else job.input.size_bytes
+            if job.reused is not None:
+                more_bytes += job.reused.output.size_bytes
             self._check_room(job.owner, quotas, more_bytes)
             self.max_running[job.owner] = (quotas or self.policy.quotas).running_jobs
             now = self.clock()
             shared = {f.name: getattr(job, f.name) for f in fields(NewJob)}
             deadline_at = now + timedelta(seconds=shared.pop("queue_limit_s"))
+            reused: Reused | None = shared.pop("reused")
             row = Job(
                 **shared,
                 status=JobStatus.QUEUED,
@@ -98,6 +104,9 @@ class MemoryJobStore:
                 available_at=now,
                 queue_deadline_at=deadline_at,
             )
+            self.work_keys[job.id] = work_key(job)
+            if reused is not None:
+                return self._end_reused(row, reused), True
             self.turns.join(row, self.rows.values(), now)
             self.rows[job.id] = row
             return row, True
@@ -106,6 +115,25 @@ class MemoryJobStore:
                 "the key was used for another request", job_id=str(earlier.id)
             )
         return earlier, False
+
+    def _end_reused(self, row: Job, reused: Reused) -> Job:
+        ended = replace(
+            row,
+            status=JobStatus.SUCCEEDED,
+            output=reused.output,
+            finished_at=row.created_at,
+            reused_from=reused.source,
+        )
+        if row.webhook_url is not None:
+            self.outbox[row.id] = Delivery(next_try_at=row.created_at)
+        self.rows[row.id] = ended
+        return ended
+
+    async def find_result(self, job: NewJob) -> Job | None:
+        self._check_up()
+        same = [self.rows[id_] for id_, key in self.work_keys.items() if key == work_key(job)]
+        stored = [row for row in same if row.output and row.output_expired_at is None]
+        return stored[-1] if stored else None
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
         self._check_up()
@@ -358,6 +386,9 @@ class MemoryBlobStore:
         if found != (artifact.sha256, artifact.size_bytes):
             raise ArtifactCorrupt("the stored bytes are not those that were put", key=artifact.key)
         return data
+
+    async def copy(self, artifact: Artifact, key: str) -> Artifact:
+        return await self.put(key, await self.get(artifact), artifact.content_type)
 
     async def delete(self, key: str) -> None:
         await self.ping()

@@ -1,0 +1,128 @@
+"""Point 4 where only Postgres and S3 show it: the index, the upkeep, the rules in the table."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import IntegrityError
+
+from actors.housekeeping import Housekeeping, Lifetimes
+from persistence.blobs import S3BlobStore
+from persistence.database import Database
+from persistence.jobs import PostgresJobStore
+from persistence.keys import copy_key, output_key
+from persistence.retention import Retention
+from restoration.errors import JobNotFound
+from restoration.jobs import Job, OutputFormat, Reused
+from tests.conftest import S3Access
+from tests.samples import artifact, new_job
+
+DAY_S = 24 * 3600
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture
+async def blobs(s3: S3Access) -> AsyncIterator[S3BlobStore]:
+    store = S3BlobStore(
+        s3.bucket,
+        endpoint_url=s3.endpoint_url,
+        access_key=s3.access_key,
+        secret_key=s3.secret_key,
+    )
+    yield store
+    await store.aclose()
+
+
+async def _execute(database: Database, statement: str, **values: Any) -> Any:
+    def work(connection: Connection) -> Any:
+        result = connection.execute(text(statement), values)
+        return result.all() if result.returns_rows else None
+
+    return await database.run(work)
+
+
+async def _finish(store: PostgresJobStore, blobs: S3BlobStore) -> Job:
+    await store.insert(new_job(input=artifact("inputs/earlier.png")))
+    job = await store.claim("w", 60, ["restore"])
+    assert job is not None
+    key = output_key(job.ref, OutputFormat.PNG)
+    return await store.succeed(job.ref, await blobs.put(key, b"restored", "image/png"), {})
+
+
+async def test_04_a_copy_outlives_the_job_that_was_executed(
+    database: Database, blobs: S3BlobStore
+) -> None:
+    """The earlier result, its object and its row go in their time; the later job's does not, nor
+    does the sweep for orphans take it."""
+    store, retention = PostgresJobStore(database), Retention(database)
+    earlier = await _finish(store, blobs)
+    new = new_job()
+    output = await blobs.copy(earlier.result(), copy_key(new.id, OutputFormat.PNG))
+    job, _ = await store.insert(replace(new, reused=Reused(earlier.id, output)))
+    await _execute(
+        database,
+        "UPDATE jobs SET finished_at = finished_at - interval '2 days' WHERE id = :id",
+        id=earlier.id,
+    )
+    await Housekeeping(retention, blobs, Lifetimes(DAY_S, DAY_S, DAY_S)).remove_expired()
+    with pytest.raises(JobNotFound):
+        await store.get(earlier.id)
+    assert await blobs.fetch(earlier.result().key, 10) is None
+    assert await blobs.get((await store.get(job.id)).result()) == b"restored"
+    assert await retention.wanted_outputs([output.key]) == {output.key}
+    assert await store.find_result(new_job()) == await store.get(job.id)
+
+
+async def test_04_the_lookup_is_one_step_in_an_index(database: Database) -> None:
+    """However many results of the same work there are: the newest is the first."""
+    asked = new_job()
+    statements: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        statements.append((statement, parameters))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        await PostgresJobStore(database).find_result(asked)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    [(lookup, parameters)] = [each for each in statements if "work_key" in each[0]]
+
+    def plan(connection: Connection) -> list[str]:
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        rows = connection.exec_driver_sql(f"EXPLAIN (COSTS OFF) {lookup}", parameters)
+        return [row[0].strip() for row in rows]
+
+    steps = await database.run(plan)
+    assert any("Index Scan Backward using jobs_results" in step for step in steps), steps
+    assert not any("Sort" in step for step in steps), steps
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "reused_from = NULL",
+        "attempt = 1",
+        "status = 'failed', failure_code = 'c', failure_message = 'm', output_key = NULL,"
+        " output_sha256 = NULL, output_size_bytes = NULL, output_content_type = NULL",
+    ],
+    ids=["success without attempt", "attempt", "failed"],
+)
+async def test_04_the_table_refuses_what_reuse_cannot_be(database: Database, wrong: str) -> None:
+    """Nobody succeeds without an attempt but by reuse, and reuse is nothing but a success."""
+    new = new_job()
+    key = copy_key(new.id, OutputFormat.PNG)
+    await PostgresJobStore(database).insert(replace(new, reused=Reused(uuid4(), artifact(key))))
+    with pytest.raises(IntegrityError):
+        await _execute(database, f"UPDATE jobs SET {wrong} WHERE id = :id", id=new.id)  # noqa: S608

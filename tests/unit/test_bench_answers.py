@@ -1,0 +1,43 @@
+"""What the benchmarks take for a right answer, and that they count the others."""
+
+from __future__ import annotations
+
+import io
+
+from PIL import Image
+
+from benchmarks.answers import NoAnswer, answers, is_right
+from benchmarks.service_client import Held
+
+HELD = Held(256, 0.0, jobs=8)
+
+
+def _enlarged(photo: bytes, side: int = HELD.side) -> bytes:
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(photo)) as image:
+        image.resize((side, side)).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_06_only_the_photos_own_enlargement_is_right() -> None:
+    """Not another photo's, which a service that mixes jobs up would send, nor another size."""
+    china, flower = HELD.photo("china"), HELD.photo("flower")
+    assert is_right(_enlarged(china), china, HELD.side)
+    assert is_right(_enlarged(flower), flower, HELD.side)
+    assert not is_right(_enlarged(flower), china, HELD.side)
+    assert not is_right(_enlarged(china, 128), china, HELD.side)
+
+
+async def test_06_wrong_answers_and_none_are_counted() -> None:
+    """A service that mixes up every second job, and one that fails all of them."""
+    china = HELD.photo("china")
+
+    async def always_china(_photo: bytes) -> bytes:
+        return _enlarged(china)
+
+    async def never(_photo: bytes) -> bytes:
+        raise NoAnswer("expired")
+
+    mixed_up = await answers(always_china, HELD, in_flight=3)
+    assert (mixed_up.wrong, len(mixed_up.ended_at_s)) == (4, 8)
+    assert (await answers(never, HELD, in_flight=3)).wrong == 8
