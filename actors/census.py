@@ -64,6 +64,10 @@ class CensusTaker:
                 await self.tell()
             except DependencyUnavailable as error:
                 log.warning("jobs_not_counted", reason=error.message)
+            except (
+                Exception
+            ):  # the supervisor of the counts: a defect of theirs stops no dispatcher
+                log.exception("count_broke")
             await asyncio.sleep(self._period_s)
 
     async def tell(self) -> None:

@@ -166,10 +166,11 @@ class Execution:
         self._observer.ended(job, watch, ended)
 
     async def _charge(self, job: Job, watch: Stopwatch) -> None:
-        """Record what the attempt has cost so far. Raises DependencyUnavailable."""
-        if more_s := watch.take_gpu_s():
-            self._observer.executed(job, more_s)
-            await self._usage.record(job, watch.gpu_s)
+        """Record what the attempt has cost so far. Raises DependencyUnavailable: the next call
+        makes up for it, since it records all of it."""
+        self._observer.executed(job, watch.take_gpu_s())
+        if gpu_s := watch.gpu_s:
+            await self._usage.record(job, gpu_s)
 
     async def _attempt(self, job: Job, visit: Visit, watch: Stopwatch) -> Job:
         run_id = uuid4()  # never used before: ComfyUI takes an id twice and mixes the two up

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -92,13 +94,19 @@ class Bench:
         self.meter = MemoryMeter()
         self.jobs, self.blobs = MemoryJobStore(), MemoryBlobStore()
         self.engine = MemoryEngine(photo())
+        self.go_on = asyncio.Event()  # clear it to hold up what comes after the engine
+        self.go_on.set()
         self.execution = Execution(
-            *(load_catalog(), self.jobs, self.blobs, self.engine, encode_here),
+            *(load_catalog(), self.jobs, self.blobs, self.engine, self._encode),
             *(lambda *_: None, Lease(heartbeat_s=0.01, lease_s=60)),
             RetryPolicy(first_s=0, longest_s=0),
             usage=self.ledger,
             observer=Measured(self.meter),
         )
+
+    async def _encode(self, *asked: Any) -> bytes:
+        await self.go_on.wait()
+        return await encode_here(*asked)
 
     async def insert(self) -> None:
         stored = await self.blobs.put("inputs/1.png", photo(), "image/png")
@@ -172,6 +180,33 @@ async def test_09_waiting_for_the_engines_turn_costs_nothing() -> None:
     bench.engine.go_on.set()
     await running
     assert await bench.gpu_s() >= so_far_s
+
+
+async def test_09_what_could_not_be_recorded_is_made_up_for() -> None:
+    """A ledger that was away when the engine had done its part has the whole figure later."""
+    bench = Bench(ledger := _FailsOnce())
+    bench.go_on.clear()
+    await bench.insert()
+    running = asyncio.create_task(bench.attempt())
+
+    async def has_cost() -> bool:
+        return bool(ledger.costs)
+
+    await until(has_cost)
+    assert ledger.failures == 1
+    bench.go_on.set()
+    await running
+    [usage] = await ledger.since(LONG_AGO)
+    assert usage.gpu_s == pytest.approx(bench.meter.counted(GPU_BUSY))
+
+
+@dataclass
+class _FailsOnce(MemoryUsageLedger):
+    failures: int = 0
+
+    async def record(self, job: Job, gpu_s: float) -> None:
+        self.down, self.failures = self.failures == 0, 1
+        await super().record(job, gpu_s)
 
 
 async def test_09_a_ledger_that_is_away_stops_no_job() -> None:

@@ -1,0 +1,108 @@
+"""Point 7: what tells the meter, apart from attempts and the census."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+import pytest
+
+from actors.engine_watch import EngineWatch
+from comfy_pool.answers import parse_vram
+from restoration.errors import EngineUnavailable
+from restoration.metrics import (
+    ENGINE_STARTS,
+    ENGINE_UP,
+    REFUSED,
+    SSE_CLIENTS,
+    VRAM_FREE,
+    VRAM_TOTAL,
+)
+from restoration.ports import Vram
+from serve_app.open_streams import OpenStreams
+from tests.fakes.meter import MemoryMeter
+from tests.fakes.site import API, open_site, submission
+
+GPU = {"name": "cuda:0", "type": "cuda", "index": 0, "vram_total": 24, "vram_free": 20}
+CPU = {"name": "cpu", "type": "cpu", "index": None, "vram_total": 64, "vram_free": 32}
+
+
+@dataclass
+class Engine:
+    starts: int = 1
+    gpu: Vram | None = None
+    down: bool = False
+
+    async def vram(self) -> Vram | None:
+        if self.down:
+            raise EngineUnavailable("no answer")
+        return self.gpu
+
+
+async def test_07_an_engine_is_up_down_and_started_anew() -> None:
+    """Each start counts once, however often is looked."""
+    meter, engine = MemoryMeter(), Engine()
+    watch = EngineWatch(engine, meter)
+    try:
+        await watch.look()
+        assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (1, 1)
+        engine.down = True
+        await watch.look()
+        assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (0, 1)
+        engine.down, engine.starts = False, 3
+        await watch.look()
+        await watch.look()
+        assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (1, 3)
+    finally:
+        await watch.aclose()
+
+
+async def test_07_memory_is_told_where_there_is_a_gpu() -> None:
+    """And of an engine on the CPU nothing is."""
+    meter, engine = MemoryMeter(), Engine()
+    watch = EngineWatch(engine, meter)
+    try:
+        await watch.look()
+        assert not {VRAM_TOTAL.name, VRAM_FREE.name} & {name for name, _ in meter.gauges}
+        engine.gpu = Vram(24, 20)
+        await watch.look()
+        assert (meter.gauged(VRAM_TOTAL), meter.gauged(VRAM_FREE)) == (24, 20)
+    finally:
+        await watch.aclose()
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"), [([GPU], Vram(24, 20)), ([CPU], None), ([], None)]
+)
+def test_07_vram_as_comfyui_tells_it(devices: list[object], expected: Vram | None) -> None:
+    """The machine's memory, which it tells of for a CPU, is not a GPU's."""
+    assert parse_vram(json.dumps({"system": {}, "devices": devices}).encode()) == expected
+
+
+def test_07_open_streams_are_counted_until_they_are_closed() -> None:
+    """However each ends."""
+    meter = MemoryMeter()
+    streams = OpenStreams(meter)
+    assert meter.gauged(SSE_CLIENTS) == 0
+    with streams.one_more():
+        with suppress(ConnectionResetError), streams.one_more():
+            assert meter.gauged(SSE_CLIENTS) == 2
+            raise ConnectionResetError
+        assert meter.gauged(SSE_CLIENTS) == 1
+    assert meter.gauged(SSE_CLIENTS) == 0
+
+
+async def test_07_refusals_count_by_code_and_only_of_what_would_change_something() -> None:
+    """A submission that is refused does; a poll for a job that is not there does not."""
+    meter = MemoryMeter()
+    async with open_site() as site:
+        site = replace(site, services=replace(site.services, meter=meter))
+        async with site.client() as client:
+            await client.post(API, **submission(workflow="no-such"))
+            await client.get(f"{API}/{uuid4()}")
+            await client.post(f"{API}/{uuid4()}/cancel")
+    assert meter.counted(REFUSED, code="unknown_workflow") == 1
+    assert meter.counted(REFUSED, code="job_not_found") == 1
+    assert meter.counted(REFUSED) == 2
