@@ -26,6 +26,7 @@ from restoration.errors import IdempotencyConflict, InputExpired
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobPage, JobStatus, NewJob
 from restoration.queueing import QueuePolicy
 from restoration.quotas import Quotas
+from restoration.scaling import Demand
 from restoration.webhooks import Delivery
 
 # Overdue jobs that one call of `expire` fails at most: the leader has tickets to send meanwhile.
@@ -155,6 +156,9 @@ class PostgresJobStore:
 
     async def waiting(self, limit: int) -> Sequence[AttemptRef]:
         return await self._database.run(partial(turns.waiting, limit))
+
+    async def demand(self) -> Demand:
+        return await self._database.run(turns.demand)
 
     async def deliveries(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Delivery]:
         return await self._database.run(partial(deliveries.of_jobs, job_ids))

@@ -43,6 +43,7 @@ def _ray_privates() -> SimpleNamespace:
     from ray.autoscaler._private.aws.config import _create_default_inbound_rules
     from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve._private.build_app import build_app
 
     def choose_nodes(node_types: Config, head: str, count: int, demand: list[Config]) -> Config:
@@ -62,6 +63,7 @@ def _ray_privates() -> SimpleNamespace:
         validate_config=util.validate_config,
         AutoscalingConfig=AutoscalingConfig,
         choose_nodes=choose_nodes,
+        build=call_user_app_builder_with_args_if_necessary,
         inbound_rules=_create_default_inbound_rules,
         deployment_names=lambda app: {
             deployment.name for deployment in build_app(app, name=APP).deployments
@@ -91,7 +93,7 @@ def validate_serve(config: Config) -> PoolArgs:
     schema = ServeDeploySchema.model_validate(config)
     (application,) = schema.applications
     args = PoolArgs.model_validate(application.args)
-    names = RAY.deployment_names(build(args))
+    names = RAY.deployment_names(RAY.build(build, application.args))
     for deployment in application.deployments:
         if deployment.name not in names:
             raise ValueError(f"{application.name} has no deployment {deployment.name}")
