@@ -165,6 +165,9 @@ def _workers(args: PoolArgs) -> serve.Deployment:
         autoscaling_config={
             "min_replicas": args.workers_min,
             "max_replicas": args.workers_max,
+            # From zero Serve asks no policy: while there were tickets for all of the last 30 s, it
+            # starts one worker. With their mean it would, after the last job, against what was set.
+            "aggregation_function": "min",
             "policy": {"policy_function": f"{keep_target.__module__}:{keep_target.__name__}"},
         },
         max_ongoing_requests=stages(args.worker_depth),

@@ -119,14 +119,18 @@ def test_ray_accepts_the_cluster(cluster: Config) -> None:
     """Ray's validators take cluster.yaml, which has a head without GPU and both GPU markets."""
     types = validate_cluster(cluster)
 
-    assert set(types) == {"head", "gpu.ondemand", "gpu.spot"}
+    assert set(types) == {"head", "gpu.ondemand", "gpu.spot", "gpu.ondemand.4", "gpu.spot.4"}
+    assert {name: types[name].resources["GPU"] for name in gpu_types(cluster)} == {
+        **{"gpu.ondemand": 1, "gpu.spot": 1},
+        **{"gpu.ondemand.4": 4, "gpu.spot.4": 4},
+    }
     assert "GPU" not in types["head"].resources
     assert {types[name].min_worker_nodes for name in gpu_types(cluster)} == {0}
     assert [
         name
         for name, kind in gpu_types(cluster).items()
         if kind["node_config"].get("InstanceMarketOptions") == {"MarketType": "spot"}
-    ] == ["gpu.spot"]
+    ] == ["gpu.spot", "gpu.spot.4"]
 
 
 def _set(*path: str, to: object) -> Mutation:
@@ -174,7 +178,17 @@ def test_spot_is_taken_before_on_demand(cluster: Config) -> None:
     chosen = RAY.choose_nodes(cluster["available_node_types"], "head", 10, demand)
 
     assert types["gpu.spot"].priority > types["gpu.ondemand"].priority
+    assert types["gpu.spot.4"].priority > types["gpu.ondemand.4"].priority
     assert chosen == {"gpu.spot": 8, "gpu.ondemand": 2}
+
+
+def test_01_nodes_of_four_gpus_are_for_more_than_single_ones_give(cluster: Config) -> None:
+    """Four workers find room on one node, spot first, once the single ones are at their limits."""
+    demand = [{"GPU": 1, "CPU": 3}] * 20
+
+    chosen = RAY.choose_nodes(cluster["available_node_types"], "head", 20, demand)
+
+    assert chosen == {"gpu.spot": 8, "gpu.ondemand": 4, "gpu.spot.4": 2}
 
 
 def commands(config: Config) -> list[str]:
