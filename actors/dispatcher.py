@@ -1,8 +1,9 @@
 """The dispatcher: one ticket to the GPU workers for each job that waits.
 
-A ticket carries demand, not work: Serve queues tickets, places them and scales on them, and the
-worker that gets one claims whichever job is best by then. Of the replicas one leads, by an
-advisory lock in Postgres; the others wait for its connection to die.
+A ticket carries demand, not work: Serve queues tickets and places them, and the worker that gets
+one claims whichever job is best by then. The pool's size follows the jobs too (`actors.scaling`).
+Of the replicas one leads, by an advisory lock in Postgres; the others wait for its connection to
+die.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
@@ -19,10 +21,11 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from actors.census import CensusTaker
-from actors.handles import WorkerPool
+from actors.handles import ServePool, WorkerPool
 from actors.logs import configure_logging
 from actors.pipeline import BUSY, NOTHING_WAITS
 from actors.ray_meter import RayMeter
+from actors.scaling import PoolScaler
 from persistence.census import Census
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
@@ -30,6 +33,7 @@ from persistence.signals import DispatchSignals
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef
 from restoration.ports import JobStore
+from restoration.scaling import Scaler, ScalingPolicy
 from restoration.settings import Settings, load_settings
 
 log = structlog.get_logger(__name__)
@@ -175,11 +179,12 @@ class Dispatch:
 class Dispatcher:
     """The Serve deployment. Its arguments are handles; secrets come from the node's environment."""
 
-    def __init__(self, workers: DeploymentHandle[Any], window: int) -> None:
+    def __init__(self, workers: DeploymentHandle[Any], window: int, scaling: ScalingPolicy) -> None:
         self._settings = load_settings(os.environ)
         configure_logging(self._settings.log_format)
         self._pool = WorkerPool(workers)
         self._window = window
+        self._scaling = scaling
         self._database = Database(self._settings.database_url.get_secret_value())
         self._task = asyncio.get_running_loop().create_task(self._supervise(self._settings))
 
@@ -195,13 +200,27 @@ class Dispatcher:
                 dispatch = Dispatch(
                     jobs, signals, self._pool.process, self._window, settings.lease_s
                 )
-                async with census.leading():
+                async with census.leading(), self._scaled(jobs):
                     await dispatch.lead()
             except DependencyUnavailable as error:
                 log.warning("dispatcher_stands_down", reason=error.message)
                 await asyncio.sleep(RECONNECT_S)
             finally:
                 await signals.aclose()
+
+    @asynccontextmanager
+    async def _scaled(self, jobs: JobStore) -> AsyncIterator[None]:
+        """The pool follows the demand meanwhile, if it may."""
+        if self._scaling.min_workers == self._scaling.max_workers:
+            yield
+            return
+        scaler = PoolScaler(jobs, ServePool(), Scaler(self._scaling))
+        task = asyncio.create_task(scaler.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Sequence
 from typing import Any
 from uuid import UUID
 
+import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -18,6 +22,8 @@ from restoration.jobs import AttemptRef, Job, NewJob
 
 APP = "comfy-restore"
 INGRESS = "Ingress"
+WORKERS = "GpuWorker"
+CONTROLLER_TIMEOUT_S = 10.0
 
 
 class WorkerPool:
@@ -34,6 +40,31 @@ class WorkerPool:
         """
         outcome: str = await self._handle.process.remote(str(ref.job_id), ref.attempt, hold_s)
         return outcome
+
+
+class ServePool:
+    """How many GPU workers Serve is to keep (`actors.scaling.Pool`).
+
+    Serve's public way to set it is HTTP to Ray's dashboard, which not every cluster runs; this
+    asks the controller as that does, one more reason why no other version of Ray is allowed.
+    """
+
+    async def size(self) -> int:
+        details = await _of_controller("get_serve_instance_details")
+        size: int = details["applications"][APP]["deployments"][WORKERS]["target_num_replicas"]
+        return size
+
+    async def resize(self, workers: int) -> None:
+        await _of_controller("update_deployment_replicas", DeploymentID(WORKERS, APP), workers)
+
+
+async def _of_controller(method: str, *args: object) -> Any:
+    try:
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+        call: Awaitable[Any] = getattr(controller, method).remote(*args)
+        return await asyncio.wait_for(call, CONTROLLER_TIMEOUT_S)
+    except (RayError, RayServeException, ValueError, KeyError, TimeoutError) as error:
+        raise DependencyUnavailable(f"Serve's controller: {error!r}") from error
 
 
 class IngressHandle:

@@ -27,6 +27,7 @@ from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobPage, JobSta
 from restoration.queueing import QueuePolicy
 from restoration.quotas import Quotas
 from restoration.reuse import work_key
+from restoration.scaling import Demand
 from restoration.webhooks import Delivery
 
 # Overdue jobs that one call of `expire` fails at most: the leader has tickets to send meanwhile.
@@ -171,6 +172,9 @@ class PostgresJobStore:
 
     async def waiting(self, limit: int) -> Sequence[AttemptRef]:
         return await self._database.run(partial(turns.waiting, limit))
+
+    async def demand(self) -> Demand:
+        return await self._database.run(turns.demand)
 
     async def deliveries(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Delivery]:
         return await self._database.run(partial(deliveries.of_jobs, job_ids))

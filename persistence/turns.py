@@ -39,11 +39,12 @@ from sqlalchemy import (
 from sqlalchemy.sql.selectable import LateralFromClause
 
 from persistence.owners import limit_running
-from persistence.tables import jobs, owners, turns
+from persistence.tables import OWNED, jobs, owners, turns
 from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS, Candidate
 from restoration.jobs import AttemptRef, Job, JobStatus, Priority, sources_of
 from restoration.queueing import Load, QueuePolicy
 from restoration.quotas import Quotas
+from restoration.scaling import Demand
 
 # A job that a worker has handed back for a failure is kept from it for so long, for others.
 ELSEWHERE_S = 2.0
@@ -87,6 +88,30 @@ def waiting(limit: int, connection: Connection) -> list[AttemptRef]:
     """As the port says: up to `limit` jobs of the first owner, then of the next."""
     query = _in_turn(_TURN, _claimable(_TURN).limit(limit).lateral("head")).limit(limit)
     return [AttemptRef(row.id, row.attempt + 1) for row in connection.execute(query)]
+
+
+def demand(connection: Connection) -> Demand:
+    """As the port says; from the counts that the triggers keep, not from the queue itself."""
+    room = case((owners.c.max_running > 0, owners.c.max_running - owners.c.running))
+    could_start = (
+        select(turns.c.priority, func.sum(func.least(turns.c.waiting, room)).label("jobs"))
+        .join(owners, owners.c.owner == turns.c.owner)
+        .where(_HAS_ITS_TURN)
+        .group_by(turns.c.priority)
+    )
+    in_hand = (
+        select(jobs.c.priority, func.count().label("jobs"))
+        .where(jobs.c.status.in_(OWNED))
+        .group_by(jobs.c.priority)
+    )
+    waiting = {row.priority: int(row.jobs) for row in connection.execute(could_start)}
+    running = {row.priority: int(row.jobs) for row in connection.execute(in_hand)}
+    return Demand(
+        waiting=sum(waiting.values()),
+        running=sum(running.values()),
+        interactive_waiting=waiting.get(Priority.INTERACTIVE, 0),
+        interactive_running=running.get(Priority.INTERACTIVE, 0),
+    )
 
 
 def _claimable(turn: Subquery) -> Select[tuple[UUID, int]]:

@@ -27,6 +27,7 @@ from restoration.jobs import (
 )
 from restoration.quotas import Quotas
 from restoration.rates import Rate
+from restoration.scaling import Demand
 from restoration.webhooks import Delivery
 
 Prompt = Mapping[str, Any]  # a workflow graph in ComfyUI's API format
@@ -133,6 +134,13 @@ class JobStore(Protocol):
         """Jobs that could be claimed now, each with the attempt it waits for.
 
         The best is first; after it the order is that of owners, not of turns.
+        """
+
+    async def demand(self) -> Demand:
+        """Jobs that wait and jobs in hand, of all owners.
+
+        Of an owner whose jobs may not all run at a time, only as many of either class count as
+        waiting as could start.
         """
 
     async def deliveries(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Delivery]:

@@ -4,7 +4,8 @@
 hold sizes only: each replica reads secrets and addresses from its own node's environment.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: Serve reads the type of `build`'s argument, and would
+# hand over a plain dict for the name of one.
 
 import logging
 import os
@@ -30,11 +31,13 @@ from actors.logs import configure_logging
 from actors.loopback import start_on_loopback
 from actors.pipeline import stages
 from actors.ray_meter import RayMeter
+from actors.scaling import keep_target
 from actors.status_actor import NAMESPACE
 from actors.submission import SubmissionRequest, Submitted
 from restoration.batches import JobBatch, NewBatch
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import Job, NewJob
+from restoration.scaling import ScalingPolicy
 from restoration.settings import load_settings
 from serve_app.app import build_asgi_app
 from serve_app.services import open_services
@@ -55,10 +58,28 @@ class PoolArgs(BaseModel):
     worker_cpus: float = Field(1, ge=0)
     # jobs that a worker holds ready behind the one that executes; 0: none
     worker_depth: int = Field(1, ge=0)
+    # batch jobs that one worker is to see through in turn; an interactive one wants its own
+    jobs_per_worker: float = Field(1, gt=0)
+    # workers beyond those at work, for the next interactive job
+    warm_workers: int = Field(0, ge=0)
+    # how long more, or fewer, workers must be wanted before they are asked for, or let go
+    upscale_delay_s: float = Field(2, ge=0)
+    downscale_delay_s: float = Field(300, ge=0)
     ingress_replicas: int = Field(2, ge=1)
     dispatcher_replicas: int = Field(2, ge=1)
     # above the longest job, or scale-down would hand it back (Serve's own default is 20 s)
     drain_s: float = Field(3600, gt=0)
+
+    @property
+    def scaling(self) -> ScalingPolicy:
+        return ScalingPolicy(
+            jobs_per_worker=self.jobs_per_worker,
+            min_workers=self.workers_min,
+            max_workers=self.workers_max,
+            warm_workers=self.warm_workers,
+            upscale_delay_s=self.upscale_delay_s,
+            downscale_delay_s=self.downscale_delay_s,
+        )
 
 
 class Ingress:
@@ -113,7 +134,9 @@ def build(args: PoolArgs) -> Application:
     )
     # Tickets waiting in Serve: enough to keep the largest pool busy, with some to spare.
     dispatcher = _deployment(Dispatcher, args.dispatcher_replicas).bind(
-        workers, window=stages(args.worker_depth) * args.workers_max + 8
+        workers,
+        window=stages(args.worker_depth) * args.workers_max + 8,
+        scaling=args.scaling,
     )
     ingress = _deployment(
         serve.ingress()(Ingress),
@@ -139,12 +162,15 @@ def _deployment(kind: type, replicas: int, **options: Any) -> serve.Deployment:
 def _workers(args: PoolArgs) -> serve.Deployment:
     return serve.deployment(
         ray_actor_options={"num_gpus": args.worker_gpus, "num_cpus": args.worker_cpus},
+        # The dispatcher sets the number; with a policy that keeps it, a new deployment of the
+        # service keeps it as well, and the limits hold.
         autoscaling_config={
             "min_replicas": args.workers_min,
             "max_replicas": args.workers_max,
-            "target_ongoing_requests": 1,  # whatever waits or is in hand wants a GPU to itself
-            # from zero, Serve first starts only this many
-            "upscaling_factor": args.workers_max,
+            # From zero Serve asks no policy: while there were tickets for all of the last 30 s, it
+            # starts one worker. With their mean it would, after the last job, against what was set.
+            "aggregation_function": "min",
+            "policy": {"policy_function": f"{keep_target.__module__}:{keep_target.__name__}"},
         },
         max_ongoing_requests=stages(args.worker_depth),
         request_router_config=QUICK_ROUTING,
@@ -199,7 +225,7 @@ def start_local(args: PoolArgs, port: int) -> RayAddresses:
     # No limit on a request's time: it would cut event streams.
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
     try:
-        serve.run(build(args), name=APP, route_prefix="/")
+        serve.run(build(args), name=APP, route_prefix="/", external_scaler_enabled=True)
     except RuntimeError as error:
         raise DependencyUnavailable(f"the service did not start: {_why_not()}") from error
     [node] = ray.nodes()  # type: ignore[no-untyped-call]

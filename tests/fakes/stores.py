@@ -38,6 +38,7 @@ from restoration.jobs import (
     JobPage,
     JobStatus,
     NewJob,
+    Priority,
     Reused,
     check_transition,
 )
@@ -45,6 +46,7 @@ from restoration.ports import NewUpload, StampedEvent, UploadLink
 from restoration.queueing import Load, QueuePolicy
 from restoration.quotas import Quotas
 from restoration.reuse import work_key
+from restoration.scaling import Demand
 from restoration.webhooks import Delivery
 from tests.fakes.turns import Turns
 
@@ -305,6 +307,20 @@ class MemoryJobStore:
         self._check_up()
         return [AttemptRef(row.id, row.attempt + 1) for row in self._waiting()[:limit]]
 
+    async def demand(self) -> Demand:
+        self._check_up()
+        rows = self.rows.values()
+        groups = {(row.owner, row.priority) for row in rows if row.status is JobStatus.QUEUED}
+        waiting = {group: self._could_start(*group) for group in groups}
+        in_hand = [row.priority for row in rows if row.status in _OWNED]
+        interactive = [n for (_, kind), n in waiting.items() if kind is Priority.INTERACTIVE]
+        return Demand(
+            sum(waiting.values()),
+            len(in_hand),
+            sum(interactive),
+            in_hand.count(Priority.INTERACTIVE),
+        )
+
     async def deliveries(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Delivery]:
         self._check_up()
         return {job_id: self.outbox[job_id] for job_id in job_ids if job_id in self.outbox}
@@ -328,6 +344,13 @@ class MemoryJobStore:
             and not self._is_full(row.owner)
         ]
         return tuple(sorted(ready, key=lambda row: (*self.turns.key(row), row.created_at)))
+
+    def _could_start(self, owner: str, priority: Priority) -> int:
+        rows = [row for row in self.rows.values() if row.owner == owner]
+        waiting = [r for r in rows if r.status is JobStatus.QUEUED and r.priority is priority]
+        running = sum(row.status in _OWNED for row in rows)
+        limit = self.max_running.get(owner, 0)
+        return max(min(len(waiting), limit - running), 0) if limit else len(waiting)
 
     def _is_full(self, owner: str) -> bool:
         limit = self.max_running.get(owner, 0)

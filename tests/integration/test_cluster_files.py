@@ -43,6 +43,7 @@ def _ray_privates() -> SimpleNamespace:
     from ray.autoscaler._private.aws.config import _create_default_inbound_rules
     from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
     from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve._private.build_app import build_app
 
     def choose_nodes(node_types: Config, head: str, count: int, demand: list[Config]) -> Config:
@@ -62,6 +63,7 @@ def _ray_privates() -> SimpleNamespace:
         validate_config=util.validate_config,
         AutoscalingConfig=AutoscalingConfig,
         choose_nodes=choose_nodes,
+        build=call_user_app_builder_with_args_if_necessary,
         inbound_rules=_create_default_inbound_rules,
         deployment_names=lambda app: {
             deployment.name for deployment in build_app(app, name=APP).deployments
@@ -91,7 +93,7 @@ def validate_serve(config: Config) -> PoolArgs:
     schema = ServeDeploySchema.model_validate(config)
     (application,) = schema.applications
     args = PoolArgs.model_validate(application.args)
-    names = RAY.deployment_names(build(args))
+    names = RAY.deployment_names(RAY.build(build, application.args))
     for deployment in application.deployments:
         if deployment.name not in names:
             raise ValueError(f"{application.name} has no deployment {deployment.name}")
@@ -117,14 +119,18 @@ def test_ray_accepts_the_cluster(cluster: Config) -> None:
     """Ray's validators take cluster.yaml, which has a head without GPU and both GPU markets."""
     types = validate_cluster(cluster)
 
-    assert set(types) == {"head", "gpu.ondemand", "gpu.spot"}
+    assert set(types) == {"head", "gpu.ondemand", "gpu.spot", "gpu.ondemand.4", "gpu.spot.4"}
+    assert {name: types[name].resources["GPU"] for name in gpu_types(cluster)} == {
+        **{"gpu.ondemand": 1, "gpu.spot": 1},
+        **{"gpu.ondemand.4": 4, "gpu.spot.4": 4},
+    }
     assert "GPU" not in types["head"].resources
     assert {types[name].min_worker_nodes for name in gpu_types(cluster)} == {0}
     assert [
         name
         for name, kind in gpu_types(cluster).items()
         if kind["node_config"].get("InstanceMarketOptions") == {"MarketType": "spot"}
-    ] == ["gpu.spot"]
+    ] == ["gpu.spot", "gpu.spot.4"]
 
 
 def _set(*path: str, to: object) -> Mutation:
@@ -172,7 +178,17 @@ def test_spot_is_taken_before_on_demand(cluster: Config) -> None:
     chosen = RAY.choose_nodes(cluster["available_node_types"], "head", 10, demand)
 
     assert types["gpu.spot"].priority > types["gpu.ondemand"].priority
+    assert types["gpu.spot.4"].priority > types["gpu.ondemand.4"].priority
     assert chosen == {"gpu.spot": 8, "gpu.ondemand": 2}
+
+
+def test_01_nodes_of_four_gpus_are_for_more_than_single_ones_give(cluster: Config) -> None:
+    """Four workers find room on one node, spot first, once the single ones are at their limits."""
+    demand = [{"GPU": 1, "CPU": 3}] * 20
+
+    chosen = RAY.choose_nodes(cluster["available_node_types"], "head", 20, demand)
+
+    assert chosen == {"gpu.spot": 8, "gpu.ondemand": 4, "gpu.spot.4": 2}
 
 
 def commands(config: Config) -> list[str]:

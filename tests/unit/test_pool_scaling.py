@@ -1,0 +1,128 @@
+"""What the leading dispatcher does about the size of the pool: on fakes, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+from actors.scaling import PoolScaler, keep_target
+from restoration.errors import DependencyUnavailable
+from restoration.jobs import Priority
+from restoration.scaling import Scaler, ScalingPolicy
+from tests.fakes.stores import MemoryJobStore
+from tests.samples import artifact, new_job
+
+DEADLINE_S = 20
+
+
+@dataclass
+class Pool:
+    """Serve's part: what was set, and what it was told."""
+
+    workers: int = 0
+    told: list[int] = field(default_factory=list)
+    failures: int = 0
+
+    async def size(self) -> int:
+        if self.failures:
+            self.failures -= 1
+            raise DependencyUnavailable("Serve's controller: gone")
+        return self.workers
+
+    async def resize(self, workers: int) -> None:
+        self.workers = workers
+        self.told.append(workers)
+
+
+@dataclass
+class Bench:
+    jobs: MemoryJobStore = field(default_factory=MemoryJobStore)
+    pool: Pool = field(default_factory=Pool)
+    now_s: float = 0.0
+
+    def scaler(self, warm_workers: int = 0, upscale_delay_s: float = 2) -> PoolScaler:
+        policy = ScalingPolicy(1, 0, 4, warm_workers, upscale_delay_s, downscale_delay_s=60)
+        return PoolScaler(self.jobs, self.pool, Scaler(policy), lambda: self.now_s)
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not holds():  # noqa: ASYNC110 - fakes tell nobody when they change
+            await asyncio.sleep(0.002)
+
+
+async def test_02_the_pool_goes_from_zero_to_all_and_back() -> None:
+    """A burst is one request for every worker; all go, after the delay, when the last job has
+    ended."""
+    bench = Bench()
+    scaler = bench.scaler()
+    await bench.jobs.insert(new_job())
+    await scaler.look()
+    for _ in range(9):
+        await bench.jobs.insert(new_job(priority=Priority.BATCH))
+    bench.now_s = 2
+    await scaler.look()
+    assert bench.pool.told == [4]
+
+    while job := await bench.jobs.claim("w", 600, ["restore"]):
+        bench.now_s += 1
+        await scaler.look()
+        await bench.jobs.succeed(job.ref, artifact(), {})
+    assert bench.pool.told == [4]
+
+    await scaler.look()
+    bench.now_s += 60
+    await scaler.look()
+    assert bench.pool.told[-1] < 4
+    for _ in range(2):
+        bench.now_s += 60
+        await scaler.look()
+    assert bench.pool.workers == 0
+
+
+async def test_02_jobs_in_hand_keep_their_workers() -> None:
+    """However long a job takes, as many workers are kept as jobs are in hand."""
+    bench = Bench(pool=Pool(workers=4))
+    scaler = bench.scaler()
+    for _ in range(2):
+        await bench.jobs.insert(new_job())
+        await bench.jobs.claim("w", 6000, ["restore"])
+
+    for _ in range(5):
+        await scaler.look()
+        bench.now_s += 100
+
+    assert bench.pool.workers == 2
+
+
+async def test_02_warm_workers_come_without_a_job() -> None:
+    """Those kept for the next interactive job are asked for in an empty service."""
+    bench = Bench()
+    scaler = bench.scaler(warm_workers=1)
+
+    await scaler.look()
+    bench.now_s = 2
+    await scaler.look()
+
+    assert bench.pool.told == [1]
+
+
+async def test_02_a_controller_that_is_away_is_asked_again() -> None:
+    """Serve's controller restarting, or Postgres away, ends neither the scaling nor the lead."""
+    bench = Bench(pool=Pool(failures=3))
+    await bench.jobs.insert(new_job())
+    task = asyncio.create_task(bench.scaler(upscale_delay_s=0).run(pause_s=0.001))
+
+    await _until(lambda: bench.pool.told == [1])
+
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_02_serve_keeps_to_the_number_that_was_set() -> None:
+    """Serve's own policy changes nothing, whatever tickets are on their way."""
+    context = SimpleNamespace(target_num_replicas=3, total_num_requests=99, current_num_replicas=1)
+
+    assert keep_target(context) == (3, {})
