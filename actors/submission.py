@@ -208,12 +208,14 @@ class Submission:
 
         The copy is the new job's own: the earlier one may be removed at any moment.
         """
-        earlier = await self._jobs.find_result(new)
+        with spanning(self._tracer, "find_result"):
+            earlier = await self._jobs.find_result(new)
         if earlier is None:
             return new
         key = copy_key(new.id, new.output_format)
         try:
-            output = await self._blobs.copy(earlier.result(), key)
+            with spanning(self._tracer, "copy_result"):
+                output = await self._blobs.copy(earlier.result(), key)
         except (ArtifactCorrupt, DependencyUnavailable) as error:
             # removed meanwhile, or worse; the job can still be executed
             log.warning("result_not_reused", job_id=str(earlier.id), reason=error.message)

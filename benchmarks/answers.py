@@ -14,17 +14,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from benchmarks.service_client import Held
+from benchmarks.service_client import Held, NoAnswer
 from benchmarks.throughput import per_s
 from tests.photos import PhotoName
 
 PHOTOS: tuple[PhotoName, ...] = ("china", "flower")
 _THUMBNAIL = (16, 16)
 _ALIKE = 8  # of 255, the mean difference; two photos are some 60 apart
-
-
-class NoAnswer(Exception):
-    """The service said that the job did not succeed."""
 
 
 @dataclass

@@ -21,9 +21,9 @@ from typing import Any
 import aiohttp
 import httpx
 
-from benchmarks.answers import Answers, NoAnswer, answers
+from benchmarks.answers import Answers, answers
 from benchmarks.figures import HERE, Bench, Figure, Goal
-from benchmarks.service_client import WORKFLOW, ServiceClient
+from benchmarks.service_client import WORKFLOW, NoAnswer, ServiceClient
 from benchmarks.throughput import ROUNDS, SMALL, bare_comfyui
 from tests.stack import free_port
 from workflows.catalog import load_catalog
@@ -33,7 +33,8 @@ IN_FLIGHT = 6
 # The SDK asks whether a job is over, ever less often: so many that the engine does not wait for it
 POLLED_IN_FLIGHT = 16
 WAIT_S = 30
-READY_S = 60
+JOB_S = 120  # longer takes only one that its worker has dropped
+READY_S = 120
 WEB_PROCESSES = 2
 
 Restore = Callable[[bytes], Awaitable[bytes]]
@@ -57,7 +58,8 @@ async def _usual(bench: Bench) -> list[Figure]:
         http = await stack.enter_async_context(aiohttp.ClientSession())
 
         async def theirs(photo: bytes) -> bytes:
-            return await _through_usual(http, url, photo)
+            async with asyncio.timeout(JOB_S):
+                return await _through_usual(http, url, photo)
 
         pairs = await _compare(bench, "usual", ours, theirs, IN_FLIGHT)
     assert not any(each.wrong for pair in pairs for each in pair), "a wrong answer"
@@ -127,6 +129,7 @@ async def _through_usual(http: aiohttp.ClientSession, url: str, photo: bytes) ->
     while job["status"] in {"queued", "running"}:
         wait = {"wait_s": WAIT_S}
         async with http.get(f"{url}/jobs/{job['id']}", params=wait) as answer:
+            answer.raise_for_status()
             job = await answer.json()
     if job["status"] != "succeeded":
         raise NoAnswer(job["status"])
@@ -195,7 +198,8 @@ def _proxy_process(comfyui_url: str) -> Iterator[str]:
 def _running(module: Sequence[str], environ: Mapping[str, str]) -> Iterator[None]:
     """`python -m` so and so, until the end of the block."""
     command = [sys.executable, "-m", *module]
-    with subprocess.Popen(command, env={**os.environ, **environ}) as process:
+    named = {**os.environ, **environ}
+    with subprocess.Popen(command, env=named, stdout=subprocess.DEVNULL) as process:
         try:
             yield
         finally:

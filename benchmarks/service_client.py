@@ -50,6 +50,10 @@ class Held:
         return Work(self.photo(), prompt, "photo", "result")
 
 
+class NoAnswer(Exception):
+    """A service said that the job did not succeed."""
+
+
 class ServiceClient:
     """Submits, waits and fetches over HTTP, with everything on."""
 
@@ -97,9 +101,10 @@ class ServiceClient:
         photo: bytes,
         output_format: OutputFormat = OutputFormat.PNG,
     ) -> str:
-        """Submit a job and wait for its end; the path of its result."""
+        """Submit a job and wait for its end; the path of its result. Raises NoAnswer."""
         job = await self.submit(workflow, params, photo, WAIT_S, output_format)
-        assert job["status"] == "succeeded", job
+        if job["status"] != "succeeded":
+            raise NoAnswer(job)
         path: str = job["links"]["result"]
         return path
 

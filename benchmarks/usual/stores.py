@@ -71,7 +71,9 @@ class Ends:
     """Jobs that are over, told in Valkey, so that nobody has to ask Postgres again and again."""
 
     def __init__(self) -> None:
-        self._valkey = redis.Redis.from_url(os.environ["REDIS_URL"], max_connections=64)
+        # without a timeout of the socket's own: waiting is bounded by each call
+        url = os.environ["REDIS_URL"]
+        self._valkey = redis.Redis.from_url(url, max_connections=64, socket_timeout=None)
 
     def tell(self, job_id: str) -> None:
         with self._valkey.pipeline() as calls:

@@ -6,8 +6,8 @@ import io
 
 from PIL import Image
 
-from benchmarks.answers import NoAnswer, answers, is_right
-from benchmarks.service_client import Held
+from benchmarks.answers import answers, is_right
+from benchmarks.service_client import Held, NoAnswer
 
 HELD = Held(256, 0.0, jobs=8)
 
