@@ -33,10 +33,10 @@ def policies(photos: list[Photo]) -> dict[str, Policy]:
     peak = peak_workers(photos)
     ours = ScalingPolicy(
         jobs_per_worker=4,
-        min_workers=1,
+        min_workers=0,
         max_workers=peak,
         warm_workers=1,
-        upscale_delay_s=0,
+        upscale_delay_s=2,
         downscale_delay_s=120,
     )
     return {"fixed": Fixed(peak), "serve default": ServeDefault(peak), "ours": Ours(ours)}

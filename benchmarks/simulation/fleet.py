@@ -35,7 +35,7 @@ class Machines:
     node_start_s: float = 150.0
     engine_start_s: float = 15.0
     model_load_s: float = 8.0
-    idle_timeout_s: float = 600.0
+    idle_timeout_s: float = 120.0
     lost_every_s: float = 12.0 * HOUR_S  # mean time until a spot node is taken away
 
 
