@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import platform
 import shutil
 from importlib.metadata import version
@@ -29,7 +31,7 @@ _SERVERS = {
 def examine(node: NodeSettings) -> list[Finding]:
     """Look, change nothing. Takes seconds: it reads the models and starts the engine's Python."""
     catalog = load_catalog(more=node.workflows_dir)
-    services = examine_services()
+    services = asyncio.run(examine_services(os.environ))
     engine = diagnose(node.cache_dir, catalog, node.comfyui_dir, node.comfyui_python)
     return [
         *engine,

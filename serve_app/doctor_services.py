@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Awaitable, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
 
 from comfy_pool.doctor import Finding
-from restoration.errors import DependencyUnavailable, InvalidSettings, RestorationError
-from restoration.settings import Settings, load_settings
+from restoration.errors import DependencyUnavailable, SetupError
+from restoration.settings import load_settings
 from serve_app.services import Services, open_services
 
 # Tokens are good for hours and signed URLs for minutes; Auth0 and S3 allow for little more.
@@ -18,21 +16,13 @@ CLOCK_OFF_S = 5.0
 _WHERE = {"Postgres": "DATABASE_URL", "Redis": "REDIS_URL", "S3": "S3_BUCKET, S3_ENDPOINT_URL"}
 
 
-def examine_services(environ: Mapping[str, str] = os.environ) -> list[Finding]:
+async def examine_services(environ: Mapping[str, str]) -> list[Finding]:
     """Of the services that the environment names, if any. Takes seconds where nobody answers."""
     if not environ.get("DATABASE_URL") and not environ.get("DATABASE_URL_FILE"):
         return []  # the local stack brings its own
     try:
-        settings = load_settings(environ)
-    except InvalidSettings as error:
-        return [Finding("settings", False, error.message, "correct them; see .env.example")]
-    return asyncio.run(_examine(settings))
-
-
-async def _examine(settings: Settings) -> list[Finding]:
-    try:
-        services = open_services(settings)
-    except RestorationError as error:
+        services = open_services(load_settings(environ))
+    except SetupError as error:
         return [Finding("settings", False, error.message, "correct them; see .env.example")]
     async with aclosing(services):
         return [

@@ -50,7 +50,7 @@ def test_08_no_gpu_is_missed_where_engines_run_on_the_cpu() -> None:
     assert found.ok
 
 
-def test_08_services_that_do_not_answer_have_a_mend() -> None:
+async def test_08_services_that_do_not_answer_have_a_mend() -> None:
     """Each by its name and the settings to correct; nothing is said of a clock nobody could ask."""
     nobody = {
         "DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:9/d",
@@ -62,7 +62,7 @@ def test_08_services_that_do_not_answer_have_a_mend() -> None:
         "LOCAL_ISSUER_URL": "http://127.0.0.1:9",
         "PATH": os.environ["PATH"],
     }
-    found = examine_services(nobody)
+    found = await examine_services(nobody)
     assert [(each.name, each.ok) for each in found] == [
         *(("Postgres", False), ("Redis", False), ("S3", False))
     ]
@@ -70,12 +70,12 @@ def test_08_services_that_do_not_answer_have_a_mend() -> None:
     assert "hunter2" not in str(found)
 
 
-def test_08_settings_that_do_not_load_are_said_so() -> None:
+async def test_08_settings_that_do_not_load_are_said_so() -> None:
     """By the variable's name; without any, the local stack brings its own services."""
-    [found] = examine_services({"DATABASE_URL": "postgresql://u@h/d"})
+    [found] = await examine_services({"DATABASE_URL": "postgresql://u@h/d"})
     assert (found.name, found.ok) == ("settings", False)
     assert "REDIS_URL" in found.detail
-    assert examine_services({}) == []
+    assert await examine_services({}) == []
 
 
 def test_08_a_clock_that_is_off_has_a_mend() -> None:
