@@ -15,12 +15,13 @@ from alembic.script import Script, ScriptDirectory
 EXEMPT = {"0001", "0002"}
 # A dropped index makes a statement slow, not wrong.
 TAKES_AWAY = (
-    r"\bDROP\s+(TABLE|COLUMN|CONSTRAINT|DEFAULT|NOT|TRIGGER|FUNCTION|VIEW|SCHEMA)\b",
+    r"\bDROP\s+(TABLE|COLUMN|DEFAULT|NOT|TRIGGER|FUNCTION|VIEW|SCHEMA)\b",
     r"\bALTER\s+(COLUMN\b|\w+\s+(SET|TYPE|DROP)\b)",
     r"\bRENAME\b",
     r"\bTRUNCATE\b",
     r"\bDELETE\s+FROM\b",
 )
+DROPPED_CHECK = re.compile(r"DROP\s+CONSTRAINT\s+(\w+)", re.IGNORECASE)
 ADDED_COLUMN = re.compile(r"ADD\s+COLUMN\s+(.*?)(?=,\s*ADD\b|;|$)", re.IGNORECASE | re.DOTALL)
 
 
@@ -50,7 +51,9 @@ def _contradictions(sql: str) -> list[str]:
     found = [
         match.group() for each in TAKES_AWAY for match in re.finditer(each, sql, re.IGNORECASE)
     ]
-    return [*found, *filter(_asks, ADDED_COLUMN.findall(sql))]
+    # One that is put back at once is a looser one; that it is looser, its author must see to.
+    lost = [name for name in DROPPED_CHECK.findall(sql) if f"ADD CONSTRAINT {name} " not in sql]
+    return [*found, *lost, *filter(_asks, ADDED_COLUMN.findall(sql))]
 
 
 def _asks(column: str) -> bool:
