@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine demo test chaos bench check format lock clean
+.PHONY: help setup engine demo test chaos bench simulate check format lock clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,6 +37,9 @@ chaos: engine ## kill one component after another for SECONDS (600), then count 
 bench: engine ## measure against a bare ComfyUI and others; table, build/bench.json and a chart
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c requirements.lock -e '.[bench]'
 	$(BIN)/python -m benchmarks $(ONLY)
+
+simulate: $(READY) ## one day of a fleet under three ways to scale it; table, build/simulate.json and a chart
+	$(BIN)/python -m benchmarks.simulation
 
 check: $(READY) ## ruff (bandit's rules too), mypy, import-linter, pip-audit
 	$(BIN)/ruff format --check --quiet .

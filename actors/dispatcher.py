@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -141,14 +140,15 @@ class Dispatch:
     async def lead(self) -> None:
         """Serve as the leader until the lock is lost. Raises DependencyUnavailable then."""
         # While Postgres was away no worker could extend its lease: each gets one lease's time.
-        reclaim_from = time.monotonic() + self._lease_s
-        tend_from = time.monotonic()
+        clock = asyncio.get_running_loop().time
+        reclaim_from = clock() + self._lease_s
+        tend_from = clock()
         hints = asyncio.create_task(self._listen())
         try:
             while not hints.done():
                 self._wake.clear()
                 await self._office.issue()  # first: a job may wait for nothing but its ticket
-                if (now := time.monotonic()) >= tend_from:
+                if (now := clock()) >= tend_from:
                     await self._tend(reclaims=now >= reclaim_from)
                     tend_from = now + self._tick_s
                 await self._wake.wait()

@@ -49,6 +49,7 @@ from restoration.ports import (
 )
 from restoration.tracing import trace_id_of
 from restoration.usage import UsageLedger
+from restoration.workers import Stage
 from workflows.catalog import Catalog, Workflow
 from workflows.custom import workflow_of
 from workflows.render import render
@@ -99,6 +100,10 @@ class Visit:
 
     def left(self) -> None:
         """It was executed to its end, and its result is out of the engine."""
+
+    @property
+    def stage(self) -> Stage:
+        return Stage.FETCHING  # as far as this one knows
 
 
 class Execution:
@@ -234,7 +239,7 @@ class Execution:
                 await asyncio.sleep(self._retry.first_s)
 
     async def _restore(self, job: Job, run_id: UUID, watch: Stopwatch, visit: Visit) -> Artifact:
-        workflow = workflow_of(self._catalog, job.workflow, job.params)
+        workflow = workflow_of(self._catalog, job)
         self._progress(job, 0, "fetching")
         watch.enter("fetch")
         photo = await asyncio.to_thread(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from contextlib import AsyncExitStack
 
 import ray
@@ -20,8 +21,9 @@ from actors.engine_watch import EngineWatch
 from actors.execution import Execution, Lease, Visit
 from actors.logs import configure_logging
 from actors.observation import Measured, Observers
-from actors.pipeline import STORING, Pipeline
+from actors.pipeline import BUSY, STORING, Pipeline
 from actors.ray_meter import RayMeter
+from actors.standing import Standing
 from actors.status_actor import ProgressReporter, status_actor
 from actors.traces import Traced, tracer_from
 from actors.warmth import Warmth
@@ -30,9 +32,12 @@ from persistence.blobs import S3BlobStore
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.usage import PostgresUsageLedger
+from persistence.workers import PostgresWorkerRegistry
 from restoration.errors import DependencyUnavailable, EngineUnavailable, LeaseLost
 from restoration.jobs import AttemptRef, Job, JobStatus
+from restoration.queueing import versioned
 from restoration.settings import load_settings
+from restoration.workers import EngineState, JobInHand, WorkerReport
 from workflows.catalog import load_catalog
 from workflows.custom import CUSTOM
 
@@ -58,9 +63,12 @@ class GpuWorker:
         self._pipeline = Pipeline(self._claim, self._see_through, depth)
         self._store_failed = False
         self._running: set[asyncio.Task[str]] = set()
-        self._held: set[AttemptRef] = set()
+        self._held: dict[AttemptRef, tuple[Job, Visit]] = {}
         catalog = load_catalog(more=settings.workflows_dir)
-        self._workflows = [CUSTOM, *(workflow.name for workflow in catalog)]
+        self._workflows = [
+            CUSTOM,
+            *(versioned(each.name, each.version) for each in catalog.versions()),
+        ]
         async with AsyncExitStack() as resources:
             database = Database(settings.database_url.get_secret_value())
             resources.push_async_callback(database.aclose)
@@ -84,7 +92,13 @@ class GpuWorker:
                 usage=PostgresUsageLedger(database),
                 observer=Observers(Measured(meter), Traced(tracer_from(settings, "worker"))),
             )
+            registry = PostgresWorkerRegistry(database)
+            self._standing = Standing(
+                registry, self._report, self._restart_engine, settings.heartbeat_s
+            )
+            await self._standing.report()  # and know what was ordered before the first ticket
             self._resources = resources.pop_all()
+        self._reporting = asyncio.create_task(self._standing.run())
         self._leaving = asyncio.create_task(self._leave_in_time(drain_s))
         log.info("worker_ready", worker=self._id)
 
@@ -93,6 +107,8 @@ class GpuWorker:
 
         A ticket that could not be used within `hold_s` goes back.
         """
+        if not await self._standing.admitted(hold_s):
+            return BUSY
         # A ticket is cancelled when its dispatcher goes: that is no reason to stop a job.
         task = asyncio.create_task(self._pipeline.process(hold_s))
         self._running.add(task)
@@ -105,8 +121,8 @@ class GpuWorker:
 
     async def _claim(self) -> Job | None:
         """The best waiting job, if there is an engine for it and a store to read it from; none
-        when the replica is to stop, which tickets that came before may not know."""
-        if is_draining():
+        when the worker is to have no more, which tickets that came before may not know."""
+        if is_draining() or self._standing.drained:
             return None
         if self._store_failed:
             await self._stores_answer()
@@ -124,14 +140,33 @@ class GpuWorker:
         return job
 
     async def _see_through(self, job: Job, visit: Visit) -> str:
-        self._held.add(job.ref)
+        self._held[job.ref] = job, visit
         try:
             ended = await self._execution.run(job, visit)
         finally:
-            self._held.discard(job.ref)
+            del self._held[job.ref]
         if ended is not None and ended.status is JobStatus.QUEUED:
             self._store_failed = True  # perhaps: the next claim finds out
         return ended.status if ended else "lost"
+
+    def _report(self, restarts_done: int) -> WorkerReport:
+        if self._engine.broken is not None:
+            state = EngineState.BROKEN
+        else:
+            state = EngineState.READY if self._engine.alive else EngineState.DOWN
+        in_hand = (
+            JobInHand(job.id, job.workflow, visit.stage, job.started_at)
+            for job, visit in self._held.values()
+            if job.started_at is not None
+        )
+        engine, node = self._engine, socket.gethostname()
+        return WorkerReport(
+            self._id, node, engine.url, state, engine.starts, tuple(in_hand), restarts_done
+        )
+
+    async def _restart_engine(self) -> None:
+        self._engine.retire()
+        await self._engine.start()
 
     async def _stores_answer(self) -> None:
         """Wait until S3 is there again: an outage must not send every job through here and back."""
@@ -169,12 +204,16 @@ class GpuWorker:
         """Bring a dead engine back between jobs; raise, to be replaced, if that cannot be done."""
         if (error := self._engine.broken) is not None:
             raise error  # also while a job waits for it to start
+        if self._reporting.done():
+            self._reporting.result()  # a worker that nobody can reach is no good
         if self._pipeline.idle and not await self._engine.healthy():
             await self._engine.start()
 
     async def __del__(self) -> None:
         """Hand back what runs, and stop the engine. Serve has drained the replica before."""
-        self._leaving.cancel()
-        await asyncio.gather(self._leaving, return_exceptions=True)
+        for task in (self._leaving, self._reporting):
+            task.cancel()
+        await asyncio.gather(self._leaving, self._reporting, return_exceptions=True)
         await self._hand_back()
+        await self._standing.leave()
         await self._resources.aclose()

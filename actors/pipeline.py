@@ -18,6 +18,7 @@ from typing import Self
 
 from actors.execution import Visit
 from restoration.jobs import Job
+from restoration.workers import Stage
 
 # What becomes of a ticket: nothing to claim; or nothing that this worker could begin with soon.
 NOTHING_WAITS = "nothing waits"
@@ -158,6 +159,14 @@ class _Visit(Visit):
             took_s = time.monotonic() - self._began_at
             self._engine.per_pixel_s[self._workflow].append(took_s / self._pixels)
         self._leave()
+
+    @property
+    def stage(self) -> Stage:
+        if not self._inside:
+            return Stage.STORING
+        if self._began_at is not None:
+            return Stage.EXECUTING
+        return Stage.STAGED if self._pixels else Stage.FETCHING
 
     def _leave(self) -> None:
         if not self._inside:

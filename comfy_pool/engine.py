@@ -44,6 +44,7 @@ class ComfyEngine:
         self._starts = Starts(self._limits)
         self.starts = 0
         self._runs_since_start = 0
+        self._retired = False
         self._socket: EventSocket | None = None
         self._connecting = asyncio.Lock()
         self._running_id: str | None = None  # as told by the events: the prompt that runs
@@ -86,8 +87,7 @@ class ComfyEngine:
             active.ask_to_stop()
 
     async def healthy(self) -> bool:
-        alive = self._link is not None and self._link.alive
-        return alive and await self._client.responds(self._limits.probe_s)
+        return self.alive and await self._client.responds(self._limits.probe_s)
 
     async def vram(self) -> Vram | None:
         """Of its GPU, as it says; None without one. Raises EngineUnavailable, EngineFailed."""
@@ -97,6 +97,19 @@ class ComfyEngine:
     def broken(self) -> EngineUnavailable | None:
         """Why it does not start, once that has failed so often that another start will not help."""
         return self._starts.broken
+
+    @property
+    def url(self) -> str:
+        return self._host.base_url
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is there, as far as is known without asking it."""
+        return self._link is not None and self._link.alive
+
+    def retire(self) -> None:
+        """Have it started anew by the next `start` or run, when none is in it, if it is ours."""
+        self._retired = True
 
     async def node_classes(self) -> frozenset[str]:
         """The classes of all nodes that the engine has. Raises EngineUnavailable."""
@@ -156,7 +169,11 @@ class ComfyEngine:
 
     async def _wear(self) -> str:
         """Why an engine of ours is to be started anew between two runs; empty if it is not."""
-        if self._host.pid is None or not self._runs_since_start:
+        if self._host.pid is None:
+            return ""
+        if self._retired:
+            return "it is to be started anew"
+        if not self._runs_since_start:
             return ""
         if 0 < self._limits.restart_after_runs <= self._runs_since_start:
             return "it has had its number of runs"
@@ -180,6 +197,7 @@ class ComfyEngine:
         self._starts.succeeded()
         self.starts += 1
         self._runs_since_start = 0
+        self._retired = False
         return Link(self._client, self._host, ended, self._connected)
 
     async def _stop(self) -> None:

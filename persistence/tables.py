@@ -303,6 +303,25 @@ gpu_usage = Table(
     postgresql_with={"fillfactor": 70},
 )
 
+# What each worker last said of itself, and what it has been told; see `persistence.workers`.
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("node", Text, nullable=False),
+    Column("engine_url", Text, nullable=False),
+    Column("engine", Text, nullable=False),
+    Column("engine_starts", Integer, nullable=False),
+    Column("in_hand", JSONB, nullable=False),
+    Column("restarts_done", Integer, nullable=False),
+    Column("drained", Boolean, nullable=False, server_default=text("false")),
+    Column("restarts_asked", Integer, nullable=False, server_default=text("0")),
+    Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    # written once a second: room for the next version beside the last
+    postgresql_with={"fillfactor": 50},
+)
+
 # What a batch was given; how it stands is in its jobs alone.
 batches = Table(
     "batches",

@@ -18,6 +18,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    BindParameter,
     ColumnElement,
     Connection,
     ScalarSelect,
@@ -42,7 +43,7 @@ from persistence.owners import limit_running
 from persistence.tables import OWNED, jobs, owners, turns
 from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS, Candidate
 from restoration.jobs import AttemptRef, Job, JobStatus, Priority, sources_of
-from restoration.queueing import Load, QueuePolicy
+from restoration.queueing import Load, QueuePolicy, versioned
 from restoration.quotas import Quotas
 from restoration.scaling import Demand
 
@@ -140,7 +141,9 @@ def _mine() -> ColumnElement[bool]:
         jobs.c.last_worker == bindparam("for_worker"),
         jobs.c.available_at > func.now() - timedelta(seconds=ELSEWHERE_S),
     )
-    able = jobs.c.workflow.in_(bindparam("of_workflows", expanding=True))
+    known: BindParameter[str] = bindparam("of_workflows", expanding=True)
+    version = jobs.c.workflow + versioned("", "") + jobs.c.workflow_version
+    able = or_(jobs.c.workflow.in_(known), version.in_(known))
     return and_(able, just_failed_here.is_not(True))
 
 

@@ -18,6 +18,7 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     ├── JobNotFound                   job_not_found         missing, or somebody else's
     ├── BatchNotFound                 batch_not_found       missing, or somebody else's
     ├── UploadNotFound                upload_not_found      missing, removed, or somebody else's
+    ├── WorkerNotFound                worker_not_found      never there, or long gone
     ├── Conflict
     │   ├── IdempotencyConflict       idempotency_conflict  the key was used for another request
     │   ├── UploadUsed                upload_used           another job was made of the upload
@@ -131,6 +132,10 @@ class BatchNotFound(RestorationError):
 
 class UploadNotFound(RestorationError):
     code = "upload_not_found"
+
+
+class WorkerNotFound(RestorationError):
+    code = "worker_not_found"
 
 
 class Conflict(RestorationError):

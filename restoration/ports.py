@@ -29,6 +29,7 @@ from restoration.quotas import Quotas
 from restoration.rates import Rate
 from restoration.scaling import Demand
 from restoration.webhooks import Delivery
+from restoration.workers import QueueState, Roll, WorkerOrders, WorkerReport, WorkerState
 
 Prompt = Mapping[str, Any]  # a workflow graph in ComfyUI's API format
 
@@ -84,6 +85,8 @@ class JobStore(Protocol):
         affinity: Affinity | None = None,
     ) -> Job | None:
         """Give the best waiting job of these workflows to `worker`; None when none waits.
+
+        A workflow is a name, or `versioned` for one version of it: others' jobs are left alone.
 
         Interactive before batch; within a class owners take turns, each with its oldest job. With
         `affinity`, the worker's own, the first few of them come in the order that it says.
@@ -257,6 +260,31 @@ class RateLimiter(Protocol):
 
     async def take(self, owner: str, per_minute: int) -> Rate:
         """Count a request; one above the limit is counted as none, and not `allowed`."""
+
+
+class WorkerRegistry(Protocol):
+    """Which workers there are, what they do, and what they have been told; and what waits.
+
+    Orders are kept for as long as their worker is there. An unknown worker is WorkerNotFound.
+    """
+
+    async def report(self, report: WorkerReport) -> WorkerOrders:
+        """Called by each worker about once a second."""
+
+    async def leave(self, worker: str) -> None:
+        """Called by a worker that stops in good order; one that is lost is forgotten in time."""
+
+    async def roll(self) -> Roll:
+        """By node and engine. One that has been silent for more than a minute is not there."""
+
+    async def drain(self, worker: str, *, drained: bool) -> WorkerState:
+        """It finishes what it has in hand, and claims no more until it is undrained."""
+
+    async def restart_engine(self, worker: str) -> WorkerState:
+        """Its engine is started anew, when no job is in it."""
+
+    async def queue(self) -> QueueState:
+        """How many wait and run, of each class."""
 
 
 @dataclass(frozen=True, slots=True)

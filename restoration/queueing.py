@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 
 from restoration.quotas import RETRY_AFTER_S, Quotas, queue_full
 
-__all__ = ["RETRY_AFTER_S", "Load", "QueuePolicy"]
+__all__ = ["RETRY_AFTER_S", "Load", "QueuePolicy", "versioned"]
+
+
+def versioned(workflow: str, version: str) -> str:
+    """How a worker names one version of a workflow when it claims; a name alone means all."""
+    return f"{workflow}@{version}"
 
 
 @dataclass(frozen=True, slots=True)

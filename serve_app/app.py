@@ -21,6 +21,7 @@ from serve_app.middleware import REQUEST_ID, BodyLimit, Limit, RequestContext
 from serve_app.open_streams import OpenStreams
 from serve_app.openapi import install_openapi
 from serve_app.routes import (
+    admin,
     batches,
     direct_uploads,
     events,
@@ -72,6 +73,7 @@ def build_asgi_app(services: Services) -> FastAPI:
         direct_uploads,
         workflows,
         usage,
+        admin,
         health,
         reference,
     )

@@ -20,6 +20,7 @@ from comfy_pool.slots import port_is_free
 from restoration.errors import RestorationError, SetupError
 from restoration.jobs import JobStatus, OutputFormat
 from restoration.settings import load_node_settings, load_settings
+from serve_app import cli_workers
 from serve_app.cli_batches import batch_app
 from serve_app.cli_shared import (
     ParamOption,
@@ -59,6 +60,7 @@ engine_app = typer.Typer(help="The engine: ComfyUI and its models.", no_args_is_
 app.add_typer(engine_app, name="engine")
 app.add_typer(batch_app, name="batch")
 app.command()(usage)
+cli_workers.register(app)
 
 _BY_SUFFIX = {
     ".png": OutputFormat.PNG,

@@ -54,12 +54,14 @@ def state_dir() -> Path:
     return load_node_settings(os.environ).state_dir
 
 
-def open_client(server: str | None, token: str | None) -> RestorationClient:
+def open_client(
+    server: str | None, token: str | None, more_scopes: Iterable[str] = ()
+) -> RestorationClient:
     """Of the local stack, and with a token of its issuer, unless told otherwise."""
     if server and token:
         return RestorationClient(server, token, patience_s=PATIENCE_S)
     stack = local_stack()
-    url, token = server or stack.url, token or local_token(stack, "local")
+    url, token = server or stack.url, token or local_token(stack, "local", more_scopes)
     return RestorationClient(url, token, patience_s=PATIENCE_S)
 
 

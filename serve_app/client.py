@@ -27,6 +27,7 @@ from restoration.jobs import JobStatus, OutputFormat, Priority
 from restoration.reuse import Reuse
 from serve_app.client_answers import ApiError, error_of, parse
 from serve_app.client_batches import BatchCalls
+from serve_app.client_workers import WorkerCalls
 from serve_app.schemas import (
     Restoration,
     RestorationPage,
@@ -49,7 +50,7 @@ _SILENCE_S = 45.0
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
-class RestorationClient(BatchCalls):
+class RestorationClient(BatchCalls, WorkerCalls):
     """Talks to one service in one token's name. Close it, or use it as a context manager."""
 
     def __init__(self, base_url: str, token: str, *, patience_s: float = 30.0) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import platform
 import shutil
+from importlib.metadata import version
 
 from comfy_pool.assembly import engines_dir
 from comfy_pool.doctor import Finding, diagnose, examine_starts
+from comfy_pool.gpus import examine_gpus
 from comfy_pool.slots import port_is_free
 from persistence.embedded.state import holder_of
 from persistence.embedded.wheels import version_of
 from restoration.errors import SetupError
 from restoration.settings import NodeSettings
+from serve_app.doctor_services import examine_services
 from serve_app.stack_record import find_stack
 from workflows.catalog import load_catalog
 
@@ -25,14 +31,23 @@ _SERVERS = {
 def examine(node: NodeSettings) -> list[Finding]:
     """Look, change nothing. Takes seconds: it reads the models and starts the engine's Python."""
     catalog = load_catalog(more=node.workflows_dir)
+    services = asyncio.run(examine_services(os.environ))
     engine = diagnose(node.cache_dir, catalog, node.comfyui_dir, node.comfyui_python)
     return [
         *engine,
+        *examine_gpus(node.engine_variant),
         *examine_starts(engines_dir(node)),
         _disk(node, needed=not engine[0].ok),
-        *(_server(name) for name in _SERVERS),
+        *(services or [_server(name) for name in _SERVERS]),
+        _versions(),
         _stack(node),
     ]
+
+
+def _versions() -> Finding:
+    """Ray wants the same minor version of Python on every node, and the same Ray."""
+    ours = f"comfy-restore {version('comfy-restore')}, ray {version('ray')}"
+    return Finding("versions", True, f"{ours}, Python {platform.python_version()}")
 
 
 def _disk(node: NodeSettings, *, needed: bool) -> Finding:

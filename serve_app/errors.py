@@ -45,6 +45,7 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
         e.JobNotFound: HTTPStatus.NOT_FOUND,
         e.BatchNotFound: HTTPStatus.NOT_FOUND,
         e.UploadNotFound: HTTPStatus.NOT_FOUND,
+        e.WorkerNotFound: HTTPStatus.NOT_FOUND,
         e.Conflict: HTTPStatus.CONFLICT,
         e.IdempotencyConflict: HTTPStatus.CONFLICT,
         e.UploadUsed: HTTPStatus.CONFLICT,

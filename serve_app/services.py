@@ -22,8 +22,16 @@ from persistence.jobs import PostgresJobStore
 from persistence.rates import RedisRateLimiter
 from persistence.status import RedisStatusBoard
 from persistence.usage import PostgresUsageLedger
+from persistence.workers import PostgresWorkerRegistry
 from restoration.metrics import Meter, NullMeter
-from restoration.ports import BatchStore, BlobStore, JobStore, RateLimiter, StatusBoard
+from restoration.ports import (
+    BatchStore,
+    BlobStore,
+    JobStore,
+    RateLimiter,
+    StatusBoard,
+    WorkerRegistry,
+)
 from restoration.settings import Settings
 from restoration.tracing import NullTracer, Tracer
 from restoration.usage import UsageLedger
@@ -46,6 +54,7 @@ class Services:
     authenticator: Authenticator
     rates: RateLimiter
     usage: UsageLedger
+    workers: WorkerRegistry
     watch_poll_s: float = POLL_S
     batch_poll_s: float = BATCH_POLL_S
     meter: Meter = field(default_factory=NullMeter)
@@ -107,5 +116,6 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
         usage=PostgresUsageLedger(database),
         meter=meter or NullMeter(),
         tracer=tracer,
+        workers=PostgresWorkerRegistry(database),
         resources=resources,
     )

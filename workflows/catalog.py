@@ -23,6 +23,7 @@ from restoration.jobs import ParamValue
 from workflows.manifest import Manifest, ModelSpec, Target
 
 BUILT_IN = Path(__file__).parent
+OLDER = "older"
 MODEL_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".ckpt", ".bin", ".pkl", ".onnx", ".gguf")
 
 
@@ -78,9 +79,11 @@ class Workflow:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Every workflow by its name."""
+    """Every workflow by its name; and versions before it, for jobs that were submitted with them,
+    by name and version. Only the newest can be asked for."""
 
     workflows: Mapping[str, Workflow]
+    older: Mapping[tuple[str, str], Workflow] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Workflow]:
         return iter(self.workflows.values())
@@ -98,9 +101,24 @@ class Catalog:
                 f"there is no workflow {name!r}; choose from {', '.join(known)}", known=known
             ) from None
 
+    def version(self, name: str, version: str) -> Workflow:
+        """The workflow as it was then. Raises UnknownWorkflow."""
+        newest = self.find(name)
+        if newest.version == version:
+            return newest
+        try:
+            return self.older[name, version]
+        except KeyError:
+            raise UnknownWorkflow(f"there is no version {version} of {name}") from None
+
+    def versions(self) -> list[Workflow]:
+        """Every version of every workflow."""
+        return [*self, *self.older.values()]
+
     def models(self) -> list[ModelSpec]:
-        """Every model that some workflow needs, each once."""
-        return list({model: None for workflow in self for model in workflow.manifest.models})
+        """Every model that some version needs, each once."""
+        needed = (model for workflow in self.versions() for model in workflow.manifest.models)
+        return list(dict.fromkeys(needed))
 
     def sharing_models(self, name: str) -> frozenset[str]:
         """The workflows that need no other models than this one does."""
@@ -109,7 +127,7 @@ class Catalog:
 
     def check_models(self, models_dir: Path) -> None:
         """Raise ModelMissing for the first model that is missing or has the wrong sha256."""
-        for workflow in self:
+        for workflow in self.versions():
             for model in workflow.manifest.models:
                 if (problem := model_problem(model, models_dir)) is not None:
                     raise ModelMissing(
@@ -120,7 +138,7 @@ class Catalog:
 
     def check_nodes(self, node_classes: Collection[str]) -> None:
         """Raise WorkflowInvalid for node classes that the engine (GET /object_info) lacks."""
-        for workflow in self:
+        for workflow in self.versions():
             if missing := sorted(workflow.manifest.nodes.difference(node_classes)):
                 raise _invalid(workflow.name, f"the engine has no node {', '.join(missing)}")
 
@@ -141,7 +159,8 @@ def model_problem(model: ModelSpec, models_dir: Path) -> str | None:
 def load_catalog(root: Path = BUILT_IN, more: Path | None = None) -> Catalog:
     """Load every folder of `root`, and of `more`, that holds a manifest.toml.
 
-    Raises WorkflowInvalid, also for a name that both have.
+    Its earlier versions are in its folder `older`, in folders named after them. Raises
+    WorkflowInvalid, also for a name that both have.
     """
     folders = sorted(path.parent for path in root.glob("*/manifest.toml"))
     folders += sorted(path.parent for path in more.glob("*/manifest.toml")) if more else []
@@ -150,11 +169,30 @@ def load_catalog(root: Path = BUILT_IN, more: Path | None = None) -> Catalog:
         if folder.name in workflows:
             raise _invalid(folder.name, f"{folder} has the name of another workflow")
         workflows[folder.name] = load_workflow(folder)
-    return Catalog(MappingProxyType(workflows))
+    older = {
+        (name, path.parent.name): _load_older(name, path.parent, workflows[name])
+        for folder in folders
+        for name in [folder.name]
+        for path in sorted(folder.glob(f"{OLDER}/*/manifest.toml"))
+    }
+    return Catalog(MappingProxyType(workflows), MappingProxyType(older))
 
 
-def load_workflow(folder: Path) -> Workflow:
-    """Raises WorkflowInvalid when a file does not read, or graph and manifest do not fit."""
+def _load_older(name: str, folder: Path, newest: Workflow) -> Workflow:
+    workflow = load_workflow(folder, name)
+    if workflow.version != folder.name:
+        raise _invalid(name, f"{folder} holds its version {workflow.version!r}")
+    if workflow.version == newest.version:
+        raise _invalid(name, f"{folder} has the version of the newest; raise that one's")
+    return workflow
+
+
+def load_workflow(folder: Path, name: str | None = None) -> Workflow:
+    """The workflow in `folder`, which is its name unless one is given.
+
+    Raises WorkflowInvalid when a file does not read, or graph and manifest do not fit.
+    """
+    name = name or folder.name
     try:
         manifest = Manifest.model_validate(tomllib.loads((folder / "manifest.toml").read_text()))
         graph = json.loads((folder / "graph.json").read_text())
@@ -162,11 +200,11 @@ def load_workflow(folder: Path) -> Workflow:
         parameters = manifest.parameters_model()
         parameters()  # the defaults must be within their own bounds
     except ValidationError as error:
-        raise _invalid(folder.name, _one_line(error)) from error
+        raise _invalid(name, _one_line(error)) from error
     except (OSError, ValueError) as error:  # what the TOML and JSON readers raise
-        raise _invalid(folder.name, str(error)) from error
-    if manifest.name != folder.name:
-        raise _invalid(folder.name, f"its manifest calls it {manifest.name!r}")
+        raise _invalid(name, str(error)) from error
+    if manifest.name != name:
+        raise _invalid(name, f"its manifest calls it {manifest.name!r}")
     if problems := list(_misfits(manifest, nodes)):
         raise _invalid(manifest.name, "; ".join(problems))
     return Workflow(manifest, MappingProxyType(graph), parameters)

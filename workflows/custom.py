@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from pydantic import create_model
 
-from restoration.jobs import OutputFormat, ParamValue
+from restoration.jobs import Job, OutputFormat, ParamValue
 from workflows.catalog import Catalog, Workflow
 from workflows.graphs import LOAD, SAVE, Graph, nodes_of
 from workflows.manifest import Manifest, Output, Target
@@ -34,9 +34,11 @@ def graph_of(params: Mapping[str, ParamValue]) -> Graph:
     return graph
 
 
-def workflow_of(catalog: Catalog, name: str, params: Mapping[str, ParamValue]) -> Workflow:
-    """The workflow of a recorded job. Raises UnknownWorkflow."""
-    return custom_workflow(graph_of(params)) if name == CUSTOM else catalog.find(name)
+def workflow_of(catalog: Catalog, job: Job) -> Workflow:
+    """The workflow of a recorded job, as it was submitted. Raises UnknownWorkflow."""
+    if job.workflow == CUSTOM:
+        return custom_workflow(graph_of(job.params))
+    return catalog.version(job.workflow, job.workflow_version)
 
 
 def custom_workflow(graph: Graph) -> Workflow:

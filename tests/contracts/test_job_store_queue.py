@@ -25,7 +25,7 @@ from restoration.jobs import (
     Priority,
 )
 from restoration.ports import JobStore
-from restoration.queueing import QueuePolicy
+from restoration.queueing import QueuePolicy, versioned
 from restoration.quotas import Quotas
 from tests.fakes.stores import MemoryJobStore
 from tests.samples import artifact, new_job
@@ -479,3 +479,19 @@ def test_the_measure_of_fairness_measures() -> None:
     """The helper above sees one owner go ahead."""
     assert _greatest_lead("abab") == 1
     assert _greatest_lead("aaab") == 3
+
+
+async def test_06_a_version_is_claimed_by_workers_that_know_it(store: JobStore) -> None:
+    """While a release is rolled out, jobs of either version wait for a worker that has theirs."""
+    old = await _queued(store, workflow_version="1")
+    new = await _queued(store, workflow_version="2")
+    assert await store.claim("later", LEASE_S, [versioned("restore", "3")]) is None
+    for affinity in (None, Affinity(frozenset({"restore"}))):
+        claimed = await store.claim("newer", LEASE_S, [versioned("restore", "2")], affinity)
+        assert claimed is not None
+        assert claimed.id == new.id
+        await store.release(claimed.ref, None)
+    both = [versioned("restore", "1"), versioned("restore", "2")]
+    claimed = await store.claim("newest", LEASE_S, both)
+    assert claimed is not None
+    assert claimed.id == old.id

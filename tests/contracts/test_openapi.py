@@ -14,6 +14,7 @@ from serve_app.scopes import Scope
 from tests.fakes.site import API, open_site, photo, submission
 
 BATCHES = "/api/v1/batches"
+ADMIN = "/api/v1/admin"
 RUNS = "/api/v1/runs"
 OPEN = {"/healthz", "/readyz"}
 Document = dict[str, Any]
@@ -84,6 +85,11 @@ def test_it_describes_every_route(document: Document) -> None:
         ("GET", "/api/v1/workflows"): "list_workflows",
         ("GET", "/api/v1/workflows/{name}"): "get_workflow",
         ("GET", "/api/v1/usage"): "get_usage",
+        ("GET", f"{ADMIN}/workers"): "list_workers",
+        ("POST", f"{ADMIN}/workers/{{worker}}/drain"): "drain_worker",
+        ("POST", f"{ADMIN}/workers/{{worker}}/undrain"): "undrain_worker",
+        ("POST", f"{ADMIN}/workers/{{worker}}/restart-engine"): "restart_engine",
+        ("GET", f"{ADMIN}/queue"): "get_queue",
         ("GET", "/healthz"): "get_health",
         ("GET", "/readyz"): "get_readiness",
     }

@@ -30,6 +30,7 @@ from tests.fakes.examiner import InProcess
 from tests.fakes.rates import MemoryRateLimiter
 from tests.fakes.stores import MemoryBlobStore, MemoryJobStore, MemoryStatusBoard
 from tests.fakes.usage import MemoryUsageLedger
+from tests.fakes.workers import MemoryWorkerRegistry
 from workflows.catalog import load_catalog
 
 ISSUER = "http://issuer.test"
@@ -69,6 +70,7 @@ class Site:
     board: MemoryStatusBoard
     rates: MemoryRateLimiter
     ledger: MemoryUsageLedger
+    workers: MemoryWorkerRegistry
 
     def token(
         self,
@@ -147,6 +149,7 @@ async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Si
     blobs, board = MemoryBlobStore(), MemoryStatusBoard()
     batches, rates = MemoryBatchStore(jobs), MemoryRateLimiter()
     ledger = MemoryUsageLedger()
+    workers = MemoryWorkerRegistry(jobs)
     async with httpx.AsyncClient(transport=httpx.MockTransport(serve_keys)) as http:
         services = Services(
             settings=settings,
@@ -169,8 +172,9 @@ async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Si
             ),
             rates=rates,
             usage=ledger,
+            workers=workers,
             tracer=tracer,
             watch_poll_s=0.05,
             batch_poll_s=0.05,
         )
-        yield Site(services, jobs, batches, blobs, board, rates, ledger)
+        yield Site(services, jobs, batches, blobs, board, rates, ledger, workers)

@@ -43,7 +43,7 @@ from restoration.jobs import (
     check_transition,
 )
 from restoration.ports import NewUpload, StampedEvent, UploadLink
-from restoration.queueing import Load, QueuePolicy
+from restoration.queueing import Load, QueuePolicy, versioned
 from restoration.quotas import Quotas
 from restoration.reuse import work_key
 from restoration.scaling import Demand
@@ -198,7 +198,13 @@ class MemoryJobStore:
     ) -> Job | None:
         self._check_up()
         now = self.clock()
-        able = [row for row in self._waiting() if row.workflow in workflows]
+        able = [
+            row
+            for row in self._waiting()
+            if not {row.workflow, versioned(row.workflow, row.workflow_version)}.isdisjoint(
+                workflows
+            )
+        ]
         able = [row for row in able if not self.turns.elsewhere(row, worker, now)]
         best = next(iter(able), None)
         if best is None:

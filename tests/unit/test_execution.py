@@ -366,6 +366,20 @@ class TestFailure:
         assert bench.engine.stopped == [run.id for run in bench.engine.runs]
         assert bench.visit.told == ["staged 64", "began"]
 
+    async def test_06_a_job_runs_the_version_it_was_submitted_with(self, bench: Bench) -> None:
+        """The newest may have come since: another graph, which nobody asked for."""
+        older = bench.catalog.find("restore")
+        nodes = {name: dict(node) for name, node in older.graph.items()}
+        manifest = older.manifest.model_copy(update={"version": "2"})
+        newest = replace(older, manifest=manifest, graph=nodes | {"extra": {"class_type": "New"}})
+        bench.catalog = Catalog({"restore": newest}, {("restore", "1"): older})
+        for version, has_extra in (("1", False), ("2", True)):
+            ended = await bench.run(await bench.claimed(workflow_version=version))
+            assert ended is not None
+            assert ended.status is JobStatus.SUCCEEDED
+            prompt = bench.engine.runs[-1].render("photo.png", "prefix")
+            assert ("extra" in prompt) is has_extra
+
     async def test_06_the_time_limit_is_for_execution(self, bench: Bench) -> None:
         """A job that is staged behind another's long one loses nothing of its own time."""
         bench.engine.turn.clear()

@@ -196,3 +196,35 @@ def test_a_folder_of_ones_own_is_offered_too(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace('name = "enlarge"', 'name = "mine"', 1))
     catalog = load_catalog(more=tmp_path)
     assert {*load_catalog().workflows, "mine"} == set(catalog.workflows)
+
+
+def _with_older(tmp_path: Path, version: str, folder: str) -> Path:
+    """A folder of workflows whose `restore` is of version 2, and was `version` before."""
+    newest = Path(shutil.copytree(BUILT_IN / "restore", tmp_path / "restore"))
+    older = Path(shutil.copytree(newest, newest / "older" / folder))
+    edit_manifest(newest, 'version = "1"', 'version = "2"')
+    edit_manifest(older, 'version = "1"', f'version = "{version}"')
+    return tmp_path
+
+
+def test_06_older_versions_are_kept_beside_the_newest(tmp_path: Path) -> None:
+    """The newest is what is offered; an older one is there for jobs that were submitted with it."""
+    catalog = load_catalog(_with_older(tmp_path, "1", "1"))
+    assert [(each.name, each.version) for each in catalog] == [("restore", "2")]
+    assert catalog.find("restore").version == "2"
+    assert catalog.version("restore", "1").version == "1"
+    assert {each.version for each in catalog.versions()} == {"1", "2"}
+    with pytest.raises(UnknownWorkflow, match="no version 3 of restore"):
+        catalog.version("restore", "3")
+
+
+@pytest.mark.parametrize(
+    ("version", "folder", "problem"),
+    [("1", "0", "holds its version '1'"), ("2", "2", "has the version of the newest")],
+)
+def test_06_an_older_version_that_contradicts_its_folder_is_refused(
+    tmp_path: Path, version: str, folder: str, problem: str
+) -> None:
+    """A forgotten number would let jobs run another graph than they were submitted with."""
+    with pytest.raises(WorkflowInvalid, match=problem):
+        load_catalog(_with_older(tmp_path, version, folder))

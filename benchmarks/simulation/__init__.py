@@ -1,0 +1,1 @@
+"""A day of a fleet in a minute: real dispatcher, claims and autoscaling, simulated machines."""

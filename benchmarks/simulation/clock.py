@@ -1,0 +1,123 @@
+"""Simulated time, for asyncio and for Postgres, so that a day passes as fast as it computes.
+
+Whatever runs on a `SimulatedLoop` sees the loop's clock leap to the next timer when nothing else
+is to be done. What it asks of a `SimulatedDatabase` sees the same clock: `now()` there is found
+before Postgres' own, and the statements are those of production, to the letter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable
+from concurrent.futures import Executor
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, create_engine, text
+
+from persistence.database import Database, sqlalchemy_url
+from persistence.migrate import upgrade
+
+_T = TypeVar("_T")
+
+MIDNIGHT = datetime(2030, 1, 1, tzinfo=UTC)  # when the clock of a loop stands at 0
+
+# A schema that is searched before pg_catalog. Defaults of columns are bound to these functions
+# when the tables are made, triggers and statements when they run. Migrations are the only ones that
+# do not say what time it is. The sequence keeps turns taken
+# at the same moment in the order in which they were taken.
+_CLOCK = (
+    "CREATE SCHEMA sim",
+    """CREATE FUNCTION sim.now() RETURNS timestamptz STABLE LANGUAGE sql
+        AS $$ SELECT coalesce(nullif(current_setting('sim.now', true), '')::timestamptz,
+                              pg_catalog.now()) $$""",
+    "CREATE SEQUENCE sim.ticks",
+    """CREATE FUNCTION sim.clock_timestamp() RETURNS timestamptz VOLATILE LANGUAGE sql
+        AS $$ SELECT sim.now() + nextval('sim.ticks') * interval '1 microsecond' $$""",
+)
+_SETTINGS = {
+    "search_path": "sim, public, pg_catalog",
+    "synchronous_commit": "off",  # nobody needs this database after a crash
+}
+_SET_CLOCK = text("SELECT set_config('sim.now', :now, false)")
+
+
+class SimulatedLoop(asyncio.SelectorEventLoop):
+    """An event loop that never waits: its time is that of the next timer.
+
+    What would go to a thread is done at once and takes no time, so that a run depends on nothing
+    but its seed.
+    """
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+        super().__init__(_Leaping(self._leap))
+
+    def time(self) -> float:
+        return self._now_s
+
+    def _leap(self, seconds: float) -> None:
+        self._now_s += seconds
+
+    def run_in_executor(  # type: ignore[override] # typeshed's own needs TypeVarTuple
+        self, executor: Executor | None, func: Callable[..., _T], *args: Any
+    ) -> asyncio.Future[_T]:
+        done: asyncio.Future[_T] = self.create_future()
+        done.set_result(func(*args))
+        return done
+
+
+class _Leaping(selectors.DefaultSelector):
+    def __init__(self, leap: Callable[[float], None]) -> None:
+        super().__init__()
+        self._leap = leap
+
+    def select(self, timeout: float | None = None) -> Any:
+        if timeout is None:
+            raise RuntimeError("the simulation waits for what will never happen")
+        self._leap(max(0.0, timeout))
+        return super().select(0)
+
+
+class SimulatedDatabase(Database):
+    """A database whose time is the loop's. One connection, never lost: it is not checked."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._only = create_engine(sqlalchemy_url(url)).connect()
+        self._told_s: float | None = None
+
+    async def run(self, work: Callable[[Connection], _T]) -> _T:
+        now_s, told_s, self._told_s = asyncio.get_running_loop().time(), self._told_s, None
+        with self._only.begin():  # which takes the clock back as well, if it fails
+            if now_s != told_s:
+                now = MIDNIGHT + timedelta(seconds=now_s)
+                self._only.execute(_SET_CLOCK, {"now": now.isoformat()})
+            result = work(self._only)
+        self._told_s = now_s
+        return result
+
+    async def aclose(self) -> None:
+        self._only.close()
+        self._only.engine.dispose()
+        await super().aclose()
+
+
+def make_database(server_url: str, name: str) -> str:
+    """The URL of a new database with our tables and a simulated clock."""
+    server = create_engine(sqlalchemy_url(server_url), isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+        for setting, value in _SETTINGS.items():
+            connection.execute(text(f"ALTER DATABASE {name} SET {setting} = {value}"))
+    url = server.url.set(drivername="postgresql", database=name)
+    server.dispose()
+    made = url.render_as_string(hide_password=False)
+    database = create_engine(sqlalchemy_url(made), isolation_level="AUTOCOMMIT")
+    with database.connect() as connection:
+        for statement in _CLOCK:
+            connection.execute(text(statement))
+    database.dispose()
+    upgrade(made)
+    return made

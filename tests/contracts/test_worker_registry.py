@@ -1,0 +1,111 @@
+"""Workers and what they are told: on Postgres and on the registry in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import pytest
+
+from persistence.database import Database
+from persistence.jobs import PostgresJobStore
+from persistence.workers import PostgresWorkerRegistry
+from restoration.errors import WorkerNotFound
+from restoration.jobs import Priority
+from restoration.ports import JobStore, WorkerRegistry
+from restoration.workers import (
+    EngineState,
+    JobInHand,
+    Stage,
+    WorkerOrders,
+    WorkerReport,
+)
+from tests.fakes.stores import MemoryJobStore
+from tests.fakes.workers import MemoryWorkerRegistry
+from tests.samples import new_job
+
+
+@dataclass
+class Stores:
+    registry: WorkerRegistry
+    jobs: JobStore
+
+
+@pytest.fixture(params=["postgres", "memory"])
+async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+    if request.param == "memory":
+        jobs = MemoryJobStore()
+        yield Stores(MemoryWorkerRegistry(jobs), jobs)
+        return
+    database = Database(request.getfixturevalue("database_url"))
+    yield Stores(PostgresWorkerRegistry(database), PostgresJobStore(database))
+    await database.aclose()
+
+
+def _report(worker: str, node: str = "node", *in_hand: JobInHand) -> WorkerReport:
+    return WorkerReport(worker, node, "http://127.0.0.1:8188", EngineState.READY, 1, in_hand)
+
+
+async def test_08_the_roll_has_the_newest_report_of_each(stores: Stores) -> None:
+    """By node, and word for word."""
+    job = JobInHand(uuid4(), "restore", Stage.EXECUTING, datetime(2030, 1, 1, tzinfo=UTC))
+    await stores.registry.report(_report("worker-2", "node-2"))
+    await stores.registry.report(_report("worker-1", "node-1"))
+    await stores.registry.report(_report("worker-2", "node-2", job))
+    roll = await stores.registry.roll()
+    assert [state.report for state in roll.workers] == [
+        _report("worker-1", "node-1"),
+        _report("worker-2", "node-2", job),
+    ]
+    assert all(state.started_at <= state.seen_at <= roll.at for state in roll.workers)
+
+
+async def test_08_orders_stay_until_they_are_taken_back(stores: Stores) -> None:
+    """Every report's answer has them, whatever else the report says; nobody else's changes."""
+    for worker in ("worker-1", "worker-2"):
+        assert await stores.registry.report(_report(worker)) == WorkerOrders()
+    drained = await stores.registry.drain("worker-1", drained=True)
+    assert drained.orders == WorkerOrders(drained=True)
+    await stores.registry.restart_engine("worker-1")
+    for node in ("node-1", "node-2"):
+        orders = await stores.registry.report(_report("worker-1", node))
+        assert orders == WorkerOrders(drained=True, restarts_asked=1)
+    assert await stores.registry.report(_report("worker-2")) == WorkerOrders()
+    await stores.registry.drain("worker-1", drained=False)
+    orders = await stores.registry.report(_report("worker-1"))
+    assert orders == WorkerOrders(drained=False, restarts_asked=1)
+
+
+async def test_08_an_unknown_worker_cannot_be_told_anything(stores: Stores) -> None:
+    """Neither one that never was, nor one that has left."""
+    await stores.registry.report(_report("worker-1"))
+    await stores.registry.leave("worker-1")
+    for worker in ("worker-1", "worker-2"):
+        with pytest.raises(WorkerNotFound):
+            await stores.registry.drain(worker, drained=True)
+        with pytest.raises(WorkerNotFound):
+            await stores.registry.restart_engine(worker)
+    assert (await stores.registry.roll()).workers == ()
+
+
+async def test_08_the_queue_has_a_line_for_each_class(stores: Stores) -> None:
+    """Counts of what waits and runs, and since when the oldest waits, of whatever owner."""
+    first, *_ = [
+        (await stores.jobs.insert(new_job(owner=owner)))[0] for owner in ("ann", "bob", "bob")
+    ]
+    await stores.jobs.insert(new_job(owner="cat", priority=Priority.BATCH))
+    oldest = {line.priority: line.oldest_at for line in (await stores.registry.queue()).lines}
+    assert oldest[Priority.INTERACTIVE] == first.created_at
+    claimed = await stores.jobs.claim("worker-1", 60, ["restore"])
+    assert claimed is not None
+    queue = await stores.registry.queue()
+    counts = [(line.priority, line.waiting, line.running) for line in queue.lines]
+    assert counts == [(Priority.INTERACTIVE, 2, 1), (Priority.BATCH, 1, 0)]
+
+
+async def test_08_a_line_of_an_empty_queue_says_so(stores: Stores) -> None:
+    """No jobs, and nobody who waits."""
+    lines = (await stores.registry.queue()).lines
+    assert [(line.waiting, line.running, line.oldest_at) for line in lines] == [(0, 0, None)] * 2

@@ -1,0 +1,114 @@
+"""The operators' commands against a running stack: what they show, and that workers obey."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from restoration.jobs import JobStatus
+from serve_app.client import RestorationClient
+from tests.e2e.stack_processes import engines, wait_until
+from tests.photos import degrade, jpeg, original
+from tests.stack import Stack
+
+pytestmark = pytest.mark.real_engine
+
+TIMEOUT_S = 120
+
+
+@pytest.fixture
+def ids(stack: Stack) -> Iterator[list[str]]:
+    """The ids of the stack's two workers, which take jobs before and after the test."""
+    wait_until(lambda: len(_workers(stack)) == 2, timeout_s=TIMEOUT_S)
+    found = [worker["id"] for worker in _workers(stack)]
+    yield found
+    for worker in found:
+        stack.restore("undrain", worker)
+    wait_until(lambda: _engines_are(stack, "ready"), timeout_s=TIMEOUT_S)
+
+
+def _status(stack: Stack) -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(stack.restore("status", "--json").stdout)
+    return shown
+
+
+def _workers(stack: Stack) -> list[dict[str, Any]]:
+    """Those that still report: one that was killed by an earlier test may be listed for a while."""
+    listed = _status(stack)["workers"]
+    with stack.http(scopes=["admin"]) as http:
+        later = http.get("/api/v1/admin/workers").json()
+    seen = {worker["id"]: worker["seen_at"] for worker in listed["workers"]}
+    return [each for each in later["workers"] if each["seen_at"] > seen.get(each["id"], "")]
+
+
+def _engines_are(stack: Stack, state: str) -> bool:
+    workers = _status(stack)["workers"]["workers"]
+    return all(each["engine"] == state for each in workers)
+
+
+def test_08_a_drained_fleet_takes_no_job_until_it_is_undrained(
+    stack: Stack, ids: list[str]
+) -> None:
+    """The job waits, which `status` shows beside the drained workers, and then it is done."""
+    for worker in ids:
+        stack.restore("drain", worker)
+    shown = stack.restore("status", "--once").stdout
+    assert shown.count("drained") == 2
+    assert all(worker in shown for worker in ids)
+    photo = jpeg(degrade(original("flower")).crop((0, 0, 64, 48)))
+    with stack.client("local") as client:
+        _wait_for_orders(stack)
+        job = client.submit(photo, workflow="enlarge")
+        waiting = {line["priority"]: line["waiting"] for line in _status(stack)["queue"]["lines"]}
+        assert waiting["interactive"] == 1
+        assert client.get(job.id).status is JobStatus.QUEUED
+        stack.restore("undrain", ids[0])
+        assert _ends(client, str(job.id)) is JobStatus.SUCCEEDED
+
+
+def _wait_for_orders(stack: Stack) -> None:
+    """Each worker has reported since, and so been told."""
+    since = _status(stack)["workers"]["at"]
+    wait_until(
+        lambda: (
+            sum(
+                each["seen_at"] > since and each["drained"]
+                for each in _status(stack)["workers"]["workers"]
+            )
+            == 2
+        ),
+        timeout_s=TIMEOUT_S,
+    )
+
+
+def _ends(client: RestorationClient, job_id: str) -> JobStatus:
+    return client.wait(job_id).status
+
+
+def test_08_an_engine_is_started_anew_on_request(stack: Stack, ids: list[str]) -> None:
+    """Another process on the same port; the other worker's engine stays as it is."""
+    [port] = [_port(each) for each in _workers(stack) if each["id"] == ids[0]]
+    before = engines(stack.state_dir)
+    stack.restore("restart-engine", ids[0])
+    wait_until(
+        lambda: engines(stack.state_dir).get(port) not in (None, before[port]),
+        timeout_s=TIMEOUT_S,
+    )
+    assert [engines(stack.state_dir)[other] for other in before if other != port] == [
+        process for other, process in before.items() if other != port
+    ]
+
+
+def _port(worker: dict[str, Any]) -> int:
+    return int(worker["engine_url"].rpartition(":")[2])
+
+
+def test_08_an_unknown_worker_is_named(stack: Stack, ids: list[str]) -> None:
+    """One line that says who is there, and exit status 1."""
+    done = stack.restore("drain", "nobody", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no worker begins with 'nobody'")
+    assert all(worker in "".join(done.stderr.split()) for worker in ids)

@@ -1,0 +1,86 @@
+"""What `restore doctor` makes of a machine: GPUs, services and the clock."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from comfy_pool.gpus import examine_gpus
+from serve_app.doctor_services import CLOCK_OFF_S, clock_finding, examine_services
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is all that PATH names."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def _nvidia_smi(path: Path, script: str) -> None:
+    program = path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+
+
+def test_08_each_gpu_is_named_with_its_driver(path: Path) -> None:
+    """A line of nvidia-smi each, in its order."""
+    _nvidia_smi(path, "echo 'NVIDIA A10G, 23028 MiB, 570.86'; echo 'NVIDIA L4, 23034 MiB, 570.86'")
+    found = examine_gpus("cuda")
+    assert [(each.name, each.ok, each.detail) for each in found] == [
+        ("GPU 0", True, "NVIDIA A10G, 23028 MiB, driver 570.86"),
+        ("GPU 1", True, "NVIDIA L4, 23034 MiB, driver 570.86"),
+    ]
+
+
+@pytest.mark.parametrize("script", [None, "echo 'no devices were found'; exit 6"])
+def test_08_a_missing_gpu_has_a_mend(path: Path, script: str | None) -> None:
+    """Without a driver, and with one that finds nothing."""
+    if script is not None:
+        _nvidia_smi(path, script)
+    [found] = examine_gpus("cuda")
+    assert not found.ok
+    assert "NVIDIA driver" in found.mend
+
+
+def test_08_no_gpu_is_missed_where_engines_run_on_the_cpu() -> None:
+    """The default variant needs none."""
+    [found] = examine_gpus("cpu")
+    assert found.ok
+
+
+async def test_08_services_that_do_not_answer_have_a_mend() -> None:
+    """Each by its name and the settings to correct; nothing is said of a clock nobody could ask."""
+    nobody = {
+        "DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:9/d",
+        "REDIS_URL": "redis://127.0.0.1:9",
+        "S3_BUCKET": "photos",
+        "S3_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "hunter2",
+        "LOCAL_ISSUER_URL": "http://127.0.0.1:9",
+        "PATH": os.environ["PATH"],
+    }
+    found = await examine_services(nobody)
+    assert [(each.name, each.ok) for each in found] == [
+        *(("Postgres", False), ("Redis", False), ("S3", False))
+    ]
+    assert all(each.mend for each in found)
+    assert "hunter2" not in str(found)
+
+
+async def test_08_settings_that_do_not_load_are_said_so() -> None:
+    """By the variable's name; without any, the local stack brings its own services."""
+    [found] = await examine_services({"DATABASE_URL": "postgresql://u@h/d"})
+    assert (found.name, found.ok) == ("settings", False)
+    assert "REDIS_URL" in found.detail
+    assert await examine_services({}) == []
+
+
+def test_08_a_clock_that_is_off_has_a_mend() -> None:
+    """Tokens and signed URLs go by it."""
+    assert clock_finding(CLOCK_OFF_S).ok
+    off = clock_finding(90)
+    assert (off.ok, off.detail) == (False, "90 s off Postgres'")
+    assert "NTP" in off.mend

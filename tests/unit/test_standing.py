@@ -1,0 +1,104 @@
+"""A worker's reports and orders: what it does about them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from actors.standing import Standing
+from restoration.errors import EngineUnavailable
+from restoration.workers import EngineState, WorkerReport
+from tests.fakes.workers import MemoryWorkerRegistry
+from tests.polling import until
+
+EVERY_S = 0.005
+NEVER_S = 3600.0
+
+
+async def _holds(condition: Callable[[], bool]) -> None:
+    async def look() -> bool:
+        return condition()
+
+    await until(look)
+
+
+@dataclass
+class Worker:
+    registry: MemoryWorkerRegistry = field(default_factory=MemoryWorkerRegistry)
+    restarts: int = 0
+    empty: asyncio.Event = field(default_factory=asyncio.Event)
+    trouble: EngineUnavailable | None = None
+
+    def __post_init__(self) -> None:
+        self.standing = Standing(self.registry, self.look, self.restart, EVERY_S)
+        self.task = asyncio.create_task(self.standing.run())
+
+    def look(self, restarts_done: int) -> WorkerReport:
+        url = "http://127.0.0.1:8188"
+        return WorkerReport("w", "n", url, EngineState.READY, 1, (), restarts_done)
+
+    async def restart(self) -> None:
+        await self.empty.wait()
+        self.restarts += 1
+        if self.trouble is not None:
+            raise self.trouble
+
+    @property
+    def done(self) -> int:
+        return self.registry.states["w"].report.restarts_done
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[Worker]:
+    worker = Worker()
+    await _holds(lambda: bool(worker.registry.states))
+    yield worker
+    worker.task.cancel()
+    await asyncio.gather(worker.task, return_exceptions=True)
+
+
+async def test_08_a_drained_worker_admits_nothing_until_it_is_undrained(worker: Worker) -> None:
+    """Who waits to be admitted is let in at once then, and sent away when the patience ends."""
+    assert await worker.standing.admitted(NEVER_S)
+    await worker.registry.drain("w", drained=True)
+    await _holds(lambda: worker.standing.drained)
+    assert not await worker.standing.admitted(0.01)
+    waiting = asyncio.create_task(worker.standing.admitted(NEVER_S))
+    await worker.registry.drain("w", drained=False)
+    assert await waiting
+
+
+async def test_08_orders_hold_while_postgres_is_away(worker: Worker) -> None:
+    """A drained worker does not begin to claim because it can no longer ask."""
+    await worker.registry.drain("w", drained=True)
+    await _holds(lambda: worker.standing.drained)
+    worker.registry.down = True
+    await worker.standing.report()
+    assert worker.standing.drained
+    assert not worker.task.done()
+
+
+async def test_08_an_order_to_restart_is_obeyed_once(worker: Worker) -> None:
+    """However many reports go by meanwhile; one that comes later is another restart."""
+    await worker.registry.restart_engine("w")
+    for _ in range(3):
+        await worker.standing.report()
+    assert worker.done == 0
+    worker.empty.set()
+    await _holds(lambda: worker.done == 1)
+    assert worker.restarts == 1
+    await worker.registry.restart_engine("w")
+    await _holds(lambda: worker.done == 2)
+    assert worker.restarts == 2
+
+
+async def test_08_an_engine_that_does_not_come_back_ends_no_report(worker: Worker) -> None:
+    """The health check sees to the engine; the order counts as obeyed."""
+    worker.trouble = EngineUnavailable("it exits at once")
+    worker.empty.set()
+    await worker.registry.restart_engine("w")
+    await _holds(lambda: worker.done == 1)
+    assert not worker.task.done()
