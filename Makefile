@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine demo test chaos bench simulate check format lock clean
+.PHONY: help setup engine demo test chaos failover bench simulate check format lock clean
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -33,6 +33,9 @@ test: engine ## all tests, the real ComfyUI's among them
 
 chaos: engine ## kill one component after another for SECONDS (600), then count what came of the jobs
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600)
+
+failover: engine ## take a node from a fleet at work, and deploy over a service at work
+	$(BIN)/pytest tests/failover/failover.py tests/failover/deployment.py
 
 bench: engine ## measure against a bare ComfyUI and others; table, build/bench.json and a chart
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c requirements.lock -e '.[bench]'

@@ -56,6 +56,7 @@ class GpuWorker:
         self, *, whole_gpu: bool, depth: int, drain_s: float
     ) -> None:
         """`drain_s` is how long Serve lets a replica that is to stop go on."""
+        self._ready = False
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
         self._id = str(ray.get_runtime_context().get_actor_id())
@@ -100,6 +101,7 @@ class GpuWorker:
             self._resources = resources.pop_all()
         self._reporting = asyncio.create_task(self._standing.run())
         self._leaving = asyncio.create_task(self._leave_in_time(drain_s))
+        self._ready = True
         log.info("worker_ready", worker=self._id)
 
     async def process(self, job_id: str, attempt: int, hold_s: float) -> str:
@@ -211,6 +213,8 @@ class GpuWorker:
 
     async def __del__(self) -> None:
         """Hand back what runs, and stop the engine. Serve has drained the replica before."""
+        if not self._ready:
+            return  # stopped while it started, which closes what it had opened
         for task in (self._leaving, self._reporting):
             task.cancel()
         await asyncio.gather(self._leaving, self._reporting, return_exceptions=True)

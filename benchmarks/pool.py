@@ -30,8 +30,8 @@ WORKERS = 4
 ROUNDS = 3
 
 SATURATING = Held(64, 0.2, jobs=WORKERS * 60)
-IN_FLIGHT = WORKERS * 4
-LEFT_OUT_S = 2.0  # at both ends of a round, where the queue fills and empties
+HELD = {"size": 64, "seconds": 15.0}  # while the queue fills; one job executes, the next is staged
+IN_FLIGHT = WORKERS * 4  # left out at the end, where the queue runs empty
 
 MODELS = "abcd"
 LOAD_S, EXECUTE_S = 2.0, 0.2
@@ -68,13 +68,19 @@ async def _measure(bench: Bench, stack: Stack) -> list[Figure]:
 
 
 async def _busy(bench: Bench, stack: Stack, client: ServiceClient) -> Figure:
+    """Of a queue that is full from the beginning: it fills while every engine is held."""
+    photo = SATURATING.photo()
     shares = []
-    await client.end_times_s(Held(64, 0.0, jobs=2 * WORKERS), IN_FLIGHT)
     for n in range(ROUNDS):
+        held = [await client.submit(WORKFLOW, HELD, photo) for _ in range(2 * WORKERS)]
+        jobs = [
+            await client.submit(WORKFLOW, SATURATING.params, photo) for _ in range(SATURATING.jobs)
+        ]
+        await client.ended(held)
         began = time.monotonic()
-        await client.end_times_s(SATURATING, IN_FLIGHT, redirected=False)
-        window = began + LEFT_OUT_S, time.monotonic() - LEFT_OUT_S
-        shares.append(statistics.mean(_executing(stack, window)))
+        await client.ended(jobs[:-IN_FLIGHT])
+        shares.append(statistics.mean(_executing(stack, (began, time.monotonic()))))
+        await client.ended(jobs)
         bench.say(f"  executing, round {n + 1}: {100 * shares[-1]:.1f} %")
     goal = Goal(0.98, at_least=True, tolerance=0.01)
     return Figure(f"share of time that {WORKERS} engines execute, 0.2 s jobs", shares, goal)

@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from workflows.render import render
 
 WORKFLOW = "held"
 WAIT_S = 60
+POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,19 @@ class ServiceClient:
             answer.raise_for_status()
             job: dict[str, Any] = await answer.json()
             return job
+
+    async def ended(self, jobs: Iterable[Mapping[str, Any]]) -> None:
+        """Wait for the end of them all; few requests, so that the cores are the workers'."""
+        for job in jobs:
+            url = self._url + job["links"]["self"]
+            while True:
+                async with self._http.get(url, headers=self._headers) as answer:
+                    answer.raise_for_status()
+                    status = (await answer.json())["status"]
+                if status == "succeeded":
+                    break
+                assert status in {"queued", "running"}, status
+                await asyncio.sleep(POLL_S)
 
     async def _fetch(self, path: str) -> bytes:
         url = self._url + path

@@ -59,12 +59,12 @@ class PoolArgs(BaseModel):
     # jobs that a worker holds ready behind the one that executes; 0: none
     worker_depth: int = Field(1, ge=0)
     # batch jobs that one worker is to see through in turn; an interactive one wants its own
-    jobs_per_worker: float = Field(1, gt=0)
+    jobs_per_worker: float = Field(4, gt=0)
     # workers beyond those at work, for the next interactive job
     warm_workers: int = Field(0, ge=0)
     # how long more, or fewer, workers must be wanted before they are asked for, or let go
     upscale_delay_s: float = Field(2, ge=0)
-    downscale_delay_s: float = Field(300, ge=0)
+    downscale_delay_s: float = Field(120, ge=0)
     ingress_replicas: int = Field(2, ge=1)
     dispatcher_replicas: int = Field(2, ge=1)
     # above the longest job, or scale-down would hand it back (Serve's own default is 20 s)

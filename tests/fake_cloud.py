@@ -124,6 +124,13 @@ class FakeCloud:
                     raylets[process.environ()["RAY_CLOUD_INSTANCE_ID"]] = process
         return {int(node[-5:]): raylets[node] for node in raylets if node != FAKE_HEAD_NODE_ID}
 
+    def lose_node(self, number: int) -> None:
+        """SIGKILL to all that Ray runs there; engines notice that their owners are gone."""
+        raylet = self.nodes()[number]
+        for process in [raylet, *raylet.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def engines(self) -> set[EngineProcess]:
         found = set()
         for process in self._processes():

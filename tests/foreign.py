@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 OWNED = frozenset({"job_id", "batch_id"})
-PUBLIC = frozenset({"name"})  # of a workflow
+PUBLIC = frozenset({"name", "worker"})  # of a workflow; of a worker, which is for `admin` alone
 # What two answers to the same question may differ in.
 _PASSING = frozenset({"date", "x-request-id", "ratelimit"})
 

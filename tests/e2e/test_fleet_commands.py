@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.stack import Stack
 pytestmark = pytest.mark.real_engine
 
 TIMEOUT_S = 120
+REPORTED_S = 3  # a worker reports every second
 
 
 @pytest.fixture
@@ -37,11 +39,10 @@ def _status(stack: Stack) -> dict[str, Any]:
 
 def _workers(stack: Stack) -> list[dict[str, Any]]:
     """Those that still report: one that was killed by an earlier test may be listed for a while."""
-    listed = _status(stack)["workers"]
     with stack.http(scopes=["admin"]) as http:
-        later = http.get("/api/v1/admin/workers").json()
-    seen = {worker["id"]: worker["seen_at"] for worker in listed["workers"]}
-    return [each for each in later["workers"] if each["seen_at"] > seen.get(each["id"], "")]
+        listed = http.get("/api/v1/admin/workers").json()
+    since = datetime.fromisoformat(listed["at"]) - timedelta(seconds=REPORTED_S)
+    return [each for each in listed["workers"] if datetime.fromisoformat(each["seen_at"]) > since]
 
 
 def _engines_are(stack: Stack, state: str) -> bool:

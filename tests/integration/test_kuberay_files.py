@@ -56,7 +56,7 @@ def test_01_ray_reads_the_cluster(ray_cluster: Config) -> None:
     types = config["available_node_types"]
     gpus = {name: kind["resources"].get("GPU", 0) for name, kind in types.items()}
 
-    assert config["idle_timeout_minutes"] == 5
+    assert config["idle_timeout_minutes"] == 2
     assert types[config["head_node_type"]]["resources"]["CPU"] == 0
     assert {name: count for name, count in gpus.items() if count} == {
         "gpu-ondemand": 1,

@@ -1,0 +1,25 @@
+"""`python -m tests.failover.redeploy`: deploys the service over the one that runs at RAY_ADDRESS.
+
+As `serve deploy` would for another release: every replica is another one afterwards.
+"""
+
+from __future__ import annotations
+
+import ray
+from ray import serve
+
+from actors.handles import APP
+from actors.loopback import find_ray
+from actors.status_actor import NAMESPACE
+from serve_app.deployment import PoolArgs, build
+
+ray.init(address=find_ray("auto"), namespace=NAMESPACE, log_to_driver=False)
+args = PoolArgs(
+    workers_min=2,
+    workers_max=2,
+    worker_gpus=0,
+    worker_cpus=0,
+    ingress_replicas=1,
+    drain_s=29,  # another number is another version of the workers
+)
+serve.run(build(args), name=APP, route_prefix="/", external_scaler_enabled=True)
