@@ -34,7 +34,9 @@ LIMITS = {
 def submits(bench: Bench) -> Sequence[Figure]:
     """In turns, on services of their own: the jobs that wait at the end would be in the way."""
     with new_services() as environ, bench.new_stack(1, {**environ, **LIMITS}) as stack:
-        rounds = asyncio.run(_rounds(bench, stack, {**environ, **LIMITS}))
+        issuer = stack.record.issuer or ""
+        settings = {**environ, **LIMITS, "LOCAL_ISSUER_URL": issuer}
+        rounds = asyncio.run(_rounds(bench, stack, settings))
     return [
         Figure(
             "submits/s, over the same without HTTP and Ray",
