@@ -164,18 +164,19 @@ class Execution:
     async def _settle(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
         """Account for the attempt, whatever became of it; nothing else depends on that."""
         watch.stop()
-        try:
-            await self._charge(job, watch)
-        except DependencyUnavailable as error:
-            log.warning("usage_not_recorded", gpu_s=watch.gpu_s, reason=error.message)
+        await self._charge(job, watch)
         self._observer.ended(job, watch, ended)
 
     async def _charge(self, job: Job, watch: Stopwatch) -> None:
-        """Record what the attempt has cost so far. Raises DependencyUnavailable: the next call
-        makes up for it, since it records all of it."""
+        """Record what the attempt has cost so far: all of it, so that the next call makes up for
+        one that found Postgres away."""
         self._observer.executed(job, watch.take_gpu_s())
-        if gpu_s := watch.gpu_s:
+        if not (gpu_s := watch.gpu_s):
+            return
+        try:
             await self._usage.record(job, gpu_s)
+        except DependencyUnavailable as error:
+            log.warning("usage_not_recorded", gpu_s=gpu_s, reason=error.message)
 
     async def _attempt(self, job: Job, visit: Visit, watch: Stopwatch) -> Job:
         run_id = uuid4()  # never used before: ComfyUI takes an id twice and mixes the two up
@@ -331,13 +332,13 @@ class Execution:
             await asyncio.sleep(self._lease.heartbeat_s)
             try:
                 status = await self._jobs.heartbeat(job.ref, self._lease.lease_s)
-                await self._charge(job, watch)
             except DependencyUnavailable as error:
                 log.warning("heartbeat_missed", reason=error.message)
                 continue
             if status is JobStatus.CANCELLING:
                 self._publish(job.id, StateChanged(status, job.attempt))
                 await self._engine.interrupt(run_id)
+            await self._charge(job, watch)
 
 
 def _log_context(job: Job) -> dict[str, str | int]:

@@ -224,3 +224,18 @@ async def test_09_since_when_is_thirty_days_by_default() -> None:
         since = datetime.fromisoformat((await client.get(PATH)).json()["since"])
     age = datetime.now(UTC) - since
     assert timedelta(days=30) <= age < timedelta(days=30, hours=1)
+
+
+async def test_05_a_cancel_is_obeyed_while_no_cost_can_be_recorded() -> None:
+    """What an attempt costs is written beside its lease, and never in the way of a cancel."""
+    bench = Bench(MemoryUsageLedger(down=True))
+    bench.engine.go_on.clear()
+    await bench.insert()
+    running = asyncio.create_task(bench.attempt())
+    async with asyncio.timeout(DEADLINE_S):
+        await bench.engine.running.wait()
+        [job] = bench.jobs.rows.values()
+        await bench.jobs.request_cancel(job.id)
+        ended = await running
+    assert ended is not None
+    assert ended.status is JobStatus.CANCELLED
