@@ -59,7 +59,7 @@ class ComfyClient:
             async with asyncio.timeout(timeout_s):
                 await self._call("GET", "/system_stats")
         except (TimeoutError, EngineUnavailable, EngineFailed):
-            self._answered_at = -math.inf
+            self._answered_at = -math.inf  # a timeout, too, which cuts the call short
             return False
         return True
 
@@ -120,6 +120,7 @@ class ComfyClient:
         try:
             response = await self._http.request(method, path, **request)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
+            self._answered_at = -math.inf
             reason = str(error) or type(error).__name__
             raise EngineUnavailable(f"no answer to {what} from ComfyUI: {reason}") from error
         self._answered_at = time.monotonic()

@@ -56,3 +56,22 @@ async def test_an_address_that_is_none() -> None:
     with pytest.raises(EngineUnavailable):
         await client.history("p")
     await client.aclose()
+
+
+async def test_an_answer_is_recent_until_a_call_fails() -> None:
+    """What has failed since is no sign that the engine is well, whatever it answered before."""
+    broken = False
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        if broken:
+            raise httpx.ConnectError("gone")
+        return httpx.Response(200)
+
+    client = client_that_gets(httpx.MockTransport(answer))
+    assert not client.responded_within(60)
+    await client.forget("p")
+    assert client.responded_within(60)
+    broken = True
+    with pytest.raises(EngineUnavailable):
+        await client.forget("p")
+    assert not client.responded_within(60)
