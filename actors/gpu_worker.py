@@ -36,9 +36,9 @@ from persistence.workers import PostgresWorkerRegistry
 from restoration.errors import DependencyUnavailable, EngineUnavailable, LeaseLost
 from restoration.jobs import AttemptRef, Job, JobStatus
 from restoration.queueing import versioned
-from restoration.settings import load_settings
+from restoration.settings import Settings, load_settings
 from restoration.workers import EngineState, JobInHand, WorkerReport
-from workflows.catalog import load_catalog
+from workflows.catalog import Catalog, load_catalog
 from workflows.custom import CUSTOM
 
 STORE_PAUSE_S = 0.2
@@ -71,38 +71,44 @@ class GpuWorker:
             *(versioned(each.name, each.version) for each in catalog.versions()),
         ]
         async with AsyncExitStack() as resources:
-            database = Database(settings.database_url.get_secret_value())
-            resources.push_async_callback(database.aclose)
-            self._blobs = blobs = S3BlobStore.from_settings(settings)
-            resources.push_async_callback(blobs.aclose)
-            progress = ProgressReporter(status_actor())
-            resources.push_async_callback(progress.aclose)
-            self._engine = await resources.enter_async_context(
-                engine_on_this_node(settings, catalog, ray.get_gpu_ids(), whole_gpu=whole_gpu)
-            )
-            meter = RayMeter()
-            watching = EngineWatch(self._engine, meter)
-            resources.push_async_callback(watching.aclose)
-            encoders = await resources.enter_async_context(Encoders(STORING))
-            self._warmth = Warmth(catalog, self._engine)
-            if settings.warm_up_workflow:
-                await self._warmth.warm_up(settings.warm_up_workflow)
-            self._jobs = PostgresJobStore(database, settings.queue_policy)
-            self._execution = Execution(
-                *(catalog, self._jobs, blobs, self._engine, encoders.encode, progress, self._lease),
-                usage=PostgresUsageLedger(database),
-                observer=Observers(Measured(meter), Traced(tracer_from(settings, "worker"))),
-            )
-            registry = PostgresWorkerRegistry(database)
-            self._standing = Standing(
-                registry, self._report, self._restart_engine, settings.heartbeat_s
-            )
-            await self._standing.report()  # and know what was ordered before the first ticket
+            await self._open(resources, settings, catalog, whole_gpu=whole_gpu)
             self._resources = resources.pop_all()
         self._reporting = asyncio.create_task(self._standing.run())
         self._leaving = asyncio.create_task(self._leave_in_time(drain_s))
         self._ready = True
         log.info("worker_ready", worker=self._id)
+
+    async def _open(
+        self, resources: AsyncExitStack, settings: Settings, catalog: Catalog, *, whole_gpu: bool
+    ) -> None:
+        """What the worker works with; `resources` closes all of it, the last first."""
+        database = Database(settings.database_url.get_secret_value())
+        resources.push_async_callback(database.aclose)
+        self._blobs = blobs = S3BlobStore.from_settings(settings)
+        resources.push_async_callback(blobs.aclose)
+        progress = ProgressReporter(status_actor())
+        resources.push_async_callback(progress.aclose)
+        self._engine = await resources.enter_async_context(
+            engine_on_this_node(settings, catalog, ray.get_gpu_ids(), whole_gpu=whole_gpu)
+        )
+        meter = RayMeter()
+        watching = EngineWatch(self._engine, meter)
+        resources.push_async_callback(watching.aclose)
+        encoders = await resources.enter_async_context(Encoders(STORING))
+        self._warmth = Warmth(catalog, self._engine)
+        if settings.warm_up_workflow:
+            await self._warmth.warm_up(settings.warm_up_workflow)
+        self._jobs = PostgresJobStore(database, settings.queue_policy)
+        self._execution = Execution(
+            *(catalog, self._jobs, blobs, self._engine, encoders.encode, progress, self._lease),
+            usage=PostgresUsageLedger(database),
+            observer=Observers(Measured(meter), Traced(tracer_from(settings, "worker"))),
+        )
+        registry = PostgresWorkerRegistry(database)
+        self._standing = Standing(
+            registry, self._report, self._restart_engine, settings.heartbeat_s
+        )
+        await self._standing.report()  # and know what was ordered before the first ticket
 
     async def process(self, job_id: str, attempt: int, hold_s: float) -> str:
         """Honour a ticket: run the best waiting job, which need not be the ticket's own.
