@@ -17,10 +17,17 @@ from typing import get_args
 
 from persistence.embedded.local import LocalServices, Role
 from serve_app.stack import service_variables
-from tests.stack import Stack, running_stack
+from tests.stack import Stack, free_port, running_stack
 
 HERE = Path(__file__).parent
 WORKFLOWS = HERE / "workflows"
+# Ray's defaults are the same for every stack on a machine, and a second one dies of them.
+PROXY_PORTS = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,7 @@ class Bench:
         environ = {
             **environ,
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            **{name: str(free_port()) for name in PROXY_PORTS},
             "WORKFLOWS_DIR": str(workflows),
             "CUSTOM_NODES_DIR": str(HERE),
         }
