@@ -1,4 +1,4 @@
-"""Postgres from asyncio: one call is one transaction on one of a few threads.
+"""Postgres from asyncio: one call is one transaction on one of a few threads, as a rule.
 
 `Database.run` is the only way to a connection. A server that cannot be reached, that breaks the
 connection off or takes too long becomes DependencyUnavailable here; the outcome of a transaction
@@ -8,15 +8,16 @@ that was being committed then is unknown, so whatever runs here must be fit to b
 from __future__ import annotations
 
 import asyncio
+import select
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from enum import IntEnum
 from typing import Any, TypeVar
 
 import psycopg2
-from sqlalchemy import URL, Connection, create_engine, exc, make_url
+from sqlalchemy import URL, Connection, create_engine, event, exc, make_url
 
 from restoration.errors import DependencyUnavailable, InvalidRequest, InvalidSettings
 
@@ -64,13 +65,16 @@ class Database:
             sqlalchemy_url(url),
             pool_size=pool_size,
             max_overflow=0,
-            pool_pre_ping=True,
             connect_args=connect_arguments(statement_timeout_ms=_STATEMENT_TIMEOUT_MS),
         )
+        event.listen(self._engine, "checkout", _replace_if_dead)
         self._threads = ThreadPoolExecutor(pool_size, thread_name_prefix="postgres")
 
-    async def run(self, work: Callable[[Connection], _T]) -> _T:
+    async def run(self, work: Callable[[Connection], _T], *, atomic: bool = True) -> _T:
         """`work(connection)` in one transaction: committed when it returns, else rolled back.
+
+        Unless `atomic`, each of its statements is a transaction of its own: for one statement,
+        or several of which none relies on another. That spares the two round trips around them.
 
         Cancelling the caller does not stop a transaction that has begun. Raises
         DependencyUnavailable, InvalidRequest for a value that Postgres cannot hold, and whatever
@@ -78,19 +82,46 @@ class Database:
         """
         deadline = time.monotonic() + _QUEUE_TIMEOUT_S
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._transact, work, deadline)
+        begin = self._engine.begin if atomic else self._autocommit
+        return await loop.run_in_executor(self._threads, self._transact, begin, work, deadline)
 
-    def _transact(self, work: Callable[[Connection], _T], deadline: float) -> _T:
+    def _transact(
+        self,
+        begin: Callable[[], AbstractContextManager[Connection]],
+        work: Callable[[Connection], _T],
+        deadline: float,
+    ) -> _T:
         if time.monotonic() > deadline:
             # Its caller has probably gone; running it would keep the others waiting as well.
             raise DependencyUnavailable("Postgres: no connection became free in time")
-        with translated_errors(), self._engine.begin() as connection:
+        with translated_errors(), begin() as connection:
             return work(connection)
+
+    @contextmanager
+    def _autocommit(self) -> Iterator[Connection]:
+        # Not SQLAlchemy's isolation level, whose way back costs a round trip with psycopg2.
+        with self._engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.autocommit = True
+            try:
+                yield connection
+            finally:
+                with suppress(psycopg2.InterfaceError):  # it is closed
+                    driver.autocommit = False
 
     async def aclose(self) -> None:
         """Wait for the transactions that have begun, then close every connection."""
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self._engine.dispose()
+
+
+def _replace_if_dead(connection: Any, *_: object) -> None:
+    """Of a connection with nothing to answer only its end can be read, or news of the server
+    that are as good a reason for a new one. To ask it would cost a round trip on each use."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        raise exc.InvalidatePoolError
 
 
 @contextmanager

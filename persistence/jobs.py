@@ -13,13 +13,12 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Select, and_, func, or_, select, tuple_, update
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Select, and_, bindparam, func, or_, select, tuple_, update
 
 from persistence import deliveries, transitions, turns
 from persistence.cursors import Cursor
 from persistence.database import Database
-from persistence.tables import jobs, new_row, to_job
+from persistence.tables import insertion, jobs, to_job
 from persistence.transitions import RECLAIM_BATCH
 from restoration.affinity import Affinity
 from restoration.errors import IdempotencyConflict, InputExpired
@@ -34,6 +33,10 @@ from restoration.webhooks import Delivery
 EXPIRE_AT_MOST = 20 * RECLAIM_BATCH
 
 _NEWEST_FIRST = (jobs.c.created_at.desc(), jobs.c.id.desc())
+
+# Made once: to put a statement with so many columns together takes longer than to execute it.
+_ONE = select(jobs).where(jobs.c.id == bindparam("job_id"))
+_ONE_OF_OWNER = _ONE.where(jobs.c.owner == bindparam("of_owner"))
 
 
 class PostgresJobStore:
@@ -50,20 +53,18 @@ class PostgresJobStore:
     async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
         key_used = (jobs.c.owner == owner) & (jobs.c.idempotency_key == idempotency_key)
         lives = jobs.c.created_at > func.now() - timedelta(seconds=self._policy.idempotency_ttl_s)
-        found = await self._database.run(partial(_fetch, select(jobs).where(key_used, lives)))
+        found = await self._fetch(select(jobs).where(key_used, lives))
         return found[0] if found else None
 
     async def check_room(
         self, owner: str, quotas: Quotas | None = None, more_bytes: int = 0
     ) -> None:
         work = partial(turns.check_room, self._policy, owner, quotas, more_bytes)
-        await self._database.run(work)
+        await self._database.run(work, atomic=False)
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
-        query = select(jobs).where(jobs.c.id == job_id)
-        if owner is not None:
-            query = query.where(jobs.c.owner == owner)
-        found = await self._database.run(partial(_fetch, query))
+        query = _ONE if owner is None else _ONE_OF_OWNER
+        found = await self._fetch(query, {"job_id": job_id, "of_owner": owner})
         if not found:
             raise transitions.job_not_found(job_id)
         return found[0]
@@ -80,13 +81,13 @@ class PostgresJobStore:
             .order_by(jobs.c.finished_at.desc())
             .limit(1)
         )
-        found = await self._database.run(partial(_fetch, query))
+        found = await self._fetch(query)
         return found[0] if found else None
 
     async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         final = [status for status in JobStatus if status.is_final]
         query = select(jobs).where(jobs.c.id.in_(job_ids), jobs.c.status.in_(final))
-        return await self._database.run(partial(_fetch, query))
+        return await self._fetch(query)
 
     async def list(
         self,
@@ -103,7 +104,7 @@ class PostgresJobStore:
             position = tuple_(jobs.c.created_at, jobs.c.id)
             query = query.where(position < tuple_(last.created_at, last.id))
         # One more than asked for tells whether there is another page.
-        found = await self._database.run(partial(_fetch, query.limit(limit + 1)))
+        found = await self._fetch(query.limit(limit + 1))
         page = tuple(found[:limit])
         if len(found) <= limit:
             return JobPage(page, next_cursor=None)
@@ -119,10 +120,10 @@ class PostgresJobStore:
         work = partial(transitions.claim, worker, lease_s, workflows, affinity=affinity)
         while True:
             with suppress(transitions.Overtaken):
-                return await self._database.run(work)
+                return await self._database.run(work, atomic=False)
 
     async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
-        return await self._database.run(partial(transitions.heartbeat, ref, lease_s))
+        return await self._database.run(partial(transitions.heartbeat, ref, lease_s), atomic=False)
 
     async def succeed(
         self, ref: AttemptRef, output: Artifact, timings_s: Mapping[str, float]
@@ -171,20 +172,27 @@ class PostgresJobStore:
         await self._database.run(partial(turns.promote, self._policy.aging_s))
 
     async def waiting(self, limit: int) -> Sequence[AttemptRef]:
-        return await self._database.run(partial(turns.waiting, limit))
+        return await self._database.run(partial(turns.waiting, limit), atomic=False)
 
     async def demand(self) -> Demand:
-        return await self._database.run(turns.demand)
+        return await self._database.run(turns.demand, atomic=False)
 
     async def deliveries(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Delivery]:
-        return await self._database.run(partial(deliveries.of_jobs, job_ids))
+        return await self._database.run(partial(deliveries.of_jobs, job_ids), atomic=False)
 
     async def ping(self) -> None:
-        await self._database.run(_ping)
+        await self._database.run(_ping, atomic=False)
+
+    async def _fetch(
+        self, query: Select[Any], values: Mapping[str, object] | None = None
+    ) -> Sequence[Job]:
+        return await self._database.run(partial(_jobs, query, values), atomic=False)
 
 
-def _fetch(query: Select[Any], connection: Connection) -> list[Job]:
-    return [to_job(row) for row in connection.execute(query).mappings()]
+def _jobs(
+    query: Select[Any], values: Mapping[str, object] | None, connection: Connection
+) -> Sequence[Job]:
+    return [to_job(row) for row in connection.execute(query, values).mappings()]
 
 
 def _insert(
@@ -195,8 +203,7 @@ def _insert(
     if job.retry_of is not None:
         _hold_input(job.retry_of, connection)
     # While another transaction inserts the same key, this waits until that one has ended.
-    statement = insert(jobs).values(new_row(job)).on_conflict_do_nothing().returning(jobs)
-    row = connection.execute(statement).mappings().first()
+    row = connection.execute(*insertion(job)).mappings().first()
     if row is None:
         return _earlier(job, connection), False
     turns.admit(policy, job.owner, quotas, connection)

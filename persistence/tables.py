@@ -22,7 +22,9 @@ from sqlalchemy import (
     Double,
     ForeignKey,
     Index,
+    Insert,
     Integer,
+    Interval,
     LargeBinary,
     MetaData,
     RowMapping,
@@ -31,10 +33,11 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     Uuid,
+    bindparam,
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSON, JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB, insert
 
 from restoration.jobs import (
     Artifact,
@@ -365,14 +368,37 @@ def failure_columns(failure: Failure) -> dict[str, Any]:
     return {"failure_code": failure.code, "failure_message": failure.message}
 
 
+# A new job's row from `_plain_values`; made once, as it takes longer to make than to execute.
+_INSERT = (
+    insert(jobs)
+    .values(queue_deadline_at=func.now() + bindparam("queue_limit", type_=Interval()))
+    .on_conflict_do_nothing()
+    .returning(jobs)
+)
+_INSERT_ENDED = _INSERT.values(finished_at=func.now())
+
+
+def insertion(job: NewJob) -> tuple[Insert, dict[str, Any]]:
+    """The statement that inserts `job`, and its values; it returns the row, unless there is one."""
+    limit = {"queue_limit": timedelta(seconds=job.queue_limit_s)}
+    return _INSERT_ENDED if job.reused else _INSERT, _plain_values(job) | limit
+
+
 def new_row(job: NewJob) -> dict[str, Any]:
+    """All values of a new job's row, for a statement that inserts several."""
+    return _plain_values(job) | {
+        "finished_at": func.now() if job.reused else None,
+        "queue_deadline_at": func.now() + timedelta(seconds=job.queue_limit_s),
+    }
+
+
+def _plain_values(job: NewJob) -> dict[str, Any]:
     """The values of a new job's row: it waits, or it has its result. The times are the server's."""
     reused = job.reused
     ended = artifact_columns("output", reused.output) if reused else dict.fromkeys(_OUTPUT)
     return {
         **ended,
         "status": JobStatus.SUCCEEDED if reused else JobStatus.QUEUED,
-        "finished_at": func.now() if reused else None,
         "reused_from": reused.source if reused else None,
         "work_key": work_key(job),
         "id": job.id,
@@ -386,7 +412,6 @@ def new_row(job: NewJob) -> dict[str, Any]:
         "max_attempts": job.max_attempts,
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
-        "queue_deadline_at": func.now() + timedelta(seconds=job.queue_limit_s),
         "run_limit_s": job.run_limit_s,
         "retry_of": job.retry_of,
         "webhook_url": job.webhook_url,

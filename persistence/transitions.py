@@ -95,13 +95,8 @@ def claim(
 
 
 def heartbeat(ref: AttemptRef, lease_s: float, connection: Connection) -> JobStatus:
-    statement = (
-        update(jobs)
-        .where(_is_attempt(ref, OWNED))
-        .values(lease_until=_from_now(lease_s))
-        .returning(jobs.c.status)
-    )
-    status = connection.execute(statement).scalar()
+    values = {**_this(ref), "lease": timedelta(seconds=lease_s)}
+    status = connection.execute(_HEARTBEAT, values).scalar()
     if status is None:
         raise _lease_lost(ref)
     return JobStatus(status)
@@ -110,13 +105,9 @@ def heartbeat(ref: AttemptRef, lease_s: float, connection: Connection) -> JobSta
 def succeed(
     ref: AttemptRef, output: Artifact, timings_s: dict[str, float], connection: Connection
 ) -> Job:
-    values = {
-        **artifact_columns("output", output),
-        "timings_s": timings_s,
-        "attempts": with_attempt(AttemptOutcome.SUCCEEDED),
-    }
+    values = {**artifact_columns("output", output), "timings_s": timings_s}
     try:
-        return _move(connection, ref, OWNED, JobStatus.SUCCEEDED, values)
+        return _moved(_SUCCEED, ref, connection, values)
     except LeaseLost:
         # The answer to an earlier call may have been lost on its way to the worker.
         done = _is_attempt(ref, {JobStatus.SUCCEEDED})
@@ -248,6 +239,20 @@ def _hand_back(
     return _move(connection, job.ref, OWNED, JobStatus.QUEUED, values)
 
 
+def _moving(
+    sources: Collection[JobStatus], target: JobStatus, values: Mapping[str, object] | None = None
+) -> ReturningUpdate[Any]:
+    """The change of the attempt that is named by `_this`, if it was in one of `sources` from which
+    the table of transitions leads to `target`."""
+    changes: dict[str, object] = {"status": target, **(values or {})}
+    if target not in OWNED:
+        changes["lease_until"] = None
+    if target.is_final:
+        changes["finished_at"] = func.now()
+    allowed = sources_of(target).intersection(sources)
+    return update(jobs).where(_is_this(allowed)).values(changes).returning(jobs)
+
+
 def _move(
     connection: Connection,
     ref: AttemptRef,
@@ -257,28 +262,45 @@ def _move(
 ) -> Job:
     """The job, now in `target`. Raises LeaseLost unless `ref` is its newest attempt, and it was
     in one of `sources` from which the table of transitions leads to `target`."""
-    changes: dict[str, object] = {"status": target, **(values or {})}
-    if target not in OWNED:
-        changes["lease_until"] = None
-    if target.is_final:
-        changes["finished_at"] = func.now()
-    statement = (
-        update(jobs)
-        .where(_is_attempt(ref, sources_of(target).intersection(sources)))
-        .values(changes)
-        .returning(jobs)
-    )
-    row = connection.execute(statement).mappings().first()
+    return _moved(_moving(sources, target, values), ref, connection)
+
+
+def _moved(
+    moving: ReturningUpdate[Any],
+    ref: AttemptRef,
+    connection: Connection,
+    values: Mapping[str, object] | None = None,
+) -> Job:
+    row = connection.execute(moving, {**_this(ref), **(values or {})}).mappings().first()
     if row is None:
         raise _lease_lost(ref)
     job = to_job(row)
-    if target.is_final:
+    if job.status.is_final:
         deliveries.enqueue(job, connection)
     return job
 
 
+def _this(ref: AttemptRef) -> dict[str, object]:
+    return {"this_job": ref.job_id, "this_attempt": ref.attempt}
+
+
+def _is_this(statuses: Collection[JobStatus]) -> ColumnElement[bool]:
+    this_attempt = jobs.c.attempt == bindparam("this_attempt")
+    return and_(jobs.c.id == bindparam("this_job"), this_attempt, jobs.c.status.in_(statuses))
+
+
 def _is_attempt(ref: AttemptRef, statuses: Collection[JobStatus]) -> ColumnElement[bool]:
     return and_(jobs.c.id == ref.job_id, jobs.c.attempt == ref.attempt, jobs.c.status.in_(statuses))
+
+
+# Made once, as `_CLAIM_BEST` is.
+_HEARTBEAT = (
+    update(jobs)
+    .where(_is_this(OWNED))
+    .values(lease_until=func.now() + bindparam("lease", type_=Interval()))
+    .returning(jobs.c.status)
+)
+_SUCCEED = _moving(OWNED, JobStatus.SUCCEEDED, {"attempts": with_attempt(AttemptOutcome.SUCCEEDED)})
 
 
 def _lease_lost(ref: AttemptRef) -> LeaseLost:

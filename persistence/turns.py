@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -87,8 +88,14 @@ def is_overdue() -> ColumnElement[bool]:
 
 def waiting(limit: int, connection: Connection) -> list[AttemptRef]:
     """As the port says: up to `limit` jobs of the first owner, then of the next."""
-    query = _in_turn(_TURN, _claimable(_TURN).limit(limit).lateral("head")).limit(limit)
-    return [AttemptRef(row.id, row.attempt + 1) for row in connection.execute(query)]
+    rows = connection.execute(_waiting(limit))
+    return [AttemptRef(row.id, row.attempt + 1) for row in rows]
+
+
+@cache
+def _waiting(limit: int) -> Select[tuple[UUID, int]]:
+    """Made once for each limit, of which there are few."""
+    return _in_turn(_TURN, _claimable(_TURN).limit(limit).lateral("head")).limit(limit)
 
 
 def demand(connection: Connection) -> Demand:
@@ -225,15 +232,22 @@ def admit(policy: QueuePolicy, owner: str, quotas: Quotas | None, connection: Co
 
 def _load(owner: str, connection: Connection) -> tuple[Load, int]:
     """What there is, and how many of the owner's jobs may run at a time."""
+    row = connection.execute(_LOAD, {"of_owner": owner}).one()
+    return Load(row.in_all, row.of_owner, row.stored_bytes or 0), row.max_running or 0
+
+
+def _load_of() -> Select[Any]:
+    owner: BindParameter[str] = bindparam("of_owner")
     in_all = func.coalesce(func.sum(turns.c.waiting), 0)
     of_owner = func.coalesce(func.sum(turns.c.waiting).filter(turns.c.owner == owner), 0)
     waiting = select(in_all.label("in_all"), of_owner.label("of_owner")).where(_SOMETHING_WAITS)
     counts = waiting.subquery("counts")
-    query = select(counts, owners.c.stored_bytes, owners.c.max_running).select_from(
+    return select(counts, owners.c.stored_bytes, owners.c.max_running).select_from(
         counts.outerjoin(owners, owners.c.owner == owner)
     )
-    row = connection.execute(query).one()
-    return Load(row.in_all, row.of_owner, row.stored_bytes or 0), row.max_running or 0
+
+
+_LOAD = _load_of()
 
 
 def put_first(job: Job, connection: Connection) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Insert, Select, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from persistence.database import Database
@@ -27,7 +27,7 @@ class PostgresUsageLedger:
         self._database = database
 
     async def record(self, job: Job, gpu_s: float) -> None:
-        await self._database.run(partial(_record, job, gpu_s))
+        await self._database.run(partial(_record, job, gpu_s), atomic=False)
 
     async def since(self, since: datetime, owner: str | None = None) -> Sequence[Usage]:
         of_time = select(gpu_usage).where(gpu_usage.c.began_at >= since)
@@ -36,16 +36,20 @@ class PostgresUsageLedger:
         return await self._database.run(partial(_sums, of_time))
 
 
-def _record(job: Job, gpu_s: float, connection: Connection) -> None:
-    new = insert(gpu_usage).values(
-        job_id=job.id, attempt=job.attempt, owner=job.owner, workflow=job.workflow, gpu_s=gpu_s
-    )
+def _recording() -> Insert:
+    new = insert(gpu_usage)
     more = func.greatest(gpu_usage.c.gpu_s, new.excluded.gpu_s)
-    connection.execute(
-        new.on_conflict_do_update(
-            index_elements=[gpu_usage.c.job_id, gpu_usage.c.attempt], set_={"gpu_s": more}
-        )
+    return new.on_conflict_do_update(
+        index_elements=[gpu_usage.c.job_id, gpu_usage.c.attempt], set_={"gpu_s": more}
     )
+
+
+_RECORD = _recording()
+
+
+def _record(job: Job, gpu_s: float, connection: Connection) -> None:
+    values = {"job_id": job.id, "attempt": job.attempt, "gpu_s": gpu_s}
+    connection.execute(_RECORD, {**values, "owner": job.owner, "workflow": job.workflow})
 
 
 def _sums(of_time: Select[Any], connection: Connection) -> list[Usage]:
