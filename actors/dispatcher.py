@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import structlog
@@ -28,7 +28,7 @@ from actors.scaling import PoolScaler
 from persistence.census import Census
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
-from persistence.signals import DispatchSignals
+from persistence.signals import DispatchSignals, attempt_of
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef
 from restoration.ports import JobStore
@@ -75,10 +75,17 @@ class TicketOffice:
         waiting = await self._jobs.waiting(self._window)
         self._hold_s = {ref: self._hold_s[ref] for ref in waiting if ref in self._hold_s}
         for ref in waiting:
-            if len(self._outstanding) >= self._window:
+            if not self.offer(ref):
                 return
-            if ref not in self._outstanding:
-                self._outstanding[ref] = asyncio.create_task(self._follow(ref))
+
+    def offer(self, ref: AttemptRef) -> bool:
+        """Send a ticket for this attempt, unless it has one; whether the window has room for it."""
+        if ref in self._outstanding:
+            return True
+        if len(self._outstanding) >= self._window:
+            return False
+        self._outstanding[ref] = asyncio.create_task(self._follow(ref))
+        return True
 
     async def _follow(self, ref: AttemptRef) -> None:
         try:
@@ -151,7 +158,9 @@ class Dispatch:
                 if (now := clock()) >= tend_from:
                     await self._tend(reclaims=now >= reclaim_from)
                     tend_from = now + self._tick_s
-                await self._wake.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._tick_s):
+                        await self._wake.wait()
             hints.result()
         finally:
             hints.cancel()
@@ -161,9 +170,15 @@ class Dispatch:
     async def _listen(self) -> None:
         try:
             while True:
-                await self._signals.wait(self._tick_s)
-                self._wake.set()
+                for hint in await self._signals.wait(self._tick_s):
+                    self._hear(hint)
         finally:
+            self._wake.set()
+
+    def _hear(self, hint: str) -> None:
+        """An attempt that is named has its ticket before the table is looked at."""
+        ref = attempt_of(hint)
+        if ref is None or not self._office.offer(ref):
             self._wake.set()
 
     async def _tend(self, *, reclaims: bool) -> None:

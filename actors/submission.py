@@ -15,6 +15,7 @@ import structlog
 
 from actors.decoders import Examiner
 from actors.orders import MAX_NAME_CHARS, Order, Orders, SubmissionRequest
+from actors.pictures import Picture
 from actors.uploads import fetch_upload
 from persistence.keys import copy_key, input_key, upload_key
 from restoration.errors import (
@@ -94,13 +95,8 @@ class Submission:
         digest = await asyncio.to_thread(order.digest, _subject(request))
         if earlier := await self._earlier(request, digest):
             return Submitted(earlier, replayed=True)
-        await self.demand_room(request)
         new = replace(
-            await self.prepare(
-                await self._complete(request),
-                order,
-                request.upload_id or uuid4(),  # so that an upload becomes a job only once
-            ),
+            await self._prepare(request, order),
             idempotency_key=request.idempotency_key,
             request_digest=digest,
         )
@@ -115,6 +111,21 @@ class Submission:
         if request.upload_id is not None:
             await self.discard(upload_key(request.owner, request.upload_id))
         return Submitted(job, replayed=not created)
+
+    async def _prepare(self, request: SubmissionRequest, order: Order) -> NewJob:
+        """As `prepare`; whether there is room is found out while the picture is examined."""
+        _, (complete, picture) = await asyncio.gather(
+            self.demand_room(request), self._examined(request, order)
+        )
+        # so that an upload becomes a job only once
+        job_id = request.upload_id or uuid4()
+        return await self._stored(complete, order, job_id, picture)
+
+    async def _examined(
+        self, request: SubmissionRequest, order: Order
+    ) -> tuple[SubmissionRequest, Picture]:
+        complete = await self._complete(request)
+        return complete, await self._examine(complete, order)
 
     async def _complete(self, request: SubmissionRequest) -> SubmissionRequest:
         """With the picture, from wherever it is."""
@@ -169,7 +180,7 @@ class Submission:
         return found
 
     async def demand_room(self, request: SubmissionRequest) -> None:
-        """Before any work, so that a full system says so at once. Raises QueueFull, StorageFull."""
+        """Before anything is stored. Raises QueueFull, StorageFull."""
         await self._jobs.check_room(request.owner, request.quotas, len(request.image))
 
     async def prepare(self, request: SubmissionRequest, order: Order, job_id: UUID) -> NewJob:
@@ -178,9 +189,18 @@ class Submission:
         With a stored result for it, if there is one and the request allows that. Raises
         InvalidRequest and its kin for a picture that cannot be used.
         """
+        picture = await self._examine(request, order)
+        return await self._stored(request, order, job_id, picture)
+
+    async def _examine(self, request: SubmissionRequest, order: Order) -> Picture:
         with spanning(self._tracer, "examine"):
             picture = await self._examiner.examine(request.image)
             self._orders.check_result(order, picture)
+            return picture
+
+    async def _stored(
+        self, request: SubmissionRequest, order: Order, job_id: UUID, picture: Picture
+    ) -> NewJob:
         # two requests for one upload are about to make the same job: to each its own object
         key = input_key(uuid4() if request.upload_id else job_id, picture.type)
         with spanning(self._tracer, "store_input"):

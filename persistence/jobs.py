@@ -206,9 +206,9 @@ def _insert(
     row = connection.execute(*insertion(job)).mappings().first()
     if row is None:
         return _earlier(job, connection), False
-    turns.admit(policy, job.owner, quotas, connection)
+    unlimited = turns.admit(policy, job.owner, quotas, connection)
     if job.reused is None:
-        transitions.announce(connection)
+        transitions.announce(connection, AttemptRef(job.id, 1) if unlimited else None)
     else:
         deliveries.enqueue(job, connection)
     return to_job(row), True

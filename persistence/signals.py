@@ -2,14 +2,15 @@
 
 The lock lives exactly as long as the connection, so to lose one is to lose the other, and
 DependencyUnavailable says so. A notification is a hint only: whoever waits looks at the table
-after every wait, hinted or not. No thread: the event loop drives the connection.
+now and then, hinted or not. No thread: the event loop drives the connection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from uuid import UUID
 
 import psycopg2
 from psycopg2.errors import LockNotAvailable
@@ -24,12 +25,27 @@ from persistence.database import (
     translated_errors,
 )
 from restoration.errors import DependencyUnavailable
+from restoration.jobs import AttemptRef
 
 WAITING_CHANNEL = "comfy_restore_job_waits"
 DELIVERY_CHANNEL = "comfy_restore_webhook_waits"
 
 # How long an answer may take, past the time limit that the server itself keeps.
 _ANSWER_TIMEOUT_S = 5.0
+
+
+def hint_of(ref: AttemptRef) -> str:
+    """What is announced of an attempt that a worker may begin with."""
+    return f"{ref.job_id} {ref.attempt}"
+
+
+def attempt_of(hint: str) -> AttemptRef | None:
+    """The attempt that was announced; None for a hint to look at the table."""
+    job_id, _, attempt = hint.partition(" ")
+    try:
+        return AttemptRef(UUID(job_id), int(attempt))
+    except ValueError:
+        return None
 
 
 class DispatchSignals:
@@ -66,8 +82,8 @@ class DispatchSignals:
                 self._leads = True
         return self._leads
 
-    async def wait(self, timeout_s: float) -> bool:
-        """True as soon as something was announced since the last wait, False after `timeout_s`.
+    async def wait(self, timeout_s: float) -> Sequence[str]:
+        """What was announced since the last wait, as soon as something is; none after `timeout_s`.
 
         For the leader; it may be cancelled without harm. Raises DependencyUnavailable when the
         leadership is lost.
@@ -122,17 +138,17 @@ async def _take(lock: AdvisoryLock, connection: Connection, timeout_s: float) ->
     return True
 
 
-async def _notified(connection: Connection, timeout_s: float) -> bool:
-    """Whether a notification is there, or comes in time; takes all that are there."""
+async def _notified(connection: Connection, timeout_s: float) -> Sequence[str]:
+    """The notifications that are there, or come in time; takes all of them."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             _poll(connection)
             while not connection.notifies:
                 await _ready(connection, to_write=False)
                 _poll(connection)
-    hinted = bool(connection.notifies)
+    hints = [notification.payload for notification in connection.notifies]
     connection.notifies.clear()
-    return hinted
+    return hints
 
 
 async def _execute(connection: Connection, statement: str, timeout_s: float) -> None:

@@ -29,7 +29,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from persistence import deliveries
 from persistence.history import with_attempt
 from persistence.owners import CLAIMED_BY_ANOTHER
-from persistence.signals import WAITING_CHANNEL
+from persistence.signals import WAITING_CHANNEL, hint_of
 from persistence.tables import OWNED, artifact_columns, failure_columns, jobs, to_job
 from persistence.turns import BEST, FIRST, by_turn, candidates, is_overdue, put_first
 from restoration.affinity import Affinity
@@ -201,9 +201,12 @@ def cancel(job: Job, connection: Connection) -> Job:
             return job
 
 
-def announce(connection: Connection) -> None:
-    """Tell the dispatcher that a job waits: when this transaction commits, and only then."""
-    connection.execute(select(func.pg_notify(WAITING_CHANNEL, "")))
+def announce(connection: Connection, ref: AttemptRef | None = None) -> None:
+    """Tell the dispatcher that a job waits: when this transaction commits, and only then.
+
+    With `ref`, that this attempt may begin at once; else it looks for itself.
+    """
+    connection.execute(select(func.pg_notify(WAITING_CHANNEL, hint_of(ref) if ref else "")))
 
 
 def job_not_found(job_id: UUID) -> JobNotFound:

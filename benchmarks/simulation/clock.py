@@ -88,7 +88,7 @@ class SimulatedDatabase(Database):
         self._only = create_engine(sqlalchemy_url(url)).connect()
         self._told_s: float | None = None
 
-    async def run(self, work: Callable[[Connection], _T]) -> _T:
+    async def run(self, work: Callable[[Connection], _T], *, atomic: bool = True) -> _T:
         now_s, told_s, self._told_s = asyncio.get_running_loop().time(), self._told_s, None
         with self._only.begin():  # which takes the clock back as well, if it fails
             if now_s != told_s:

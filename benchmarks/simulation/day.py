@@ -30,14 +30,14 @@ class Hints(DispatchSignals):
     def __init__(self) -> None:
         self._hint = asyncio.Event()
 
-    async def wait(self, timeout_s: float) -> bool:
+    async def wait(self, timeout_s: float) -> Sequence[str]:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._hint.wait()
         except TimeoutError:
-            return False
+            return []
         self._hint.clear()
-        return True
+        return [""]
 
     def hint(self) -> None:
         self._hint.set()

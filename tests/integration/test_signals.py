@@ -11,8 +11,10 @@ from sqlalchemy import Connection, text
 
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
-from persistence.signals import DispatchSignals
+from persistence.signals import DispatchSignals, attempt_of
 from restoration.errors import DependencyUnavailable
+from restoration.jobs import AttemptRef
+from restoration.quotas import Quotas
 from tests.samples import new_job
 
 LONG_S = 20.0
@@ -85,6 +87,17 @@ async def test_every_way_to_start_waiting_is_announced(
     assert await store.claim("w", 60, ["restore"]) is not None
     await store.reclaim("w")
     assert await leader.wait(LONG_S)
+
+
+async def test_01_a_new_job_is_announced_by_name(
+    leader: DispatchSignals, database: Database
+) -> None:
+    """Unless so many of its owner's run already that it may have to wait: then the table tells."""
+    store = PostgresJobStore(database)
+    job, _ = await store.insert(new_job())
+    assert [attempt_of(hint) for hint in await leader.wait(LONG_S)] == [AttemptRef(job.id, 1)]
+    await store.insert(new_job(), Quotas(running_jobs=2))
+    assert [attempt_of(hint) for hint in await leader.wait(LONG_S)] == [None]
 
 
 async def test_announcements_are_used_up(leader: DispatchSignals, database: Database) -> None:

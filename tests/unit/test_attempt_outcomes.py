@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -93,9 +94,9 @@ class NoHints(DispatchSignals):
     def __init__(self) -> None:
         super().__init__("postgresql://nobody@nowhere/none")
 
-    async def wait(self, timeout_s: float) -> bool:
+    async def wait(self, timeout_s: float) -> Sequence[str]:
         await asyncio.Event().wait()
-        return False
+        return ()
 
 
 async def test_06_the_leader_fails_what_is_overdue() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
@@ -14,7 +15,7 @@ from ray.serve.exceptions import BackPressureError
 
 from actors.dispatcher import FIRST_HOLD_S, LONGEST_HOLD_S, Dispatch
 from actors.pipeline import BUSY, NOTHING_WAITS
-from persistence.signals import DispatchSignals
+from persistence.signals import DispatchSignals, hint_of
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, Job, JobStatus
 from tests.fakes.stores import MemoryJobStore
@@ -31,20 +32,23 @@ class Signals(DispatchSignals):
 
     def __init__(self) -> None:
         self._hint = asyncio.Event()
+        self._hints: list[str] = []
         self._lost = False
 
-    async def wait(self, timeout_s: float) -> bool:
+    async def wait(self, timeout_s: float) -> Sequence[str]:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._hint.wait()
         except TimeoutError:
-            return False
+            return []
         if self._lost:
             raise DependencyUnavailable("Postgres: the connection was lost")
         self._hint.clear()
-        return True
+        hints, self._hints = self._hints, []
+        return hints
 
-    def hint(self) -> None:
+    def hint(self, hint: str = "") -> None:
+        self._hints.append(hint)
         self._hint.set()
 
     def lose(self) -> None:
@@ -144,6 +148,33 @@ class TestTickets:
         bench.lead(tick_s=TICK_S)
         job, _ = await bench.jobs.insert(new_job())
         await bench.sent(AttemptRef(job.id, 1))
+
+    async def test_01_an_attempt_that_is_named_needs_no_look_at_the_table(
+        self, bench: Bench
+    ) -> None:
+        """Its ticket is out before anything is read, and once only."""
+        bench.lead()
+        first = await bench.submit()
+        await bench.sent(first)
+        unseen = AttemptRef(uuid4(), 1)
+        bench.signals.hint(hint_of(unseen))
+        bench.signals.hint(hint_of(unseen))
+        await bench.sent(first, unseen)
+        assert bench.workers.sent == Counter([first, unseen])
+
+    async def test_01_nor_does_it_go_past_the_window(self, bench: Bench) -> None:
+        """An attempt that is named while the window is full waits for its place like others."""
+        refs = [await bench.submit() for _ in range(WINDOW)]
+        bench.lead()
+        await bench.sent(*refs)
+        job, _ = await bench.jobs.insert(new_job())
+        bench.signals.hint(hint_of(AttemptRef(job.id, 1)))
+        other, _ = await bench.jobs.insert(new_job())
+        await bench.claim()
+        bench.workers.out[refs[0]].set_result("succeeded")
+        await bench.sent(*refs[1:], AttemptRef(job.id, 1))
+        assert AttemptRef(other.id, 1) not in bench.workers.sent
+        assert bench.workers.most_out == WINDOW
 
     async def test_no_more_than_the_window_are_out(self, bench: Bench) -> None:
         """Of many waiting jobs the best have tickets; each that ends makes room for the next."""
@@ -319,6 +350,23 @@ class TestLeading:
             await bench.claim()
             bench.workers.out[ref].set_result("succeeded")
         assert bench.jobs.rows[lapsed.id].status is JobStatus.RUNNING
+
+    async def test_02_named_attempts_keep_nobody_from_looking(self, bench: Bench) -> None:
+        """While hints come faster than ticks, a delayed retry is found in time all the same."""
+        now = datetime.now(UTC)
+        bench.jobs.clock = lambda: now
+        ref = await bench.submit()
+        await bench.jobs.release((await bench.claim()).ref, None, delay_s=30)
+        bench.lead(tick_s=20 * TICK_S)
+        named = AttemptRef(uuid4(), 1)
+        bench.signals.hint(hint_of(named))
+        await bench.sent(named)
+        bench.jobs.clock = lambda: now + timedelta(seconds=30)
+        retry = AttemptRef(ref.job_id, 2)
+        async with asyncio.timeout(DEADLINE_S):
+            while retry not in bench.workers.out:
+                bench.signals.hint(hint_of(named))
+                await asyncio.sleep(TICK_S)
 
     async def test_a_delayed_retry_gets_its_ticket_in_time(self, bench: Bench) -> None:
         """Nothing announces the end of a delay: a tick finds it."""
