@@ -34,14 +34,14 @@ test: engine ## all tests, the real ComfyUI's among them
 chaos: engine ## kill one component after another for SECONDS (600), then count what came of the jobs
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600)
 
-failover: engine ## take a node from a fleet at work, and deploy over a service at work
-	$(BIN)/pytest tests/failover/failover.py tests/failover/deployment.py
+failover: engine ## take a node from a fleet at work, and deploy releases and engines over it
+	$(BIN)/pytest tests/failover/failover.py tests/failover/deployment.py tests/failover/engine.py
 
 bench: engine ## measure against a bare ComfyUI and others; table, build/bench.json and a chart
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c requirements.lock -e '.[bench]'
 	$(BIN)/python -m benchmarks $(ONLY)
 
-simulate: $(READY) ## one day of a fleet under three ways to scale it; table, build/simulate.json and a chart
+simulate: $(READY) ## one day of a fleet under four ways to scale it; table, build/simulate.json and a chart
 	$(BIN)/python -m benchmarks.simulation
 
 check: $(READY) ## ruff (bandit's rules too), mypy, import-linter, pip-audit

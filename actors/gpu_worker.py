@@ -169,7 +169,14 @@ class GpuWorker:
         )
         engine, node = self._engine, socket.gethostname()
         return WorkerReport(
-            self._id, node, engine.url, state, engine.starts, tuple(in_hand), restarts_done
+            self._id,
+            node,
+            engine.url,
+            state,
+            engine.starts,
+            tuple(in_hand),
+            restarts_done,
+            engine.version,
         )
 
     async def _restart_engine(self) -> None:

@@ -134,7 +134,13 @@ class _Device:
 
 
 @dataclass(frozen=True, slots=True)
+class _System:
+    comfyui_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class _SystemBody:
+    system: _System = field(default_factory=_System)
     devices: Sequence[_Device] = ()
 
 
@@ -189,6 +195,11 @@ def parse_node_classes(body: bytes) -> frozenset[str]:
     """GET /object_info: the classes of all nodes that this engine has."""
     classes = parse(_NODE_CLASSES, body, "list of nodes")
     return frozenset(classes)
+
+
+def parse_version(body: bytes) -> str:
+    """GET /system_stats: ComfyUI's version, empty if it does not say."""
+    return parse(_SYSTEM, body, "answer to system_stats").system.comfyui_version
 
 
 def parse_vram(body: bytes) -> Vram | None:

@@ -44,11 +44,13 @@ async def engine_on_this_node(
         return
     install = installed_engine(settings)
     await asyncio.to_thread(catalog.check_models, install.models_dir)
-    slots_dir = settings.cache_dir / "slots"  # shared by all that could meet on a port
     async with AsyncExitStack() as held:
         slot = held.enter_context(
             await acquire_slot(
-                gpu_ids, slots_dir, whole_gpu=whole_gpu, base_port=settings.engine_base_port
+                gpu_ids,
+                slots_dir(settings),
+                whole_gpu=whole_gpu,
+                base_port=settings.engine_base_port,
             )
         )
         base_dir = engines_dir(settings) / str(slot.port)
@@ -65,6 +67,11 @@ async def engine_on_this_node(
 def engines_dir(settings: NodeSettings) -> Path:
     """Where each engine of this node has its base directory, named after its port."""
     return settings.state_dir / "engines"
+
+
+def slots_dir(settings: NodeSettings) -> Path:
+    """Where ports are leased: shared by all that could meet on one."""
+    return settings.cache_dir / "slots"
 
 
 def installed_engine(settings: NodeSettings) -> EngineInstall:

@@ -67,6 +67,10 @@ class ComfyClient:
         """Of the engine's GPU; None if it computes on the CPU."""
         return answers.parse_vram(await self._call("GET", "/system_stats"))
 
+    async def version(self) -> str:
+        """The ComfyUI's own; empty if it does not say."""
+        return answers.parse_version(await self._call("GET", "/system_stats"))
+
     async def node_classes(self) -> frozenset[str]:
         body = await self._call("GET", "/object_info")
         return await asyncio.to_thread(answers.parse_node_classes, body)  # megabytes of JSON

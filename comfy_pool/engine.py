@@ -24,7 +24,7 @@ from comfy_pool.memory import resident_bytes
 from comfy_pool.run import RunInEngine
 from comfy_pool.starts import Starts
 from comfy_pool.wire import Executing, Hello, Message, Preview, Started
-from restoration.errors import EngineRejected, EngineUnavailable
+from restoration.errors import EngineFailed, EngineRejected, EngineUnavailable
 from restoration.ports import EngineEvent, EngineResult, EngineRun, Pixels, Vram
 
 _log = structlog.get_logger(__name__)
@@ -43,6 +43,7 @@ class ComfyEngine:
         self._starting = asyncio.Lock()
         self._starts = Starts(self._limits)
         self.starts = 0
+        self.version = ""  # ComfyUI's, as it said when it was started; empty if it did not
         self._runs_since_start = 0
         self._retired = False
         self._socket: EventSocket | None = None
@@ -196,9 +197,17 @@ class ComfyEngine:
             raise
         self._starts.succeeded()
         self.starts += 1
+        self.version = await self._told_version()
         self._runs_since_start = 0
         self._retired = False
         return Link(self._client, self._host, ended, self._connected)
+
+    async def _told_version(self) -> str:
+        """Nothing depends on it: an engine that will not say is no worse."""
+        try:
+            return await self._client.version()
+        except (EngineUnavailable, EngineFailed):
+            return ""
 
     async def _stop(self) -> None:
         self._link = None

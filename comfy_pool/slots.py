@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+MAX_SLOTS = 64
 _RETRY_S = 0.1
 
 
@@ -54,7 +55,7 @@ async def acquire_slot(
     *,
     whole_gpu: bool = True,
     base_port: int = 8188,
-    max_slots: int = 64,
+    max_slots: int = MAX_SLOTS,
     timeout_s: float = 30.0,
 ) -> Slot:
     """Lease the slot of a worker that was given `gpu_ids` (as Ray's get_gpu_ids: int, str, UUID).
@@ -82,6 +83,11 @@ def physical_index(gpu_ids: Sequence[int | str]) -> int | None:
     return int(first) if first.isdecimal() else None
 
 
+def lease_file(lock_dir: Path, port: int) -> Path:
+    """The file whose lock is the lease of this port."""
+    return lock_dir / f"engine-{port}.lock"
+
+
 def port_is_free(port: int) -> bool:
     """Whether an engine could listen on this port of 127.0.0.1 now."""
     with socket.socket() as probe:
@@ -99,7 +105,7 @@ def _try_lease(lock_dir: Path, port: int) -> IO[bytes] | None:
     """The lease of this port, or None while somebody holds it or listens there."""
     with contextlib.ExitStack() as undo:
         # The file stays for good: two processes could lock two files of one unlinked name.
-        lease = undo.enter_context((lock_dir / f"engine-{port}.lock").open("ab"))
+        lease = undo.enter_context(lease_file(lock_dir, port).open("ab"))
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if port_is_free(port):

@@ -321,6 +321,7 @@ workers = Table(
     Column("restarts_asked", Integer, nullable=False, server_default=text("0")),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("engine_version", Text, nullable=False, server_default=text("''")),
     # written once a second: room for the next version beside the last
     postgresql_with={"fillfactor": 50},
 )

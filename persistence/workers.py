@@ -69,6 +69,7 @@ def _report(report: WorkerReport, connection: Connection) -> WorkerOrders:
         "engine_url": report.engine_url,
         "engine": report.engine,
         "engine_starts": report.engine_starts,
+        "engine_version": report.engine_version,
         "in_hand": [_as_json(job) for job in report.in_hand],
         "restarts_done": report.restarts_done,
     }
@@ -139,6 +140,7 @@ def _state(row: RowMapping) -> WorkerState:
         engine_starts=row["engine_starts"],
         in_hand=tuple(map(_from_json, row["in_hand"])),
         restarts_done=row["restarts_done"],
+        engine_version=row["engine_version"],
     )
     orders = WorkerOrders(row["drained"], row["restarts_asked"])
     return WorkerState(report, orders, row["started_at"], row["seen_at"])

@@ -39,7 +39,8 @@ class JobInHand:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """`engine_starts` counts all starts; `restarts_done` the orders to restart that were obeyed."""
+    """`engine_starts` counts all starts; `restarts_done` the orders to restart that were obeyed;
+    `engine_version` is what the engine said of itself, empty if it did not."""
 
     id: str
     node: str
@@ -48,6 +49,7 @@ class WorkerReport:
     engine_starts: int
     in_hand: tuple[JobInHand, ...] = ()
     restarts_done: int = 0
+    engine_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ import platform
 import shutil
 from importlib.metadata import version
 
-from comfy_pool.assembly import engines_dir
+from comfy_pool.assembly import engines_dir, slots_dir
 from comfy_pool.doctor import Finding, diagnose, examine_starts
 from comfy_pool.gpus import examine_gpus
-from comfy_pool.slots import port_is_free
+from comfy_pool.ports import examine_ports
 from persistence.embedded.state import holder_of
 from persistence.embedded.wheels import version_of
 from restoration.errors import SetupError
@@ -33,15 +33,25 @@ def examine(node: NodeSettings) -> list[Finding]:
     catalog = load_catalog(more=node.workflows_dir)
     services = asyncio.run(examine_services(os.environ))
     engine = diagnose(node.cache_dir, catalog, node.comfyui_dir, node.comfyui_python)
+    gpus = examine_gpus(node.engine_variant)
     return [
         *engine,
-        *examine_gpus(node.engine_variant),
+        *gpus,
+        *_ports(node, sum(gpu.ok for gpu in gpus)),
         *examine_starts(engines_dir(node)),
         _disk(node, needed=not engine[0].ok),
         *(services or [_server(name) for name in _SERVERS]),
         _versions(),
         _stack(node),
     ]
+
+
+def _ports(node: NodeSettings, gpus: int) -> list[Finding]:
+    """None where the engine is somebody else's; without a GPU that answers, the first one's."""
+    if node.comfyui_url is not None:
+        return []
+    numbered = 0 if node.engine_variant == "cpu" else max(gpus, 1)
+    return examine_ports(slots_dir(node), node.engine_base_port, numbered)
 
 
 def _versions() -> Finding:
@@ -72,9 +82,4 @@ def _stack(node: NodeSettings) -> Finding:
         return Finding("stack", True, f"serves at {stack.url}")
     if (pid := holder_of(node.state_dir)) is not None:
         return Finding("stack", True, f"starting or stopping (pid {pid})")
-    port = node.engine_base_port
-    if port_is_free(port):
-        return Finding("stack", True, f"not running; port {port} is free for its first engine")
-    return Finding(
-        "stack", True, f"not running; port {port} is taken, so its engine will use the next one"
-    )
+    return Finding("stack", True, "not running")

@@ -35,6 +35,7 @@ class WorkerView(_View):
     node: str
     engine_url: str = Field(description="as seen from its own node; the port tells which GPU")
     engine: EngineState
+    engine_version: str = Field(description="of ComfyUI; empty while it has not said")
     engine_starts: int
     engine_restart_pending: bool = Field(description="ordered, and waiting for an empty engine")
     drained: bool = Field(description="claims no more jobs until it is undrained")
@@ -50,6 +51,7 @@ class WorkerView(_View):
             node=report.node,
             engine_url=report.engine_url,
             engine=report.engine,
+            engine_version=report.engine_version,
             engine_starts=report.engine_starts,
             engine_restart_pending=orders.restarts_asked > report.restarts_done,
             drained=orders.drained,

@@ -40,7 +40,8 @@ def _workers(roll: WorkerList) -> Table:
 def _engine(worker: WorkerView) -> str:
     port = worker.engine_url.rpartition(":")[2]
     pending = ", to be restarted" if worker.engine_restart_pending else ""
-    return f"[{_COLORS[worker.engine]}]{worker.engine}[/] on {escape(port)}{pending}"
+    version = f", ComfyUI {escape(worker.engine_version)}" if worker.engine_version else ""
+    return f"[{_COLORS[worker.engine]}]{worker.engine}[/] on {escape(port)}{version}{pending}"
 
 
 def _standing(worker: WorkerView, at: datetime) -> str:

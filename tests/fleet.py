@@ -42,6 +42,22 @@ class Fleet:
 
     cloud: FakeCloud
     services: Services
+    config: dict[str, Any]
+
+    async def deploy(self, environ: dict[str, str]) -> None:
+        """The same once more, with more in the environment of every replica."""
+        [application] = self.config["applications"]
+        application["runtime_env"] = {"env_vars": environ}
+        await asyncio.to_thread(self.cloud.deploy, self.config)
+
+    async def has_workers(self, *versions: str) -> None:
+        """Return when there are workers with engines of these versions, and no others."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                roll = await self.services.workers.roll()
+                if sorted(each.report.engine_version for each in roll.workers) == sorted(versions):
+                    return
+                await asyncio.sleep(LOOK_S)
 
     async def submit(self, count: int, seconds: float) -> list[UUID]:
         """Jobs that hold a GPU for so long, and no core."""
@@ -84,8 +100,11 @@ class Fleet:
 
 
 @asynccontextmanager
-async def running_fleet() -> AsyncIterator[Fleet]:
-    """A head with the service on it, no node, and nothing to do. The engine is installed."""
+async def running_fleet(workers_min: int = 0) -> AsyncIterator[Fleet]:
+    """A head with the service on it, and nothing to do; no node, unless workers are to stay.
+
+    The engine is installed.
+    """
     async with AsyncExitStack() as stack:
         local = stack.enter_context(LocalServices(stack.enter_context(_folder())))
         upgrade(local.urls.database_url)
@@ -94,10 +113,11 @@ async def running_fleet() -> AsyncIterator[Fleet]:
         cloud = FakeCloud(folder, environ, NODES)
         stack.callback(cloud.close)
         cloud.start_head()
-        cloud.deploy(_serve_config())
+        config = _serve_config(workers_min)
+        cloud.deploy(config)
         services = open_services(load_settings(environ))
         stack.push_async_callback(services.aclose)
-        yield Fleet(cloud, services)
+        yield Fleet(cloud, services, config)
 
 
 @contextmanager
@@ -138,12 +158,13 @@ def _environ(folder: Path, local: LocalServices) -> dict[str, str]:
     }
 
 
-def _serve_config() -> dict[str, object]:
+def _serve_config(workers_min: int) -> dict[str, Any]:
     """serve_config.yaml with the sizes and delays of a test."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     config["http_options"] = {"host": "127.0.0.1", "port": free_port()}
     [application] = config["applications"]
-    sizes = {"workers_max": WORKERS, "worker_cpus": 1, "worker_depth": 0}
+    most = {"workers_min": workers_min, "workers_max": WORKERS}
+    sizes = most | {"worker_cpus": 1, "worker_depth": 0}
     delays = {"upscale_delay_s": 0.5, "downscale_delay_s": 4}
     replicas = {"ingress_replicas": 1, "dispatcher_replicas": 1}
     application["args"] |= sizes | delays | replicas

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from actors.dispatcher import Dispatch
@@ -13,9 +13,11 @@ from benchmarks.simulation.clock import SimulatedDatabase, SimulatedLoop
 from benchmarks.simulation.fleet import LEASE_S, Fleet, Machines
 from benchmarks.simulation.policies import Policy
 from benchmarks.simulation.traffic import DAY_S, Photo, peak_workers
+from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.signals import DispatchSignals
-from restoration.jobs import Priority
+from restoration.jobs import AttemptRef, Job, Priority
+from restoration.ports import JobStore
 from restoration.scaling import Demand
 
 # Submissions and ends of jobs wake the leader; its own look at the queue, every second in
@@ -41,6 +43,25 @@ class Hints(DispatchSignals):
 
     def hint(self) -> None:
         self._hint.set()
+
+
+class QueueAsked(PostgresJobStore):
+    """The leader's view of the queue. It is not asked while `something_waits` says that it is
+    empty, which half of the looks at it find; all other answers are Postgres'."""
+
+    def __init__(self, database: Database, something_waits: Callable[[], bool]) -> None:
+        super().__init__(database)
+        self._something_waits = something_waits
+
+    async def waiting(self, limit: int) -> Sequence[AttemptRef]:
+        return await super().waiting(limit) if self._something_waits() else []
+
+    async def expire(self) -> Sequence[Job]:
+        return await super().expire() if self._something_waits() else []
+
+    async def promote(self) -> None:
+        if self._something_waits():
+            await super().promote()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +104,21 @@ async def _simulate(
         jobs = PostgresJobStore(database)
         execute_s = {photo.job.id: photo.execute_s for photo in photos}
         fleet = Fleet(machines, jobs, execute_s, seed)
-        return await _Day(jobs, photos, policy, fleet).run(until_s)
+        return await _Day(database, jobs, photos, policy, fleet).run(until_s)
     finally:
         await database.aclose()
 
 
 class _Day:
     def __init__(
-        self, jobs: PostgresJobStore, photos: Sequence[Photo], policy: Policy, fleet: Fleet
+        self,
+        database: Database,
+        jobs: JobStore,
+        photos: Sequence[Photo],
+        policy: Policy,
+        fleet: Fleet,
     ) -> None:
+        self._queue = QueueAsked(database, lambda: self._waiting() > 0)
         self._jobs = jobs
         self._photos = photos
         self._policy = policy
@@ -103,7 +130,7 @@ class _Day:
     async def run(self, until_s: float) -> Outcome:
         hints = Hints()
         window = 2 * peak_workers(self._photos) + 8  # as `serve_app.deployment` has it
-        dispatch = Dispatch(self._jobs, hints, self._fleet.process, window, LEASE_S, TICK_S)
+        dispatch = Dispatch(self._queue, hints, self._fleet.process, window, LEASE_S, TICK_S)
         async with asyncio.TaskGroup() as group:
             others = [
                 group.create_task(work) for work in (dispatch.lead(), self._scale(), self._sample())
@@ -136,11 +163,19 @@ class _Day:
             fleet.scale_to(wanted)
             await asyncio.sleep(self._policy.every_s)
 
+    def _waiting(self, *priorities: Priority) -> int:
+        """Jobs of these classes, or of all, that are submitted and neither running nor ended."""
+        fleet = self._fleet
+        return sum(
+            self._submitted[each] - fleet.ended[each] - fleet.running[each]
+            for each in priorities or Priority
+        )
+
     def _demand(self) -> Demand:
-        running = Counter(job.priority for job in self._fleet.running())
-        waiting = self._submitted - self._fleet.ended - running
-        interactive = Priority.INTERACTIVE
-        return Demand(waiting.total(), running.total(), waiting[interactive], running[interactive])
+        interactive, running = Priority.INTERACTIVE, self._fleet.running
+        return Demand(
+            self._waiting(), running.total(), self._waiting(interactive), running[interactive]
+        )
 
     async def _sample(self) -> None:
         while True:

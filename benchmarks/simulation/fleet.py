@@ -19,7 +19,7 @@ from ray.exceptions import ActorDiedError
 from actors.pipeline import NOTHING_WAITS
 from benchmarks.simulation.traffic import DAY_S, HOUR_S, WORKFLOWS
 from restoration.affinity import Affinity
-from restoration.jobs import Artifact, Job, Priority
+from restoration.jobs import Artifact, Job, JobStatus, Priority
 from restoration.ports import JobStore
 
 # A worker that goes away says so by dying, as a lost Ray actor does: no lease lapses.
@@ -87,11 +87,11 @@ class Fleet:
         self._free: asyncio.Queue[Worker] = asyncio.Queue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle_nodes: list[Node] = []
-        self._working: dict[Worker, Job] = {}
         self._made = 0
         self.nodes: list[Node] = []
         self.workers: list[Worker] = []
         self.losses = 0
+        self.running: Counter[Priority] = Counter()
         self.ended: Counter[Priority] = Counter()
         self.waits_s: dict[Priority, list[float]] = {priority: [] for priority in Priority}
 
@@ -106,9 +106,6 @@ class Fleet:
     @property
     def paid_nodes(self) -> int:
         return sum(not node.gone for node in self.nodes)
-
-    def running(self) -> list[Job]:
-        return list(self._working.values())
 
     def gpu_hours(self, until_s: float) -> float:
         return sum(node.paid_s(until_s) for node in self.nodes) / HOUR_S
@@ -132,7 +129,6 @@ class Fleet:
             raise _death(worker) from None
         finally:
             worker.busy = False
-            self._working.pop(worker, None)
             if worker.leaving:
                 self._give_up(worker.node)
             elif not worker.node.gone:
@@ -147,17 +143,23 @@ class Fleet:
         job = await self._jobs.claim(worker.id, LEASE_S, list(WORKFLOWS), worker.affinity)
         if job is None:
             return NOTHING_WAITS
-        self._working[worker] = job
         if job.attempt == 1 and job.started_at is not None:
             waited_s = (job.started_at - job.created_at).total_seconds()
             self.waits_s[job.priority].append(waited_s)
+        self.running[job.priority] += 1
+        try:
+            await self._execute(worker, job)
+        finally:
+            self.running[job.priority] -= 1
+        self.ended[job.priority] += 1
+        return JobStatus.SUCCEEDED
+
+    async def _execute(self, worker: Worker, job: Job) -> None:
         if job.workflow not in worker.affinity.workflows:
             await asyncio.sleep(self._machines.model_load_s)
             worker.affinity.workflows = frozenset({job.workflow})
         await asyncio.sleep(self._execute_s[job.id])
-        ended = await self._jobs.succeed(job.ref, RESULT, {})
-        self.ended[job.priority] += 1
-        return ended.status
+        await self._jobs.succeed(job.ref, RESULT, {})
 
     def _hire(self) -> None:
         self._made += 1

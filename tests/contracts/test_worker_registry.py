@@ -45,7 +45,8 @@ async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
 
 
 def _report(worker: str, node: str = "node", *in_hand: JobInHand) -> WorkerReport:
-    return WorkerReport(worker, node, "http://127.0.0.1:8188", EngineState.READY, 1, in_hand)
+    url, version = "http://127.0.0.1:8188", "0.3.75"
+    return WorkerReport(worker, node, url, EngineState.READY, 1, in_hand, 0, version)
 
 
 async def test_08_the_roll_has_the_newest_report_of_each(stores: Stores) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from comfy_pool.provision import COMFYUI_VERSION
 from restoration.jobs import JobStatus
 from serve_app.client import RestorationClient
 from tests.e2e.stack_processes import engines, wait_until
@@ -58,6 +59,7 @@ def test_08_a_drained_fleet_takes_no_job_until_it_is_undrained(
         stack.restore("drain", worker)
     shown = stack.restore("status", "--once").stdout
     assert shown.count("drained") == 2
+    assert shown.count(f"ComfyUI {COMFYUI_VERSION}") == 2
     assert all(worker in shown for worker in ids)
     photo = jpeg(degrade(original("flower")).crop((0, 0, 64, 48)))
     with stack.client("local") as client:

@@ -213,3 +213,9 @@ async def test_07_leftovers_are_cleared(command: EngineCommand, leftover: Path) 
     async with asyncio.timeout(DEADLINE_S), ComfyEngine(OwnedHost(command)) as engine:
         assert not await asyncio.to_thread(leftover.exists)
         assert await engine.healthy()
+
+
+async def test_06_an_engine_that_was_started_has_its_version(tmp_path: Path) -> None:
+    """As the engine itself says, for the worker's reports."""
+    async with scripted(tmp_path, Script(), LIMITS) as (_, engine):
+        assert engine.version == "fake"

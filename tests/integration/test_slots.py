@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from comfy_pool.ports import examine_ports
 from comfy_pool.slots import Slot, acquire_slot, port_is_free
 from restoration.errors import EngineUnavailable
 
@@ -151,3 +152,39 @@ async def test_connections_that_linger_hold_no_port(tmp_path: Path, base_port: i
         connection.close()  # closed by the server first: it is the server that lingers
     with await acquire_slot([0], tmp_path, base_port=base_port, timeout_s=0) as slot:
         assert slot.port == base_port
+
+
+async def test_08_doctor_tells_whose_port_is_taken_by_whom(tmp_path: Path, base_port: int) -> None:
+    """Of four GPUs one has its engine, one a stranger on its port, which alone is amiss and has a
+    mend; a lease that was given back is no longer an engine's."""
+    with await acquire_slot([3], tmp_path, base_port=base_port):
+        pass
+    with await acquire_slot([1], tmp_path, base_port=base_port) as slot, listen(slot.port):
+        with listen(base_port + 2), listen(base_port + 3):
+            found = examine_ports(tmp_path, base_port, gpus=PORTS)
+    assert [(each.name, each.ok) for each in found] == [
+        (f"port {base_port + index}", index < 2) for index in range(PORTS)
+    ]
+    assert "free" in found[0].detail
+    assert "an engine has it" in found[1].detail
+    assert f":{base_port + 2}" in found[2].mend
+    assert "GPU 2" in found[2].detail
+
+
+async def test_08_doctor_names_the_port_of_the_next_engine(tmp_path: Path, base_port: int) -> None:
+    """Without numbered GPUs a port that is taken is passed over, and said if it is a stranger's."""
+    with await acquire_slot([], tmp_path, base_port=base_port) as slot, listen(slot.port):
+        [next_one] = examine_ports(tmp_path, base_port, gpus=0)
+        with listen(base_port + 1):
+            [after_a_stranger] = examine_ports(tmp_path, base_port, gpus=0)
+    assert (next_one.ok, next_one.detail) == (True, f"{base_port + 1} is free for the next engine")
+    assert after_a_stranger.ok
+    assert after_a_stranger.detail.startswith(f"{base_port + 2} is free")
+    assert f"passed over: {base_port + 1}, not ours" in after_a_stranger.detail
+
+
+def test_08_doctor_looks_at_ports_and_takes_none(tmp_path: Path, base_port: int) -> None:
+    """Not a file is made, on a machine that never had an engine."""
+    with listen(base_port):
+        examine_ports(tmp_path / "slots", base_port, gpus=2)
+    assert list(tmp_path.iterdir()) == []

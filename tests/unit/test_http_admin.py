@@ -14,7 +14,8 @@ from tests.fakes.site import Site, open_site
 
 ADMIN = "/api/v1/admin"
 JOB = JobInHand(uuid4(), "restore", Stage.STAGED, datetime(2030, 1, 1, tzinfo=UTC))
-REPORT = WorkerReport("w1", "node", "http://127.0.0.1:8188", EngineState.READY, 2, (JOB,))
+URL, VERSION = "http://127.0.0.1:8188", "0.3.75"
+REPORT = WorkerReport("w1", "node", URL, EngineState.READY, 2, (JOB,), 0, VERSION)
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ async def test_08_workers_are_listed_with_what_they_have_in_hand(site: Site) -> 
         }
     ]
     assert (worker["node"], worker["engine"], worker["engine_starts"]) == ("node", "ready", 2)
+    assert worker["engine_version"] == VERSION
     assert worker["seen_at"] <= answer["at"]
 
 

@@ -18,6 +18,7 @@ from restoration.owner_classes import OwnerClass, owner_class
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULES = DOCS / "monitoring" / "alerts.yml"
+RULE_TESTS = DOCS / "monitoring" / "alerts_test.yml"
 DASHBOARD = DOCS / "monitoring" / "grafana-dashboard.json"
 SUFFIXES = {Kind.HISTOGRAM: ("_bucket", "_count", "_sum")}
 # What Ray and the exposition format put on every series.
@@ -97,14 +98,50 @@ def test_10_each_alert_has_its_page() -> None:
         assert rule["labels"]["severity"] in {"page", "ticket"}
 
 
-def test_07_promtool_accepts_the_rules() -> None:
-    """Prometheus' own checker reads every rule."""
+def _promtool(*arguments: str | Path) -> None:
+    """Run it; it must find nothing."""
     if (promtool := shutil.which("promtool")) is None:
         pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
-    done = subprocess.run(
-        [promtool, "check", "rules", RULES], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([promtool, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_07_promtool_accepts_the_rules() -> None:
+    """Prometheus' own checker reads every rule."""
+    _promtool("check", "rules", RULES)
+
+
+def test_07_promtool_accepts_what_the_dashboard_asks(tmp_path: Path) -> None:
+    """Every expression of a panel is one to Prometheus, Grafana's variables filled in."""
+    filled = [re.sub(r"\$(__)?\w+", "5m", expression) for expression in _expressions()]
+    rules = [{"record": f"panel:{n}", "expr": each} for n, each in enumerate(filled)]
+    file = tmp_path / "panels.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    _promtool("check", "rules", file)
+
+
+def test_07_each_alert_fires_when_it_should_and_says_what_is_so() -> None:
+    """On planted series; what they are, and what is said, is in the file of tests."""
+    _promtool("test", "rules", RULE_TESTS)
+
+
+def test_07_no_alert_is_without_its_tests() -> None:
+    """Each fires on some planted series, and does not on those of a fleet at work."""
+    tests = yaml.safe_load(RULE_TESTS.read_text())["tests"]
+    healthy = {case["alertname"] for case in tests[0]["alert_rule_test"]}
+    assert not any(case.get("exp_alerts") for case in tests[0]["alert_rule_test"])
+    cases = [case for test in tests for case in test["alert_rule_test"]]
+    firing = {case["alertname"] for case in cases if case.get("exp_alerts")}
+    assert healthy == firing == {rule["alert"] for rule in _alerts()}
+
+
+def test_07_each_planted_series_is_one_that_is_exported() -> None:
+    """By metric and labels: a rule that fires on what nobody tells is no rule."""
+    known = _series()
+    for test in yaml.safe_load(RULE_TESTS.read_text())["tests"]:
+        for each in test["input_series"]:
+            name, labels = re.fullmatch(r"(\w+)\{(.*)\}", each["series"]).groups()  # type: ignore[union-attr]
+            assert set(re.findall(r"(\w+)=", labels)) <= known[name], each["series"]
 
 
 @pytest.mark.parametrize(

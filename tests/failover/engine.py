@@ -1,0 +1,59 @@
+"""`make failover`: another ComfyUI is rolled out over a fleet at work.
+
+Not named `test_...`: it takes about a minute, for those who change how workers come and go.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from comfy_pool.assembly import installed_engine
+from comfy_pool.provision import EngineInstall
+from restoration.jobs import AttemptOutcome, JobStatus
+from restoration.settings import load_node_settings
+from tests.fleet import Fleet, running_fleet
+
+NEXT = "99.0.0"
+LONG_S = 30.0  # so that the first jobs still run when their workers are told to stop
+
+
+@pytest.fixture(scope="module")
+def engine() -> EngineInstall:
+    """The one that a fleet runs unless it is told otherwise."""
+    return installed_engine(load_node_settings({}))
+
+
+@pytest.fixture(scope="module")
+async def fleet() -> AsyncIterator[Fleet]:
+    async with running_fleet(workers_min=2) as fleet:
+        yield fleet
+
+
+def _next_release(engine: EngineInstall, folder: Path) -> dict[str, str]:
+    """A tree of its own that says to be another version; what chooses it, as docs/upgrades.md."""
+    checkout = Path(shutil.copytree(engine.app_dir, folder / "ComfyUI"))
+    (checkout / "comfyui_version.py").write_text(f'__version__ = "{NEXT}"\n')
+    return {"COMFYUI_DIR": str(checkout), "COMFYUI_PYTHON": str(engine.python)}
+
+
+async def test_06_a_new_engine_is_rolled_out_over_running_jobs(
+    fleet: Fleet, engine: EngineInstall, tmp_path: Path
+) -> None:
+    """Jobs that run, one that waits and those that come meanwhile end well, each after one attempt
+    and no more; in the end every worker has the new engine, and the next job runs on it."""
+    await fleet.has_workers(engine.version, engine.version)
+    ids = await fleet.submit(2, seconds=LONG_S)
+    await fleet.reach(ids, JobStatus.RUNNING)
+    ids += await fleet.submit(1, seconds=1)
+    await fleet.deploy(_next_release(engine, tmp_path))
+    ids += await fleet.submit(2, seconds=1)
+    await fleet.reach(ids, JobStatus.SUCCEEDED)
+    await fleet.has_workers(NEXT, NEXT)
+    ids += await fleet.submit(1, seconds=1)
+    jobs = await fleet.reach(ids, JobStatus.SUCCEEDED)
+    outcomes = [[attempt.outcome for attempt in job.attempts] for job in jobs]
+    assert outcomes == [[AttemptOutcome.SUCCEEDED]] * len(ids)
