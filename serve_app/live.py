@@ -1,8 +1,8 @@
 """One job's life, told once in this process to however many watch it.
 
-One task reads the board and the row. What happens goes into a log, in which each watcher has a
-place of its own: an event costs a watcher no more than being woken and sending bytes that are
-shared. The log keeps the latest events; whoever is behind it goes on with the state as it is.
+One task follows the board. What happens goes into a log, in which each watcher has a place of its
+own: an event costs a watcher no more than being woken and sending bytes that are shared. The log
+keeps the latest events; whoever is behind it goes on with the state as it is.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ import structlog
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, Previewed, StateChanged, is_last, to_json
 from restoration.jobs import Job, JobStatus
-from restoration.ports import JobStore, StatusBoard
+from restoration.ports import JobStore, StampedEvent, StatusBoard
 from serve_app import sse
-from serve_app.feed import Feed
 
 log = structlog.get_logger(__name__)
 
@@ -57,24 +56,29 @@ def _rank(state: StateChanged) -> tuple[int, int]:
 
 
 class LiveJob:
-    """Reads until the job ends or it is closed; made for the first who watches."""
+    """Follows until it is closed; made for the first who watches.
 
-    def __init__(self, job: Job, jobs: JobStore, board: StatusBoard, poll_s: float) -> None:
+    Whoever made it tells it now and then what the row says.
+    """
+
+    def __init__(self, job: Job, jobs: JobStore, board: StatusBoard) -> None:
         self.job = job
         self.users = 0
         self.shows_states = False  # else only the end matters, and rows are read for it alone
         self._jobs = jobs
-        self._poll_s = poll_s
+        self._board = board
+        self._after_id: str | None = None  # the last event that was taken from the board
         self._log: deque[Seen | None] = deque(maxlen=KEPT_EVENTS)
         self._end = 0  # the place after the newest event
         self._preview_at = -1
         self._woken = asyncio.Event()
-        self._task = asyncio.create_task(self._run(Feed(board, job.id)))
-        self._task.add_done_callback(self._wake)
+        self._error: BaseException | None = None
+        self._task = asyncio.create_task(self._run())
+        self._task.add_done_callback(self._ended)
 
     @property
     def is_over(self) -> bool:
-        return self._task.done()
+        return self._task.done() or self.job.status.is_final
 
     @property
     def start(self) -> int:
@@ -92,10 +96,11 @@ class LiveJob:
         return None, place
 
     async def wait(self) -> None:
-        """Until something happened, or the row was read once more. Raises what ended the task."""
-        if self.is_over:
-            self._task.result()
-        await self._woken.wait()
+        """Until something happened, or `wake`. Raises what it failed of."""
+        if self._error is None:
+            await self._woken.wait()
+        if self._error is not None:
+            raise self._error
 
     def learn(self, job: Job, hint_id: str | None = None) -> None:
         """Take note of a row that somebody has read, unless it is older than what is known."""
@@ -103,22 +108,37 @@ class LiveJob:
             self.job = job
             self._append(Seen(state_of(job), hint_id))
 
+    def wake(self) -> None:
+        """Let everybody who waits look around, and the board be asked again if it was away."""
+        # An event each time, so that nobody who was woken is kept from its next wait.
+        self._woken.set()
+        self._woken = asyncio.Event()
+
+    def fail(self, error: BaseException) -> None:
+        """End every watch: something is broken that no patience mends."""
+        self._error = error
+        self.wake()
+
     async def aclose(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _run(self, feed: Feed) -> None:
-        async with feed:
-            while not self.job.status.is_final:
-                stamped = await feed.next(self._poll_s)
-                if stamped is None:
-                    await self._reread()
-                    self._wake()
-                elif isinstance(stamped.event, StateChanged):
-                    if self._is_news(stamped.event):
-                        await self._reread(stamped.id)
-                elif stamped.event.attempt >= self.job.attempt:
-                    self._append(Seen(stamped.event, stamped.id))
+    async def _run(self) -> None:
+        while True:
+            try:
+                async for stamped in self._board.follow(self.job.id, self._after_id):
+                    await self._take(stamped)
+                    self._after_id = stamped.id
+            except DependencyUnavailable as error:
+                log.warning("progress_unavailable", job_id=str(self.job.id), reason=error.message)
+            await self._woken.wait()
+
+    async def _take(self, stamped: StampedEvent) -> None:
+        if isinstance(stamped.event, StateChanged):
+            if self._is_news(stamped.event):
+                await self._reread(stamped.id)
+        elif stamped.event.attempt >= self.job.attempt:
+            self._append(Seen(stamped.event, stamped.id))
 
     def _is_news(self, hint: StateChanged) -> bool:
         return is_last(hint) or (self.shows_states and is_later(hint, than=state_of(self.job)))
@@ -136,9 +156,8 @@ class LiveJob:
             self._preview_at = self._end
         self._log.append(seen)
         self._end += 1
-        self._wake()
+        self.wake()
 
-    def _wake(self, _: object = None) -> None:
-        # An event each time, so that nobody who was woken is kept from its next wait.
-        self._woken.set()
-        self._woken = asyncio.Event()
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error)

@@ -1,14 +1,15 @@
 """The life of one job as its watchers see it: live events, and the row whenever it counts.
 
-States come from the row alone. A state on the board is only a hint to read the row, which is read
-every `poll_s` as well, so that no watcher misses the end with the board down, or believes an
-attempt that lost its lease. Those who watch the same job share all of it (`serve_app.live`).
+States come from the row alone. A state on the board is only a hint to read the row. All rows that
+somebody watches are read every `poll_s` as well, in one statement, so that no watcher misses the
+end with the board down, or believes an attempt that lost its lease. Those who watch the same job
+share all of it (`serve_app.live`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
@@ -34,6 +35,7 @@ class JobWatcher:
         self._board = board
         self._poll_s = poll_s
         self._live: dict[UUID, LiveJob] = {}
+        self._polling: asyncio.Task[None] | None = None
 
     def watch(self, job: Job, after_id: str | None = None) -> AsyncGenerator[Seen | None, None]:
         """The state that `job` has, then what happens until its end; None now and then.
@@ -81,7 +83,10 @@ class JobWatcher:
     async def _joined(self, job: Job) -> AsyncIterator[LiveJob]:
         live = self._live.get(job.id)
         if live is None or live.is_over:
-            live = self._live[job.id] = LiveJob(job, self._jobs, self._board, self._poll_s)
+            live = self._live[job.id] = LiveJob(job, self._jobs, self._board)
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.create_task(self._poll())
+            self._polling.add_done_callback(self._ended)
         live.learn(job)
         live.users += 1
         try:
@@ -91,7 +96,33 @@ class JobWatcher:
             if not live.users:
                 if self._live.get(job.id) is live:
                     del self._live[job.id]
+                if not self._live and self._polling is not None:
+                    self._polling.cancel()
+                    self._polling = None
                 await live.aclose()
+
+    async def _poll(self) -> None:
+        while True:
+            # What the board does not tell, nobody does: the rows have to be asked.
+            await asyncio.sleep(self._poll_s)
+            for row in await self._rows():
+                if row.id in self._live:
+                    self._live[row.id].learn(row)
+            for live in self._live.values():
+                live.wake()
+
+    async def _rows(self) -> Sequence[Job]:
+        try:
+            return await self._jobs.find(list(self._live))
+        except DependencyUnavailable as error:
+            log.warning("jobs_not_reread", jobs=len(self._live), reason=error.message)
+            return ()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # Only a defect ends the task early: those who watch must not take it for an outage.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            for live in self._live.values():
+                live.fail(error)
 
     async def _reread(self, job: Job) -> Job:
         try:

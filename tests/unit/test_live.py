@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from uuid import UUID
 
@@ -179,6 +179,40 @@ async def test_waiting_reads_the_row_at_the_end_alone(
     await _publish(site, job, SUCCEEDED)
     assert (await waiting).status is JobStatus.SUCCEEDED
     assert asked == {"follow": 1, "get": 1}
+
+
+async def test_all_rows_are_read_in_one_statement(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many jobs are watched, one look at the rows tells the ends of all of them."""
+    find, asked = site.jobs.find, list[int]()
+
+    async def counted_find(job_ids: Sequence[UUID]) -> Sequence[Job]:
+        asked.append(len(job_ids))
+        return await find(job_ids)
+
+    monkeypatch.setattr(site.jobs, "find", counted_find)
+    site.board.down = True
+    watcher = JobWatcher(site.jobs, site.board, poll_s=0.05)
+    jobs = [await site.start(await site.submit()) for _ in range(3)]
+    watching = [asyncio.create_task(_all(watcher, each)) for each in jobs]
+    for each in jobs:
+        await site.succeed(each)
+    assert [seen[-1].event for seen in await asyncio.gather(*watching)] == [SUCCEEDED] * 3
+    assert asked == [3]
+
+
+async def test_a_bug_in_the_store_ends_the_watch(
+    site: Site, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What nobody expected of the rows is not taken for an outage and retried for ever."""
+
+    async def broken(_: Sequence[UUID]) -> Sequence[Job]:
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr(site.jobs, "find", broken)
+    with pytest.raises(RuntimeError, match="bug"):
+        await _all(JobWatcher(site.jobs, site.board, poll_s=0.01), job)
 
 
 @pytest.mark.parametrize(
