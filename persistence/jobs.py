@@ -84,6 +84,10 @@ class PostgresJobStore:
         found = await self._fetch(query)
         return found[0] if found else None
 
+    async def find(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+        query = select(jobs).where(jobs.c.id.in_(job_ids))
+        return await self._fetch(query)
+
     async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         final = [status for status in JobStatus if status.is_final]
         query = select(jobs).where(jobs.c.id.in_(job_ids), jobs.c.status.in_(final))

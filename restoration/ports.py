@@ -65,6 +65,9 @@ class JobStore(Protocol):
     async def find_result(self, job: NewJob) -> Job | None:
         """The newest job whose stored result does for `job` as well (`restoration.reuse`)."""
 
+    async def find(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+        """Those of the jobs that there are, in any order."""
+
     async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         """Those of the jobs that have ended."""
 

@@ -46,6 +46,11 @@ from serve_app.services import open_services
 QUICK_ROUTING = {"initial_backoff_s": 0.02, "max_backoff_s": 0.1}
 
 
+# Of one ingress replica: as many as Serve's HAProxy keeps open. An open event stream counts as a
+# request, and beyond this number all requests wait; uploads and rates have limits of their own.
+MAX_CONNECTIONS = 4096
+
+
 class PoolArgs(BaseModel):
     """Sizes of the service; the `args` of serve_config.yaml."""
 
@@ -141,7 +146,7 @@ def build(args: PoolArgs) -> Application:
     ingress = _deployment(
         serve.ingress()(Ingress),
         args.ingress_replicas,
-        max_ongoing_requests=500,
+        max_ongoing_requests=MAX_CONNECTIONS,
         # An open event stream would hold a draining replica for as long; its client resumes.
         graceful_shutdown_timeout_s=10,
     )
@@ -186,6 +191,8 @@ LOCAL_ENVIRONMENT = {
     # a killed proxy is back in 4 s, not 30
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+    # a thread for our code would have each event of a stream cross it, and queue without a limit
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # strips a header with which clients could set Serve's own time limit
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.middleware:serve_edge",
 }

@@ -37,7 +37,7 @@ from restoration.tracing import NullTracer, Tracer
 from restoration.usage import UsageLedger
 from serve_app.auth import Authenticator, issuer_from
 from serve_app.batch_watch import BATCH_POLL_S, BatchWatcher
-from serve_app.watch import POLL_S, JobWatcher
+from serve_app.watch import JobWatcher
 from workflows.catalog import Catalog, load_catalog
 
 
@@ -55,15 +55,11 @@ class Services:
     rates: RateLimiter
     usage: UsageLedger
     workers: WorkerRegistry
-    watch_poll_s: float = POLL_S
+    watcher: JobWatcher
     batch_poll_s: float = BATCH_POLL_S
     meter: Meter = field(default_factory=NullMeter)
     tracer: Tracer = field(default_factory=NullTracer)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)
-
-    @property
-    def watcher(self) -> JobWatcher:
-        return JobWatcher(self.jobs, self.status, self.watch_poll_s)
 
     @property
     def batch_submission(self) -> BatchSubmission:
@@ -117,5 +113,6 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
         meter=meter or NullMeter(),
         tracer=tracer,
         workers=PostgresWorkerRegistry(database),
+        watcher=JobWatcher(jobs, board),
         resources=resources,
     )

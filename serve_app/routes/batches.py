@@ -33,7 +33,7 @@ from serve_app import schemas, sse
 from serve_app.openapi import header, problems
 from serve_app.routes.batch_form import BATCH_BODY, BatchFormReader
 from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
-from serve_app.routes.events import EventStream, encoded
+from serve_app.routes.events import EventStream, kept_alive
 from serve_app.routes.uploads import UploadSlot, upload_slot
 from serve_app.schemas import BatchItems, BatchList, BatchView, SubmittedBatchView
 
@@ -194,19 +194,19 @@ async def cancel_batch(
 async def follow_batch(batch_id: UUID, caller: Reader, services: ServicesOf) -> EventStream:
     """Follow a batch until its end."""
     batch = await services.batches.get(batch_id, caller.reach)
-    return EventStream(encoded(_server_events(services.batch_watcher.watch(batch))))
+    return EventStream(kept_alive(_encoded(services.batch_watcher.watch(batch))))
 
 
-async def _server_events(
+async def _encoded(
     watch: AsyncGenerator[JobBatch | None, None],
-) -> AsyncGenerator[sse.ServerEvent | None, None]:
+) -> AsyncGenerator[bytes | None, None]:
     async with aclosing(watch):
         async for batch in watch:
             if batch is None:
                 yield None
             else:
                 data = schemas.batch_progress(batch).model_dump_json()
-                yield sse.ServerEvent("progress", data)
+                yield sse.encode(sse.ServerEvent("progress", data))
 
 
 def _show(request: Request, batch: JobBatch) -> BatchView:

@@ -87,7 +87,12 @@ def require(scope: Scope) -> Any:
     return Security(_authorized, scopes=[scope.value])
 
 
-ServicesOf = Annotated[Services, Depends(services_of)]
+async def _services(request: Request) -> Services:
+    # A dependency that is no coroutine takes a thread for each request.
+    return services_of(request)
+
+
+ServicesOf = Annotated[Services, Depends(_services)]
 Reader = Annotated[Principal, require(Scope.READ)]
 Writer = Annotated[Principal, require(Scope.WRITE)]
 

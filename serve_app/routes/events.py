@@ -20,11 +20,10 @@ from restoration.errors import (
     RestorationError,
     Unauthenticated,
 )
-from restoration.events import to_json
 from serve_app import sse
+from serve_app.live import Seen
 from serve_app.openapi import problems
 from serve_app.routes.dependencies import Reader, ServicesOf
-from serve_app.watch import Seen
 
 HEARTBEAT_S = 15.0
 
@@ -83,30 +82,25 @@ async def follow_restoration(
 ) -> EventStream:
     """Follow a job until its end."""
     job = await services.jobs.get(job_id, caller.reach)
-    return EventStream(encoded(_server_events(services.watcher.watch(job, last_event_id))))
+    return EventStream(kept_alive(_encoded(services.watcher.watch(job, last_event_id))))
 
 
-async def _server_events(
-    watch: AsyncGenerator[Seen | None, None],
-) -> AsyncGenerator[sse.ServerEvent | None, None]:
+async def _encoded(watch: AsyncGenerator[Seen | None, None]) -> AsyncGenerator[bytes | None, None]:
     async with aclosing(watch):
         async for seen in watch:
-            if seen is None:
-                yield None
-            else:
-                yield sse.ServerEvent(seen.event.type, to_json(seen.event), seen.id)
+            yield seen.encoded if seen else None
 
 
-async def encoded(
-    events: AsyncGenerator[sse.ServerEvent | None, None],
+async def kept_alive(
+    events: AsyncGenerator[bytes | None, None],
 ) -> AsyncGenerator[bytes, None]:
-    """The events as bytes, and a comment whenever nothing was sent for HEARTBEAT_S."""
+    """The encoded events, and a comment whenever nothing was sent for HEARTBEAT_S."""
     now = asyncio.get_running_loop().time
     sent_at = now()
     async with aclosing(events):
         async for event in events:
             if event is not None:
-                yield sse.encode(event)
+                yield event
             elif now() - sent_at >= HEARTBEAT_S:
                 yield sse.encode_comment("alive")
             else:

@@ -82,6 +82,17 @@ class TestInsertAndGet:
         with pytest.raises(JobNotFound):
             await store.request_cancel(job.id, owner="mallory")
 
+    async def test_many_are_found_at_once(self, store: JobStore) -> None:
+        """Those that there are, whatever became of them; those that there are not are left out."""
+        waiting, ended = await _queued(store), await _queued(store)
+        await store.request_cancel(ended.id)
+        found = await store.find([uuid4(), ended.id, waiting.id])
+        assert {job.id: job.status for job in found} == {
+            waiting.id: JobStatus.QUEUED,
+            ended.id: JobStatus.CANCELLED,
+        }
+        assert await store.find([]) == []
+
     async def test_what_cannot_be_stored_is_the_callers_error(self, store: JobStore) -> None:
         """A value that Postgres refuses (here NaN in JSON) is an InvalidRequest, not a crash."""
         with pytest.raises(InvalidRequest):

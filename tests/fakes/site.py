@@ -25,6 +25,7 @@ from serve_app.auth import Authenticator, Issuer
 from serve_app.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
 from serve_app.scopes import USER_SCOPES
 from serve_app.services import Services
+from serve_app.watch import JobWatcher
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.examiner import InProcess
 from tests.fakes.rates import MemoryRateLimiter
@@ -174,7 +175,7 @@ async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Si
             usage=ledger,
             workers=workers,
             tracer=tracer,
-            watch_poll_s=0.05,
+            watcher=JobWatcher(jobs, board, poll_s=0.05),
             batch_poll_s=0.05,
         )
         yield Site(services, jobs, batches, blobs, board, rates, ledger, workers)

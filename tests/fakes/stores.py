@@ -166,10 +166,12 @@ class MemoryJobStore:
             raise JobNotFound("there is no such job", job_id=str(job_id))
         return row
 
-    async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+    async def find(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         self._check_up()
-        known = [self.rows[job_id] for job_id in job_ids if job_id in self.rows]
-        return [row for row in known if row.status.is_final]
+        return [self.rows[job_id] for job_id in job_ids if job_id in self.rows]
+
+    async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+        return [row for row in await self.find(job_ids) if row.status.is_final]
 
     async def list(
         self,

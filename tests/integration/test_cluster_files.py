@@ -25,7 +25,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from actors.handles import APP, INGRESS
 from restoration.settings import Settings, load_settings
-from serve_app.deployment import PoolArgs, build
+from serve_app.deployment import LOCAL_ENVIRONMENT, PoolArgs, build
 from workflows.catalog import load_catalog
 
 ROOT = Path(__file__).parents[2]
@@ -224,6 +224,10 @@ def test_nodes_have_the_environment_that_we_need(node_environ: Mapping[str, str]
     assert settings.s3_access_key is None  # the instance profile's turn
     assert node_environ["RAY_AUTH_MODE"] == "token"
     assert node_environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    of_serve = {name for name in LOCAL_ENVIRONMENT if name.startswith("RAY_SERVE_")}
+    assert {name: node_environ[name] for name in of_serve} == {
+        name: LOCAL_ENVIRONMENT[name] for name in of_serve
+    }
     assert node_environ["PATH"].startswith(f"{node_environ['HOME']}/comfy-restore/bin:")
     assert "OMP_NUM_THREADS" not in node_environ
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from restoration.errors import InvalidSettings
 from serve_app.app import build_asgi_app
 from serve_app.services import open_services
-from tests.fakes.site import open_site, settings_for_tests
+from tests.fakes.site import API, open_site, settings_for_tests
 
 
 async def test_services_open_without_connecting() -> None:
@@ -32,3 +34,12 @@ async def test_the_server_closes_what_the_app_stands_on() -> None:
         async with app.router.lifespan_context(app):
             assert closed == []
     assert closed == ["stores"]
+
+
+async def test_no_read_waits_for_a_thread() -> None:
+    """What routes depend on are coroutines: for all else FastAPI asks one of forty threads."""
+    async with open_site() as site, site.client() as client:
+        before = set(threading.enumerate())
+        for path in (API, "/api/v1/workflows", "/api/v1/usage?since=2026-01-01T00:00:00Z"):
+            assert (await client.get(path)).status_code == 200
+        assert set(threading.enumerate()) <= before

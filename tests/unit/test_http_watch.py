@@ -14,9 +14,10 @@ from starlette.types import Message
 
 from restoration.events import JobEvent, Progressed, StateChanged, from_json
 from restoration.jobs import Job, JobStatus
+from serve_app.live import Seen
 from serve_app.routes import events
 from serve_app.sse import Decoder, ServerEvent, encode, encode_comment
-from serve_app.watch import JobWatcher, Seen
+from serve_app.watch import JobWatcher
 from tests.fakes.site import API, Site, open_site
 
 QUEUED = StateChanged(JobStatus.QUEUED, 0)
@@ -177,17 +178,17 @@ async def test_the_stream_is_the_watch(
     site: Site, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GET events: JSON by type, ids to resume from, comments in between, and then it closes."""
-    get, reads = site.jobs.get, 0
+    find, reads = site.jobs.find, 0
 
-    async def get_and_succeed(job_id: UUID, owner: str | None = None) -> Job:
+    async def find_and_succeed(job_ids: Sequence[UUID]) -> Sequence[Job]:
         nonlocal reads
         reads += 1
-        if reads == 5:
+        if reads == 3:
             await site.succeed(job)
-        return await get(job_id, owner)
+        return await find(job_ids)
 
     monkeypatch.setattr(events, "HEARTBEAT_S", 0)
-    monkeypatch.setattr(site.jobs, "get", get_and_succeed)
+    monkeypatch.setattr(site.jobs, "find", find_and_succeed)
     await _publish(site, job.id, _progress(0.4))
     async with site.client() as client:
         answer = await client.get(f"{API}/{job.id}/events")
