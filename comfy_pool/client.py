@@ -1,4 +1,4 @@
-"""ComfyUI's HTTP API as typed calls: httpx outside, `answers` inside.
+"""ComfyUI's HTTP API as typed calls: aiohttp outside, `answers` inside.
 
 Foreign errors become ours here (and, for the websocket, in `event_socket`) and nowhere else:
 no connection, no answer in time and 5xx are EngineUnavailable, any other refusal is EngineFailed.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import ssl
 import time
 from collections.abc import Callable
+from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
-import httpx
+import aiohttp
 
 from comfy_pool import answers
 from comfy_pool.event_socket import EventSocket
@@ -32,16 +32,18 @@ class ComfyClient:
         self.base_url = base_url.rstrip("/")
         self._answer_s = answer_s
         self._answered_at = -math.inf
-        # No proxies from the environment: an engine is on this node or on its network.
-        self._http = httpx.AsyncClient(
-            base_url=self.base_url,
-            timeout=httpx.Timeout(answer_s, connect=_CONNECT_S),
-            trust_env=False,
-            verify=_tls(self.base_url),
+
+    @cached_property
+    def _http(self) -> aiohttp.ClientSession:
+        """Made by the first call: a session belongs to the loop that runs then."""
+        # A large picture may take long to come; what counts is that the engine is not silent.
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=_CONNECT_S, sock_read=self._answer_s
         )
+        return aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
     async def connect(
         self, on_message: Callable[[Message], None], on_close: Callable[[], None]
@@ -77,10 +79,9 @@ class ComfyClient:
 
     async def upload(self, image: bytes, filename: str, folder: str) -> str:
         """Store a picture in a folder of the engine's input; what a LoadImage node calls it."""
-        body = await self._call(
-            "POST", "/upload/image", files={"image": (filename, image)}, data={"subfolder": folder}
-        )
-        return answers.parse_upload(body)
+        form = aiohttp.FormData({"subfolder": folder})
+        form.add_field("image", image, filename=filename)
+        return answers.parse_upload(await self._call("POST", "/upload/image", data=form))
 
     async def submit(self, prompt: Prompt, prompt_id: str, client_id: str) -> answers.PromptAnswer:
         """Queue a prompt; its events go to the socket of `client_id`."""
@@ -120,24 +121,18 @@ class ComfyClient:
         self, method: str, path: str, *, also: HTTPStatus = HTTPStatus.OK, **request: Any
     ) -> bytes:
         """The body of a 200, or of the status `also`."""
-        what = f"{method} {path}"
+        what, url = f"{method} {path}", self.base_url + path
         try:
-            response = await self._http.request(method, path, **request)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            async with self._http.request(method, url, allow_redirects=False, **request) as answer:
+                body = await answer.read()
+        except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
             self._answered_at = -math.inf
             reason = str(error) or type(error).__name__
             raise EngineUnavailable(f"no answer to {what} from ComfyUI: {reason}") from error
         self._answered_at = time.monotonic()
-        if response.status_code in (HTTPStatus.OK, also):
-            return response.content
-        refusal = f"ComfyUI answered {what} with status {response.status_code}"
-        if response.is_server_error:
+        if answer.status in (HTTPStatus.OK, also):
+            return body
+        refusal = f"ComfyUI answered {what} with status {answer.status}"
+        if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise EngineUnavailable(refusal)
         raise EngineFailed(refusal)
-
-
-def _tls(base_url: str) -> ssl.SSLContext:
-    """Certificate authorities are read from disk only where they are needed."""
-    if base_url.startswith("https:"):
-        return ssl.create_default_context()
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
