@@ -1,1 +1,1 @@
-"""A day of a fleet in a minute: real dispatcher, claims and autoscaling, simulated machines."""
+"""A day of a fleet in minutes: real dispatcher, claims and autoscaling, simulated machines."""
