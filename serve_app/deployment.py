@@ -185,9 +185,11 @@ def _workers(args: PoolArgs) -> serve.Deployment:
     )(GpuWorker)
 
 
-# Read by Serve's own processes, so set before Ray starts them.
+# Read by the processes that Ray starts, so set before it.
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    # glibc's heaps, else one for each thread: each keeps what it needed at its worst moment
+    "MALLOC_ARENA_MAX": "2",
     # a killed proxy is back in 4 s, not 30
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
