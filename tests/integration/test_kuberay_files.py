@@ -126,7 +126,9 @@ def test_01_versions_are_those_of_the_release(service: Config) -> None:
 
 def test_01_pods_have_the_environment_of_the_nodes(service: Config) -> None:
     """Ray's and glibc's variables are those of cluster.yaml, but for the token, the operator's."""
-    written = dict(re.findall(r"export ((?:RAY|MALLOC)_\w+)=(\S+)", (ROOT / "cluster.yaml").read_text()))
+    written = dict(
+        re.findall(r"export ((?:RAY|MALLOC)_\w+)=(\S+)", (ROOT / "cluster.yaml").read_text())
+    )
     assert written.pop("RAY_AUTH_MODE") == "token"
 
     for pod in _pods(service):
