@@ -1,6 +1,6 @@
 """`make failover`: another ComfyUI is rolled out over a fleet at work.
 
-Not named `test_...`: it takes about a minute, for those who change how workers come and go.
+Not named `test_...`: it takes a few minutes, for those who change how workers come and go.
 """
 
 from __future__ import annotations
