@@ -24,7 +24,7 @@ from workflows.render import render
 
 WORKFLOW = "held"
 WAIT_S = 60
-POLL_S = 0.1
+POLL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
