@@ -69,7 +69,7 @@ class LiveJob:
         self._board = board
         self._after_id: str | None = None  # the last event that was taken from the board
         self._log: deque[Seen | None] = deque(maxlen=KEPT_EVENTS)
-        self._end = 0  # the place after the newest event
+        self._end = self._ticked_at = 0  # the place after the newest event
         self._preview_at = -1
         self._woken = asyncio.Event()
         self._error: BaseException | None = None
@@ -107,6 +107,12 @@ class LiveJob:
         if is_later(state_of(job), than=state_of(self.job)):
             self.job = job
             self._append(Seen(state_of(job), hint_id))
+
+    def tick(self) -> None:
+        """`wake`, if nothing has happened since the last tick: a thousand are not woken in vain."""
+        if self._end == self._ticked_at:
+            self.wake()
+        self._ticked_at = self._end
 
     def wake(self) -> None:
         """Let everybody who waits look around, and the board be asked again if it was away."""

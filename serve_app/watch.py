@@ -40,7 +40,7 @@ class JobWatcher:
     def watch(self, job: Job, after_id: str | None = None) -> AsyncGenerator[Seen | None, None]:
         """The state that `job` has, then what happens until its end; None now and then.
 
-        The last event is the final state. A None, at least every `poll_s` in which nothing
+        The last event is the final state. A None, after at most twice `poll_s` in which nothing
         happens, lets the caller do something else. Whoever is slow loses progress. Raises
         InvalidRequest, at once, for an `after_id` that no event ever had.
         """
@@ -109,7 +109,7 @@ class JobWatcher:
                 if row.id in self._live:
                     self._live[row.id].learn(row)
             for live in self._live.values():
-                live.wake()
+                live.tick()
 
     async def _rows(self) -> Sequence[Job]:
         try:
