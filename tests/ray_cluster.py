@@ -116,6 +116,9 @@ class RayCluster:
 
     def close(self) -> None:
         """End every process of this cluster."""
+        for started in self._started.values():
+            if started.poll() is None:  # its workers, too, which would start other engines
+                kill(tree(psutil.Process(started.pid)))
         kill(self.processes())
         for started in self._started.values():
             started.wait()

@@ -6,17 +6,32 @@ every interface meanwhile, and asks for its token: it calls one that does not no
 
 from __future__ import annotations
 
+import secrets
+import socket
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
+import structlog
 
 from tests.ray_cluster import RayCluster, kill, tree, wait_for
 
 HEAD = "127.0.0.2"
 NODE = "127.0.0.3"
 GPUS = 2
-TRIES = 3
+TRIES = 5
+NEVER_GIVEN = range(20_000, 30_000)  # Linux gives those from 32768 on
+
+log = structlog.get_logger(__name__)
+
+
+def _port_to_come_back_to() -> int:
+    """A free port that the system gives to nobody who asks for any, while the head is away."""
+    for port in secrets.SystemRandom().sample(NEVER_GIVEN, len(NEVER_GIVEN)):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind((HEAD, port))
+            return port
+    raise OSError("no port is free")
 
 
 @dataclass
@@ -24,6 +39,7 @@ class TwoNodes(RayCluster):
     """A head without GPU, and a node with two."""
 
     host: str = HEAD
+    gcs_port: int = field(default_factory=_port_to_come_back_to)
 
     def start_head(self) -> None:
         """Start the head, or start it again, with another node id; returns when it is there."""
@@ -31,8 +47,9 @@ class TwoNodes(RayCluster):
             try:
                 return self._start_head()
             except ChildProcessError:
-                # On a busy machine Ray gives up after 15 s on an agent of its own. Whoever
-                # supervises a head (KubeRay, an operator) starts it again.
+                # On a busy machine Ray gives up, after 15 s on an agent of its own or after 30 on
+                # the node. Whoever supervises a head (KubeRay, an operator) starts it again.
+                log.warning("head_did_not_start", tries_left=left)
                 if not left:
                     raise
 
