@@ -34,8 +34,9 @@ test: engine ## all tests, the real ComfyUI's among them
 chaos: engine ## kill one component after another for SECONDS (600), then count what came of the jobs
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600)
 
-failover: engine ## take a node from a fleet at work, and deploy releases and engines over it
-	$(BIN)/pytest tests/failover/failover.py tests/failover/deployment.py tests/failover/engine.py
+failover: engine ## take a node, and the head, from a service at work; deploy releases and engines over it
+	$(BIN)/pytest tests/failover/failover.py tests/failover/head.py tests/failover/deployment.py \
+		tests/failover/engine.py
 
 bench: engine ## measure against a bare ComfyUI and others; table, build/bench.json and a chart
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c requirements.lock -e '.[bench]'

@@ -25,7 +25,7 @@ async def test_04_the_jobs_of_a_lost_node_run_elsewhere(fleet: Fleet) -> None:
     """A node is killed under its jobs: they run again on another, and all end well."""
     ids = await fleet.submit(2, seconds=LONG_S)
     first = await fleet.reach(ids, JobStatus.RUNNING)
-    fleet.cloud.lose_node(await fleet.busy_node())
+    fleet.cluster.lose_node(await fleet.busy_node())
     jobs = await fleet.reach(ids, JobStatus.SUCCEEDED)
 
     before = {job.id: job.worker for job in first}

@@ -241,6 +241,13 @@ def test_every_start_command_has_that_environment(cluster: Config) -> None:
     assert cluster["head_start_ray_commands"][-1].endswith("serve deploy ~/serve_config.yaml")
 
 
+def test_gpu_nodes_wait_for_their_head(cluster: Config) -> None:
+    """Longer than it takes to notice that the head is gone, and to start it again."""
+    [start] = [line for line in cluster["worker_start_ray_commands"] if "ray start" in line]
+
+    assert "RAY_gcs_rpc_server_reconnect_timeout_s=600 ray start" in start
+
+
 def test_nodes_get_this_release(cluster: Config) -> None:
     """The wheel that is mounted is installed, and is the one that pyproject.toml makes."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -13,8 +13,8 @@ import pytest
 
 from comfy_pool.provision import EngineInstall
 from restoration.jobs import Job, JobStatus
-from tests.fake_cloud import EngineProcess
 from tests.fleet import NODES, WORKERS, Fleet, running_fleet
+from tests.ray_cluster import EngineProcess
 
 
 @dataclass
@@ -34,7 +34,7 @@ async def fleet(engine_install: EngineInstall) -> AsyncIterator[Fleet]:
 
 @pytest.fixture(scope="module")
 async def burst(fleet: Fleet) -> Burst:
-    before = len(fleet.cloud.nodes())
+    before = len(fleet.cluster.nodes())
     ids = await fleet.submit(WORKERS, seconds=6)
     await fleet.has_nodes(NODES)
     engines = await fleet.has_engines(WORKERS)
@@ -50,7 +50,7 @@ async def test_03_a_burst_brings_nodes_and_the_jobs_end(burst: Burst) -> None:
 async def test_05_each_engine_has_its_gpu_and_its_port(fleet: Fleet, burst: Burst) -> None:
     """On each node the first GPU's engine has the node's first port, the second's the next, and
     each sees its own GPU alone."""
-    places = {fleet.cloud.place(engine.port): engine.gpus for engine in burst.engines}
+    places = {fleet.cluster.place(engine.port): engine.gpus for engine in burst.engines}
 
     assert len(places) == WORKERS
     assert all(gpus == str(slot) for (_, slot), gpus in places.items())

@@ -1,0 +1,142 @@
+"""`make failover`: what becomes of jobs, workers and the service when the head is lost.
+
+Not named `test_...`: it takes some minutes, most of them for engines to start. One head dies and
+comes back, and each test looks at a part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import httpx
+import psutil
+import pytest
+import structlog
+
+from restoration.jobs import AttemptOutcome, Job, JobStatus
+from serve_app.schemas import Restoration
+from tests.e2e.stack_processes import GPU_WORKER
+from tests.fleet import Service, holding, photo, running_two_nodes
+from tests.ray_cluster import EngineProcess, wait_for
+from tests.two_nodes import GPUS, TwoNodes
+
+SHORT_S = 20.0  # to be running yet when the head is killed
+LONG_S = 120.0  # to be running yet when the head is back
+REPLICA = "ray::ServeReplica:comfy-restore"
+ON_THE_HEAD = (
+    *("ray::ServeController", "ray::StatusActor"),
+    *(f"{REPLICA}:{name}" for name in ("Ingress", "Dispatcher", "Aftercare")),
+)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Node:
+    """What runs on the GPU node."""
+
+    workers: set[psutil.Process]
+    engines: set[EngineProcess]
+
+
+@dataclass
+class Story:
+    """What was seen of a head that was killed under two jobs, and came back."""
+
+    before: Node
+    after: Node
+    short: Job
+    long: Job
+    meanwhile: Job
+    over_http: Restoration
+
+
+@pytest.fixture(scope="module")
+async def service() -> AsyncIterator[Service[TwoNodes]]:
+    async with running_two_nodes() as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+async def story(service: Service[TwoNodes]) -> Story:
+    cluster = service.cluster
+    await service.reach(await service.submit(GPUS, seconds=1), JobStatus.SUCCEEDED)
+    await service.has_engines(GPUS)
+    await asyncio.to_thread(wait_for, lambda: len(cluster.on_node(GPU_WORKER)) == GPUS)
+    before = _node(cluster)
+    long_ids = await service.submit(1, LONG_S)
+    short_ids = await service.submit(1, SHORT_S)
+    await service.reach([*long_ids, *short_ids], JobStatus.RUNNING)
+
+    cluster.kill_head()
+    [short] = await service.reach(short_ids, JobStatus.SUCCEEDED)
+    meanwhile_ids = await service.submit(1, seconds=1)
+    began = time.monotonic()
+    coming_back = asyncio.create_task(asyncio.to_thread(_come_back, service))
+    [meanwhile] = await service.reach(meanwhile_ids, JobStatus.SUCCEEDED)
+    job_s = time.monotonic() - began
+    head_s, http_s = await coming_back
+    [still] = [await service.services.jobs.get(job_id) for job_id in long_ids]
+    log.info("head_is_back", head_s=head_s, http_s=http_s, job_s=job_s, long_job=still.status)
+    over_http = await asyncio.to_thread(_restore_over_http, service)
+    [long] = await service.reach(long_ids, JobStatus.SUCCEEDED)
+    return Story(before, _node(cluster), short, long, meanwhile, over_http)
+
+
+def _node(cluster: TwoNodes) -> Node:
+    return Node(cluster.on_node(GPU_WORKER), cluster.engines())
+
+
+def _come_back(service: Service[TwoNodes]) -> tuple[float, float]:
+    """Start the head again; returns after how many seconds it was there, and HTTP answered."""
+    began = time.monotonic()
+    service.cluster.start_head()
+    head_s = time.monotonic() - began
+    wait_for(lambda: _answers(f"{service.url}/healthz"))
+    return head_s, time.monotonic() - began
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _restore_over_http(service: Service[TwoNodes]) -> Restoration:
+    """A job that went in and came out over HTTP."""
+    with service.client() as client:
+        job = client.submit(photo(), workflow="held", params=holding(1))
+        return client.wait(job.id)
+
+
+def test_04_jobs_end_while_there_is_no_head(story: Story) -> None:
+    """A worker without a head sees its job through, and records it: once, at the first attempt."""
+    assert _ended(story.short) == [(1, AttemptOutcome.SUCCEEDED)]
+
+
+def test_04_the_head_s_return_disturbs_no_job(story: Story) -> None:
+    """A job that was executing all the while ends on its worker, at the first attempt."""
+    assert _ended(story.long) == [(1, AttemptOutcome.SUCCEEDED)]
+
+
+def test_04_workers_outlive_the_head(story: Story) -> None:
+    """The same processes work for the new head, each with the same engine."""
+    assert len(story.before.workers) == len(story.before.engines) == GPUS
+    assert story.after == story.before
+
+
+def test_04_serve_comes_back_with_the_head(story: Story, service: Service[TwoNodes]) -> None:
+    """Nothing is deployed anew, and what was submitted meanwhile runs, on a worker of before."""
+    assert _ended(story.meanwhile) == [(1, AttemptOutcome.SUCCEEDED)]
+    assert story.meanwhile.worker in {story.short.worker, story.long.worker}
+    assert story.over_http.status is JobStatus.SUCCEEDED
+    for title in ON_THE_HEAD:
+        assert len(service.cluster.on_head(title)) == 1, title
+
+
+def _ended(job: Job) -> list[tuple[int, AttemptOutcome | None]]:
+    return [(each.attempt, each.outcome) for each in job.attempts]
