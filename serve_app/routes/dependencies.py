@@ -6,10 +6,12 @@ A route names what it needs by the type of its caller: `Reader`, `Writer`, or
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, cast
 
 import structlog
-from fastapi import Depends, Query, Request, Security
+from fastapi import Depends, Query, Request, Response, Security
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from restoration.errors import DependencyUnavailable, Forbidden, RateLimited, Unauthenticated
@@ -29,6 +31,19 @@ _bearer = HTTPBearer(
     "each operation names the scope that it needs, in `scope` or `permissions`.",
     auto_error=False,
 )
+
+
+class AuthenticatedFirst(APIRoute):
+    """For routes with a JSON body, which FastAPI reads, and refuses, before it asks who sent it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def authenticate_first(request: Request) -> Response:
+            await authenticated(request, await _bearer(request))
+            return await handle(request)
+
+        return authenticate_first
 
 
 def services_of(request: Request) -> Services:

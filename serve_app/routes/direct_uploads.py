@@ -21,7 +21,7 @@ from restoration.errors import (
 from restoration.images import ImageType
 from serve_app.middleware import Limit
 from serve_app.openapi import problems
-from serve_app.routes.dependencies import ServicesOf, Writer
+from serve_app.routes.dependencies import AuthenticatedFirst, ServicesOf, Writer
 from serve_app.schemas import UploadView
 
 PATH = "/api/v1/uploads"
@@ -30,6 +30,7 @@ BODY_LIMIT = Limit(16 * 1024, InvalidRequest)
 router = APIRouter(
     prefix=PATH,
     tags=["uploads"],
+    route_class=AuthenticatedFirst,
     responses=problems(
         *(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
         malformed_request=422,

@@ -76,6 +76,17 @@ async def test_04_what_could_not_be_a_photo_gets_no_link(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+@pytest.mark.parametrize("body", [b"{", b'"\xff', b"[]"], ids=["cut", "no text", "no object"])
+async def test_04_a_stranger_is_not_told_what_is_wrong(site: Site, body: bytes) -> None:
+    """Who calls is asked before the body is looked at."""
+    async with site.client() as client:
+        headers = {"Content-Type": "application/json", "Authorization": "Bearer none"}
+        assert (await client.post(UPLOADS_API, content=body, headers=headers)).status_code == 401
+        del headers["Authorization"]
+        known = await client.post(UPLOADS_API, content=body, headers=headers)
+    assert known.status_code in {400, 422}
+
+
 async def test_04_a_large_body_is_not_read(site: Site) -> None:
     """The request describes an upload; it is none."""
     async with site.client() as client:
