@@ -26,6 +26,7 @@ from persistence.retention import Retention
 from persistence.signals import DELIVERY_CHANNEL, DispatchSignals
 from restoration.errors import DependencyUnavailable
 from restoration.settings import Settings, load_settings
+from restoration.tasks import stop
 from restoration.webhooks import secret_key
 
 log = structlog.get_logger(__name__)
@@ -53,8 +54,7 @@ class Aftercare:
             self._task.result()
 
     async def __del__(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await stop(self._task)
 
 
 async def _work(settings: Settings) -> NoReturn:
@@ -110,5 +110,4 @@ async def _lead(
         while True:  # without a secret there is nothing to send: whoever asked was refused
             await signals.wait(TICK_S)
     finally:
-        sweeping.cancel()
-        await asyncio.gather(sweeping, return_exceptions=True)
+        await stop(sweeping)

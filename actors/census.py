@@ -19,6 +19,7 @@ from persistence.census import Group
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import JobStatus, Priority
 from restoration.metrics import DISPATCHER_LEADS, JOBS, JOBS_FINISHED, OLDEST_WAITING, Meter
+from restoration.tasks import stop
 
 log = structlog.get_logger(__name__)
 
@@ -53,8 +54,7 @@ class CensusTaker:
         try:
             yield
         finally:
-            telling.cancel()
-            await asyncio.gather(telling, return_exceptions=True)
+            await stop(telling)
             self._tell_unfinished(())
             self._meter.gauge(DISPATCHER_LEADS, 0)
 

@@ -34,6 +34,7 @@ from restoration.jobs import AttemptRef
 from restoration.ports import JobStore
 from restoration.scaling import Scaler, ScalingPolicy
 from restoration.settings import Settings, load_settings
+from restoration.tasks import stop
 
 log = structlog.get_logger(__name__)
 
@@ -118,10 +119,7 @@ class TicketOffice:
 
     async def aclose(self) -> None:
         """Forget the tickets. Those a worker has already are honoured all the same."""
-        tasks = list(self._outstanding.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await stop(*self._outstanding.values())
         self._outstanding.clear()  # a task cancelled before it began leaves its ticket
 
 
@@ -163,8 +161,7 @@ class Dispatch:
                         await self._wake.wait()
             hints.result()
         finally:
-            hints.cancel()
-            await asyncio.gather(hints, return_exceptions=True)
+            await stop(hints)
             await self._office.aclose()
 
     async def _listen(self) -> None:
@@ -234,8 +231,7 @@ class Dispatcher:
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await stop(task)
 
     def check_health(self) -> None:
         """Serve replaces the replica when this raises."""
@@ -243,6 +239,5 @@ class Dispatcher:
             self._task.result()
 
     async def __del__(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await stop(self._task)
         await self._database.aclose()

@@ -8,6 +8,7 @@ from typing import NoReturn, Protocol
 from restoration.errors import EngineError
 from restoration.metrics import ENGINE_STARTS, ENGINE_UP, VRAM_FREE, VRAM_TOTAL, Meter
 from restoration.ports import Vram
+from restoration.tasks import stop
 
 PERIOD_S = 5.0
 
@@ -32,8 +33,7 @@ class EngineWatch:
         self._task = asyncio.create_task(self._keep_looking())
 
     async def aclose(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await stop(self._task)
 
     async def _keep_looking(self) -> NoReturn:
         while True:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, ParamSpec
+from typing import NoReturn, ParamSpec
 from uuid import UUID, uuid4
 
 import structlog
@@ -47,6 +47,7 @@ from restoration.ports import (
     Pixels,
     Prompt,
 )
+from restoration.tasks import stop
 from restoration.tracing import trace_id_of
 from restoration.usage import UsageLedger
 from restoration.workers import Stage
@@ -322,9 +323,9 @@ class Execution:
         finally:
             try:
                 # The heart beats on meanwhile: an engine may take long to stop.
-                await _stop(working)
+                await stop(working)
             finally:
-                await _stop(beating)
+                await stop(beating)
                 watch.enter("finish")
 
     async def _keep_lease(self, job: Job, run_id: UUID, watch: Stopwatch) -> NoReturn:
@@ -345,8 +346,3 @@ def _log_context(job: Job) -> dict[str, str | int]:
     """What is on each line about an attempt, the engine's own too."""
     trace = {"trace_id": trace_id} if (trace_id := trace_id_of(job.traceparent)) else {}
     return {"job_id": str(job.id), "attempt": job.attempt, **trace}
-
-
-async def _stop(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

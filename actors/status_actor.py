@@ -23,6 +23,7 @@ from persistence.status import RedisStatusBoard
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, from_json, is_last, to_json
 from restoration.settings import load_settings
+from restoration.tasks import stop
 
 log = structlog.get_logger(__name__)
 
@@ -161,5 +162,4 @@ class ProgressReporter:
                 await asyncio.wait_for(self._urgent.wait(), self.PERIOD_S)
 
     async def aclose(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await stop(self._task)

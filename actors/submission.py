@@ -38,6 +38,7 @@ from restoration.jobs import (
 from restoration.ports import BlobStore, JobStore
 from restoration.quotas import Quotas
 from restoration.reuse import Reuse
+from restoration.tasks import stop
 from restoration.tracing import NullTracer, TraceContext, Tracer, current, spanning
 from restoration.webhook_urls import WebhookRules
 from workflows.catalog import Catalog
@@ -114,9 +115,12 @@ class Submission:
 
     async def _prepare(self, request: SubmissionRequest, order: Order) -> NewJob:
         """As `prepare`; whether there is room is found out while the picture is examined."""
-        _, (complete, picture) = await asyncio.gather(
-            self.demand_room(request), self._examined(request, order)
-        )
+        examining = asyncio.create_task(self._examined(request, order))
+        try:
+            await self.demand_room(request)
+            complete, picture = await examining
+        finally:
+            await stop(examining)  # no decoder works for a request that was refused
         # so that an upload becomes a job only once
         job_id = request.upload_id or uuid4()
         return await self._stored(complete, order, job_id, picture)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from actors.pictures import Picture
 from actors.submission import MAX_NAME_CHARS, Order, Submission, SubmissionRequest
 from restoration.errors import (
     BrokenImage,
@@ -17,6 +18,7 @@ from restoration.errors import (
     ImageTooLarge,
     InvalidParameters,
     InvalidRequest,
+    QueueFull,
     UnknownWorkflow,
     UnsupportedImage,
 )
@@ -39,8 +41,9 @@ class Door:
         self.calls: list[str] = []
         self.jobs = _Jobs(self.calls)
         self.blobs = _Blobs(self.calls)
+        self.examiner = _Examiner(limits)
         self._submission = Submission(
-            catalog or load_catalog(), self.jobs, self.blobs, InProcess(limits), limits
+            catalog or load_catalog(), self.jobs, self.blobs, self.examiner, limits
         )
 
     async def submit(self, **changes: Any) -> Job:
@@ -50,11 +53,38 @@ class Door:
         return (await self._submission.submit(_request(**changes))).replayed
 
 
+class _Examiner(InProcess):
+    """Counts the pictures at hand. With `busy` they stay there, and it is set by the first."""
+
+    def __init__(self, limits: UploadLimits) -> None:
+        super().__init__(limits)
+        self.at_hand = 0
+        self.busy: asyncio.Event | None = None
+
+    async def examine(self, data: bytes) -> Picture:
+        self.at_hand += 1
+        try:
+            if self.busy is not None:
+                self.busy.set()
+                await asyncio.Event().wait()
+            return await super().examine(data)
+        finally:
+            self.at_hand -= 1
+
+
 class _Jobs(MemoryJobStore):
     def __init__(self, calls: list[str]) -> None:
         super().__init__()
         self._calls = calls
         self.racers: asyncio.Barrier | None = None
+        self.room_is_told: asyncio.Event | None = None
+
+    async def check_room(
+        self, owner: str, quotas: Quotas | None = None, more_bytes: int = 0, more: int = 1
+    ) -> None:
+        if self.room_is_told is not None:
+            await self.room_is_told.wait()
+        await super().check_room(owner, quotas, more_bytes, more)
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
         found = await super().find_by_key(owner, idempotency_key)
@@ -174,6 +204,16 @@ async def test_what_is_wrong_is_refused_before_anything_is_stored(
         await door.submit(**changes)
     assert type(refusal.value) is error
     assert door.calls == []
+
+
+async def test_a_request_without_room_leaves_no_picture_behind(door: Door) -> None:
+    """Who is refused for a full queue cannot keep decoders busy with what was refused."""
+    await door.submit()
+    door.examiner.busy = door.jobs.room_is_told = asyncio.Event()
+    with pytest.raises(QueueFull):
+        await door.submit(quotas=Quotas(waiting_jobs=1))
+    assert door.examiner.at_hand == 0
+    assert len(door.jobs.rows) == len(door.blobs.objects) == 1
 
 
 async def test_names_may_be_as_long_as_the_limit(door: Door) -> None:
