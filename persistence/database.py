@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import psycopg2
 from sqlalchemy import URL, Connection, create_engine, event, exc, make_url
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from restoration.errors import DependencyUnavailable, InvalidRequest, InvalidSettings
 
@@ -115,9 +116,15 @@ class Database:
         self._engine.dispose()
 
 
-def _replace_if_dead(connection: Any, *_: object) -> None:
+def _replace_if_dead(connection: Any, record: ConnectionPoolEntry, *_: object) -> None:
     """Of a connection with nothing to answer only its end can be read, or news of the server
-    that are as good a reason for a new one. To ask it would cost a round trip on each use."""
+    that are as good a reason for a new one. To ask it would cost a round trip on each use.
+
+    A connection that was made just now is not looked at: SQLAlchemy would make one more, and
+    then give up with an error that says nothing of the server."""
+    if not record.info.get("used"):
+        record.info["used"] = True  # forgotten with the connection
+        return
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     if poll.poll(0):

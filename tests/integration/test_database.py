@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import AsyncIterator
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 from sqlalchemy import Connection, text
@@ -45,6 +47,16 @@ async def test_the_pool_heals_after_a_restart(database: Database, database_url: 
     assert await other.run(_kill_others) > 0
     await other.aclose()
     assert await asyncio.gather(*(database.run(_one) for _ in range(4))) == [1] * 4
+
+
+async def test_news_on_every_connection(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that speaks up unasked costs new connections, not the callers' work."""
+    poll = Mock(return_value=Mock(poll=Mock(return_value=[(0, select.POLLIN)])))
+    monkeypatch.setattr("persistence.database.select.poll", poll)
+    assert [await database.run(_one) for _ in range(6)] == [1] * 6
+    assert poll.called
 
 
 async def test_a_connection_that_breaks_in_use(database: Database) -> None:
