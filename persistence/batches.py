@@ -29,7 +29,8 @@ from sqlalchemy.dialects.postgresql import insert
 from persistence import deliveries, transitions, turns
 from persistence.cursors import Cursor
 from persistence.database import Database
-from persistence.tables import batches, jobs, new_row, to_job
+from persistence.rows import new_row, to_job
+from persistence.tables import batches, jobs
 from restoration.batches import (
     BatchCounts,
     BatchItem,

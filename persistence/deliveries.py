@@ -16,8 +16,9 @@ from sqlalchemy import ColumnElement, Connection, and_, extract, func, select, u
 from sqlalchemy.dialects.postgresql import insert
 
 from persistence.database import Database
+from persistence.rows import to_job
 from persistence.signals import DELIVERY_CHANNEL
-from persistence.tables import deliveries, jobs, to_job
+from persistence.tables import deliveries, jobs
 from restoration.jobs import Job, NewJob
 from restoration.webhook_urls import host_of
 from restoration.webhooks import Delivery, DeliveryStatus, DueDelivery

@@ -18,7 +18,8 @@ from sqlalchemy import Connection, Select, and_, bindparam, func, or_, select, t
 from persistence import deliveries, transitions, turns
 from persistence.cursors import Cursor
 from persistence.database import Database
-from persistence.tables import insertion, jobs, to_job
+from persistence.rows import insertion, to_job
+from persistence.tables import jobs
 from persistence.transitions import RECLAIM_BATCH
 from restoration.affinity import Affinity
 from restoration.errors import IdempotencyConflict, InputExpired

@@ -29,8 +29,9 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from persistence import deliveries
 from persistence.history import with_attempt
 from persistence.owners import CLAIMED_BY_ANOTHER
+from persistence.rows import artifact_columns, failure_columns, to_job
 from persistence.signals import WAITING_CHANNEL, hint_of
-from persistence.tables import OWNED, artifact_columns, failure_columns, jobs, to_job
+from persistence.tables import OWNED, jobs
 from persistence.turns import BEST, FIRST, by_turn, candidates, is_overdue, put_first
 from restoration.affinity import Affinity
 from restoration.errors import JobNotFound, LeaseLost, QueueTimeout

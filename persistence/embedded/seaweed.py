@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 NAME = "s3"
 BUCKET = "restore"
 REGION = "us-east-1"
-# Of the Go runtime, which counts what is reserved too, some 200 MB from the start: under 256 MiB
-# it collected garbage without a pause, a sixth of a core at rest and 20 ms of one for each PUT.
+# Of the Go runtime, which counts what is reserved too. After some hundred jobs that is near 256
+# MiB, and with that for a limit it collected garbage without a pause: a sixth of a core at rest,
+# and 20 ms of one for each PUT.
 MEMORY_LIMIT = "1GiB"
 
 # Each part's gRPC port is its HTTP port plus 10,000: they can be set otherwise, but the

@@ -20,7 +20,8 @@ from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.keys import input_key, output_key, upload_key
 from persistence.retention import Retention
-from persistence.tables import jobs, new_row
+from persistence.rows import new_row
+from persistence.tables import jobs
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable, JobNotFound, ResultExpired
 from restoration.images import ImageType
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, OutputFormat

@@ -12,7 +12,8 @@ from sqlalchemy.exc import IntegrityError
 
 from persistence.database import sqlalchemy_url
 from persistence.migrate import upgrade
-from persistence.tables import jobs, metadata, new_row
+from persistence.rows import new_row
+from persistence.tables import jobs, metadata
 from tests.samples import new_job
 
 CATALOGUE = {
