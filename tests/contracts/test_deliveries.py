@@ -13,7 +13,7 @@ from persistence.jobs import PostgresJobStore
 from restoration.jobs import Failure, Job, JobStatus
 from restoration.ports import JobStore
 from restoration.webhooks import DeliveryStatus
-from tests.fakes.stores import MemoryJobStore
+from tests.fakes.job_store import MemoryJobStore
 from tests.samples import artifact, new_job
 
 FAILURE = Failure("engine_crashed", "the engine died")

@@ -15,7 +15,7 @@ from restoration.jobs import Failure, Job, NewJob, Priority
 from restoration.ports import JobStore
 from restoration.quotas import Quotas
 from restoration.scaling import Demand
-from tests.fakes.stores import MemoryJobStore
+from tests.fakes.job_store import MemoryJobStore
 from tests.samples import artifact, new_job
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from datetime import UTC
 from uuid import uuid4
 
@@ -12,20 +12,11 @@ import pytest
 
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
-from persistence.transitions import RECLAIM_BATCH
-from restoration.errors import (
-    IdempotencyConflict,
-    InvalidRequest,
-    JobNotFound,
-    LeaseLost,
-)
-from restoration.jobs import AttemptRef, Failure, Job, JobStatus, Priority
+from restoration.errors import IdempotencyConflict, InvalidRequest, JobNotFound
+from restoration.jobs import AttemptRef, Job, JobStatus, Priority
 from restoration.ports import JobStore
+from tests.job_stores import FAILURE, LAPSED_S, LEASE_S, claimed, queued
 from tests.samples import artifact, new_job
-
-FAILURE = Failure("engine_crashed", "the engine died")
-LAPSED_S = -1.0  # a lease that has lapsed when it is given
-LEASE_S = 60.0
 
 
 @pytest.fixture
@@ -33,20 +24,6 @@ async def store(database_url: str) -> AsyncIterator[JobStore]:
     database = Database(database_url)
     yield PostgresJobStore(database)
     await database.aclose()
-
-
-async def _queued(store: JobStore, **changes: object) -> Job:
-    job, created = await store.insert(new_job(**changes))
-    assert created
-    return job
-
-
-async def _claimed(store: JobStore, lease_s: float = LEASE_S, **changes: object) -> Job:
-    """A job that worker "w" runs; for tests that have no other job waiting."""
-    await _queued(store, **changes)
-    job = await store.claim("w", lease_s, ["restore"])
-    assert job is not None
-    return job
 
 
 class TestInsertAndGet:
@@ -72,7 +49,7 @@ class TestInsertAndGet:
 
     async def test_missing_and_foreign_jobs_look_the_same(self, store: JobStore) -> None:
         """A job of another owner does not exist for the one who asks."""
-        job = await _queued(store, owner="alice")
+        job = await queued(store, owner="alice")
         assert (await store.get(job.id, owner="alice")).id == job.id
         with pytest.raises(JobNotFound) as foreign:
             await store.get(job.id, owner="mallory")
@@ -84,7 +61,7 @@ class TestInsertAndGet:
 
     async def test_many_are_found_at_once(self, store: JobStore) -> None:
         """Those that there are, whatever became of them; those that there are not are left out."""
-        waiting, ended = await _queued(store), await _queued(store)
+        waiting, ended = await queued(store), await queued(store)
         await store.request_cancel(ended.id)
         found = await store.find([uuid4(), ended.id, waiting.id])
         assert {job.id: job.status for job in found} == {
@@ -136,7 +113,7 @@ class TestIdempotency:
 class TestClaim:
     async def test_a_claim_is_a_new_attempt_with_a_lease(self, store: JobStore) -> None:
         """Claiming counts the attempt up, and says who runs the job and until when."""
-        job = await _claimed(store)
+        job = await claimed(store)
         assert (job.status, job.attempt, job.worker) == (JobStatus.RUNNING, 1, "w")
         assert job.lease_until is not None
         assert job.started_at is not None
@@ -145,9 +122,9 @@ class TestClaim:
 
     async def test_best_first(self, store: JobStore) -> None:
         """Interactive before batch, older before newer, and `waiting` shows the same order."""
-        batch = await _queued(store, priority=Priority.BATCH)
-        older = await _queued(store)
-        newer = await _queued(store)
+        batch = await queued(store, priority=Priority.BATCH)
+        older = await queued(store)
+        newer = await queued(store)
         expected = [older.id, newer.id, batch.id]
         waiting = await store.waiting(10)
         assert list(waiting) == [AttemptRef(job_id, 1) for job_id in expected]
@@ -158,7 +135,7 @@ class TestClaim:
 
     async def test_only_workflows_that_the_worker_has(self, store: JobStore) -> None:
         """A worker is never given a workflow that it did not name."""
-        await _queued(store, workflow="enlarge")
+        await queued(store, workflow="enlarge")
         assert await store.claim("w", LEASE_S, ["restore"]) is None
         assert await store.claim("w", LEASE_S, []) is None
         assert await store.claim("w", LEASE_S, ["restore", "enlarge"]) is not None
@@ -180,7 +157,7 @@ class TestClaim:
 class TestFinish:
     async def test_success(self, store: JobStore) -> None:
         """Success leaves the output and no lease, and repeating the call changes nothing."""
-        job = await _claimed(store)
+        job = await claimed(store)
         done = await store.succeed(job.ref, artifact(), {"engine": 1.5})
         assert (done.status, done.output) == (JobStatus.SUCCEEDED, artifact())
         assert (done.timings_s, done.lease_until) == ({"engine": 1.5}, None)
@@ -190,7 +167,7 @@ class TestFinish:
 
     async def test_failure(self, store: JobStore) -> None:
         """`fail` ends the job whatever attempts are left, with the reason."""
-        job = await _claimed(store)
+        job = await claimed(store)
         done = await store.fail(job.ref, FAILURE)
         assert (done.status, done.failure, done.failed_attempts) == (JobStatus.FAILED, FAILURE, 1)
         assert done.finished_at is not None
@@ -198,7 +175,7 @@ class TestFinish:
 
     async def test_02_heartbeats_extend_the_lease(self, store: JobStore) -> None:
         """A heartbeat keeps a job that would have been reclaimed, and hears of a cancel."""
-        job = await _claimed(store, LAPSED_S)
+        job = await claimed(store, LAPSED_S)
         assert await store.heartbeat(job.ref, LEASE_S) is JobStatus.RUNNING
         assert list(await store.reclaim()) == []
         await store.request_cancel(job.id)
@@ -208,7 +185,7 @@ class TestFinish:
 class TestRelease:
     async def test_in_good_order_costs_no_attempt(self, store: JobStore) -> None:
         """Handed back without a failure, a job waits as before, for a new attempt."""
-        job = await _claimed(store)
+        job = await claimed(store)
         back = await store.release(job.ref, None)
         assert (back.status, back.attempt, back.failed_attempts) == (JobStatus.QUEUED, 1, 0)
         assert (back.worker, back.started_at, back.lease_until) == (None, None, None)
@@ -216,7 +193,7 @@ class TestRelease:
 
     async def test_failures_add_up(self, store: JobStore) -> None:
         """The failure that uses up `max_attempts` ends the job; until then it waits again."""
-        job = await _claimed(store, max_attempts=2)
+        job = await claimed(store, max_attempts=2)
         back = await store.release(job.ref, FAILURE)
         assert (back.status, back.failed_attempts, back.failure) == (JobStatus.QUEUED, 1, None)
         again = await store.claim("other", LEASE_S, ["restore"])
@@ -227,7 +204,7 @@ class TestRelease:
 
     async def test_a_delay_keeps_it_back(self, store: JobStore) -> None:
         """Before its delay is over a job is neither claimed nor listed as waiting."""
-        job = await _claimed(store)
+        job = await claimed(store)
         back = await store.release(job.ref, None, delay_s=60)
         assert (back.available_at - back.created_at).total_seconds() > 59
         assert await store.claim("w", LEASE_S, ["restore"]) is None
@@ -235,178 +212,23 @@ class TestRelease:
 
     async def test_keeps_its_place_in_the_line(self, store: JobStore) -> None:
         """Age counts from the submission: a job handed back goes before those that came later."""
-        job = await _claimed(store)
-        later = await _queued(store)
+        job = await claimed(store)
+        later = await queued(store)
         await store.release(job.ref, FAILURE)
         assert [ref.job_id for ref in await store.waiting(2)] == [job.id, later.id]
 
     async def test_of_a_job_being_cancelled_ends_it(self, store: JobStore) -> None:
         """A worker that lets go of a job it was asked to stop has cancelled it."""
-        job = await _claimed(store)
+        job = await claimed(store)
         await store.request_cancel(job.id)
         assert (await store.release(job.ref, FAILURE)).status is JobStatus.CANCELLED
-
-
-class TestFencing:
-    @pytest.mark.parametrize("how", ["released", "reclaimed", "claimed again"])
-    async def test_02_an_attempt_that_lost_the_job_cannot_touch_it(
-        self, store: JobStore, how: str
-    ) -> None:
-        """Once the job has been taken away, no call for the old attempt changes the row."""
-        job = await _claimed(store, LAPSED_S)
-        if how == "released":
-            await store.release(job.ref, None)
-        else:
-            await store.reclaim()
-        if how == "claimed again":
-            assert await store.claim("other", LEASE_S, ["restore"]) is not None
-        await _assert_refused(store, job.ref)
-
-    @pytest.mark.parametrize("end", ["succeed", "fail", "cancel"])
-    async def test_02_what_has_ended_stays_as_it_is(self, store: JobStore, end: str) -> None:
-        """No call brings a final state back; success alone may be repeated."""
-        job = await _claimed(store)
-        match end:
-            case "succeed":
-                await store.succeed(job.ref, artifact(), {})
-            case "fail":
-                await store.fail(job.ref, FAILURE)
-            case _:
-                await store.request_cancel(job.id)
-                await store.release(job.ref, None)
-        await _assert_refused(store, job.ref, repeatable=end == "succeed")
-        before = await store.get(job.id)
-        assert await store.request_cancel(job.id) == before
-
-    async def test_a_job_that_never_ran_has_no_owner(self, store: JobStore) -> None:
-        """Attempt 0 of a waiting job, and an unknown job, are nobody's."""
-        job = await _queued(store)
-        await _assert_refused(store, job.ref)
-        with pytest.raises(LeaseLost):
-            await store.heartbeat(AttemptRef(uuid4(), 1), LEASE_S)
-
-
-async def _assert_refused(store: JobStore, ref: AttemptRef, *, repeatable: bool = False) -> None:
-    before = await store.get(ref.job_id)
-    calls: list[Callable[[], Awaitable[object]]] = [
-        lambda: store.heartbeat(ref, LEASE_S),
-        lambda: store.fail(ref, FAILURE),
-        lambda: store.release(ref, None),
-        lambda: store.release(ref, FAILURE),
-    ]
-    if not repeatable:
-        calls.append(lambda: store.succeed(ref, artifact(), {}))
-    for call in calls:
-        with pytest.raises(LeaseLost):
-            await call()
-    assert await store.get(ref.job_id) == before
-
-
-class TestCancel:
-    async def test_05_of_a_waiting_job_is_immediate(self, store: JobStore) -> None:
-        """A job that waits is cancelled at once, and asking again changes nothing."""
-        job = await _queued(store)
-        done = await store.request_cancel(job.id)
-        assert done.status is JobStatus.CANCELLED
-        assert done.finished_at is not None
-        assert await store.request_cancel(job.id) == done
-        assert await store.claim("w", LEASE_S, ["restore"]) is None
-
-    async def test_05_of_a_running_job_asks_its_worker(self, store: JobStore) -> None:
-        """A running job becomes CANCELLING, and its attempt goes on owning it."""
-        job = await _claimed(store)
-        asked = await store.request_cancel(job.id, owner="alice")
-        assert (asked.status, asked.worker) == (JobStatus.CANCELLING, "w")
-        assert await store.request_cancel(job.id) == asked
-
-    @pytest.mark.parametrize("cancel_first", [True, False])
-    async def test_05_success_wins_over_a_cancel_that_came_too_late(
-        self, store: JobStore, cancel_first: bool
-    ) -> None:
-        """An attempt that has a result keeps it, on whichever side of the cancel it finished."""
-        job = await _claimed(store)
-        if cancel_first:
-            await store.request_cancel(job.id)
-        await store.succeed(job.ref, artifact(), {})
-        assert (await store.request_cancel(job.id)).status is JobStatus.SUCCEEDED
-
-    async def test_05_racing_a_finish_leaves_one_truth(self, store: JobStore) -> None:
-        """Concurrent cancels and finishes always end in a state that the finish can explain."""
-        for _ in range(20):
-            job = await _claimed(store)
-            done, seen = await asyncio.gather(
-                store.succeed(job.ref, artifact(), {}), store.request_cancel(job.id)
-            )
-            assert done.status is JobStatus.SUCCEEDED
-            assert seen.status in {JobStatus.CANCELLING, JobStatus.SUCCEEDED}
-            assert await store.get(job.id) == done
-
-    async def test_05_racing_a_claim_leaves_one_truth(self, store: JobStore) -> None:
-        """Either the claim comes first and the worker is asked, or nobody gets the job."""
-        for _ in range(20):
-            job = await _queued(store)
-            claimed, seen = await asyncio.gather(
-                store.claim("w", LEASE_S, ["restore"]), store.request_cancel(job.id)
-            )
-            expected = JobStatus.CANCELLED if claimed is None else JobStatus.CANCELLING
-            assert seen.status is expected
-
-
-class TestReclaim:
-    async def test_02_a_lapsed_lease_costs_an_attempt(self, store: JobStore) -> None:
-        """A job whose worker fell silent waits again, until its attempts are used up."""
-        job = await _claimed(store, LAPSED_S, max_attempts=2)
-        [back] = await store.reclaim()
-        assert (back.id, back.status, back.failed_attempts) == (job.id, JobStatus.QUEUED, 1)
-        assert await store.claim("other", LAPSED_S, ["restore"]) is not None
-        [ended] = await store.reclaim()
-        assert (ended.status, ended.failed_attempts) == (JobStatus.FAILED, 2)
-        assert ended.failure is not None
-        assert ended.failure.code == "worker_lost"
-
-    async def test_05_a_lost_worker_that_was_cancelling_has_cancelled(
-        self, store: JobStore
-    ) -> None:
-        """Nobody wants the job any more, so it does not run again."""
-        job = await _claimed(store, LAPSED_S)
-        await store.request_cancel(job.id)
-        assert [j.status for j in await store.reclaim()] == [JobStatus.CANCELLED]
-
-    async def test_02_of_a_dead_worker_does_not_wait_for_leases(self, store: JobStore) -> None:
-        """A worker known to be dead loses its jobs at once, and nobody else loses any."""
-        job = await _claimed(store)
-        await _queued(store)
-        kept = await store.claim("other", LEASE_S, ["restore"])
-        assert kept is not None
-        assert list(await store.reclaim()) == []
-        assert [back.id for back in await store.reclaim("w")] == [job.id]
-        assert (await store.get(kept.id)).status is JobStatus.RUNNING
-
-    async def test_more_than_a_batch(self, store: JobStore) -> None:
-        """One call brings all lapsed jobs back, however many there are."""
-        await _lapsed(store, RECLAIM_BATCH + 5)
-        assert len(await store.reclaim()) == RECLAIM_BATCH + 5
-        assert len(await store.waiting(2 * RECLAIM_BATCH)) == RECLAIM_BATCH + 5
-
-    async def test_two_at_once_share_the_jobs_out(self, store: JobStore) -> None:
-        """A lapsed lease is held against its job once, though two reclaim at the same time."""
-        await _lapsed(store, RECLAIM_BATCH)
-        one, other = await asyncio.gather(store.reclaim(), store.reclaim())
-        assert len({job.id for job in [*one, *other]}) == len(one) + len(other) == RECLAIM_BATCH
-        assert {job.failed_attempts for job in [*one, *other]} == {1}
-
-
-async def _lapsed(store: JobStore, count: int) -> None:
-    """That many jobs whose workers have fallen silent."""
-    await asyncio.gather(*(store.insert(new_job()) for _ in range(count)))
-    await asyncio.gather(*(store.claim("w", LAPSED_S, ["restore"]) for _ in range(count)))
 
 
 class TestList:
     async def test_newest_first_and_own_only(self, store: JobStore) -> None:
         """A listing shows its owner's jobs alone, and those of the asked states alone."""
-        mine = [await _queued(store) for _ in range(3)]
-        await _queued(store, owner="bob")
+        mine = [await queued(store) for _ in range(3)]
+        await queued(store, owner="bob")
         await store.request_cancel(mine[0].id)
         page = await store.list("alice")
         assert [job.id for job in page.jobs] == [job.id for job in reversed(mine)]
@@ -416,21 +238,21 @@ class TestList:
 
     async def test_pages_neither_skip_nor_repeat_while_jobs_arrive(self, store: JobStore) -> None:
         """Each job that was there at the start is on exactly one page, with inserts in between."""
-        there = [await _queued(store) for _ in range(10)]
+        there = [await queued(store) for _ in range(10)]
         seen: list[Job] = []
         cursor = None
         for _ in range(4):
             page = await store.list("alice", cursor=cursor, limit=3)
             seen += page.jobs
             cursor = page.next_cursor
-            await _queued(store)
+            await queued(store)
         assert cursor is None
         assert [job.id for job in seen] == [job.id for job in reversed(there)]
 
     async def test_the_last_full_page_has_no_cursor(self, store: JobStore) -> None:
         """A page that ends with the last job does not promise another."""
         for _ in range(4):
-            await _queued(store)
+            await queued(store)
         first = await store.list("alice", limit=2)
         assert first.next_cursor is not None
         assert (await store.list("alice", cursor=first.next_cursor, limit=2)).next_cursor is None

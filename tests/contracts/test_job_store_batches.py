@@ -23,7 +23,7 @@ from restoration.ports import BatchStore, JobStore
 from restoration.queueing import QueuePolicy
 from restoration.quotas import Quotas
 from tests.fakes.batches import MemoryBatchStore
-from tests.fakes.stores import MemoryJobStore
+from tests.fakes.job_store import MemoryJobStore
 from tests.samples import artifact, new_job
 
 FAILURE = Failure("engine_failed", "a node raised")

@@ -23,7 +23,8 @@ from restoration.quotas import Quotas
 from restoration.webhooks import DeliveryStatus
 from tests.conftest import S3Access
 from tests.fakes.batches import MemoryBatchStore
-from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
+from tests.fakes.job_store import MemoryJobStore
+from tests.fakes.stores import MemoryBlobStore
 from tests.samples import artifact, new_job
 
 DATA = bytes(range(256)) * 20

@@ -14,7 +14,7 @@ from persistence.database import Database
 from persistence.usage import PostgresUsageLedger
 from restoration.jobs import Job
 from restoration.usage import Usage, UsageLedger
-from tests.fakes.stores import MemoryJobStore
+from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.usage import MemoryUsageLedger
 from tests.samples import new_job
 

@@ -22,7 +22,7 @@ from restoration.workers import (
     WorkerOrders,
     WorkerReport,
 )
-from tests.fakes.stores import MemoryJobStore
+from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.workers import MemoryWorkerRegistry
 from tests.samples import new_job
 

@@ -12,7 +12,7 @@ from restoration.batches import BatchCounts, BatchItem, BatchPage, JobBatch, New
 from restoration.errors import BatchNotFound, IdempotencyConflict, InvalidRequest
 from restoration.jobs import Job, NewJob
 from restoration.quotas import Quotas
-from tests.fakes.stores import MemoryJobStore
+from tests.fakes.job_store import MemoryJobStore
 
 
 @dataclass

@@ -28,8 +28,9 @@ from serve_app.services import Services
 from serve_app.watch import JobWatcher
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.examiner import InProcess
+from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.rates import MemoryRateLimiter
-from tests.fakes.stores import MemoryBlobStore, MemoryJobStore, MemoryStatusBoard
+from tests.fakes.stores import MemoryBlobStore, MemoryStatusBoard
 from tests.fakes.usage import MemoryUsageLedger
 from tests.fakes.workers import MemoryWorkerRegistry
 from workflows.catalog import load_catalog

@@ -15,7 +15,7 @@ from restoration.workers import (
     WorkerReport,
     WorkerState,
 )
-from tests.fakes.stores import MemoryJobStore
+from tests.fakes.job_store import MemoryJobStore
 
 SHOWN = timedelta(seconds=60)
 

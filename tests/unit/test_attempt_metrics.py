@@ -11,8 +11,8 @@ from actors.observation import Measured
 from actors.stopwatch import ENGINE, Stopwatch
 from restoration.jobs import AttemptOutcome, AttemptRecord, Job, JobStatus
 from restoration.metrics import ATTEMPTS, GPU_BUSY, STAGES
+from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.meter import MemoryMeter
-from tests.fakes.stores import MemoryJobStore
 from tests.samples import new_job
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

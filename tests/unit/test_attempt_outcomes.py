@@ -20,8 +20,9 @@ from restoration.errors import (
 )
 from restoration.jobs import AttemptOutcome, AttemptRef, Job, JobStatus
 from tests.fakes.engine import MemoryEngine, encode_here
+from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo
-from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
+from tests.fakes.stores import MemoryBlobStore
 from tests.samples import new_job
 from workflows.catalog import load_catalog
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -13,103 +12,15 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from actors.dispatcher import FIRST_HOLD_S, LONGEST_HOLD_S, Dispatch
+from actors.dispatcher import FIRST_HOLD_S, LONGEST_HOLD_S
 from actors.pipeline import BUSY, NOTHING_WAITS
-from persistence.signals import DispatchSignals, hint_of
+from persistence.signals import hint_of
 from restoration.errors import DependencyUnavailable
-from restoration.jobs import AttemptRef, Job, JobStatus
-from tests.fakes.stores import MemoryJobStore
+from restoration.jobs import AttemptRef, JobStatus
+from tests.fakes.dispatch import DEADLINE_S, NEVER_S, WINDOW, Bench, Signals, until
 from tests.samples import new_job
 
-DEADLINE_S = 20
-NEVER_S = 3600.0
 TICK_S = 0.01
-WINDOW = 3
-
-
-class Signals(DispatchSignals):
-    """The leader's ear without Postgres: `hint` is heard, `lose` is what a cut connection does."""
-
-    def __init__(self) -> None:
-        self._hint = asyncio.Event()
-        self._hints: list[str] = []
-        self._lost = False
-
-    async def wait(self, timeout_s: float) -> Sequence[str]:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._hint.wait()
-        except TimeoutError:
-            return []
-        if self._lost:
-            raise DependencyUnavailable("Postgres: the connection was lost")
-        self._hint.clear()
-        hints, self._hints = self._hints, []
-        return hints
-
-    def hint(self, hint: str = "") -> None:
-        self._hints.append(hint)
-        self._hint.set()
-
-    def lose(self) -> None:
-        self._lost = True
-        self._hint.set()
-
-
-@dataclass
-class Workers:
-    """Where tickets go: each is out until a test says how it ended."""
-
-    out: dict[AttemptRef, asyncio.Future[str]] = field(default_factory=dict)
-    sent: Counter[AttemptRef] = field(default_factory=Counter)
-    most_out: int = 0
-    holds_s: list[float] = field(default_factory=list)
-    refuse_with: Exception | None = None
-
-    async def process(self, ref: AttemptRef, hold_s: float) -> str:
-        assert ref not in self.out, "two tickets for one attempt"
-        self.sent[ref] += 1
-        self.holds_s.append(hold_s)
-        if self.refuse_with is not None:
-            raise self.refuse_with
-        self.out[ref] = asyncio.get_running_loop().create_future()
-        self.most_out = max(self.most_out, len(self.out))
-        try:
-            return await self.out[ref]
-        finally:
-            del self.out[ref]
-
-
-@dataclass
-class Bench:
-    """A dispatch on fakes. `tick_s` is so long that only hints and tickets make it look."""
-
-    jobs: MemoryJobStore = field(default_factory=MemoryJobStore)
-    signals: Signals = field(default_factory=Signals)
-    workers: Workers = field(default_factory=Workers)
-    lease_s: float = NEVER_S
-    leading: asyncio.Task[None] | None = None
-
-    def lead(self, tick_s: float = NEVER_S) -> asyncio.Task[None]:
-        dispatch = Dispatch(
-            self.jobs, self.signals, self.workers.process, WINDOW, self.lease_s, tick_s
-        )
-        self.leading = asyncio.create_task(dispatch.lead())
-        return self.leading
-
-    async def submit(self) -> AttemptRef:
-        job, _ = await self.jobs.insert(new_job())
-        self.signals.hint()
-        return AttemptRef(job.id, 1)
-
-    async def claim(self, lease_s: float = 60) -> Job:
-        job = await self.jobs.claim("worker-1", lease_s, ["restore"])
-        assert job is not None
-        return job
-
-    async def sent(self, *refs: AttemptRef) -> None:
-        """Return when the tickets that are out are these."""
-        await _until(lambda: set(self.workers.out) == set(refs))
 
 
 @pytest.fixture
@@ -123,12 +34,6 @@ async def bench() -> AsyncIterator[Bench]:
     await asyncio.gather(bench.leading, return_exceptions=True)
     assert asyncio.all_tasks() - before <= {asyncio.current_task()}
     assert not bench.workers.out
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - fakes tell nobody when they change
-            await asyncio.sleep(0.002)
 
 
 class TestTickets:
@@ -201,7 +106,7 @@ class TestTickets:
         bench.lead()
         await bench.sent(ref)
         bench.workers.out[ref].set_result("succeeded")
-        await _until(lambda: bench.workers.sent[ref] == 2)
+        await until(lambda: bench.workers.sent[ref] == 2)
 
     async def test_a_job_that_no_worker_takes_is_offered_slowly(self, bench: Bench) -> None:
         """It may wait for a worker that knows its workflow; until then nobody runs in circles."""
@@ -220,14 +125,14 @@ class TestTickets:
         bench.lead(tick_s=TICK_S)
         await bench.sent(ref)
         bench.workers.out[ref].set_result(NOTHING_WAITS)
-        await _until(lambda: bench.workers.sent[ref] == 2)
+        await until(lambda: bench.workers.sent[ref] == 2)
 
     async def test_01_a_ticket_that_was_of_no_use_is_offered_again(self, bench: Bench) -> None:
         """At once, because another worker may have nothing to do; each time held for longer."""
         ref = await bench.submit()
         bench.lead()
         for times in range(1, 9):
-            await _until(lambda: bench.workers.sent[ref] == times)  # noqa: B023 # run here
+            await until(lambda: bench.workers.sent[ref] == times)  # noqa: B023 # run here
             bench.workers.out[ref].set_result(BUSY)
         holds_s = bench.workers.holds_s
         assert holds_s[:3] == [FIRST_HOLD_S, 2 * FIRST_HOLD_S, 4 * FIRST_HOLD_S]
@@ -314,7 +219,7 @@ class TestBadEnds:
         bench.workers.refuse_with = error
         ref = await bench.submit()
         bench.lead()
-        await _until(lambda: bench.workers.sent[ref] == 1)
+        await until(lambda: bench.workers.sent[ref] == 1)
         bench.workers.refuse_with = None
         other = await bench.submit()
         await bench.sent(other)
@@ -325,7 +230,7 @@ class TestBadEnds:
         bench.workers.refuse_with = BackPressureError(1, 1)
         ref = await bench.submit()
         bench.lead(tick_s=TICK_S)
-        await _until(lambda: bench.workers.sent[ref] >= 2)
+        await until(lambda: bench.workers.sent[ref] >= 2)
         bench.workers.refuse_with = None
         await bench.sent(ref)
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
-from uuid import UUID
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from actors.execution import Execution, Lease, RetryPolicy, Visit
+from actors.execution import RetryPolicy
 from restoration.errors import (
     DependencyUnavailable,
     EngineCrashed,
@@ -25,133 +23,18 @@ from restoration.errors import (
     EngineUnavailable,
     RestorationError,
 )
-from restoration.events import JobEvent, Previewed, Progressed, StateChanged
-from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus, OutputFormat
+from restoration.events import Previewed, Progressed, StateChanged
+from restoration.jobs import Artifact, JobStatus, OutputFormat
 from restoration.ports import EnginePreview, EngineProgress
-from tests.fakes.engine import MemoryEngine, encode_here
+from tests.fakes.execution import DEADLINE_S, NOW, RESULT, RETRY, Bench, open_bench, until
 from tests.fakes.site import photo
-from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
-from tests.samples import new_job
-from workflows.catalog import Catalog, load_catalog
-
-DEADLINE_S = 20
-LEASE = Lease(heartbeat_s=0.01, lease_s=60)
-RETRY = RetryPolicy(first_s=0.01, longest_s=0.02, record_s=DEADLINE_S)
-NOW = datetime(2030, 1, 1, tzinfo=UTC)
-RESULT = photo((32, 32))
-
-
-@dataclass
-class Jobs(MemoryJobStore):
-    """Counts what it is asked, also while it is down."""
-
-    beats: int = 0
-    writes: int = 0
-    releases: int = 0
-
-    async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
-        self.beats += 1
-        return await super().heartbeat(ref, lease_s)
-
-    async def succeed(self, ref: AttemptRef, output: Artifact, timings_s: Any) -> Job:
-        self.writes += 1
-        return await super().succeed(ref, output, timings_s)
-
-    async def release(
-        self,
-        ref: AttemptRef,
-        failure: Failure | None,
-        delay_s: float = 0,
-        *,
-        charged: bool = True,
-    ) -> Job:
-        self.releases += 1
-        return await super().release(ref, failure, delay_s, charged=charged)
-
-
-@dataclass
-class Visits(Visit):
-    """What a pipeline is told, in order."""
-
-    told: list[str] = field(default_factory=list)
-
-    def staged(self, pixels: int) -> None:
-        self.told.append(f"staged {pixels}")
-
-    def began(self) -> None:
-        self.told.append("began")
-
-    def left(self) -> None:
-        self.told.append("left")
-
-
-@dataclass
-class Bench:
-    """An execution on fakes, and the events it published."""
-
-    catalog: Catalog = field(default_factory=load_catalog)
-    retry: RetryPolicy = RETRY
-    jobs: Jobs = field(default_factory=lambda: Jobs(clock=lambda: NOW))
-    blobs: MemoryBlobStore = field(default_factory=MemoryBlobStore)
-    engine: MemoryEngine = field(default_factory=lambda: MemoryEngine(RESULT))
-    events: list[tuple[UUID, JobEvent]] = field(default_factory=list)
-    visit: Visits = field(default_factory=Visits)
-
-    async def claimed(self, image: bytes | None = None, **changes: Any) -> Job:
-        stored = await self.blobs.put("inputs/1.png", image or photo(), "image/png")
-        params = self.catalog.find("restore").resolve(changes.pop("params", {}))
-        await self.jobs.insert(new_job(input=stored, params=params, **changes))
-        job = await self.jobs.claim("worker-1", LEASE.lease_s, ["restore"])
-        assert job is not None
-        return job
-
-    async def run(self, job: Job) -> Job | None:
-        def publish(job_id: UUID, event: JobEvent) -> None:
-            self.events.append((job_id, event))
-
-        execution = Execution(
-            self.catalog,
-            self.jobs,
-            self.blobs,
-            self.engine,
-            encode_here,
-            publish,
-            LEASE,
-            self.retry,
-        )
-        async with asyncio.timeout(DEADLINE_S):
-            return await execution.run(job, self.visit)
-
-    async def start(self, job: Job) -> asyncio.Task[Job | None]:
-        """Run the job up to the engine, which holds it."""
-        self.engine.go_on.clear()
-        task = asyncio.create_task(self.run(job))
-        async with asyncio.timeout(DEADLINE_S):
-            await self.engine.running.wait()
-        return task
-
-    def row(self, job: Job) -> Job:
-        return self.jobs.rows[job.id]
-
-    def states(self) -> list[JobStatus]:
-        return [event.status for _, event in self.events if isinstance(event, StateChanged)]
-
-    def outputs(self) -> list[str]:
-        return [key for key in self.blobs.objects if key.startswith("outputs/")]
+from workflows.catalog import Catalog
 
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
-    """Whatever a test does, an attempt leaves no task behind: no heartbeat beats on."""
-    before = asyncio.all_tasks()
-    yield Bench()
-    assert asyncio.all_tasks() - before <= {asyncio.current_task()}
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - fakes and tasks tell nobody when they change
-            await asyncio.sleep(0.002)
+    async with open_bench() as bench:
+        yield bench
 
 
 class TestSuccess:
@@ -251,7 +134,7 @@ class TestSuccess:
         bench.engine.go_on.clear()
         jobs = [await bench.claimed() for _ in range(3)]
         tasks = [asyncio.create_task(bench.run(job)) for job in jobs]
-        await _until(lambda: len(bench.engine.runs) == 3)
+        await until(lambda: len(bench.engine.runs) == 3)
         bench.engine.go_on.set()
         await asyncio.gather(*tasks)
         assert {bench.row(job).status for job in jobs} == {JobStatus.SUCCEEDED}
@@ -386,186 +269,10 @@ class TestFailure:
         bench.engine.go_on.clear()
         job = await bench.claimed(run_limit_s=0.05)
         task = await bench.start(job)
-        await _until(lambda: bench.jobs.beats >= 20)  # a hundredth of a second each, or more
+        await until(lambda: bench.jobs.beats >= 20)  # a hundredth of a second each, or more
         assert not task.done()
         bench.engine.turn.set()
         await task
         failure = bench.row(job).failure
         assert failure is not None
         assert failure.code == "engine_timeout"
-
-
-class TestCancel:
-    async def test_05_a_running_job_is_interrupted(self, bench: Bench) -> None:
-        """A heartbeat brings the news, the engine is interrupted, the job ends as cancelled."""
-        job = await bench.claimed()
-        task = await bench.start(job)
-        await bench.jobs.request_cancel(job.id)
-        ended = await task
-        assert ended is not None
-        assert (ended.status, ended.failed_attempts) == (JobStatus.CANCELLED, 0)
-        assert bench.engine.interrupted == {run.id for run in bench.engine.runs}
-        assert bench.states()[0] is JobStatus.RUNNING
-        assert set(bench.states()[1:-1]) == {JobStatus.CANCELLING}
-        assert bench.states()[-1] is JobStatus.CANCELLED
-        assert not bench.outputs()
-
-    async def test_05_a_cancel_before_the_engine_has_the_run_is_not_lost(
-        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """It is asked again with each heartbeat, until there is something to interrupt."""
-        fetched = asyncio.Event()
-        get = bench.blobs.get
-
-        async def get_slowly(artifact: Artifact) -> bytes:
-            await fetched.wait()
-            return await get(artifact)
-
-        monkeypatch.setattr(bench.blobs, "get", get_slowly)
-        bench.engine.go_on.clear()
-        job = await bench.claimed()
-        await bench.jobs.request_cancel(job.id)
-        task = asyncio.create_task(bench.run(job))
-        await _until(lambda: JobStatus.CANCELLING in bench.states())
-        fetched.set()
-        ended = await task
-        assert ended is not None
-        assert ended.status is JobStatus.CANCELLED
-
-    async def test_a_job_that_finishes_first_stays_finished(self, bench: Bench) -> None:
-        """A cancel that comes too late for the engine changes nothing."""
-        job = await bench.claimed()
-        await bench.jobs.request_cancel(job.id)
-        ended = await bench.run(job)
-        assert ended is not None
-        assert ended.status is JobStatus.SUCCEEDED
-
-
-class TestLease:
-    async def test_it_is_kept_while_the_engine_works(self, bench: Bench) -> None:
-        """Heartbeats extend it for as long as the attempt lasts, and end with it."""
-        later = NOW + timedelta(seconds=30)
-        job = await bench.claimed()
-        task = await bench.start(job)
-        bench.jobs.clock = lambda: later
-        await _until(lambda: bench.row(job).lease_until == later + timedelta(seconds=60))
-        bench.engine.go_on.set()
-        await task
-
-    async def test_02_who_loses_it_stops_at_once(self, bench: Bench) -> None:
-        """The engine's run is stopped; neither an object, nor the row, nor an end is written."""
-        job = await bench.claimed()
-        task = await bench.start(job)
-        anothers = replace(bench.row(job), attempt=2, worker="worker-2")
-        bench.jobs.rows[job.id] = anothers
-        assert await task is None
-        assert bench.engine.stopped == [run.id for run in bench.engine.runs]
-        assert bench.row(job) == anothers
-        assert bench.states() == [JobStatus.RUNNING]
-        assert not bench.outputs()
-
-    async def test_02_who_lost_it_unnoticed_changes_nothing(self, bench: Bench) -> None:
-        """A result that comes after another attempt has begun is not the job's."""
-        job = await bench.claimed()
-        anothers = replace(bench.row(job), attempt=2, worker="worker-2")
-        bench.jobs.rows[job.id] = anothers
-        assert await bench.run(job) is None
-        assert bench.row(job) == anothers
-        assert bench.states() == [JobStatus.RUNNING]
-
-    async def test_missed_heartbeats_stop_nothing(self, bench: Bench) -> None:
-        """While Postgres is away the attempt goes on, and succeeds when it is back in time."""
-        job = await bench.claimed()
-        task = await bench.start(job)
-        bench.jobs.down = True
-        missed_from = bench.jobs.beats
-        await _until(lambda: bench.jobs.beats >= missed_from + 3)
-        bench.jobs.down = False
-        bench.engine.go_on.set()
-        ended = await task
-        assert ended is not None
-        assert ended.status is JobStatus.SUCCEEDED
-
-
-class TestRecording:
-    async def test_an_outcome_waits_for_postgres(self, bench: Bench) -> None:
-        """A result is recorded once Postgres is back; the engine's work is not thrown away."""
-        job = await bench.claimed()
-        task = await bench.start(job)
-        bench.jobs.down = True
-        bench.engine.go_on.set()
-        await _until(lambda: bench.jobs.writes >= 3)
-        assert not task.done()
-        bench.jobs.down = False
-        ended = await task
-        assert ended is not None
-        assert ended.status is JobStatus.SUCCEEDED
-        assert len(bench.engine.runs) == 1
-
-    async def test_it_does_not_wait_for_ever(self, bench: Bench) -> None:
-        """When Postgres stays away the job is left to its lease, and the worker goes on."""
-        bench.retry = RetryPolicy(first_s=0.01, record_s=0.03)
-        job = await bench.claimed()
-        task = await bench.start(job)
-        bench.jobs.down = True
-        bench.engine.go_on.set()
-        assert await task is None
-        assert bench.row(job).status is JobStatus.RUNNING
-        assert bench.states() == [JobStatus.RUNNING]
-
-
-class TestShutdown:
-    async def test_the_job_is_handed_back_without_a_mark(self, bench: Bench) -> None:
-        """Cancelling the worker stops its engine, and queues the job at once for another."""
-        job = await bench.claimed()
-        task = await bench.start(job)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        row = bench.row(job)
-        assert (row.status, row.failed_attempts, row.worker) == (JobStatus.QUEUED, 0, None)
-        assert await bench.jobs.waiting(1) == [AttemptRef(job.id, 2)]
-        assert bench.engine.stopped == [run.id for run in bench.engine.runs]
-
-    async def test_the_lease_is_kept_while_the_engine_stops(self, bench: Bench) -> None:
-        """An engine may take longer to stop than the lease lasts: the worker is not dead yet."""
-        bench.engine.may_stop.clear()
-        job = await bench.claimed()
-        task = await bench.start(job)
-        task.cancel()
-        await _until(lambda: task.cancelling() > 0)
-        seen = bench.jobs.beats
-        await _until(lambda: bench.jobs.beats >= seen + 3)
-        bench.engine.may_stop.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert bench.row(job).status is JobStatus.QUEUED
-
-    async def test_an_outcome_that_is_being_recorded_is_recorded(self, bench: Bench) -> None:
-        """A worker that is told to go with a result in its hands delivers it first."""
-        job = await bench.claimed()
-        task = await bench.start(job)
-        bench.jobs.down = True
-        bench.engine.go_on.set()
-        await _until(lambda: bench.jobs.writes >= 1)
-        task.cancel()
-        seen = bench.jobs.writes
-        await _until(lambda: bench.jobs.writes > seen + 1)
-        assert bench.jobs.releases == 0  # a result is not to race with its own job's return
-        bench.jobs.down = False
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert bench.row(job).status is JobStatus.SUCCEEDED
-
-    async def test_nothing_but_the_cancellation_comes_out(self, bench: Bench) -> None:
-        """Neither a lost lease nor an absent Postgres takes the cancellation's place."""
-        bench.retry = RetryPolicy(first_s=0.01, record_s=0.03)
-        for down in (False, True):
-            job = await bench.claimed()
-            bench.engine.running.clear()
-            task = await bench.start(job)
-            bench.jobs.rows[job.id] = replace(bench.row(job), attempt=2)
-            bench.jobs.down = down
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task

@@ -4,52 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import resource
-import time
-import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
 from uuid import UUID
 
-import httpx
 import pytest
-from starlette.types import Message, Receive, Scope, Send
 
-from actors.batch_submission import IN_FLIGHT
 from restoration.batches import JobBatch
-from restoration.images import MEBIBYTE
-from restoration.jobs import Artifact, Job, JobStatus, OutputFormat, Priority
-from serve_app.app import build_asgi_app
+from restoration.jobs import Job, JobStatus, OutputFormat, Priority
 from serve_app.routes import events
-from serve_app.routes.batch_form import BATCH_OVERHEAD_BYTES
 from serve_app.sse import Decoder, encode_comment
+from tests.fakes.batch_forms import BATCHES, BROKEN, files, submit
 from tests.fakes.site import API, Site, open_site, photo
 
-BATCHES = "/api/v1/batches"
-BROKEN = photo((64, 64), "JPEG")[:200]
 DEADLINE_S = 20
-MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
     async with open_site() as site:
         yield site
-
-
-def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
-    """Photos for httpx, which sends the form's other fields first."""
-    return [("image", (f"photo {index}.png", image)) for index, image in enumerate(images)]
-
-
-async def submit(site: Site, *images: bytes, **fields: str) -> dict[str, Any]:
-    async with site.client() as client:
-        answer = await client.post(BATCHES, files=files(*images), data=fields)
-    assert answer.status_code == 202, answer.text
-    body: dict[str, Any] = answer.json()
-    return body
 
 
 async def run(site: Site, job_id: str) -> Job:
@@ -126,211 +100,6 @@ async def test_12_a_batch_of_bad_photos_has_failed(site: Site) -> None:
     assert (batch["status"], batch["counts"]["refused"]) == ("failed", 2)
 
 
-@pytest.mark.parametrize(
-    ("fields", "status", "code"),
-    [
-        ({"workflow": "nope"}, 404, "unknown_workflow"),
-        ({"params": "{"}, 422, "malformed_request"),
-        ({"params": '{"strength": 7}'}, 422, "invalid_parameters"),
-        ({"output_format": "gif"}, 422, "malformed_request"),
-        ({"workflw": "restore"}, 422, "malformed_request"),
-        ({"workflow": ["restore", "enlarge"]}, 422, "malformed_request"),
-        ({"image": "x"}, 422, "malformed_request"),
-        ({"params": json.dumps({"x": "y" * 70_000})}, 422, "malformed_request"),
-        ({name: "x" for name in "abcdefgh"}, 422, "malformed_request"),
-    ],
-)
-async def test_12_a_request_that_is_wrong_as_a_whole(
-    site: Site, fields: dict[str, Any], status: int, code: str
-) -> None:
-    """What concerns every photo refuses them all, and nothing is stored."""
-    async with site.client() as client:
-        answer = await client.post(BATCHES, files=files(photo(), photo()), data=fields)
-    assert (answer.status_code, answer.json()["code"]) == (status, code)
-    assert (site.jobs.rows, site.blobs.objects, site.batches.rows) == ({}, {}, {})
-
-
-def _part(name: str, data: bytes, filename: str | None = None) -> bytes:
-    quoted = "" if filename is None else f'; filename="{filename}"'
-    head = f'--b\r\nContent-Disposition: form-data; name="{name}"{quoted}\r\n\r\n'
-    return head.encode() + data + b"\r\n"
-
-
-IMAGE = _part("image", photo(), "a.png")
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        ({"json": {"image": "x"}}, 415, "unsupported_media_type"),
-        ({"content": b"?", "headers": {"Content-Type": "multipart/form-data"}}, 400, "bad_request"),
-        ({"content": b"?", "headers": MULTIPART}, 400, "bad_request"),
-        ({"content": b"", "headers": MULTIPART}, 400, "bad_request"),
-        ({"content": IMAGE, "headers": MULTIPART}, 400, "bad_request"),
-        ({"content": IMAGE + IMAGE[:90], "headers": MULTIPART}, 400, "bad_request"),
-        ({"content": b"--b--\r\n", "headers": MULTIPART}, 400, "invalid_request"),
-        (
-            {"content": _part("workflow", b"restore") + b"--b--\r\n", "headers": MULTIPART},
-            400,
-            "invalid_request",
-        ),
-        (
-            {"content": IMAGE + _part("workflow", b"restore") + b"--b--", "headers": MULTIPART},
-            422,
-            "malformed_request",
-        ),
-        ({"files": {"photo": ("p", b"x")}}, 422, "malformed_request"),
-        (
-            {"content": IMAGE + _part("", b"x", "p") + b"--b--", "headers": MULTIPART},
-            422,
-            "malformed_request",
-        ),
-    ],
-    ids=[
-        "json",
-        "no boundary",
-        "garbage",
-        "nothing",
-        "no end",
-        "cut",
-        "no part",
-        "no photo",
-        "field after photo",
-        "other name",
-        "no name",
-    ],
-)
-async def test_12_a_body_that_is_no_batch(
-    site: Site, body: dict[str, Any], status: int, code: str
-) -> None:
-    """Whatever comes instead of the form is the client's mistake, and leaves nothing behind."""
-    async with site.client() as client:
-        answer = await client.post(BATCHES, **body)
-    assert (answer.status_code, answer.json()["code"]) == (status, code)
-    assert (site.jobs.rows, site.blobs.objects, site.batches.rows) == ({}, {}, {})
-
-
-async def test_12_a_form_may_arrive_in_any_pieces(site: Site) -> None:
-    """Photos are put together right wherever the network cuts the body."""
-    body = _part("workflow", b"enlarge") + IMAGE + _part("image", BROKEN, "ü.jpg") + b"--b--\r\n"
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for at in range(0, len(body), 7):
-            yield body[at : at + 7]
-
-    async with site.client() as client:
-        answer = await client.post(BATCHES, content=pieces(), headers=MULTIPART)
-    good, bad = answer.json()["items"]
-    assert (good["name"], bad["name"], bad["status"]) == ("a.png", "ü.jpg", "refused")
-    job = site.jobs.rows[UUID(good["job_id"])]
-    assert (job.workflow, site.blobs.objects[job.input.key]) == ("enlarge", photo())
-
-
-async def test_12_no_more_than_a_thousand(site: Site) -> None:
-    """The photo that is one too many refuses the batch, and what was stored of it is removed."""
-    image = photo((1, 1), "BMP")
-    async with site.client() as client:
-        answer = await client.post(BATCHES, files=files(*[image] * 1001))
-    assert (answer.status_code, answer.json()["code"]) == (413, "batch_too_large")
-    assert (site.jobs.rows, site.blobs.objects) == ({}, {})
-
-
-async def test_12_no_more_bytes_than_allowed() -> None:
-    """A batch has a limit of its own, above that of an upload, and is cut off behind it."""
-    sent = 0
-
-    async def endless() -> AsyncIterator[bytes]:
-        nonlocal sent
-        while sent < 100:
-            sent += 1
-            yield _part("image", b"\xff\xd8\xff" + bytes(BATCH_OVERHEAD_BYTES), "p.jpg")
-
-    async with (
-        open_site(upload_max_bytes=1000, batch_max_bytes=2 * BATCH_OVERHEAD_BYTES) as site,
-        site.client() as client,
-    ):
-        answer = await client.post(BATCHES, content=endless(), headers=MULTIPART)
-    assert (answer.status_code, answer.json()["code"]) == (413, "batch_too_large")
-    assert sent == 3
-
-
-async def test_12_nobody_is_asked_for_a_batch_before_a_token(site: Site) -> None:
-    """An upload without a token is refused without reading it."""
-
-    async def never() -> AsyncIterator[bytes]:
-        pytest.fail("the body was read")
-        yield b""
-
-    async with site.client(sub=None) as client:
-        answer = await client.post(BATCHES, content=never(), headers=MULTIPART)
-    assert answer.status_code == 401
-
-
-async def test_12_photos_are_not_held_in_memory(site: Site, monkeypatch: Any) -> None:
-    """However large the batch, only the photos that are being checked are in memory."""
-    at_once = most = 0
-    examine = site.services.submission.prepare
-
-    async def watched(*arguments: Any) -> Any:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
-        try:
-            return await examine(*arguments)
-        finally:
-            at_once -= 1
-
-    async def put(key: str, data: bytes, content_type: str) -> Artifact:
-        return Artifact(key, "0" * 64, len(data), content_type)  # a store that keeps nothing here
-
-    size, count = 2 * MEBIBYTE, 60
-    padded = photo() + bytes(size)
-
-    async def body() -> AsyncIterator[bytes]:
-        for index in range(count):
-            part = _part("image", padded, f"{index}.png")
-            for at in range(0, len(part), 65536):
-                yield part[at : at + 65536]
-        yield b"--b--\r\n"
-
-    monkeypatch.setattr(site.services.submission, "prepare", watched, raising=False)
-    monkeypatch.setattr(site.blobs, "put", put)
-    tracemalloc.start()
-    try:
-        async with site.client() as client:
-            answer = await client.post(BATCHES, content=body(), headers=MULTIPART)
-        peak_bytes = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert answer.json()["counts"]["queued"] == count
-    assert most <= IN_FLIGHT
-    # those in flight, the one that waits, the one that arrives, and the test's own
-    assert peak_bytes < (2 * IN_FLIGHT + 4) * size < count * size
-
-
-async def test_12_a_thousand_photos(site: Site) -> None:
-    """The largest batch: accepted in order, within bounds of time and of open files."""
-    image = photo((2, 2))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 100, hard))  # no file for each photo
-    started = time.monotonic()
-    try:
-        batch = await submit(site, *[image if index % 100 else b"?" for index in range(1000)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert time.monotonic() - started < 60
-    assert (batch["counts"]["queued"], batch["counts"]["refused"]) == (990, 10)
-    assert [item["index"] for item in batch["items"]] == list(range(1000))
-    async with site.client() as client:
-        paths, seen = [f"{batch['links']['items']}?limit=400"], []
-        while (path := paths[-1]) is not None:
-            page = (await client.get(path)).json()
-            seen += page["items"]
-            paths.append(page["next"])
-    assert (len(paths), seen) == (4, batch["items"])
-
-
 async def test_12_repeating_a_batch_makes_no_second_one(site: Site) -> None:
     """The same key and photos: 200 with the first batch as it is by now, refusals included."""
     headers = {"Idempotency-Key": "k-1"}
@@ -392,28 +161,6 @@ async def test_12_an_outage_is_no_refusal(
         answer = await client.post(BATCHES, files=files(photo(), photo()))
     assert (answer.status_code, answer.json()["code"]) == (503, "dependency_unavailable")
     assert (site.jobs.rows, site.batches.rows) == ({}, {})
-
-
-async def test_12_a_photo_in_trouble_takes_its_batch_back(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When S3 goes down half way, what had been stored by then is removed again."""
-    put, stored = site.blobs.put, 0
-
-    async def put_some(key: str, data: bytes, content_type: str) -> Artifact:
-        nonlocal stored
-        stored += 1
-        site.blobs.down = stored == 6
-        try:
-            return await put(key, data, content_type)
-        finally:
-            site.blobs.down = False
-
-    monkeypatch.setattr(site.blobs, "put", put_some)
-    async with site.client() as client:
-        answer = await client.post(BATCHES, files=files(*[photo()] * 10))
-    assert answer.status_code == 503
-    assert (site.jobs.rows, site.blobs.objects) == ({}, {})
 
 
 async def test_12_a_batch_is_watched_to_its_end(site: Site) -> None:
@@ -537,23 +284,3 @@ async def test_12_a_batch_that_has_ended_shows_its_end_at_once(site: Site) -> No
         answer = await client.get(batch["links"]["events"])
     [event] = Decoder().feed(answer.text)
     assert json.loads(event.data)["status"] == "failed"
-
-
-async def test_12_a_client_that_goes_away_leaves_nothing(site: Site) -> None:
-    """A connection that breaks while photos arrive takes the batch back as a whole."""
-    app, arrived = build_asgi_app(site.services), [IMAGE * 3, IMAGE * 3]
-
-    async def receive() -> Message:
-        if arrived:
-            return {"type": "http.request", "body": arrived.pop(), "more_body": True}
-        return {"type": "http.disconnect"}
-
-    async def broken(scope: Scope, _receive: Receive, send: Send) -> None:
-        await app(scope, receive, send)
-
-    headers = {"Authorization": f"Bearer {site.token()}"}
-    transport = httpx.ASGITransport(broken)
-    async with httpx.AsyncClient(transport=transport, base_url="http://api.test") as client:
-        await client.post(BATCHES, content=b"", headers=headers | MULTIPART)
-    assert arrived == []
-    assert (site.jobs.rows, site.blobs.objects, site.batches.rows) == ({}, {}, {})

@@ -140,7 +140,9 @@ def test_07_each_planted_series_is_one_that_is_exported() -> None:
     known = _series()
     for test in yaml.safe_load(RULE_TESTS.read_text())["tests"]:
         for each in test["input_series"]:
-            name, labels = re.fullmatch(r"(\w+)\{(.*)\}", each["series"]).groups()  # type: ignore[union-attr]
+            series = re.fullmatch(r"(\w+)\{(.*)\}", each["series"])
+            assert series is not None
+            name, labels = series.groups()
             assert set(re.findall(r"(\w+)=", labels)) <= known[name], each["series"]
 
 

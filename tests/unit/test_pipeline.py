@@ -11,7 +11,7 @@ import pytest
 from actors.execution import Visit
 from actors.pipeline import BUSY, NOTHING_WAITS, STORING, Pipeline
 from restoration.jobs import Job
-from tests.fakes.stores import MemoryJobStore
+from tests.fakes.job_store import MemoryJobStore
 from tests.samples import new_job
 
 DEADLINE_S = 20

@@ -11,7 +11,7 @@ from actors.scaling import PoolScaler, keep_target
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import Priority
 from restoration.scaling import Scaler, ScalingPolicy
-from tests.fakes.stores import MemoryJobStore
+from tests.fakes.job_store import MemoryJobStore
 from tests.samples import artifact, new_job
 
 DEADLINE_S = 20

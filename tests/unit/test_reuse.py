@@ -16,8 +16,9 @@ from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, OutputFormat, Priority
 from restoration.reuse import Reuse, work_key
 from tests.fakes.examiner import InProcess
+from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo
-from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
+from tests.fakes.stores import MemoryBlobStore
 from tests.samples import artifact, new_job
 from workflows.catalog import load_catalog
 

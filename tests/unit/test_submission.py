@@ -26,8 +26,9 @@ from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, NewJob, OutputFormat, Priority
 from restoration.quotas import Quotas
 from tests.fakes.examiner import InProcess
+from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo
-from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
+from tests.fakes.stores import MemoryBlobStore
 from workflows.catalog import Catalog, load_catalog
 
 LIMITS = UploadLimits()

@@ -19,9 +19,10 @@ from restoration.metrics import GPU_BUSY
 from serve_app.cli_usage import parse_since
 from serve_app.scopes import USER_SCOPES, Scope
 from tests.fakes.engine import MemoryEngine, encode_here
+from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.meter import MemoryMeter
 from tests.fakes.site import open_site, photo
-from tests.fakes.stores import MemoryBlobStore, MemoryJobStore
+from tests.fakes.stores import MemoryBlobStore
 from tests.fakes.usage import MemoryUsageLedger
 from tests.polling import until
 from tests.samples import new_job

@@ -17,8 +17,8 @@ from restoration.settings import load_settings
 from restoration.webhook_urls import WebhookRules, check_url, host_of
 from restoration.webhooks import RetrySchedule, message_id, payload, secret_key, signed_headers
 from serve_app.stack_record import webhook_secret
+from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.receiver import SECRET, verify
-from tests.fakes.stores import MemoryJobStore
 from tests.samples import new_job
 
 PUBLIC = WebhookRules(enabled=True)

@@ -1,0 +1,26 @@
+"""What several of the ports' suites run on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+
+from persistence.database import Database
+from persistence.jobs import PostgresJobStore
+from tests.fakes.job_store import MemoryJobStore
+from tests.job_stores import OpenStore
+
+
+@pytest.fixture(params=["postgres", "memory"])
+async def open_store(request: pytest.FixtureRequest) -> AsyncIterator[OpenStore]:
+    """Makes stores with a policy; those on Postgres share one database."""
+    if request.param == "memory":
+        yield lambda policy: MemoryJobStore(policy=policy)
+        return
+    url = request.getfixturevalue("database_url")
+    async with AsyncExitStack() as stack:
+        database = Database(url)
+        stack.push_async_callback(database.aclose)
+        yield lambda policy: PostgresJobStore(database, policy)

@@ -1,0 +1,78 @@
+"""An engine under test, and what a test can see of it from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from comfy_pool.engine import ComfyEngine
+from comfy_pool.hosts import AttachedHost, OwnedHost
+from comfy_pool.limits import EngineLimits
+from restoration.ports import EngineResult, EngineRun
+from tests.fakes.graphs import ignore
+
+LIMITS = EngineLimits(blind_poll_s=0.1, poll_s=1.0, stop_poll_s=0.1)
+DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Bench:
+    engine: ComfyEngine
+    host: OwnedHost
+    base_dir: Path
+
+    @property
+    def pixels_dir(self) -> Path:
+        assert self.host.pixels is not None
+        return self.host.pixels
+
+    async def attached(self, run: EngineRun) -> EngineResult:
+        """What comes of the run through the plain protocol, as in an engine that is not ours."""
+        async with ComfyEngine(AttachedHost(self.host.base_url), LIMITS) as engine:
+            try:
+                return await engine.run(run, ignore)
+            finally:  # the protocol has no call that deletes files
+                for side in ("input", "output"):
+                    runs = self.base_dir / side / "comfy-restore"
+                    await asyncio.to_thread(shutil.rmtree, runs, ignore_errors=True)
+
+    async def history(self) -> dict[str, object]:
+        return dict(await self._get("/history"))
+
+    async def queue(self) -> list[object]:
+        answer = await self._get("/queue")
+        return [*answer["queue_running"], *answer["queue_pending"]]
+
+    async def _get(self, path: str) -> dict[str, list[object]]:
+        async with httpx.AsyncClient(base_url=self.host.base_url, trust_env=False) as client:
+            answer: dict[str, list[object]] = (await client.get(path)).json()
+            return answer
+
+    async def files(self) -> list[str]:
+        """What any run has left in the engine's folders."""
+        return await asyncio.to_thread(_files, self.base_dir / "input", self.base_dir / "output")
+
+
+def _files(*folders: Path) -> list[str]:
+    return [str(path) for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not await condition():  # noqa: ASYNC110 - another process cannot set our event
+            await asyncio.sleep(0.02)
+
+
+async def until_running(bench: Bench, run: EngineRun) -> None:
+    """The engine has begun with the run, not merely taken it."""
+
+    async def is_first() -> bool:
+        queue = (await bench._get("/queue"))["queue_running"]
+        return any(str(run.id) in str(item) for item in queue)
+
+    await until(is_first)

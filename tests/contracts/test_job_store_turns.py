@@ -1,0 +1,232 @@
+"""Whose turn it is, and which worker's: on Postgres and on the store in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS, Affinity
+from restoration.jobs import AttemptRef, Priority
+from restoration.ports import JobStore
+from restoration.queueing import QueuePolicy, versioned
+from tests.job_stores import LEASE_S, OpenStore, claim, queued
+
+
+@pytest.fixture
+def store(open_store: OpenStore) -> JobStore:
+    return open_store(QueuePolicy())
+
+
+async def _claimed_owners(store: JobStore, count: int) -> str:
+    """The initials of the owners of the next so many jobs."""
+    return "".join([(await claim(store)).owner[0] for _ in range(count)])
+
+
+class TestResumption:
+    async def test_02_a_job_that_lost_its_worker_has_the_next_turn(self, store: JobStore) -> None:
+        """Before every other owner, and a batch job before interactive ones: it had its turn."""
+        await queued(store, owner="bob", priority=Priority.BATCH)
+        lost = await claim(store, "dead")
+        for owner in ("alice", "carol", "alice"):
+            await queued(store, owner=owner)
+        await queued(store, owner="bob", priority=Priority.BATCH)
+        await store.reclaim("dead")
+        await store.promote()
+        assert [ref.job_id for ref in await store.waiting(1)] == [lost.id]
+        assert (await claim(store)).id == lost.id
+        await store.promote()
+        assert await _claimed_owners(store, 4) == "acab"
+
+    async def test_02_so_have_all_jobs_of_an_owner_that_lost_theirs(self, store: JobStore) -> None:
+        """Each counts as interactive until it runs again; the rest of the batch does not."""
+        for _ in range(3):
+            await queued(store, owner="bob", priority=Priority.BATCH)
+        lost = [await claim(store, f"dead{n}") for n in range(2)]
+        for _ in range(2):
+            await queued(store, owner="alice")
+        for n in range(2):
+            await store.reclaim(f"dead{n}")
+        again = [await claim(store)]
+        await store.promote()
+        again += [await claim(store) for _ in range(2)]
+        assert {job.id for job in again} > {job.id for job in lost}
+        await store.promote()
+        assert await _claimed_owners(store, 2) == "ab"
+
+
+class TestTurns:
+    async def test_10_owners_take_turns(self, store: JobStore) -> None:
+        """Each owner's oldest job, one owner after the other, whoever came first with many."""
+        for owner, count in (("alice", 6), ("bob", 2), ("carol", 1)):
+            for _ in range(count):
+                await queued(store, owner=owner)
+        assert await _claimed_owners(store, 9) == "abcabaaaa"
+
+    async def test_10_a_single_job_waits_for_nobodys_backlog(self, store: JobStore) -> None:
+        """Whoever comes while others' backlogs are worked off has the next turn."""
+        for _ in range(20):
+            await queued(store, owner="alice")
+        assert await _claimed_owners(store, 3) == "aaa"  # three GPUs are busy
+        await queued(store, owner="bob")
+        assert await _claimed_owners(store, 2) == "ba"
+        await queued(store, owner="bob")
+        assert await _claimed_owners(store, 2) == "ba"
+
+    async def test_10_interactive_before_batch(self, store: JobStore) -> None:
+        """A class's turns come before the other's, and an owner has a turn in each."""
+        for owner in ("alice", "alice", "bob"):
+            await queued(store, owner=owner, priority=Priority.BATCH)
+        assert await _claimed_owners(store, 1) == "a"
+        await queued(store, owner="alice")
+        await queued(store, owner="carol")
+        assert await _claimed_owners(store, 4) == "acba"
+
+    async def test_10_waiting_long_raises_priority(self, open_store: OpenStore) -> None:
+        """Batch jobs that have waited for `aging_s` take turns with interactive ones."""
+        store = open_store(QueuePolicy(aging_s=1e-6))
+        await queued(store, owner="bob", priority=Priority.BATCH)
+        await queued(store, owner="bob", priority=Priority.BATCH)
+        for _ in range(4):
+            await queued(store, owner="alice")
+        assert await _claimed_owners(store, 1) == "a"
+        await store.promote()
+        assert await _claimed_owners(store, 4) == "baba"
+
+    async def test_10_young_batch_jobs_are_not_promoted(self, store: JobStore) -> None:
+        """Before its time a batch job waits for every interactive one."""
+        await queued(store, owner="bob", priority=Priority.BATCH)
+        await queued(store, owner="alice")
+        await queued(store, owner="alice")
+        await store.promote()
+        assert await _claimed_owners(store, 3) == "aab"
+
+    async def test_10_a_job_kept_back_does_not_hold_up_its_owner(self, store: JobStore) -> None:
+        """While one job of an owner waits for its delay, the owner's turn goes to the next."""
+        await queued(store, owner="alice")
+        second = await queued(store, owner="alice")
+        await queued(store, owner="bob")
+        await store.release((await claim(store)).ref, None, delay_s=60)
+        assert await _claimed_owners(store, 1) == "b"
+        assert (await claim(store)).id == second.id
+
+    async def test_10_turns_hold_under_concurrency(self, store: JobStore) -> None:
+        """Eight workers at once: each job once, and no owner more than a turn a worker ahead.
+
+        What is seen of it here may be ahead by eight more: each worker can have one claim that
+        the store has made and that is not noted yet.
+        """
+        workers = 8
+        for n in range(90):
+            await queued(store, owner=f"{'abc'[n // 30]}")
+        order: list[str] = []
+        claimed: list[AttemptRef] = []
+
+        async def work(name: str) -> None:
+            while (job := await store.claim(name, LEASE_S, ["restore"])) is not None:
+                claimed.append(job.ref)
+                order.append(job.owner)
+
+        await asyncio.gather(*(work(f"w{n}") for n in range(workers)))
+        assert len(claimed) == len(set(claimed)) == 90
+        assert _greatest_lead(order) <= 1 + 2 * workers
+
+    async def test_10_what_waits_is_listed_for_tickets(self, store: JobStore) -> None:
+        """`waiting` names the best first, jobs of every owner, and no job twice."""
+        for owner in ("alice", "alice", "bob"):
+            await queued(store, owner=owner)
+        refs = list(await store.waiting(10))
+        assert len(set(refs)) == 3
+        assert (await claim(store)).id == refs[0].job_id
+
+
+def _greatest_lead(order: Sequence[str]) -> int:
+    """By how many turns an owner was ahead of another that still waited."""
+    total, so_far, lead = Counter(order), Counter[str](), 0
+    for owner in order:
+        so_far[owner] += 1
+        behind = [so_far[other] for other in total if so_far[other] < total[other]]
+        lead = max(lead, so_far[owner] - min(behind, default=so_far[owner]))
+    return lead
+
+
+def test_the_measure_of_fairness_measures() -> None:
+    """The helper above sees one owner go ahead."""
+    assert _greatest_lead("abab") == 1
+    assert _greatest_lead("aaab") == 3
+
+
+class TestAffinity:
+    async def test_03_a_worker_prefers_what_it_has_loaded(self, store: JobStore) -> None:
+        """Of another owner, or later in the same one's line; without it, the best is taken."""
+        for owner, workflow in (("alice", "restore"), ("bob", "enlarge"), ("alice", "enlarge")):
+            await queued(store, owner=owner, workflow=workflow)
+        both = ["restore", "enlarge"]
+        affinity = Affinity(frozenset({"enlarge"}))
+        later = await store.claim("w1", LEASE_S, both, affinity)
+        assert later is not None
+        assert (later.owner, later.workflow) == ("alice", "enlarge")
+        plain = await store.claim("w2", LEASE_S, both, Affinity())
+        assert plain is not None
+        assert (plain.owner, plain.workflow) == ("bob", "enlarge")
+
+    async def test_03_a_worker_passes_a_job_over_once(self, store: JobStore) -> None:
+        """However much of what it has loaded waits, the next job it takes is the best one."""
+        await queued(store, owner="bob", workflow="restore")
+        for _ in range(6):
+            await queued(store, owner="alice", workflow="enlarge")
+        affinity = Affinity(frozenset({"enlarge"}))
+        jobs = [await store.claim("w", LEASE_S, ["restore", "enlarge"], affinity) for _ in range(3)]
+        assert [job.owner for job in jobs if job] == ["alice", "bob", "alice"]
+
+    async def test_03_it_never_goes_before_a_better_class(self, store: JobStore) -> None:
+        """A batch job whose models are loaded waits for interactive ones all the same."""
+        await queued(store, workflow="enlarge", priority=Priority.BATCH)
+        await queued(store, workflow="restore")
+        affinity = Affinity(frozenset({"enlarge"}))
+        first = await store.claim("w", LEASE_S, ["restore", "enlarge"], affinity)
+        assert first is not None
+        assert first.workflow == "restore"
+
+    async def test_03_it_sees_no_further_than_its_window(self, store: JobStore) -> None:
+        """Neither far down an owner's line nor among owners whose turn is far off."""
+        for _ in range(WINDOW_JOBS):
+            await queued(store, owner="owner-0", workflow="restore")
+        await queued(store, owner="owner-0", workflow="enlarge")
+        for n in range(1, WINDOW_TURNS):
+            await queued(store, owner=f"owner-{n}", workflow="restore")
+        await queued(store, owner="too late", workflow="enlarge")
+        affinity = Affinity(frozenset({"enlarge"}))
+        first = await store.claim("w", LEASE_S, ["restore", "enlarge"], affinity)
+        assert first is not None
+        assert (first.owner, first.workflow) == ("owner-0", "restore")
+
+    async def test_03_workers_at_once_take_each_job_once(self, store: JobStore) -> None:
+        """More workers than the window has jobs: nobody goes away empty-handed."""
+        count = WINDOW_JOBS + 4
+        for _ in range(count):
+            await queued(store, workflow="enlarge")
+        claims = (
+            store.claim(f"w{n}", LEASE_S, ["enlarge"], Affinity(frozenset({"enlarge"})))
+            for n in range(count)
+        )
+        claimed = [job.id for job in await asyncio.gather(*claims) if job]
+        assert len(set(claimed)) == len(claimed) == count
+
+
+async def test_06_a_version_is_claimed_by_workers_that_know_it(store: JobStore) -> None:
+    """While a release is rolled out, jobs of either version wait for a worker that has theirs."""
+    old = await queued(store, workflow_version="1")
+    new = await queued(store, workflow_version="2")
+    assert await store.claim("later", LEASE_S, [versioned("restore", "3")]) is None
+    for affinity in (None, Affinity(frozenset({"restore"}))):
+        claimed = await store.claim("newer", LEASE_S, [versioned("restore", "2")], affinity)
+        assert claimed is not None
+        assert claimed.id == new.id
+        await store.release(claimed.ref, None)
+    both = [versioned("restore", "1"), versioned("restore", "2")]
+    claimed = await store.claim("newest", LEASE_S, both)
+    assert claimed is not None
+    assert claimed.id == old.id

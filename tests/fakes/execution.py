@@ -1,0 +1,140 @@
+"""An execution on stores and an engine in memory, which count and hold what a test asks about."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from actors.execution import Execution, Lease, RetryPolicy, Visit
+from restoration.events import JobEvent, StateChanged
+from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus
+from tests.fakes.engine import MemoryEngine, encode_here
+from tests.fakes.job_store import MemoryJobStore
+from tests.fakes.site import photo
+from tests.fakes.stores import MemoryBlobStore
+from tests.samples import new_job
+from workflows.catalog import Catalog, load_catalog
+
+DEADLINE_S = 20
+LEASE = Lease(heartbeat_s=0.01, lease_s=60)
+RETRY = RetryPolicy(first_s=0.01, longest_s=0.02, record_s=DEADLINE_S)
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+RESULT = photo((32, 32))
+
+
+@dataclass
+class Jobs(MemoryJobStore):
+    """Counts what it is asked, also while it is down."""
+
+    beats: int = 0
+    writes: int = 0
+    releases: int = 0
+
+    async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
+        self.beats += 1
+        return await super().heartbeat(ref, lease_s)
+
+    async def succeed(self, ref: AttemptRef, output: Artifact, timings_s: Any) -> Job:
+        self.writes += 1
+        return await super().succeed(ref, output, timings_s)
+
+    async def release(
+        self,
+        ref: AttemptRef,
+        failure: Failure | None,
+        delay_s: float = 0,
+        *,
+        charged: bool = True,
+    ) -> Job:
+        self.releases += 1
+        return await super().release(ref, failure, delay_s, charged=charged)
+
+
+@dataclass
+class Visits(Visit):
+    """What a pipeline is told, in order."""
+
+    told: list[str] = field(default_factory=list)
+
+    def staged(self, pixels: int) -> None:
+        self.told.append(f"staged {pixels}")
+
+    def began(self) -> None:
+        self.told.append("began")
+
+    def left(self) -> None:
+        self.told.append("left")
+
+
+@dataclass
+class Bench:
+    """An execution on fakes, and the events it published."""
+
+    catalog: Catalog = field(default_factory=load_catalog)
+    retry: RetryPolicy = RETRY
+    jobs: Jobs = field(default_factory=lambda: Jobs(clock=lambda: NOW))
+    blobs: MemoryBlobStore = field(default_factory=MemoryBlobStore)
+    engine: MemoryEngine = field(default_factory=lambda: MemoryEngine(RESULT))
+    events: list[tuple[UUID, JobEvent]] = field(default_factory=list)
+    visit: Visits = field(default_factory=Visits)
+
+    async def claimed(self, image: bytes | None = None, **changes: Any) -> Job:
+        stored = await self.blobs.put("inputs/1.png", image or photo(), "image/png")
+        params = self.catalog.find("restore").resolve(changes.pop("params", {}))
+        await self.jobs.insert(new_job(input=stored, params=params, **changes))
+        job = await self.jobs.claim("worker-1", LEASE.lease_s, ["restore"])
+        assert job is not None
+        return job
+
+    async def run(self, job: Job) -> Job | None:
+        def publish(job_id: UUID, event: JobEvent) -> None:
+            self.events.append((job_id, event))
+
+        execution = Execution(
+            self.catalog,
+            self.jobs,
+            self.blobs,
+            self.engine,
+            encode_here,
+            publish,
+            LEASE,
+            self.retry,
+        )
+        async with asyncio.timeout(DEADLINE_S):
+            return await execution.run(job, self.visit)
+
+    async def start(self, job: Job) -> asyncio.Task[Job | None]:
+        """Run the job up to the engine, which holds it."""
+        self.engine.go_on.clear()
+        task = asyncio.create_task(self.run(job))
+        async with asyncio.timeout(DEADLINE_S):
+            await self.engine.running.wait()
+        return task
+
+    def row(self, job: Job) -> Job:
+        return self.jobs.rows[job.id]
+
+    def states(self) -> list[JobStatus]:
+        return [event.status for _, event in self.events if isinstance(event, StateChanged)]
+
+    def outputs(self) -> list[str]:
+        return [key for key in self.blobs.objects if key.startswith("outputs/")]
+
+
+@asynccontextmanager
+async def open_bench() -> AsyncIterator[Bench]:
+    """Whatever a test does, an attempt leaves no task behind: no heartbeat beats on."""
+    before = asyncio.all_tasks()
+    yield Bench()
+    assert asyncio.all_tasks() - before <= {asyncio.current_task()}
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not holds():  # noqa: ASYNC110 - fakes and tasks tell nobody when they change
+            await asyncio.sleep(0.002)

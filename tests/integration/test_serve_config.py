@@ -1,0 +1,102 @@
+"""serve_config.yaml, held to Serve's own validators and to our code."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+
+import pytest
+from ray.serve.schema import ServeDeploySchema
+
+from actors.handles import APP, INGRESS
+from serve_app.deployment import build
+from tests.cluster_files import RAY, Config, Mutation, load, set_at, validate_serve
+from workflows.catalog import load_catalog
+
+
+@pytest.fixture
+def serve_config() -> Config:
+    return load("serve_config.yaml")
+
+
+def test_serve_accepts_the_application(serve_config: Config) -> None:
+    """Serve's schema and PoolArgs take serve_config.yaml; its names are the code's names."""
+    validate_serve(serve_config)
+    application = ServeDeploySchema.model_validate(serve_config).applications[0]
+    module, _, attribute = application.import_path.partition(":")
+
+    assert application.name == APP
+    assert application.route_prefix == "/"
+    assert INGRESS in {deployment.name for deployment in application.deployments}
+    assert importlib.util.find_spec(module) is not None
+    assert getattr(importlib.import_module(module), attribute) is build
+
+
+def test_streams_are_not_cut(serve_config: Config) -> None:
+    """Serve sets no limit on the time of a request, which would end a stream of events."""
+    options = ServeDeploySchema.model_validate(serve_config).http_options
+
+    assert options.request_timeout_s is None
+    assert (options.host, options.port) == ("0.0.0.0", 8000)  # noqa: S104 # behind a balancer
+
+
+def _of_application(mutate: Mutation) -> Mutation:
+    return lambda config: mutate(config["applications"][0])
+
+
+@pytest.mark.parametrize(
+    ("mutate", "complaint"),
+    [
+        pytest.param(
+            _of_application(set_at("import_path", to="serve_app.deployment:")),
+            "import path",
+            id="import path without a target",
+        ),
+        pytest.param(
+            _of_application(set_at("args", "worker_gpu", to=1)),
+            "worker_gpu",
+            id="misspelt argument",
+        ),
+        pytest.param(
+            _of_application(set_at("args", "workers_max", to=0)), "workers_max", id="no workers"
+        ),
+        pytest.param(
+            _of_application(set_at("port", to=8000)), "Port 8000", id="port in two places"
+        ),
+        pytest.param(set_at("proxy_location", to="Head"), "proxy_location", id="no such place"),
+        pytest.param(
+            lambda config: config["applications"][0]["deployments"][0].update(name="Ingres"),
+            "Ingres",
+            id="no such deployment",
+        ),
+    ],
+)
+def test_serve_refuses_a_planted_error(
+    serve_config: Config, mutate: Mutation, complaint: str
+) -> None:
+    """The validation above can fail: it refuses each of these mistakes."""
+    mutate(copied := copy.deepcopy(serve_config))
+
+    with pytest.raises(ValueError, match=complaint):
+        validate_serve(copied)
+
+
+def test_a_worker_may_finish_its_job(serve_config: Config) -> None:
+    """Scale-down waits for longer than any workflow may take."""
+    args = validate_serve(serve_config)
+
+    assert args.drain_s > max(workflow.manifest.run_limit_s for workflow in load_catalog())
+
+
+def test_gpu_nodes_can_become_idle(serve_config: Config) -> None:
+    """What asks for no CPU is kept on the head: on a GPU node it would keep that node for ever."""
+    args = validate_serve(serve_config)
+    application = serve_config["applications"][0]
+    kept = {
+        deployment["name"]
+        for deployment in application["deployments"]
+        if "node:__internal_head__" in deployment["ray_actor_options"]["resources"]
+    }
+
+    assert kept == RAY.deployment_names(build(args)) - {"GpuWorker"}
+    assert serve_config["proxy_location"] == "HeadOnly"
