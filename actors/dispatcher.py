@@ -69,6 +69,7 @@ class TicketOffice:
         self._on_done = on_done
         self._pause_s = pause_s
         self._outstanding: dict[AttemptRef, asyncio.Task[None]] = {}
+        self._sent = 0  # of those: not those whose next ticket is only put off
         self._hold_s: dict[AttemptRef, float] = {}  # of those that were of no use before
 
     async def issue(self) -> None:
@@ -83,29 +84,41 @@ class TicketOffice:
         """Send a ticket for this attempt, unless it has one; whether the window has room for it."""
         if ref in self._outstanding:
             return True
-        if len(self._outstanding) >= self._window:
+        if self._sent >= self._window:
             return False
+        self._sent += 1
         self._outstanding[ref] = asyncio.create_task(self._follow(ref))
         return True
 
     async def _follow(self, ref: AttemptRef) -> None:
         try:
+            if not await self._was_of_use(ref):
+                # For this job the next ticket would fare no better; others are not kept waiting.
+                await asyncio.sleep(self._pause_s)
+        finally:
+            del self._outstanding[ref]
+            self._on_done()
+
+    async def _was_of_use(self, ref: AttemptRef) -> bool:
+        """Send the ticket; whether, if its job waits all the same, the next may go out at once.
+
+        Not when nothing was to be had, where the job may wait for a worker that knows its
+        workflow, and not to a deployment that refuses tickets.
+        """
+        try:
             hold_s = self._hold_s.get(ref, FIRST_HOLD_S)
             outcome = await self._send(ref, hold_s)
             if outcome == BUSY:
                 self._hold_s[ref] = min(2 * hold_s, LONGEST_HOLD_S)
-            elif outcome == NOTHING_WAITS:
-                # If the job waits all the same, for a worker that knows its workflow, the next
-                # ticket would fare no better.
-                await asyncio.sleep(self._pause_s)
+            return outcome != NOTHING_WAITS
         except (RayError, RayServeException) as error:
             if isinstance(error, ActorDiedError) and error.actor_id is not None:
                 await self._bury(error.actor_id)
-            else:  # a deployment that refuses tickets is not to be flooded
-                log.warning("ticket_failed", job_id=str(ref.job_id), reason=str(error))
-                await asyncio.sleep(self._pause_s)
+                return True
+            log.warning("ticket_failed", job_id=str(ref.job_id), reason=str(error))
+            return False
         finally:
-            del self._outstanding[ref]
+            self._sent -= 1
             self._on_done()
 
     async def _bury(self, worker: str) -> None:
@@ -121,6 +134,7 @@ class TicketOffice:
         """Forget the tickets. Those a worker has already are honoured all the same."""
         await stop(*self._outstanding.values())
         self._outstanding.clear()  # a task cancelled before it began leaves its ticket
+        self._sent = 0
 
 
 class Dispatch:

@@ -21,7 +21,7 @@ from actors.engine_watch import EngineWatch
 from actors.execution import Execution, Lease, Visit
 from actors.logs import configure_logging
 from actors.observation import Measured, Observers
-from actors.pipeline import BUSY, STORING, Pipeline
+from actors.pipeline import BUSY, STORING, Pipeline, one_after_another
 from actors.ray_meter import RayMeter
 from actors.standing import Standing
 from actors.status_actor import ProgressReporter, status_actor
@@ -111,10 +111,15 @@ class GpuWorker:
         await self._standing.report()  # and know what was ordered before the first ticket
 
     async def process(self, job_id: str, attempt: int, hold_s: float) -> str:
-        """Honour a ticket: run the best waiting job, which need not be the ticket's own.
+        """Honour a ticket: run the best waiting job, which need not be the ticket's own, and then
+        those that are the best by then.
 
         A ticket that could not be used within `hold_s` goes back.
         """
+        affinity = self._warmth.affinity
+        return await one_after_another(self._process, hold_s, lambda: affinity.others_waited)
+
+    async def _process(self, hold_s: float) -> str:
         if not await self._standing.admitted(hold_s):
             return BUSY
         # A ticket is cancelled when its dispatcher goes: that is no reason to stop a job.

@@ -28,10 +28,23 @@ BUSY = "busy"
 STORING = 2
 _REMEMBERED = 8  # durations of each kind
 _MARGIN_S = 0.05
+# Of a ticket whose job was had: it stands for no job that another worker could begin meanwhile.
+_SERVED_HOLD_S = 5.0
 _FIRST_LEAD_S = 0.5  # until it is known how long it takes to make a job ready
 
 Claim = Callable[[], Awaitable[Job | None]]
 Run = Callable[[Job, Visit], Awaitable[str]]
+
+
+async def one_after_another(
+    process: Callable[[float], Awaitable[str]], hold_s: float, more_wait: Callable[[], bool]
+) -> str:
+    """Let a ticket serve for one job after another while some wait: a ticket costs more than a
+    claim. What became of the last job, or of the ticket if there was none at all."""
+    served = outcome = await process(hold_s)
+    while outcome not in {NOTHING_WAITS, BUSY} and more_wait():
+        served, outcome = outcome, await process(_SERVED_HOLD_S)
+    return served
 
 
 def stages(depth: int) -> int:

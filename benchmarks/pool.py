@@ -130,7 +130,7 @@ def _mixed_workflows() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="comfy-bench-") as name:
         folder = Path(name)
         shutil.copytree(WORKFLOWS, folder, dirs_exist_ok=True)
-        models.mkdir(parents=True)
+        models.mkdir(parents=True, exist_ok=True)  # of a run that was killed
         try:
             for model in MODELS:
                 weights = f"the weights of {model}".encode()

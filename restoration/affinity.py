@@ -28,10 +28,12 @@ class Affinity:
     """What one worker has loaded: the workflows that need no other models."""
 
     workflows: frozenset[str] = field(default_factory=frozenset)
+    others_waited: bool = False  # besides the one that was claimed last
     _passed_over: UUID | None = None
 
     def order(self, candidates: Sequence[Candidate]) -> list[UUID]:
         """The candidates, which come in the order of turns, in the order of preference."""
+        self.others_waited = len(candidates) > 1
         if not candidates:
             return []
         best = candidates[0]

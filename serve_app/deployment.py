@@ -42,8 +42,9 @@ from restoration.settings import load_settings
 from serve_app.app import build_asgi_app
 from serve_app.services import open_services
 
-# The default back-off leaves up to half a second between two jobs of a worker.
-QUICK_ROUTING = {"initial_backoff_s": 0.02, "max_backoff_s": 0.1}
+# How long a ticket waits that found all workers full. The default goes up to half a second, and
+# each look costs the workers a call.
+QUICK_ROUTING = {"initial_backoff_s": 0.02, "max_backoff_s": 0.2}
 
 
 # Of one ingress replica: as many as Serve's HAProxy keeps open. An open event stream counts as a
@@ -140,7 +141,7 @@ def build(args: PoolArgs) -> Application:
     # Tickets waiting in Serve: enough to keep the largest pool busy, with some to spare.
     dispatcher = _deployment(Dispatcher, args.dispatcher_replicas).bind(
         workers,
-        window=stages(args.worker_depth) * args.workers_max + 8,
+        window=stages(args.worker_depth) * args.workers_max,
         scaling=args.scaling,
     )
     ingress = _deployment(

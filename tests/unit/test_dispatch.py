@@ -108,6 +108,17 @@ class TestTickets:
         bench.workers.out[ref].set_result("succeeded")
         await until(lambda: bench.workers.sent[ref] == 2)
 
+    async def test_01_tickets_that_found_nothing_keep_nobody_waiting(self, bench: Bench) -> None:
+        """A window full of those whose jobs others have taken has room for a job that comes."""
+        refs = [await bench.submit() for _ in range(WINDOW)]
+        bench.lead()
+        await bench.sent(*refs)
+        for ref in refs:
+            await bench.claim()
+            bench.workers.out[ref].set_result(NOTHING_WAITS)
+        await bench.sent()
+        await bench.sent(await bench.submit())
+
     async def test_a_job_that_no_worker_takes_is_offered_slowly(self, bench: Bench) -> None:
         """It may wait for a worker that knows its workflow; until then nobody runs in circles."""
         ref = await bench.submit()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from comfy_pool import handover
 from comfy_pool.answers import HandedOver
 from comfy_pool.handover import bound, pixels_folder, taken
+from comfy_pool.nodes import FOLDER_VARIABLE
 from restoration.errors import EngineFailed
 from workflows.catalog import load_catalog
 
@@ -69,3 +72,15 @@ def test_02_without_enough_memory_the_disk_will_do(
         monkeypatch.setattr(handover, "_ENOUGH_BYTES", enough)
         with pixels_folder("8188", tmp_path / "base") as folder:
             assert folder.parent == tmp_path / "base"
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_02_what_an_engine_has_loaded_is_not_looked_through_again(ours: bool) -> None:
+    """Garbage collections pass over it in an engine of ours, and in no other process."""
+    told = subprocess.run(
+        [sys.executable, "-c", "import gc, comfy_pool.nodes; print(gc.get_freeze_count())"],
+        env={FOLDER_VARIABLE: "pixels"} if ours else {},
+        capture_output=True,
+        check=True,
+    )
+    assert (int(told.stdout) > 0) == ours

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from actors.execution import Visit
-from actors.pipeline import BUSY, NOTHING_WAITS, STORING, Pipeline
+from actors.pipeline import BUSY, NOTHING_WAITS, STORING, Pipeline, one_after_another
 from restoration.jobs import Job
 from tests.fakes.job_store import MemoryJobStore
 from tests.samples import new_job
@@ -192,6 +192,31 @@ async def test_01_a_ticket_that_is_of_no_use_goes_back(bench: Bench) -> None:
     run.begin()
     assert await bench.send(hold_s=0.01) == BUSY
     assert len(await bench.jobs.waiting(5)) == 1
+
+
+@pytest.mark.parametrize("at_last", [NOTHING_WAITS, BUSY])
+async def test_01_a_ticket_serves_while_jobs_wait(at_last: str) -> None:
+    """One job after another, until none is to be had soon; what is told is what the last became."""
+    left = ["succeeded", "failed", at_last, "too many"]
+
+    async def process(_hold_s: float) -> str:
+        return left.pop(0)
+
+    assert await one_after_another(process, 1.0, lambda: True) == "failed"
+    assert left == ["too many"]
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", NOTHING_WAITS, BUSY])
+async def test_01_a_ticket_goes_back_when_no_other_job_waited(outcome: str) -> None:
+    """Nothing is claimed on it again: where the queue is short, each job has its own ticket."""
+    holds_s: list[float] = []
+
+    async def process(hold_s: float) -> str:
+        holds_s.append(hold_s)
+        return outcome
+
+    assert await one_after_another(process, 1.0, lambda: False) == outcome
+    assert holds_s == [1.0]
 
 
 async def test_01_a_claim_that_takes_long_is_waited_for(bench: Bench) -> None:

@@ -41,6 +41,16 @@ def test_03_without_anything_loaded_the_best_is_the_best() -> None:
     assert Affinity(frozenset({"warm"})).order([]) == []
 
 
+def test_01_it_knows_whether_others_waited() -> None:
+    """Of the last claim: besides the one that was to be had."""
+    affinity = Affinity()
+    told = []
+    for candidates in ([BEST, OTHER], [BEST], []):
+        affinity.order(candidates)
+        told.append(affinity.others_waited)
+    assert told == [True, False, False]
+
+
 def test_03_the_last_jobs_models_are_what_is_loaded() -> None:
     """Until the engine is started anew: it has nothing loaded then."""
     engine = MemoryEngine(photo())
