@@ -104,8 +104,7 @@ class ServiceClient:
     ) -> str:
         """Submit a job and wait for its end; the path of its result. Raises NoAnswer."""
         job = await self.submit(workflow, params, photo, WAIT_S, output_format)
-        if job["status"] != "succeeded":
-            raise NoAnswer(job)
+        await self.ended([job])
         path: str = job["links"]["result"]
         return path
 
@@ -129,17 +128,18 @@ class ServiceClient:
             return job
 
     async def ended(self, jobs: Iterable[Mapping[str, Any]]) -> None:
-        """Wait for the end of them all; few requests, so that the cores are the workers'."""
+        """Wait for the end of them all, with few requests, so that the cores are the workers'.
+        Raises NoAnswer."""
         for job in jobs:
-            url = self._url + job["links"]["self"]
-            while True:
+            url, now = self._url + job["links"]["self"], job
+            while now["status"] in {"queued", "running"}:
                 async with self._http.get(url, headers=self._headers) as answer:
                     answer.raise_for_status()
-                    status = (await answer.json())["status"]
-                if status == "succeeded":
-                    break
-                assert status in {"queued", "running"}, status
-                await asyncio.sleep(POLL_S)
+                    now = await answer.json()
+                if now["status"] in {"queued", "running"}:
+                    await asyncio.sleep(POLL_S)
+            if now["status"] != "succeeded":
+                raise NoAnswer(now)
 
     async def _fetch(self, path: str) -> bytes:
         url = self._url + path
