@@ -205,7 +205,7 @@ class GpuWorker:
         """Once the replica is to stop: hand back what has not ended shortly before it is killed."""
         while not is_draining():  # noqa: ASYNC110 # a flag of Serve's, which has no event
             await asyncio.sleep(DRAIN_POLL_S)
-        log.info("worker_drains", worker=self._id, running=len(self._running))
+        log.info("worker_drains", worker=self._id, jobs_in_hand=len(self._held))
         await asyncio.sleep(drain_s - min(HAND_BACK_S, drain_s / 2))
         await self._hand_back()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -51,18 +53,27 @@ def main(
     console = Console(highlight=False, soft_wrap=True)
     if unknown := set(only or ()) - set(BENCHMARKS):
         raise typer.BadParameter(f"no such benchmark: {', '.join(unknown)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end the stacks that were started
     bench = Bench(console.print)
     figures: list[Figure] = []
-    with bench.resources:
-        for name, run in BENCHMARKS.items():
-            if not only or name in only:
-                console.print(f"[bold]{name}[/bold]")
-                figures += run(bench)
+    try:
+        with bench.resources:
+            for name, run in BENCHMARKS.items():
+                if not only or name in only:
+                    console.print(f"[bold]{name}[/bold]")
+                    figures += run(bench)
+    finally:  # what was measured is told, also when another benchmark breaks
+        _tell(console, figures)
+    sys.exit(any(figure.goal.missed(figure.value) for figure in figures))
+
+
+def _tell(console: Console, figures: Sequence[Figure]) -> None:
+    if not figures:
+        return
     console.print(report.as_table(figures))
     report.write_json(figures, OUT / "bench.json")
     report.write_chart(figures, OUT / "bench.svg")
     (OUT / "bench.md").write_text(report.as_markdown(figures) + "\n")
-    sys.exit(any(figure.goal.missed(figure.value) for figure in figures))
 
 
 if __name__ == "__main__":

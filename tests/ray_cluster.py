@@ -5,6 +5,7 @@ It has ports and a folder of its own, and ends what it started and nothing else.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 DEADLINE_S = 240
 LOOK_S = 0.2
 STORE_BYTES = 100_000_000
+_TOLD_TO_GO = re.compile(r'"jobs_in_hand": (\d+)')  # of the event worker_drains
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -113,6 +115,12 @@ class RayCluster:
                     gpus = process.environ().get("CUDA_VISIBLE_DEVICES", "all")
                     found.add(EngineProcess(port, gpus))
         return found
+
+    def jobs_in_hand_when_told_to_go(self) -> list[int]:
+        """Of each worker that Serve has told so, by the workers' logs."""
+        logs = (self.folder / "ray").glob("session_*/logs/worker-*")
+        told = (_TOLD_TO_GO.findall(log.read_text(errors="replace")) for log in logs)
+        return [int(count) for counts in told for count in counts]
 
     def close(self) -> None:
         """End every process of this cluster."""

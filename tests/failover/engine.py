@@ -44,7 +44,8 @@ async def test_06_a_new_engine_is_rolled_out_over_running_jobs(
     fleet: Fleet, engine: EngineInstall, tmp_path: Path
 ) -> None:
     """Jobs that run, one that waits and those that come meanwhile end well, each after one attempt
-    and no more; in the end every worker has the new engine, and the next job runs on it."""
+    and no more; in the end every worker has the new engine, and the next job runs on it. A worker
+    was told to go with a job in hand: else nothing of this would be shown."""
     await fleet.has_workers(engine.version, engine.version)
     ids = await fleet.submit(2, seconds=LONG_S)
     await fleet.reach(ids, JobStatus.RUNNING)
@@ -57,3 +58,4 @@ async def test_06_a_new_engine_is_rolled_out_over_running_jobs(
     jobs = await fleet.reach(ids, JobStatus.SUCCEEDED)
     outcomes = [[attempt.outcome for attempt in job.attempts] for job in jobs]
     assert outcomes == [[AttemptOutcome.SUCCEEDED]] * len(ids)
+    assert max(fleet.cluster.jobs_in_hand_when_told_to_go()) == 1
