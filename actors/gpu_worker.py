@@ -37,6 +37,7 @@ from restoration.errors import DependencyUnavailable, EngineUnavailable, LeaseLo
 from restoration.jobs import AttemptRef, Job, JobStatus
 from restoration.queueing import versioned
 from restoration.settings import Settings, load_settings
+from restoration.tasks import stop
 from restoration.workers import EngineState, JobInHand, WorkerReport
 from workflows.catalog import Catalog, load_catalog
 from workflows.custom import CUSTOM
@@ -216,9 +217,7 @@ class GpuWorker:
                 await self._jobs.release(ref, None)
             except (LeaseLost, DependencyUnavailable) as error:
                 log.warning("not_handed_back", job_id=str(ref.job_id), reason=error.message)
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await stop(*self._running)
 
     async def check_health(self) -> None:
         """Bring a dead engine back between jobs; raise, to be replaced, if that cannot be done."""
@@ -233,9 +232,7 @@ class GpuWorker:
         """Hand back what runs, and stop the engine. Serve has drained the replica before."""
         if not self._ready:
             return  # stopped while it started, which closes what it had opened
-        for task in (self._leaving, self._reporting):
-            task.cancel()
-        await asyncio.gather(self._leaving, self._reporting, return_exceptions=True)
+        await stop(self._leaving, self._reporting)
         await self._hand_back()
         await self._standing.leave()
         await self._resources.aclose()

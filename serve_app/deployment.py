@@ -138,7 +138,8 @@ def build(args: PoolArgs) -> Application:
     workers = _workers(args).bind(
         whole_gpu=args.worker_gpus >= 1, depth=args.worker_depth, drain_s=args.drain_s
     )
-    # Tickets waiting in Serve: enough to keep the largest pool busy, with some to spare.
+    # As many tickets as the largest pool has places for: what waits in Serve costs it and the
+    # workers calls, and a worker that has ended a job needs no ticket for the next.
     dispatcher = _deployment(Dispatcher, args.dispatcher_replicas).bind(
         workers,
         window=stages(args.worker_depth) * args.workers_max,
