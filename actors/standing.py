@@ -14,6 +14,7 @@ import structlog
 
 from restoration.errors import DependencyUnavailable, EngineUnavailable
 from restoration.ports import WorkerRegistry
+from restoration.tasks import stop
 from restoration.workers import WorkerOrders, WorkerReport
 
 log = structlog.get_logger(__name__)
@@ -59,8 +60,7 @@ class Standing:
                 await asyncio.sleep(self._every_s)
         finally:
             if self._restarting is not None:
-                self._restarting.cancel()
-                await asyncio.gather(self._restarting, return_exceptions=True)
+                await stop(self._restarting)
 
     async def report(self) -> None:
         try:

@@ -18,6 +18,7 @@ from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, Previewed, StateChanged, is_last, to_json
 from restoration.jobs import Job, JobStatus
 from restoration.ports import JobStore, StampedEvent, StatusBoard
+from restoration.tasks import stop
 from serve_app import sse
 
 log = structlog.get_logger(__name__)
@@ -126,8 +127,7 @@ class LiveJob:
         self.wake()
 
     async def aclose(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await stop(self._task)
 
     async def _run(self) -> None:
         while True:
