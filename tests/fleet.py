@@ -13,14 +13,13 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-import httpx
 import yaml
 
 from actors.submission import SubmissionRequest
@@ -28,6 +27,7 @@ from persistence.embedded.local import LocalServices
 from persistence.migrate import upgrade
 from restoration.jobs import Job, JobStatus
 from restoration.settings import load_settings
+from restoration.workers import Stage
 from serve_app.client import RestorationClient
 from serve_app.local_issuer import LOCAL_AUDIENCE, IssuerServer, mint_token
 from serve_app.services import Services, open_services
@@ -119,14 +119,13 @@ class Fleet(Service[FakeCloud]):
         await asyncio.to_thread(wait_for, lambda: len(self.cluster.nodes()) == count)
 
     async def busy_node(self) -> int:
-        """A node with an engine that executes a job."""
-        async with httpx.AsyncClient(trust_env=False) as http, asyncio.timeout(DEADLINE_S):
+        """A node whose engine executes a job, and not only what warms it up."""
+        async with asyncio.timeout(DEADLINE_S):
             while True:
-                for engine in self.cluster.engines():
-                    with suppress(httpx.HTTPError):  # it may be starting, or going
-                        queue = (await http.get(f"http://127.0.0.1:{engine.port}/queue")).json()
-                        if queue["queue_running"]:
-                            return self.cluster.place(engine.port)[0]
+                for worker in (await self.services.workers.roll()).workers:
+                    if any(job.stage is Stage.EXECUTING for job in worker.report.in_hand):
+                        port = int(worker.report.engine_url.rpartition(":")[2])
+                        return self.cluster.place(port)[0]
                 await asyncio.sleep(LOOK_S)
 
 

@@ -10,17 +10,20 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import httpx
 
 from serve_app.client import RestorationClient
 from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
+from serve_app.schemas_workers import WorkerView
 from serve_app.scopes import USER_SCOPES
 from serve_app.stack_record import StackRecord, find_stack, issuer_folder
 
 RESTORE = Path(sys.executable).with_name("restore")
 START_TIMEOUT_S = 480
+REPORTED_S = 3  # a worker reports every second, and first when its engine is warm
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,18 @@ class Stack:
     def http(self, sub: str = "tester", scopes: Iterable[str] = USER_SCOPES) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.token(sub, scopes)}"}
         return httpx.Client(base_url=self.record.url, headers=headers, timeout=60, trust_env=False)
+
+    def workers(self) -> dict[int, WorkerView]:
+        """Those that still report, by their engines' ports: one that was killed may be listed for
+        a while."""
+        with RestorationClient(self.record.url, self.token(scopes=["admin"])) as client:
+            roll = client.workers()
+        since = roll.at - timedelta(seconds=REPORTED_S)
+        return {
+            int(worker.engine_url.rpartition(":")[2]): worker
+            for worker in sorted(roll.workers, key=lambda worker: worker.seen_at)
+            if worker.seen_at > since
+        }
 
     def comfyui_url(self) -> str:
         """One of the stack's engines, for a test to talk to behind the service's back."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,14 +18,13 @@ from tests.stack import Stack
 pytestmark = pytest.mark.real_engine
 
 TIMEOUT_S = 120
-REPORTED_S = 3  # a worker reports every second
 
 
 @pytest.fixture
 def ids(stack: Stack) -> Iterator[list[str]]:
     """The ids of the stack's two workers, which take jobs before and after the test."""
-    wait_until(lambda: len(_workers(stack)) == 2, timeout_s=TIMEOUT_S)
-    found = [worker["id"] for worker in _workers(stack)]
+    wait_until(lambda: len(stack.workers()) == 2, timeout_s=TIMEOUT_S)
+    found = [worker.id for worker in stack.workers().values()]
     yield found
     for worker in found:
         stack.restore("undrain", worker)
@@ -36,14 +34,6 @@ def ids(stack: Stack) -> Iterator[list[str]]:
 def _status(stack: Stack) -> dict[str, Any]:
     shown: dict[str, Any] = json.loads(stack.restore("status", "--json").stdout)
     return shown
-
-
-def _workers(stack: Stack) -> list[dict[str, Any]]:
-    """Those that still report: one that was killed by an earlier test may be listed for a while."""
-    with stack.http(scopes=["admin"]) as http:
-        listed = http.get("/api/v1/admin/workers").json()
-    since = datetime.fromisoformat(listed["at"]) - timedelta(seconds=REPORTED_S)
-    return [each for each in listed["workers"] if datetime.fromisoformat(each["seen_at"]) > since]
 
 
 def _engines_are(stack: Stack, state: str) -> bool:
@@ -93,7 +83,7 @@ def _ends(client: RestorationClient, job_id: str) -> JobStatus:
 
 def test_08_an_engine_is_started_anew_on_request(stack: Stack, ids: list[str]) -> None:
     """Another process on the same port; the other worker's engine stays as it is."""
-    [port] = [_port(each) for each in _workers(stack) if each["id"] == ids[0]]
+    [port] = [port for port, worker in stack.workers().items() if worker.id == ids[0]]
     before = engines(stack.state_dir)
     stack.restore("restart-engine", ids[0])
     wait_until(
@@ -103,10 +93,6 @@ def test_08_an_engine_is_started_anew_on_request(stack: Stack, ids: list[str]) -
     assert [engines(stack.state_dir)[other] for other in before if other != port] == [
         process for other, process in before.items() if other != port
     ]
-
-
-def _port(worker: dict[str, Any]) -> int:
-    return int(worker["engine_url"].rpartition(":")[2])
 
 
 def test_08_an_unknown_worker_is_named(stack: Stack, ids: list[str]) -> None:

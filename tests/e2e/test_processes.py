@@ -37,14 +37,18 @@ def photo() -> bytes:
 
 @pytest.fixture
 def client(stack: Stack) -> Iterator[RestorationClient]:
+    """What a test kills is the only thing amiss, and mended when the test is over."""
+    wait_until(lambda: len(serving_ports(stack)) == 2, timeout_s=120)
     with stack.client() as client:
         yield client
     wait_until(lambda: len(serving_ports(stack)) == 2, timeout_s=120)
 
 
 def serving_ports(stack: Stack) -> list[int]:
-    """The ports whose ComfyUI answers, and has a worker."""
-    return [port for port in workers(stack.state_dir) if answers(f"http://127.0.0.1:{port}")]
+    """The ports whose ComfyUI answers, and has a worker that reports: so whatever it executes is
+    a job, not what warms it up."""
+    ports = workers(stack.state_dir).keys() & stack.workers().keys()
+    return [port for port in ports if answers(f"http://127.0.0.1:{port}")]
 
 
 def answers(comfyui_url: str) -> bool:
