@@ -8,23 +8,21 @@ other picture goes in as it came, to the byte. Blocking, to be called off the ev
 from __future__ import annotations
 
 import io
-import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps
 
 from actors.metadata import bare_png, exif_of
 from actors.pictures import DECODERS
+from actors.png import png_of
 from restoration.images import ImageType, sniff
 from restoration.jobs import OutputFormat
-from restoration.ports import EngineResult
+from restoration.ports import EngineResult, Pixels
 
 _PNG = OutputFormat.PNG
-# Pillow's own level (6) makes a photo 4 % smaller in five times the time; ComfyUI's (4) makes it no
-# smaller in twice the time: docs/decisions/0012-output-node.md.
-_QUICK_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ def prepare(data: bytes, *, keep_metadata: bool = False) -> Prepared:
         plain = _in_srgb(upright, profile)
     else:
         return Prepared(data, sniff(data), pixels, exif=exif)
-    return Prepared(_written(plain, _PNG), ImageType.PNG, pixels, alpha, exif)
+    return Prepared(png_of(plain), ImageType.PNG, pixels, alpha, exif)
 
 
 def encode(
@@ -69,28 +67,39 @@ def encode(
     Without `alpha` the pixels of a PNG that is to be one are not even decoded. `quality` (1 to 100)
     is for JPEG and WebP. JPEG has no transparency: it shows white instead.
     """
-    as_it_is = output_format is _PNG and alpha is None
-    if as_it_is and isinstance(picture, bytes):
-        return bare_png(picture, exif)
+    if output_format is _PNG and alpha is None:
+        if isinstance(picture, bytes):
+            return bare_png(picture, exif)
+        return png_of(_rows(picture), exif)
     with _opened(picture) as image:
         image.load()
         # a copy of 100 megapixels takes 400 MB
-        result = image if as_it_is or image.mode == "RGB" else image.convert("RGB")
-    result.info.clear()  # Pillow makes a PNG's texts the comment of a JPEG
+        result = image if image.mode == "RGB" else image.convert("RGB")
     if alpha is not None:
         result.putalpha(alpha.resize(result.size, Image.Resampling.LANCZOS))
-        if output_format is OutputFormat.JPEG:
-            white = Image.new("RGBA", result.size, "white")
-            result = Image.alpha_composite(white, result).convert("RGB")
-    return _written(result, output_format, quality=quality, exif=exif or b"")
+    if output_format is _PNG:
+        return png_of(result, exif)
+    result.info.clear()  # Pillow makes a PNG's texts the comment of a JPEG
+    if alpha is not None and output_format is OutputFormat.JPEG:
+        white = Image.new("RGBA", result.size, "white")
+        result = Image.alpha_composite(white, result).convert("RGB")
+    out = io.BytesIO()
+    options = {"quality": quality, "exif": exif or b"", "icc_profile": None}
+    result.save(out, output_format.value, **options)
+    return out.getvalue()
 
 
 def _opened(picture: EngineResult) -> Image.Image:
     if isinstance(picture, bytes):
         return Image.open(io.BytesIO(picture), formats=["PNG"])
-    shape = (picture.height, picture.width, picture.channels)
-    rows = np.memmap(picture.path, np.uint8, "r", shape=shape)
+    rows = _rows(picture)
     return Image.fromarray(rows[:, :, 0] if picture.channels == 1 else rows)
+
+
+def _rows(picture: Pixels) -> NDArray[np.uint8]:
+    """(height, width, channels), read when they are looked at."""
+    shape = (picture.height, picture.width, picture.channels)
+    return np.memmap(picture.path, np.uint8, "r", shape=shape)
 
 
 def _is_deep_grey(image: Image.Image) -> bool:
@@ -129,11 +138,3 @@ def _in_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile | None) -> Im
             if converted is not None:
                 return converted
     return plain.convert("RGB")
-
-
-def _written(image: Image.Image, output_format: OutputFormat, **options: object) -> bytes:
-    out = io.BytesIO()
-    if output_format is _PNG:
-        options |= _QUICK_PNG
-    image.save(out, format=output_format.value, icc_profile=None, **options)
-    return out.getvalue()

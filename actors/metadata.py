@@ -7,26 +7,19 @@ upload's EXIF. Blocking, to be called off the event loop.
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import Iterator
-
 import structlog
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
-from restoration.errors import EngineFailed
+from actors.png import SIGNATURE, chunks, exif_chunk
 
 log = structlog.get_logger(__name__)
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEAD = struct.Struct(">I4s")
 # What the pixels mean; of the other chunks none is needed to show them (PNG, third edition, 11.3).
 _PIXEL_CHUNKS = frozenset(
     (b"IHDR", b"PLTE", b"tRNS", b"cHRM", b"gAMA", b"iCCP", b"sBIT", b"sRGB", b"IDAT", b"IEND")
 )
 
-_EXIF_PREFIX = b"Exif\0\0"
 _MAX_EXIF_BYTES = 65_000  # a JPEG holds 65,533
 _KEPT = (
     *(Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime),
@@ -71,28 +64,8 @@ def bare_png(png: bytes, exif: bytes | None = None) -> bytes:
 
     Raises EngineFailed for what is no PNG: nobody could say what is in it.
     """
-    kept = [chunk for name, chunk in _chunks(png) if name in _PIXEL_CHUNKS]
-    if exif is None and len(_SIGNATURE) + sum(map(len, kept)) == len(png):
+    kept = [whole for name, whole in chunks(png) if name in _PIXEL_CHUNKS]
+    if exif is None and len(SIGNATURE) + sum(map(len, kept)) == len(png):
         return png
-    extra = [] if exif is None else [_chunk(b"eXIf", exif.removeprefix(_EXIF_PREFIX))]
-    return b"".join([_SIGNATURE, kept[0], *extra, *kept[1:]])
-
-
-def _chunks(png: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Each chunk by its name, up to the last; what follows that is not the picture's."""
-    if not png.startswith(_SIGNATURE):
-        raise EngineFailed("the engine's result is not a PNG")
-    view, start, name = memoryview(png), len(_SIGNATURE), b""
-    while name != b"IEND":
-        if start + _HEAD.size > len(png):
-            raise EngineFailed("the engine's PNG ends early")
-        size, name = _HEAD.unpack_from(png, start)
-        end = start + _HEAD.size + size + 4  # its checksum
-        if end > len(png):
-            raise EngineFailed("the engine's PNG ends early")
-        yield name, view[start:end]
-        start = end
-
-
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return _HEAD.pack(len(data), name) + data + struct.pack(">I", zlib.crc32(name + data))
+    extra = [] if exif is None else [exif_chunk(exif)]
+    return b"".join([SIGNATURE, kept[0], *extra, *kept[1:]])

@@ -1,0 +1,105 @@
+"""PNG: its chunks, and a writer that takes a sixth of the time of Pillow's.
+
+Of the five filters the writer knows one, Up, which numpy computes for many rows at once; Pillow
+tries them all on each row. The rest is the compressor: ISA-L instead of zlib. A photo is 7 to 10 %
+larger for it: docs/decisions/0020-a-quick-png.md. Blocking, to be called off the event loop.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+from PIL import Image
+
+from restoration.errors import EngineFailed
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEAD = struct.Struct(">I4s")
+_HEADER = struct.Struct(">IIBBBBB")
+_DEPTH = 8
+_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # of as many channels: grey, RGB, RGB with alpha
+_UP = 2  # a byte is told by its difference from the one above (PNG, third edition, 9.2)
+_LEVEL = 1
+# Of the picture, filtered and compressed at a time: a band is held twice, not the picture.
+_BAND_BYTES = 4 * 2**20
+_JPEGS_PREFIX = b"Exif\0\0"  # of EXIF in a JPEG, and in no PNG
+
+
+def png_of(picture: NDArray[np.uint8] | Image.Image, exif: bytes | None = None) -> bytes:
+    """The picture as a PNG of 8 bits, with `exif` and no other metadata.
+
+    An array has the shape (height, width, channels) with 1, 3 or 4 channels; an image has the mode
+    L, RGB or RGBA.
+    """
+    height, width, channels = _shape(picture)
+    header = _HEADER.pack(width, height, _DEPTH, _COLOUR_TYPES[channels], 0, 0, 0)
+    parts = [SIGNATURE, _chunk(b"IHDR", header)]
+    if exif is not None:
+        parts.append(exif_chunk(exif))
+    deflate = isal_zlib.compressobj(_LEVEL)
+    step = max(1, _BAND_BYTES // (width * channels))
+    for top in range(0, height, step):
+        band = _filtered(picture, top, min(top + step, height))
+        parts.append(_chunk(b"IDAT", deflate.compress(band)))
+    parts += [_chunk(b"IDAT", deflate.flush()), _chunk(b"IEND", b"")]
+    return b"".join(parts)
+
+
+def _shape(picture: NDArray[np.uint8] | Image.Image) -> tuple[int, int, int]:
+    if isinstance(picture, Image.Image):
+        return picture.height, picture.width, len(picture.getbands())
+    height, width, channels = picture.shape
+    return height, width, channels
+
+
+def _filtered(picture: NDArray[np.uint8] | Image.Image, top: int, bottom: int) -> bytes:
+    """These rows, each behind the number of its filter."""
+    above = max(top - 1, 0)
+    rows = _rows(picture, above, bottom)
+    filtered = np.empty((bottom - top, 1 + rows.shape[1]), np.uint8)
+    filtered[:, 0] = _UP
+    if top == above:
+        filtered[0, 1:] = rows[0]  # above the first row all is zero
+    np.subtract(rows[1:], rows[:-1], out=filtered[top == above :, 1:])
+    return filtered.tobytes()
+
+
+def _rows(picture: NDArray[np.uint8] | Image.Image, top: int, bottom: int) -> NDArray[np.uint8]:
+    if isinstance(picture, Image.Image):
+        rows = np.asarray(picture.crop((0, top, picture.width, bottom)))
+    else:
+        rows = picture[top:bottom]
+    return rows.reshape(bottom - top, -1)
+
+
+def chunks(png: bytes) -> Iterator[tuple[bytes, memoryview]]:
+    """Each chunk by its name, up to the last; what follows that is not the picture's.
+
+    Raises EngineFailed for what is no whole PNG.
+    """
+    if not png.startswith(SIGNATURE):
+        raise EngineFailed("the engine's result is not a PNG")
+    view, start, name = memoryview(png), len(SIGNATURE), b""
+    while name != b"IEND":
+        if start + _HEAD.size > len(png):
+            raise EngineFailed("the engine's PNG ends early")
+        size, name = _HEAD.unpack_from(png, start)
+        end = start + _HEAD.size + size + 4  # its checksum
+        if end > len(png):
+            raise EngineFailed("the engine's PNG ends early")
+        yield name, view[start:end]
+        start = end
+
+
+def exif_chunk(exif: bytes) -> bytes:
+    """For `exif` as Pillow and JPEG have it."""
+    return _chunk(b"eXIf", exif.removeprefix(_JPEGS_PREFIX))
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    checksum = isal_zlib.crc32(data, isal_zlib.crc32(name))
+    return b"".join([_HEAD.pack(len(data), name), data, struct.pack(">I", checksum)])
