@@ -231,7 +231,9 @@ class Job:
         ResultExpired."""
         if self.output is None:
             reason = self.failure.message if self.failure else "it has no result yet"
-            raise ResultNotReady(f"the job is {self.status}: {reason}", status=self.status)
+            raise ResultNotReady(
+                f"the job is {self.status}: {reason}", status=self.status, job_id=str(self.id)
+            )
         if self.output_expired_at is not None:
             raise ResultExpired("the result was kept for its time, and has been removed")
         return self.output

@@ -13,12 +13,15 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from restoration.errors import RestorationError
+from restoration.jobs import OutputFormat
 from serve_app.errors import PROBLEM_JSON, STATUS_OF
 from serve_app.schemas import Problem
 
 _BINARY = "application/octet-stream"
 _REF_TEMPLATE = "#/components/schemas/{model}"
 _PROBLEM = {PROBLEM_JSON: {"schema": {"$ref": _REF_TEMPLATE.format(model=Problem.__name__)}}}
+
+PICTURES: dict[str, dict[str, Any]] = {kind.content_type: {} for kind in OutputFormat}
 
 Responses = dict[int | str, dict[str, Any]]
 

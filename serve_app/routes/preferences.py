@@ -1,12 +1,16 @@
-"""The Prefer header (RFC 7240): how long a client would rather wait for its result."""
+"""What a client would rather have: Prefer (RFC 7240), how long it waits for its result; and Accept
+(RFC 9110), whether as a picture."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 MAX_WAIT_S = 60
 _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
+_RANGE = re.compile(
+    r"(?P<range>[\w!#$&^.+*-]+/[\w!#$&^.+*-]+)\s*(?:;\s*q=(?P<weight>0(?:\.\d{0,3})?|1(?:\.0{0,3})?))?"
+)
 
 
 def preferred_wait_s(headers: Iterable[str]) -> int | None:
@@ -19,3 +23,28 @@ def preferred_wait_s(headers: Iterable[str]) -> int | None:
             if found := _WAIT.fullmatch(preference.partition(";")[0].strip()):
                 return min(int(found[1]), MAX_WAIT_S)
     return None
+
+
+def prefers(media_type: str, than: str, accept: Iterable[str]) -> bool:
+    """Whether Accept headers ask for `media_type` rather than for the other: RFC 9110, 12.5.1.
+
+    A range that is malformed is ignored; without any, all are as welcome.
+    """
+    weights = dict(_weights(accept))
+    return _weight(media_type, weights) > _weight(than, weights)
+
+
+def _weights(accept: Iterable[str]) -> Iterator[tuple[str, float]]:
+    for header in accept:
+        for part in header.lower().split(","):
+            if found := _RANGE.fullmatch(part.strip()):
+                yield found["range"], float(found["weight"] or 1)
+
+
+def _weight(media_type: str, weights: Mapping[str, float]) -> float:
+    """Of the most specific range that it is in; 0 if it is in none."""
+    kind = media_type.partition("/")[0]
+    for each in (media_type, f"{kind}/*", "*/*"):
+        if each in weights:
+            return weights[each]
+    return 0

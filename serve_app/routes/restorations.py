@@ -26,21 +26,20 @@ from restoration.errors import (
     Unauthenticated,
     UnknownWorkflow,
 )
-from restoration.jobs import JobStatus, OutputFormat
+from restoration.jobs import JobStatus
 from serve_app.auth import Principal
-from serve_app.openapi import header, problems
+from serve_app.openapi import PICTURES, header, problems
 from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
 from serve_app.routes.forms import FORM_BODY, SubmittedForm, submitted_form
 from serve_app.routes.submissions import IdempotencyKey, Prefer, answer, submission_responses
 from serve_app.routes.uploads import UploadSlot, upload_slot
-from serve_app.routes.views import show, show_all
+from serve_app.routes.views import filename_of, picture, show, show_all
 from serve_app.schemas import Restoration, RestorationPage
 from serve_app.scopes import Scope
 from serve_app.services import Services
 from workflows.custom import CUSTOM
 
 MAX_PAGE = 100
-_EXTENSIONS = {OutputFormat.PNG: "png", OutputFormat.JPEG: "jpg", OutputFormat.WEBP: "webp"}
 
 router = APIRouter(
     prefix="/api/v1/restorations",
@@ -73,7 +72,7 @@ async def submit_restoration(
         form.fields.asks(caller, form.image, idempotency_key)
     )
     slot.give_back()  # the upload is stored: who waits for the end waits without it
-    return await answer(request, services, submitted, prefer)
+    return await answer(request, caller, services, submitted, prefer)
 
 
 @router.get("", responses=problems(InvalidRequest))
@@ -183,7 +182,7 @@ async def demand_run(services: Services, job_id: UUID, caller: Principal) -> Non
         },
         200: {
             "description": "the picture (`download=1`)",
-            "content": {kind.content_type: {} for kind in OutputFormat},
+            "content": PICTURES,
             "headers": {"Content-Disposition": header("an attachment with a file name")},
         },
         **problems(JobNotFound, ResultNotReady, ResultExpired),
@@ -197,17 +196,8 @@ async def get_result(
 ) -> Response:
     """The restored photo."""
     job = await services.jobs.get(job_id, caller.reach)
-    output, filename = job.result(), f"restored-{job.id}.{_EXTENSIONS[job.output_format]}"
-    if not download:
-        lifetime_s = services.settings.result_url_lifetime_s
-        url = await services.blobs.signed_url(output, filename, lifetime_s)
-        return RedirectResponse(url, headers={"Cache-Control": "no-store"})
-    return Response(
-        await services.blobs.get(output),
-        media_type=output.content_type,
-        headers={
-            "Content-Disposition": f'attachment; filename="{filename}"',
-            "Cache-Control": "private",
-            "ETag": f'"{output.sha256}"',
-        },
-    )
+    if download:
+        return await picture(services.blobs, job, {})
+    lifetime_s = services.settings.result_url_lifetime_s
+    url = await services.blobs.signed_url(job.result(), filename_of(job), lifetime_s)
+    return RedirectResponse(url, headers={"Cache-Control": "no-store"})

@@ -53,4 +53,4 @@ async def submit_run(
         form.fields.asks(caller, form.image, idempotency_key)
     )
     slot.give_back()
-    return await answer(request, services, submitted, prefer)
+    return await answer(request, caller, services, submitted, prefer)

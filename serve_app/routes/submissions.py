@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated
 
-from fastapi import Header, Request
+from fastapi import Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from actors.submission import MAX_NAME_CHARS, Submitted
 from restoration.errors import (
     BrokenImage,
+    DependencyUnavailable,
     IdempotencyConflict,
     ImageTooLarge,
     InvalidRequest,
@@ -18,16 +20,21 @@ from restoration.errors import (
     QueueFull,
     RateLimited,
     RestorationError,
+    ResultExpired,
+    ResultNotReady,
     StorageFull,
     TooManyUploads,
     UnsupportedImage,
     UploadNotFound,
     UploadUsed,
 )
-from serve_app.openapi import Responses, header, problems
-from serve_app.routes.preferences import preferred_wait_s
-from serve_app.routes.views import show
+from restoration.jobs import Job
+from serve_app.auth import Principal
+from serve_app.openapi import PICTURES, Responses, header, problems
+from serve_app.routes.preferences import preferred_wait_s, prefers
+from serve_app.routes.views import links_to, picture, show
 from serve_app.schemas import Restoration
+from serve_app.scopes import Scope
 from serve_app.services import Services
 
 IdempotencyKey = Annotated[
@@ -59,8 +66,10 @@ def submission_responses(*errors: type[RestorationError]) -> Responses:
         },
         200: {
             "description": "the finished job (`Prefer: wait`, or `reuse=allow` and there was a "
-            "result), or the job of an earlier request with the same Idempotency-Key or upload",
+            "result), or the job of an earlier request with the same Idempotency-Key or upload; "
+            "of a job that succeeded its result, if Accept prefers that to JSON",
             "model": Restoration,
+            "content": PICTURES,
             "headers": {
                 "Location": header("path of the job"),
                 "Idempotent-Replayed": header("`true` for the job of an earlier request"),
@@ -69,6 +78,7 @@ def submission_responses(*errors: type[RestorationError]) -> Responses:
         },
         **problems(
             *(InvalidRequest, IdempotencyConflict, UploadNotFound, UploadUsed),
+            *(ResultNotReady, ResultExpired),
             *(ImageTooLarge, UnsupportedImage, BrokenImage, InvalidWebhook),
             *(QueueFull, StorageFull, RateLimited, TooManyUploads),
             *errors,
@@ -80,18 +90,34 @@ def submission_responses(*errors: type[RestorationError]) -> Responses:
 
 
 async def answer(
-    request: Request, services: Services, submitted: Submitted, prefer: Sequence[str] | None
-) -> JSONResponse:
-    """The job, at its end if the caller would rather wait."""
+    request: Request,
+    caller: Principal,
+    services: Services,
+    submitted: Submitted,
+    prefer: Sequence[str] | None,
+) -> Response:
+    """The job, at its end if the caller would rather wait; its result, if that is what it accepts.
+
+    Raises ResultNotReady for a job that ended without the result that was asked for.
+    """
     job, wait_s = submitted.job, preferred_wait_s(prefer or ())
     if wait_s is not None:
         job = await services.watcher.wait(job, wait_s)
-    view = await show(request, services.status, job)
-    headers = {"Location": view.links.self_}
+    headers = {"Location": links_to(request, job.id).self_}
     if submitted.replayed:
         headers["Idempotent-Replayed"] = "true"
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s}"
+    if job.status.is_final and _wants_picture(request, caller, job):
+        with suppress(DependencyUnavailable):  # the job is there all the same
+            return await picture(services.blobs, job, headers)
+    view = await show(request, services.status, job)
     is_done = submitted.replayed or job.status.is_final
     body = view.model_dump(mode="json", by_alias=True)
     return JSONResponse(body, 200 if is_done else 202, headers)
+
+
+def _wants_picture(request: Request, caller: Principal, job: Job) -> bool:
+    accept = request.headers.getlist("accept")
+    wanted = prefers(job.output_format.content_type, "application/json", accept)
+    return wanted and Scope.READ in caller.scopes

@@ -1,4 +1,4 @@
-"""Jobs as the API shows them: with links, and with live progress where there is any."""
+"""Jobs as the API shows them: with links, with live progress where there is any, or as pictures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import structlog
-from fastapi import Request
+from fastapi import Request, Response
 
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent
-from restoration.jobs import Job, JobStatus
-from restoration.ports import JobStore, StatusBoard
+from restoration.jobs import Job, JobStatus, OutputFormat
+from restoration.ports import BlobStore, JobStore, StatusBoard
 from restoration.webhooks import Delivery
 from serve_app import schemas
 from serve_app.routes.dependencies import services_of
@@ -20,6 +20,7 @@ from serve_app.routes.dependencies import services_of
 log = structlog.get_logger(__name__)
 
 PROGRESS_TIMEOUT_S = 1.0
+_EXTENSIONS = {OutputFormat.PNG: "png", OutputFormat.JPEG: "jpg", OutputFormat.WEBP: "webp"}
 _HAS_PROGRESS = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
 
 
@@ -41,6 +42,26 @@ async def show_all(
         )
         for job in jobs
     ]
+
+
+async def picture(blobs: BlobStore, job: Job, headers: Mapping[str, str]) -> Response:
+    """The job's result itself. Raises ResultNotReady and its kin, DependencyUnavailable."""
+    output = job.result()
+    return Response(
+        await blobs.get(output),
+        media_type=output.content_type,
+        headers={
+            "Content-Disposition": f'attachment; filename="{filename_of(job)}"',
+            "Cache-Control": "private",
+            "ETag": f'"{output.sha256}"',
+            **headers,
+        },
+    )
+
+
+def filename_of(job: Job) -> str:
+    """What a browser saves the result as."""
+    return f"restored-{job.id}.{_EXTENSIONS[job.output_format]}"
 
 
 def links_to(request: Request, job_id: UUID) -> schemas.Links:

@@ -167,6 +167,23 @@ def test_a_waiting_client_gets_the_finished_job(stack: Stack, small: bytes) -> N
     assert answer.json()["status"] == "succeeded"
 
 
+def test_05_a_waiting_client_gets_the_picture_if_it_accepts_one(
+    stack: Stack, client: RestorationClient, small: bytes, tmp_path: Path
+) -> None:
+    """One request through the proxy and back: the same bytes that the job's result has."""
+    with stack.http() as http:
+        answer = http.post(
+            API,
+            files={"image": ("a.png", small)},
+            data={"workflow": "enlarge"},
+            headers={"Prefer": "wait=50", "Accept": "image/*"},
+        )
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
+    job_id = uuid.UUID(answer.headers["location"].rpartition("/")[2])
+    client.download(job_id, tmp_path / "restored.png")
+    assert answer.content == (tmp_path / "restored.png").read_bytes()
+
+
 def test_08_an_idempotency_key_makes_one_job(client: RestorationClient, small: bytes) -> None:
     """The same request under the same key is the same job; another request is refused."""
     key = str(uuid.uuid4())

@@ -1,0 +1,131 @@
+"""A submission that is answered with the picture itself, for those who accept that."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from restoration.jobs import Job
+from serve_app.routes.preferences import prefers
+from serve_app.scopes import USER_SCOPES, Scope
+from tests.fakes.site import API, Site, open_site, submission
+
+PICTURE = "image/*"
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with open_site() as site:
+        yield site
+
+
+async def _post(
+    site: Site, accept: str, scopes: Sequence[str] = USER_SCOPES, **fields: str
+) -> httpx.Response:
+    """The answer to a submission that waits as long as it may."""
+    headers = {"Accept": accept, "Prefer": "wait=60"}
+    async with site.client(scopes=scopes) as client:
+        return await client.post(API, **submission(reuse="allow", **fields), headers=headers)
+
+
+@asynccontextmanager
+async def _had_before(site: Site, **fields: str) -> AsyncIterator[Job]:
+    """A result that the same submission is answered with, at once."""
+    job = await site.start(await site.submit(**fields))
+    await site.succeed(job)
+    yield job
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+async def test_05_who_accepts_pictures_has_the_result_in_the_answer(
+    site: Site, output_format: str
+) -> None:
+    """As `?download=1` has it, under its type and file name; the headers say which job it was."""
+    async with _had_before(site, output_format=output_format):
+        answer = await _post(site, PICTURE, output_format=output_format)
+    assert (answer.status_code, answer.content) == (200, b"restored")
+    assert answer.headers["content-type"] == f"image/{output_format}"
+    assert answer.headers["preference-applied"] == "wait=60"
+    job_url = answer.headers["location"]
+    async with site.client() as client:
+        again = await client.get(f"{job_url}/result", params={"download": 1})
+    for name in ("content-type", "content-disposition", "etag", "cache-control"):
+        assert answer.headers[name] == again.headers[name]
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "image/webp", "text/html"])
+async def test_05_others_have_the_job(site: Site, accept: str) -> None:
+    """JSON, where the result's type is not what they would rather have."""
+    async with _had_before(site):
+        answer = await _post(site, accept)
+    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+
+
+async def test_05_a_job_that_goes_on_is_no_picture_yet(site: Site) -> None:
+    """202 with the job, as without the header: who waited knows where to look."""
+    async with site.client() as client:
+        headers = {"Accept": PICTURE, "Prefer": "wait=0"}
+        answer = await client.post(API, **submission(), headers=headers)
+    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+
+
+async def test_05_a_job_that_failed_is_no_picture_at_all(site: Site) -> None:
+    """409, as for its result, and it says which job: nobody saves an error as a picture."""
+    job_id, headers = await _submit(site, "k-1")
+    await site.fail(await site.start(job_id))
+    async with site.client() as client:
+        answer = await client.post(API, **submission(), headers=headers)
+    body: dict[str, Any] = answer.json()
+    assert (answer.status_code, body["code"]) == (409, "result_not_ready")
+    assert body["details"] == {"status": "failed", "job_id": str(job_id)}
+
+
+async def _submit(site: Site, key: str) -> tuple[UUID, dict[str, str]]:
+    """A job, and the headers with which another request is the same."""
+    headers = {"Idempotency-Key": key, "Accept": PICTURE}
+    async with site.client() as client:
+        answer = await client.post(API, **submission(), headers=headers)
+    return UUID(answer.json()["id"]), headers
+
+
+async def test_05_only_readers_have_the_picture(site: Site) -> None:
+    """A token that may submit and not read gets the job, as it always did."""
+    async with _had_before(site):
+        answer = await _post(site, PICTURE, scopes=[Scope.WRITE])
+    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+
+
+async def test_05_without_s3_the_job_is_there_all_the_same(site: Site) -> None:
+    """An answer of 503 would have the photo submitted again."""
+    job_id, headers = await _submit(site, "k-1")
+    await site.succeed(await site.start(job_id))
+    async with site.client() as client:
+        site.blobs.down = True
+        answer = await client.post(API, **submission(), headers=headers)
+    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+
+
+@pytest.mark.parametrize(
+    ("accept", "preferred"),
+    [
+        ([], False),
+        (["image/*"], True),
+        (["IMAGE/PNG"], True),
+        (["application/json", "image/png"], False),
+        (["application/json;q=0.5, image/*"], True),
+        (["application/json", "image/*;q=0.5"], False),
+        (["*/*;q=0.1, image/png"], True),
+        (["*/*"], False),
+        (["image/*, image/png;q=0"], False),
+        (["image/*;q=2"], False),
+        (["image", "", ",,"], False),
+    ],
+)
+def test_05_the_accept_header(accept: list[str], preferred: bool) -> None:
+    """RFC 9110: the most specific range counts, and among equals nothing is preferred."""
+    assert prefers("image/png", "application/json", accept) is preferred
