@@ -23,6 +23,7 @@ from benchmarks.memory import memory_growth
 from benchmarks.pool import busy_pool
 from benchmarks.reads import status_reads
 from benchmarks.rivals import api_proxy, usual_service
+from benchmarks.serve_settings import serve_settings
 from benchmarks.submits import submits
 from benchmarks.throughput import throughput
 
@@ -39,27 +40,29 @@ BENCHMARKS: dict[str, Benchmark] = {
     "usual": usual_service,
     "proxy": api_proxy,
 }
+# Only when they are named: what they say is about no goal.
+BY_NAME: dict[str, Benchmark] = {"serve": serve_settings}
 OUT = Path("build")
 
 
 def main(
     only: Annotated[
-        list[str] | None, typer.Argument(help=f"any of: {', '.join(BENCHMARKS)}")
+        list[str] | None, typer.Argument(help=f"any of: {', '.join([*BENCHMARKS, *BY_NAME])}")
     ] = None,
 ) -> None:
     """Run all benchmarks, or those that are named."""
     quiet = structlog.make_filtering_bound_logger(logging.WARNING)
     structlog.configure(wrapper_class=quiet)  # engines say a line for each job
     console = Console(highlight=False, soft_wrap=True)
-    if unknown := set(only or ()) - set(BENCHMARKS):
+    if unknown := set(only or ()) - set(BENCHMARKS) - set(BY_NAME):
         raise typer.BadParameter(f"no such benchmark: {', '.join(unknown)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end the stacks that were started
     bench = Bench(console.print)
     figures: list[Figure] = []
     try:
         with bench.resources:
-            for name, run in BENCHMARKS.items():
-                if not only or name in only:
+            for name, run in {**BENCHMARKS, **BY_NAME}.items():
+                if name in (only or BENCHMARKS):
                     console.print(f"[bold]{name}[/bold]")
                     figures += run(bench)
     finally:  # what was measured is told, also when another benchmark breaks

@@ -105,11 +105,11 @@ class Bench:
     def new_stack(
         self, workers: int, environ: Mapping[str, str], workflows: Path = WORKFLOWS
     ) -> Iterator[Stack]:
-        """A service behind the proxy that clusters have too."""
+        """A service behind the proxy that clusters have too, unless `environ` says otherwise."""
         self.say(f"starting a stack, workers: {workers}")
         environ = {
-            **environ,
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            **environ,
             **{name: str(free_port()) for name in PROXY_PORTS},
             "WORKFLOWS_DIR": str(workflows),
             "CUSTOM_NODES_DIR": str(HERE),

@@ -137,15 +137,21 @@ class ServiceClient:
         """Wait for the end of them all, with few requests, so that the cores are the workers'.
         Raises NoAnswer."""
         for job in jobs:
-            url, now = self._url + job["links"]["self"], job
+            now = job
             while now["status"] in {"queued", "running"}:
-                async with self._http.get(url, headers=self._headers) as answer:
-                    answer.raise_for_status()
-                    now = await answer.json()
+                now = await self.read(job)
                 if now["status"] in {"queued", "running"}:
                     await asyncio.sleep(POLL_S)
             if now["status"] != "succeeded":
                 raise NoAnswer(now)
+
+    async def read(self, job: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The job as it is now."""
+        url = self._url + job["links"]["self"]
+        async with self._http.get(url, headers=self._headers) as answer:
+            answer.raise_for_status()
+            now: dict[str, Any] = await answer.json()
+            return now
 
     async def _fetch(self, path: str) -> bytes:
         url = self._url + path

@@ -93,8 +93,8 @@ def per_s(ended_at_s: Sequence[float]) -> float:
 async def _added_time(bench: Bench, bare_url: str, client: ServiceClient) -> Figure:
     added_ms, parts = [], ""
     for n in range(ROUNDS):
-        bare = _median_gap_ms(await end_times_s(bare_url, TINY.work(), TINY.jobs, in_flight=1))
-        ours = _median_gap_ms(await client.end_times_s(TINY, in_flight=1, redirected=False))
+        bare = median_gap_ms(await end_times_s(bare_url, TINY.work(), TINY.jobs, in_flight=1))
+        ours = median_gap_ms(await client.end_times_s(TINY, in_flight=1, redirected=False))
         parts = f"{ours:.0f} ms over {bare:.0f} ms"
         bench.say(f"  one job at a time, round {n + 1}: {parts}")
         added_ms.append(ours - bare)
@@ -102,7 +102,7 @@ async def _added_time(bench: Bench, bare_url: str, client: ServiceClient) -> Fig
     return Figure("added time of a single job, p50", added_ms, goal, "ms", parts)
 
 
-def _median_gap_ms(ended_at_s: Sequence[float]) -> float:
+def median_gap_ms(ended_at_s: Sequence[float]) -> float:
     """Between one job's end and the next, where each begins when the last has ended."""
     pairs = zip(ended_at_s[WARM_UP_JOBS:], ended_at_s[WARM_UP_JOBS + 1 :], strict=False)
     return 1e3 * statistics.median(after - before for before, after in pairs)

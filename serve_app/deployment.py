@@ -217,7 +217,8 @@ def start_local(args: PoolArgs, port: int) -> RayAddresses:
     All of it listens on loopback only, and Ray asks for its token even there.
     Returns once every replica is ready. Raises DependencyUnavailable if one does not get there.
     """
-    os.environ.update(LOCAL_ENVIRONMENT)
+    for name, value in LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     start_on_loopback()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
