@@ -98,24 +98,33 @@ class Bench:
 
     @cached_property
     def stack(self) -> Stack:
-        """A service with one worker."""
-        return self.resources.enter_context(self.new_stack(1, self.environ))
+        """A service with one worker, on `environ`."""
+        self.say("starting a stack")
+        return self.resources.enter_context(_stack(1, self.environ, WORKFLOWS))
 
     @contextmanager
     def new_stack(
-        self, workers: int, environ: Mapping[str, str], workflows: Path = WORKFLOWS
+        self, workers: int, changes: Mapping[str, str], workflows: Path = WORKFLOWS
     ) -> Iterator[Stack]:
-        """A service behind the proxy that clusters have too, unless `environ` says otherwise."""
+        """Another service, on Postgres, Valkey and S3 of its own: of two on the same, one's
+        dispatcher leads and its workers do all the jobs."""
         self.say(f"starting a stack, workers: {workers}")
-        environ = {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            **environ,
-            **{name: str(free_port()) for name in PROXY_PORTS},
-            "WORKFLOWS_DIR": str(workflows),
-            "CUSTOM_NODES_DIR": str(HERE),
-        }
-        with running_stack("--workers", str(workers), environ=environ) as stack:
+        with new_services() as environ, _stack(workers, {**environ, **changes}, workflows) as stack:
             yield stack
+
+
+@contextmanager
+def _stack(workers: int, environ: Mapping[str, str], workflows: Path) -> Iterator[Stack]:
+    """A service behind the proxy that clusters have too, unless `environ` says otherwise."""
+    environ = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        **environ,
+        **{name: str(free_port()) for name in PROXY_PORTS},
+        "WORKFLOWS_DIR": str(workflows),
+        "CUSTOM_NODES_DIR": str(HERE),
+    }
+    with running_stack("--workers", str(workers), environ=environ) as stack:
+        yield stack
 
 
 @contextmanager

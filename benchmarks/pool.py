@@ -53,9 +53,7 @@ def busy_pool(bench: Bench) -> Sequence[Figure]:
     """Both figures on one pool."""
     with (
         _mixed_workflows() as workflows,
-        bench.new_stack(
-            WORKERS, {**bench.environ, "MAX_UPLOADS_IN_FLIGHT": str(MIXED_JOBS)}, workflows
-        ) as on,
+        bench.new_stack(WORKERS, {"MAX_UPLOADS_IN_FLIGHT": str(MIXED_JOBS)}, workflows) as on,
     ):
         return asyncio.run(_measure(bench, on))
 

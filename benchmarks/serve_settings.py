@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
-from benchmarks.figures import Bench, Figure, Goal, new_services
+from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.load import apply_load
 from benchmarks.service_client import Held, ServiceClient
 from benchmarks.throughput import median_gap_ms
@@ -33,7 +33,7 @@ def serve_settings(bench: Bench) -> Sequence[Figure]:
 
 def _compare(bench: Bench, name: str) -> list[Figure]:
     bench.say(f"  {name}")
-    with new_services() as environ, bench.new_stack(1, {**environ, **CHANGES[name]}) as changed:
+    with bench.new_stack(1, CHANGES[name]) as changed:
         return asyncio.run(_measure(bench, name, changed))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from actors.submission import SubmissionRequest
-from benchmarks.figures import Bench, Figure, Goal, new_services
+from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.load import Load, apply_load
 from benchmarks.service_client import WORKFLOW, ServiceClient
 from restoration.jobs import Priority
@@ -33,9 +33,8 @@ LIMITS = {
 
 def submits(bench: Bench) -> Sequence[Figure]:
     """In turns, on services of their own: the jobs that wait at the end would be in the way."""
-    with new_services() as environ, bench.new_stack(1, {**environ, **LIMITS}) as stack:
-        issuer = stack.record.issuer or ""
-        settings = {**environ, **LIMITS, "LOCAL_ISSUER_URL": issuer}
+    with bench.new_stack(1, LIMITS) as stack:
+        settings = {**stack.environ, "LOCAL_ISSUER_URL": stack.record.issuer or ""}
         rounds = asyncio.run(_rounds(bench, stack, settings))
     return [
         Figure(
