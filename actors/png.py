@@ -58,13 +58,12 @@ def _shape(picture: NDArray[np.uint8] | Image.Image) -> tuple[int, int, int]:
 
 def _filtered(picture: NDArray[np.uint8] | Image.Image, top: int, bottom: int) -> bytes:
     """These rows, each behind the number of its filter."""
-    above = max(top - 1, 0)
-    rows = _rows(picture, above, bottom)
-    filtered = np.empty((bottom - top, 1 + rows.shape[1]), np.uint8)
+    rows = _rows(picture, top, bottom)
+    above = _rows(picture, top - 1, top) if top else np.zeros_like(rows[:1])
+    filtered = np.empty((len(rows), 1 + rows.shape[1]), np.uint8)
     filtered[:, 0] = _UP
-    if top == above:
-        filtered[0, 1:] = rows[0]  # above the first row all is zero
-    np.subtract(rows[1:], rows[:-1], out=filtered[top == above :, 1:])
+    np.subtract(rows[:1], above, out=filtered[:1, 1:])
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     return filtered.tobytes()
 
 
