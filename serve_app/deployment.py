@@ -195,10 +195,13 @@ LOCAL_ENVIRONMENT = {
     # a killed proxy is back in 4 s, not 30
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
-    # a thread for our code would have each event of a stream cross it, and queue without a limit
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # strips a header with which clients could set Serve's own time limit
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.middleware:serve_edge",
+}
+# The same, where nothing else is set: `make bench ONLY=serve` tries what else there is.
+LOCAL_DEFAULTS = {
+    # a thread for our code would have each event of a stream cross it, and queue without a limit
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
@@ -217,8 +220,7 @@ def start_local(args: PoolArgs, port: int) -> RayAddresses:
     All of it listens on loopback only, and Ray asks for its token even there.
     Returns once every replica is ready. Raises DependencyUnavailable if one does not get there.
     """
-    for name, value in LOCAL_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.update({**LOCAL_DEFAULTS, **os.environ, **LOCAL_ENVIRONMENT})
     start_on_loopback()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from restoration.settings import load_settings
-from serve_app.deployment import LOCAL_ENVIRONMENT
+from serve_app.deployment import LOCAL_DEFAULTS, LOCAL_ENVIRONMENT
 from tests.cluster_files import (
     RAY,
     ROOT,
@@ -143,10 +143,9 @@ def test_nodes_have_the_environment_that_we_need(node_environ: Mapping[str, str]
     assert settings.s3_access_key is None  # the instance profile's turn
     assert node_environ["RAY_AUTH_MODE"] == "token"
     assert node_environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-    as_here = LOCAL_ENVIRONMENT.keys() - {"RAY_USAGE_STATS_ENABLED"}
-    assert {name: node_environ[name] for name in as_here} == {
-        name: LOCAL_ENVIRONMENT[name] for name in as_here
-    }
+    local = LOCAL_ENVIRONMENT | LOCAL_DEFAULTS
+    as_here = local.keys() - {"RAY_USAGE_STATS_ENABLED"}
+    assert {name: node_environ[name] for name in as_here} == {name: local[name] for name in as_here}
     assert node_environ["PATH"].startswith(f"{node_environ['HOME']}/comfy-restore/bin:")
     assert "OMP_NUM_THREADS" not in node_environ
 
