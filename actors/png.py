@@ -1,8 +1,8 @@
 """PNG: its chunks, and a writer that takes a sixth of the time of Pillow's.
 
 Of the five filters the writer knows one, Up, which numpy computes for many rows at once; Pillow
-tries them all on each row. The rest is the compressor: ISA-L instead of zlib. A photo is 7 to 10 %
-larger for it: docs/decisions/0020-a-quick-png.md. Blocking, to be called off the event loop.
+tries them all on each row. The rest is the compressor: ISA-L instead of zlib. What it costs in
+size is in docs/decisions/0020-a-quick-png.md. Blocking, to be called off the event loop.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.load import apply_load
-from benchmarks.service_client import Held, ServiceClient
+from benchmarks.service_client import WAIT_S, WORKFLOW, Held, ServiceClient
 from benchmarks.throughput import median_gap_ms
 from tests.stack import Stack
 
@@ -63,7 +63,7 @@ async def _measure(bench: Bench, name: str, changed: Stack) -> list[Figure]:
 
 
 async def _reads_per_s(client: ServiceClient) -> float:
-    job = await client.submit("held", JOB.params, JOB.photo(), wait_s=60)
+    job = await client.submit(WORKFLOW, JOB.params, JOB.photo(), WAIT_S)
     return (await apply_load(lambda: client.read(job), CLIENTS, ROUND_S)).per_s
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Annotated
 
+import structlog
 from fastapi import Header, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -36,6 +36,8 @@ from serve_app.routes.views import links_to, picture, show
 from serve_app.schemas import Restoration
 from serve_app.scopes import Scope
 from serve_app.services import Services
+
+log = structlog.get_logger(__name__)
 
 IdempotencyKey = Annotated[
     str | None,
@@ -109,8 +111,10 @@ async def answer(
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s}"
     if job.status.is_final and _wants_picture(request, caller, job):
-        with suppress(DependencyUnavailable):  # the job is there all the same
+        try:
             return await picture(services.blobs, job, headers)
+        except DependencyUnavailable as error:  # the job is there all the same
+            log.warning("picture_not_sent", job_id=str(job.id), reason=error.message)
     view = await show(request, services.status, job)
     is_done = submitted.replayed or job.status.is_final
     body = view.model_dump(mode="json", by_alias=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
 import httpx
 import pytest
 
-from restoration.jobs import Job
 from serve_app.routes.preferences import prefers
 from serve_app.scopes import USER_SCOPES, Scope
 from tests.fakes.site import API, Site, open_site, submission
@@ -33,12 +31,9 @@ async def _post(
         return await client.post(API, **submission(reuse="allow", **fields), headers=headers)
 
 
-@asynccontextmanager
-async def _had_before(site: Site, **fields: str) -> AsyncIterator[Job]:
+async def _have_one_already(site: Site, **fields: str) -> None:
     """A result that the same submission is answered with, at once."""
-    job = await site.start(await site.submit(**fields))
-    await site.succeed(job)
-    yield job
+    await site.succeed(await site.start(await site.submit(**fields)))
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
@@ -46,8 +41,8 @@ async def test_05_who_accepts_pictures_has_the_result_in_the_answer(
     site: Site, output_format: str
 ) -> None:
     """As `?download=1` has it, under its type and file name; the headers say which job it was."""
-    async with _had_before(site, output_format=output_format):
-        answer = await _post(site, PICTURE, output_format=output_format)
+    await _have_one_already(site, output_format=output_format)
+    answer = await _post(site, PICTURE, output_format=output_format)
     assert (answer.status_code, answer.content) == (200, b"restored")
     assert answer.headers["content-type"] == f"image/{output_format}"
     assert answer.headers["preference-applied"] == "wait=60"
@@ -61,8 +56,8 @@ async def test_05_who_accepts_pictures_has_the_result_in_the_answer(
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "image/webp", "text/html"])
 async def test_05_others_have_the_job(site: Site, accept: str) -> None:
     """JSON, where the result's type is not what they would rather have."""
-    async with _had_before(site):
-        answer = await _post(site, accept)
+    await _have_one_already(site)
+    answer = await _post(site, accept)
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
 
 
@@ -95,8 +90,8 @@ async def _submit(site: Site, key: str) -> tuple[UUID, dict[str, str]]:
 
 async def test_05_only_readers_have_the_picture(site: Site) -> None:
     """A token that may submit and not read gets the job, as it always did."""
-    async with _had_before(site):
-        answer = await _post(site, PICTURE, scopes=[Scope.WRITE])
+    await _have_one_already(site)
+    answer = await _post(site, PICTURE, scopes=[Scope.WRITE])
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
 
 
