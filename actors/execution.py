@@ -20,7 +20,7 @@ import structlog
 from PIL import Image
 
 from actors.conversion import Prepared, prepare
-from actors.observation import NobodyPays, NobodyWatches, Observer
+from actors.observation import NobodyWatches, Observer
 from actors.stopwatch import ENGINE, Stopwatch
 from persistence.keys import output_key
 from restoration.errors import (
@@ -49,7 +49,6 @@ from restoration.ports import (
 )
 from restoration.tasks import stop
 from restoration.tracing import trace_id_of
-from restoration.usage import UsageLedger
 from restoration.workers import Stage
 from workflows.catalog import Catalog, Workflow
 from workflows.custom import workflow_of
@@ -59,6 +58,7 @@ log = structlog.get_logger(__name__)
 
 P = ParamSpec("P")
 Publish = Callable[[UUID, JobEvent], None]
+Charge = Callable[[Job, float], None]  # `actors.costs.CostBook.charge`
 # `actors.conversion.encode`, elsewhere
 Encode = Callable[
     [EngineResult, OutputFormat, int, Image.Image | None, bytes | None], Awaitable[bytes]
@@ -120,7 +120,7 @@ class Execution:
         publish: Publish,
         lease: Lease,
         retry: RetryPolicy | None = None,
-        usage: UsageLedger | None = None,
+        charge: Charge | None = None,
         observer: Observer | None = None,
     ) -> None:
         self._catalog = catalog
@@ -131,7 +131,7 @@ class Execution:
         self._publish = publish
         self._lease = lease
         self._retry = retry or RetryPolicy()
-        self._usage = usage or NobodyPays()
+        self._charge = charge or (lambda *_: None)
         self._observer = observer or NobodyWatches()
 
     async def run(self, job: Job, visit: Visit) -> Job | None:
@@ -159,25 +159,20 @@ class Execution:
                 self._publish(job.id, StateChanged(ended.status, job.attempt))
                 log.info("attempt_ended", status=ended.status, timings_s=dict(ended.timings_s))
             finally:
-                await self._settle(job, watch, ended)
+                self._settle(job, watch, ended)
             return ended
 
-    async def _settle(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
+    def _settle(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
         """Account for the attempt, whatever became of it; nothing else depends on that."""
         watch.stop()
-        await self._charge(job, watch)
+        self._account(job, watch)
         self._observer.ended(job, watch, ended)
 
-    async def _charge(self, job: Job, watch: Stopwatch) -> None:
-        """Record what the attempt has cost so far: all of it, so that the next call makes up for
-        one that found Postgres away."""
+    def _account(self, job: Job, watch: Stopwatch) -> None:
+        """Tell what the attempt has cost so far."""
         self._observer.executed(job, watch.take_gpu_s())
-        if not (gpu_s := watch.gpu_s):
-            return
-        try:
-            await self._usage.record(job, gpu_s)
-        except DependencyUnavailable as error:
-            log.warning("usage_not_recorded", gpu_s=gpu_s, reason=error.message)
+        if gpu_s := watch.gpu_s:
+            self._charge(job, gpu_s)
 
     async def _attempt(self, job: Job, visit: Visit, watch: Stopwatch) -> Job:
         run_id = uuid4()  # never used before: ComfyUI takes an id twice and mixes the two up
@@ -339,7 +334,7 @@ class Execution:
             if status is JobStatus.CANCELLING:
                 self._publish(job.id, StateChanged(status, job.attempt))
                 await self._engine.interrupt(run_id)
-            await self._charge(job, watch)
+            self._account(job, watch)
 
 
 def _log_context(job: Job) -> dict[str, str | int]:

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 import ray
 import structlog
 
+from actors.costs import CostBook
 from actors.draining import is_draining
 from actors.encoders import Encoders
 from actors.engine_watch import EngineWatch
@@ -28,7 +29,7 @@ from actors.status_actor import ProgressReporter, status_actor
 from actors.traces import Traced, tracer_from
 from actors.warmth import Warmth
 from comfy_pool.assembly import engine_on_this_node
-from persistence.blobs import S3BlobStore
+from persistence.copies import open_blobs
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.usage import PostgresUsageLedger
@@ -75,6 +76,7 @@ class GpuWorker:
             await self._open(resources, settings, catalog, whole_gpu=whole_gpu)
             self._resources = resources.pop_all()
         self._reporting = asyncio.create_task(self._standing.run())
+        self._accounting = asyncio.create_task(self._costs.run())
         self._leaving = asyncio.create_task(self._leave_in_time(drain_s))
         self._ready = True
         log.info("worker_ready", worker=self._id)
@@ -85,8 +87,7 @@ class GpuWorker:
         """What the worker works with; `resources` closes all of it, the last first."""
         database = Database(settings.database_url.get_secret_value())
         resources.push_async_callback(database.aclose)
-        self._blobs = blobs = S3BlobStore.from_settings(settings)
-        resources.push_async_callback(blobs.aclose)
+        self._blobs = blobs = open_blobs(settings, resources)
         progress = ProgressReporter(status_actor())
         resources.push_async_callback(progress.aclose)
         self._engine = await resources.enter_async_context(
@@ -100,9 +101,11 @@ class GpuWorker:
         if settings.warm_up_workflow:
             await self._warmth.warm_up(settings.warm_up_workflow)
         self._jobs = PostgresJobStore(database, settings.queue_policy)
+        self._costs = CostBook(PostgresUsageLedger(database), settings.heartbeat_s)
+        resources.push_async_callback(self._costs.write)
         self._execution = Execution(
             *(catalog, self._jobs, blobs, self._engine, encoders.encode, progress, self._lease),
-            usage=PostgresUsageLedger(database),
+            charge=self._costs.charge,
             observer=Observers(Measured(meter), Traced(tracer_from(settings, "worker"))),
         )
         registry = PostgresWorkerRegistry(database)
@@ -223,8 +226,9 @@ class GpuWorker:
         """Bring a dead engine back between jobs; raise, to be replaced, if that cannot be done."""
         if (error := self._engine.broken) is not None:
             raise error  # also while a job waits for it to start
-        if self._reporting.done():
-            self._reporting.result()  # a worker that nobody can reach is no good
+        for task in (self._reporting, self._accounting):
+            if task.done():
+                task.result()  # a worker that nobody can reach, or that works unpaid, is no good
         if self._pipeline.idle and not await self._engine.healthy():
             await self._engine.start()
 
@@ -232,7 +236,7 @@ class GpuWorker:
         """Hand back what runs, and stop the engine. Serve has drained the replica before."""
         if not self._ready:
             return  # stopped while it started, which closes what it had opened
-        await stop(self._leaving, self._reporting)
+        await stop(self._leaving, self._reporting, self._accounting)
         await self._hand_back()
         await self._standing.leave()
         await self._resources.aclose()

@@ -5,14 +5,12 @@ Told after the fact, from the attempt's stopwatch, so that the work itself knows
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import datetime
+from collections.abc import Iterable
 from typing import Protocol
 
 from actors.stopwatch import ENGINE, Lap, Stopwatch
 from restoration.jobs import Job
 from restoration.metrics import ATTEMPTS, GPU_BUSY, STAGES, Meter
-from restoration.usage import Usage
 
 NO_CODE, LOST = "none", "lost"
 # Nodes of ComfyUI that read models from disk are all named so; LoadImage is not one of them.
@@ -46,15 +44,6 @@ class Observers:
     def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
         for observer in self._observers:
             observer.ended(job, watch, ended)
-
-
-class NobodyPays:
-    """A UsageLedger without a memory."""
-
-    async def record(self, job: Job, gpu_s: float) -> None: ...
-
-    async def since(self, since: datetime, owner: str | None = None) -> Sequence[Usage]:
-        return ()
 
 
 class Measured:

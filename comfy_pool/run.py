@@ -274,16 +274,19 @@ class RunInEngine:
             self.ask_to_stop()
             with contextlib.suppress(EngineError):
                 await self._outcome(link)
-        if not link.ended.done():
-            try:
-                if self._queued:  # in an engine that was given up and is not ours
-                    await link.client.dequeue(self.id)
-                await link.client.forget(self.id)
-            except EngineError as error:
-                _log.warning("history entry left", run=self.id, error=error.message)
-        await link.host.clear(self.folder)
+        await asyncio.gather(self._forget(link), link.host.clear(self.folder))
         if (path := self._pixels(link)) is not None and not self._taken:
             path.unlink(missing_ok=True)
+
+    async def _forget(self, link: Link) -> None:
+        if link.ended.done():
+            return
+        try:
+            if self._queued:  # in an engine that was given up and is not ours
+                await link.client.dequeue(self.id)
+            await link.client.forget(self.id)
+        except EngineError as error:
+            _log.warning("history entry left", run=self.id, error=error.message)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -39,12 +39,12 @@ class Entry:
     is_preview: bool
 
 
-def connect(url: str, *, timeout_s: float, retries: int) -> Redis:
+def connect(url: str, *, timeout_s: float, retries: int, text: bool = True) -> Redis:
     """A client that gives up on an answer after `timeout_s`, and on a broken connection after
-    `retries` new ones, at once each."""
+    `retries` new ones, at once each. Answers are text, or bytes."""
     return Redis.from_url(
         url,
-        decode_responses=True,
+        decode_responses=text,
         protocol=2,  # the same shape of answers from every version of client and server
         driver_info=None,  # else each new connection reads redis-py's version from the disk
         socket_connect_timeout=_CONNECT_TIMEOUT_S,

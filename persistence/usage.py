@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from persistence.database import Database
 from persistence.tables import gpu_usage
 from restoration.jobs import Job
-from restoration.usage import Usage
+from restoration.usage import Cost, Usage
 
 
 class PostgresUsageLedger:
@@ -26,8 +26,8 @@ class PostgresUsageLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def record(self, job: Job, gpu_s: float) -> None:
-        await self._database.run(partial(_record, job, gpu_s), atomic=False)
+    async def record(self, costs: Sequence[Cost]) -> None:
+        await self._database.run(partial(_record, costs))
 
     async def since(self, since: datetime, owner: str | None = None) -> Sequence[Usage]:
         of_time = select(gpu_usage).where(gpu_usage.c.began_at >= since)
@@ -47,9 +47,13 @@ def _recording() -> Insert:
 _RECORD = _recording()
 
 
-def _record(job: Job, gpu_s: float, connection: Connection) -> None:
-    values = {"job_id": job.id, "attempt": job.attempt, "gpu_s": gpu_s}
-    connection.execute(_RECORD, {**values, "owner": job.owner, "workflow": job.workflow})
+def _record(costs: Sequence[Cost], connection: Connection) -> None:
+    connection.execute(_RECORD, [_row(cost.job, cost.gpu_s) for cost in costs])
+
+
+def _row(job: Job, gpu_s: float) -> dict[str, object]:
+    of_job = {"job_id": job.id, "owner": job.owner, "workflow": job.workflow}
+    return {**of_job, "attempt": job.attempt, "gpu_s": gpu_s}
 
 
 def _sums(of_time: Select[Any], connection: Connection) -> list[Usage]:

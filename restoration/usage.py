@@ -21,15 +21,23 @@ class Usage:
     gpu_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The attempt of `job` has executed for `gpu_s` seconds in all."""
+
+    job: Job
+    gpu_s: float
+
+
 class UsageLedger(Protocol):
     """Keeps what attempts cost, and keeps it when a job's row is gone.
 
     Not fenced: an attempt that has lost its job has cost all the same.
     """
 
-    async def record(self, job: Job, gpu_s: float) -> None:
-        """The attempt of `job` has executed for so long in all. May be told again and again; a
-        smaller figure changes nothing. Raises DependencyUnavailable."""
+    async def record(self, costs: Sequence[Cost]) -> None:
+        """Of different attempts. May be told again and again; a smaller figure changes nothing.
+        Raises DependencyUnavailable."""
 
     async def since(self, since: datetime, owner: str | None = None) -> Sequence[Usage]:
         """Sums over attempts that began to execute at or after `since`, of all owners or of one;

@@ -16,7 +16,7 @@ from actors.submission import Submission
 from actors.traces import tracer_from
 from actors.uploads import Uploads
 from persistence.batches import PostgresBatchStore
-from persistence.blobs import S3BlobStore
+from persistence.copies import open_blobs
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.rates import RedisRateLimiter
@@ -83,8 +83,7 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
     database = Database(settings.database_url.get_secret_value())
     resources.push_async_callback(database.aclose)
     jobs = PostgresJobStore(database, settings.queue_policy)
-    blobs = S3BlobStore.from_settings(settings)
-    resources.push_async_callback(blobs.aclose)
+    blobs = open_blobs(settings, resources)
     decoders = Decoders(settings.upload_limits, settings.decoders, settings.decode_timeout_s)
     resources.push_async_callback(decoders.aclose)
     board = RedisStatusBoard(settings.redis_url.get_secret_value())

@@ -13,8 +13,10 @@ import httpx
 import pytest
 
 from persistence.blobs import S3BlobStore
+from persistence.copies import CopiedBlobs, RedisCopies
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable
 from restoration.jobs import Artifact
+from restoration.ports import BlobStore
 
 DATA = bytes(range(256)) * 20
 
@@ -30,10 +32,21 @@ def _store(s3: Any, **changes: Any) -> S3BlobStore:
 
 
 @pytest.fixture
-async def store(s3: Any) -> AsyncIterator[S3BlobStore]:
+async def s3_store(s3: Any) -> AsyncIterator[S3BlobStore]:
     store = _store(s3)
     yield store
     await store.aclose()
+
+
+@pytest.fixture(params=["alone", "with copies"])
+async def store(request: pytest.FixtureRequest, s3_store: S3BlobStore) -> AsyncIterator[BlobStore]:
+    """S3 itself, and as the service uses it."""
+    if request.param == "alone":
+        yield s3_store
+        return
+    copies = RedisCopies(request.getfixturevalue("redis_url"))
+    yield CopiedBlobs(s3_store, copies)
+    await copies.aclose()
 
 
 @pytest.fixture
@@ -41,7 +54,7 @@ def key() -> str:
     return f"outputs/{uuid4()}/1.png"
 
 
-async def test_what_was_put_is_what_is_got(store: S3BlobStore, key: str) -> None:
+async def test_what_was_put_is_what_is_got(store: BlobStore, key: str) -> None:
     """Bytes come back to the bit, and their artifact says what they are."""
     artifact = await store.put(key, DATA, "image/png")
     assert (artifact.key, artifact.size_bytes) == (key, len(DATA))
@@ -49,7 +62,7 @@ async def test_what_was_put_is_what_is_got(store: S3BlobStore, key: str) -> None
     assert await store.get(artifact) == DATA
 
 
-async def test_many_at_once(store: S3BlobStore, key: str) -> None:
+async def test_many_at_once(store: BlobStore, key: str) -> None:
     """Concurrent calls, more of them than threads, do not mix their objects up."""
     keys = [f"{key}-{n}" for n in range(20)]
     artifacts = await asyncio.gather(*(store.put(k, k.encode(), "text/plain") for k in keys))
@@ -59,7 +72,7 @@ async def test_many_at_once(store: S3BlobStore, key: str) -> None:
 
 @pytest.mark.parametrize("other", [b"x" * len(DATA), DATA + b"x", b""])
 async def test_an_object_that_was_overwritten_is_corrupt(
-    store: S3BlobStore, key: str, other: bytes
+    store: BlobStore, key: str, other: bytes
 ) -> None:
     """Other bytes under the same key are noticed, whether or not their number is the same."""
     artifact = await store.put(key, DATA, "image/png")
@@ -68,7 +81,7 @@ async def test_an_object_that_was_overwritten_is_corrupt(
         await store.get(artifact)
 
 
-async def test_an_object_that_is_gone_is_corrupt(store: S3BlobStore, key: str) -> None:
+async def test_an_object_that_is_gone_is_corrupt(store: BlobStore, key: str) -> None:
     """What the row promises and S3 does not have is no passing fault; deleting twice is none."""
     artifact = await store.put(key, DATA, "image/png")
     await store.delete(key)
@@ -77,7 +90,7 @@ async def test_an_object_that_is_gone_is_corrupt(store: S3BlobStore, key: str) -
         await store.get(artifact)
 
 
-async def test_a_signed_url_needs_no_credentials(store: S3BlobStore, key: str) -> None:
+async def test_a_signed_url_needs_no_credentials(store: BlobStore, key: str) -> None:
     """Anybody who has the URL gets the bytes, with their type and the file name to save as."""
     artifact = await store.put(key, DATA, "image/png")
     url = await store.signed_url(artifact, 'a "new" grüße.png', lifetime_s=60)
@@ -94,7 +107,7 @@ async def test_a_signed_url_needs_no_credentials(store: S3BlobStore, key: str) -
     assert forged.status_code == 403
 
 
-async def test_a_signed_url_lapses(store: S3BlobStore, key: str) -> None:
+async def test_a_signed_url_lapses(store: BlobStore, key: str) -> None:
     """After its lifetime the URL opens nothing."""
     artifact = await store.put(key, DATA, "image/png")
     url = await store.signed_url(artifact, "a.png", lifetime_s=1)
@@ -103,10 +116,10 @@ async def test_a_signed_url_lapses(store: S3BlobStore, key: str) -> None:
             await asyncio.sleep(0.2)
 
 
-async def test_ping_and_ensure_bucket(s3: Any, store: S3BlobStore) -> None:
+async def test_ping_and_ensure_bucket(s3: Any, s3_store: S3BlobStore) -> None:
     """The bucket may be ensured again; a bucket that is not there is DependencyUnavailable."""
-    await store.ensure_bucket()
-    await store.ping()
+    await s3_store.ensure_bucket()
+    await s3_store.ping()
     missing = _store(s3, bucket=f"missing-{uuid4()}")
     with pytest.raises(DependencyUnavailable):
         await missing.ping()
@@ -140,9 +153,7 @@ async def test_a_server_that_is_away(s3: Any, key: str) -> None:
         await store.aclose()
 
 
-async def test_a_wrong_size_is_found_before_the_bytes_are_read(
-    store: S3BlobStore, key: str
-) -> None:
+async def test_a_wrong_size_is_found_before_the_bytes_are_read(store: BlobStore, key: str) -> None:
     """The row's size and sha256 both count: either being wrong is enough."""
     artifact = await store.put(key, DATA, "image/png")
     for wrong in (replace(artifact, size_bytes=1), replace(artifact, sha256="0" * 64)):

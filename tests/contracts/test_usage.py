@@ -13,7 +13,7 @@ import pytest
 from persistence.database import Database
 from persistence.usage import PostgresUsageLedger
 from restoration.jobs import Job
-from restoration.usage import Usage, UsageLedger
+from restoration.usage import Cost, Usage, UsageLedger
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.usage import MemoryUsageLedger
 from tests.samples import new_job
@@ -42,8 +42,8 @@ async def test_09_every_attempt_is_summed(ledger: UsageLedger) -> None:
     owner = f"ann-{uuid4()}"
     job = await _attempt(owner)
     for attempt, gpu_s in ((1, 2.0), (2, 3.5), (3, 1.0)):
-        await ledger.record(replace(job, attempt=attempt), gpu_s)
-    await ledger.record(await _attempt(owner), 4.0)
+        await ledger.record([Cost(replace(job, attempt=attempt), gpu_s)])
+    await ledger.record([Cost(await _attempt(owner), 4.0)])
     assert await ledger.since(LONG_AGO, owner) == [Usage(owner, "restore", 2, 4, 10.5)]
 
 
@@ -51,16 +51,15 @@ async def test_09_a_figure_replaces_a_smaller_one(ledger: UsageLedger) -> None:
     """An attempt tells again and again; what comes late or twice adds nothing."""
     job = await _attempt(owner := f"ann-{uuid4()}")
     for gpu_s in (1.0, 2.0, 2.0, 1.5):
-        await ledger.record(job, gpu_s)
+        await ledger.record([Cost(job, gpu_s)])
     assert await ledger.since(LONG_AGO, owner) == [Usage(owner, "restore", 1, 1, 2.0)]
 
 
 async def test_09_sums_are_by_owner_and_workflow_the_largest_first(ledger: UsageLedger) -> None:
     """All owners, or one who sees nothing of the others."""
     ann, bob = f"ann-{uuid4()}", f"bob-{uuid4()}"
-    await ledger.record(await _attempt(ann), 1.0)
-    await ledger.record(await _attempt(ann, "enlarge"), 5.0)
-    await ledger.record(await _attempt(bob), 3.0)
+    attempts = await _attempt(ann), await _attempt(ann, "enlarge"), await _attempt(bob)
+    await ledger.record(list(map(Cost, attempts, (1.0, 5.0, 3.0))))
     of_all = [usage for usage in await ledger.since(LONG_AGO) if usage.owner in (ann, bob)]
     assert [(usage.owner, usage.workflow, usage.gpu_s) for usage in of_all] == [
         (ann, "enlarge", 5.0),
@@ -72,6 +71,6 @@ async def test_09_sums_are_by_owner_and_workflow_the_largest_first(ledger: Usage
 
 async def test_09_only_what_began_since_then(ledger: UsageLedger) -> None:
     """An attempt belongs to the moment in which it began to execute."""
-    await ledger.record(await _attempt(owner := f"ann-{uuid4()}"), 1.0)
+    await ledger.record([Cost(await _attempt(owner := f"ann-{uuid4()}"), 1.0)])
     assert await ledger.since(datetime.now(UTC) + timedelta(hours=1), owner) == []
     assert await ledger.since(datetime.now(UTC) - timedelta(hours=1), owner)

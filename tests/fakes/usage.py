@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, Job
-from restoration.usage import Usage
+from restoration.usage import Cost, Usage
 
 
 @dataclass
-class _Cost:
+class _Row:
     job: Job
     began_at: datetime
     gpu_s: float
@@ -23,17 +23,18 @@ class MemoryUsageLedger:
     """`down`: it cannot be reached. `clock` says when an attempt began."""
 
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
-    costs: dict[AttemptRef, _Cost] = field(default_factory=dict)
+    costs: dict[AttemptRef, _Row] = field(default_factory=dict)
     down: bool = False
 
-    async def record(self, job: Job, gpu_s: float) -> None:
+    async def record(self, costs: Sequence[Cost]) -> None:
         if self.down:
             raise DependencyUnavailable("Postgres: down")
-        cost = self.costs.setdefault(job.ref, _Cost(job, self.clock(), 0))
-        cost.gpu_s = max(cost.gpu_s, gpu_s)
+        for cost in costs:
+            row = self.costs.setdefault(cost.job.ref, _Row(cost.job, self.clock(), 0))
+            row.gpu_s = max(row.gpu_s, cost.gpu_s)
 
     async def since(self, since: datetime, owner: str | None = None) -> Sequence[Usage]:
-        found: dict[tuple[str, str], list[_Cost]] = {}
+        found: dict[tuple[str, str], list[_Row]] = {}
         for cost in self.costs.values():
             if cost.began_at >= since and owner in (None, cost.job.owner):
                 found.setdefault((cost.job.owner, cost.job.workflow), []).append(cost)
