@@ -38,11 +38,15 @@ class CostBook:
 
     async def write(self) -> None:
         """Give the ledger what it does not have; what it cannot take now it is given again."""
-        costs, self._unwritten = self._unwritten, {}
+        costs = list(self._unwritten.values())
         if not costs:
             return
         try:
-            await self._ledger.record(list(costs.values()))
+            await self._ledger.record(costs)
         except DependencyUnavailable as error:
-            self._unwritten = costs | self._unwritten
             log.warning("usage_not_recorded", attempts=len(costs), reason=error.message)
+            return
+        # Only now, so that one who is cancelled meanwhile has forgotten nothing.
+        for cost in costs:
+            if self._unwritten.get(cost.job.ref) is cost:
+                del self._unwritten[cost.job.ref]

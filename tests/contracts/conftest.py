@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
+from redis.asyncio import Redis
 
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
@@ -24,3 +25,10 @@ async def open_store(request: pytest.FixtureRequest) -> AsyncIterator[OpenStore]
         database = Database(url)
         stack.push_async_callback(database.aclose)
         yield lambda policy: PostgresJobStore(database, policy)
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """The server itself, to look into it and to do to it what must be survived."""
+    async with Redis.from_url(redis_url, protocol=2) as client:
+        yield client

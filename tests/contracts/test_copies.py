@@ -27,13 +27,6 @@ async def copies(redis_url: str) -> AsyncIterator[RedisCopies]:
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    redis = Redis.from_url(redis_url)
-    yield redis
-    await redis.aclose()
-
-
-@pytest.fixture
 def key() -> str:
     return f"outputs/{uuid4()}/1.png"
 

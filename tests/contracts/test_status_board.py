@@ -31,13 +31,6 @@ async def board(redis_url: str) -> AsyncIterator[RedisStatusBoard]:
 
 
 @pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """The server itself, to do to it what the board must survive."""
-    async with Redis.from_url(redis_url, protocol=2) as client:
-        yield client
-
-
-@pytest.fixture
 def job_id() -> UUID:
     return uuid4()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -202,6 +204,35 @@ async def test_09_what_could_not_be_recorded_is_recorded_later() -> None:
     assert ledger.costs == {}
 
 
+async def test_09_a_write_that_is_cut_off_has_forgotten_nothing() -> None:
+    """A worker that stops while it writes writes once more, and what came meanwhile as well."""
+    ledger = _NeverAnswers()
+    book = CostBook(ledger, every_s=3600)
+    first, _ = await MemoryJobStore().insert(new_job())
+    other, _ = await MemoryJobStore().insert(new_job())
+    book.charge(first, 1.0)
+    writing = asyncio.create_task(book.write())
+    async with asyncio.timeout(DEADLINE_S):
+        await ledger.asked.wait()
+    book.charge(other, 2.0)
+    await stop(writing)
+    ledger.answers = True
+    await book.write()
+    assert {ref: row.gpu_s for ref, row in ledger.costs.items()} == {first.ref: 1.0, other.ref: 2.0}
+
+
+@dataclass
+class _NeverAnswers(MemoryUsageLedger):
+    answers: bool = False
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def record(self, costs: Sequence[Cost]) -> None:
+        self.asked.set()
+        if not self.answers:
+            await asyncio.Event().wait()
+        await super().record(costs)
+
+
 async def test_09_costs_are_written_every_so_often() -> None:
     """Without anybody's asking, through an outage too."""
     ledger = MemoryUsageLedger(down=True)
@@ -235,3 +266,20 @@ async def test_09_since_when_is_thirty_days_by_default() -> None:
         since = datetime.fromisoformat((await client.get(PATH)).json()["since"])
     age = datetime.now(UTC) - since
     assert timedelta(days=30) <= age < timedelta(days=30, hours=1)
+
+
+async def test_05_a_cancel_is_obeyed_while_no_cost_can_be_recorded() -> None:
+    """What an attempt costs is written beside its lease, and never in the way of a cancel."""
+    bench = Bench(_NeverAnswers())
+    bench.engine.go_on.clear()
+    await bench.insert()
+    running = asyncio.create_task(bench.attempt())
+    writing = asyncio.create_task(bench.book.run())
+    async with asyncio.timeout(DEADLINE_S):
+        await bench.engine.running.wait()
+        [job] = bench.jobs.rows.values()
+        await bench.jobs.request_cancel(job.id)
+        ended = await running
+    await stop(writing)
+    assert ended is not None
+    assert ended.status is JobStatus.CANCELLED
