@@ -146,6 +146,7 @@ class _SystemBody:
 
 _NODE_ERROR = TypeAdapter(NodeError)
 _HISTORY = TypeAdapter(dict[str, HistoryEntry])
+_OUTPUT = TypeAdapter(NodeOutput)
 _PROMPT = TypeAdapter(_PromptBody)
 _QUEUE = TypeAdapter(_QueueBody)
 _UPLOAD = TypeAdapter(_UploadBody)
@@ -156,6 +157,11 @@ _NODE_CLASSES = TypeAdapter(dict[str, Any])
 def parse_history(body: bytes, prompt_id: str) -> HistoryEntry | None:
     """GET /history/{prompt_id}; None while the prompt has not ended, or was never there."""
     return parse(_HISTORY, body, "history").get(prompt_id)
+
+
+def parse_output(raw: Mapping[str, Any]) -> NodeOutput:
+    """What a node has to show, as an event tells it."""
+    return parse(_OUTPUT, raw, "output of a node")
 
 
 def parse_queue(body: bytes) -> Queue:

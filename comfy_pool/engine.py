@@ -38,7 +38,8 @@ class ComfyEngine:
         self._limits = limits or EngineLimits()
         self._client = ComfyClient(host.base_url, answer_s=self._limits.answer_s)
         self._runs: dict[str, RunInEngine] = {}
-        self._tasks: set[asyncio.Task[EngineResult]] = set()
+        self._tasks: set[asyncio.Task[EngineResult]] = set()  # of the runs in the engine
+        self._cleaning: set[asyncio.Task[EngineResult]] = set()  # of those that have their result
         self._link: Link | None = None
         self._starting = asyncio.Lock()
         self._starts = Starts(self._limits)
@@ -122,8 +123,7 @@ class ComfyEngine:
         for active in self._runs.values():
             active.ask_to_stop()
         async with self._starting:
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            await self._emptied()
             try:
                 await self._stop()
             finally:
@@ -133,14 +133,18 @@ class ComfyEngine:
         """In a task of its own, so that a cancelled caller leaves nothing behind in the engine."""
         task = asyncio.create_task(active.execute(link))
         self._tasks.add(task)
+        task.add_done_callback(self._cleaning.discard)
         try:
-            result = await asyncio.shield(task)
+            await asyncio.wait({task, active.result}, return_when=asyncio.FIRST_COMPLETED)
+            result = active.result.result() if active.result.done() else task.result()
         except asyncio.CancelledError:
             active.ask_to_stop()
             await _settled(task)
             raise
         finally:
             self._tasks.discard(task)
+            if not task.done():
+                self._cleaning.add(task)
             self._runs_since_start += 1
         self._starts.run_succeeded()
         return result
@@ -154,14 +158,17 @@ class ComfyEngine:
             if link is not None and link.alive:
                 if wear := await self._wear():
                     _log.info("engine is worn", reason=wear, runs=self._runs_since_start)
-                    if self._tasks:  # no more of them come: they wait for the lock
-                        await asyncio.wait(self._tasks)
+                    await self._emptied()  # no more runs come: they wait for the lock
                 # With runs in it, it is they who notice when it hangs.
                 elif self._tasks or await self._answers():
                     return link
             await self._stop()
             self._link = await self._start()
             return self._link
+
+    async def _emptied(self) -> None:
+        if leaving := self._tasks | self._cleaning:
+            await asyncio.wait(leaving)
 
     async def _answers(self) -> bool:
         """Whether an engine with nothing to do is well; a probe takes as long as a small job."""

@@ -1,8 +1,9 @@
 """The life of one run in an engine: upload, submit, wait for its outcome, fetch, clean up.
 
-History is the truth about an outcome; events only say when to look, and how far the run is. So a
-lost event or a dropped socket costs a run nothing but progress. Every wait ends: with history, with
-the engine's end, or when the engine has neither the run, nor an answer, nor an event for too long.
+History is the truth about an outcome; events say when to look, how far the run is, and sometimes
+all that history would (`comfy_pool.heard`). So a lost event or a dropped socket costs a run nothing
+but progress. Every wait ends: with history, with the engine's end, or when the engine has neither
+the run, nor an answer, nor an event for too long.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from comfy_pool.answers import HandedOver, HistoryEntry, OutputImage, Rejected
 from comfy_pool.client import ComfyClient
 from comfy_pool.event_socket import EventSocket
 from comfy_pool.handover import bound, taken
+from comfy_pool.heard import Heard
 from comfy_pool.hosts import RUNS_FOLDER
 from comfy_pool.limits import EngineLimits
 from comfy_pool.link import Link
 from comfy_pool.outcome import output_of
 from comfy_pool.patience import Patience
 from comfy_pool.progress import ProgressMeter
-from comfy_pool.wire import Executing, Message, NodeError, Preview, Started
+from comfy_pool.wire import Executing, Message, Preview, Started
 from restoration.errors import (
     EngineCrashed,
     EngineError,
@@ -66,8 +68,9 @@ class RunInEngine:
         self._meter: ProgressMeter | None = None
         self._link: Link | None = None
         self._socket: EventSocket | None = None
-        self._heard: NodeError | None = None
+        self._heard = Heard(run.output_node)
         self._wake = asyncio.Event()
+        self.result: asyncio.Future[EngineResult] = asyncio.get_running_loop().create_future()
         self._began = False
         self._taken = False  # the pixels, by whoever has the result
         self._submitted = False
@@ -88,6 +91,7 @@ class RunInEngine:
             return
         self._patience.sign_of_life()
         self._begins()
+        self._heard.take(message)
         match message:
             case Started():
                 self._link.began(self.id)
@@ -96,8 +100,6 @@ class RunInEngine:
                 self.wake()
             case Preview(image=image, content_type=content_type):
                 self._on_event(EnginePreview(image, content_type))
-            case NodeError():
-                self._heard = message
             case _:
                 if node_class := self._meter.begins(message):
                     self._on_event(EngineNode(node_class))
@@ -107,6 +109,7 @@ class RunInEngine:
     async def execute(self, link: Link) -> EngineResult:
         """The picture; see `restoration.ports.Engine.run` for the errors.
 
+        It is in `result` before it is returned: what is left to clean up then concerns nobody.
         EngineUnavailable: the engine ended when it was not this run's turn, or could not be
         reached before the prompt was sent. It never speaks against the run; every other error may.
         """
@@ -114,7 +117,8 @@ class RunInEngine:
         wake = _calls(self.wake)
         link.ended.add_done_callback(wake)
         try:
-            return await self._execute(link)
+            self.result.set_result(await self._execute(link))
+            return self.result.result()
         except EngineUnavailable as error:
             if link.alive:
                 await asyncio.wait({link.ended}, timeout=_END_REPORT_S)
@@ -212,7 +216,7 @@ class RunInEngine:
 
     async def _look_up(self, link: Link) -> HistoryEntry | None:
         """The history entry, or None while the engine has the run in its queue."""
-        if (entry := await link.client.history(self.id)) is None:
+        if (entry := self._heard.entry or await link.client.history(self.id)) is None:
             queue = await link.client.queue()
             if self.id in queue.running:
                 self._begins()
@@ -264,7 +268,7 @@ class RunInEngine:
             self._run.output_node,
             self.folder,
             stop_asked=self._patience.stop_asked,
-            heard=self._heard,
+            heard=self._heard.error,
         )
 
     async def _clean(self, link: Link) -> None:

@@ -53,6 +53,22 @@ class Executing:
 
 
 @dataclass(frozen=True, slots=True)
+class Executed:
+    """What `node` has to show, in the form that history has it in (`answers.parse_output`)."""
+
+    prompt_id: str
+    node: str
+    output: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """All nodes have run; the prompt is not in history yet."""
+
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepProgress:
     prompt_id: str
     node: str
@@ -98,7 +114,18 @@ class Preview:
     prompt_id: str | None
 
 
-Message = Hello | Started | Cached | Executing | StepProgress | PromptProgress | NodeError | Preview
+Message = (
+    Hello
+    | Started
+    | Cached
+    | Executing
+    | Executed
+    | Succeeded
+    | StepProgress
+    | PromptProgress
+    | NodeError
+    | Preview
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +146,8 @@ _EVENTS: dict[str, tuple[str, TypeAdapter[Any]]] = {
     "execution_start": ("prompt_id", TypeAdapter(Started)),
     "execution_cached": ("prompt_id", TypeAdapter(Cached)),
     "executing": ("prompt_id", TypeAdapter(Executing)),
+    "executed": ("prompt_id", TypeAdapter(Executed)),
+    "execution_success": ("prompt_id", TypeAdapter(Succeeded)),
     "progress": ("prompt_id", TypeAdapter(StepProgress)),
     "progress_state": ("prompt_id", TypeAdapter(PromptProgress)),
     "execution_error": ("prompt_id", TypeAdapter(NodeError)),

@@ -183,6 +183,8 @@ class Worker:
             case "ComfyRestoreHandOver":
                 told = await asyncio.to_thread(_hand_over, inputs, self._drawn(item.graph, inputs))
                 outputs[node_id] = {"pixels": [told]}
+        if node_id in outputs:
+            await self._send(item, "executed", node=node_id, output=outputs[node_id])
         await self._send_state(item, node_id, 1, 1, "finished")
 
     async def _run_steps(self, item: Item, node_id: str, inputs: Mapping[str, Any]) -> None:

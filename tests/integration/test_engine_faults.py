@@ -56,7 +56,7 @@ async def test_the_hello_comes_before_the_prompt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "moment",
-    ["execution_start", "executing", "progress", "execution_success"],
+    ["execution_start", "executing", "progress", "executed", "execution_success"],
 )
 async def test_a_socket_dropped_at_any_point(tmp_path: Path, moment: str) -> None:
     """Rule 4: the run ends by history; the next run has a new client id and hears of itself."""

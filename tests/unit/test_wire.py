@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from comfy_pool.wire import (
     Cached,
+    Executed,
     Executing,
     Hello,
     MalformedMessage,
@@ -22,6 +23,7 @@ from comfy_pool.wire import (
     PromptProgress,
     Started,
     StepProgress,
+    Succeeded,
     decode,
 )
 
@@ -38,6 +40,12 @@ def frame(kind: str, **data: Any) -> str:
         (frame("execution_cached", prompt_id="p", nodes=["1", "2"]), Cached("p", ["1", "2"])),
         (frame("executing", prompt_id="p", node="3", display_node="3"), Executing("p", "3")),
         (frame("executing", prompt_id="p", node=None), Executing("p", None)),
+        (
+            frame("executed", prompt_id="p", node="3", display_node="3", output={"images": []}),
+            Executed("p", "3", {"images": []}),
+        ),
+        (frame("executed", prompt_id="p", node="3", output=None), Executed("p", "3", None)),
+        (frame("execution_success", prompt_id="p", timestamp=1), Succeeded("p")),
         (
             frame("progress", prompt_id="p", node="3", value=2, max=8),
             StepProgress("p", "3", 2, 8),

@@ -41,6 +41,9 @@ class Bench:
                     runs = self.base_dir / side / "comfy-restore"
                     await asyncio.to_thread(shutil.rmtree, runs, ignore_errors=True)
 
+    async def is_empty(self) -> bool:
+        return not (await self.files() or await self.history() or await self.queue())
+
     async def history(self) -> dict[str, object]:
         return dict(await self._get("/history"))
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from comfy_pool.answers import HistoryEntry
+from comfy_pool.client import ComfyClient
 from restoration.errors import EngineFailed, EngineInterrupted, EngineOutOfMemory, EngineRejected
 from restoration.ports import (
     Engine,
@@ -127,6 +129,27 @@ async def test_02_pixels_that_are_handed_over_are_those_of_the_png(bench: Bench)
     assert isinstance(saved, bytes)
     assert saved.startswith(b"\x89PNG")
     assert graphs.pixels(handed_over) == graphs.pixels(saved)
+
+
+async def test_02_events_that_tell_all_spare_the_look_into_history(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a success with pixels nobody asks; of anything else, and of a plain engine's, somebody."""
+    asked: list[str] = []
+    history = ComfyClient.history
+
+    async def counted(client: ComfyClient, prompt_id: str) -> HistoryEntry | None:
+        asked.append(prompt_id)
+        return await history(client, prompt_id)
+
+    monkeypatch.setattr(ComfyClient, "history", counted)
+    run = graphs.through(image=graphs.picture("teal"))
+    assert graphs.pixels(await bench.engine.run(run, ignore)) == graphs.pixels(run.image)
+    assert not asked
+    with pytest.raises(EngineFailed, match="no such luck"):
+        await bench.engine.run(failing := graphs.through(graphs.fail("no such luck")), ignore)
+    await bench.attached(plain := graphs.through())
+    assert asked == [str(failing.id), str(plain.id)]
 
 
 async def test_02_a_run_that_fails_leaves_no_pixels(bench: Bench) -> None:
