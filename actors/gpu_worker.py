@@ -32,6 +32,7 @@ from comfy_pool.assembly import engine_on_this_node
 from persistence.copies import open_blobs
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
+from persistence.status import RedisStatusBoard
 from persistence.usage import PostgresUsageLedger
 from persistence.workers import PostgresWorkerRegistry
 from restoration.errors import DependencyUnavailable, EngineUnavailable, LeaseLost
@@ -88,7 +89,9 @@ class GpuWorker:
         database = Database(settings.database_url.get_secret_value())
         resources.push_async_callback(database.aclose)
         self._blobs = blobs = open_blobs(settings, resources)
-        progress = ProgressReporter(status_actor())
+        board = RedisStatusBoard(settings.redis_url.get_secret_value())
+        resources.push_async_callback(board.aclose)
+        progress = ProgressReporter(status_actor(), board)
         resources.push_async_callback(progress.aclose)
         self._engine = await resources.enter_async_context(
             engine_on_this_node(settings, catalog, ray.get_gpu_ids(), whole_gpu=whole_gpu)

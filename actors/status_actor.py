@@ -1,4 +1,4 @@
-"""The job-status actor: live progress for batch scripts, and the only writer of it to Redis.
+"""The job-status actor: live progress for batch scripts, and the writer of all of it to Redis.
 
 Named and detached, one a cluster. Its state is in Redis, so a restarted actor goes on where the
 last one was; every method may be repeated. It sheds what it cannot write: progress is best
@@ -22,6 +22,7 @@ from actors.logs import configure_logging
 from persistence.status import RedisStatusBoard
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, from_json, is_last, to_json
+from restoration.ports import StatusBoard
 from restoration.settings import load_settings
 from restoration.tasks import stop
 
@@ -125,14 +126,19 @@ def status_actor() -> ActorHandle[StatusActor]:
 class ProgressReporter:
     """A worker's line to the status actor: one call in flight, and four a second for progress.
 
-    Between calls only the newest progress and preview of a job are kept, and every state. The
-    end of a job is sent at once.
+    Between calls only the newest progress and preview of a job are kept, and every state. That a
+    job runs is told a moment later, together with what follows: a quick one is over by then. Its
+    end is sent at once, and put on the board besides: somebody may wait for it over HTTP, and the
+    way through the actor is the longer one. Whoever hears it twice looks at the row twice.
     """
 
     PERIOD_S = 0.25
+    LINGER_S = 0.1
 
-    def __init__(self, actor: ActorHandle[StatusActor]) -> None:
+    def __init__(self, actor: ActorHandle[StatusActor], board: StatusBoard) -> None:
         self._actor = actor
+        self._board = board
+        self._telling: set[asyncio.Task[None]] = set()
         self._pending: dict[tuple[UUID, object], JobEvent] = {}
         self._due = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -146,10 +152,18 @@ class ProgressReporter:
         self._due.set()
         if is_last(event):
             self._urgent.set()
+            self._telling.add(task := asyncio.create_task(self._tell(job_id, event)))
+            task.add_done_callback(self._telling.discard)
+
+    async def _tell(self, job_id: UUID, end: JobEvent) -> None:
+        with suppress(DependencyUnavailable):  # the actor will try, and say so
+            await self._board.publish([(job_id, end)])
 
     async def _send_all(self) -> None:
         while True:
             await self._due.wait()
+            if any(event.type == "state" for event in self._pending.values()):
+                await self._urgent_within(self.LINGER_S)
             self._due.clear()
             self._urgent.clear()
             pending, self._pending = self._pending, {}
@@ -158,8 +172,12 @@ class ProgressReporter:
                 await self._actor.publish.remote(batch)
             except ray.exceptions.RayError as error:
                 log.warning("progress_dropped", events=len(batch), reason=str(error))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), self.PERIOD_S)
+            await self._urgent_within(self.PERIOD_S)
+
+    async def _urgent_within(self, seconds: float) -> None:
+        """Return after so long, or as soon as a job has ended."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._urgent.wait(), seconds)
 
     async def aclose(self) -> None:
-        await stop(self._task)
+        await stop(self._task, *self._telling)

@@ -13,6 +13,7 @@ from ray.exceptions import ActorUnavailableError
 from actors.status_actor import ProgressReporter, Watchers, WireEvent
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged, from_json
 from restoration.jobs import JobStatus
+from tests.fakes.stores import MemoryStatusBoard
 
 DEADLINE_S = 20
 NEVER_S = 3600.0
@@ -56,12 +57,17 @@ def actor() -> FakeActor:
 
 
 @pytest.fixture
+def board() -> MemoryStatusBoard:
+    return MemoryStatusBoard()
+
+
+@pytest.fixture
 async def report(
-    actor: FakeActor, monkeypatch: pytest.MonkeyPatch
+    actor: FakeActor, board: MemoryStatusBoard, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ProgressReporter]:
     """A reporter that sends again after an hour at the earliest, unless something is urgent."""
     monkeypatch.setattr(ProgressReporter, "PERIOD_S", NEVER_S)
-    reporter = ProgressReporter(cast("Any", actor))
+    reporter = ProgressReporter(cast("Any", actor), board)
     yield reporter
     await reporter.aclose()
 
@@ -144,6 +150,37 @@ class TestReporter:
         report(JOB, SUCCEEDED)
         await _until(lambda: actor.events() == [RUNNING, _progress(0.5), SUCCEEDED])
 
+    async def test_05_the_end_is_on_the_board_whatever_the_actor_does(
+        self, actor: FakeActor, board: MemoryStatusBoard, report: ProgressReporter
+    ) -> None:
+        """Who waits for a job hears its end past an actor that is slow; nothing else goes past."""
+        actor.let_go.clear()
+        report(JOB, RUNNING)
+        report(JOB, _progress(0.5))
+        await _until(lambda: actor.in_flight == 1)
+        report(JOB, SUCCEEDED)
+        await _until(lambda: JOB in board.streams)
+        assert [stamped.event for stamped in board.streams[JOB]] == [SUCCEEDED]
+
+    async def test_05_without_a_board_the_actor_is_told_all_the_same(
+        self, actor: FakeActor, board: MemoryStatusBoard, report: ProgressReporter
+    ) -> None:
+        """Redis that is away from the worker's side fails neither the worker nor its report."""
+        board.down = True
+        report(JOB, SUCCEEDED)
+        await _until(lambda: actor.events() == [SUCCEEDED])
+
+    async def test_05_a_job_that_is_soon_over_is_told_of_once(
+        self, actor: FakeActor, report: ProgressReporter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """That it runs goes with what follows: a call for each would cost more than such a job."""
+        monkeypatch.setattr(report, "LINGER_S", NEVER_S)
+        story: list[JobEvent] = [RUNNING, _progress(0.5), SUCCEEDED]
+        for event in story:
+            report(JOB, event)
+            await asyncio.sleep(0.01)
+        await _until(lambda: actor.batches == [[(JOB, event) for event in story]])
+
     async def test_progress_goes_out_after_the_period(
         self, actor: FakeActor, report: ProgressReporter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -169,7 +206,7 @@ class TestReporter:
     async def test_closing_it_waits_for_no_actor(self, actor: FakeActor) -> None:
         """A worker that is told to go does not hang on an actor that does not answer."""
         before = asyncio.all_tasks()
-        reporter = ProgressReporter(cast("Any", actor))
+        reporter = ProgressReporter(cast("Any", actor), MemoryStatusBoard())
         actor.let_go.clear()
         reporter(JOB, RUNNING)
         await _until(lambda: actor.in_flight == 1)
