@@ -1,7 +1,8 @@
 """Processes that write pictures, so that neither the worker nor its engine has to.
 
 A picture of 4096x4096 pixels takes a core the better part of a second. Each encoder is a child
-that waits for orders on its standard input, and ends with it: none outlives its worker.
+that waits for orders on its standard input, and ends with it: none outlives its worker. A small
+picture is written in less time than it takes to have it written.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from PIL import Image
 
 from actors.conversion import encode
 from restoration.jobs import OutputFormat
-from restoration.ports import EngineResult
+from restoration.ports import EngineResult, Pixels
 
 # Engines go first: a GPU that waits costs more than a picture that does.
 _NICENESS = 5
+SMALL_PIXELS = 2**18  # a few milliseconds, most of them outside the interpreter's lock
 # Memory goes back as soon as it is free: else glibc keeps what a large picture took, up to 8
 # bytes a pixel.
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
@@ -39,7 +41,9 @@ class EncoderFailed(Exception):
 class Encoders:
     """So many encoder processes; an async context manager."""
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, small_pixels: int = SMALL_PIXELS) -> None:
+        """What the engine hands over with up to `small_pixels` is encoded by a thread."""
+        self._small_pixels = small_pixels
         self._threads = ThreadPoolExecutor(processes, thread_name_prefix="encoder")
         self._encoders = [_Encoder() for _ in range(processes)]
         self._idle: queue.SimpleQueue[_Encoder] = queue.SimpleQueue()
@@ -65,8 +69,10 @@ class Encoders:
         alpha: Image.Image | None = None,
         exif: bytes | None = None,
     ) -> bytes:
-        """See `actors.conversion.encode`. Raises EncoderFailed."""
+        """See `actors.conversion.encode`, whose errors a small one raises. Raises EncoderFailed."""
         order = (picture, output_format, quality, alpha, exif)
+        if isinstance(picture, Pixels) and picture.width * picture.height <= self._small_pixels:
+            return await asyncio.to_thread(encode, *order)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._write, order)
 
     def _write(self, order: Order) -> bytes:

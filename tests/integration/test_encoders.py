@@ -33,7 +33,8 @@ sys.stdin.read()
 
 @pytest.fixture(scope="module")
 async def encoders() -> AsyncIterator[Encoders]:
-    async with Encoders(2) as encoders:
+    """For which no picture is small."""
+    async with Encoders(2, small_pixels=0) as encoders:
         yield encoders
 
 
@@ -53,6 +54,20 @@ async def test_02_they_write_what_was_handed_over(encoders: Encoders, pixels: Pi
             assert (image.format, image.size) == (wanted.upper(), (60, 40))
             if wanted is OutputFormat.PNG:
                 assert image.tobytes() == pixels.path.read_bytes()
+
+
+async def test_05_a_small_picture_needs_no_process(encoders: Encoders, pixels: Pixels) -> None:
+    """It comes out the same, to the byte, with every encoder dead; one with more pixels fails."""
+    async with Encoders(2, small_pixels=60 * 40) as quick:
+        for pid in quick.pids:
+            os.kill(pid, signal.SIGKILL)
+        for wanted in OutputFormat:
+            order = (pixels, wanted, 90)
+            assert await quick.encode(*order) == await encoders.encode(*order)
+    async with Encoders(1, small_pixels=60 * 40 - 1) as quick:
+        os.kill(quick.pids[0], signal.SIGKILL)
+        with pytest.raises(EncoderFailed, match="died"):
+            await quick.encode(pixels, OutputFormat.PNG, 90)
 
 
 async def test_02_a_picture_that_cannot_be_written_harms_no_other(
@@ -89,7 +104,7 @@ async def test_06_a_large_picture_takes_bounded_memory(
     side = 4000
     (tmp_path / "small").write_bytes(bytes(3))
     os.truncate(_touched(tmp_path / "large"), 3 * side * side)
-    async with Encoders(1) as encoders:
+    async with Encoders(1, small_pixels=0) as encoders:
         await encoders.encode(Pixels(tmp_path / "small", 1, 1, 3), wanted, 90)
         [pid] = encoders.pids
         before = _resident_bytes(pid, "VmRSS")
