@@ -8,25 +8,24 @@ that fails is an ApiError. Polling decides how a job ended; events only say so s
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import httpx
 from pydantic import ValidationError
 
 from restoration.events import JobEvent, Progressed, StateChanged, from_json, is_last
 from restoration.images import sniff
-from restoration.jobs import JobStatus, OutputFormat, Priority
-from restoration.reuse import Reuse
+from restoration.jobs import JobStatus
 from serve_app.client_answers import ApiError, error_of, parse
 from serve_app.client_batches import BatchCalls
+from serve_app.client_submissions import API, SubmissionCalls, read
 from serve_app.client_workers import WorkerCalls
 from serve_app.schemas import (
     Restoration,
@@ -40,7 +39,6 @@ from serve_app.sse import MEDIA_TYPE, Decoder
 
 __all__ = ["API", "ApiError", "RestorationClient"]
 
-API = "/api/v1/restorations"
 POLL_S = 1.0
 _TRY_AGAIN = frozenset({429, 502, 503, 504})
 _FIRST_DELAY_S = 0.2
@@ -50,7 +48,7 @@ _SILENCE_S = 45.0
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
-class RestorationClient(BatchCalls, WorkerCalls):
+class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
     """Talks to one service in one token's name. Close it, or use it as a context manager."""
 
     def __init__(self, base_url: str, token: str, *, patience_s: float = 30.0) -> None:
@@ -77,49 +75,9 @@ class RestorationClient(BatchCalls, WorkerCalls):
     def close(self) -> None:
         self._http.close()
 
-    def submit(
-        self,
-        photo: Path | bytes | UUID,
-        *,
-        workflow: str = "restore",
-        params: Mapping[str, object] | None = None,
-        output_format: OutputFormat = OutputFormat.PNG,
-        priority: Priority = Priority.INTERACTIVE,
-        idempotency_key: str | None = None,
-        queue_limit_s: float | None = None,
-        run_limit_s: float | None = None,
-        webhook_url: str | None = None,
-        keep_metadata: bool = False,
-        reuse: Reuse = Reuse.NEVER,
-    ) -> Restoration:
-        """Submit a photo; on return the job is safe, and will end.
-
-        An id is that of an `upload`. Limits, in seconds, may only be shorter than the workflow's.
-        The result gets the photo's EXIF only with `keep_metadata`. If the job may `reuse` a
-        stored result and there is one, it has succeeded on return.
-        """
-        limits = {"queue_limit_s": queue_limit_s, "run_limit_s": run_limit_s}
-        answer = self._call(
-            "POST",
-            API,
-            files=_as_part(photo),
-            data={
-                "workflow": workflow,
-                "params": json.dumps(params or {}),
-                "output_format": output_format.value,
-                "priority": priority.value,
-                **{name: value for name, value in limits.items() if value is not None},
-                **({"webhook_url": webhook_url} if webhook_url else {}),
-                **({"keep_metadata": "true"} if keep_metadata else {}),
-                **({"reuse": reuse.value} if reuse is not Reuse.NEVER else {}),
-            },
-            headers={"Idempotency-Key": idempotency_key or str(uuid4())},
-        )
-        return parse(Restoration, answer)
-
     def upload(self, photo: Path | bytes) -> UUID:
         """Send a photo straight to the store, past the service; returns what `submit` takes."""
-        _, data = _read(photo)
+        _, data = read(photo)
         asked = {
             "content_type": sniff(data).value,
             "size_bytes": len(data),
@@ -186,23 +144,6 @@ class RestorationClient(BatchCalls, WorkerCalls):
                 yield Progressed(job.progress.fraction, job.progress.stage, job.progress.attempt)
             time.sleep(POLL_S)  # ends with the job; `get` gives up on a service that is gone
 
-    def download(self, job_id: UUID | str, out: Path) -> Restoration:
-        """Write the result to `out`, which appears whole and checked, or not at all."""
-        job = self.get(job_id)
-        answer = self._call("GET", f"{API}/{job_id}/result")
-        if answer.is_redirect:
-            answer = self._fetch(answer.headers["location"])
-        data = answer.content
-        if job.output is None or hashlib.sha256(data).hexdigest() != job.output.sha256:
-            raise ApiError("corrupt_download", answer.status_code, "the result arrived damaged")
-        draft = out.with_name(f".{out.name}.{uuid4().hex}")
-        try:
-            draft.write_bytes(data)
-            draft.replace(out)
-        finally:
-            draft.unlink(missing_ok=True)
-        return job
-
     def _stream(self, path: str, decoder: Decoder) -> Iterator[str]:
         """The data of each event until the stream ends, or breaks."""
         headers = {"Accept": MEDIA_TYPE}
@@ -250,17 +191,6 @@ class RestorationClient(BatchCalls, WorkerCalls):
                 raise trouble
             time.sleep(delay_s)
             delay_s = min(2 * delay_s, _MAX_DELAY_S)
-
-
-def _read(photo: Path | bytes) -> tuple[str, bytes]:
-    return ("photo", photo) if isinstance(photo, bytes) else (photo.name, photo.read_bytes())
-
-
-def _as_part(photo: Path | bytes | UUID) -> dict[str, tuple[str | None, bytes]]:
-    """The photo, or its id, as a part of the form."""
-    if isinstance(photo, UUID):
-        return {"upload_id": (None, str(photo).encode())}
-    return {"image": _read(photo)}
 
 
 def _asked_delay_s(answer: httpx.Response) -> float:

@@ -34,6 +34,21 @@ from tests.fakes.engine_process import (
     witnessing,
 )
 
+TELLS_WHAT_IS_FROZEN = """
+import gc
+
+from aiohttp import web
+from server import PromptServer
+
+
+@PromptServer.instance.routes.get("/frozen")
+async def frozen(request):
+    return web.json_response(gc.get_freeze_count())
+
+
+NODE_CLASS_MAPPINGS = {}
+"""
+
 
 @pytest.fixture
 def witness() -> Iterator[Witness]:
@@ -224,7 +239,10 @@ async def test_engine_keeps_the_slot_that_it_inherits(
 
 @pytest.mark.real_engine
 async def test_real_comfyui(engine_install: Any, tmp_path: Path, spare_port: int) -> None:
-    """A real ComfyUI starts without complaint, answers, and leaves neither process nor port."""
+    """A real ComfyUI starts without complaint, answers, and leaves neither process nor port. Its
+    garbage collections pass over PyTorch and itself."""
+    (tmp_path / "custom_nodes").mkdir()
+    (tmp_path / "custom_nodes" / "frozen.py").write_text(TELLS_WHAT_IS_FROZEN)
     command = EngineCommand(
         python=engine_install.python,
         app_dir=engine_install.app_dir,
@@ -233,6 +251,7 @@ async def test_real_comfyui(engine_install: Any, tmp_path: Path, spare_port: int
         port=spare_port,
         variant="cpu",
         environ=os.environ,
+        pixels_dir=tmp_path / "pixels",
     )
     url = f"http://127.0.0.1:{spare_port}/system_stats"
     async with httpx.AsyncClient() as client:
@@ -246,6 +265,7 @@ async def test_real_comfyui(engine_install: Any, tmp_path: Path, spare_port: int
             await process.wait_ready(answers, timeout_s=180)
             system = (await client.get(url)).json()["system"]
             assert "--cpu" in system["argv"]
+            assert (await client.get(url.replace("system_stats", "frozen"))).json() > 100_000
     assert await process.exited() == ExitInfo(-signal.SIGTERM)
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)

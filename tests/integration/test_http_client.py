@@ -220,6 +220,62 @@ async def test_a_finished_job_is_waited_for_and_downloaded(
     assert "authorization" not in store.seen[0]
 
 
+async def _ended(live: LiveSite, result: bytes | None) -> None:
+    """Wait for a job to be submitted, and end it: with `result`, or as cancelled."""
+    while not live.site.jobs.rows:  # noqa: ASYNC110 - a dict has no event
+        await asyncio.sleep(0.01)
+    [job] = live.site.jobs.rows.values()
+    if result is None:
+        await live.site.jobs.request_cancel(job.id)
+    else:
+        await live.site.succeed(await live.site.start(job.id), result)
+
+
+@pytest.mark.parametrize("in_the_answer", [True, False])
+async def test_a_photo_is_restored_in_one_call(
+    live: LiveSite, store: Store, monkeypatch: pytest.MonkeyPatch, in_the_answer: bool
+) -> None:
+    """The result is the answer to the submission; of a job that takes longer it is fetched."""
+    store.data = b"restored"
+    if not in_the_answer:
+        monkeypatch.setattr("serve_app.client_submissions._WAITING", {})
+    async with asyncio.TaskGroup() as group:
+        restoring = group.create_task(_call(live, lambda client: client.restore(photo())))
+        group.create_task(_ended(live, b"restored"))
+    assert restoring.result() == b"restored"
+    assert len(live.site.jobs.rows) == 1
+    assert len(store.seen) == (0 if in_the_answer else 1)
+
+
+@pytest.mark.parametrize("in_the_answer", [True, False])
+async def test_what_was_not_restored_is_an_error(
+    live: LiveSite, monkeypatch: pytest.MonkeyPatch, in_the_answer: bool
+) -> None:
+    """A job that ended without a result is told by its code, however it was waited for."""
+    if not in_the_answer:
+        monkeypatch.setattr("serve_app.client_submissions._WAITING", {})
+    ending = asyncio.create_task(_ended(live, None))
+    with pytest.raises(ApiError) as caught:
+        await _call(live, lambda client: client.restore(photo()))
+    await ending
+    assert caught.value.code == "result_not_ready"
+
+
+async def test_a_damaged_answer_is_no_picture(
+    live: LiveSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture in the answer is held against its sha256, as a download is."""
+
+    async def damaged(artifact: Artifact) -> bytes:
+        return b"rest"
+
+    monkeypatch.setattr(live.site.blobs, "get", damaged)
+    ending = asyncio.create_task(_ended(live, b"restored"))
+    with pytest.raises(ApiError, match="corrupt_download"):
+        await _call(live, lambda client: client.restore(photo()))
+    await ending
+
+
 async def test_a_damaged_download_leaves_no_file(
     live: LiveSite, store: Store, tmp_path: Path
 ) -> None:
