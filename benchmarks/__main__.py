@@ -24,6 +24,7 @@ from benchmarks.pool import busy_pool
 from benchmarks.reads import status_reads
 from benchmarks.rivals import api_proxy, usual_service
 from benchmarks.serve_settings import serve_settings
+from benchmarks.single import single
 from benchmarks.submits import submits
 from benchmarks.throughput import throughput
 
@@ -34,6 +35,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "submits": submits,
     "claims": claim_time,
     "workers": many_workers,
+    "single": single,
     "throughput": throughput,
     "reads": status_reads,
     "events": event_latency,

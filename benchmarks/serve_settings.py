@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.load import apply_load
 from benchmarks.service_client import WAIT_S, WORKFLOW, Held, ServiceClient
-from benchmarks.throughput import median_gap_ms
+from benchmarks.single import median_gap_ms
 from tests.stack import Stack
 
 ROUNDS, ROUND_S, CLIENTS = 5, 3.0, 16

@@ -27,10 +27,8 @@ from tests.stack import free_port
 ROUNDS = 3
 IN_FLIGHT = 6
 WARM_UP_JOBS = 2  # of each round, left out
-SINGLE_JOBS = 30
 
 LARGE, SMALL = Held(4096, 1.0, jobs=12), Held(1024, 0.2, jobs=40)
-TINY = Held(256, 0.0, jobs=SINGLE_JOBS)
 
 
 def throughput(bench: Bench) -> Sequence[Figure]:
@@ -43,7 +41,6 @@ async def _measure(bench: Bench) -> list[Figure]:
         return [
             await _rate(bench, bare_url, client, LARGE, Goal(1.8, at_least=True)),
             await _rate(bench, bare_url, client, SMALL, Goal(1.4, at_least=True)),
-            await _added_time(bench, bare_url, client),
         ]
 
 
@@ -88,21 +85,3 @@ async def _rate(
 def per_s(ended_at_s: Sequence[float]) -> float:
     steady = sorted(ended_at_s)[WARM_UP_JOBS:]
     return (len(steady) - 1) / (steady[-1] - steady[0])
-
-
-async def _added_time(bench: Bench, bare_url: str, client: ServiceClient) -> Figure:
-    added_ms, parts = [], ""
-    for n in range(ROUNDS):
-        bare = median_gap_ms(await end_times_s(bare_url, TINY.work(), TINY.jobs, in_flight=1))
-        ours = median_gap_ms(await client.end_times_s(TINY, in_flight=1, redirected=False))
-        parts = f"{ours:.0f} ms over {bare:.0f} ms"
-        bench.say(f"  one job at a time, round {n + 1}: {parts}")
-        added_ms.append(ours - bare)
-    goal = Goal(35.0, at_least=False, tolerance=0.1)
-    return Figure("added time of a single job, p50", added_ms, goal, "ms", parts)
-
-
-def median_gap_ms(ended_at_s: Sequence[float]) -> float:
-    """Between one job's end and the next, where each begins when the last has ended."""
-    pairs = zip(ended_at_s[WARM_UP_JOBS:], ended_at_s[WARM_UP_JOBS + 1 :], strict=False)
-    return 1e3 * statistics.median(after - before for before, after in pairs)
