@@ -35,6 +35,7 @@ from actors.status_actor import StatusActor, status_actor
 from actors.submission import SubmissionRequest
 from restoration.batches import JobBatch
 from restoration.errors import DependencyUnavailable, InvalidRequest, QueueFull
+from restoration.files import write_whole
 from restoration.jobs import Failure, Job, OutputFormat, Priority
 from restoration.queueing import RETRY_AFTER_S
 from restoration.reuse import Reuse
@@ -63,13 +64,7 @@ class Result:
 
     def save(self, path: Path) -> None:
         """Write the restored picture to `path`, which appears whole or not at all."""
-        data = self.read()
-        draft = path.with_name(f".{path.name}.{self.job.id}")
-        try:
-            draft.write_bytes(data)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(path, self.read())
 
 
 @dataclass(frozen=True, slots=True)

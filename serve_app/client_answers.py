@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TypeVar
 
 import httpx
@@ -25,6 +26,11 @@ class ApiError(Exception):
         self.status = status
         self.message = message
         self.request_id = request_id
+
+    @property
+    def refused(self) -> bool:
+        """Whether the service said no; else it, or its answer, was lost."""
+        return HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR
 
     def __str__(self) -> str:
         quoted = f" (request {self.request_id})" if self.request_id else ""

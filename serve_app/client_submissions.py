@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import httpx
 
+from restoration.files import write_whole
 from restoration.jobs import OutputFormat, Priority
 from restoration.reuse import Reuse
 from serve_app.client_answers import ApiError, parse
@@ -66,7 +67,14 @@ class SubmissionCalls(ABC):
         Where it takes less than a minute, in one call. Raises ApiError also for a job that ended
         without a result.
         """
-        answer = self._submit(photo, options, _WAITING, timeout=_WAIT_TIMEOUT)
+        options["idempotency_key"] = options.get("idempotency_key") or str(uuid4())
+        try:
+            answer = self._submit(photo, options, _WAITING, timeout=_WAIT_TIMEOUT)
+        except ApiError as error:
+            if error.refused:
+                raise
+            # The service may have been lost late in the wait: the job, if it has one, is safe.
+            answer = self._submit(photo, options, {})
         if answer.headers.get("content-type", "").startswith("image/"):
             return _checked(answer, answer.headers.get("etag", "").strip('"'))
         return self._result(self.wait(parse(Restoration, answer).id))
@@ -75,12 +83,7 @@ class SubmissionCalls(ABC):
         """Write the result to `out`, which appears whole and checked, or not at all."""
         job = self.get(job_id)
         data = self._result(job)
-        draft = out.with_name(f".{out.name}.{uuid4().hex}")
-        try:
-            draft.write_bytes(data)
-            draft.replace(out)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(out, data)
         return job
 
     def _result(self, job: Restoration) -> bytes:

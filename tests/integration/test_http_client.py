@@ -299,6 +299,19 @@ async def test_an_answer_lost_on_the_way_makes_no_second_job(live: LiveSite) -> 
     assert list(live.site.jobs.rows) == [job.id]
 
 
+async def test_a_service_lost_late_in_the_wait_costs_no_photo(live: LiveSite, store: Store) -> None:
+    """Patience may be over by then: the same job is asked for again, and its result fetched."""
+    store.data = b"restored"
+    await live.stop()
+    live.app = LosesTheFirstAnswer(live.app)
+    await live.start()
+    ending = asyncio.create_task(_ended(live, b"restored"))
+    restored = await _call(live, lambda client: client.restore(photo()), patience_s=0.0)
+    await ending
+    assert restored == b"restored"
+    assert len(live.site.jobs.rows) == 1
+
+
 class LosesTheFirstAnswer:
     """A proxy that forwards the first POST, and then reports that nobody answered."""
 
