@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.app import build_asgi_app
 from serve_app.client import RestorationClient
 from tests.fakes.site import Site, open_site
 
+_T = TypeVar("_T")
 START_DEADLINE_S = 30
+CALL_DEADLINE_S = 60
 
 
 def free_port() -> int:
@@ -49,6 +53,16 @@ class LiveSite:
         self._server.should_exit = True
         await self._serving
 
+    async def call(self, work: Callable[[RestorationClient], _T], **options: Any) -> _T:
+        """`work` on a client, in a thread, because the server runs on this loop."""
+
+        def run() -> _T:
+            with self.client(**options) as client:
+                return work(client)
+
+        async with asyncio.timeout(CALL_DEADLINE_S):
+            return await asyncio.to_thread(run)
+
     def client(self, patience_s: float = 10.0) -> RestorationClient:
         return RestorationClient(self.url, self.site.token(), patience_s=patience_s)
 
@@ -62,3 +76,21 @@ async def open_live_site(**values: object) -> AsyncIterator[LiveSite]:
             yield live
         finally:
             await live.stop()
+
+
+class LosesTheFirstAnswer:
+    """A proxy that forwards the first POST, and then reports that nobody answered."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._lost = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or self._lost:
+            return await self._app(scope, receive, send)
+
+        async def drop(_message: Message) -> None:
+            self._lost = True
+
+        await self._app(scope, receive, drop)
+        await Response("bad gateway", 502)(scope, receive, send)

@@ -5,44 +5,28 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typer.testing import CliRunner
 
-from restoration.batches import BatchStatus
 from restoration.events import Progressed, StateChanged
 from restoration.jobs import Artifact, JobStatus, OutputFormat, Priority
 from serve_app.cli import app
 from serve_app.client import ApiError, RestorationClient
-from tests.fakes.live_site import LiveSite, open_live_site
+from tests.fakes.live_site import LiveSite, LosesTheFirstAnswer, open_live_site
 from tests.fakes.site import photo
-
-_T = TypeVar("_T")
-DEADLINE_S = 60
 
 
 @pytest.fixture
 async def live() -> AsyncIterator[LiveSite]:
     async with open_live_site() as live:
         yield live
-
-
-async def _call(live: LiveSite, work: Callable[[RestorationClient], _T], **options: Any) -> _T:
-    """`work` on a client, in a thread, because the server runs on this loop."""
-
-    def run() -> _T:
-        with live.client(**options) as client:
-            return work(client)
-
-    async with asyncio.timeout(DEADLINE_S):
-        return await asyncio.to_thread(run)
 
 
 class Store(ThreadingHTTPServer):
@@ -106,7 +90,7 @@ async def test_everything_that_the_api_offers(live: LiveSite, tmp_path: Path) ->
         assert [job.id for job in client.list(JobStatus.CANCELLED)] == [ids[1]]
         assert {"restore", "enlarge"} <= {workflow.name for workflow in client.workflows()}
 
-    await _call(live, work)
+    await live.call(work)
 
 
 async def test_03_failed_jobs_are_listed_and_sent_again_from_a_terminal(live: LiveSite) -> None:
@@ -135,12 +119,12 @@ async def test_09_the_client_comes_back_when_the_queue_has_room() -> None:
     async with open_live_site(max_waiting_jobs=1) as live:
         waiting = await live.site.submit()
         with pytest.raises(ApiError, match="queue_full"):
-            await _call(live, lambda client: client.submit(photo()), patience_s=0.5)
+            await live.call(lambda client: client.submit(photo()), patience_s=0.5)
         live.app = refused_once = RefusesOnce(live.app)
         await live.stop()
         await live.start()
         await live.site.start(waiting)
-        job = await _call(live, lambda client: client.submit(photo(), run_limit_s=9))
+        job = await live.call(lambda client: client.submit(photo(), run_limit_s=9))
         assert refused_once.happened
         assert live.site.jobs.rows[job.id].run_limit_s == 9
 
@@ -176,7 +160,7 @@ async def test_events_go_on_after_the_server_was_away(live: LiveSite) -> None:
         return seen
 
     async with asyncio.TaskGroup() as group:
-        watching = group.create_task(_call(live, work))
+        watching = group.create_task(live.call(work))
         await arrived.wait()
         await live.stop()
         await live.start()
@@ -214,7 +198,7 @@ async def test_a_finished_job_is_waited_for_and_downloaded(
         client.download(job.id, out)
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(_call(live, work))
+        group.create_task(live.call(work))
         await live.site.succeed(job, b"restored")
     assert out.read_bytes() == b"restored"
     assert "authorization" not in store.seen[0]
@@ -240,7 +224,7 @@ async def test_a_photo_is_restored_in_one_call(
     if not in_the_answer:
         monkeypatch.setattr("serve_app.client_submissions._WAITING", {})
     async with asyncio.TaskGroup() as group:
-        restoring = group.create_task(_call(live, lambda client: client.restore(photo())))
+        restoring = group.create_task(live.call(lambda client: client.restore(photo())))
         group.create_task(_ended(live, b"restored"))
     assert restoring.result() == b"restored"
     assert len(live.site.jobs.rows) == 1
@@ -256,7 +240,7 @@ async def test_what_was_not_restored_is_an_error(
         monkeypatch.setattr("serve_app.client_submissions._WAITING", {})
     ending = asyncio.create_task(_ended(live, None))
     with pytest.raises(ApiError) as caught:
-        await _call(live, lambda client: client.restore(photo()))
+        await live.call(lambda client: client.restore(photo()))
     await ending
     assert caught.value.code == "result_not_ready"
 
@@ -272,7 +256,7 @@ async def test_a_damaged_answer_is_no_picture(
     monkeypatch.setattr(live.site.blobs, "get", damaged)
     ending = asyncio.create_task(_ended(live, b"restored"))
     with pytest.raises(ApiError, match="corrupt_download"):
-        await _call(live, lambda client: client.restore(photo()))
+        await live.call(lambda client: client.restore(photo()))
     await ending
 
 
@@ -285,7 +269,7 @@ async def test_a_damaged_download_leaves_no_file(
     out, store.data = tmp_path / "after.png", b"rest"
     out.write_bytes(b"an earlier result")
     with pytest.raises(ApiError, match="corrupt_download"):
-        await _call(live, lambda client: client.download(job.id, out))
+        await live.call(lambda client: client.download(job.id, out))
     assert os.listdir(tmp_path) == ["after.png"]
     assert out.read_bytes() == b"an earlier result"
 
@@ -295,7 +279,7 @@ async def test_an_answer_lost_on_the_way_makes_no_second_job(live: LiveSite) -> 
     await live.stop()
     live.app = LosesTheFirstAnswer(live.app)
     await live.start()
-    job = await _call(live, lambda client: client.submit(photo()))
+    job = await live.call(lambda client: client.submit(photo()))
     assert list(live.site.jobs.rows) == [job.id]
 
 
@@ -306,34 +290,16 @@ async def test_a_service_lost_late_in_the_wait_costs_no_photo(live: LiveSite, st
     live.app = LosesTheFirstAnswer(live.app)
     await live.start()
     ending = asyncio.create_task(_ended(live, b"restored"))
-    restored = await _call(live, lambda client: client.restore(photo()), patience_s=0.0)
+    restored = await live.call(lambda client: client.restore(photo()), patience_s=0.0)
     await ending
     assert restored == b"restored"
     assert len(live.site.jobs.rows) == 1
 
 
-class LosesTheFirstAnswer:
-    """A proxy that forwards the first POST, and then reports that nobody answered."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        self._lost = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or self._lost:
-            return await self._app(scope, receive, send)
-
-        async def drop(_message: Message) -> None:
-            self._lost = True
-
-        await self._app(scope, receive, drop)
-        await Response("bad gateway", 502)(scope, receive, send)
-
-
 async def test_a_refusal_is_an_error_with_everything_in_it(live: LiveSite) -> None:
     """Code, status, message and request id come from the problem, and it is not tried again."""
     with pytest.raises(ApiError) as caught:
-        await _call(live, lambda client: client.get(uuid4()))
+        await live.call(lambda client: client.get(uuid4()))
     assert (caught.value.code, caught.value.status) == ("job_not_found", 404)
     assert caught.value.request_id in str(caught.value)
 
@@ -342,7 +308,7 @@ async def test_a_service_that_is_gone_is_reported_in_time(live: LiveSite) -> Non
     """After its patience has run out the client says what it could not reach."""
     await live.stop()
     with pytest.raises(ApiError, match=live.url) as caught:
-        await _call(live, lambda client: client.get(uuid4()), patience_s=0.3)
+        await live.call(lambda client: client.get(uuid4()), patience_s=0.3)
     assert (caught.value.code, caught.value.status) == ("unreachable", 0)
     await live.start()
 
@@ -350,7 +316,7 @@ async def test_a_service_that_is_gone_is_reported_in_time(live: LiveSite) -> Non
 async def test_a_watch_of_no_job_ends(live: LiveSite) -> None:
     """Events of a job that does not exist are an error, and no endless wait."""
     with pytest.raises(ApiError, match="job_not_found"):
-        await _call(live, lambda client: list(client.events(UUID(int=0))))
+        await live.call(lambda client: list(client.events(UUID(int=0))))
 
 
 async def test_what_is_not_the_service_is_recognised(live: LiveSite) -> None:
@@ -359,87 +325,4 @@ async def test_what_is_not_the_service_is_recognised(live: LiveSite) -> None:
     live.app = Response("<html>", media_type="text/html")
     await live.start()
     with pytest.raises(ApiError, match="bad_answer"):
-        await _call(live, lambda client: client.get(uuid4()))
-
-
-async def test_12_a_batch_from_files(live: LiveSite, tmp_path: Path) -> None:
-    """Files become a batch in the order given; each one's outcome is shown."""
-    paths = []
-    for index in range(150):
-        paths.append(tmp_path / f"{index}.png")
-        paths[-1].write_bytes(b"?" if index == 70 else photo())
-
-    def work(client: RestorationClient) -> None:
-        batch = client.submit_batch(
-            paths, workflow="enlarge", params={"strength": 0.5}, output_format=OutputFormat.WEBP
-        )
-        assert [item.name for item in batch.items] == [path.name for path in paths]
-        assert (batch.counts.queued, batch.counts.refused) == (149, 1)
-        assert list(client.batch_items(batch.id)) == list(batch.items)
-        job = client.get(str(batch.items[0].job_id))
-        assert (job.batch_id, job.params["strength"], job.priority) == (
-            batch.id,
-            0.5,
-            Priority.BATCH,
-        )
-        client.submit_batch(paths[:1])
-        assert [shown.size for shown in client.batches(limit=1)] == [1, 150]
-        assert client.cancel_batch(batch.id).status is BatchStatus.CANCELLED
-        assert client.batch(batch.id).counts.cancelled == 149
-
-    await _call(live, work)
-
-
-async def test_12_an_answer_lost_on_the_way_makes_no_second_batch(
-    live: LiveSite, tmp_path: Path
-) -> None:
-    """The client sends the files again with the same key, and gets the batch of the first time."""
-    path = tmp_path / "photo.png"
-    path.write_bytes(photo())
-    await live.stop()
-    live.app = LosesTheFirstAnswer(live.app)
-    await live.start()
-    batch = await _call(live, lambda client: client.submit_batch([path, path]))
-    assert list(live.site.batches.rows) == [batch.id]
-    assert len(live.site.jobs.rows) == len(live.site.blobs.objects) == 2
-
-
-async def test_12_a_file_that_cannot_be_read_submits_nothing(
-    live: LiveSite, tmp_path: Path
-) -> None:
-    """A missing file is the caller's to mend, before anything has been sent."""
-    with pytest.raises(FileNotFoundError):
-        await _call(live, lambda client: client.submit_batch([tmp_path / "missing.png"]))
-    assert live.site.batches.rows == {}
-
-
-async def test_12_a_batch_is_followed_while_the_server_is_away(
-    live: LiveSite, tmp_path: Path
-) -> None:
-    """A cut stream of a batch is taken up again, and followed to the end."""
-    path = tmp_path / "photo.png"
-    path.write_bytes(photo())
-    batch = await _call(live, lambda client: client.submit_batch([path]))
-    loop, watched = asyncio.get_running_loop(), asyncio.Event()
-
-    def work(client: RestorationClient) -> list[BatchStatus]:
-        seen = []
-        for progress in client.batch_events(batch.id):
-            seen.append(progress.status)
-            loop.call_soon_threadsafe(watched.set)
-        return seen
-
-    async with asyncio.TaskGroup() as group:
-        watching = group.create_task(_call(live, work))
-        await watched.wait()
-        await live.stop()
-        await live.start()
-        await live.site.succeed(await live.site.start(UUID(str(batch.items[0].job_id))))
-    assert watching.result()[0] is BatchStatus.RUNNING
-    assert watching.result()[-1] is BatchStatus.SUCCEEDED
-
-
-async def test_12_events_of_no_batch_end(live: LiveSite) -> None:
-    """Events of a batch that does not exist are an error, and no endless wait."""
-    with pytest.raises(ApiError, match="batch_not_found"):
-        await _call(live, lambda client: list(client.batch_events(UUID(int=0))))
+        await live.call(lambda client: client.get(uuid4()))
