@@ -28,14 +28,15 @@ from benchmarks.single import single
 from benchmarks.submits import submits
 from benchmarks.throughput import throughput
 
-# First what has services of its own, or none: the one that the others share stays until the end,
-# and takes a fifth of a core when it has nothing to do.
+# First what is a time and no ratio, which half an hour of full load on a rented machine can double.
+# Then what has services of its own, or none: the one that the others share stays until the end, and
+# takes a fifth of a core when it has nothing to do.
 BENCHMARKS: dict[str, Benchmark] = {
+    "single": single,
     "pool": busy_pool,
     "submits": submits,
     "claims": claim_time,
     "workers": many_workers,
-    "single": single,
     "throughput": throughput,
     "reads": status_reads,
     "events": event_latency,

@@ -10,6 +10,7 @@ from benchmarks.bare_client import end_times_s
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.service_client import Held, ServiceClient
 from benchmarks.throughput import WARM_UP_JOBS, bare_comfyui
+from tests.stack import Stack
 
 # Short and many: a machine whose speed changes within a minute does so between rounds.
 ROUNDS = 9
@@ -20,12 +21,13 @@ WARM_UP = Held(256, 0.0, jobs=100)
 
 def single(bench: Bench) -> Sequence[Figure]:
     """Rounds of the bare client and of the service, in turns; one job at a time."""
-    return [asyncio.run(_added_time(bench))]
+    with bench.new_stack(1, {}) as stack:
+        return [asyncio.run(_added_time(bench, stack))]
 
 
-async def _added_time(bench: Bench) -> Figure:
+async def _added_time(bench: Bench, stack: Stack) -> Figure:
     rounds = []
-    async with bare_comfyui() as bare_url, ServiceClient.to(bench.stack) as client:
+    async with bare_comfyui() as bare_url, ServiceClient.to(stack) as client:
         await end_times_s(bare_url, WARM_UP.work(), WARM_UP.jobs, in_flight=1)
         await client.end_times_s(WARM_UP, in_flight=1, redirected=False)
         for n in range(ROUNDS):
