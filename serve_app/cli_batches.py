@@ -26,7 +26,7 @@ from serve_app.cli_shared import (
     parse_parameter,
 )
 from serve_app.client import ApiError, RestorationClient
-from serve_app.schemas import BatchItemView
+from serve_app.schemas_batches import BatchItemView
 from serve_app.terminal import batches_table, counts_text, follow_batch
 
 batch_app = typer.Typer(help="Many photos as one batch.", no_args_is_help=True)

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from restoration.jobs import OutputFormat, Priority
 from restoration.reuse import Reuse
 from serve_app.client_answers import ApiError, parse
-from serve_app.schemas import (
+from serve_app.schemas_batches import (
     BatchItems,
     BatchItemView,
     BatchList,

@@ -13,7 +13,6 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from restoration.batches import BatchItem, BatchStatus, JobBatch
 from restoration.events import JobEvent, Progressed
 from restoration.jobs import (
     Artifact,
@@ -32,11 +31,13 @@ from restoration.webhooks import Delivery, DeliveryStatus
 from workflows.custom import CUSTOM
 
 
-class _View(BaseModel):
+class View(BaseModel):
+    """What all of the API's answers are: unchanging."""
+
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
 
-class ArtifactView(_View):
+class ArtifactView(View):
     """Stored bytes, and how to tell that they arrived whole."""
 
     sha256: str = Field(description="lower-case hex")
@@ -44,12 +45,12 @@ class ArtifactView(_View):
     content_type: str
 
 
-class FailureView(_View):
+class FailureView(View):
     code: str = Field(description="stable, for programs")
     message: str = Field(description="for people")
 
 
-class AttemptView(_View):
+class AttemptView(View):
     """An attempt that is over. `failed` ones are held against the job, `handed_back` ones not."""
 
     attempt: int
@@ -60,7 +61,7 @@ class AttemptView(_View):
     message: str | None = Field(description="and for people")
 
 
-class ProgressView(_View):
+class ProgressView(View):
     """The newest progress known of the attempt that runs now; best effort."""
 
     fraction: float = Field(ge=0, le=1, description="of the whole job")
@@ -68,7 +69,7 @@ class ProgressView(_View):
     attempt: int
 
 
-class WebhookView(_View):
+class WebhookView(View):
     """Who is told of the job's end, and whether they have been."""
 
     url: str
@@ -78,7 +79,7 @@ class WebhookView(_View):
     next_try_at: datetime | None = Field(description="null until the job has ended")
 
 
-class Links(_View):
+class Links(View):
     """Where to go on, as paths on this host."""
 
     self_: str = Field(alias="self")
@@ -88,7 +89,7 @@ class Links(_View):
     result: str
 
 
-class Restoration(_View):
+class Restoration(View):
     """One job: a photo going in, its restoration coming out."""
 
     id: UUID
@@ -127,7 +128,7 @@ class Restoration(_View):
     links: Links
 
 
-class UploadView(_View):
+class UploadView(View):
     """Where to send a photo to: PUT its bytes there, with these headers and no token."""
 
     id: UUID = Field(description="`upload_id` of the one submission that uses it")
@@ -137,85 +138,14 @@ class UploadView(_View):
     expires_at: datetime = Field(description="the link's; an upload is removed unless it is used")
 
 
-class RestorationPage(_View):
+class RestorationPage(View):
     """Newest first."""
 
     restorations: tuple[Restoration, ...]
     next: str | None = Field(description="path of the next page; null on the last")
 
 
-class BatchCountsView(_View):
-    """How many of the batch's photos are where; together they are its size."""
-
-    queued: int
-    running: int
-    cancelling: int
-    succeeded: int
-    failed: int
-    cancelled: int
-    refused: int = Field(description="photos that could not be used, and so have no job")
-    expired: int = Field(description="jobs that ended so long ago that they are forgotten")
-
-
-class BatchLinks(_View):
-    """Where to go on, as paths on this host."""
-
-    self_: str = Field(alias="self")
-    items: str
-    events: str
-    cancel: str
-
-
-class BatchProgress(_View):
-    """How a batch stands; also what its event stream carries."""
-
-    status: BatchStatus = Field(
-        description="`running` until every job has ended; then `cancelled` if any job was, "
-        "`succeeded` if every photo is restored, `failed` if none is, else `partly_failed`"
-    )
-    counts: BatchCountsView
-
-
-class BatchView(BatchProgress):
-    """Photos that were submitted as one."""
-
-    id: UUID
-    size: int
-    created_at: datetime
-    links: BatchLinks
-
-
-class BatchItemView(_View):
-    """One photo of a batch: a job, or the reason why there is none."""
-
-    index: int = Field(description="its place in the submission, from 0")
-    name: str = Field(description="the file's name as it was sent")
-    status: JobStatus | Literal["refused", "expired"]
-    job_id: UUID | None = Field(description="the restoration's id; null when there is none")
-    failure: FailureView | None = Field(description="why the job failed or the photo was refused")
-
-
-class BatchItems(_View):
-    """In the order of submission."""
-
-    items: tuple[BatchItemView, ...]
-    next: str | None = Field(description="path of the next page; null on the last")
-
-
-class SubmittedBatchView(BatchView):
-    """A batch with what became of each of its photos."""
-
-    items: tuple[BatchItemView, ...]
-
-
-class BatchList(_View):
-    """Newest first."""
-
-    batches: tuple[BatchView, ...]
-    next: str | None = Field(description="path of the next page; null on the last")
-
-
-class WorkflowView(_View):
+class WorkflowView(View):
     """A workflow, and a JSON Schema of the `params` it takes."""
 
     name: str
@@ -225,22 +155,22 @@ class WorkflowView(_View):
     parameters: Mapping[str, Any]
 
 
-class WorkflowList(_View):
+class WorkflowList(View):
     workflows: tuple[WorkflowView, ...]
 
 
-class Health(_View):
+class Health(View):
     status: Literal["ok"]
 
 
-class Readiness(_View):
+class Readiness(View):
     """`degraded` still serves: only what is best effort is down."""
 
     status: Literal["ok", "degraded", "unavailable"]
     dependencies: Mapping[str, Literal["ok", "error"]]
 
 
-class Problem(_View):
+class Problem(View):
     """RFC 9457 problem details. Programs decide by `code`, which is stable."""
 
     type: str = "about:blank"
@@ -256,7 +186,7 @@ class Problem(_View):
     )
 
 
-class UsageView(_View):
+class UsageView(View):
     """What jobs of one owner and workflow have cost, every attempt counted."""
 
     owner: str
@@ -266,7 +196,7 @@ class UsageView(_View):
     gpu_s: float = Field(description="seconds for which an engine executed them")
 
 
-class UsageReport(_View):
+class UsageReport(View):
     since: datetime
     usage: tuple[UsageView, ...] = Field(description="the largest first")
 
@@ -345,30 +275,6 @@ def restoration(
         keep_metadata=job.keep_metadata,
         output_expired_at=job.output_expired_at,
         links=links,
-    )
-
-
-def batch_progress(batch: JobBatch) -> BatchProgress:
-    return BatchProgress(status=batch.status, counts=BatchCountsView(**asdict(batch.counts)))
-
-
-def batch_view(batch: JobBatch, links: BatchLinks) -> BatchView:
-    return BatchView(
-        **dict(batch_progress(batch)),
-        id=batch.id,
-        size=batch.counts.total,
-        created_at=batch.created_at,
-        links=links,
-    )
-
-
-def batch_item_view(item: BatchItem) -> BatchItemView:
-    return BatchItemView(
-        index=item.index,
-        name=item.name,
-        status=item.status or ("refused" if item.failure else "expired"),
-        job_id=item.job_id,
-        failure=failure_view(item.failure),
     )
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from restoration.jobs import Priority
 from restoration.workers import EngineState, JobInHand, QueueState, Roll, Stage, WorkerState
+from serve_app.schemas import View
 
 
-class _View(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class JobInHandView(_View):
+class JobInHandView(View):
     job_id: UUID
     workflow: str
     stage: Stage
@@ -28,7 +25,7 @@ class JobInHandView(_View):
         )
 
 
-class WorkerView(_View):
+class WorkerView(View):
     """One GPU worker, as of its newest report."""
 
     id: str
@@ -61,7 +58,7 @@ class WorkerView(_View):
         )
 
 
-class WorkerList(_View):
+class WorkerList(View):
     at: datetime = Field(description="now, by the clock that all times here are of")
     workers: tuple[WorkerView, ...]
 
@@ -70,14 +67,14 @@ class WorkerList(_View):
         return cls(at=roll.at, workers=tuple(map(WorkerView.of, roll.workers)))
 
 
-class QueueLineView(_View):
+class QueueLineView(View):
     priority: Priority
     waiting: int
     running: int
     oldest_at: datetime | None = Field(description="when the longest waiting one was submitted")
 
 
-class QueueView(_View):
+class QueueView(View):
     """What waits and what runs, of each class."""
 
     at: datetime

@@ -16,7 +16,8 @@ from restoration.batches import BatchCounts
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import JobStatus
 from serve_app.client import RestorationClient
-from serve_app.schemas import BatchProgress, BatchView, Restoration
+from serve_app.schemas import Restoration
+from serve_app.schemas_batches import BatchProgress, BatchView
 from serve_app.stack_record import StackRecord
 
 

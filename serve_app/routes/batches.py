@@ -29,13 +29,23 @@ from restoration.errors import (
     Unauthenticated,
     UnknownWorkflow,
 )
-from serve_app import schemas, sse
+from serve_app import sse
 from serve_app.openapi import header, problems
 from serve_app.routes.batch_form import BATCH_BODY, BatchFormReader
 from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
 from serve_app.routes.events import EventStream, kept_alive
 from serve_app.routes.uploads import UploadSlot, upload_slot
-from serve_app.schemas import BatchItems, BatchList, BatchView, SubmittedBatchView
+from serve_app.schemas_batches import (
+    BatchItems,
+    BatchItemView,
+    BatchLinks,
+    BatchList,
+    BatchView,
+    SubmittedBatchView,
+    batch_item_view,
+    batch_progress,
+    batch_view,
+)
 
 PATH = "/api/v1/batches"
 MAX_PAGE = 100
@@ -205,7 +215,7 @@ async def _encoded(
             if batch is None:
                 yield None
             else:
-                data = schemas.batch_progress(batch).model_dump_json()
+                data = batch_progress(batch).model_dump_json()
                 yield sse.encode(sse.ServerEvent("progress", data))
 
 
@@ -213,14 +223,14 @@ def _show(request: Request, batch: JobBatch) -> BatchView:
     def path(route: str) -> str:
         return request.url_for(route, batch_id=str(batch.id)).path
 
-    links = schemas.BatchLinks(
+    links = BatchLinks(
         self_=path("get_batch"),
         items=path("list_batch_items"),
         events=path("follow_batch"),
         cancel=path("cancel_batch"),
     )
-    return schemas.batch_view(batch, links)
+    return batch_view(batch, links)
 
 
-def _show_items(items: Iterable[BatchItem]) -> tuple[schemas.BatchItemView, ...]:
-    return tuple(map(schemas.batch_item_view, items))
+def _show_items(items: Iterable[BatchItem]) -> tuple[BatchItemView, ...]:
+    return tuple(map(batch_item_view, items))
