@@ -18,9 +18,9 @@ from PIL import Image, ImageCms, ImageOps
 from actors.metadata import bare_png, exif_of
 from actors.pictures import DECODERS
 from actors.png import png_of
+from restoration.engine import EngineResult, Pixels
 from restoration.images import ImageType, sniff
 from restoration.jobs import OutputFormat
-from restoration.ports import EngineResult, Pixels
 
 _PNG = OutputFormat.PNG
 

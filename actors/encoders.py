@@ -20,8 +20,8 @@ from typing import IO, Self, cast
 from PIL import Image
 
 from actors.conversion import encode
+from restoration.engine import EngineResult, Pixels
 from restoration.jobs import OutputFormat
-from restoration.ports import EngineResult, Pixels
 
 # Engines go first: a GPU that waits costs more than a picture that does.
 _NICENESS = 5

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import NoReturn, Protocol
 
+from restoration.engine import Vram
 from restoration.errors import EngineError
 from restoration.metrics import ENGINE_STARTS, ENGINE_UP, VRAM_FREE, VRAM_TOTAL, Meter
-from restoration.ports import Vram
 from restoration.tasks import stop
 
 PERIOD_S = 5.0

@@ -8,12 +8,10 @@ fenced call on the job store, or in silence when the lease is lost.
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn, ParamSpec
+from typing import NoReturn
 from uuid import UUID, uuid4
 
 import structlog
@@ -21,20 +19,10 @@ from PIL import Image
 
 from actors.conversion import Prepared, prepare
 from actors.observation import NobodyWatches, Observer
+from actors.outcomes import Outcomes, RetryPolicy
 from actors.stopwatch import ENGINE, Stopwatch
 from persistence.keys import output_key
-from restoration.errors import (
-    DependencyUnavailable,
-    EngineInterrupted,
-    EngineTimeout,
-    EngineUnavailable,
-    LeaseLost,
-    RestorationError,
-)
-from restoration.events import JobEvent, Previewed, Progressed, StateChanged
-from restoration.jobs import Artifact, Failure, Job, JobStatus, OutputFormat
-from restoration.ports import (
-    BlobStore,
+from restoration.engine import (
     Engine,
     EngineBegan,
     EngineEvent,
@@ -43,10 +31,19 @@ from restoration.ports import (
     EngineProgress,
     EngineResult,
     EngineRun,
-    JobStore,
     Pixels,
     Prompt,
 )
+from restoration.errors import (
+    DependencyUnavailable,
+    EngineInterrupted,
+    EngineTimeout,
+    LeaseLost,
+    RestorationError,
+)
+from restoration.events import JobEvent, Previewed, Progressed, StateChanged
+from restoration.jobs import Artifact, Job, JobStatus, OutputFormat
+from restoration.ports import BlobStore, JobStore
 from restoration.tasks import stop
 from restoration.tracing import trace_id_of
 from restoration.workers import Stage
@@ -56,7 +53,6 @@ from workflows.render import render
 
 log = structlog.get_logger(__name__)
 
-P = ParamSpec("P")
 Publish = Callable[[UUID, JobEvent], None]
 Charge = Callable[[Job, float], None]  # `actors.costs.CostBook.charge`
 # `actors.conversion.encode`, elsewhere
@@ -75,19 +71,6 @@ class Lease:
 
     heartbeat_s: float
     lease_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """Exponential backoff with jitter, in seconds; `record_s` bounds writing an outcome."""
-
-    first_s: float = 0.5
-    longest_s: float = 30.0
-    record_s: float = 60.0
-
-    def delay_s(self, failures: int) -> float:
-        ceiling = min(self.longest_s, self.first_s * 2.0 ** min(failures, 30))
-        return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret
 
 
 class Visit:
@@ -130,7 +113,7 @@ class Execution:
         self._encode = encode
         self._publish = publish
         self._lease = lease
-        self._retry = retry or RetryPolicy()
+        self._outcomes = Outcomes(jobs, retry or RetryPolicy())
         self._charge = charge or (lambda *_: None)
         self._observer = observer or NobodyWatches()
 
@@ -153,7 +136,7 @@ class Execution:
             except asyncio.CancelledError:
                 # LeaseLost: the outcome was being recorded, or the job is another's
                 with suppress(LeaseLost, DependencyUnavailable):
-                    await self._record(self._jobs.release, job.ref, None)
+                    await self._outcomes.stopped(job)
                 raise
             else:
                 self._publish(job.id, StateChanged(ended.status, job.attempt))
@@ -183,57 +166,14 @@ class Execution:
         except LeaseLost:
             raise
         except EngineInterrupted:
-            return await self._record(self._jobs.release, job.ref, None)
+            return await self._outcomes.stopped(job)
         except RestorationError as error:
             log.warning("attempt_failed", code=error.code, reason=error.message)
-            return await self._end_badly(job, error)
+            return await self._outcomes.failed(job, error)
         except Exception:  # the attempt's supervisor: a defect of ours ends it, not the worker
             log.exception("attempt_broke")
-            failure = Failure("internal_error", "the service failed; the attempt was logged")
-            return await self._hand_back(job, failure)
-        return await self._record(self._jobs.succeed, job.ref, output, watch.laps_s)
-
-    async def _end_badly(self, job: Job, error: RestorationError) -> Job:
-        failure = Failure(error.code, error.message)
-        if isinstance(error, EngineUnavailable | DependencyUnavailable):
-            # Nothing ran, or S3 is away: that says nothing about the job.
-            delay_s = self._retry.delay_s(job.attempt - 1)
-            return await self._record(self._jobs.release, job.ref, failure, delay_s, charged=False)
-        if error.retryable:
-            return await self._hand_back(job, failure)
-        return await self._record(self._jobs.fail, job.ref, failure)
-
-    async def _hand_back(self, job: Job, failure: Failure) -> Job:
-        delay_s = self._retry.delay_s(job.failed_attempts)
-        return await self._record(self._jobs.release, job.ref, failure, delay_s)
-
-    async def _record(
-        self, write: Callable[P, Awaitable[Job]], *args: P.args, **kwargs: P.kwargs
-    ) -> Job:
-        """Write an outcome: also when the caller is cancelled meanwhile, who waits for it then."""
-        writing = asyncio.create_task(self._insist(write, *args, **kwargs))
-        try:
-            return await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait({writing})
-            raise
-
-    async def _insist(
-        self, write: Callable[P, Awaitable[Job]], *args: P.args, **kwargs: P.kwargs
-    ) -> Job:
-        """Write through an outage of Postgres.
-
-        A write that was committed although its answer was lost is repeated harmlessly: `succeed`
-        is idempotent, the others then raise LeaseLost.
-        """
-        deadline = time.monotonic() + self._retry.record_s
-        while True:
-            try:
-                return await write(*args, **kwargs)
-            except DependencyUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(self._retry.first_s)
+            return await self._outcomes.broke(job)
+        return await self._outcomes.succeeded(job, output, watch.laps_s)
 
     async def _restore(self, job: Job, run_id: UUID, watch: Stopwatch, visit: Visit) -> Artifact:
         workflow = workflow_of(self._catalog, job)

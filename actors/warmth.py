@@ -13,8 +13,8 @@ import structlog
 from PIL import Image
 
 from restoration.affinity import Affinity
+from restoration.engine import Engine, EngineEvent, EngineRun, Pixels, Prompt
 from restoration.errors import EngineError
-from restoration.ports import Engine, EngineEvent, EngineRun, Pixels, Prompt
 from workflows.catalog import Catalog, Workflow
 from workflows.render import render
 

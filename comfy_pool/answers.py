@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from comfy_pool.wire import NodeError, parse
-from restoration.ports import Vram
+from restoration.engine import Vram
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ import aiohttp
 from comfy_pool import answers
 from comfy_pool.event_socket import EventSocket
 from comfy_pool.wire import Message
+from restoration.engine import Prompt, Vram
 from restoration.errors import EngineFailed, EngineUnavailable
-from restoration.ports import Prompt, Vram
 
 _CONNECT_S = 5.0
 

@@ -24,14 +24,14 @@ from comfy_pool.memory import resident_bytes
 from comfy_pool.run import RunInEngine
 from comfy_pool.starts import Starts
 from comfy_pool.wire import Executing, Hello, Message, Preview, Started
+from restoration.engine import EngineEvent, EngineResult, EngineRun, Pixels, Vram
 from restoration.errors import EngineFailed, EngineRejected, EngineUnavailable
-from restoration.ports import EngineEvent, EngineResult, EngineRun, Pixels, Vram
 
 _log = structlog.get_logger(__name__)
 
 
 class ComfyEngine:
-    """See `restoration.ports.Engine`. As an async context manager: started, then closed."""
+    """See `restoration.engine.Engine`. As an async context manager: started, then closed."""
 
     def __init__(self, host: EngineHost, limits: EngineLimits | None = None) -> None:
         self._host = host

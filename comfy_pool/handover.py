@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from comfy_pool.answers import HandedOver
+from restoration.engine import Pixels, Prompt
 from restoration.errors import EngineFailed
-from restoration.ports import Pixels, Prompt
 
 NODES = Path(__file__).with_name("nodes")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from comfy_pool.wire import Cached, Executing, Message, PromptProgress, StepProgress
-from restoration.ports import EngineProgress, Prompt
+from restoration.engine import EngineProgress, Prompt
 
 
 class ProgressMeter:

@@ -27,16 +27,7 @@ from comfy_pool.outcome import output_of
 from comfy_pool.patience import Patience
 from comfy_pool.progress import ProgressMeter
 from comfy_pool.wire import Executing, Message, Preview, Started
-from restoration.errors import (
-    EngineCrashed,
-    EngineError,
-    EngineFailed,
-    EngineInterrupted,
-    EngineRejected,
-    EngineStalled,
-    EngineUnavailable,
-)
-from restoration.ports import (
+from restoration.engine import (
     EngineBegan,
     EngineEvent,
     EngineNode,
@@ -45,6 +36,15 @@ from restoration.ports import (
     EngineResult,
     EngineRun,
     Prompt,
+)
+from restoration.errors import (
+    EngineCrashed,
+    EngineError,
+    EngineFailed,
+    EngineInterrupted,
+    EngineRejected,
+    EngineStalled,
+    EngineUnavailable,
 )
 
 _END_REPORT_S = 1.0  # a dead process drops its connections a little before its end is reported
@@ -107,7 +107,7 @@ class RunInEngine:
                     self._on_event(progress)
 
     async def execute(self, link: Link) -> EngineResult:
-        """The picture; see `restoration.ports.Engine.run` for the errors.
+        """The picture; see `restoration.engine.Engine.run` for the errors.
 
         It is in `result` before it is returned: what is left to clean up then concerns nobody.
         EngineUnavailable: the engine ended when it was not this run's turn, or could not be

@@ -1,16 +1,16 @@
-"""The seams of the system: what the core asks of Postgres, S3, Redis and an engine.
+"""The seams of the system: what the core asks of Postgres, S3 and Redis.
 
 Every implementation raises errors of `restoration.errors` only; a dependency that cannot be
 reached is DependencyUnavailable. One contract suite in tests/contracts holds each port's rules.
+The seam to ComfyUI is `restoration.engine`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
 from restoration.affinity import Affinity
@@ -30,8 +30,6 @@ from restoration.rates import Rate
 from restoration.scaling import Demand
 from restoration.webhooks import Delivery
 from restoration.workers import QueueState, Roll, WorkerOrders, WorkerReport, WorkerState
-
-Prompt = Mapping[str, Any]  # a workflow graph in ComfyUI's API format
 
 
 class JobStore(Protocol):
@@ -288,99 +286,3 @@ class WorkerRegistry(Protocol):
 
     async def queue(self) -> QueueState:
         """How many wait and run, of each class."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineBegan:
-    """The run's turn has come: it executes from now on. Told once, before its progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineProgress:
-    """`fraction` from 0 to 1 over the whole prompt; `node_class` is what runs now."""
-
-    fraction: float
-    node_class: str
-
-
-@dataclass(frozen=True, slots=True)
-class EngineNode:
-    """A node of the run executes from now on; of one whose result is there already nothing is
-    told."""
-
-    node_class: str
-
-
-@dataclass(frozen=True, slots=True)
-class EnginePreview:
-    data: bytes
-    content_type: str
-
-
-EngineEvent = EngineBegan | EngineNode | EngineProgress | EnginePreview
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRun:
-    """One prompt to run on one picture.
-
-    `id` is used once: it is ComfyUI's prompt id, and names the run's folders. `render` makes the
-    prompt from the picture's name inside the engine and the prefix its output must carry. What the
-    engine says while it executes the run is logged with the `log_context`.
-    """
-
-    id: UUID
-    image: bytes
-    image_suffix: str  # ".png", ".jpg", ...
-    render: Callable[[str, str], Prompt]
-    output_node: str
-    log_context: Mapping[str, str | int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    """A picture without a format: rows of 8-bit channels in a file, which its taker deletes."""
-
-    path: Path
-    width: int
-    height: int
-    channels: int
-
-    def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
-
-
-EngineResult = bytes | Pixels  # a PNG, or what would have been in it
-
-
-@dataclass(frozen=True, slots=True)
-class Vram:
-    """A GPU's memory."""
-
-    total_bytes: int
-    free_bytes: int
-
-
-class Engine(Protocol):
-    """One ComfyUI. Only EngineError and DependencyUnavailable come out of it."""
-
-    @property
-    def starts(self) -> int:
-        """How often it was started: after another start, nothing that it had loaded is left."""
-
-    async def start(self) -> None:
-        """Ready for `run` on return. Raises EngineUnavailable."""
-
-    async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> EngineResult:
-        """The picture that `output_node` saved; nothing of the run is left in the engine.
-
-        Raises EngineInterrupted after `interrupt`, and the other EngineErrors as they say. When
-        the calling task is cancelled, the run is interrupted before CancelledError goes on.
-        """
-
-    async def interrupt(self, run_id: UUID) -> None:
-        """Ask for the end of a queued or running run; its `run` call tells the outcome."""
-
-    async def healthy(self) -> bool: ...
-
-    async def aclose(self) -> None: ...

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
+from restoration.engine import Prompt
 from restoration.jobs import ParamValue
-from restoration.ports import Prompt
 from workflows.catalog import Workflow
 from workflows.manifest import Target
 

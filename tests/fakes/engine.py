@@ -13,9 +13,9 @@ from uuid import UUID
 from PIL import Image
 
 from actors.conversion import encode
+from restoration.engine import EngineBegan, EngineEvent, EngineResult, EngineRun, Prompt
 from restoration.errors import EngineInterrupted
 from restoration.jobs import OutputFormat
-from restoration.ports import EngineBegan, EngineEvent, EngineResult, EngineRun, Prompt
 
 
 def _set() -> asyncio.Event:

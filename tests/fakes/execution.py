@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from actors.execution import Execution, Lease, RetryPolicy, Visit
+from actors.execution import Execution, Lease, Visit
+from actors.outcomes import RetryPolicy
 from restoration.events import JobEvent, StateChanged
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus
 from tests.fakes.engine import MemoryEngine, encode_here

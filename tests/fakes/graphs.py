@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from restoration.ports import (
+from restoration.engine import (
     EngineEvent,
     EnginePreview,
     EngineProgress,

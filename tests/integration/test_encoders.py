@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from actors.encoders import EncoderFailed, Encoders
+from restoration.engine import Pixels
 from restoration.jobs import OutputFormat
-from restoration.ports import Pixels
 from tests.polling import until
 
 OWNER = """

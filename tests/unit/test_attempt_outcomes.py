@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from actors.dispatcher import Dispatch
-from actors.execution import Execution, Lease, RetryPolicy, Visit
+from actors.execution import Execution, Lease, Visit
+from actors.outcomes import RetryPolicy
 from persistence.signals import DispatchSignals
 from restoration.errors import (
     EngineCrashed,

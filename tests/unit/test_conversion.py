@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageCms
 
 from actors.conversion import encode, prepare
+from restoration.engine import Pixels
 from restoration.images import ImageType
 from restoration.jobs import OutputFormat
-from restoration.ports import Pixels
 from tests.pictures import (
     ACCEPTED,
     HEIGHT,

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.execution import RetryPolicy
+from actors.outcomes import RetryPolicy
+from restoration.engine import EnginePreview, EngineProgress
 from restoration.errors import (
     DependencyUnavailable,
     EngineCrashed,
@@ -25,7 +26,6 @@ from restoration.errors import (
 )
 from restoration.events import Previewed, Progressed, StateChanged
 from restoration.jobs import Artifact, JobStatus, OutputFormat
-from restoration.ports import EnginePreview, EngineProgress
 from tests.fakes.execution import DEADLINE_S, NOW, RESULT, RETRY, Bench, open_bench, until
 from tests.fakes.site import photo
 from workflows.catalog import Catalog

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from actors.execution import RetryPolicy
+from actors.outcomes import RetryPolicy
 from restoration.jobs import Artifact, AttemptRef, JobStatus
 from tests.fakes.execution import NOW, Bench, open_bench, until
 

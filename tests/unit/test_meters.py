@@ -11,6 +11,7 @@ import pytest
 
 from actors.engine_watch import EngineWatch
 from comfy_pool.answers import parse_vram
+from restoration.engine import Vram
 from restoration.errors import EngineUnavailable
 from restoration.metrics import (
     ENGINE_STARTS,
@@ -20,7 +21,6 @@ from restoration.metrics import (
     VRAM_FREE,
     VRAM_TOTAL,
 )
-from restoration.ports import Vram
 from serve_app.open_streams import OpenStreams
 from tests.fakes.meter import MemoryMeter
 from tests.fakes.site import API, open_site, submission

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from restoration.engine import Prompt
 from restoration.jobs import ParamValue
-from restoration.ports import Prompt
 from workflows.catalog import Workflow, load_catalog
 from workflows.render import render
 

@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from actors.execution import Execution, Lease, Visit
 from actors.otel import OtelTracer
 from actors.traces import Traced, tracer_from
+from restoration.engine import EngineNode
 from restoration.errors import EngineCrashed
-from restoration.ports import EngineNode
 from restoration.tracing import NullTracer, Span, TraceContext, current, spanning, trace_id_of
 from tests.fakes.engine import MemoryEngine, encode_here
 from tests.fakes.site import (

@@ -12,8 +12,9 @@ import pytest
 import typer
 
 from actors.costs import CostBook
-from actors.execution import Execution, Lease, RetryPolicy, Visit
+from actors.execution import Execution, Lease, Visit
 from actors.observation import Measured
+from actors.outcomes import RetryPolicy
 from restoration.errors import EngineCrashed, EngineUnavailable
 from restoration.jobs import Job, JobStatus
 from restoration.metrics import GPU_BUSY

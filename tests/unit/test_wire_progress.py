@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from comfy_pool.progress import ProgressMeter
 from comfy_pool.wire import Cached, Executing, Message, NodeState, PromptProgress, StepProgress
-from restoration.ports import EngineProgress
+from restoration.engine import EngineProgress
 
 PROMPT = {str(n): {"class_type": f"Class{n}", "inputs": {}} for n in range(1, 5)}
 

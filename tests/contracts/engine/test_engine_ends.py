@@ -16,8 +16,8 @@ import pytest
 
 from comfy_pool.engine import ComfyEngine
 from comfy_pool.hosts import AttachedHost
+from restoration.engine import EngineResult, EngineRun
 from restoration.errors import EngineCrashed, EngineInterrupted, EngineStalled, EngineUnavailable
-from restoration.ports import EngineResult, EngineRun
 from tests.contracts.engine.bench import DEADLINE_S, LIMITS, Bench, until, until_running
 from tests.fakes import graphs
 from tests.fakes.graphs import Heard, ignore

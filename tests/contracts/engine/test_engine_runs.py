@@ -12,8 +12,7 @@ from PIL import Image
 
 from comfy_pool.answers import HistoryEntry
 from comfy_pool.client import ComfyClient
-from restoration.errors import EngineFailed, EngineInterrupted, EngineOutOfMemory, EngineRejected
-from restoration.ports import (
+from restoration.engine import (
     Engine,
     EngineBegan,
     EngineEvent,
@@ -22,6 +21,7 @@ from restoration.ports import (
     Pixels,
     Prompt,
 )
+from restoration.errors import EngineFailed, EngineInterrupted, EngineOutOfMemory, EngineRejected
 from tests.contracts.engine.bench import Bench, until_running
 from tests.fakes import graphs
 from tests.fakes.graphs import Heard, ignore
