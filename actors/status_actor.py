@@ -177,7 +177,8 @@ class ProgressReporter:
     async def _urgent_within(self, seconds: float) -> None:
         """Return after so long, or as soon as a job has ended."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._urgent.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._urgent.wait()
 
     async def aclose(self) -> None:
         await stop(self._task, *self._telling)

@@ -111,6 +111,7 @@ class Hub:
                 self._task = asyncio.create_task(self._run(), name="status-hub")
                 self._task.add_done_callback(self._ended)
             await self._interrupt()
+            _honour_cancel()
             yield mailbox
         finally:
             self._mailboxes.discard(mailbox)
@@ -119,9 +120,7 @@ class Hub:
         """End every follower's iteration and the connection."""
         self._closing.set()
         while self._task is not None and not self._task.done():
-            # Again if need be: redis-py uses asyncio.wait_for, which in Python 3.11 swallows a
-            # cancellation that arrives together with its result.
-            self._task.cancel()
+            self._task.cancel()  # again if need be: see `_honour_cancel`
             await asyncio.wait([self._task], timeout=0.1)
         self._close_mailboxes()
 
@@ -143,8 +142,8 @@ class Hub:
             except RedisError as error:
                 _logger.warning("Redis is away, live progress stands still: %s", error)
                 with contextlib.suppress(TimeoutError):
-                    jitter = random.uniform(0.5, 1)  # noqa: S311
-                    await asyncio.wait_for(self._closing.wait(), delay_s * jitter)
+                    async with asyncio.timeout(delay_s * random.uniform(0.5, 1)):  # noqa: S311
+                        await self._closing.wait()
                 delay_s = min(2 * delay_s, longest_s)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -187,6 +186,14 @@ class Hub:
             for job_id in wanted:
                 pipeline.hget(latest_key(job_id), PREVIEW)
             return dict(zip(wanted, map(parse_event, await pipeline.execute()), strict=True))
+
+
+def _honour_cancel() -> None:
+    """Go now, if this task was cancelled and redis-py has kept that to itself: it uses
+    asyncio.wait_for, which in Python 3.11 swallows a cancel that comes with its result."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _deliver(mailbox: Mailbox, entries: Iterable[Entry], preview: JobEvent | None) -> None:

@@ -241,6 +241,22 @@ class TestFollow:
         await board.aclose()
         assert [stamped.event for stamped in await following] == [RUNNING]
 
+    @pytest.mark.parametrize("turns", range(12))
+    async def test_a_follower_may_go_at_any_moment(
+        self, board: RedisStatusBoard, job_id: UUID, turns: int
+    ) -> None:
+        """Cancelled after so many turns of the event loop, it is gone: also when the answer of
+        Redis comes in the same turn."""
+        await _publish(board, job_id, RUNNING)
+        await board.latest([job_id])  # a connection waits: nothing suspends before the answer
+        following = asyncio.create_task(_take(board, job_id, 2))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        following.cancel()
+        done, _ = await asyncio.wait({following}, timeout=2)
+        following.cancel()
+        assert done
+
 
 class TestWithoutRedis:
     async def test_followers_survive_a_cut_connection(
