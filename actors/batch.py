@@ -172,8 +172,9 @@ class Batch:
     ) -> AcceptedBatch:
         """Submit up to 1,000 files as one batch, which is there as a whole or not at all.
 
-        A file that cannot be used does not sink the others. Raises InvalidRequest and its kin for
-        what is wrong with all of them, BatchTooLarge, OSError; then nothing will run.
+        A file that cannot be used does not sink the others. While the queue is full this waits
+        for room, for six hours at most (BatchExpired). Raises InvalidRequest and its kin for what
+        is wrong with all of them, BatchTooLarge, StorageFull, OSError; then nothing will run.
         """
         request = SubmissionRequest(
             owner=self._owner,

@@ -10,11 +10,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from uuid import UUID, uuid4
 
 from actors.submission import Order, Submission, SubmissionRequest
-from restoration.batches import MAX_BATCH_ITEMS, BatchItem, JobBatch, NewBatch, Refusal, item_name
+from restoration.batches import (
+    MAX_BATCH_ITEMS,
+    PUT_TOGETHER_S,
+    BatchItem,
+    JobBatch,
+    NewBatch,
+    Refusal,
+    item_name,
+    utc_now,
+)
 from restoration.errors import (
+    BatchExpired,
     BatchTooLarge,
     DependencyUnavailable,
     IdempotencyConflict,
@@ -60,6 +71,7 @@ class Draft:
     digests: list[str] = field(default_factory=list)
     jobs: list[NewJob] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
+    begun_at: datetime = field(default_factory=utc_now)
     _job_ids: list[UUID] = field(
         default_factory=lambda: sorted(uuid4() for _ in range(MAX_BATCH_ITEMS))
     )
@@ -96,7 +108,10 @@ class Draft:
             raise InvalidRequest("the batch is empty; send at least one photo")
         self.jobs.sort(key=lambda job: job.id)
         refusals = tuple(sorted(self.refusals, key=lambda refusal: refusal.index))
-        return NewBatch(self.id, self.owner, tuple(self.names), refusals, idempotency_key, digest)
+        names = tuple(self.names)
+        return NewBatch(
+            self.id, self.owner, names, refusals, idempotency_key, digest, self.begun_at
+        )
 
 
 class BatchSubmission:
@@ -112,8 +127,8 @@ class BatchSubmission:
         """Record a batch of `photos`; all else of `request` is what each of them asks for.
 
         Raises InvalidRequest and its kin where the request is wrong as a whole, BatchTooLarge,
-        IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable, and whatever `photos`
-        raises.
+        BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable, and
+        whatever `photos` raises.
         """
         order = self._submission.check(request)
         if (key := request.idempotency_key) is not None:
@@ -127,22 +142,28 @@ class BatchSubmission:
         except BaseException:  # a client that has gone, among others
             await self._discard(draft.jobs)
             raise
-        return await self.record(new, draft.jobs, request.quotas)
+        try:
+            return await self.record(new, draft.jobs, request.quotas)
+        except DependencyUnavailable:  # it may have been recorded all the same
+            raise
+        except RestorationError:
+            await self._discard(draft.jobs)
+            raise
 
     async def record(
         self, new: NewBatch, jobs: Sequence[NewJob], quotas: Quotas | None = None
     ) -> SubmittedBatch:
-        """Record a batch whose jobs have been prepared; it may be called again.
+        """Record a batch whose jobs have been prepared.
 
-        Raises IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable.
+        It may be called again, so what it refuses keeps its objects: there may be room later.
+        Raises BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable.
         """
-        try:
-            batch, created = await self._batches.insert(new, jobs, quotas)
-        except DependencyUnavailable:  # it may have been recorded all the same
-            raise
-        except RestorationError:
-            await self._discard(jobs)
-            raise
+        if new.is_stale:
+            raise BatchExpired(
+                f"the batch was not complete within {PUT_TOGETHER_S / 3600:g} hours; nothing of it"
+                " was recorded: submit its photos again, in smaller batches or when there is room"
+            )
+        batch, created = await self._batches.insert(new, jobs, quotas)
         if batch.id != new.id:  # another request with the same key was quicker
             await self._discard(jobs)
         if created:  # what is known need not be read, which might fail

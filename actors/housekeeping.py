@@ -18,6 +18,7 @@ import structlog
 
 from persistence.keys import INPUTS, OUTPUTS, UPLOADS, job_of
 from persistence.retention import Retention
+from restoration.batches import PUT_TOGETHER_S
 from restoration.errors import DependencyUnavailable
 from restoration.ports import BlobStore
 from restoration.settings import Settings
@@ -28,8 +29,10 @@ BATCH = 100
 EXPIRY_EVERY_S = 60.0
 # To look at every object there is takes long, and little is found.
 ORPHANS_EVERY_S = 3600.0
-# A submission writes its row seconds after its object, or never; and an upload is for one use soon.
-ORPHANED_AFTER_S = 3600.0
+# A submission writes its row seconds after its object, or never. A batch is not recorded any more
+# when it took half as long, so that no clock and no slow transaction makes the two meet.
+ORPHANED_AFTER_S = 2 * PUT_TOGETHER_S
+UNUSED_AFTER_S = 3600.0  # an upload by a client itself is for one use, soon
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ class Housekeeping:
 
     async def remove_orphans(self) -> None:
         """Objects that no row counts on, if they are old enough to be nobody's next step."""
-        older_than = datetime.now(UTC) - timedelta(seconds=ORPHANED_AFTER_S)
+        now = datetime.now(UTC)
+        older_than = now - timedelta(seconds=ORPHANED_AFTER_S)
         removed = {}
         for prefix, find_wanted in (
             (INPUTS, self._retention.wanted_inputs),
@@ -112,6 +116,7 @@ class Housekeeping:
                 await self._blobs.delete_many(orphans)
                 removed[prefix.rstrip("/")] += len(orphans)
         removed["uploads"] = 0
+        older_than = now - timedelta(seconds=UNUSED_AFTER_S)
         async for unused in self._blobs.list(UPLOADS, older_than):
             await self._blobs.delete_many(unused)
             removed["uploads"] += len(unused)

@@ -7,8 +7,8 @@ its jobs, and from the photos that were refused when it came in. Pure.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
-from datetime import datetime
+from dataclasses import astuple, dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
@@ -16,6 +16,12 @@ from restoration.jobs import Failure, JobStatus
 
 MAX_BATCH_ITEMS = 1000
 MAX_ITEM_NAME_CHARS = 255
+# From a batch's first photo to its rows. Objects without a row are kept for longer than that.
+PUT_TOGETHER_S = 6 * 3600.0
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 class BatchStatus(StrEnum):
@@ -84,6 +90,12 @@ class NewBatch:
     idempotency_key: str | None = None
     # sha256 over everything the request asked for: the same key must mean the same request
     request_digest: str | None = None
+    begun_at: datetime = field(default_factory=utc_now)  # before its first photo was stored
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether its photos may be gone soon, if they are not already."""
+        return utc_now() - self.begun_at > timedelta(seconds=PUT_TOGETHER_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     │   ├── BrokenImage               broken_image          the right type, but it does not decode
     │   ├── ImageTooLarge             image_too_large       more bytes or pixels than allowed
     │   ├── BatchTooLarge             batch_too_large       more bytes or photos than allowed
+    │   ├── BatchExpired              batch_expired         put together for hours; its photos go
     │   ├── InvalidParameters         invalid_parameters    details["problems"] names each
     │   ├── UnknownWorkflow           unknown_workflow
     │   ├── GraphRefused              graph_refused         details["node"] says where, if one is
@@ -96,6 +97,10 @@ class ImageTooLarge(InvalidRequest):
 
 class BatchTooLarge(InvalidRequest):
     code = "batch_too_large"
+
+
+class BatchExpired(InvalidRequest):
+    code = "batch_expired"
 
 
 class InvalidParameters(InvalidRequest):

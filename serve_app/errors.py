@@ -36,6 +36,7 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
         e.BrokenImage: HTTPStatus.UNPROCESSABLE_ENTITY,
         e.ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         e.BatchTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        e.BatchExpired: HTTPStatus.REQUEST_TIMEOUT,
         e.InvalidParameters: HTTPStatus.UNPROCESSABLE_ENTITY,
         e.UnknownWorkflow: HTTPStatus.NOT_FOUND,
         e.GraphRefused: HTTPStatus.UNPROCESSABLE_ENTITY,

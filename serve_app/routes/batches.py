@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from actors.submission import MAX_NAME_CHARS
 from restoration.batches import MAX_BATCH_ITEMS, BatchItem, JobBatch
 from restoration.errors import (
+    BatchExpired,
     BatchNotFound,
     BatchTooLarge,
     DependencyUnavailable,
@@ -82,6 +83,7 @@ router = APIRouter(
             InvalidRequest,
             UnknownWorkflow,
             IdempotencyConflict,
+            BatchExpired,
             BatchTooLarge,
             InvalidParameters,
             QueueFull,

@@ -18,12 +18,15 @@ import pytest
 from actors import batch as batch_module
 from actors.batch import AcceptedBatch, Batch
 from actors.handles import IngressHandle
+from restoration import batches as rules
 from restoration.batches import MAX_BATCH_ITEMS, BatchCounts, BatchStatus
 from restoration.errors import (
+    BatchExpired,
     BatchNotFound,
     BatchTooLarge,
     InvalidParameters,
     InvalidRequest,
+    QueueFull,
     UnknownWorkflow,
 )
 from restoration.jobs import Artifact, JobStatus, OutputFormat, Priority
@@ -159,6 +162,42 @@ async def test_12_an_outage_while_submitting_is_waited_out(
     assert list(site.batches.rows) == [accepted.id]
     assert set(site.jobs.rows) == set(accepted.jobs)
     assert len(site.blobs.objects) == 2
+
+
+async def test_12_a_full_queue_is_waited_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that found no room is recorded as soon as there is some, with all its photos."""
+    monkeypatch.setattr(batch_module, "RETRY_AFTER_S", 0)
+    async with open_site(max_waiting_jobs=2) as site:
+        in_the_way, insert, refused = await site.submit(), site.batches.insert, 0
+
+        async def insert_or_make_room(*arguments: Any) -> Any:
+            nonlocal refused
+            try:
+                return await insert(*arguments)
+            except QueueFull:
+                refused += 1
+                await site.jobs.request_cancel(in_the_way)
+                raise
+
+        monkeypatch.setattr(site.batches, "insert", insert_or_make_room)
+        paths = files(tmp_path, photo((8, 8)), photo((9, 9)))
+        accepted = await _call(site, lambda batch: batch.submit_batch(paths))
+        assert refused == 1
+        for job_id, path in accepted.jobs.items():
+            assert await site.blobs.get(site.jobs.rows[job_id].input) == path.read_bytes()
+
+
+async def test_12_a_batch_that_waited_too_long_is_not_recorded(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has no row for half a day is swept away: after half of that nothing counts on it."""
+    monkeypatch.setattr(rules, "PUT_TOGETHER_S", -1)
+    paths = files(tmp_path, photo())
+    with pytest.raises(BatchExpired):
+        await _call(site, lambda batch: batch.submit_batch(paths))
+    assert (site.jobs.rows, site.batches.rows) == ({}, {})
 
 
 async def test_12_a_batch_that_is_not_there(site: Site) -> None:

@@ -307,7 +307,7 @@ async def test_04_uploads_that_nobody_uses_are_removed(
     await blobs.put(key, b"a photo", "image/png")
     await keeper.remove_orphans()
     assert await blobs.fetch(key, 100) == b"a photo"
-    monkeypatch.setattr(sweeping, "ORPHANED_AFTER_S", -60.0)
+    monkeypatch.setattr(sweeping, "UNUSED_AFTER_S", -60.0)
     await keeper.remove_orphans()
     assert await blobs.fetch(key, 100) is None
 

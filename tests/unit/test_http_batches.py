@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from restoration import batches as rules
 from restoration.batches import JobBatch
 from restoration.jobs import Job, JobStatus, OutputFormat, Priority
 from serve_app.routes import events
@@ -98,6 +99,33 @@ async def test_12_a_batch_of_bad_photos_has_failed(site: Site) -> None:
     """Nothing is left to be waited for, and every photo says why."""
     batch = await submit(site, BROKEN, b"?")
     assert (batch["status"], batch["counts"]["refused"]) == ("failed", 2)
+
+
+async def test_12_a_queue_that_fills_up_meanwhile_keeps_no_photo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Refused at the last moment, a batch takes its objects away again."""
+
+    async def has_room(*_asked: object) -> None:
+        """As it was when it was asked."""
+
+    async with open_site(max_waiting_jobs=2) as site, site.client() as client:
+        kept = site.jobs.rows[await site.submit()].input.key
+        monkeypatch.setattr(site.services.submission, "demand_room", has_room)
+        answer = await client.post(BATCHES, files=files(photo(), photo()))
+    assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
+    assert list(site.blobs.objects) == [kept]
+
+
+async def test_12_a_batch_that_took_too_long_is_not_recorded(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """408, and nothing is left of it: its first photos might have been swept away by then."""
+    monkeypatch.setattr(rules, "PUT_TOGETHER_S", -1)
+    async with site.client() as client:
+        answer = await client.post(BATCHES, files=files(photo(), photo()))
+    assert (answer.status_code, answer.json()["code"]) == (408, "batch_expired")
+    assert (site.jobs.rows, site.batches.rows, site.blobs.objects) == ({}, {}, {})
 
 
 async def test_12_repeating_a_batch_makes_no_second_one(site: Site) -> None:
