@@ -17,7 +17,9 @@ from enum import IntEnum
 from typing import Any, TypeVar
 
 import psycopg2
+import psycopg2.errors
 from sqlalchemy import URL, Connection, create_engine, event, exc, make_url
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from restoration.errors import DependencyUnavailable, InvalidRequest, InvalidSettings
@@ -69,6 +71,7 @@ class Database:
             connect_args=connect_arguments(statement_timeout_ms=_STATEMENT_TIMEOUT_MS),
         )
         event.listen(self._engine, "checkout", _replace_if_dead)
+        event.listen(self._engine, "handle_error", _give_up_if_demoted)
         self._threads = ThreadPoolExecutor(pool_size, thread_name_prefix="postgres")
 
     async def run(self, work: Callable[[Connection], _T], *, atomic: bool = True) -> _T:
@@ -131,6 +134,13 @@ def _replace_if_dead(connection: Any, record: ConnectionPoolEntry, *_: object) -
         raise exc.InvalidatePoolError
 
 
+def _give_up_if_demoted(context: ExceptionContext) -> None:
+    """A server that has become a standby while it could be reached takes no writes from us any
+    more: like one that is gone, it is left with all its connections."""
+    if isinstance(context.original_exception, psycopg2.errors.ReadOnlySqlTransaction):
+        context.is_disconnect = True
+
+
 @contextmanager
 def translated_errors() -> Iterator[None]:
     """Turn what SQLAlchemy and psycopg2 raise about the outside world into errors of ours.
@@ -171,6 +181,7 @@ def connect_arguments(*, statement_timeout_ms: int) -> dict[str, Any]:
     return {
         **_CLIENT_KEEPALIVE,
         "connect_timeout": CONNECT_TIMEOUT_S,
+        "target_session_attrs": "read-write",  # of several hosts, or names, the one that leads
         "application_name": "comfy-restore",
         "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
     }

@@ -10,7 +10,7 @@ from functools import partial
 from unittest.mock import Mock
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import ProgrammingError
 
 from persistence.database import Database
@@ -69,6 +69,43 @@ async def test_a_connection_that_breaks_in_use(database: Database) -> None:
         await database.run(cut)
     assert caught.value.__cause__ is not None
     assert await database.run(_one) == 1
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+async def test_a_server_that_became_a_standby(database_url: str, atomic: bool) -> None:
+    """It takes no writes any more: that is an outage, and its connections are left."""
+
+    def demote(connection: Connection) -> None:
+        connection.execute(text("SET default_transaction_read_only = on"))
+
+    def write(connection: Connection) -> None:
+        connection.execute(text("CREATE TABLE written ()"))
+        connection.execute(text("DROP TABLE written"))
+
+    database = Database(database_url, pool_size=1)
+    await database.run(demote)
+    with pytest.raises(DependencyUnavailable, match="read-only"):
+        await database.run(write, atomic=atomic)
+    await database.run(write, atomic=atomic)
+    await database.aclose()
+
+
+async def test_a_standby_is_not_talked_to(database: Database, database_url: str) -> None:
+    """A server that takes no writes from the start is an outage, also for what only reads."""
+    name = make_url(database_url).database
+
+    def set_default(connection: Connection, change: str) -> None:
+        connection.execute(text(f'ALTER DATABASE "{name}" {change}'))
+
+    standby = Database(database_url)
+    await database.run(partial(set_default, change="SET default_transaction_read_only = on"))
+    try:
+        with pytest.raises(DependencyUnavailable, match="read-only"):
+            await standby.run(_one)
+    finally:
+        await database.run(partial(set_default, change="RESET default_transaction_read_only"))
+    assert await standby.run(_one) == 1
+    await standby.aclose()
 
 
 async def test_a_statement_that_takes_too_long(database: Database) -> None:
