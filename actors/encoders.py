@@ -14,7 +14,7 @@ import queue
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import IO, Self, cast
 
 from PIL import Image
@@ -80,7 +80,6 @@ class Encoders:
         try:
             return encoder.write(order)
         except OSError as error:
-            encoder.restart()
             raise EncoderFailed(f"the encoder died: {error}") from error
         finally:
             self._idle.put(encoder)
@@ -112,20 +111,26 @@ class _Encoder:
     def pid(self) -> int:
         return self._process.pid
 
-    def restart(self) -> None:
-        self.end()
-        self._start()
-
     def write(self, order: Order) -> bytes:
-        """Raises OSError when the child is dead."""
+        """Raises OSError when the child dies of it, or cannot be started in the place of one that
+        did: what there was no memory for just now is tried again with the next order."""
+        if self._orders.closed:
+            self._start()
+        with ExitStack() as on_trouble:  # no answer is read that half of another stands before
+            on_trouble.callback(self.end)
+            answer = self._ask(order)
+            on_trouble.pop_all()
+        if isinstance(answer, str):
+            raise EncoderFailed(answer)
+        return answer
+
+    def _ask(self, order: Order) -> bytes | str:
         try:
             pickle.dump(order, self._orders)
             self._orders.flush()
             answer: bytes | str = pickle.load(self._answers)  # noqa: S301 # our own child's
         except (EOFError, pickle.UnpicklingError) as error:
             raise OSError(f"exit status {self._process.poll()}") from error
-        if isinstance(answer, str):
-            raise EncoderFailed(answer)
         return answer
 
     def end(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +94,28 @@ async def test_02_an_encoder_that_dies_is_replaced(encoders: Encoders, pixels: P
     for _ in range(3):
         assert await encoders.encode(pixels, OutputFormat.PNG, 90)
     assert len(set(encoders.pids)) == 2
+
+
+async def test_02_an_encoder_that_cannot_be_replaced_yet_is_replaced_later(
+    pixels: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No memory for a process costs the pictures of that moment, and none after it."""
+    start, refused = subprocess.Popen, 2
+
+    def no_memory(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        nonlocal refused
+        refused -= 1
+        if refused >= 0:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return start(*arguments, **options)
+
+    async with Encoders(1, small_pixels=0) as encoders:
+        monkeypatch.setattr(subprocess, "Popen", no_memory)
+        os.kill(encoders.pids[0], signal.SIGKILL)
+        for reason in ("died", "allocate memory", "allocate memory"):
+            with pytest.raises(EncoderFailed, match=reason):
+                await encoders.encode(pixels, OutputFormat.PNG, 90)
+        assert await encoders.encode(pixels, OutputFormat.PNG, 90)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
