@@ -95,7 +95,7 @@ class Draft:
         self.jobs.append(replace(job, batch_id=self.id, batch_index=index))
 
     def refuse(self, index: int, error: InvalidRequest) -> None:
-        self.refusals.append(Refusal(index, Failure(error.code, error.message)))
+        self.refusals.append(Refusal(index, Failure.of(error)))
 
     def digest(self, order: Order) -> str:
         """Of everything that was asked for, as `Order.digest`."""

@@ -50,7 +50,7 @@ class Outcomes:
         return await self._record(self._jobs.release, job.ref, None)
 
     async def failed(self, job: Job, error: RestorationError) -> Job:
-        failure = Failure(error.code, error.message)
+        failure = Failure.of(error)
         if isinstance(error, EngineUnavailable | DependencyUnavailable):
             # Nothing ran, or S3 is away: that says nothing about the job.
             delay_s = self._retry.delay_s(job.attempt - 1)

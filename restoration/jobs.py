@@ -12,9 +12,12 @@ from enum import StrEnum
 from types import MappingProxyType
 from uuid import UUID
 
-from restoration.errors import IllegalTransition, ResultExpired, ResultNotReady
+from restoration.errors import IllegalTransition, RestorationError, ResultExpired, ResultNotReady
 
 ParamValue = bool | int | float | str
+
+# What a node says may have a tensor in it; a job keeps such a message for each of its attempts.
+MAX_MESSAGE_CHARS = 2000
 
 
 class JobStatus(StrEnum):
@@ -102,6 +105,14 @@ class Failure:
 
     code: str
     message: str
+
+    @classmethod
+    def of(cls, error: RestorationError) -> Failure:
+        """With the error's message fit to be stored and shown, whatever a node put into it."""
+        unicode = error.message.encode(errors="replace").decode()  # no half of a surrogate pair
+        text = unicode.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        cut = text[: MAX_MESSAGE_CHARS - 1] + "…" if len(text) > MAX_MESSAGE_CHARS else text
+        return cls(error.code, cut)
 
 
 class AttemptOutcome(StrEnum):

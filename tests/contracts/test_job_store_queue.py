@@ -8,7 +8,7 @@ import pytest
 
 from persistence.transitions import RECLAIM_BATCH
 from persistence.turns import ELSEWHERE_S
-from restoration.errors import IdempotencyConflict, QueueFull
+from restoration.errors import EngineFailed, IdempotencyConflict, QueueFull
 from restoration.jobs import MAX_RECORDS, AttemptOutcome, AttemptRef, Failure, JobStatus, Priority
 from restoration.ports import JobStore
 from restoration.queueing import QueuePolicy
@@ -58,6 +58,14 @@ class TestHistory:
         assert (ended.status, ended.failure) == (JobStatus.FAILED, last)
         assert [r.code for r in ended.attempts] == [FAILURE.code, last.code]
         assert {r.outcome for r in ended.attempts} == {AttemptOutcome.FAILED}
+
+    async def test_03_whatever_a_node_said_is_in_it(self, store: JobStore) -> None:
+        """A message that Postgres' text and JSON cannot hold as it is comes back readable."""
+        await queued(store)
+        failure = Failure.of(EngineFailed("a NUL: \0, half a pair: \ud83d, é"))
+        failed = await store.fail((await claim(store)).ref, failure)
+        assert failed.failure == failure
+        assert failed.attempts[0].message == "a NUL: \N{REPLACEMENT CHARACTER}, half a pair: ?, é"
 
     async def test_03_permanent_failures_and_cancels_are_in_it(self, store: JobStore) -> None:
         """An attempt that `fail` or a cancel ends is recorded like any other."""

@@ -15,11 +15,12 @@ from persistence.signals import DispatchSignals
 from restoration.errors import (
     EngineCrashed,
     EngineError,
+    EngineFailed,
     EngineOutOfMemory,
     EngineRejected,
     EngineUnavailable,
 )
-from restoration.jobs import AttemptOutcome, AttemptRef, Job, JobStatus
+from restoration.jobs import MAX_MESSAGE_CHARS, AttemptOutcome, AttemptRef, Failure, Job, JobStatus
 from tests.fakes.engine import MemoryEngine, encode_here
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo
@@ -73,6 +74,22 @@ async def test_03_permanent_errors_are_never_tried_again() -> None:
     job, _ = await _attempt(EngineRejected("bad graph"), max_attempts=3)
     assert job.failure is not None
     assert (job.status, job.failure.code) == (JobStatus.FAILED, "engine_rejected")
+
+
+@pytest.mark.parametrize(
+    ("said", "stored"),
+    [
+        ("a\0b", "a\N{REPLACEMENT CHARACTER}b"),
+        ("half \ud83d", "half ?"),
+        ("né\ntwo lines", "né\ntwo lines"),
+        ("x" * 5000, "x" * (MAX_MESSAGE_CHARS - 1) + "…"),
+    ],
+    ids=["NUL", "half a pair", "as it is", "long"],
+)
+async def test_03_whatever_a_node_says_can_be_recorded(said: str, stored: str) -> None:
+    """What Postgres' text cannot hold is replaced, so that the attempt ends as it ended."""
+    job, _ = await _attempt(EngineFailed(said))
+    assert job.failure == Failure("engine_failed", stored)
 
 
 def test_03_the_pause_before_a_retry_has_a_bound() -> None:
