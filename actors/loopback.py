@@ -8,10 +8,12 @@ processes that Ray starts, and for this one a constant, made of it at import. Bo
 
 from __future__ import annotations
 
+import logging
 import os
 from ipaddress import ip_address
 
 from ray._private import ray_constants, services
+from ray._private.authentication import authentication_token_setup as tokens
 
 
 def start_on_loopback() -> None:
@@ -21,14 +23,22 @@ def start_on_loopback() -> None:
 
 
 def find_ray(address: str) -> str:
-    """What `ray.init` takes for `address`; if it is on loopback, this process looks there for it.
+    """What `ray.init` takes for `address`; if it is on loopback, this process looks there for it,
+    and shows this user's token.
 
     Raises ConnectionError when there is no cluster.
     """
     found: str = services.get_ray_address_from_environment(address, None)
     if _is_loopback(found.rpartition(":")[0]):
         ray_constants.ENABLE_RAY_CLUSTER = False
+        _show_token()
     return found
+
+
+def _show_token() -> None:
+    """As Ray does, with a warning, where it finds a local cluster by itself."""
+    tokens.logger.setLevel(logging.ERROR)
+    tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _is_loopback(host: str) -> bool:

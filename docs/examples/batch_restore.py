@@ -1,8 +1,8 @@
 """Restore a folder of photos through Ray handles: python batch_restore.py PHOTOS RESULTS
 
 Runs on any machine of the cluster, or beside `restore up`; among several clusters RAY_ADDRESS
-(with RAY_AUTH_MODE=token) names the one. Each result is written as soon as it is ready; a photo
-that cannot be restored is told, and the others go on. The exit status says if there were any.
+names the one. Each result is written as soon as it is ready; a photo that cannot be restored is
+told, and the others go on. The exit status says if there were any.
 """
 
 from __future__ import annotations

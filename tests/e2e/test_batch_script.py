@@ -50,8 +50,8 @@ def test_a_folder_is_restored_through_ray_handles(stack: Stack, tmp_path: Path) 
 
 
 def run_script(stack: Stack, *arguments: Path) -> subprocess.CompletedProcess[str]:
-    """As on any machine of a cluster: RAY_ADDRESS says which, and ~/.ray/auth_token lets it in."""
-    environ = {"RAY_ADDRESS": stack.record.ray_address, "RAY_AUTH_MODE": "token"}
+    """Beside the stack: RAY_ADDRESS says which of several, and ~/.ray/auth_token lets it in."""
+    environ = {"RAY_ADDRESS": stack.record.ray_address}
     return subprocess.run(
         [sys.executable, SCRIPT, *arguments],
         env={**os.environ, **environ},

@@ -23,6 +23,7 @@ def test_08_only_a_ray_on_loopback_is_looked_for_there(
 ) -> None:
     """Ray would replace 127.0.0.1 by the machine's own address, where nobody listens."""
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # as this process has it
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if by == "variable":
         monkeypatch.setenv("RAY_ADDRESS", address)
