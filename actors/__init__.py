@@ -1,4 +1,5 @@
 """Where Ray lives: the pool of GPU workers, the dispatcher, the status actor, and their handles.
 
-`submission` and `execution` hold what is decided; they are plain async code and know no Ray.
+`submission`, `execution` and `outcomes` hold what is decided; they are plain async code and know
+no Ray.
 """

@@ -28,7 +28,7 @@ from benchmarks.single import single
 from benchmarks.submits import submits
 from benchmarks.throughput import throughput
 
-# First what is a time and no ratio, which half an hour of full load on a rented machine can double.
+# First what is a time and no ratio, which half an hour of full load on a shared machine can double.
 # Then what has services of its own, or none: the one that the others share stays until the end, and
 # takes a fifth of a core when it has nothing to do.
 BENCHMARKS: dict[str, Benchmark] = {

@@ -1,4 +1,5 @@
 """The vocabulary that every other package shares: jobs, errors, events, images, settings, ports.
 
-Standard library and pydantic only; nothing here does I/O.
+Standard library and pydantic only. No I/O but that of `files`, and of `settings`, which reads
+secrets from files.
 """

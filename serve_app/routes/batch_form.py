@@ -43,7 +43,8 @@ class BatchForm(WorkflowForm):
     """Every field of the form but the photos; they hold for each of these."""
 
     priority: Priority = Field(
-        Priority.BATCH, description="every interactive job goes before every batch job"
+        Priority.BATCH,
+        description="interactive goes before batch, until a batch job has waited for long",
     )
     reuse: ReuseField = Field(Reuse.ALLOW, description=JobForm.model_fields["reuse"].description)
 

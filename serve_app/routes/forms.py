@@ -63,7 +63,8 @@ class JobForm(BaseModel):
         description="seconds for an attempt; at most, and by default, the workflow's",
     )
     webhook_url: str | SkipJsonSchema[None] = Field(
-        None, description="where to POST, once, that the job has ended; https, and a public host"
+        None,
+        description="where to POST that the job has ended, at least once; https, and a public host",
     )
     keep_metadata: bool = Field(
         False, description="gives the result the photo's EXIF: times, place, camera, author"
