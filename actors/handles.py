@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +25,7 @@ APP = "comfy-restore"
 INGRESS = "Ingress"
 WORKERS = "GpuWorker"
 CONTROLLER_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 120.0  # without a replica Serve waits for one, and says nothing
 
 
 class WorkerPool:
@@ -50,20 +52,28 @@ class ServePool:
     """
 
     async def size(self) -> int:
-        details = await _of_controller("get_serve_instance_details")
-        size: int = details["applications"][APP]["deployments"][WORKERS]["target_num_replicas"]
-        return size
+        with _unavailable():  # the deployment is not there while the application is built anew
+            details = await _of_controller("get_serve_instance_details")
+            size: int = details["applications"][APP]["deployments"][WORKERS]["target_num_replicas"]
+            return size
 
     async def resize(self, workers: int) -> None:
-        await _of_controller("update_deployment_replicas", DeploymentID(WORKERS, APP), workers)
+        with _unavailable():
+            await _of_controller("update_deployment_replicas", DeploymentID(WORKERS, APP), workers)
 
 
 async def _of_controller(method: str, *args: object) -> Any:
+    async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
+        # on a thread: it asks Ray's control plane, and waits up to a minute for an answer
+        controller = await asyncio.to_thread(ray.get_actor, SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+        return await getattr(controller, method).remote(*args)
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
     try:
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
-        call: Awaitable[Any] = getattr(controller, method).remote(*args)
-        return await asyncio.wait_for(call, CONTROLLER_TIMEOUT_S)
-    except (RayError, RayServeException, ValueError, KeyError, TimeoutError) as error:
+        yield
+    except (RayError, RayServeException, LookupError, ValueError, TimeoutError) as error:
         raise DependencyUnavailable(f"Serve's controller: {error!r}") from error
 
 
@@ -103,6 +113,11 @@ class IngressHandle:
         batch: JobBatch = _answer(self._handle.cancel_batch.remote(batch_id))
         return batch
 
+    def known(self, job_ids: Sequence[UUID]) -> Collection[UUID]:
+        """Those of the jobs that there are."""
+        known: Collection[UUID] = _answer(self._handle.known.remote(job_ids))
+        return known
+
     def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         """Those of the jobs that have ended, as their rows say."""
         jobs: Sequence[Job] = _answer(self._handle.ended.remote(job_ids))
@@ -119,9 +134,9 @@ class IngressHandle:
 
 def _answer(response: Any) -> Any:
     try:
-        return response.result()
+        return response.result(timeout_s=ANSWER_TIMEOUT_S)
     except RayTaskError as error:
         cause = error.cause
         raise (cause if isinstance(cause, RestorationError) else error) from None
-    except (RayError, RayServeException) as error:
+    except (RayError, RayServeException, TimeoutError) as error:
         raise DependencyUnavailable(f"the service does not answer: {error}") from error

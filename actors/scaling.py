@@ -57,6 +57,8 @@ class PoolScaler:
                 await self.look()
             except DependencyUnavailable as error:
                 log.warning("demand_unknown", reason=error.message)
+            except Exception:  # the scaler's supervisor: a defect must not freeze the pool
+                log.exception("scaling_broke")
             await asyncio.sleep(pause_s)
 
     async def look(self) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import pytest
+
+from actors.handles import APP, WORKERS, ServePool
 from actors.scaling import PoolScaler, keep_target
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import Priority
@@ -24,8 +27,12 @@ class Pool:
     workers: int = 0
     told: list[int] = field(default_factory=list)
     failures: int = 0
+    defects: int = 0
 
     async def size(self) -> int:
+        if self.defects:
+            self.defects -= 1
+            raise AttributeError("size")
         if self.failures:
             self.failures -= 1
             raise DependencyUnavailable("Serve's controller: gone")
@@ -42,9 +49,12 @@ class Bench:
     pool: Pool = field(default_factory=Pool)
     now_s: float = 0.0
 
+    serve: ServePool | None = None
+
     def scaler(self, warm_workers: int = 0, upscale_delay_s: float = 2) -> PoolScaler:
         policy = ScalingPolicy(1, 0, 4, warm_workers, upscale_delay_s, downscale_delay_s=60)
-        return PoolScaler(self.jobs, self.pool, Scaler(policy), lambda: self.now_s)
+        pool = self.serve or self.pool
+        return PoolScaler(self.jobs, pool, Scaler(policy), lambda: self.now_s)
 
 
 async def _until(holds: Callable[[], bool]) -> None:
@@ -110,8 +120,8 @@ async def test_02_warm_workers_come_without_a_job() -> None:
 
 
 async def test_02_a_controller_that_is_away_is_asked_again() -> None:
-    """Serve's controller restarting, or Postgres away, ends neither the scaling nor the lead."""
-    bench = Bench(pool=Pool(failures=3))
+    """Serve's controller restarting, Postgres away, or a defect: none ends the scaling."""
+    bench = Bench(pool=Pool(failures=3, defects=2))
     await bench.jobs.insert(new_job())
     task = asyncio.create_task(bench.scaler(upscale_delay_s=0).run(pause_s=0.001))
 
@@ -119,6 +129,49 @@ async def test_02_a_controller_that_is_away_is_asked_again() -> None:
 
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+class Controller:
+    """Serve's, which answers `answers` one after the other; None is an answer that is awaited."""
+
+    def __init__(self, *answers: object) -> None:
+        self._answers = iter(answers)
+        self.asked: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    @property
+    def get_serve_instance_details(self) -> Controller:
+        return self
+
+    async def remote(self) -> object:
+        if (answer := next(self._answers)) is not None:
+            return answer
+        return await self.asked
+
+
+async def test_02_while_the_application_is_built_its_size_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Serve tells of no deployment then, as after a deployment that failed."""
+    controller = Controller({"applications": {}}, {"applications": {APP: {"deployments": {}}}})
+    monkeypatch.setattr("ray.get_actor", lambda *_: controller)
+    for _ in range(2):
+        with pytest.raises(DependencyUnavailable):
+            await ServePool().size()
+
+
+async def test_02_a_scaler_that_is_stopped_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in the moment in which the controller answers."""
+    workers = {"target_num_replicas": 1}
+    controller = Controller(None)
+    monkeypatch.setattr("ray.get_actor", lambda *_: controller)
+    task = asyncio.create_task(Bench(serve=ServePool()).scaler().run(pause_s=60))
+    await asyncio.sleep(0.1)
+    controller.asked.set_result({"applications": {APP: {"deployments": {WORKERS: workers}}}})
+    await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=5)
+    task.cancel()
+    assert done
 
 
 def test_02_serve_keeps_to_the_number_that_was_set() -> None:
