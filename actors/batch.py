@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import ray
@@ -34,7 +34,7 @@ from actors.loopback import find_ray
 from actors.status_actor import StatusActor, status_actor
 from actors.submission import SubmissionRequest
 from restoration.batches import JobBatch
-from restoration.errors import DependencyUnavailable, InvalidRequest, QueueFull
+from restoration.errors import DependencyUnavailable, InvalidRequest, JobNotFound, QueueFull
 from restoration.files import write_whole
 from restoration.jobs import Failure, Job, OutputFormat, Priority
 from restoration.queueing import RETRY_AFTER_S
@@ -139,9 +139,11 @@ class Batch:
     def as_completed(self, job_ids: Iterable[UUID]) -> Iterator[Result]:
         """Each job as it ends, however it ends. Rows decide; the status actor makes it quick.
 
-        Raises DependencyUnavailable when the service stays away.
+        Raises JobNotFound where there is no such job (any more), DependencyUnavailable when the
+        service stays away.
         """
         open_ids = set(job_ids)
+        self._demand(open_ids)
         while open_ids:
             ended = _patiently(lambda: self._ingress.ended(list(open_ids)))
             for job in ended:
@@ -150,9 +152,16 @@ class Batch:
             if open_ids and not ended:
                 self._wait_for_any(open_ids)
 
+    def _demand(self, job_ids: set[UUID]) -> None:
+        unknown = job_ids.difference(_patiently(lambda: self._ingress.known(list(job_ids))))
+        if unknown:
+            first = str(min(unknown))
+            raise JobNotFound(f"of {len(unknown)} jobs there is no trace: {first}", job_id=first)
+
     def _wait_for_any(self, job_ids: set[UUID]) -> None:
+        waiting: Any = self._status.wait.remote([str(job_id) for job_id in job_ids], POLL_S)
         try:
-            ray.get(self._status.wait.remote([str(job_id) for job_id in job_ids], POLL_S))
+            ray.get(waiting, timeout=2 * POLL_S)
         except RayError:  # it restarts by itself, and rows are read meanwhile
             time.sleep(POLL_S)
 

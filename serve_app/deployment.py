@@ -10,7 +10,7 @@ hold sizes only: each replica reads secrets and addresses from its own node's en
 import logging
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -120,6 +120,9 @@ class Ingress:
 
     async def cancel_batch(self, batch_id: UUID) -> JobBatch:
         return await self._services.batches.request_cancel(batch_id)
+
+    async def known(self, job_ids: Sequence[UUID]) -> Collection[UUID]:
+        return {job.id for job in await self._services.jobs.find(job_ids)}
 
     async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         return await self._services.jobs.ended(job_ids)

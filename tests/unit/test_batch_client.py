@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,13 @@ from actors import batch as module
 from actors.batch import IN_FLIGHT, Batch, Result
 from actors.handles import IngressHandle
 from actors.submission import SubmissionRequest, Submitted
-from restoration.errors import BrokenImage, DependencyUnavailable, QueueFull, ResultNotReady
+from restoration.errors import (
+    BrokenImage,
+    DependencyUnavailable,
+    JobNotFound,
+    QueueFull,
+    ResultNotReady,
+)
 from restoration.jobs import Job, JobStatus, OutputFormat, Priority
 from tests.fakes.stores import utc_now
 from tests.samples import artifact
@@ -60,6 +66,10 @@ class FakeIngress(IngressHandle):
                 self.unanswered = False
                 raise DependencyUnavailable("the service does not answer")
         return Submitted(job, replayed=False)
+
+    def known(self, job_ids: Sequence[UUID]) -> Collection[UUID]:
+        self._answer()
+        return self.jobs.keys() & set(job_ids)
 
     def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         self._answer()
@@ -120,7 +130,7 @@ class FakeStatus:
 def ingress(monkeypatch: pytest.MonkeyPatch) -> FakeIngress:
     monkeypatch.setattr(module, "RETRY_S", 0.001)
     monkeypatch.setattr(module, "POLL_S", 0.001)
-    monkeypatch.setattr("ray.get", lambda _: None)
+    monkeypatch.setattr("ray.get", lambda _, timeout: None)
     return FakeIngress()
 
 
@@ -238,12 +248,19 @@ class TestAsCompleted:
         assert list(batch.as_completed([])) == []
         assert not status.waited_for
 
+    def test_a_job_that_is_not_there_is_not_waited_for(self, batch: Batch, tmp_path: Path) -> None:
+        """Never submitted, or so long ago that its row is gone: it would not end."""
+        jobs = list(batch.submit_files(_photos(tmp_path, b"0")))
+        stranger = uuid4()
+        with pytest.raises(JobNotFound, match=str(stranger)):
+            next(batch.as_completed([*jobs, stranger]))
+
     def test_it_goes_on_without_the_status_actor(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Rows decide: the actor only makes it quick."""
 
-        def get(_: object) -> None:
+        def get(_: object, timeout: float) -> None:
             raise ActorUnavailableError("for a moment", None)
 
         monkeypatch.setattr("ray.get", get)
