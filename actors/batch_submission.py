@@ -26,6 +26,7 @@ from restoration.batches import (
 )
 from restoration.errors import (
     BatchExpired,
+    BatchNotFound,
     BatchTooLarge,
     DependencyUnavailable,
     IdempotencyConflict,
@@ -159,16 +160,24 @@ class BatchSubmission:
         Raises BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable.
         """
         if new.is_stale:
-            raise BatchExpired(
-                f"the batch was not complete within {PUT_TOGETHER_S / 3600:g} hours; nothing of it"
-                " was recorded: submit its photos again, in smaller batches or when there is room"
-            )
-        batch, created = await self._batches.insert(new, jobs, quotas)
+            batch, created = await self._recorded(new), False
+        else:
+            batch, created = await self._batches.insert(new, jobs, quotas)
         if batch.id != new.id:  # another request with the same key was quicker
             await self._discard(jobs)
         if created:  # what is known need not be read, which might fail
             return SubmittedBatch(batch, _items(new, jobs), replayed=False)
         return SubmittedBatch(batch, await self._batches.items(batch.id), replayed=True)
+
+    async def _recorded(self, stale: NewBatch) -> JobBatch:
+        """What an earlier call recorded, whose answer was lost."""
+        try:
+            return await self._batches.get(stale.id)
+        except BatchNotFound:
+            raise BatchExpired(
+                f"the batch was not complete within {PUT_TOGETHER_S / 3600:g} hours; nothing of it"
+                " was recorded: submit its photos again, in smaller batches or when there is room"
+            ) from None
 
     async def _prepare_all(
         self,

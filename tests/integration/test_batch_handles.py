@@ -9,6 +9,7 @@ import asyncio
 import pickle
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -24,6 +25,7 @@ from restoration.errors import (
     BatchExpired,
     BatchNotFound,
     BatchTooLarge,
+    DependencyUnavailable,
     InvalidParameters,
     InvalidRequest,
     QueueFull,
@@ -57,12 +59,20 @@ class Handle:
         def __init__(self, handle: Handle, name: str) -> None:
             self._handle, self._name = handle, name
 
-        def remote(self, *arguments: object) -> Future[Any]:
-            return asyncio.run_coroutine_threadsafe(self._call(arguments), self._handle._loop)
+        def remote(self, *arguments: object) -> Handle.Response:
+            call = asyncio.run_coroutine_threadsafe(self._call(arguments), self._handle._loop)
+            return Handle.Response(call)
 
         async def _call(self, arguments: tuple[object, ...]) -> Any:
             copies = _pickled(arguments)
             return _pickled(await getattr(self._handle._ingress, self._name)(*copies))
+
+    @dataclass
+    class Response:
+        answer: Future[Any]
+
+        def result(self, timeout_s: float) -> Any:
+            return self.answer.result(timeout_s)
 
 
 def _pickled(value: Any) -> Any:
@@ -198,6 +208,25 @@ async def test_12_a_batch_that_waited_too_long_is_not_recorded(
     with pytest.raises(BatchExpired):
         await _call(site, lambda batch: batch.submit_batch(paths))
     assert (site.jobs.rows, site.batches.rows) == ({}, {})
+
+
+async def test_12_nor_is_one_called_too_old_that_was_recorded(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded in the last moment, with the answer lost, it is what the next call tells of."""
+    monkeypatch.setattr(batch_module, "RETRY_S", 0)
+    insert = site.batches.insert
+
+    async def insert_and_lose(*arguments: Any) -> Any:
+        await insert(*arguments)
+        monkeypatch.setattr(rules, "PUT_TOGETHER_S", -1)
+        raise DependencyUnavailable("the answer is lost")
+
+    monkeypatch.setattr(site.batches, "insert", insert_and_lose)
+    paths = files(tmp_path, photo())
+    accepted = await _call(site, lambda batch: batch.submit_batch(paths))
+    assert list(site.batches.rows) == [accepted.id]
+    assert set(site.jobs.rows) == set(accepted.jobs)
 
 
 async def test_12_a_batch_that_is_not_there(site: Site) -> None:
