@@ -234,7 +234,10 @@ def _hold_input(source_id: UUID, connection: Connection) -> None:
     It passes over rows that are locked, and over inputs that another row still needs.
     """
     query = select(jobs.c.input_expired_at).where(jobs.c.id == source_id).with_for_update()
-    if connection.execute(query).scalar() is not None:
+    source = connection.execute(query).first()
+    if source is None:
+        raise transitions.job_not_found(source_id)
+    if source.input_expired_at is not None:
         raise InputExpired("the photo was kept for its time, and has been removed; submit it again")
 
 

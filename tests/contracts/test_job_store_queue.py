@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
 import pytest
 
 from persistence.transitions import RECLAIM_BATCH
 from persistence.turns import ELSEWHERE_S
-from restoration.errors import EngineFailed, IdempotencyConflict, QueueFull
+from restoration.errors import EngineFailed, IdempotencyConflict, JobNotFound, QueueFull
 from restoration.jobs import MAX_RECORDS, AttemptOutcome, AttemptRef, Failure, JobStatus, Priority
 from restoration.ports import JobStore
 from restoration.queueing import QueuePolicy
@@ -128,6 +129,11 @@ class TestRetries:
         assert sum(created for _, created in outcomes) == 1
         assert len({job.id for job, _ in outcomes}) == 1
         assert outcomes[0][0].retry_of == source.id
+
+    async def test_03_a_job_whose_row_is_gone_is_not_sent_again(self, store: JobStore) -> None:
+        """Removed between the question and the retry: its photo may be gone as well."""
+        with pytest.raises(JobNotFound):
+            await store.insert(new_job(retry_of=uuid4()))
 
 
 class TestQueueDeadline:

@@ -77,6 +77,8 @@ class MemoryJobStore:
         if job.idempotency_key is not None:
             earlier = await self.find_by_key(job.owner, job.idempotency_key) or earlier
         source = self.rows.get(job.retry_of) if job.retry_of else None
+        if job.retry_of and source is None:
+            raise JobNotFound("there is no such job", job_id=str(job.retry_of))
         if source is not None and source.input_expired_at is not None:
             raise InputExpired("the photo has been removed")
         if earlier is None:
