@@ -53,10 +53,12 @@ class Outbox:
     async def claim(
         self, limit: int, per_host: int, lease_s: float, without: Collection[str] = ()
     ) -> Sequence[DueDelivery]:
-        """Take deliveries whose time has come, longest overdue first, for `lease_s`.
+        """Take deliveries whose time has come, for `lease_s`: each owner's in turn, of one owner
+        the longest overdue first.
 
         At most `per_host` of each host, and none of the hosts in `without`: a host that is slow
-        holds up nobody else's deliveries, however many wait for it.
+        holds up nobody else's deliveries, however many wait for it, and no owner of many hosts
+        another owner's.
         """
         return await self._database.run(partial(_claim, limit, per_host, lease_s, without))
 
@@ -82,11 +84,13 @@ class Outbox:
 def _claim(
     limit: int, per_host: int, lease_s: float, without: Collection[str], connection: Connection
 ) -> list[DueDelivery]:
-    place = func.row_number().over(
-        partition_by=deliveries.c.host, order_by=deliveries.c.next_try_at
-    )
     placed = (
-        select(deliveries.c.job_id, place.label("place"))
+        select(
+            deliveries.c.job_id,
+            _place_of(deliveries.c.host).label("of_host"),
+            _place_of(jobs.c.owner).label("of_owner"),
+        )
+        .join(jobs, jobs.c.id == deliveries.c.job_id)
         .where(_IS_DUE, deliveries.c.host.not_in(without))
         .subquery()
     )
@@ -94,8 +98,8 @@ def _claim(
     chosen = (
         select(deliveries.c.job_id)
         .join(placed, placed.c.job_id == deliveries.c.job_id)
-        .where(_IS_DUE, placed.c.place <= per_host)
-        .order_by(deliveries.c.next_try_at)
+        .where(_IS_DUE, placed.c.of_host <= per_host)
+        .order_by(placed.c.of_owner, deliveries.c.next_try_at)
         .limit(limit)
         .with_for_update(of=deliveries, skip_locked=True)
         .cte("chosen")
@@ -115,6 +119,11 @@ def _claim(
     query = select(jobs).where(jobs.c.id.in_([row.job_id for row in taken]))
     ended = {row["id"]: to_job(row) for row in connection.execute(query).mappings()}
     return [DueDelivery(ended[row.job_id], row.host, row.tries, float(row.age_s)) for row in taken]
+
+
+def _place_of(group: ColumnElement[str]) -> ColumnElement[int]:
+    """Among the group's due deliveries, from 1, by how long they are overdue."""
+    return func.row_number().over(partition_by=group, order_by=deliveries.c.next_try_at)
 
 
 def _is_pending(due: DueDelivery) -> ColumnElement[bool]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -89,8 +90,8 @@ async def sent_by(
     await signals.aclose()
 
 
-async def end_one(store: PostgresJobStore, url: str) -> Job:
-    await store.insert(new_job(webhook_url=url))
+async def end_one(store: PostgresJobStore, url: str, **changes: Any) -> Job:
+    await store.insert(new_job(webhook_url=url, **changes))
     job = await store.claim("w", 60, ["restore"])
     assert job is not None
     return await store.succeed(job.ref, artifact(), {})
@@ -357,6 +358,17 @@ async def test_11_hosts_take_turns(database: Database, store: PostgresJobStore) 
     assert by_host[0].job == few
     assert await outbox.claim(10, 2, 60, without={"many.example.com"}) == []
     assert len(await outbox.claim(1, 2, 60)) == 1
+
+
+async def test_11_owners_take_turns(database: Database, store: PostgresJobStore) -> None:
+    """However many hosts an owner has, all of them slow, another's webhook is with the next."""
+    for number in range(6):
+        await end_one(store, f"https://n{number}.example.com/")
+    late = await end_one(store, "https://other.example.com/", owner="bob")
+    outbox = Outbox(database)
+    [first, second] = await outbox.claim(2, 4, lease_s=60)
+    assert late in (first.job, second.job)
+    assert len(await outbox.claim(10, 4, lease_s=60)) == 5
 
 
 async def test_11_the_end_and_its_delivery_are_one(
