@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from enum import IntEnum
@@ -181,7 +181,7 @@ def connect_arguments(*, statement_timeout_ms: int) -> dict[str, Any]:
     return {
         **_CLIENT_KEEPALIVE,
         "connect_timeout": CONNECT_TIMEOUT_S,
-        "target_session_attrs": "read-write",  # of several hosts, or names, the one that leads
+        "target_session_attrs": "read-write",
         "application_name": "comfy-restore",
         "options": " ".join(f"-c {name}={value}" for name, value in session.items()),
     }
@@ -196,6 +196,10 @@ def libpq_url(url: str) -> str:
     return _parse(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
+def _texts(value: str | Sequence[str]) -> Sequence[str]:
+    return (value,) if isinstance(value, str) else value
+
+
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
@@ -203,4 +207,10 @@ def _parse(url: str) -> URL:
         raise InvalidSettings("DATABASE_URL is not a URL") from None
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise InvalidSettings("DATABASE_URL must begin with postgresql://")
+    hosts = (parsed.host or "", *_texts(parsed.query.get("host", ())))
+    if any("," in host for host in hosts) or len(hosts) > 2:
+        # libpq would go from one to the next, but not where it is used without blocking
+        raise InvalidSettings(
+            "DATABASE_URL names several hosts; give the one name that leads to who takes writes"
+        )
     return parsed
