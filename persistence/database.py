@@ -29,6 +29,8 @@ _T = TypeVar("_T")
 CONNECT_TIMEOUT_S = 3
 _STATEMENT_TIMEOUT_MS = 10_000
 _QUEUE_TIMEOUT_S = 10.0
+# psycopg2 says so without a class of its own
+_NUL_REFUSED = "A string literal cannot contain NUL (0x00) characters."
 
 # Both ends find out in about ten seconds that the other machine is gone. The server's side
 # matters as much as ours: until it notices, it keeps the locks of the machine that vanished.
@@ -149,8 +151,12 @@ def translated_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (exc.DataError, psycopg2.DataError) as error:
+    except (exc.DataError, psycopg2.DataError, UnicodeEncodeError) as error:
         raise InvalidRequest("a value cannot be stored", reason=_first_line(error)) from error
+    except ValueError as error:
+        if str(error) != _NUL_REFUSED:
+            raise
+        raise InvalidRequest("a value cannot be stored", reason=_NUL_REFUSED) from error
     except (
         exc.OperationalError,
         exc.InterfaceError,

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import ProgrammingError
 
 from persistence.database import Database
-from restoration.errors import DependencyUnavailable
+from restoration.errors import DependencyUnavailable, InvalidRequest
 
 
 @pytest.fixture
@@ -174,6 +174,18 @@ async def test_a_wrong_statement_is_a_defect(database: Database) -> None:
 
     with pytest.raises(ProgrammingError):
         await database.run(broken)
+    assert await database.run(_one) == 1
+
+
+@pytest.mark.parametrize("value", ["a\0b", "half \ud83d"], ids=["NUL", "half a pair"])
+async def test_a_text_that_postgres_cannot_hold(database: Database, value: str) -> None:
+    """It is the caller's mistake, whichever parameter it came in, and no defect of ours."""
+
+    def ask(connection: Connection) -> None:
+        connection.execute(text("SELECT :value"), {"value": value})
+
+    with pytest.raises(InvalidRequest):
+        await database.run(ask)
     assert await database.run(_one) == 1
 
 
