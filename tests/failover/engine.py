@@ -18,7 +18,7 @@ from restoration.settings import load_node_settings
 from tests.fleet import Fleet, running_fleet
 
 NEXT = "99.0.0"
-LONG_S = 30.0  # so that the first jobs still run when their workers are told to stop
+LONG_S = 90.0  # so that the first jobs still run when their workers are told, on a slow machine too
 
 
 @pytest.fixture(scope="module")
