@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
+import httpx
 import typer
 
 from comfy_pool.provision import Source, Variant
@@ -74,7 +75,7 @@ def main() -> None:
     """The entry point: what goes wrong becomes one line and an exit status."""
     try:
         app()
-    except (RestorationError, ApiError, OSError) as error:
+    except (RestorationError, ApiError, OSError, httpx.InvalidURL) as error:
         complain(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
@@ -100,7 +101,8 @@ def up(
     from serve_app.stack import run_stack  # takes seconds: Ray, Postgres, S3
 
     try:
-        run_stack(options, lambda step: err.print(step, style="dim"), partial(welcome, out))
+        tell = partial(err.print, style="dim", markup=False)
+        run_stack(options, tell, partial(welcome, out))
     except KeyboardInterrupt:
         err.print("stopped")
 
@@ -130,6 +132,8 @@ def run(
     chosen = output_format or _format_of(output)
     if not output.parent.is_dir():
         raise SetupError(f"there is no folder {output.parent} for the result")
+    if output.exists() and output.samefile(photo):
+        raise SetupError(f"{output} is the photo itself; name another file for the result")
     params = dict(parse_parameter(text) for text in param or [])
     with open_client(server, token) as client:
         job = client.submit(

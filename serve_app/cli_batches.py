@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Annotated
 from uuid import UUID
@@ -155,16 +155,21 @@ def _download(
 ) -> Iterator[str]:
     """Write every result under its photo's name; yields what went wrong with which."""
     folder.mkdir(parents=True, exist_ok=True)
-    taken: set[str] = set()
     for item in items:
         if item.job_id is None or item.status is not JobStatus.SUCCEEDED:
             continue
-        stem = Path(item.name).stem or "photo"
-        if stem in taken:  # of another folder, or of another type
-            stem = f"{stem}-{item.index}"
-        taken.add(stem)
         try:
             suffix = _SUFFIXES[client.get(item.job_id).output_format]
-            client.download(item.job_id, folder / f"{stem}{suffix}")
+            client.download(item.job_id, _free(folder, item, suffix))
         except (ApiError, OSError) as error:
             yield f"{item.name}: {error}"
+
+
+def _free(folder: Path, item: BatchItemView, suffix: str) -> Path:
+    """The first of NAME, NAME-INDEX, NAME-INDEX-1, ... that is not there: no photo is overwritten
+    by its own result, and no result by that of a photo of another folder or type."""
+    stem = Path(item.name).stem or "photo"
+    numbered = f"{stem}-{item.index}"
+    stems = chain([stem, numbered], (f"{numbered}-{number}" for number in count(1)))
+    paths = (folder / f"{each}{suffix}" for each in stems)
+    return next(path for path in paths if not path.exists())

@@ -94,6 +94,21 @@ async def test_12_a_folder_is_restored_into_another(live: LiveSite, tmp_path: Pa
     assert "3 succeeded" in done.output
 
 
+async def test_12_no_file_is_overwritten(live: LiveSite, tmp_path: Path) -> None:
+    """Results beside their photos, with names that meet: all of both are there in the end."""
+    scans = folder(tmp_path / "scans")
+    names = ("IMG-2.jpg", "IMG-3.jpg", "IMG.jpg", "IMG.png", "Z.png")
+    for name in names:
+        (scans / name).write_bytes(photo())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work(live, 5))
+        done = await restore(live, "submit", scans, "-o", scans)
+    assert done.exit_code == 0, done.output
+    assert [(scans / name).read_bytes() for name in names] == [photo()] * 5
+    results = [path.read_text() for path in scans.iterdir() if path.name not in names]
+    assert sorted(results) == [f"restored {index}" for index in range(5)]
+
+
 async def test_12_every_photo_that_failed_is_told(live: LiveSite, tmp_path: Path) -> None:
     """Exit status 1, a line for each photo without a result, and the results of the others."""
     scans = folder(tmp_path / "scans", a_png=photo(), b_png=b"broken", c_png=photo())
