@@ -37,7 +37,7 @@ _32_BITS = {"I", "F"}
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An upload that was decoded to its last pixel."""
+    """An upload that was decoded to its last pixel; its size is that of the picture upright."""
 
     type: ImageType
     width: int
@@ -56,8 +56,8 @@ def examine(data: bytes, limits: UploadLimits) -> Picture:
         with Image.open(io.BytesIO(data), formats=[DECODERS[kind]]) as image:
             _check_header(image, kind, limits)
             image.load()
-            ImageOps.exif_transpose(image)  # as the engine will, which fails on broken EXIF
-            return Picture(kind, image.width, image.height)
+            upright = ImageOps.exif_transpose(image)  # as the engine will; broken EXIF fails
+            return Picture(kind, upright.width, upright.height)
     except (InvalidRequest, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

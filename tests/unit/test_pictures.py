@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from actors.pictures import Picture, examine
@@ -251,3 +252,12 @@ def test_a_decompression_bomb_is_refused_before_it_goes_off(
     with pytest.raises(ImageTooLarge):
         examine(bomb, LIMITS)
     assert peak() < side * side / 2
+
+
+def test_a_picture_is_as_large_as_it_is_upright() -> None:
+    """Turned by its EXIF, as the engine turns it: limits on results count on that."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(buffer, "PNG", exif=exif)
+    assert examine(buffer.getvalue(), UploadLimits()) == Picture(ImageType.PNG, 20, 30)
