@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 
@@ -159,6 +160,10 @@ async def submitted_run(
 async def _read(request: Request, kind: type[RestorationForm] | type[RunForm]) -> SubmittedForm:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "send multipart/form-data with the photo in the field 'image'")
+    _, options = parse_options_header(request.headers["content-type"])
+    # Starlette would take any codec of Python's, slow and broken ones too.
+    if options.get(b"charset", b"utf-8").lower() != b"utf-8":
+        raise HTTPException(415, "send the form's fields in UTF-8")
     async with request.form(
         max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
     ) as form:

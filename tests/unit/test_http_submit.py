@@ -106,11 +106,19 @@ async def test_an_image_that_cannot_be_used(image: bytes, status: int, code: str
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+_FORM, _NOT_TAKEN = "multipart/form-data; boundary=b", "unsupported_media_type"
+_FORM_IN = {
+    "content": b'--b\r\nContent-Disposition: form-data; name="workflow"\r\n\r\n\\\r\n--b--\r\n'
+}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
         ({"json": {"image": "x"}}, 415, "unsupported_media_type"),
         ({"data": {"image": "x"}}, 415, "unsupported_media_type"),
+        (_FORM_IN | {"headers": {"Content-Type": _FORM + "; charset=undefined"}}, 415, _NOT_TAKEN),
+        (_FORM_IN | {"headers": {"Content-Type": _FORM + "; charset=punycode"}}, 415, _NOT_TAKEN),
         ({"files": {"image": (None, b"x")}}, 422, "malformed_request"),
         ({"files": {"photo": ("p", b"x")}}, 422, "malformed_request"),
         ({"files": [("image", ("a", b"x")), ("image", ("b", b"x"))]}, 400, "bad_request"),
@@ -130,7 +138,18 @@ async def test_an_image_that_cannot_be_used(image: bytes, status: int, code: str
             "bad_request",
         ),
     ],
-    ids=["json", "urlencoded", "text", "no image", "two images", "twice", "garbage", "no boundary"],
+    ids=[
+        "json",
+        "urlencoded",
+        "no codec",
+        "a slow codec",
+        "text",
+        "no image",
+        "two images",
+        "twice",
+        "garbage",
+        "no boundary",
+    ],
 )
 async def test_a_body_that_is_no_form(
     site: Site, body: dict[str, Any], status: int, code: str
