@@ -8,6 +8,7 @@ that fails is an ApiError. Polling decides how a job ended; events only say so s
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -170,9 +171,9 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
         return self._persist(self._http, method, path, **options)
 
     def _persist(self, http: httpx.Client, method: str, url: str, **options: Any) -> httpx.Response:
-        """The answer to a request, tried again for `patience_s`. Raises ApiError."""
-        deadline = time.monotonic() + self._patience_s
-        delay_s = _FIRST_DELAY_S
+        """The answer to a request, tried again for `patience_s` after its first failure, however
+        long that took to be one. Raises ApiError."""
+        deadline, delay_s = math.inf, _FIRST_DELAY_S
         while True:
             try:
                 answer = http.request(method, url, **options)
@@ -187,6 +188,7 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
                 if answer.status_code not in _TRY_AGAIN:
                     raise trouble
                 delay_s = max(delay_s, _asked_delay_s(answer))
+            deadline = min(deadline, time.monotonic() + self._patience_s)
             if time.monotonic() + delay_s > deadline:
                 raise trouble
             time.sleep(delay_s)

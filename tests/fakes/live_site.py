@@ -79,10 +79,11 @@ async def open_live_site(**values: object) -> AsyncIterator[LiveSite]:
 
 
 class LosesTheFirstAnswer:
-    """A proxy that forwards the first POST, and then reports that nobody answered."""
+    """A proxy that forwards the first POST, and reports after `wait_s` that nobody answered."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, wait_s: float = 0.0) -> None:
         self._app = app
+        self._wait_s = wait_s
         self._lost = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,4 +94,5 @@ class LosesTheFirstAnswer:
             self._lost = True
 
         await self._app(scope, receive, drop)
+        await asyncio.sleep(self._wait_s)
         await Response("bad gateway", 502)(scope, receive, send)

@@ -283,6 +283,15 @@ async def test_an_answer_lost_on_the_way_makes_no_second_job(live: LiveSite) -> 
     assert list(live.site.jobs.rows) == [job.id]
 
 
+async def test_a_failure_that_took_longer_than_patience_is_tried_again(live: LiveSite) -> None:
+    """Patience begins with the first failure: a slow upload has its second try, on the same key."""
+    await live.stop()
+    live.app = LosesTheFirstAnswer(live.app, wait_s=1.2)
+    await live.start()
+    job = await live.call(lambda client: client.submit(photo()), patience_s=1.0)
+    assert list(live.site.jobs.rows) == [job.id]
+
+
 async def test_a_service_lost_late_in_the_wait_costs_no_photo(live: LiveSite, store: Store) -> None:
     """Patience may be over by then: the same job is asked for again, and its result fetched."""
     store.data = b"restored"
