@@ -15,7 +15,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,36 +105,27 @@ class Batch:
         it, have been accepted and will run. While the queue is full this waits for room, however
         long that takes.
         """
-
-        def submit(path: Path) -> Job:
-            request = SubmissionRequest(
-                owner=self._owner,
-                image=path.read_bytes(),
-                workflow=workflow,
-                params=params or {},
-                output_format=output_format,
-                priority=priority,
-                webhook_url=webhook_url,
-                reuse=reuse,
-                # sent again under the same key, a submission whose answer was lost counts once
-                idempotency_key=str(uuid.uuid4()),
-            )
-            return _patiently(lambda: self._ingress.submit(request)).job
-
-        jobs: dict[UUID, Path] = {}
+        request = SubmissionRequest(
+            owner=self._owner,
+            image=b"",
+            workflow=workflow,
+            params=params or {},
+            output_format=output_format,
+            priority=priority,
+            webhook_url=webhook_url,
+            reuse=reuse,
+        )
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            submissions = [(path, pool.submit(submit, path)) for path in paths]
+            submissions = [(path, pool.submit(self._submit, request, path)) for path in paths]
             try:
-                for path, submission in submissions:
-                    try:
-                        jobs[submission.result().id] = path
-                    except InvalidRequest as refusal:
-                        if on_refused is None:
-                            raise
-                        on_refused(path, refusal)
+                return dict(_accepted(submissions, on_refused))
             finally:
                 pool.shutdown(cancel_futures=True)
-        return jobs
+
+    def _submit(self, request: SubmissionRequest, path: Path) -> Job:
+        # sent again under the same key, a submission whose answer was lost counts once
+        asked = replace(request, image=path.read_bytes(), idempotency_key=str(uuid.uuid4()))
+        return _patiently(lambda: self._ingress.submit(asked)).job
 
     def as_completed(self, job_ids: Iterable[UUID]) -> Iterator[Result]:
         """Each job as it ends, however it ends. Rows decide; the status actor makes it quick.
@@ -195,7 +186,19 @@ class Batch:
             reuse=reuse,
         )
         _patiently(lambda: self._ingress.check(request))
-        draft, files = Draft(self._owner), list(paths)
+        files = list(paths)
+        draft = self._prepared(request, files)
+        new = draft.finish()
+        _patiently(lambda: self._ingress.record_batch(new, draft.jobs))
+        jobs = {
+            job.id: files[index] for job in draft.jobs if (index := job.batch_index) is not None
+        }
+        refused = [(files[refusal.index], refusal.reason) for refusal in new.refusals]
+        return AcceptedBatch(new.id, jobs, refused)
+
+    def _prepared(self, request: SubmissionRequest, files: Sequence[Path]) -> Draft:
+        """A batch of all the files, each checked and stored; nothing is recorded."""
+        draft = Draft(self._owner)
         places = [draft.add(path.name) for path in files]
 
         def prepare(path: Path, place: tuple[int, UUID]) -> None:
@@ -211,13 +214,7 @@ class Batch:
                 list(pool.map(prepare, files, places))
             finally:
                 pool.shutdown(cancel_futures=True)
-        new = draft.finish()
-        _patiently(lambda: self._ingress.record_batch(new, draft.jobs))
-        jobs = {
-            job.id: files[index] for job in draft.jobs if (index := job.batch_index) is not None
-        }
-        refused = [(files[refusal.index], refusal.reason) for refusal in new.refusals]
-        return AcceptedBatch(new.id, jobs, refused)
+        return draft
 
     def batch_status(self, batch_id: UUID) -> JobBatch:
         """How the batch stands: `status` and `counts`. Raises BatchNotFound."""
@@ -226,6 +223,19 @@ class Batch:
     def cancel_batch(self, batch_id: UUID) -> JobBatch:
         """Ask for the end of every job of the batch; its status tells when all have ended."""
         return _patiently(lambda: self._ingress.cancel_batch(batch_id))
+
+
+def _accepted(
+    submissions: Iterable[tuple[Path, Future[Job]]],
+    on_refused: Callable[[Path, InvalidRequest], None] | None,
+) -> Iterator[tuple[UUID, Path]]:
+    for path, submission in submissions:
+        try:
+            yield submission.result().id, path
+        except InvalidRequest as refusal:
+            if on_refused is None:
+                raise
+            on_refused(path, refusal)
 
 
 def _patiently(call: Callable[[], T]) -> T:
