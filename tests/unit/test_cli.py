@@ -73,6 +73,31 @@ def test_a_missing_folder_for_the_result_is_found_before_the_work(tmp_path: Path
     assert done.stderr == f"error: there is no folder {out.parent} for the result\n"
 
 
+@pytest.mark.parametrize(
+    ("output", "server", "said"),
+    [
+        ("photo.png", "http://localhost:1", "is the photo itself; name another file"),
+        ("out.png", "http://localhost:none", "Invalid port"),
+    ],
+)
+def test_what_cannot_go_well_is_one_line(
+    tmp_path: Path, output: str, server: str, said: str
+) -> None:
+    """A photo is not overwritten by its own result; an address that is none is no traceback."""
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(b"a photo")
+    restore = Path(sys.executable).with_name("restore")
+    done = subprocess.run(
+        [restore, "run", photo, "-o", tmp_path / output, "--server", server, "--token", "t"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, photo.read_bytes()) == (1, b"a photo")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("command", ["show", "cancel"])
 def test_a_job_id_is_checked_before_anybody_is_asked(command: str) -> None:
     """What is no UUID is wrong usage."""
