@@ -18,13 +18,15 @@ Inputs = Mapping[str, Any]
 
 MODEL_SCALE = 4  # of every model in the catalogue
 _MAX_SIDE = 65_535
+# ComfyUI keeps what every node made until the prompt has ended: 12 bytes a pixel.
+_TOGETHER = 4  # times what a result may have
 
 
 def check_sizes(graph: Graph, width: int, height: int, limits: UploadLimits) -> tuple[int, int]:
     """The result's width and height for a photo of that size.
 
     `graph` is what `check_graph` returned. Raises GraphRefused where a picture on the way is
-    larger than a result may be, or its size cannot be told.
+    larger than a result may be, all of them together are than several, or a size cannot be told.
     """
     sizes: dict[str, Size] = {}
     result: Size = (width, height)
@@ -40,9 +42,19 @@ def check_sizes(graph: Graph, width: int, height: int, limits: UploadLimits) -> 
                 f"{limits.max_result_pixels} are made, and no side above {_MAX_SIDE}",
             )
         sizes[node_id] = size
+        _check_together(node_id, sizes, _TOGETHER * limits.max_result_pixels)
         if node["class_type"] == SAVE:
             result = size
     return math.ceil(result[0]), math.ceil(result[1])
+
+
+def _check_together(node_id: str, sizes: Mapping[str, Size], max_pixels: int) -> None:
+    if sum(wide * high for wide, high in sizes.values()) > max_pixels:
+        refuse(
+            node_id,
+            f"with its picture the graph's have more than {max_pixels} pixels together, "
+            "and all are kept until its end; make fewer, or smaller ones",
+        )
 
 
 def _largest(node: Node, sizes: Mapping[str, Size]) -> Size:

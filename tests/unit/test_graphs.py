@@ -242,6 +242,15 @@ class TestSizes:
         with pytest.raises(GraphRefused, match="pixels"):
             check_sizes(check_graph(graph(*between), RULES), 1000, 500, LIMITS)
 
+    def test_05_too_many_large_pictures_together(self) -> None:
+        """ComfyUI keeps them all until the end: three of the largest are taken, fifty are not."""
+        large = node("ImageScale", width=10_000, height=10_000)
+        few = graph(large, node("ImageInvert"))
+        assert check_sizes(check_graph(few, RULES), 8, 8, LIMITS) == (10_000, 10_000)
+        many = graph(large, *[node("ImageInvert")] * 47)
+        with pytest.raises(GraphRefused, match="together"):
+            check_sizes(check_graph(many, RULES), 8, 8, LIMITS)
+
     @pytest.mark.parametrize("value", ["8", True, ["1", 0], -1, None])
     def test_05_a_size_that_cannot_be_told(self, value: object) -> None:
         """ComfyUI would make a number of a text, and a link could bring any: neither is taken."""
