@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, Protocol
 from uuid import UUID, uuid4
 
 import structlog
@@ -53,7 +53,6 @@ from workflows.render import render
 
 log = structlog.get_logger(__name__)
 
-Publish = Callable[[UUID, JobEvent], None]
 Charge = Callable[[Job, float], None]  # `actors.costs.CostBook.charge`
 # `actors.conversion.encode`, elsewhere
 Encode = Callable[
@@ -63,6 +62,11 @@ Encode = Callable[
 # The engine's share of the progress bar; fetching comes before it, encoding and storing after.
 ENGINE_FROM, ENGINE_TO = 0.05, 0.9
 DEFAULT_QUALITY = 90
+
+
+class Publish(Protocol):
+    def __call__(self, job_id: UUID, event: JobEvent, row: Job | None = None, /) -> None:
+        """Tell watchers of a job's `event`, best effort; `row`: the job, if a write returned it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,7 @@ class Execution:
                     await self._outcomes.stopped(job)
                 raise
             else:
-                self._publish(job.id, StateChanged(ended.status, job.attempt))
+                self._publish(job.id, StateChanged(ended.status, job.attempt), ended)
                 log.info("attempt_ended", status=ended.status, timings_s=dict(ended.timings_s))
             finally:
                 self._settle(job, watch, ended)

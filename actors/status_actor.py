@@ -22,6 +22,7 @@ from actors.logs import configure_logging
 from persistence.status import RedisStatusBoard
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, from_json, is_last, to_json
+from restoration.jobs import Job
 from restoration.ports import StatusBoard
 from restoration.settings import load_settings
 from restoration.tasks import stop
@@ -128,8 +129,8 @@ class ProgressReporter:
 
     Between calls only the newest progress and preview of a job are kept, and every state. That a
     job runs is told a moment later, together with what follows: a quick one is over by then. Its
-    end is sent at once, and put on the board besides: somebody may wait for it over HTTP, and the
-    way through the actor is the longer one. Whoever hears it twice looks at the row twice.
+    end is sent at once, and put on the board besides, with its row: somebody may wait for it over
+    HTTP, and the way through the actor is the longer one.
     """
 
     PERIOD_S = 0.25
@@ -144,20 +145,21 @@ class ProgressReporter:
         self._urgent = asyncio.Event()
         self._task = asyncio.create_task(self._send_all())
 
-    def __call__(self, job_id: UUID, event: JobEvent) -> None:
-        """Take an event; never blocks, never fails."""
+    def __call__(self, job_id: UUID, event: JobEvent, row: Job | None = None, /) -> None:
+        """Take an event, and the row that a job's end was committed with. Never blocks or fails."""
         key = (job_id, event if event.type == "state" else event.type)
         self._pending.pop(key, None)  # so that the newest comes last
         self._pending[key] = event
         self._due.set()
         if is_last(event):
             self._urgent.set()
-            self._telling.add(task := asyncio.create_task(self._tell(job_id, event)))
+        if row is not None and row.status.is_final:
+            self._telling.add(task := asyncio.create_task(self._conclude(row)))
             task.add_done_callback(self._telling.discard)
 
-    async def _tell(self, job_id: UUID, end: JobEvent) -> None:
+    async def _conclude(self, job: Job) -> None:
         with suppress(DependencyUnavailable):  # the actor will try, and say so
-            await self._board.publish([(job_id, end)])
+            await self._board.conclude(job)
 
     async def _send_all(self) -> None:
         while True:

@@ -31,6 +31,7 @@ from persistence.streams import (
     stream_key,
 )
 from restoration.events import JobEvent, Previewed, StateChanged
+from restoration.jobs import Job
 from restoration.ports import StampedEvent
 
 _logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Mailbox:
         self._changed = asyncio.Event()
         self._closed = False
 
-    def offer(self, position: StreamId, event: JobEvent | None) -> None:
+    def offer(self, position: StreamId, event: JobEvent | None, row: Job | None = None) -> None:
         """Add the event at `position`, unless it has been here; None only moves the cursor on."""
         if position <= self.cursor:
             return
@@ -64,7 +65,7 @@ class Mailbox:
             lambda held: not isinstance(held, StateChanged)
         ):
             self._events.popleft()
-        self._events.append(StampedEvent(format_id(position), event))
+        self._events.append(StampedEvent(format_id(position), event, row))
         self._changed.set()
 
     def close(self) -> None:
@@ -199,4 +200,4 @@ def _honour_cancel() -> None:
 def _deliver(mailbox: Mailbox, entries: Iterable[Entry], preview: JobEvent | None) -> None:
     # Several previews are all the newest picture by now; the mailbox keeps the last of them.
     for entry in entries:
-        mailbox.offer(entry.id, preview if entry.is_preview else entry.event)
+        mailbox.offer(entry.id, preview if entry.is_preview else entry.event, entry.row)

@@ -1,7 +1,8 @@
 """How a job's events lie in Redis: the keys, the ids, the entries of a stream, the connection.
 
 `restore:{job}:latest` is a hash of the newest event of each type; `restore:{job}:events` a stream
-of all, in which a preview is only mentioned, for its picture lies in the hash.
+of all, in which a preview is only mentioned, for its picture lies in the hash. A job's end may have
+its row beside it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -19,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from restoration.errors import InvalidRequest
 from restoration.events import JobEvent, Previewed, from_json, to_json
+from restoration.jobs import Job
 
 _logger = logging.getLogger(__name__)
 
@@ -27,6 +30,9 @@ START: StreamId = (0, 0)
 
 _CONNECT_TIMEOUT_S = 1.0
 _EVENT_FIELD = "event"
+_ROW_FIELD = "row"
+_ROW = TypeAdapter(Job)
+_LARGEST_ROW_BYTES = 16 * 1024  # one with a graph of the user's own may be read in Postgres
 PREVIEW = "preview"  # the type of Previewed, and the field that mentions one in the stream
 
 
@@ -37,6 +43,7 @@ class Entry:
     id: StreamId
     event: JobEvent | None
     is_preview: bool
+    row: Job | None = None
 
 
 def connect(url: str, *, timeout_s: float, retries: int, text: bool = True) -> Redis:
@@ -82,6 +89,12 @@ def entry_fields(event: JobEvent) -> dict[Any, Any]:
     return {PREVIEW: ""} if isinstance(event, Previewed) else {_EVENT_FIELD: to_json(event)}
 
 
+def row_fields(job: Job) -> dict[Any, Any]:
+    """What goes with the event of an end."""
+    row = _ROW.dump_json(job)
+    return {_ROW_FIELD: row} if len(row) <= _LARGEST_ROW_BYTES else {}
+
+
 def parse_event(text: str | None) -> JobEvent | None:
     """None for nothing, and for an event of another version: one that is not ours to show."""
     if text is None:
@@ -90,6 +103,17 @@ def parse_event(text: str | None) -> JobEvent | None:
         return from_json(text)
     except ValueError:
         _logger.debug("passing over an event of an unknown kind")
+        return None
+
+
+def _parse_row(text: str | None) -> Job | None:
+    """None for nothing, and for a row that this version cannot read."""
+    if text is None:
+        return None
+    try:
+        return _ROW.validate_json(text)
+    except ValueError:
+        _logger.debug("passing over a row of an unknown kind")
         return None
 
 
@@ -107,4 +131,5 @@ def _entry(id_text: str, fields: Mapping[str, str]) -> Entry:
         id=parse_id(id_text),
         event=parse_event(fields.get(_EVENT_FIELD)),
         is_preview=PREVIEW in fields,
+        row=_parse_row(fields.get(_ROW_FIELD)),
     )

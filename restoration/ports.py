@@ -236,16 +236,24 @@ class BlobStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StampedEvent:
-    """An event with its place in the job's stream; ids compare in order of publication."""
+    """An event with its place in the job's stream; ids compare in order of publication.
+
+    `row`, if whoever ended the job left it there: the job as that was committed.
+    """
 
     id: str
     event: JobEvent
+    row: Job | None = None
 
 
 class StatusBoard(Protocol):
     """Live progress, best effort: losing all of it loses progress bars and no job."""
 
     async def publish(self, events: Sequence[tuple[UUID, JobEvent]]) -> None: ...
+
+    async def conclude(self, job: Job) -> None:
+        """Publish the end of `job`, whose row is given as it was committed: followers get it
+        with the event, unless it is large."""
 
     async def latest(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:
         """The newest event of each type for each of the jobs that has any."""

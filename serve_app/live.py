@@ -141,8 +141,12 @@ class LiveJob:
 
     async def _take(self, stamped: StampedEvent) -> None:
         if isinstance(stamped.event, StateChanged):
-            if self._is_news(stamped.event):
+            if not self._is_news(stamped.event):
+                return
+            if stamped.row is None:
                 await self._reread(stamped.id)
+            else:
+                self.learn(stamped.row, stamped.id)
         elif stamped.event.attempt >= self.job.attempt:
             self._append(Seen(stamped.event, stamped.id))
 

@@ -1,9 +1,10 @@
 """The life of one job as its watchers see it: live events, and the row whenever it counts.
 
-States come from the row alone. A state on the board is only a hint to read the row. All rows that
-somebody watches are read every `poll_s` as well, in one statement, so that no watcher misses the
-end with the board down, or believes an attempt that lost its lease. Those who watch the same job
-share all of it (`serve_app.live`).
+States come from the row alone. A state on the board is only a hint to read the row, unless whoever
+committed a job's end has put the row beside it. All rows that somebody watches are read every
+`poll_s` as well, in one statement, so that no watcher misses the end with the board down, or
+believes an attempt that lost its lease. Those who watch the same job share all of it
+(`serve_app.live`).
 """
 
 from __future__ import annotations

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from restoration.jobs import Artifact, NewJob, OutputFormat, Priority
+from restoration.jobs import (
+    Artifact,
+    AttemptOutcome,
+    AttemptRecord,
+    Job,
+    JobStatus,
+    NewJob,
+    OutputFormat,
+    Priority,
+)
 
 
 def new_job(**changes: Any) -> NewJob:
@@ -22,6 +33,22 @@ def new_job(**changes: Any) -> NewJob:
         "max_attempts": 3,
     }
     return NewJob(**fields | changes)
+
+
+def ended_job(**changes: Any) -> Job:
+    """A job of one attempt that succeeded; `changes` replace its fields."""
+    new, now = new_job(batch_id=uuid4(), batch_index=3), datetime.now(UTC)
+    asked = {each.name for each in fields(Job)} & {each.name for each in fields(new)}
+    values: dict[str, Any] = {
+        **{name: getattr(new, name) for name in asked},
+        **dict.fromkeys(("created_at", "available_at", "queue_deadline_at", "finished_at"), now),
+        "status": JobStatus.SUCCEEDED,
+        "attempt": 1,
+        "output": artifact(),
+        "timings_s": {"engine": 0.25},
+        "attempts": (AttemptRecord(1, "worker-1", now, now, AttemptOutcome.SUCCEEDED),),
+    }
+    return Job(**values | changes)
 
 
 def artifact(key: str = "outputs/1/1.png") -> Artifact:

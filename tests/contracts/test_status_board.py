@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import cast
 from uuid import UUID, uuid4
@@ -13,14 +13,18 @@ import pytest
 from redis.asyncio import Redis
 
 from persistence.status import RedisStatusBoard
+from persistence.streams import entry_fields
 from restoration.errors import DependencyUnavailable, InvalidRequest
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
-from restoration.jobs import JobStatus
+from restoration.jobs import Job, JobStatus, ParamValue
 from restoration.ports import StampedEvent
+from tests.samples import ended_job
 
 PATIENCE_S = 20
 RUNNING = StateChanged(JobStatus.RUNNING, attempt=1)
 DONE = StateChanged(JobStatus.SUCCEEDED, attempt=1)
+# each kind of value, and a whole number that is none
+PARAMS: Mapping[str, ParamValue] = {"scale": 2, "blend": 0.5, "size": 1.0, "on": True, "as": "a"}
 
 
 @pytest.fixture
@@ -45,6 +49,11 @@ def _preview(data: bytes) -> Previewed:
 
 async def _publish(board: RedisStatusBoard, job_id: UUID, *events: JobEvent) -> None:
     await board.publish([(job_id, event) for event in events])
+
+
+async def _concluded(board: RedisStatusBoard, job: Job) -> list[StampedEvent]:
+    await board.conclude(job)
+    return await _take(board, job.id, 1)
 
 
 async def _take(
@@ -215,6 +224,28 @@ class TestFollow:
         assert await board.latest([job_id]) == {}
         await _publish(board, job_id, DONE)
         assert [stamped.event for stamped in await _take(board, job_id, 1)] == [DONE]
+
+    async def test_05_an_end_comes_with_its_row(self, board: RedisStatusBoard) -> None:
+        """Followers get all of the job as it was committed; the event is what it always is."""
+        [stamped] = await _concluded(board, job := ended_job(params=PARAMS))
+        assert stamped.event == StateChanged(job.status, job.attempt)
+        assert stamped.row == job
+        assert await board.latest([job.id]) == {job.id: [stamped.event]}
+
+    async def test_05_a_large_row_stays_in_postgres(self, board: RedisStatusBoard) -> None:
+        """A graph of the user's own is not carried to every follower: they are told the end."""
+        [stamped] = await _concluded(board, job := ended_job(params={"graph": "x" * 20_000}))
+        assert stamped.event == StateChanged(job.status, job.attempt)
+        assert stamped.row is None
+
+    async def test_05_a_row_that_cannot_be_read_is_none(
+        self, board: RedisStatusBoard, redis: Redis, job_id: UUID
+    ) -> None:
+        """The end of a job that a newer version has ended is told without its row."""
+        end = entry_fields(DONE) | {"row": '{"id": "from the future"}'}
+        await redis.xadd(f"restore:{job_id}:events", end)
+        [stamped] = await _take(board, job_id, 1)
+        assert (stamped.event, stamped.row) == (DONE, None)
 
     async def test_one_that_comes_late_loses_nothing_that_is_kept(
         self, board: RedisStatusBoard, job_id: UUID

@@ -82,6 +82,7 @@ class Bench:
     blobs: MemoryBlobStore = field(default_factory=MemoryBlobStore)
     engine: MemoryEngine = field(default_factory=lambda: MemoryEngine(RESULT))
     events: list[tuple[UUID, JobEvent]] = field(default_factory=list)
+    told_rows: list[Job] = field(default_factory=list)
     visit: Visits = field(default_factory=Visits)
 
     async def claimed(self, image: bytes | None = None, **changes: Any) -> Job:
@@ -93,8 +94,9 @@ class Bench:
         return job
 
     async def run(self, job: Job) -> Job | None:
-        def publish(job_id: UUID, event: JobEvent) -> None:
+        def publish(job_id: UUID, event: JobEvent, row: Job | None = None, /) -> None:
             self.events.append((job_id, event))
+            self.told_rows += [] if row is None else [row]
 
         execution = Execution(
             self.catalog,

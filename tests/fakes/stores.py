@@ -16,8 +16,8 @@ from itertools import count
 from uuid import UUID
 
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable, InvalidRequest
-from restoration.events import JobEvent, Previewed
-from restoration.jobs import Artifact
+from restoration.events import JobEvent, Previewed, StateChanged
+from restoration.jobs import Artifact, Job
 from restoration.ports import NewUpload, StampedEvent, UploadLink
 
 
@@ -96,6 +96,14 @@ class MemoryStatusBoard:
                 if isinstance(event, Previewed):
                     stream[:] = [old for old in stream if not isinstance(old.event, Previewed)]
                 stream.append(StampedEvent(f"{next(self._ids):09d}-0", event))
+            self._changed.notify_all()
+
+    async def conclude(self, job: Job) -> None:
+        await self.ping()
+        end = StateChanged(job.status, job.attempt)
+        async with self._changed:
+            stream = self.streams.setdefault(job.id, [])
+            stream.append(StampedEvent(f"{next(self._ids):09d}-0", end, job))
             self._changed.notify_all()
 
     async def latest(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:

@@ -91,6 +91,12 @@ class TestSuccess:
             )
         ]
 
+    async def test_05_the_end_is_told_with_its_row(self, bench: Bench) -> None:
+        """Watchers are given what was committed, and nothing that was not."""
+        job = await bench.claimed()
+        await bench.run(job)
+        assert bench.told_rows == [bench.row(job)]
+
     async def test_the_engine_gets_the_upload_and_the_rendered_workflow(self, bench: Bench) -> None:
         """The picture as it was stored, the parameters of the row, the output node to read."""
         image = photo((5, 7))

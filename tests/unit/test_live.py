@@ -83,6 +83,21 @@ async def test_watchers_of_a_job_share_its_events(
     assert asked == {"follow": 1, "get": 1}
 
 
+async def test_05_an_end_that_brings_its_row_is_not_read_again(
+    site: Site, job: Job, asked: Counter[str]
+) -> None:
+    """Who ended the job has left what was committed beside the event: nobody wakes Postgres."""
+    watcher = JobWatcher(site.jobs, site.board, poll_s=NEVER_S)
+    waiting = asyncio.create_task(watcher.wait(job, DEADLINE_S))
+    watching = asyncio.create_task(_all(watcher, job))
+    await site.succeed(job)
+    ended = site.jobs.rows[job.id]
+    await site.board.conclude(ended)
+    assert await waiting == ended
+    assert [each.event for each in await watching] == [RUNNING, SUCCEEDED]
+    assert asked == {"follow": 1}
+
+
 async def test_one_that_leaves_takes_nothing_from_the_others(site: Site, job: Job) -> None:
     """A watch goes on when that for which the board was first followed is closed."""
     watcher = JobWatcher(site.jobs, site.board, poll_s=NEVER_S)

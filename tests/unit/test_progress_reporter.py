@@ -14,6 +14,7 @@ from actors.status_actor import ProgressReporter, Watchers, WireEvent
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged, from_json
 from restoration.jobs import JobStatus
 from tests.fakes.stores import MemoryStatusBoard
+from tests.samples import ended_job
 
 DEADLINE_S = 20
 NEVER_S = 3600.0
@@ -158,16 +159,25 @@ class TestReporter:
         report(JOB, RUNNING)
         report(JOB, _progress(0.5))
         await _until(lambda: actor.in_flight == 1)
-        report(JOB, SUCCEEDED)
+        report(JOB, SUCCEEDED, row := ended_job(id=JOB))
         await _until(lambda: JOB in board.streams)
-        assert [stamped.event for stamped in board.streams[JOB]] == [SUCCEEDED]
+        assert [(told.event, told.row) for told in board.streams[JOB]] == [(SUCCEEDED, row)]
+
+    async def test_05_a_job_that_was_handed_back_has_not_ended(
+        self, actor: FakeActor, board: MemoryStatusBoard, report: ProgressReporter
+    ) -> None:
+        """Its row is told to nobody: it will change."""
+        queued = StateChanged(JobStatus.QUEUED, 1)
+        report(JOB, queued, ended_job(id=JOB, status=JobStatus.QUEUED))
+        await _until(lambda: actor.events() == [queued])
+        assert board.streams == {}
 
     async def test_05_without_a_board_the_actor_is_told_all_the_same(
         self, actor: FakeActor, board: MemoryStatusBoard, report: ProgressReporter
     ) -> None:
         """Redis that is away from the worker's side fails neither the worker nor its report."""
         board.down = True
-        report(JOB, SUCCEEDED)
+        report(JOB, SUCCEEDED, ended_job(id=JOB))
         await _until(lambda: actor.events() == [SUCCEEDED])
 
     async def test_05_a_job_that_is_soon_over_is_told_of_once(
