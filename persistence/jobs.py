@@ -19,6 +19,7 @@ from persistence import deliveries, transitions, turns
 from persistence.cursors import Cursor
 from persistence.database import Database
 from persistence.rows import insertion, to_job
+from persistence.signals import LOOK, hint_of
 from persistence.tables import jobs
 from persistence.transitions import RECLAIM_BATCH
 from restoration.affinity import Affinity
@@ -133,8 +134,12 @@ class PostgresJobStore:
     async def succeed(
         self, ref: AttemptRef, output: Artifact, timings_s: Mapping[str, float]
     ) -> Job:
-        work = partial(transitions.succeed, ref, output, dict(timings_s))
-        return await self._database.run(work)
+        ended = (ref, output, dict(timings_s))
+        quick = partial(transitions.succeed_quietly, *ended)
+        done = await self._database.run(quick, atomic=False)
+        if done is not None:
+            return done
+        return await self._database.run(partial(transitions.succeed, *ended))
 
     async def fail(self, ref: AttemptRef, failure: Failure) -> Job:
         return await self._database.run(partial(transitions.fail, ref, failure))
@@ -208,13 +213,13 @@ def _insert(
     if job.retry_of is not None:
         _hold_input(job.retry_of, connection)
     # While another transaction inserts the same key, this waits until that one has ended.
-    row = connection.execute(*insertion(job)).mappings().first()
+    unlimited = policy.running_jobs(quotas) == 0
+    hint = hint_of(AttemptRef(job.id, 1)) if unlimited else LOOK
+    row = connection.execute(*insertion(job, hint)).mappings().first()
     if row is None:
         return _earlier(job, connection), False
-    unlimited = turns.admit(policy, job.owner, quotas, connection)
-    if job.reused is None:
-        transitions.announce(connection, AttemptRef(job.id, 1) if unlimited else None)
-    else:
+    turns.admit(policy, job.owner, quotas, connection)
+    if job.reused is not None:
         deliveries.enqueue(job, connection)
     return to_job(row), True
 

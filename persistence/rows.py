@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Insert, Interval, RowMapping, bindparam, func
 from sqlalchemy.dialects.postgresql import insert
 
+from persistence.signals import WAITING_CHANNEL
 from persistence.tables import jobs
 from restoration.jobs import (
     Artifact,
@@ -40,19 +41,22 @@ def failure_columns(failure: Failure) -> dict[str, Any]:
 
 
 # A new job's row from `_plain_values`; made once, as it takes longer to make than to execute.
-_INSERT = (
+_NEW = (
     insert(jobs)
     .values(queue_deadline_at=func.now() + bindparam("queue_limit", type_=Interval()))
     .on_conflict_do_nothing()
-    .returning(jobs)
 )
-_INSERT_ENDED = _INSERT.values(finished_at=func.now())
+_INSERT = _NEW.returning(jobs, func.pg_notify(WAITING_CHANNEL, bindparam("hint")))
+_INSERT_ENDED = _NEW.values(finished_at=func.now()).returning(jobs)
 
 
-def insertion(job: NewJob) -> tuple[Insert, dict[str, Any]]:
-    """The statement that inserts `job`, and its values; it returns the row, unless there is one."""
-    limit = {"queue_limit": timedelta(seconds=job.queue_limit_s)}
-    return _INSERT_ENDED if job.reused else _INSERT, _plain_values(job) | limit
+def insertion(job: NewJob, hint: str) -> tuple[Insert, dict[str, Any]]:
+    """The statement that inserts `job`, and its values; it returns the row, unless there is one.
+
+    The dispatcher is told the `hint`, if the job waits for it, when that is committed.
+    """
+    values = _plain_values(job) | {"queue_limit": timedelta(seconds=job.queue_limit_s)}
+    return (_INSERT_ENDED, values) if job.reused else (_INSERT, {**values, "hint": hint})
 
 
 def new_row(job: NewJob) -> dict[str, Any]:

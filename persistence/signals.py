@@ -33,6 +33,8 @@ DELIVERY_CHANNEL = "comfy_restore_webhook_waits"
 # How long an answer may take, past the time limit that the server itself keeps.
 _ANSWER_TIMEOUT_S = 5.0
 
+LOOK = ""  # the hint that says no more than that there is something
+
 
 def hint_of(ref: AttemptRef) -> str:
     """What is announced of an attempt that a worker may begin with."""

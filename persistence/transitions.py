@@ -30,7 +30,7 @@ from persistence import deliveries
 from persistence.history import with_attempt
 from persistence.owners import CLAIMED_BY_ANOTHER
 from persistence.rows import artifact_columns, failure_columns, to_job
-from persistence.signals import WAITING_CHANNEL, hint_of
+from persistence.signals import LOOK, WAITING_CHANNEL
 from persistence.tables import OWNED, jobs
 from persistence.turns import BEST, FIRST, by_turn, candidates, is_overdue, put_first
 from restoration.affinity import Affinity
@@ -101,6 +101,18 @@ def heartbeat(ref: AttemptRef, lease_s: float, connection: Connection) -> JobSta
     if status is None:
         raise _lease_lost(ref)
     return JobStatus(status)
+
+
+def succeed_quietly(
+    ref: AttemptRef, output: Artifact, timings_s: dict[str, float], connection: Connection
+) -> Job | None:
+    """As `succeed`, by one statement that needs no transaction around it.
+
+    None, and nothing has changed, for a job with a webhook, and for one that is not the attempt's.
+    """
+    values = {**_this(ref), **artifact_columns("output", output), "timings_s": timings_s}
+    row = connection.execute(_SUCCEED_QUIETLY, values).mappings().first()
+    return None if row is None else to_job(row)
 
 
 def succeed(
@@ -202,12 +214,9 @@ def cancel(job: Job, connection: Connection) -> Job:
             return job
 
 
-def announce(connection: Connection, ref: AttemptRef | None = None) -> None:
-    """Tell the dispatcher that a job waits: when this transaction commits, and only then.
-
-    With `ref`, that this attempt may begin at once; else it looks for itself.
-    """
-    connection.execute(select(func.pg_notify(WAITING_CHANNEL, hint_of(ref) if ref else "")))
+def announce(connection: Connection) -> None:
+    """Tell the dispatcher to look for jobs: when this transaction commits, and only then."""
+    connection.execute(_ANNOUNCE)
 
 
 def job_not_found(job_id: UUID) -> JobNotFound:
@@ -305,6 +314,8 @@ _HEARTBEAT = (
     .returning(jobs.c.status)
 )
 _SUCCEED = _moving(OWNED, JobStatus.SUCCEEDED, {"attempts": with_attempt(AttemptOutcome.SUCCEEDED)})
+_SUCCEED_QUIETLY = _SUCCEED.where(jobs.c.webhook_url.is_(None))
+_ANNOUNCE = select(func.pg_notify(WAITING_CHANNEL, LOOK))
 
 
 def _lease_lost(ref: AttemptRef) -> LeaseLost:

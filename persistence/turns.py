@@ -217,20 +217,17 @@ def check_room(
     policy.check_room(more, quotas)
 
 
-def admit(policy: QueuePolicy, owner: str, quotas: Quotas | None, connection: Connection) -> bool:
+def admit(policy: QueuePolicy, owner: str, quotas: Quotas | None, connection: Connection) -> None:
     """Raise QueueFull or StorageFull unless there is room for the jobs of `owner` that this
     transaction has inserted; from now on its quota of running jobs is that of `quotas`.
-
-    Whether any number of them may run at a time.
 
     Exact for one owner, whose row the insert has locked; in all, inserts of several owners that
     commit at the same moment may go over by their number.
     """
     load, max_running = _load(owner, connection)
     policy.check_room(load, quotas)
-    if (wanted := (quotas or policy.quotas).running_jobs) != max_running:
+    if (wanted := policy.running_jobs(quotas)) != max_running:
         limit_running(owner, wanted, connection)
-    return wanted == 0
 
 
 def _load(owner: str, connection: Connection) -> tuple[Load, int]:

@@ -36,6 +36,10 @@ class QueuePolicy:
     idempotency_ttl_s: float = 86_400
     aging_s: float = 600
 
+    def running_jobs(self, quotas: Quotas | None = None) -> int:
+        """How many jobs of one owner may run at a time; 0 is no limit."""
+        return (quotas or self.quotas).running_jobs
+
     def check_room(self, load: Load, quotas: Quotas | None = None) -> None:
         """Raise QueueFull or StorageFull if `load`, with what is being added, is above a limit."""
         allowed = quotas or self.quotas
