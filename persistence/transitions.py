@@ -17,6 +17,7 @@ from sqlalchemy import (
     Connection,
     Interval,
     ScalarSelect,
+    Select,
     and_,
     bindparam,
     func,
@@ -65,6 +66,18 @@ def _claim(job_id: ScalarSelect[UUID]) -> ReturningUpdate[Any]:
 
 # Made once: to put so large a statement together takes longer than to execute it.
 _CLAIM_BEST, _CLAIM_FIRST = _claim(BEST), _claim(FIRST)
+
+
+def _some(order: ColumnElement[datetime], *conditions: ColumnElement[bool]) -> Select[Any]:
+    """Rows for a batch of changes, locked; those that somebody else is changing are left out."""
+    of_batch = select(jobs).where(*conditions).order_by(order).limit(RECLAIM_BATCH)
+    return of_batch.with_for_update(skip_locked=True)
+
+
+_OWNED = jobs.c.status.in_(OWNED)
+_LAPSED = _some(jobs.c.lease_until, _OWNED, jobs.c.lease_until <= func.now())
+_HELD_BY = _some(jobs.c.lease_until, _OWNED, jobs.c.worker == bindparam("by_worker"))
+_OVERDUE = _some(jobs.c.queue_deadline_at, is_overdue())
 
 
 class Overtaken(Exception):
@@ -155,15 +168,8 @@ def release(
 
 def reclaim(worker: str | None, connection: Connection) -> list[Job]:
     """Hand back at most RECLAIM_BATCH of the jobs that the port's `reclaim` means."""
-    lost = jobs.c.lease_until <= func.now() if worker is None else jobs.c.worker == worker
-    query = (
-        select(jobs)
-        .where(jobs.c.status.in_(OWNED), lost)
-        .order_by(jobs.c.lease_until)
-        .limit(RECLAIM_BATCH)
-        .with_for_update(skip_locked=True)
-    )
-    held = [to_job(row) for row in connection.execute(query).mappings()]
+    query = _LAPSED if worker is None else _HELD_BY
+    held = [to_job(row) for row in connection.execute(query, {"by_worker": worker}).mappings()]
     held.sort(key=by_turn)
     return [_resume(job, connection) for job in held]
 
@@ -177,14 +183,7 @@ def _resume(job: Job, connection: Connection) -> Job:
 
 def expire(connection: Connection) -> list[Job]:
     """Fail at most RECLAIM_BATCH of the jobs that the port's `expire` means."""
-    query = (
-        select(jobs)
-        .where(is_overdue())
-        .order_by(jobs.c.queue_deadline_at)
-        .limit(RECLAIM_BATCH)
-        .with_for_update(skip_locked=True)
-    )
-    overdue = [to_job(row) for row in connection.execute(query).mappings()]
+    overdue = [to_job(row) for row in connection.execute(_OVERDUE).mappings()]
     overdue.sort(key=by_turn)
     failure = Failure(QueueTimeout.code, "the job did not start by its queue deadline")
     values = failure_columns(failure)

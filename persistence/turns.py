@@ -22,9 +22,12 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
+    Delete,
+    Interval,
     ScalarSelect,
     Select,
     Subquery,
+    Update,
     Uuid,
     and_,
     bindparam,
@@ -100,26 +103,28 @@ def _waiting(limit: int) -> Select[tuple[UUID, int]]:
 
 def demand(connection: Connection) -> Demand:
     """As the port says; from the counts that the triggers keep, not from the queue itself."""
-    room = case((owners.c.max_running > 0, owners.c.max_running - owners.c.running))
-    could_start = (
-        select(turns.c.priority, func.sum(func.least(turns.c.waiting, room)).label("jobs"))
-        .join(owners, owners.c.owner == turns.c.owner)
-        .where(_HAS_ITS_TURN)
-        .group_by(turns.c.priority)
-    )
-    in_hand = (
-        select(jobs.c.priority, func.count().label("jobs"))
-        .where(jobs.c.status.in_(OWNED))
-        .group_by(jobs.c.priority)
-    )
-    waiting = {row.priority: int(row.jobs) for row in connection.execute(could_start)}
-    running = {row.priority: int(row.jobs) for row in connection.execute(in_hand)}
+    waiting = {row.priority: int(row.jobs) for row in connection.execute(_COULD_START)}
+    running = {row.priority: int(row.jobs) for row in connection.execute(_IN_HAND)}
     return Demand(
         waiting=sum(waiting.values()),
         running=sum(running.values()),
         interactive_waiting=waiting.get(Priority.INTERACTIVE, 0),
         interactive_running=running.get(Priority.INTERACTIVE, 0),
     )
+
+
+_ROOM = case((owners.c.max_running > 0, owners.c.max_running - owners.c.running))
+_COULD_START = (
+    select(turns.c.priority, func.sum(func.least(turns.c.waiting, _ROOM)).label("jobs"))
+    .join(owners, owners.c.owner == turns.c.owner)
+    .where(_HAS_ITS_TURN)
+    .group_by(turns.c.priority)
+)
+_IN_HAND = (
+    select(jobs.c.priority, func.count().label("jobs"))
+    .where(jobs.c.status.in_(OWNED))
+    .group_by(jobs.c.priority)
+)
 
 
 def _claimable(turn: Subquery) -> Select[tuple[UUID, int]]:
@@ -262,7 +267,18 @@ def promote(aging_s: float, connection: Connection) -> None:
 
     The oldest that waits, by its age; and any that was started once and is to start again.
     """
-    oldest = jobs.c.created_at <= func.now() - timedelta(seconds=aging_s)
+    connection.execute(_PROMOTE, {"aging": timedelta(seconds=aging_s)})
+    connection.execute(_FORGET_AWAY)
+
+
+def _unlocked(*conditions: ColumnElement[bool]) -> Select[tuple[str, Priority]]:
+    """Keys of turns that no claim or insert is changing at this moment: never waits for one."""
+    keys = select(turns.c.owner, turns.c.priority).where(*conditions)
+    return keys.with_for_update(skip_locked=True)
+
+
+def _promotion() -> Update:
+    oldest = jobs.c.created_at <= func.now() - bindparam("aging", type_=Interval())
     of_turn = and_(jobs.c.owner == turns.c.owner, jobs.c.priority == turns.c.priority)
     counts_as = case(
         (select(jobs.c.id).where(_WAITS, of_turn, oldest).exists(), _INTERACTIVE),
@@ -270,12 +286,13 @@ def promote(aging_s: float, connection: Connection) -> None:
         else_=turns.c.priority,
     )
     changed = _unlocked(_SOMETHING_WAITS, turns.c.counts_as != counts_as)
-    connection.execute(update(turns).where(_KEY.in_(changed)).values(counts_as=counts_as))
+    return update(turns).where(_KEY.in_(changed)).values(counts_as=counts_as)
+
+
+def _forgetting() -> Delete:
     away = turns.c.turn_at < func.now() - timedelta(seconds=AWAY_S)
-    connection.execute(delete(turns).where(_KEY.in_(_unlocked(~_SOMETHING_WAITS, away))))
+    return delete(turns).where(_KEY.in_(_unlocked(~_SOMETHING_WAITS, away)))
 
 
-def _unlocked(*conditions: ColumnElement[bool]) -> Select[tuple[str, Priority]]:
-    """Keys of turns that no claim or insert is changing at this moment: never waits for one."""
-    keys = select(turns.c.owner, turns.c.priority).where(*conditions)
-    return keys.with_for_update(skip_locked=True)
+# Made once: the leader executes them every second.
+_PROMOTE, _FORGET_AWAY = _promotion(), _forgetting()
