@@ -8,6 +8,7 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     │   ├── UnsupportedImage          unsupported_image     not JPEG, PNG, WebP, TIFF or BMP
     │   ├── BrokenImage               broken_image          the right type, but it does not decode
     │   ├── ImageTooLarge             image_too_large       more bytes or pixels than allowed
+    │   ├── UploadTooSlow             upload_too_slow       it held its place for too long
     │   ├── BatchTooLarge             batch_too_large       more bytes or photos than allowed
     │   ├── BatchExpired              batch_expired         put together for hours; its photos go
     │   ├── InvalidParameters         invalid_parameters    details["problems"] names each
@@ -93,6 +94,10 @@ class BrokenImage(InvalidRequest):
 
 class ImageTooLarge(InvalidRequest):
     code = "image_too_large"
+
+
+class UploadTooSlow(InvalidRequest):
+    code = "upload_too_slow"
 
 
 class BatchTooLarge(InvalidRequest):

@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from restoration.errors import BatchTooLarge, ImageTooLarge
 from serve_app.errors import install_error_handlers
 from serve_app.headers import SecurityHeaders
-from serve_app.middleware import REQUEST_ID, BodyLimit, Limit, RequestContext
+from serve_app.middleware import REQUEST_ID, BodyLimit, BodyPace, Limit, RequestContext
 from serve_app.open_streams import OpenStreams
 from serve_app.openapi import install_openapi
 from serve_app.routes import (
@@ -88,6 +88,7 @@ def build_asgi_app(services: Services) -> FastAPI:
 def _install_middleware(app: FastAPI, services: Services) -> None:
     """From the inside out."""
     settings = services.settings
+    app.add_middleware(BodyPace)
     app.add_middleware(
         BodyLimit,
         limit=Limit(settings.upload_max_bytes + FORM_OVERHEAD_BYTES, ImageTooLarge),

@@ -35,6 +35,7 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
         e.UnsupportedImage: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         e.BrokenImage: HTTPStatus.UNPROCESSABLE_ENTITY,
         e.ImageTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        e.UploadTooSlow: HTTPStatus.REQUEST_TIMEOUT,
         e.BatchTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         e.BatchExpired: HTTPStatus.REQUEST_TIMEOUT,
         e.InvalidParameters: HTTPStatus.UNPROCESSABLE_ENTITY,

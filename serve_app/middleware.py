@@ -1,10 +1,11 @@
-"""Pure ASGI middleware: request ids, the log of requests, body limits, and Serve's edge.
+"""Pure ASGI middleware: request ids, the log of requests, limits of bodies, and Serve's edge.
 
 Every answer carries an X-Request-Id, which is bound to the log while the request runs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from restoration.errors import InvalidRequest
+from restoration.errors import InvalidRequest, UploadTooSlow
 from restoration.tracing import HEADER, NullTracer, TraceContext, Tracer, spanning
 from serve_app.errors import internal_error_response
 from serve_app.headers import SecurityHeaders
@@ -149,6 +150,48 @@ class BodyLimit:
             return message
 
         await self._app(scope, receive_within_limit, send)
+
+
+class BodyPace:
+    """Refuses a body that trickles in: it would hold the place of an upload as long as it likes.
+
+    What counts is time spent waiting for the sender, by the rule of Apache's mod_reqtimeout: so
+    many seconds for any body, and more for what has arrived.
+    """
+
+    PATIENCE_S = 60.0
+    SLOWEST_BYTES_S = 16 * 1024
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        left_s, complete = self.PATIENCE_S, False
+
+        async def receive_in_time() -> Message:
+            nonlocal left_s, complete
+            if complete:  # what comes now is that the client has gone, whenever that is
+                return await receive()
+            asked_at = time.monotonic()
+            try:
+                async with asyncio.timeout(left_s):
+                    message = await receive()
+            except TimeoutError:
+                raise self._too_slow() from None
+            arrived = len(message.get("body", b""))
+            left_s += arrived / self.SLOWEST_BYTES_S - (time.monotonic() - asked_at)
+            complete = not message.get("more_body", False)
+            return message
+
+        await self._app(scope, receive_in_time, send)
+
+    def _too_slow(self) -> UploadTooSlow:
+        return UploadTooSlow(
+            f"the request came too slowly, with less than {self.SLOWEST_BYTES_S} bytes a second "
+            "for too long; send it again over a better connection"
+        )
 
 
 class ServeEdge:

@@ -29,6 +29,7 @@ from restoration.errors import (
     TooManyUploads,
     Unauthenticated,
     UnknownWorkflow,
+    UploadTooSlow,
 )
 from serve_app import sse
 from serve_app.openapi import header, problems
@@ -90,6 +91,7 @@ router = APIRouter(
             StorageFull,
             RateLimited,
             TooManyUploads,
+            UploadTooSlow,
             bad_request=400,
             unsupported_media_type=415,
             malformed_request=422,

@@ -26,6 +26,7 @@ from restoration.errors import (
     TooManyUploads,
     UnsupportedImage,
     UploadNotFound,
+    UploadTooSlow,
     UploadUsed,
 )
 from restoration.jobs import Job
@@ -82,7 +83,7 @@ def submission_responses(*errors: type[RestorationError]) -> Responses:
             *(InvalidRequest, IdempotencyConflict, UploadNotFound, UploadUsed),
             *(ResultNotReady, ResultExpired),
             *(ImageTooLarge, UnsupportedImage, BrokenImage, InvalidWebhook),
-            *(QueueFull, StorageFull, RateLimited, TooManyUploads),
+            *(QueueFull, StorageFull, RateLimited, TooManyUploads, UploadTooSlow),
             *errors,
             bad_request=400,
             unsupported_media_type=415,

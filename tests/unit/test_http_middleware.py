@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -12,7 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from serve_app.headers import SecurityHeaders
-from serve_app.middleware import ServeEdge, serve_edge
+from serve_app.middleware import BodyPace, ServeEdge, serve_edge
 from serve_app.routes.forms import FORM_OVERHEAD_BYTES
 from tests.fakes.site import API, Site, open_site, submission
 
@@ -59,6 +60,46 @@ async def test_a_body_is_refused_while_it_is_read(site: Site) -> None:
         )
     assert (answer.status_code, answer.json()["code"]) == (413, "image_too_large")
     assert sent <= 2
+
+
+async def test_05_a_body_that_trickles_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the place of an upload for its time, and no longer."""
+    monkeypatch.setattr(BodyPace, "PATIENCE_S", 0.5)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="image"; filename="p"\r\n\r\n'
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.01)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    async with asyncio.timeout(60), open_site(max_uploads_in_flight=1) as site:
+        async with site.client() as client:
+            slow = await client.post(API, content=trickle(), headers=headers)
+            next_one = await client.post(API, **submission())
+    assert (slow.status_code, slow.json()["code"]) == (408, "upload_too_slow")
+    assert next_one.status_code == 202
+
+
+async def test_05_a_sender_that_keeps_up_may_take_its_time(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has arrived earns time: a long upload is not a slow one."""
+    monkeypatch.setattr(BodyPace, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(BodyPace, "SLOWEST_BYTES_S", 1.0)
+    request = site.client().build_request("POST", API, **submission())
+    body = await request.aread()
+
+    async def in_pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 50):
+            yield body[start : start + 50]
+            await asyncio.sleep(0.1)
+
+    async with asyncio.timeout(60), site.client() as client:
+        answer = await client.post(
+            API, content=in_pieces(), headers={"Content-Type": request.headers["content-type"]}
+        )
+    assert answer.status_code == 202
 
 
 async def test_a_content_length_that_lies_gains_nothing(site: Site) -> None:
