@@ -1,8 +1,9 @@
 """What goes into the engine, and what comes out of it, as a person expects to see it.
 
 ComfyUI sees eight bits of RGB: it drops transparency, ignores colour profiles and cuts deep greys
-off. What it would get wrong is converted before, and transparency is put back afterwards; any
-other picture goes in as it came, to the byte. Blocking, to be called off the event loop.
+off. What it would get wrong is converted before, and transparency is put back afterwards, unless
+pixels are moved about meanwhile: such a picture goes in on white. Any other picture goes in as it
+came, to the byte. Blocking, to be called off the event loop.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ class Prepared:
     exif: bytes | None = None
 
 
-def prepare(data: bytes, *, keep_metadata: bool = False) -> Prepared:
-    """An examined upload in a form that ComfyUI's LoadImage reads right."""
+def prepare(data: bytes, *, keep_metadata: bool = False, on_white: bool = False) -> Prepared:
+    """An examined upload in a form that ComfyUI's LoadImage reads right.
+
+    `on_white`: what is transparent shows white, in place of an alpha that is kept aside.
+    """
     with Image.open(io.BytesIO(data), formats=list(DECODERS.values())) as image:
         exif = exif_of(image) if keep_metadata else None
         upright = ImageOps.exif_transpose(image)
@@ -52,6 +56,9 @@ def prepare(data: bytes, *, keep_metadata: bool = False) -> Prepared:
         plain = _in_srgb(upright, profile)
     else:
         return Prepared(data, sniff(data), pixels, exif=exif)
+    if on_white and alpha is not None:
+        white = Image.new("RGB", plain.size, "white")
+        plain, alpha = Image.composite(plain.convert("RGB"), white, alpha), None
     return Prepared(png_of(plain), ImageType.PNG, pixels, alpha, exif)
 
 

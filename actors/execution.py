@@ -49,6 +49,7 @@ from restoration.tracing import trace_id_of
 from restoration.workers import Stage
 from workflows.catalog import Catalog, Workflow
 from workflows.custom import workflow_of
+from workflows.graphs import moves_pixels
 from workflows.render import render
 
 log = structlog.get_logger(__name__)
@@ -184,7 +185,10 @@ class Execution:
         self._progress(job, 0, "fetching")
         watch.enter("fetch")
         photo = await asyncio.to_thread(
-            prepare, await self._blobs.get(job.input), keep_metadata=job.keep_metadata
+            prepare,
+            await self._blobs.get(job.input),
+            keep_metadata=job.keep_metadata,
+            on_white=moves_pixels(workflow.graph),
         )
         watch.enter("staged")
         picture = await self._run_engine(job, workflow, run_id, photo, watch, visit)

@@ -23,6 +23,9 @@ LOAD, SAVE = "LoadImage", "SaveImage"
 PHOTO = "image"
 _MODEL_LOADERS = {"UpscaleModelLoader": "model_name"}
 # Inputs that make many pictures of one: there is one result.
+# Their pixels come out elsewhere than they came in.
+_MOVING = frozenset({"ImageCrop", "ImagePadForOutpaint", "ImageFlip", "ImageRotate"})
+_PAD, _PADDING_MASK = "ImagePadForOutpaint", 1
 _COUNTS = frozenset({"batch_size", "amount", "length", "repeat", "repeats", "frames", "count"})
 
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
@@ -57,7 +60,7 @@ def check_graph(graph: object, rules: GraphRules) -> dict[str, Node]:
     for only in (LOAD, SAVE):
         if (found := len(nodes_of(nodes, only))) != 1:
             refuse(None, f"the graph must have one {only} node; it has {found}")
-    return {node_id: nodes[node_id] for node_id in _in_order(nodes)}
+    return {node_id: _without_feathering(node_id, nodes) for node_id in _in_order(nodes)}
 
 
 def nodes_of(graph: Graph, class_type: str) -> list[str]:
@@ -70,6 +73,14 @@ def links(node: Node) -> Iterator[tuple[str, str]]:
     for name, value in node["inputs"].items():
         if isinstance(value, list):
             yield name, value[0]
+
+
+def moves_pixels(graph: Graph) -> bool:
+    """Whether a part of the result may show another part of the photo than the same place."""
+    return any(
+        node["class_type"] in _MOVING or node["inputs"].get("crop", "disabled") != "disabled"
+        for node in graph.values()
+    )
 
 
 def refuse(node_id: str | None, problem: str) -> NoReturn:
@@ -97,6 +108,16 @@ def _checked(node_id: object, node: object, graph: Mapping[str, object], rules: 
     if class_type == SAVE:
         checked = {"images": checked["images"], "filename_prefix": ""}
     return {"class_type": class_type, "inputs": checked}
+
+
+def _without_feathering(node_id: str, nodes: Graph) -> Node:
+    """The node; without feathering where that makes a mask that no node asks for: ComfyUI makes
+    it pixel by pixel, for minutes in which nothing can interrupt it."""
+    node = nodes[node_id]
+    mask = [node_id, _PADDING_MASK]
+    if node["class_type"] != _PAD or any(mask in n["inputs"].values() for n in nodes.values()):
+        return node
+    return {**node, "inputs": {**node["inputs"], "feathering": 0}}
 
 
 def _checked_input(

@@ -64,6 +64,16 @@ class TestPrepare:
         if prepared.alpha is not None:
             assert prepared.alpha.size == image.size
 
+    @pytest.mark.parametrize("mode", ["RGBA", "LA"])
+    def test_05_on_white_nothing_is_kept_aside(self, mode: str) -> None:
+        """What is seen through shows white, not the colour that lies hidden there."""
+        picture = half_transparent().convert(mode)
+        prepared = prepare(file(picture, "PNG"), on_white=True)
+        assert prepared.alpha is None
+        shown = np.asarray(decoded(prepared.data))
+        assert (shown[:, 34:] == 255).all()
+        assert (shown[:, :30] == np.asarray(picture.convert("RGB"))[:, :30]).all()
+
     @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
     def test_transparency_is_kept_aside(self, mode: str) -> None:
         """The engine gets opaque colours; which pixels were seen through is remembered."""

@@ -28,7 +28,9 @@ from restoration.events import Previewed, Progressed, StateChanged
 from restoration.jobs import Artifact, JobStatus, OutputFormat
 from tests.fakes.execution import DEADLINE_S, NOW, RESULT, RETRY, Bench, open_bench, until
 from tests.fakes.site import photo
+from tests.samples import new_job
 from workflows.catalog import Catalog
+from workflows.custom import CUSTOM, params_of
 
 
 @pytest.fixture
@@ -107,6 +109,24 @@ class TestSuccess:
         assert inputs["photo"]["image"] == f"{run.id}/input.png"
         assert inputs["result"]["filename_prefix"] == f"{run.id}/output"
         assert inputs["blended"]["blend_factor"] == 0.5
+
+    async def test_05_a_graph_that_moves_pixels_gets_them_on_white(self, bench: Bench) -> None:
+        """The transparency of the photo is put over no other part of it."""
+        clear = io.BytesIO()
+        Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(clear, "PNG")
+        stored = await bench.blobs.put("inputs/1.png", clear.getvalue(), "image/png")
+        flip = {"class_type": "ImageFlip", "inputs": {"image": ["1", 0], "flip_method": "x"}}
+        graph = {
+            "1": {"class_type": "LoadImage", "inputs": {"image": "image"}},
+            "2": flip,
+            "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": ""}},
+        }
+        await bench.jobs.insert(new_job(input=stored, workflow=CUSTOM, params=params_of(graph)))
+        job = await bench.jobs.claim("worker-1", 60, [CUSTOM])
+        assert job is not None
+        await bench.run(job)
+        with Image.open(io.BytesIO(bench.engine.runs[0].image)) as image:
+            assert image.convert("RGBA").getcolors() == [(16, (255, 255, 255, 255))]
 
     async def test_deep_greys_reach_the_engine_in_8_bits(self, bench: Bench) -> None:
         """ComfyUI would make a 16-bit scan white, so it gets one that it reads right."""
@@ -260,7 +280,9 @@ class TestFailure:
         older = bench.catalog.find("restore")
         nodes = {name: dict(node) for name, node in older.graph.items()}
         manifest = older.manifest.model_copy(update={"version": "2"})
-        newest = replace(older, manifest=manifest, graph=nodes | {"extra": {"class_type": "New"}})
+        newest = replace(
+            older, manifest=manifest, graph=nodes | {"extra": {"class_type": "New", "inputs": {}}}
+        )
         bench.catalog = Catalog({"restore": newest}, {("restore", "1"): older})
         for version, has_extra in (("1", False), ("2", True)):
             ended = await bench.run(await bench.claimed(workflow_version=version))

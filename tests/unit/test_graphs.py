@@ -16,7 +16,7 @@ from restoration.settings import PURE_IMAGE_NODES
 from workflows.catalog import load_catalog
 from workflows.custom import custom_workflow, graph_of, params_of
 from workflows.graph_sizes import check_sizes
-from workflows.graphs import GraphRules, check_graph
+from workflows.graphs import GraphRules, check_graph, moves_pixels
 from workflows.render import render
 
 MODEL = "realesr-animevideov3-x4.safetensors"
@@ -67,6 +67,26 @@ class TestWhatIsAccepted:
         assert prompt["1"]["inputs"]["image"] == "run/input.png"
         assert prompt["3"]["inputs"] == {"images": ["2", 0], "filename_prefix": "run/output"}
         assert prompt["2"] == checked["2"]
+
+    def test_05_padding_feathers_nothing_that_nobody_takes(self) -> None:
+        """ComfyUI makes that mask pixel by pixel, and nothing can stop it meanwhile."""
+        pad = node("ImagePadForOutpaint", left=8, top=8, right=8, bottom=8, feathering=4899)
+        assert check_graph(graph(pad), RULES)["2"]["inputs"]["feathering"] == 0
+        with_mask = graph(pad, node("ImageBlur", sigma=1.0, mask=["2", 1]))
+        assert check_graph(with_mask, RULES)["2"]["inputs"]["feathering"] == 4899
+
+    @pytest.mark.parametrize(
+        ("between", "moves"),
+        [
+            (scale(2.0), False),
+            (node("ImageFlip", flip_method="x-axis: vertically"), True),
+            (node("ImageScale", width=9, height=9, upscale_method="area", crop="center"), True),
+            (node("ImageScale", width=9, height=9, upscale_method="area", crop="disabled"), False),
+        ],
+    )
+    def test_05_what_moves_pixels_is_known(self, between: dict[str, Any], moves: bool) -> None:
+        """So that no transparency is put over another part of the picture than its own."""
+        assert moves_pixels(check_graph(graph(between), RULES)) is moves
 
     def test_05_models_of_the_catalogue_may_be_named(self) -> None:
         """And no others."""
