@@ -42,7 +42,7 @@ from restoration.settings import Settings, load_settings
 from restoration.tasks import stop
 from restoration.workers import EngineState, JobInHand, WorkerReport
 from workflows.catalog import Catalog, load_catalog
-from workflows.custom import CUSTOM
+from workflows.manifest import CUSTOM
 
 STORE_PAUSE_S = 0.2
 LONGEST_STORE_PAUSE_S = 5.0

@@ -20,9 +20,10 @@ from restoration.quotas import Quotas
 from restoration.reuse import Reuse
 from restoration.webhook_urls import WebhookRules, check_url
 from workflows.catalog import Catalog, Workflow
-from workflows.custom import CUSTOM, custom_workflow, graph_of, params_of
+from workflows.custom import custom_workflow, graph_of, params_of
 from workflows.graph_sizes import check_sizes
 from workflows.graphs import GraphRules, check_graph
+from workflows.manifest import CUSTOM
 
 MAX_NAME_CHARS = 255
 
@@ -141,7 +142,8 @@ class Orders:
 
     def check_result(self, order: Order, picture: Picture) -> None:
         """Raises ImageTooLarge, GraphRefused for a result that would be too large."""
-        width, height, scale = picture.width, picture.height, int(order.params.get("scale", 1))
+        width, height = picture.width, picture.height
+        scale = order.workflow.manifest.enlargement(order.params)
         if order.workflow.name == CUSTOM:
             width, height = check_sizes(order.workflow.graph, width, height, self._limits)
         check_result(width, height, scale, order.output_format, self._limits)

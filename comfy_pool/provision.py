@@ -99,10 +99,11 @@ def engine_folder(cache_dir: Path, source: Source = "pypi", variant: Variant = "
 
 
 def find_engine(folder: Path, cache_dir: Path) -> EngineInstall | None:
-    """The finished engine in `folder`, or None; also None when its Python has since gone."""
+    """The finished engine in `folder`, or None; also None when its Python has since gone, or its
+    receipt was torn by a loss of power."""
     try:
         receipt = json.loads((folder / _RECEIPT).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     python, app_dir = folder / receipt["python"], folder / receipt["app_dir"]
     if not (python.exists() and (app_dir / "main.py").exists()):

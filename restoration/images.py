@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -90,10 +91,10 @@ def check_dimensions(width: int, height: int, limits: UploadLimits) -> None:
 
 
 def check_result(
-    width: int, height: int, scale: int, output_format: OutputFormat, limits: UploadLimits
+    width: int, height: int, scale: float, output_format: OutputFormat, limits: UploadLimits
 ) -> None:
     """Raise ImageTooLarge when a width x height picture, `scale` times as large, is too large."""
-    wide, high = width * scale, height * scale
+    wide, high = math.ceil(width * scale), math.ceil(height * scale)
     if wide * high > limits.max_result_pixels:
         raise ImageTooLarge(
             f"the result would have {wide}x{high} pixels; at most {limits.max_result_pixels} "

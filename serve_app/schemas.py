@@ -28,7 +28,7 @@ from restoration.jobs import (
 from restoration.tracing import trace_id_of
 from restoration.usage import Usage
 from restoration.webhooks import Delivery, DeliveryStatus
-from workflows.custom import CUSTOM
+from workflows.manifest import CUSTOM
 
 
 class View(BaseModel):

@@ -18,9 +18,15 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from restoration.errors import InvalidParameters, ModelMissing, UnknownWorkflow, WorkflowInvalid
+from restoration.errors import (
+    InvalidParameters,
+    InvalidSettings,
+    ModelMissing,
+    UnknownWorkflow,
+    WorkflowInvalid,
+)
 from restoration.jobs import ParamValue
-from workflows.manifest import Manifest, ModelSpec, Target
+from workflows.manifest import CUSTOM, Manifest, ModelSpec, Target
 
 BUILT_IN = Path(__file__).parent
 OLDER = "older"
@@ -160,8 +166,10 @@ def load_catalog(root: Path = BUILT_IN, more: Path | None = None) -> Catalog:
     """Load every folder of `root`, and of `more`, that holds a manifest.toml.
 
     Its earlier versions are in its folder `older`, in folders named after them. Raises
-    WorkflowInvalid, also for a name that both have.
+    WorkflowInvalid, also for a name that both have; InvalidSettings where `more` is no folder.
     """
+    if more is not None and not more.is_dir():
+        raise InvalidSettings(f"WORKFLOWS_DIR: {more} is no folder that can be read")
     folders = sorted(path.parent for path in root.glob("*/manifest.toml"))
     folders += sorted(path.parent for path in more.glob("*/manifest.toml")) if more else []
     workflows: dict[str, Workflow] = {}
@@ -203,6 +211,8 @@ def load_workflow(folder: Path, name: str | None = None) -> Workflow:
         raise _invalid(name, _one_line(error)) from error
     except (OSError, ValueError) as error:  # what the TOML and JSON readers raise
         raise _invalid(name, str(error)) from error
+    if name == CUSTOM:
+        raise _invalid(name, "that name is for users' own graphs; choose another")
     if manifest.name != name:
         raise _invalid(name, f"its manifest calls it {manifest.name!r}")
     if problems := list(_misfits(manifest, nodes)):
@@ -246,8 +256,12 @@ def _misplaced(target: Target, graph: _Graph) -> Iterator[str]:
 
 def _broken_links(graph: _Graph) -> Iterator[str]:
     for node, name, value in _inputs(graph):
-        if isinstance(value, list) and value[0] not in graph:
-            yield f"input {name!r} of node {node!r} links to the missing node {value[0]!r}"
+        match value:
+            case [str(source), int()]:
+                if source not in graph:
+                    yield f"input {name!r} of node {node!r} links to the missing node {source!r}"
+            case list():
+                yield f"input {name!r} of node {node!r} is a list, and no link to a node's output"
 
 
 def _inputs(graph: _Graph) -> Iterator[tuple[str, str, Any]]:

@@ -15,9 +15,8 @@ from pydantic import create_model
 from restoration.jobs import Job, OutputFormat, ParamValue
 from workflows.catalog import Catalog, Workflow
 from workflows.graphs import LOAD, SAVE, Graph, nodes_of
-from workflows.manifest import Manifest, Output, Target
+from workflows.manifest import CUSTOM, Manifest, Output, Target
 
-CUSTOM = "custom"
 _GRAPH = "graph"
 _RUN_LIMIT_S = 600
 _MAX_ATTEMPTS = 2  # a graph that breaks an engine breaks the next one too

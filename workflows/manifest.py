@@ -7,14 +7,17 @@ and the source of their JSON Schema.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from restoration.jobs import DEFAULT_QUEUE_LIMIT_S, OutputFormat
+from restoration.jobs import DEFAULT_QUEUE_LIMIT_S, OutputFormat, ParamValue
 
 # Handled by the encoder after the engine, so it needs no binding into the graph.
 ENCODER_PARAMETERS = frozenset({"quality"})
+# What jobs on users' own graphs call their workflow: no other may have that name.
+CUSTOM = "custom"
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
 # A plain name: it is joined to folders, so it must not be able to leave them.
@@ -39,8 +42,13 @@ class Binding(Target):
 
 
 class Output(Target):
-    """The node that saves the result, and the formats it may be encoded to afterwards."""
+    """The node that saves the result, and the formats it may be encoded to afterwards.
 
+    `enlarges`: how many times as wide and as high as the photo the result is, or the parameter
+    that says so. Photos are refused by it whose result would be too large.
+    """
+
+    enlarges: Annotated[float, Field(gt=0)] | Name = 1.0
     formats: Annotated[tuple[OutputFormat, ...], Field(min_length=1)]
     default_format: OutputFormat
 
@@ -160,6 +168,18 @@ class Manifest(_Frozen):
         if len(names) != len(set(names)):
             raise ValueError("two parameters have the same name")
         return self
+
+    @model_validator(mode="after")
+    def _enlargement_is_known(self) -> Self:
+        numbers = {p.name for p in self.parameters if isinstance(p, _NumberParameter)}
+        if isinstance(self.output.enlarges, str) and self.output.enlarges not in numbers:
+            raise ValueError(f"output enlarges by {self.output.enlarges}, which is no number of it")
+        return self
+
+    def enlargement(self, params: Mapping[str, ParamValue]) -> float:
+        """How many times as wide and as high as the photo the result with `params` is."""
+        by = self.output.enlarges
+        return float(params[by] if isinstance(by, str) else by)
 
     def parameters_model(self) -> type[BaseModel]:
         """A strict, closed pydantic model with one field for each parameter."""

@@ -37,7 +37,7 @@ from serve_app.routes.views import filename_of, picture, show, show_all
 from serve_app.schemas import Restoration, RestorationPage
 from serve_app.scopes import Scope
 from serve_app.services import Services
-from workflows.custom import CUSTOM
+from workflows.manifest import CUSTOM
 
 MAX_PAGE = 100
 

@@ -119,6 +119,14 @@ def test_an_engine_whose_python_is_gone_is_not_there(tmp_path: Path, requirement
     assert find_engine(engine_folder(tmp_path), tmp_path) is None
 
 
+def test_a_torn_receipt_is_none(tmp_path: Path) -> None:
+    """After a loss of power the engine is installed again, and not refused for ever."""
+    folder = engine_folder(tmp_path)
+    folder.mkdir()
+    (folder / "installed.json").write_bytes(b"")
+    assert find_engine(folder, tmp_path) is None
+
+
 def test_other_pins_mean_another_folder(tmp_path: Path, requirements: Path) -> None:
     """A changed lock file never touches the engine that older code still runs."""
     before = engine_folder(tmp_path)

@@ -74,11 +74,25 @@ def test_no_database_is_said_and_passes(
     assert "did not run" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("database")
-def test_an_audit_that_breaks_off_is_said_and_passes(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+def test_an_audit_that_the_database_leaves_is_said_and_passes(
+    database: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Without a report there is nothing to fail for."""
-    _report(monkeypatch, "")
+
+    def run(*_command: object, **_options: object) -> subprocess.CompletedProcess[str]:
+        database["error"] = True
+        return subprocess.CompletedProcess([], 1, "", "no route")
+
+    monkeypatch.setattr(subprocess, "run", run)
     assert audit.main() == 0
     assert "did not end" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("database")
+def test_an_audit_that_breaks_by_itself_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """A line of the lock that it cannot read must not switch it off for good."""
+    _report(monkeypatch, "")
+    assert audit.main() == 1
+    assert "pip-audit failed" in capsys.readouterr().err

@@ -30,7 +30,8 @@ from tests.fakes.execution import DEADLINE_S, NOW, RESULT, RETRY, Bench, open_be
 from tests.fakes.site import photo
 from tests.samples import new_job
 from workflows.catalog import Catalog
-from workflows.custom import CUSTOM, params_of
+from workflows.custom import params_of
+from workflows.manifest import CUSTOM
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from restoration.jobs import JobStatus
 from serve_app.scopes import USER_SCOPES, Scope
 from tests.fakes.site import API, Site, open_site, photo
 from tests.unit.test_graphs import graph, node, scale
-from workflows.custom import CUSTOM, graph_of
+from workflows.custom import graph_of
+from workflows.manifest import CUSTOM
 
 RUNS = "/api/v1/runs"
 RUNNER = (*USER_SCOPES, Scope.RUN)

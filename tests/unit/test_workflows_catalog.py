@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from restoration.errors import ModelMissing, UnknownWorkflow, WorkflowInvalid
+from restoration.errors import InvalidSettings, ModelMissing, UnknownWorkflow, WorkflowInvalid
 from restoration.jobs import OutputFormat
 from workflows.catalog import BUILT_IN, load_catalog, load_workflow
 from workflows.manifest import ModelSpec
@@ -66,6 +66,22 @@ def test_a_missing_node_class_is_named(folder: Path) -> None:
     """A graph without a node that its manifest names is refused."""
     edit_graph(folder, lambda graph: graph.pop("blended"))
     assert "no node of class ImageBlend" in refusal(folder)
+
+
+@pytest.mark.parametrize("value", [[], [[1, 2], 3], ["photo"], ["photo", "0"]])
+def test_a_list_that_is_no_link_is_named(folder: Path, value: list[object]) -> None:
+    """ComfyUI takes every list for a link: one that is none is refused before it is tried."""
+    edit_graph(folder, lambda graph: graph["blended"]["inputs"].update(image1=value))
+    assert "input 'image1' of node 'blended' is a list" in refusal(folder)
+
+
+def test_the_enlargement_is_a_number(folder: Path) -> None:
+    """Results are limited by it: a parameter that is not there, or no number, says nothing."""
+    assert load_workflow(folder).manifest.enlargement({"scale": 3}) == 3
+    edit_manifest(folder, 'enlarges = "scale"', "enlarges = 3.99")
+    assert load_workflow(folder).manifest.enlargement({"scale": 2}) == 3.99
+    edit_manifest(folder, "enlarges = 3.99", 'enlarges = "size"')
+    assert "enlarges by size, which is no number" in refusal(folder)
 
 
 def test_a_missing_bound_node_is_named(folder: Path) -> None:
@@ -196,6 +212,20 @@ def test_a_folder_of_ones_own_is_offered_too(tmp_path: Path) -> None:
     manifest.write_text(manifest.read_text().replace('name = "enlarge"', 'name = "mine"', 1))
     catalog = load_catalog(more=tmp_path)
     assert {*load_catalog().workflows, "mine"} == set(catalog.workflows)
+
+
+def test_a_folder_that_is_not_there_is_no_empty_one(tmp_path: Path) -> None:
+    """A slip in WORKFLOWS_DIR does not take every workflow away without a word."""
+    with pytest.raises(InvalidSettings, match="WORKFLOWS_DIR"):
+        load_catalog(more=tmp_path / "worklfows")
+
+
+def test_the_name_of_users_graphs_is_taken(tmp_path: Path) -> None:
+    """A worker would look for a graph in the job's parameters."""
+    mine = shutil.copytree(BUILT_IN / "enlarge", tmp_path / "custom")
+    edit_manifest(mine, 'name = "enlarge"', 'name = "custom"')
+    with pytest.raises(WorkflowInvalid, match="users' own graphs"):
+        load_catalog(more=tmp_path)
 
 
 def _with_older(tmp_path: Path, version: str, folder: str) -> Path:
