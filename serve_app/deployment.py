@@ -57,6 +57,8 @@ class PoolArgs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # says nothing to us; another one has Serve replace every replica with what is installed now
+    release: str = ""
     workers_min: int = Field(1, ge=0)
     workers_max: int = Field(1, ge=1)
     # 1 on GPU nodes; 0 where ComfyUI runs on the CPU, a fraction to share a GPU

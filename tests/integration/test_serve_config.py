@@ -6,6 +6,7 @@ import copy
 import importlib.util
 
 import pytest
+from ray.serve._private.deploy_utils import get_app_code_version
 from ray.serve.schema import ServeDeploySchema
 
 from actors.handles import APP, INGRESS
@@ -30,6 +31,17 @@ def test_serve_accepts_the_application(serve_config: Config) -> None:
     assert INGRESS in {deployment.name for deployment in application.deployments}
     assert importlib.util.find_spec(module) is not None
     assert getattr(importlib.import_module(module), attribute) is build
+
+
+def test_another_release_is_rolled_out(serve_config: Config) -> None:
+    """Serve replaces replicas for another file, and not for what was installed meanwhile."""
+
+    def version(release: str) -> str:
+        serve_config["applications"][0]["args"]["release"] = release
+        return get_app_code_version(ServeDeploySchema.model_validate(serve_config).applications[0])
+
+    assert version("1") == version("1")
+    assert version("1") != version("2")
 
 
 def test_streams_are_not_cut(serve_config: Config) -> None:
