@@ -14,7 +14,7 @@ from comfy_pool.handover import pixels_folder
 from comfy_pool.hosts import AttachedHost, OwnedHost
 from comfy_pool.limits import EngineLimits
 from comfy_pool.process import EngineCommand
-from comfy_pool.provision import EngineInstall, Source, engine_folder, existing_engine, find_engine
+from comfy_pool.provision import EngineInstall, existing_engine, find_installed
 from comfy_pool.slots import Slot, acquire_slot
 from restoration.errors import ProvisionFailed
 from restoration.settings import NodeSettings
@@ -23,9 +23,6 @@ from workflows.catalog import Catalog
 # An engine runs other people's code: it is given what it needs to find its GPU, and no secret.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME")
 _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "HSA_", "HIP_", "ROCR_", "PYTORCH_", "OMP_", "MKL_")
-
-# Comfy's own release is there only because somebody asked for it.
-SOURCES_BY_PREFERENCE: tuple[Source, ...] = ("comfy-cli", "pypi")
 
 
 @asynccontextmanager
@@ -78,10 +75,8 @@ def installed_engine(settings: NodeSettings) -> EngineInstall:
     """The ComfyUI to start. Raises ProvisionFailed, which says how to get one."""
     if settings.comfyui_dir is not None:
         return existing_engine(settings.cache_dir, settings.comfyui_dir, settings.comfyui_python)
-    for source in SOURCES_BY_PREFERENCE:
-        folder = engine_folder(settings.cache_dir, source, settings.engine_variant)
-        if (install := find_engine(folder, settings.cache_dir)) is not None:
-            return install
+    if (install := find_installed(settings.cache_dir, settings.engine_variant)) is not None:
+        return install
     raise ProvisionFailed(
         f"no ComfyUI is installed in {settings.cache_dir}; run `restore engine install`"
     )

