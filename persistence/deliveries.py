@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, and_, extract, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, extract, func, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 
 from persistence.database import Database
@@ -84,21 +84,27 @@ class Outbox:
 def _claim(
     limit: int, per_host: int, lease_s: float, without: Collection[str], connection: Connection
 ) -> list[DueDelivery]:
+    hosts = select(deliveries.c.host).where(_IS_DUE, deliveries.c.host.not_in(without))
+    host = hosts.distinct().subquery("host")
+    # Through the index of each host: a backlog of one costs the others' deliveries no time.
+    head = (
+        select(deliveries.c.job_id, deliveries.c.next_try_at)
+        .where(_IS_DUE, deliveries.c.host == host.c.host)
+        .order_by(deliveries.c.next_try_at)
+        .limit(per_host)
+        .lateral("head")
+    )
+    in_line = func.row_number().over(partition_by=jobs.c.owner, order_by=head.c.next_try_at)
     placed = (
-        select(
-            deliveries.c.job_id,
-            _place_of(deliveries.c.host).label("of_host"),
-            _place_of(jobs.c.owner).label("of_owner"),
-        )
-        .join(jobs, jobs.c.id == deliveries.c.job_id)
-        .where(_IS_DUE, deliveries.c.host.not_in(without))
+        select(head.c.job_id, in_line.label("of_owner"))
+        .select_from(host.join(head, true()).join(jobs, jobs.c.id == head.c.job_id))
         .subquery()
     )
     # A CTE, so that it is run once: the rows it locks are those that are taken.
     chosen = (
         select(deliveries.c.job_id)
         .join(placed, placed.c.job_id == deliveries.c.job_id)
-        .where(_IS_DUE, placed.c.of_host <= per_host)
+        .where(_IS_DUE)
         .order_by(placed.c.of_owner, deliveries.c.next_try_at)
         .limit(limit)
         .with_for_update(of=deliveries, skip_locked=True)
@@ -119,11 +125,6 @@ def _claim(
     query = select(jobs).where(jobs.c.id.in_([row.job_id for row in taken]))
     ended = {row["id"]: to_job(row) for row in connection.execute(query).mappings()}
     return [DueDelivery(ended[row.job_id], row.host, row.tries, float(row.age_s)) for row in taken]
-
-
-def _place_of(group: ColumnElement[str]) -> ColumnElement[int]:
-    """Among the group's due deliveries, from 1, by how long they are overdue."""
-    return func.row_number().over(partition_by=group, order_by=deliveries.c.next_try_at)
 
 
 def _is_pending(due: DueDelivery) -> ColumnElement[bool]:

@@ -213,12 +213,14 @@ def _insert(
     if job.retry_of is not None:
         _hold_input(job.retry_of, connection)
     # While another transaction inserts the same key, this waits until that one has ended.
-    unlimited = policy.running_jobs(quotas) == 0
+    # Sent again by somebody else: that says nothing of how many of its owner's jobs may run.
+    sets_limit = quotas is not None or job.retry_of is None
+    unlimited = sets_limit and policy.running_jobs(quotas) == 0
     hint = hint_of(AttemptRef(job.id, 1)) if unlimited else LOOK
     row = connection.execute(*insertion(job, hint)).mappings().first()
     if row is None:
         return _earlier(job, connection), False
-    turns.admit(policy, job.owner, quotas, connection)
+    turns.admit(policy, job.owner, quotas, connection, sets_limit=sets_limit)
     if job.reused is not None:
         deliveries.enqueue(job, connection)
     return to_job(row), True

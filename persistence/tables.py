@@ -237,6 +237,11 @@ deliveries = Table(
         "(status = 'pending') = (next_try_at IS NOT NULL)", name="deliveries_next_try_at_present"
     ),
     Index("deliveries_due", "next_try_at", postgresql_where=text("status = 'pending'")),
+    Index(
+        "deliveries_due_of_host",
+        *("host", "next_try_at"),
+        postgresql_where=text("status = 'pending'"),
+    ),
 )
 
 # A row for each owner with jobs waiting in a class: how many, and when it had its last turn.

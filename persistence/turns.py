@@ -222,16 +222,24 @@ def check_room(
     policy.check_room(more, quotas)
 
 
-def admit(policy: QueuePolicy, owner: str, quotas: Quotas | None, connection: Connection) -> None:
+def admit(
+    policy: QueuePolicy,
+    owner: str,
+    quotas: Quotas | None,
+    connection: Connection,
+    *,
+    sets_limit: bool = True,
+) -> None:
     """Raise QueueFull or StorageFull unless there is room for the jobs of `owner` that this
-    transaction has inserted; from now on its quota of running jobs is that of `quotas`.
+    transaction has inserted; if it `sets_limit`, its quota of running jobs is that of `quotas` from
+    now on.
 
     Exact for one owner, whose row the insert has locked; in all, inserts of several owners that
     commit at the same moment may go over by their number.
     """
     load, max_running = _load(owner, connection)
     policy.check_room(load, quotas)
-    if (wanted := policy.running_jobs(quotas)) != max_running:
+    if sets_limit and (wanted := policy.running_jobs(quotas)) != max_running:
         limit_running(owner, wanted, connection)
 
 

@@ -6,6 +6,7 @@ GPU nobody waits for more than one job that was not before his.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -13,6 +14,8 @@ from uuid import UUID
 # What is looked at: so many turns of the best's class, and of each the oldest jobs.
 WINDOW_TURNS = 8
 WINDOW_JOBS = 4
+# Jobs that were passed over, and may not be again: more than can be the best in turns.
+_REMEMBERED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Affinity:
 
     workflows: frozenset[str] = field(default_factory=frozenset)
     others_waited: bool = False  # besides the one that was claimed last
-    _passed_over: UUID | None = None
+    _passed_over: deque[UUID] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     def order(self, candidates: Sequence[Candidate]) -> list[UUID]:
         """The candidates, which come in the order of turns, in the order of preference."""
@@ -38,9 +41,10 @@ class Affinity:
             return []
         best = candidates[0]
         loaded = [each for each in candidates if each.workflow in self.workflows]
-        if not loaded or best.job_id == self._passed_over:
+        if not loaded or best.job_id in self._passed_over:
             loaded = [best]
-        self._passed_over = None if loaded[0] == best else best.job_id
+        if loaded[0] != best:
+            self._passed_over.append(best.job_id)
         return _ids([*loaded, *(each for each in candidates if each not in loaded)])
 
 

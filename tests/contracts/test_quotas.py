@@ -129,6 +129,16 @@ class TestRunning:
         await stores.insert()
         assert len(await stores.claim_all()) == 2
 
+    async def test_03_somebody_elses_retry_changes_no_limit(self, stores: Stores) -> None:
+        """An operator who sends a job again brings no quotas, and lifts none."""
+        one = Quotas(running_jobs=1)
+        for _ in range(3):
+            await stores.insert(one)
+        [failed] = await stores.claim_all()
+        await stores.jobs.fail(failed.ref, FAILURE)
+        await stores.jobs.insert(new_job(retry_of=failed.id, input=failed.input), None)
+        assert len(await stores.claim_all()) == 1
+
     async def test_03_claims_at_the_same_moment_keep_to_it(self, stores: Stores) -> None:
         """The limit is exact: whoever comes second takes another owner's job, or none."""
         for _ in range(4 * CLAIMERS):

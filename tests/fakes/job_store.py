@@ -86,7 +86,8 @@ class MemoryJobStore:
             if job.reused is not None:
                 more_bytes += job.reused.output.size_bytes
             self._check_room(job.owner, quotas, more_bytes)
-            self.max_running[job.owner] = (quotas or self.policy.quotas).running_jobs
+            if quotas is not None or job.retry_of is None:
+                self.max_running[job.owner] = self.policy.running_jobs(quotas)
             now = self.clock()
             shared = {f.name: getattr(job, f.name) for f in fields(NewJob)}
             deadline_at = now + timedelta(seconds=shared.pop("queue_limit_s"))

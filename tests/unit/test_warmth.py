@@ -34,6 +34,15 @@ def test_03_a_job_is_passed_over_once() -> None:
     assert first(affinity, OTHER, LOADED) == LOADED.job_id
 
 
+def test_03_a_job_that_was_passed_over_is_not_forgotten_for_another() -> None:
+    """Whoever else was the best meanwhile, it is taken as soon as it is so again."""
+    affinity = Affinity(frozenset({"warm"}))
+    assert first(affinity, BEST, LOADED) == LOADED.job_id
+    assert first(affinity, OTHER, LOADED) == LOADED.job_id
+    assert first(affinity, OTHER, LOADED) == OTHER.job_id
+    assert first(affinity, BEST, LOADED) == BEST.job_id
+
+
 def test_03_without_anything_loaded_the_best_is_the_best() -> None:
     """As it is when nothing that is loaded waits, or nothing at all."""
     assert first(Affinity(), BEST, LOADED) == BEST.job_id

@@ -1,0 +1,13 @@
+"""Each host's due deliveries by their time, so that a backlog of one costs the others nothing."""
+
+from alembic import op
+
+revision = "0014"
+down_revision = "0013"
+
+
+def upgrade() -> None:
+    op.execute(
+        "CREATE INDEX deliveries_due_of_host ON deliveries (host, next_try_at) "
+        "WHERE status = 'pending'"
+    )
