@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any
 
-from sqlalchemy import Connection, Insert, Select, func, select
+from sqlalchemy import Connection, Insert, exists, func, or_, select
 from sqlalchemy.dialects.postgresql import insert
 
 from persistence.database import Database
@@ -30,10 +29,7 @@ class PostgresUsageLedger:
         await self._database.run(partial(_record, costs))
 
     async def since(self, since: datetime, owner: str | None = None) -> Sequence[Usage]:
-        of_time = select(gpu_usage).where(gpu_usage.c.began_at >= since)
-        if owner is not None:
-            of_time = of_time.where(gpu_usage.c.owner == owner)
-        return await self._database.run(partial(_sums, of_time))
+        return await self._database.run(partial(_sums, since, owner))
 
 
 def _recording() -> Insert:
@@ -56,18 +52,27 @@ def _row(job: Job, gpu_s: float) -> dict[str, object]:
     return {**of_job, "attempt": job.attempt, "gpu_s": gpu_s}
 
 
-def _sums(of_time: Select[Any], connection: Connection) -> list[Usage]:
-    each = of_time.subquery()
-    gpu_s = func.sum(each.c.gpu_s).label("gpu_s")
+def _sums(since: datetime, owner: str | None, connection: Connection) -> list[Usage]:
+    each, earlier = gpu_usage.c, gpu_usage.alias("earlier").c
+    # Jobs are counted by their first attempts: for distinct ids Postgres would sort all attempts,
+    # and there are few that are not the first.
+    before = exists().where(
+        earlier.job_id == each.job_id, earlier.attempt < each.attempt, earlier.began_at >= since
+    )
+    first = or_(each.attempt == 1, ~before)
+    gpu_s = func.sum(each.gpu_s).label("gpu_s")
     query = (
         select(
-            each.c.owner,
-            each.c.workflow,
-            func.count(each.c.job_id.distinct()).label("jobs"),
+            each.owner,
+            each.workflow,
+            func.count().filter(first).label("jobs"),
             func.count().label("attempts"),
             gpu_s,
         )
-        .group_by(each.c.owner, each.c.workflow)
-        .order_by(gpu_s.desc(), each.c.owner, each.c.workflow)
+        .where(each.began_at >= since)
+        .group_by(each.owner, each.workflow)
+        .order_by(gpu_s.desc(), each.owner, each.workflow)
     )
+    if owner is not None:
+        query = query.where(each.owner == owner)
     return [Usage(**row) for row in connection.execute(query).mappings()]

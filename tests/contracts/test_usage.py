@@ -47,6 +47,14 @@ async def test_09_every_attempt_is_summed(ledger: UsageLedger) -> None:
     assert await ledger.since(LONG_AGO, owner) == [Usage(owner, "restore", 2, 4, 10.5)]
 
 
+async def test_09_a_job_counts_whichever_of_its_attempts_cost(ledger: UsageLedger) -> None:
+    """One whose first attempt never executed, or executed before that time, is one job."""
+    job = await _attempt(owner := f"ann-{uuid4()}")
+    for attempt in (2, 4):
+        await ledger.record([Cost(replace(job, attempt=attempt), 1.0)])
+    assert await ledger.since(LONG_AGO, owner) == [Usage(owner, "restore", 1, 2, 2.0)]
+
+
 async def test_09_a_figure_replaces_a_smaller_one(ledger: UsageLedger) -> None:
     """An attempt tells again and again; what comes late or twice adds nothing."""
     job = await _attempt(owner := f"ann-{uuid4()}")
