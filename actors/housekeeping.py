@@ -96,8 +96,11 @@ class Housekeeping:
 
     async def _delete_rows(self) -> int:
         removed, kept_s = 0, self._lifetimes.row_s
-        while kept_s and (deleted := await self._retention.delete_rows(kept_s, BATCH)):
+        if not kept_s:
+            return 0
+        while deleted := await self._retention.delete_rows(kept_s, BATCH):
             removed += deleted
+        await self._retention.forget_emptied(kept_s)
         return removed
 
     async def remove_orphans(self) -> None:

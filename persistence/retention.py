@@ -49,6 +49,11 @@ class Retention:
         a receiver; returns how many."""
         return await self._database.run(partial(_delete_rows, kept_s, limit))
 
+    async def forget_emptied(self, kept_s: float) -> None:
+        """Delete batches of that age, and owners, of whom no job is left. To be called after
+        `delete_rows`, once: it looks at all of them."""
+        await self._database.run(partial(_forget_emptied, kept_s))
+
     async def wanted_inputs(self, keys: Collection[str]) -> Collection[str]:
         """Those of the keys that some job counts on."""
         query = select(jobs.c.input_key).where(
@@ -137,10 +142,12 @@ def _delete_rows(kept_s: float, limit: int, connection: Connection) -> int:
         .cte("chosen")
     )
     statement = delete(jobs).where(jobs.c.id.in_(select(chosen.c.id)))
-    deleted = connection.execute(statement).rowcount
+    return connection.execute(statement).rowcount
+
+
+def _forget_emptied(kept_s: float, connection: Connection) -> None:
     connection.execute(delete(batches).where(_emptied_before(kept_s)))
     forget_idle(connection)
-    return deleted
 
 
 def _emptied_before(kept_s: float) -> ColumnElement[bool]:

@@ -97,6 +97,7 @@ async def test_03_retention_gives_room_back(database: Database, store: PostgresJ
     stored.append((await database.run(_counts))["alice"])
     assert stored == [(0, 90), (0, 30), (0, 0)]
     assert await retention.delete_rows(0, 10) == 1
+    await retention.forget_emptied(0)
     assert await database.run(_counts) == {}
 
 
@@ -176,6 +177,7 @@ async def test_03_workers_sweepers_and_owners_do_not_lock_each_other_out(
             await retention.expire_inputs(0, 20)
             await retention.expire_outputs(0, 20)
             await retention.delete_rows(0, 20)
+            await retention.forget_emptied(0)
             await store.expire()
             await store.promote()
 
