@@ -124,7 +124,7 @@ def _insert(
     if new_jobs:
         # One statement: a row holds expressions of Postgres' clock, which executemany cannot take.
         connection.execute(insert(jobs).values([new_row(job) for job in new_jobs]))
-        turns.admit(policy, batch.owner, quotas, connection)
+        turns.admit(policy, batch.owner, quotas, policy.running_limit(quotas), connection)
         transitions.announce(connection)
         for job in new_jobs:
             if job.reused is not None:

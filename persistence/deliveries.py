@@ -86,7 +86,7 @@ def _claim(
 ) -> list[DueDelivery]:
     hosts = select(deliveries.c.host).where(_IS_DUE, deliveries.c.host.not_in(without))
     host = hosts.distinct().subquery("host")
-    # Through the index of each host: a backlog of one costs the others' deliveries no time.
+    # Each host's through its index: of a backlog only the names of hosts are gone through.
     head = (
         select(deliveries.c.job_id, deliveries.c.next_try_at)
         .where(_IS_DUE, deliveries.c.host == host.c.host)

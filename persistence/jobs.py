@@ -212,15 +212,13 @@ def _insert(
         _free_expired_key(job.owner, job.idempotency_key, policy, connection)
     if job.retry_of is not None:
         _hold_input(job.retry_of, connection)
+    running_limit = policy.running_limit(quotas, is_retry=job.retry_of is not None)
+    hint = hint_of(AttemptRef(job.id, 1)) if running_limit == 0 else LOOK
     # While another transaction inserts the same key, this waits until that one has ended.
-    # Sent again by somebody else: that says nothing of how many of its owner's jobs may run.
-    sets_limit = quotas is not None or job.retry_of is None
-    unlimited = sets_limit and policy.running_jobs(quotas) == 0
-    hint = hint_of(AttemptRef(job.id, 1)) if unlimited else LOOK
     row = connection.execute(*insertion(job, hint)).mappings().first()
     if row is None:
         return _earlier(job, connection), False
-    turns.admit(policy, job.owner, quotas, connection, sets_limit=sets_limit)
+    turns.admit(policy, job.owner, quotas, running_limit, connection)
     if job.reused is not None:
         deliveries.enqueue(job, connection)
     return to_job(row), True

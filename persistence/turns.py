@@ -226,21 +226,19 @@ def admit(
     policy: QueuePolicy,
     owner: str,
     quotas: Quotas | None,
+    running_limit: int | None,
     connection: Connection,
-    *,
-    sets_limit: bool = True,
 ) -> None:
     """Raise QueueFull or StorageFull unless there is room for the jobs of `owner` that this
-    transaction has inserted; if it `sets_limit`, its quota of running jobs is that of `quotas` from
-    now on.
+    transaction has inserted; from now on so many of its jobs may run, None: as many as before.
 
     Exact for one owner, whose row the insert has locked; in all, inserts of several owners that
     commit at the same moment may go over by their number.
     """
     load, max_running = _load(owner, connection)
     policy.check_room(load, quotas)
-    if sets_limit and (wanted := policy.running_jobs(quotas)) != max_running:
-        limit_running(owner, wanted, connection)
+    if running_limit is not None and running_limit != max_running:
+        limit_running(owner, running_limit, connection)
 
 
 def _load(owner: str, connection: Connection) -> tuple[Load, int]:

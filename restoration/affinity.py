@@ -14,7 +14,7 @@ from uuid import UUID
 # What is looked at: so many turns of the best's class, and of each the oldest jobs.
 WINDOW_TURNS = 8
 WINDOW_JOBS = 4
-# Jobs that were passed over, and may not be again: more than can be the best in turns.
+# Jobs that were passed over, and are not again; with more of them the first is forgotten.
 _REMEMBERED = 64
 
 

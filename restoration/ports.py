@@ -45,7 +45,8 @@ class JobStore(Protocol):
         IdempotencyConflict when the request digests differ. A job that was sent again already is
         taken for a used key. Raises QueueFull when too many jobs wait, StorageFull when too much
         would be stored. From then on `quotas`, by default the store's own, say how many of its
-        owner's jobs may run at a time: claims pass over the others. A job with a reused result is
+        owner's jobs may run at a time: claims pass over the others. A job that is sent again
+        without quotas leaves that as it was. A job with a reused result is
         recorded as succeeded, and nobody is notified.
         """
 

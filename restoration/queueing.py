@@ -36,8 +36,13 @@ class QueuePolicy:
     idempotency_ttl_s: float = 86_400
     aging_s: float = 600
 
-    def running_jobs(self, quotas: Quotas | None = None) -> int:
-        """How many jobs of one owner may run at a time; 0 is no limit."""
+    def running_limit(self, quotas: Quotas | None, *, is_retry: bool = False) -> int | None:
+        """How many of the owner's jobs may run at a time from now on; 0 is no limit.
+
+        None: as many as until now. Whoever sends somebody else's job again brings no quotas.
+        """
+        if quotas is None and is_retry:
+            return None
         return (quotas or self.quotas).running_jobs
 
     def check_room(self, load: Load, quotas: Quotas | None = None) -> None:

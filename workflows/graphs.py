@@ -22,10 +22,10 @@ LOAD, SAVE = "LoadImage", "SaveImage"
 # What LoadImage names as its file: the form's field that holds the photo.
 PHOTO = "image"
 _MODEL_LOADERS = {"UpscaleModelLoader": "model_name"}
-# Inputs that make many pictures of one: there is one result.
+_PAD, _PADDING_MASK = "ImagePadForOutpaint", 1  # the output that is the mask
 # Their pixels come out elsewhere than they came in.
-_MOVING = frozenset({"ImageCrop", "ImagePadForOutpaint", "ImageFlip", "ImageRotate"})
-_PAD, _PADDING_MASK = "ImagePadForOutpaint", 1
+_MOVING = frozenset({"ImageCrop", _PAD, "ImageFlip", "ImageRotate"})
+# Inputs that make many pictures of one: there is one result.
 _COUNTS = frozenset({"batch_size", "amount", "length", "repeat", "repeats", "frames", "count"})
 
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")

@@ -86,8 +86,9 @@ class MemoryJobStore:
             if job.reused is not None:
                 more_bytes += job.reused.output.size_bytes
             self._check_room(job.owner, quotas, more_bytes)
-            if quotas is not None or job.retry_of is None:
-                self.max_running[job.owner] = self.policy.running_jobs(quotas)
+            limit = self.policy.running_limit(quotas, is_retry=job.retry_of is not None)
+            if limit is not None:
+                self.max_running[job.owner] = limit
             now = self.clock()
             shared = {f.name: getattr(job, f.name) for f in fields(NewJob)}
             deadline_at = now + timedelta(seconds=shared.pop("queue_limit_s"))
