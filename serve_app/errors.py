@@ -84,6 +84,8 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
 )
 
 _HEADERS: Mapping[HTTPStatus, Mapping[str, str]] = {
+    # Else the rest of the body is read and thrown away, for as long as the sender likes.
+    HTTPStatus.REQUEST_TIMEOUT: {"Connection": "close"},
     HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": str(RETRY_AFTER_S)},
 }
 _PRIVATE_DETAIL: Mapping[HTTPStatus, str] = {

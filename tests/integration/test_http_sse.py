@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from restoration.jobs import JobStatus
 from restoration.ports import StampedEvent
 from serve_app.auth import Authenticator, issuer_from
 from serve_app.local_issuer import LOCAL_AUDIENCE, issuer_url, mint_token
+from serve_app.middleware import BodyPace
 from serve_app.routes.forms import FORM_OVERHEAD_BYTES
 from serve_app.sse import Decoder, ServerEvent
 from tests.fakes.live_site import LiveSite, free_port, open_live_site
@@ -35,10 +37,7 @@ async def live() -> AsyncIterator[LiveSite]:
 @pytest.fixture
 async def http(live: LiveSite) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Authorization": f"Bearer {live.site.token()}"}
-    async with (
-        asyncio.timeout(DEADLINE_S),
-        httpx.AsyncClient(base_url=live.url, headers=headers, timeout=DEADLINE_S) as http,
-    ):
+    async with httpx.AsyncClient(base_url=live.url, headers=headers, timeout=DEADLINE_S) as http:
         yield http
 
 
@@ -123,6 +122,51 @@ async def test_an_upload_that_is_too_large_is_told_so(
         headers["Content-Length"] = str(len(head) + count * len(chunk))
     answer = await http.post(API, content=body(), headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (413, "image_too_large")
+
+
+async def test_05_a_body_that_trickles_is_told_so(
+    live: LiveSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that reads while it sends has the 408. Then its connection ends, or what it goes on
+    sending would be read for ever."""
+    monkeypatch.setattr(BodyPace, "PATIENCE_S", 0.5)
+    url = httpx.URL(live.url)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(
+        f"POST {API} HTTP/1.1\r\nHost: {url.host}\r\nAuthorization: Bearer {live.site.token()}\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n"
+        '--b\r\nContent-Disposition: form-data; name="image"; filename="p"\r\n\r\n'.encode()
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        sending = asyncio.create_task(_trickle(writer))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert b'"code":"upload_too_slow"' in await reader.readuntil(b"}")
+        await sending
+
+
+async def _trickle(writer: asyncio.StreamWriter) -> None:
+    """Until the other side has closed."""
+    with suppress(ConnectionError):
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+
+async def test_05_a_stream_outlives_the_patience_with_bodies(
+    live: LiveSite, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request without a body is complete at once, however long its answer takes."""
+    monkeypatch.setattr(BodyPace, "PATIENCE_S", 0.2)
+    job = await live.site.start(await live.site.submit())
+    async with http.stream("GET", f"{API}/{job.id}/events") as answer:
+        events = _events(answer)
+        await anext(events)
+        await asyncio.sleep(1)
+        await live.site.succeed(job)
+        rest = [from_json(event.data) async for event in events]
+    assert rest == [StateChanged(JobStatus.SUCCEEDED, 1)]
 
 
 async def test_the_local_issuer_is_a_process_of_its_own(tmp_path: Path) -> None:
