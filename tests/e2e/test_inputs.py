@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from restoration.jobs import JobStatus
 from serve_app.client import RestorationClient
 from serve_app.schemas import Restoration
+from serve_app.scopes import USER_SCOPES, Scope
 from tests.corpus import Case, Refused, corpus, table
 from tests.e2e.stack_processes import Process, engines
 from tests.stack import Stack
@@ -21,6 +23,7 @@ CASES = {case.slug: case for case in corpus()}
 ACCEPTED = [slug for slug, case in CASES.items() if isinstance(case.expected, Image.Image)]
 REFUSED = [slug for slug, case in CASES.items() if isinstance(case.expected, Refused)]
 SCALE = 2
+FLIP = "y-axis: horizontally"
 TOLERANCE = 30  # of 255, in the middle of a quarter: JPEG and the model both blur
 
 pytestmark = pytest.mark.real_engine
@@ -111,3 +114,31 @@ def test_no_file_costs_an_engine(
 def test_the_documented_answers_are_these() -> None:
     """`docs/inputs.md` holds the corpus' own table."""
     assert table() in Path("docs/inputs.md").read_text()
+
+
+def test_05_a_graph_that_moves_pixels_moves_no_transparency(stack: Stack) -> None:
+    """The right half is seen through: flipped and padded it is the left one, and white. Padding
+    that is to feather for minutes, by a mask that nobody takes, is done in no time."""
+    photo = Image.new("RGBA", (600, 400), (200, 0, 0, 255))
+    photo.paste((0, 0, 200, 0), (300, 0, 600, 400))
+    file = io.BytesIO()
+    photo.save(file, "PNG")
+    pad = {"left": 100, "right": 0, "top": 0, "bottom": 0, "feathering": 199}
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "image"}},
+        "2": {"class_type": "ImageFlip", "inputs": {"image": ["1", 0], "flip_method": FLIP}},
+        "3": {"class_type": "ImagePadForOutpaint", "inputs": {"image": ["2", 0], **pad}},
+        "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "x"}},
+    }
+    with stack.http("runner", (*USER_SCOPES, Scope.RUN)) as http:
+        answer = http.post(
+            "/api/v1/runs",
+            files={"image": ("p.png", file.getvalue(), "image/png")},
+            data={"graph": json.dumps(graph)},
+            headers={"Prefer": "wait=60", "Accept": "image/png"},
+        )
+    assert answer.headers["content-type"] == "image/png", answer.text
+    with Image.open(io.BytesIO(answer.content)) as result:
+        assert (result.size, result.has_transparency_data) == ((700, 400), False)
+        assert result.getpixel((250, 200)) == (255, 255, 255)
+        assert result.getpixel((550, 200)) == (200, 0, 0)
