@@ -26,7 +26,7 @@ DEADLINE_S = 20
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    async with open_site() as site, asyncio.timeout(DEADLINE_S):
+    async with open_site() as site:
         yield site
 
 
