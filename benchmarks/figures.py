@@ -6,6 +6,7 @@ such a ratio explains. The figure's value is the median of its samples, its spre
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -45,6 +46,14 @@ class Goal:
     def missed(self, value: float) -> bool:
         slack = self.bound * self.tolerance
         return not self.met(value + slack if self.at_least else value - slack)
+
+    def reach(self, value: float) -> float:
+        """How far `value` is by factors: 1 is at the goal, 2 twice as good, 0 nowhere near it."""
+        if self.at_least:
+            return value / self.bound
+        if value <= 0:
+            return math.inf if self.bound else 1.0
+        return self.bound / value
 
     def __str__(self) -> str:
         return f"{'at least' if self.at_least else 'at most'} {self.bound:g}"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure as Chart
 from rich.table import Table
 
@@ -13,6 +14,7 @@ from benchmarks.figures import Figure
 
 _COLUMNS = ("Figure", "Value", "Spread", "Goal", "Met")
 _MET, _MISSED, _GOAL = "#2e7d32", "#c62828", "#607d8b"
+_FURTHEST = 8.0  # a figure that is further from its goal is drawn as this one
 
 
 def as_table(figures: Sequence[Figure]) -> Table:
@@ -34,11 +36,16 @@ def _row(figure: Figure) -> tuple[str, ...]:
     parts = f" ({figure.parts})" if figure.parts else ""
     return (
         figure.name + parts,
-        f"{figure.value:.3g}{unit}",
-        f"{low:.3g} to {high:.3g}",
+        f"{_number(figure.value)}{unit}",
+        f"{_number(low)} to {_number(high)}",
         f"{figure.goal}{unit}",
         "yes" if figure.met else "no",
     )
+
+
+def _number(value: float) -> str:
+    """Three digits that count, and no exponent below a million."""
+    return f"{float(f'{value:.3g}'):g}"
 
 
 def write_json(figures: Sequence[Figure], path: Path) -> None:
@@ -47,23 +54,27 @@ def write_json(figures: Sequence[Figure], path: Path) -> None:
 
 
 def write_chart(figures: Sequence[Figure], path: Path) -> None:
-    """A bar for each figure, as a share of its goal: to the right of the line is better."""
-    chart = Chart(figsize=(9, 0.6 * len(figures) + 1.2), layout="constrained")
+    """How far each figure is beyond its goal, or short of it, by factors; a line is its spread."""
+    chart = Chart(figsize=(10, 0.36 * len(figures) + 0.9), layout="constrained")
     axes = chart.subplots()
     for place, figure in enumerate(reversed(figures)):
-        low, value, high = sorted(_to_goal(figure, each) for each in (*figure.spread, figure.value))
-        axes.barh(place, value, color=_MET if figure.met else _MISSED, height=0.6)
+        value = _drawn(figure.goal.reach(figure.value))
+        low, high = sorted(_drawn(figure.goal.reach(end)) for end in figure.spread)
+        axes.barh(place, value - 1, left=1, color=_MET if figure.met else _MISSED, height=0.6)
         axes.hlines(place, low, high, color="black", linewidth=1)
-    axes.axvline(1, color=_GOAL, linestyle="--", label="goal")
+        _, told, _, goal, _ = _row(figure)
+        axes.text(_FURTHEST * 1.15, place, f"{told} ({goal})", va="center")
+    axes.axvline(1, color=_GOAL, linewidth=1)
     axes.set_yticks(range(len(figures)), [figure.name for figure in reversed(figures)])
-    axes.set_xlabel("share of the goal; further right is better")
-    axes.legend(loc="lower right")
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(1 / _FURTHEST, _FURTHEST)
+    axes.set_xticks([1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], ["⅛", "¼", "½", "goal", "2 x", "4 x", "8 x"])
+    axes.margins(y=0.01)
+    axes.set_xlabel("further right is better")
     path.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(path, format="svg", metadata={"Date": None})
+    with rc_context({"svg.fonttype": "none"}):  # letters as text and not as outlines
+        chart.savefig(path, format="svg", metadata={"Date": None})
 
 
-def _to_goal(figure: Figure, value: float) -> float:
-    if not (value and figure.goal.bound):  # none of what there should be none of
-        return float(figure.goal.met(value))
-    share = value / figure.goal.bound
-    return share if figure.goal.at_least else 1 / share
+def _drawn(reach: float) -> float:
+    return min(max(reach, 1 / _FURTHEST), _FURTHEST)
