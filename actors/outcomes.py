@@ -6,12 +6,12 @@ What an error means for the job is decided here, and nowhere else.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import ParamSpec
 
+from restoration.backoff import backoff_s
 from restoration.errors import DependencyUnavailable, EngineUnavailable, RestorationError
 from restoration.jobs import Artifact, Failure, Job
 from restoration.ports import JobStore
@@ -21,15 +21,14 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Exponential backoff with jitter, in seconds; `record_s` bounds writing an outcome."""
+    """How attempts back off, in seconds; `record_s` bounds writing an outcome."""
 
     first_s: float = 0.5
     longest_s: float = 30.0
     record_s: float = 60.0
 
     def delay_s(self, failures: int) -> float:
-        ceiling = min(self.longest_s, self.first_s * 2.0 ** min(failures, 30))
-        return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret
+        return backoff_s(self.first_s, self.longest_s, failures)
 
 
 class Outcomes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import time
 
 from comfy_pool.limits import EngineLimits
+from restoration.backoff import backoff_s
 from restoration.errors import EngineUnavailable
 
 
@@ -44,9 +44,7 @@ class Starts:
         self._not_before = 0.0
 
     def _count(self) -> None:
-        ceiling = self._limits.first_pause_s * 2.0**self._since_success
-        ceiling = min(self._limits.longest_pause_s, ceiling)
+        limits = self._limits
+        pause_s = backoff_s(limits.first_pause_s, limits.longest_pause_s, self._since_success)
         self._since_success += 1
-        # Jitter, so that the engines of a node that failed together do not start together.
-        pause_s = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - no secret
         self._not_before = time.monotonic() + pause_s

@@ -11,12 +11,12 @@ import binascii
 import hashlib
 import hmac
 import json
-import random
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
+from restoration.backoff import backoff_s
 from restoration.jobs import Job
 
 SECRET_PREFIX = "whsec_"  # noqa: S105 - the name of the format
@@ -64,10 +64,8 @@ class RetrySchedule:
         """
         if age_s >= self.give_up_s:
             return None
-        doublings = min(tries - 1, 32)  # beyond it the power leaves the range of a float, in time
-        ceiling = min(self.longest_s, self.first_s * 2.0**doublings)
-        jittered = random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, not a secret
-        wanted = max(jittered, min(asked_s, self.longest_s))
+        own_s = backoff_s(self.first_s, self.longest_s, tries - 1)
+        wanted = max(own_s, min(asked_s, self.longest_s))
         return min(wanted, self.give_up_s - age_s)
 
 

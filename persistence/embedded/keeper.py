@@ -9,7 +9,6 @@ set, so none is lost, whatever the keeper is doing.
 from __future__ import annotations
 
 import logging
-import random
 import threading
 import time
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from pathlib import Path
 
 from persistence.embedded.process import ServerProcess
 from persistence.embedded.service import Service
+from restoration.backoff import backoff_s
 from restoration.errors import DependencyUnavailable
 
 logger = logging.getLogger(__name__)
-_jitter = random.SystemRandom()
 
 FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.5  # between two readiness probes
 
@@ -39,8 +38,8 @@ class Pace:
     start_attempts: int = 5  # before start-up gives up; later there is no limit
 
     def backoff_s(self, failures: int) -> float:
-        """The longest wait after so many failed lives in a row, 1 or more; jitter shortens it."""
-        return float(min(self.max_backoff_s, self.first_backoff_s * 2 ** min(failures - 1, 30)))
+        """How long to wait after so many failed lives in a row, 1 or more."""
+        return backoff_s(self.first_backoff_s, self.max_backoff_s, failures - 1)
 
 
 class Keeper:
@@ -176,11 +175,11 @@ class Keeper:
         with self._changed:
             self._failures = 1 if lasted_s >= self._pace.steady_s else self._failures + 1
             self._last_failure = failure
-            longest_s = self._pace.backoff_s(self._failures)
+            wait_s = self._pace.backoff_s(self._failures)
             if not (self._stop_asked or self._restart_asked):
                 self._life_over.clear()
             self._changed.notify_all()
-        self._life_over.wait(_jitter.uniform(longest_s / 2, longest_s))
+        self._life_over.wait(wait_s)
 
     def _announce_ready(self, process: ServerProcess) -> None:
         logger.info("service %s is ready, pid %d", self.service.name, process.pid)
