@@ -18,9 +18,9 @@ from persistence.tables import OWNED, jobs
 from restoration.jobs import JobStatus, Priority
 from restoration.owner_classes import MACHINE_SUFFIX, PERSON_SEPARATOR, OwnerClass
 
-# A job has ended when its transaction began, and is seen when that one commits: later than this
-# it is not.
-_SETTLED = timedelta(seconds=5)
+# A job's `finished_at` is the moment at which its transaction began; it is seen when that commits.
+# The statement that ends it may take 10 s (persistence.database): what is younger comes next time.
+_SETTLED = timedelta(seconds=15)
 
 _OWNER_CLASS: ColumnElement[str] = case(
     (jobs.c.owner.endswith(MACHINE_SUFFIX, autoescape=True), OwnerClass.MACHINE.value),

@@ -61,7 +61,7 @@ async def test_07_each_end_is_counted_once(database: Database, database_url: str
             claimed = await jobs.claim("worker", 60, ["restore"])
             assert claimed is not None
             await jobs.fail(claimed.ref, Failure("engine_failed", "it broke"))
-    _execute(database_url, "UPDATE jobs SET finished_at = finished_at - interval '5 seconds'")
+    _execute(database_url, "UPDATE jobs SET finished_at = finished_at - interval '15 seconds'")
     found, later = await census.finished(since)
     assert {(group.status, group.owner_class, group.jobs) for group in found} == {
         ("cancelled", OwnerClass.MACHINE, 1),
