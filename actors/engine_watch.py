@@ -8,7 +8,6 @@ from typing import NoReturn, Protocol
 from restoration.engine import Vram
 from restoration.errors import EngineError
 from restoration.metrics import ENGINE_STARTS, ENGINE_UP, VRAM_FREE, VRAM_TOTAL, Meter
-from restoration.tasks import stop
 
 PERIOD_S = 5.0
 
@@ -23,19 +22,15 @@ class WatchedEngine(Protocol):
 
 
 class EngineWatch:
-    """Watches from the moment it is made until `aclose`."""
+    """Watches as long as `run` does."""
 
     def __init__(self, engine: WatchedEngine, meter: Meter, period_s: float = PERIOD_S) -> None:
         self._engine = engine
         self._meter = meter
         self._period_s = period_s
         self._starts = 0
-        self._task = asyncio.create_task(self._keep_looking())
 
-    async def aclose(self) -> None:
-        await stop(self._task)
-
-    async def _keep_looking(self) -> NoReturn:
+    async def run(self) -> NoReturn:
         while True:
             await self.look()
             await asyncio.sleep(self._period_s)

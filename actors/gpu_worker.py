@@ -65,7 +65,7 @@ class GpuWorker:
         self._id = str(ray.get_runtime_context().get_actor_id())
         self._lease = Lease(settings.heartbeat_s, settings.lease_s)
         self._pipeline = Pipeline(self._claim, self._see_through, depth)
-        self._store_failed = False
+        self._ask_store_first = False
         self._running: set[asyncio.Task[str]] = set()
         self._held: dict[AttemptRef, tuple[Job, Visit]] = {}
         catalog = load_catalog(more=settings.workflows_dir)
@@ -76,9 +76,13 @@ class GpuWorker:
         async with AsyncExitStack() as resources:
             await self._open(resources, settings, catalog, whole_gpu=whole_gpu)
             self._resources = resources.pop_all()
-        self._reporting = asyncio.create_task(self._standing.run())
-        self._accounting = asyncio.create_task(self._costs.run())
-        self._leaving = asyncio.create_task(self._leave_in_time(drain_s))
+        self._background = [
+            asyncio.create_task(each)
+            for each in (
+                *(self._standing.run(), self._costs.run(), self._progress.run()),
+                *(self._watching.run(), self._leave_in_time(drain_s)),
+            )
+        ]
         self._ready = True
         log.info("worker_ready", worker=self._id)
 
@@ -91,14 +95,13 @@ class GpuWorker:
         self._blobs = blobs = open_blobs(settings, resources)
         board = RedisStatusBoard(settings.redis_url.get_secret_value())
         resources.push_async_callback(board.aclose)
-        progress = ProgressReporter(status_actor(), board)
-        resources.push_async_callback(progress.aclose)
+        self._progress = ProgressReporter(status_actor(), board)
+        resources.push_async_callback(self._progress.aclose)
         self._engine = await resources.enter_async_context(
             engine_on_this_node(settings, catalog, ray.get_gpu_ids(), whole_gpu=whole_gpu)
         )
         meter = RayMeter()
-        watching = EngineWatch(self._engine, meter)
-        resources.push_async_callback(watching.aclose)
+        self._watching = EngineWatch(self._engine, meter)
         encoders = await resources.enter_async_context(Encoders(STORING))
         self._warmth = Warmth(catalog, self._engine)
         if settings.warm_up_workflow:
@@ -107,7 +110,8 @@ class GpuWorker:
         self._costs = CostBook(PostgresUsageLedger(database), settings.heartbeat_s)
         resources.push_async_callback(self._costs.write)
         self._execution = Execution(
-            *(catalog, self._jobs, blobs, self._engine, encoders.encode, progress, self._lease),
+            *(catalog, self._jobs, blobs, self._engine, encoders.encode),
+            *(self._progress, self._lease),
             charge=self._costs.charge,
             observer=Observers(Measured(meter), Traced(tracer_from(settings, "worker"))),
         )
@@ -142,14 +146,16 @@ class GpuWorker:
     async def _claim(self) -> Job | None:
         """The best waiting job, if there is an engine for it and a store to read it from; none
         when the worker is to have no more, which tickets that came before may not know."""
-        if is_draining() or self._standing.drained:
+        if self._is_to_stop():
             return None
-        if self._store_failed:
+        if self._ask_store_first:
             await self._stores_answer()
         try:
             await self._engine.start()  # before a job is claimed for it, not under one
         except EngineUnavailable as error:
             log.warning("engine_unavailable", reason=error.message)
+            return None
+        if self._is_to_stop():  # it may have been told so while it waited
             return None
         self._warmth.check()
         job = await self._jobs.claim(
@@ -159,6 +165,9 @@ class GpuWorker:
             self._warmth.took(job.workflow)
         return job
 
+    def _is_to_stop(self) -> bool:
+        return is_draining() or self._standing.drained
+
     async def _see_through(self, job: Job, visit: Visit) -> str:
         self._held[job.ref] = job, visit
         try:
@@ -166,29 +175,27 @@ class GpuWorker:
         finally:
             del self._held[job.ref]
         if ended is not None and ended.status is JobStatus.QUEUED:
-            self._store_failed = True  # perhaps: the next claim finds out
+            self._ask_store_first = True  # it may have been handed back because of S3
         return ended.status if ended else "lost"
 
     def _report(self, restarts_done: int) -> WorkerReport:
+        state = EngineState.READY if self._engine.alive else EngineState.DOWN
         if self._engine.broken is not None:
             state = EngineState.BROKEN
-        else:
-            state = EngineState.READY if self._engine.alive else EngineState.DOWN
         in_hand = (
             JobInHand(job.id, job.workflow, visit.stage, job.started_at)
             for job, visit in self._held.values()
             if job.started_at is not None
         )
-        engine, node = self._engine, socket.gethostname()
         return WorkerReport(
-            self._id,
-            node,
-            engine.url,
-            state,
-            engine.starts,
-            tuple(in_hand),
-            restarts_done,
-            engine.version,
+            id=self._id,
+            node=socket.gethostname(),
+            engine_url=self._engine.url,
+            engine=state,
+            engine_starts=self._engine.starts,
+            in_hand=tuple(in_hand),
+            restarts_done=restarts_done,
+            engine_version=self._engine.version,
         )
 
     async def _restart_engine(self) -> None:
@@ -201,7 +208,7 @@ class GpuWorker:
         while True:
             try:
                 await self._blobs.ping()
-                self._store_failed = False
+                self._ask_store_first = False
                 return
             except DependencyUnavailable as error:
                 log.warning("store_unavailable", reason=error.message)
@@ -229,9 +236,9 @@ class GpuWorker:
         """Bring a dead engine back between jobs; raise, to be replaced, if that cannot be done."""
         if (error := self._engine.broken) is not None:
             raise error  # also while a job waits for it to start
-        for task in (self._reporting, self._accounting):
+        for task in self._background:
             if task.done():
-                task.result()  # a worker that nobody can reach, or that works unpaid, is no good
+                task.result()  # a worker that cannot be reached, or that works unpaid, is no good
         if self._pipeline.idle and not await self._engine.healthy():
             await self._engine.start()
 
@@ -239,7 +246,7 @@ class GpuWorker:
         """Hand back what runs, and stop the engine. Serve has drained the replica before."""
         if not self._ready:
             return  # stopped while it started, which closes what it had opened
-        await stop(self._leaving, self._reporting, self._accounting)
+        await stop(*self._background)
         await self._hand_back()
         await self._standing.leave()
         await self._resources.aclose()

@@ -11,7 +11,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 import ray
@@ -143,7 +143,6 @@ class ProgressReporter:
         self._pending: dict[tuple[UUID, object], JobEvent] = {}
         self._due = asyncio.Event()
         self._urgent = asyncio.Event()
-        self._task = asyncio.create_task(self._send_all())
 
     def __call__(self, job_id: UUID, event: JobEvent, row: Job | None = None, /) -> None:
         """Take an event, and the row that a job's end was committed with. Never blocks or fails."""
@@ -161,7 +160,8 @@ class ProgressReporter:
         with suppress(DependencyUnavailable):  # the actor will try, and say so
             await self._board.conclude(job)
 
-    async def _send_all(self) -> None:
+    async def run(self) -> NoReturn:
+        """Send what is taken, for as long as this runs."""
         while True:
             await self._due.wait()
             if any(event.type == "state" for event in self._pending.values()):
@@ -183,4 +183,4 @@ class ProgressReporter:
                 await self._urgent.wait()
 
     async def aclose(self) -> None:
-        await stop(self._task, *self._telling)
+        await stop(*self._telling)

@@ -45,32 +45,26 @@ async def test_07_an_engine_is_up_down_and_started_anew() -> None:
     """Each start counts once, however often is looked."""
     meter, engine = MemoryMeter(), Engine()
     watch = EngineWatch(engine, meter)
-    try:
-        await watch.look()
-        assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (1, 1)
-        engine.down = True
-        await watch.look()
-        assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (0, 1)
-        engine.down, engine.starts = False, 3
-        await watch.look()
-        await watch.look()
-        assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (1, 3)
-    finally:
-        await watch.aclose()
+    await watch.look()
+    assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (1, 1)
+    engine.down = True
+    await watch.look()
+    assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (0, 1)
+    engine.down, engine.starts = False, 3
+    await watch.look()
+    await watch.look()
+    assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (1, 3)
 
 
 async def test_07_memory_is_told_where_there_is_a_gpu() -> None:
     """And of an engine on the CPU nothing is."""
     meter, engine = MemoryMeter(), Engine()
     watch = EngineWatch(engine, meter)
-    try:
-        await watch.look()
-        assert not {VRAM_TOTAL.name, VRAM_FREE.name} & {name for name, _ in meter.gauges}
-        engine.gpu = Vram(24, 20)
-        await watch.look()
-        assert (meter.gauged(VRAM_TOTAL), meter.gauged(VRAM_FREE)) == (24, 20)
-    finally:
-        await watch.aclose()
+    await watch.look()
+    assert not {VRAM_TOTAL.name, VRAM_FREE.name} & {name for name, _ in meter.gauges}
+    engine.gpu = Vram(24, 20)
+    await watch.look()
+    assert (meter.gauged(VRAM_TOTAL), meter.gauged(VRAM_FREE)) == (24, 20)
 
 
 @pytest.mark.parametrize(

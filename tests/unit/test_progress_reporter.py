@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -13,6 +14,7 @@ from ray.exceptions import ActorUnavailableError
 from actors.status_actor import ProgressReporter, Watchers, WireEvent
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged, from_json
 from restoration.jobs import JobStatus
+from restoration.tasks import stop
 from tests.fakes.stores import MemoryStatusBoard
 from tests.samples import ended_job
 
@@ -68,8 +70,16 @@ async def report(
 ) -> AsyncIterator[ProgressReporter]:
     """A reporter that sends again after an hour at the earliest, unless something is urgent."""
     monkeypatch.setattr(ProgressReporter, "PERIOD_S", NEVER_S)
+    async with _running(actor, board) as reporter:
+        yield reporter
+
+
+@asynccontextmanager
+async def _running(actor: FakeActor, board: MemoryStatusBoard) -> AsyncIterator[ProgressReporter]:
     reporter = ProgressReporter(cast("Any", actor), board)
+    task = asyncio.create_task(reporter.run())
     yield reporter
+    await stop(task)
     await reporter.aclose()
 
 
@@ -216,11 +226,10 @@ class TestReporter:
     async def test_closing_it_waits_for_no_actor(self, actor: FakeActor) -> None:
         """A worker that is told to go does not hang on an actor that does not answer."""
         before = asyncio.all_tasks()
-        reporter = ProgressReporter(cast("Any", actor), MemoryStatusBoard())
-        actor.let_go.clear()
-        reporter(JOB, RUNNING)
-        await _until(lambda: actor.in_flight == 1)
-        await asyncio.wait_for(reporter.aclose(), DEADLINE_S)
+        async with asyncio.timeout(DEADLINE_S), _running(actor, MemoryStatusBoard()) as reporter:
+            actor.let_go.clear()
+            reporter(JOB, RUNNING)
+            await _until(lambda: actor.in_flight == 1)
         assert asyncio.all_tasks() == before
 
 
