@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid4
 
 from actors.pictures import Picture
 from restoration.errors import InvalidRequest
 from restoration.images import UploadLimits, check_result
-from restoration.jobs import Job, NewJob, OutputFormat, ParamValue, Priority
+from restoration.jobs import Artifact, Job, NewJob, OutputFormat, ParamValue, Priority
 from restoration.quotas import Quotas
 from restoration.reuse import Reuse
 from restoration.webhook_urls import WebhookRules, check_url
@@ -68,6 +68,25 @@ class Order:
     webhook_url: str | None = None
     keep_metadata: bool = False
 
+    def job(self, job_id: UUID, owner: str, photo: Artifact) -> NewJob:
+        """The job that is ordered, of a photo that is stored."""
+        manifest = self.workflow.manifest
+        return NewJob(
+            id=job_id,
+            owner=owner,
+            workflow=self.workflow.name,
+            workflow_version=self.workflow.version,
+            params=self.params,
+            output_format=self.output_format,
+            priority=self.priority,
+            input=photo,
+            max_attempts=manifest.max_attempts,
+            queue_limit_s=self.queue_limit_s or manifest.queue_limit_s,
+            run_limit_s=self.run_limit_s,
+            webhook_url=self.webhook_url,
+            keep_metadata=self.keep_metadata,
+        )
+
     def digest(self, subject: bytes) -> str:
         """sha256, in hex, that two requests share only when they ask for the same.
 
@@ -98,7 +117,7 @@ class Orders:
         self._catalog = catalog
         self._limits = limits
         self._webhooks = webhooks
-        models = frozenset(model.name for model in catalog.models())
+        models = {model.name: model.scale for model in catalog.models() if model.scale is not None}
         self._graphs = GraphRules(frozenset(allowed_nodes), models)
 
     def check(self, request: SubmissionRequest) -> Order:
@@ -132,43 +151,45 @@ class Orders:
         workflow = self._catalog.find(request.workflow)
         return workflow, workflow.resolve(request.params)
 
-    def _asked_again(self, source: Job) -> tuple[Workflow, dict[str, ParamValue]]:
-        """What a job asked for, as it is now: workflows and rules may have changed."""
-        if source.workflow == CUSTOM:
-            graph = check_graph(graph_of(source.params), self._graphs)
-            return custom_workflow(graph), params_of(graph)
-        workflow = self._catalog.find(source.workflow)
-        return workflow, workflow.resolve(source.params)
-
     def check_result(self, order: Order, picture: Picture) -> None:
         """Raises ImageTooLarge, GraphRefused for a result that would be too large."""
         width, height = picture.width, picture.height
         scale = order.workflow.manifest.enlargement(order.params)
         if order.workflow.name == CUSTOM:
-            width, height = check_sizes(order.workflow.graph, width, height, self._limits)
+            graph = order.workflow.graph
+            width, height = check_sizes(graph, self._graphs, width, height, self._limits)
         check_result(width, height, scale, order.output_format, self._limits)
 
     def again(self, source: Job) -> NewJob:
-        """A job that asks for what `source` did. Raises as `check`."""
-        workflow, params = self._asked_again(source)
+        """A job that asks for what `source` did, with limits that are no longer than the workflow's
+        now. Raises as `check`: workflows and rules may have changed."""
+        order = self.check(_asked_for_by(source))
+        manifest = order.workflow.manifest
         waited_s = (source.queue_deadline_at - source.created_at).total_seconds()
-        return NewJob(
-            id=uuid4(),
-            owner=source.owner,
-            workflow=workflow.name,
-            workflow_version=workflow.version,
-            params=params,
-            output_format=source.output_format,
-            priority=source.priority,
-            input=source.input,
-            max_attempts=workflow.manifest.max_attempts,
+        run_limit_s = source.run_limit_s and min(source.run_limit_s, manifest.run_limit_s)
+        return replace(
+            order.job(uuid4(), source.owner, source.input),
+            queue_limit_s=min(waited_s, manifest.queue_limit_s),
+            run_limit_s=run_limit_s,
             request_digest=source.request_digest,
-            queue_limit_s=min(waited_s, workflow.manifest.queue_limit_s),
-            run_limit_s=source.run_limit_s,
             retry_of=source.id,
-            webhook_url=source.webhook_url,
-            keep_metadata=source.keep_metadata,
         )
+
+
+def _asked_for_by(source: Job) -> SubmissionRequest:
+    """All that `source` asked for but its limits and its photo, which is stored."""
+    is_custom = source.workflow == CUSTOM
+    return SubmissionRequest(
+        owner=source.owner,
+        image=b"",
+        workflow=source.workflow,
+        params=source.params,
+        graph=graph_of(source.params) if is_custom else None,
+        output_format=source.output_format,
+        priority=source.priority,
+        webhook_url=source.webhook_url,
+        keep_metadata=source.keep_metadata,
+    )
 
 
 def _shorter(name: str, asked_s: float | None, limit_s: float) -> float | None:

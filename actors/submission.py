@@ -145,8 +145,8 @@ class Submission:
 
         The new job asks for the same of the workflow as it is now. A job is sent again once:
         after that `replayed` says that the job is an earlier one. Raises JobNotFound, QueueFull,
-        StorageFull, InputExpired, IllegalTransition for a job in another state, UnknownWorkflow or
-        InvalidParameters when the workflow has changed, DependencyUnavailable.
+        StorageFull, InputExpired, IllegalTransition for a job in another state, as `check` when the
+        workflow or the rules have changed, DependencyUnavailable.
         """
         source = await self._jobs.get(job_id, owner)
         if source.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
@@ -209,22 +209,7 @@ class Submission:
         key = input_key(uuid4() if request.upload_id else job_id, picture.type)
         with spanning(self._tracer, "store_input"):
             stored = await self._blobs.put(key, request.image, picture.type.value)
-        new = NewJob(
-            id=job_id,
-            owner=request.owner,
-            workflow=order.workflow.name,
-            workflow_version=order.workflow.version,
-            params=order.params,
-            output_format=order.output_format,
-            priority=order.priority,
-            input=stored,
-            max_attempts=order.workflow.manifest.max_attempts,
-            queue_limit_s=order.queue_limit_s or order.workflow.manifest.queue_limit_s,
-            run_limit_s=order.run_limit_s,
-            webhook_url=order.webhook_url,
-            keep_metadata=order.keep_metadata,
-            traceparent=_traceparent(),
-        )
+        new = replace(order.job(job_id, request.owner, stored), traceparent=_traceparent())
         return await self._answered(new) if request.reuse is Reuse.ALLOW else new
 
     async def _answered(self, new: NewJob) -> NewJob:

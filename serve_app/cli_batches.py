@@ -50,8 +50,9 @@ def submit(
     workflow: WorkflowOption = "restore",
     param: ParamOption = None,
     output_format: Annotated[
-        OutputFormat, typer.Option("--format", help="Of the results.")
-    ] = OutputFormat.PNG,
+        OutputFormat | None,
+        typer.Option("--format", help="Of the results. Default: the workflow's."),
+    ] = None,
     reuse: ReuseOption = True,
     server: ServerOption = None,
     token: TokenOption = None,

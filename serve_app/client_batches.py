@@ -49,7 +49,7 @@ class BatchCalls(ABC):
         *,
         workflow: str = "restore",
         params: Mapping[str, object] | None = None,
-        output_format: OutputFormat = OutputFormat.PNG,
+        output_format: OutputFormat | None = None,
         priority: Priority = Priority.BATCH,
         idempotency_key: str | None = None,
         reuse: Reuse = Reuse.ALLOW,
@@ -70,8 +70,8 @@ class BatchCalls(ABC):
             data={
                 "workflow": workflow,
                 "params": json.dumps(params or {}),
-                "output_format": output_format.value,
                 "priority": priority.value,
+                **({"output_format": output_format.value} if output_format else {}),
                 **({"reuse": reuse.value} if reuse is not Reuse.ALLOW else {}),
             },
             headers={"Idempotency-Key": idempotency_key or str(uuid4())},

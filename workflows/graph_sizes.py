@@ -11,27 +11,42 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from restoration.images import UploadLimits
-from workflows.graphs import LOAD, SAVE, Graph, Node, links, refuse
+from workflows.graphs import (
+    LOAD,
+    MODEL_LOADER,
+    MODEL_NAME,
+    SAVE,
+    Graph,
+    GraphRules,
+    Node,
+    links,
+    refuse,
+)
 
 Size = tuple[float, float]  # width and height in pixels
 Inputs = Mapping[str, Any]
 
-MODEL_SCALE = 4  # of every model in the catalogue
+_BY_MODEL = "ImageUpscaleWithModel"
 _MAX_SIDE = 65_535
 # ComfyUI keeps what every node made until the prompt has ended: 12 bytes a pixel.
 _TOGETHER = 4  # times what a result may have
 
 
-def check_sizes(graph: Graph, width: int, height: int, limits: UploadLimits) -> tuple[int, int]:
+def check_sizes(
+    graph: Graph, rules: GraphRules, width: int, height: int, limits: UploadLimits
+) -> tuple[int, int]:
     """The result's width and height for a photo of that size.
 
-    `graph` is what `check_graph` returned. Raises GraphRefused where a picture on the way is
-    larger than a result may be, all of them together are than several, or a size cannot be told.
+    `graph` is what `check_graph` returned under the same rules. Raises GraphRefused where a picture
+    on the way is larger than a result may be, all of them together are than several, or a size
+    cannot be told.
     """
     sizes: dict[str, Size] = {}
     result: Size = (width, height)
     for node_id, node in graph.items():
         size = (width, height) if node["class_type"] == LOAD else _largest(node, sizes)
+        if node["class_type"] == _BY_MODEL:
+            size = _times(size, _model_scale(node_id, graph, rules))
         if (change := _CHANGES.get(node["class_type"])) is not None:
             size = change(size, _Numbers(node_id, node["inputs"]))
         wide, high = size
@@ -62,6 +77,13 @@ def _largest(node: Node, sizes: Mapping[str, Size]) -> Size:
     only = "image1" if node["class_type"] == "ImageBlend" else None
     incoming = [sizes[source] for name, source in links(node) if only in {None, name}]
     return max((w for w, _ in incoming), default=0), max((h for _, h in incoming), default=0)
+
+
+def _model_scale(node_id: str, graph: Graph, rules: GraphRules) -> int:
+    match graph[node_id]["inputs"].get("upscale_model"):
+        case [source, _] if graph[source]["class_type"] == MODEL_LOADER:
+            return rules.models[graph[source]["inputs"][MODEL_NAME]]
+    refuse(node_id, f"its input upscale_model must come from an {MODEL_LOADER}")
 
 
 class _Numbers:
@@ -137,5 +159,4 @@ _CHANGES: Mapping[str, Callable[[Size, _Numbers], Size]] = {
     "ImagePadForOutpaint": _padded,
     "ImageCrop": _cropped,
     "ImageRotate": _turned,
-    "ImageUpscaleWithModel": lambda size, _: _times(size, MODEL_SCALE),
 }

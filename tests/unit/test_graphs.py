@@ -20,7 +20,8 @@ from workflows.graphs import GraphRules, check_graph, moves_pixels
 from workflows.render import render
 
 MODEL = "realesr-animevideov3-x4.safetensors"
-RULES = GraphRules(frozenset(PURE_IMAGE_NODES), frozenset({MODEL}))
+LARGER_MODEL = "x8.safetensors"
+RULES = GraphRules(frozenset(PURE_IMAGE_NODES), {MODEL: 4, LARGER_MODEL: 8})
 LIMITS = UploadLimits()
 Graph = dict[str, Any]
 
@@ -101,10 +102,12 @@ class TestWhatIsAccepted:
     def test_05_our_own_workflows_would_pass(self, workflow: str) -> None:
         """What the service itself runs is within the rules for users."""
         catalog = load_catalog()
-        rules = GraphRules(RULES.allowed, frozenset(model.name for model in catalog.models()))
+        rules = GraphRules(
+            RULES.allowed, {model.name: model.scale or 0 for model in catalog.models()}
+        )
         sent: Graph = deepcopy(dict(catalog.find(workflow).graph))
         sent["photo"]["inputs"]["image"] = "image"
-        assert check_sizes(check_graph(sent, rules), 100, 50, LIMITS) == (400, 200)
+        assert check_sizes(check_graph(sent, rules), rules, 100, 50, LIMITS) == (400, 200)
 
 
 class TestWhatIsRefused:
@@ -231,7 +234,6 @@ class TestSizes:
             ([node("ImageCrop", width=10, height=4000, x=0, y=0)], (10, 50)),
             ([node("ImagePadForOutpaint", left=1, right=2, top=3, bottom=4)], (103, 57)),
             ([node("ImageScaleToMaxDimension", largest_size=800)], (800, 800)),
-            ([node("ImageUpscaleWithModel")], (400, 200)),
             ([node("ImageBlur", blur_radius=3)], (100, 50)),
         ],
         ids=str,
@@ -240,12 +242,11 @@ class TestSizes:
         self, between: list[dict[str, Any]], size: tuple[int, int]
     ) -> None:
         """To the result: never less than what the engine makes."""
-        assert check_sizes(check_graph(graph(*between), RULES), 100, 50, LIMITS) == size
+        assert check_sizes(check_graph(graph(*between), RULES), RULES, 100, 50, LIMITS) == size
 
     @pytest.mark.parametrize(
         "between",
         [
-            [node("ImageUpscaleWithModel")] * 4,
             [scale(8)] * 5,
             [scale(8)] * 5 + [scale(0.001)] * 3,  # small at the end, but not on the way
             [node("ImageScale", width=100_000, height=100_000)],
@@ -260,37 +261,54 @@ class TestSizes:
     def test_05_a_picture_too_large_on_the_way(self, between: list[dict[str, Any]]) -> None:
         """Refused before anything runs, by the node that would make it."""
         with pytest.raises(GraphRefused, match="pixels"):
-            check_sizes(check_graph(graph(*between), RULES), 1000, 500, LIMITS)
+            check_sizes(check_graph(graph(*between), RULES), RULES, 1000, 500, LIMITS)
+
+    @pytest.mark.parametrize(("model", "times"), [(MODEL, 4), (LARGER_MODEL, 8)])
+    def test_05_a_model_enlarges_as_its_manifest_says(self, model: str, times: int) -> None:
+        """Each by its own factor, each time that it is applied."""
+        once, twice = ([node("ImageUpscaleWithModel", upscale_model=["m", 0])] * n for n in (1, 2))
+        loader = {"m": node("UpscaleModelLoader", model_name=model)}
+        checked = check_graph(graph(*once) | loader, RULES)
+        assert check_sizes(checked, RULES, 100, 50, LIMITS) == (100 * times, 50 * times)
+        with pytest.raises(GraphRefused, match="pixels"):
+            check_sizes(check_graph(graph(*twice) | loader, RULES), RULES, 4000, 4000, LIMITS)
+
+    @pytest.mark.parametrize("link", [["1", 0], "m", None])
+    def test_05_a_model_from_elsewhere_has_no_known_factor(self, link: object) -> None:
+        """Only a loader says which model it is."""
+        sent = graph(node("ImageUpscaleWithModel", upscale_model=link or 1))
+        with pytest.raises(GraphRefused, match="UpscaleModelLoader"):
+            check_sizes(check_graph(sent, RULES), RULES, 10, 10, LIMITS)
 
     def test_05_too_many_large_pictures_together(self) -> None:
         """ComfyUI keeps them all until the end: three of the largest are taken, fifty are not."""
         large = node("ImageScale", width=10_000, height=10_000)
         few = graph(large, node("ImageInvert"))
-        assert check_sizes(check_graph(few, RULES), 8, 8, LIMITS) == (10_000, 10_000)
+        assert check_sizes(check_graph(few, RULES), RULES, 8, 8, LIMITS) == (10_000, 10_000)
         many = graph(large, *[node("ImageInvert")] * 47)
         with pytest.raises(GraphRefused, match="together"):
-            check_sizes(check_graph(many, RULES), 8, 8, LIMITS)
+            check_sizes(check_graph(many, RULES), RULES, 8, 8, LIMITS)
 
     @pytest.mark.parametrize("value", ["8", True, ["1", 0], -1, None])
     def test_05_a_size_that_cannot_be_told(self, value: object) -> None:
         """ComfyUI would make a number of a text, and a link could bring any: neither is taken."""
         sent = graph(scale(value) if value is not None else node("ImageScaleBy"))
         with pytest.raises(GraphRefused, match="scale_by"):
-            check_sizes(check_graph(sent, RULES), 10, 10, LIMITS)
+            check_sizes(check_graph(sent, RULES), RULES, 10, 10, LIMITS)
 
     @pytest.mark.parametrize(("width", "height"), [(0, 1000), (1000, 0), (0, 0)])
     def test_05_proportions_are_not_taken_for_a_size(self, width: int, height: int) -> None:
         """0 means "as wide as it is high", which depends on what came before."""
         sent = graph(node("ImageScale", width=width, height=height))
         with pytest.raises(GraphRefused, match="above 0"):
-            check_sizes(check_graph(sent, RULES), 16_000, 1, LIMITS)
+            check_sizes(check_graph(sent, RULES), RULES, 16_000, 1, LIMITS)
 
     def test_05_a_blend_has_the_size_of_its_first_picture(self) -> None:
         """As ComfyUI fits them to each other."""
         sent = graph(scale(4))
         sent["b"] = node("ImageBlend", image1=["1", 0], image2=["2", 0])
         sent["3"]["inputs"]["images"] = ["b", 0]
-        assert check_sizes(check_graph(sent, RULES), 100, 50, LIMITS) == (100, 50)
+        assert check_sizes(check_graph(sent, RULES), RULES, 100, 50, LIMITS) == (100, 50)
 
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
@@ -320,7 +338,7 @@ def test_05_no_graph_raises_anything_else(sent: object) -> None:
     """Whatever is sent is refused with a reason, or is a graph that can be rendered."""
     try:
         checked = check_graph(sent, RULES)
-        width, height = check_sizes(checked, 4000, 3000, LIMITS)
+        width, height = check_sizes(checked, RULES, 4000, 3000, LIMITS)
     except GraphRefused:
         return
     assert check_graph(checked, RULES) == checked  # what is stored can be sent again
