@@ -11,7 +11,6 @@ cluster is trusted: the owner is whom the script says it is.
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,36 +18,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import ray
-from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 
 from actors.batch_submission import Draft
-from actors.handles import APP, INGRESS, IngressHandle
-from actors.loopback import find_ray
+from actors.handles import IngressHandle, connected_ingress
+from actors.patience import patiently
 from actors.status_actor import StatusActor, status_actor
 from actors.submission import SubmissionRequest
 from restoration.batches import JobBatch
-from restoration.errors import DependencyUnavailable, InvalidRequest, JobNotFound, QueueFull
+from restoration.errors import InvalidRequest, JobNotFound
+from restoration.events import JobEvent, from_json
 from restoration.files import write_whole
 from restoration.jobs import Failure, Job, OutputFormat, Priority
-from restoration.queueing import RETRY_AFTER_S
 from restoration.reuse import Reuse
 
 # The status actor answers as soon as a job ends. It may know nothing: rows are read this often.
 POLL_S = 2.0
 # Uploads on their way at a time: enough to hide the round trips, few enough for the ingress.
 IN_FLIGHT = 8
-# The service restarts, or Postgres does: calls are made again for as long, and this often.
-PATIENCE_S = 60.0
-RETRY_S = 1.0
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +52,7 @@ class Result:
 
     def read(self) -> bytes:
         """The restored picture. Raises ResultNotReady unless the job succeeded."""
-        return _patiently(lambda: self._ingress.result(self.job.id))
+        return patiently(lambda: self._ingress.result(self.job.id))
 
     def save(self, path: Path) -> None:
         """Write the restored picture to `path`, which appears whole or not at all."""
@@ -125,7 +117,7 @@ class Batch:
     def _submit(self, request: SubmissionRequest, path: Path) -> Job:
         # sent again under the same key, a submission whose answer was lost counts once
         asked = replace(request, image=path.read_bytes(), idempotency_key=str(uuid.uuid4()))
-        return _patiently(lambda: self._ingress.submit(asked)).job
+        return patiently(lambda: self._ingress.submit(asked)).job
 
     def as_completed(self, job_ids: Iterable[UUID]) -> Iterator[Result]:
         """Each job as it ends, however it ends. Rows decide; the status actor makes it quick.
@@ -136,7 +128,7 @@ class Batch:
         open_ids = set(job_ids)
         self._demand(open_ids)
         while open_ids:
-            ended = _patiently(lambda: self._ingress.ended(list(open_ids)))
+            ended = patiently(lambda: self._ingress.ended(list(open_ids)))
             for job in ended:
                 open_ids.remove(job.id)
                 yield Result(job, self._ingress)
@@ -144,7 +136,7 @@ class Batch:
                 self._wait_for_any(open_ids)
 
     def _demand(self, job_ids: set[UUID]) -> None:
-        unknown = job_ids.difference(_patiently(lambda: self._ingress.known(list(job_ids))))
+        unknown = job_ids.difference(patiently(lambda: self._ingress.known(list(job_ids))))
         if unknown:
             first = str(min(unknown))
             raise JobNotFound(f"of {len(unknown)} jobs there is no trace: {first}", job_id=first)
@@ -156,9 +148,19 @@ class Batch:
         except RayError:  # it restarts by itself, and rows are read meanwhile
             time.sleep(POLL_S)
 
+    def progress(self, job_ids: Iterable[UUID]) -> dict[UUID, list[JobEvent]]:
+        """How far jobs are: the newest event of each kind. Best effort, for a person to look at:
+        without those of which nothing is known, and empty while the status actor is away."""
+        asked: Any = self._status.latest.remote([str(job_id) for job_id in job_ids])
+        try:
+            told: dict[str, list[str]] = ray.get(asked, timeout=2 * POLL_S)
+        except RayError:
+            return {}
+        return {UUID(job_id): [from_json(text) for text in texts] for job_id, texts in told.items()}
+
     def cancel(self, job_id: UUID) -> Job:
         """Ask for the end of a job; its row tells when it has ended."""
-        return self._ingress.cancel(job_id)
+        return patiently(lambda: self._ingress.cancel(job_id))
 
     def submit_batch(
         self,
@@ -185,15 +187,14 @@ class Batch:
             priority=priority,
             reuse=reuse,
         )
-        _patiently(lambda: self._ingress.check(request))
-        files = list(paths)
-        draft = self._prepared(request, files)
+        patiently(lambda: self._ingress.check(request))
+        draft = self._prepared(request, files := list(paths))
         new = draft.finish()
-        _patiently(lambda: self._ingress.record_batch(new, draft.jobs))
+        patiently(lambda: self._ingress.record_batch(new, draft.jobs))
         jobs = {
             job.id: files[index] for job in draft.jobs if (index := job.batch_index) is not None
         }
-        refused = [(files[refusal.index], refusal.reason) for refusal in new.refusals]
+        refused = [(files[each.index], each.reason) for each in new.refusals]
         return AcceptedBatch(new.id, jobs, refused)
 
     def _prepared(self, request: SubmissionRequest, files: Sequence[Path]) -> Draft:
@@ -205,7 +206,7 @@ class Batch:
             index, job_id = place
             asked = replace(request, image=path.read_bytes())
             try:
-                draft.accept(index, _patiently(lambda: self._ingress.prepare(asked, job_id)))
+                draft.accept(index, patiently(lambda: self._ingress.prepare(asked, job_id)))
             except InvalidRequest as error:
                 draft.refuse(index, error)
 
@@ -218,11 +219,11 @@ class Batch:
 
     def batch_status(self, batch_id: UUID) -> JobBatch:
         """How the batch stands: `status` and `counts`. Raises BatchNotFound."""
-        return _patiently(lambda: self._ingress.batch(batch_id))
+        return patiently(lambda: self._ingress.batch(batch_id))
 
     def cancel_batch(self, batch_id: UUID) -> JobBatch:
         """Ask for the end of every job of the batch; its status tells when all have ended."""
-        return _patiently(lambda: self._ingress.cancel_batch(batch_id))
+        return patiently(lambda: self._ingress.cancel_batch(batch_id))
 
 
 def _accepted(
@@ -238,21 +239,6 @@ def _accepted(
             on_refused(path, refusal)
 
 
-def _patiently(call: Callable[[], T]) -> T:
-    """What `call` returns, through an outage of PATIENCE_S. It must be fit to be repeated."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return call()
-        except DependencyUnavailable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(RETRY_S)
-        except QueueFull:  # there will be room: this is no outage
-            time.sleep(RETRY_AFTER_S)
-            deadline = time.monotonic() + PATIENCE_S
-
-
 @contextmanager
 def connect(owner: str = "batch", address: str = "auto") -> Iterator[Batch]:
     """A Batch on the Ray cluster at `address`; a Ray connection of the caller's own is used.
@@ -261,18 +247,7 @@ def connect(owner: str = "batch", address: str = "auto") -> Iterator[Batch]:
     """
     ours = not ray.is_initialized()
     try:
-        yield Batch(_ingress(address), status_actor(), owner)
+        yield Batch(connected_ingress(address), status_actor(), owner)
     finally:
         if ours:
             ray.shutdown()
-
-
-def _ingress(address: str) -> IngressHandle:
-    try:
-        if not ray.is_initialized():
-            # a script's output is its own: no word of Ray's but errors
-            ray.init(address=find_ray(address), log_to_driver=False, logging_level=logging.ERROR)
-            logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        return IngressHandle(serve.get_deployment_handle(INGRESS, app_name=APP))
-    except (ConnectionError, RayServeException) as error:
-        raise DependencyUnavailable(f"the service cannot be reached: {error}") from error

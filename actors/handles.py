@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
 import ray
+from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
@@ -16,6 +18,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from actors.batch_submission import SubmittedBatch
+from actors.loopback import find_ray
 from actors.submission import SubmissionRequest, Submitted
 from restoration.batches import JobBatch, NewBatch
 from restoration.errors import DependencyUnavailable, RestorationError
@@ -140,3 +143,16 @@ def _answer(response: Any) -> Any:
         raise (cause if isinstance(cause, RestorationError) else error) from None
     except (RayError, RayServeException, TimeoutError) as error:
         raise DependencyUnavailable(f"the service does not answer: {error}") from error
+
+
+def connected_ingress(address: str) -> IngressHandle:
+    """The service on the Ray cluster at `address`; a Ray connection that there is already is used.
+    Raises DependencyUnavailable."""
+    try:
+        if not ray.is_initialized():
+            # a script's output is its own: no word of Ray's but errors
+            ray.init(address=find_ray(address), log_to_driver=False, logging_level=logging.ERROR)
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        return IngressHandle(serve.get_deployment_handle(INGRESS, app_name=APP))
+    except (ConnectionError, RayServeException) as error:
+        raise DependencyUnavailable(f"the service cannot be reached: {error}") from error

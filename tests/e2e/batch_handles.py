@@ -25,6 +25,7 @@ with connect(owner="scanner") as batch:
         "wrong_as_a_whole": wrong_as_a_whole,
         "refused": {path.name: reason.code for path, reason in accepted.refused},
         "ended": ended,
+        "with_progress": len(batch.progress(accepted.jobs)),
         "status": standing.status,
         "counts": asdict(standing.counts),
         "unchanged_by_cancel": batch.cancel_batch(accepted.id) == standing,

@@ -15,6 +15,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from actors import batch as module
+from actors import patience
 from actors.batch import IN_FLIGHT, Batch, Result
 from actors.handles import IngressHandle
 from actors.submission import SubmissionRequest, Submitted
@@ -25,6 +26,7 @@ from restoration.errors import (
     QueueFull,
     ResultNotReady,
 )
+from restoration.events import Progressed, to_json
 from restoration.jobs import Job, JobStatus, OutputFormat, Priority
 from tests.fakes.stores import utc_now
 from tests.samples import artifact
@@ -77,6 +79,10 @@ class FakeIngress(IngressHandle):
             self.jobs[job_id] = replace(self.jobs[job_id], status=JobStatus.SUCCEEDED)
         return [self.jobs[job_id] for job_id in job_ids if self.jobs[job_id].status.is_final]
 
+    def cancel(self, job_id: UUID) -> Job:
+        self._answer()
+        return self.jobs[job_id]
+
     def result(self, job_id: UUID) -> bytes:
         self._answer()
         if self.jobs[job_id].status is not JobStatus.SUCCEEDED:
@@ -113,7 +119,7 @@ class FakeIngress(IngressHandle):
 
 
 class FakeStatus:
-    """The status actor's handle: `wait.remote` notes what was waited for."""
+    """The status actor's handle: `wait.remote` notes what was waited for, `latest.remote` too."""
 
     def __init__(self) -> None:
         self.waited_for: list[set[str]] = []
@@ -122,13 +128,15 @@ class FakeStatus:
     def wait(self) -> FakeStatus:
         return self
 
-    def remote(self, job_ids: Sequence[str], timeout_s: float) -> None:
+    latest = wait
+
+    def remote(self, job_ids: Sequence[str], timeout_s: float = 0) -> None:
         self.waited_for.append(set(job_ids))
 
 
 @pytest.fixture
 def ingress(monkeypatch: pytest.MonkeyPatch) -> FakeIngress:
-    monkeypatch.setattr(module, "RETRY_S", 0.001)
+    monkeypatch.setattr(patience, "RETRY_S", 0.001)
     monkeypatch.setattr(module, "POLL_S", 0.001)
     monkeypatch.setattr("ray.get", lambda _, timeout: None)
     return FakeIngress()
@@ -203,8 +211,8 @@ class TestSubmitFiles:
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A script is in no hurry: it tries again until there is room, with the same key."""
-        monkeypatch.setattr(module, "RETRY_AFTER_S", 0.001)
-        monkeypatch.setattr(module, "PATIENCE_S", 0)
+        monkeypatch.setattr(patience, "RETRY_AFTER_S", 0.001)
+        monkeypatch.setattr(patience, "PATIENCE_S", 0)
         ingress.full = 3
         assert len(batch.submit_files(_photos(tmp_path, b"one"))) == 1
         assert len(ingress.requests) == 4
@@ -214,7 +222,7 @@ class TestSubmitFiles:
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """After its patience the script hears of it, rather than wait for ever."""
-        monkeypatch.setattr(module, "PATIENCE_S", 0.01)
+        monkeypatch.setattr(patience, "PATIENCE_S", 0.01)
         ingress.away = 1_000_000
         with pytest.raises(DependencyUnavailable):
             batch.submit_files(_photos(tmp_path, b"one"))
@@ -278,6 +286,45 @@ class TestAsCompleted:
         assert next(results).job.id == jobs[0]
         ingress.away = 3
         assert [result.job.id for result in results] == [jobs[1]]
+
+
+class TestProgress:
+    def test_it_is_what_the_status_actor_has(
+        self, batch: Batch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of each job that it knows, the newest event of each kind."""
+        job_id, event = uuid4(), Progressed(0.5, "sampling", 1)
+        monkeypatch.setattr("ray.get", lambda _, timeout: {str(job_id): [to_json(event)]})
+        assert batch.progress([job_id, uuid4()]) == {job_id: [event]}
+
+    def test_it_is_empty_without_the_status_actor(
+        self, batch: Batch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody's script fails because progress cannot be seen."""
+
+        def get(_: object, timeout: float) -> None:
+            raise ActorUnavailableError("for a moment", None)
+
+        monkeypatch.setattr("ray.get", get)
+        assert batch.progress([uuid4()]) == {}
+
+
+class TestPatience:
+    def test_a_call_that_hung_for_longer_than_patience_is_made_again(
+        self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Patience is counted from the first failure on, and not from when the call began."""
+        monkeypatch.setattr(patience, "PATIENCE_S", 0.2)
+        ingress.latency_s, ingress.away = 0.5, 1
+        assert len(batch.submit_files(_photos(tmp_path, b"one"))) == 1
+
+    def test_a_cancel_outlives_a_restart_too(
+        self, batch: Batch, ingress: FakeIngress, tmp_path: Path
+    ) -> None:
+        """As every other call does: it may be repeated."""
+        (job_id,) = batch.submit_files(_photos(tmp_path, b"one"))
+        ingress.away = 3
+        assert batch.cancel(job_id).id == job_id
 
 
 class TestSave:
