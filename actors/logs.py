@@ -1,4 +1,8 @@
-"""Structured logs: one line an event, as JSON or for a person; the job's id is on each."""
+"""Structured logs: one line an event, as JSON or for a person; the job's id is on each.
+
+For what runs in the cluster. The local stack's services and its token issuer have no such lines:
+they tell whoever started them what went wrong.
+"""
 
 from __future__ import annotations
 

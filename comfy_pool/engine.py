@@ -27,7 +27,7 @@ from comfy_pool.wire import Executing, Hello, Message, Preview, Started
 from restoration.engine import EngineEvent, EngineResult, EngineRun, Pixels, Vram
 from restoration.errors import EngineFailed, EngineRejected, EngineUnavailable
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class ComfyEngine:
@@ -157,7 +157,7 @@ class ComfyEngine:
             link = self._link
             if link is not None and link.alive:
                 if wear := await self._wear():
-                    _log.info("engine is worn", reason=wear, runs=self._runs_since_start)
+                    log.info("engine_worn", reason=wear, runs=self._runs_since_start)
                     await self._emptied()  # no more runs come: they wait for the lock
                 # With runs in it, it is they who notice when it hangs.
                 elif self._tasks or await self._answers():
@@ -259,6 +259,6 @@ async def _settled(task: asyncio.Task[EngineResult]) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait({task})
     if not task.cancelled() and (error := task.exception()) is not None:
-        _log.info("run ended after it was cancelled", outcome=repr(error))
+        log.info("cancelled_run_ended", outcome=repr(error))
     elif not task.cancelled() and isinstance(result := task.result(), Pixels):
         result.discard()

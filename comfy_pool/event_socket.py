@@ -24,7 +24,7 @@ _CONNECT_S = 5.0
 # Previews then say which prompt they belong to. Source: comfy_api/feature_flags.py.
 _FEATURES = json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class EventSocket:
@@ -107,7 +107,7 @@ class EventSocket:
             message = decode(frame)
         except MalformedMessage as error:
             # Progress may be lost by that, but no outcome: history has it.
-            _log.warning("event ignored", error=error.message)
+            log.warning("event_ignored", error=error.message)
             return
         if isinstance(message, Hello):
             if not self._greeted.done():
@@ -123,5 +123,5 @@ class EventSocket:
             self._greeted.set_exception(error)
             return
         if not self._stopping:
-            _log.warning("websocket to ComfyUI dropped", reason=str(reason or "closed by it"))
+            log.warning("websocket_dropped", reason=str(reason or "closed by it"))
         self._on_close()

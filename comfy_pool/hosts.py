@@ -25,7 +25,7 @@ START_FAILURE = "start-failure.txt"  # in an engine's base directory, while its 
 
 _GRACE_S = 1.0  # ComfyUI ends at once on SIGTERM, unless it hangs
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 Probe = Callable[[], Awaitable[bool]]
 
@@ -106,7 +106,7 @@ class OwnedHost:
         self._process, self._stopping = process, False
         await asyncio.to_thread(_note, self._command.base_dir, None)
         self._ended = asyncio.create_task(self._watch(process))
-        _log.info("engine started", slot=self._slot, pid=process.pid, url=self.base_url)
+        log.info("engine_started", slot=self._slot, pid=process.pid, url=self.base_url)
         return self._ended
 
     async def stop(self) -> None:
@@ -136,14 +136,12 @@ class OwnedHost:
     async def _watch(self, process: EngineProcess) -> str:
         how = str(await process.exited())
         if not self._stopping:
-            _log.error(
-                "engine ended", slot=self._slot, pid=process.pid, how=how, log=process.tail()
-            )
+            log.error("engine_ended", slot=self._slot, pid=process.pid, how=how, log=process.tail())
         return how
 
     def _on_line(self, line: str) -> None:
         if line:
-            self._engine_log.info("engine says", line=line, **self._executes)
+            self._engine_log.info("engine_says", line=line, **self._executes)
 
 
 class AttachedHost:

@@ -17,7 +17,7 @@ from comfy_pool.event_socket import EventSocket
 from comfy_pool.hosts import EngineHost
 from restoration.errors import EngineCrashed, EngineError, EngineStalled, EngineUnavailable
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class Link:
@@ -68,7 +68,7 @@ class Link:
             return
         self._hung = reason
         self._judge()
-        _log.error("engine given up", reason=reason, run=self._culprit)
+        log.error("engine_given_up", reason=reason, run=self._culprit)
         await self.host.stop()
 
     def end_for(self, run_id: str) -> EngineError:

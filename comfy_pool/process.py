@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import logging
 import logging.handlers
 import os
 import signal
@@ -21,6 +20,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Self
+
+import structlog
 
 from comfy_pool.handover import NODES
 from comfy_pool.nodes import FOLDER_VARIABLE
@@ -39,7 +40,7 @@ _TAIL_LINES = 200
 _PROBE_PERIOD_S = 0.2
 _KILL_S = 15.0  # for the kernel to end what was killed: a driver may hold a process for a while
 
-_logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,6 @@ class EngineCommand:
     port: int
     variant: Literal["cpu", "cuda"]
     environ: Mapping[str, str]
-    extra_args: tuple[str, ...] = ()
     inherit_fds: tuple[int, ...] = ()
     pixels_dir: Path | None = None
     nodes: tuple[Path, ...] = ()
@@ -75,7 +75,6 @@ class EngineCommand:
             *("--base-directory", str(base_dir)),
             # its default lies in the application's folder, which engines share
             *("--database-url", f"sqlite:///{base_dir / 'user' / 'comfyui.db'}"),
-            *self.extra_args,
         ]
 
     def prepare(self) -> None:
@@ -148,7 +147,7 @@ class EngineLog:
             try:
                 self._on_line(line)
             except Exception:  # the listener's fault must not leave the pipe undrained
-                _logger.exception("the listener to an engine's log failed")
+                log.exception("engine_listener_failed")
 
 
 class EngineProcess:

@@ -49,7 +49,7 @@ from restoration.errors import (
 
 _END_REPORT_S = 1.0  # a dead process drops its connections a little before its end is reported
 
-_log = structlog.get_logger(__name__)
+log = structlog.get_logger(__name__)
 
 
 class RunInEngine:
@@ -290,7 +290,7 @@ class RunInEngine:
                 await link.client.dequeue(self.id)
             await link.client.forget(self.id)
         except EngineError as error:
-            _log.warning("history entry left", run=self.id, error=error.message)
+            log.warning("history_entry_left", run=self.id, error=error.message)
 
 
 def _write(path: Path, data: bytes) -> None:

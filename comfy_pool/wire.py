@@ -1,4 +1,4 @@
-"""What ComfyUI says, decoded without I/O: websocket frames, history, queue, answers to a prompt.
+"""What ComfyUI says on its websocket, decoded without I/O; `answers` has what it says over HTTP.
 
 Each event is a small dataclass named after what it tells; `Message` is their closed union. Fields
 carry ComfyUI's own names. Events that concern no run, or that this project has no use for, decode

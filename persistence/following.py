@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from uuid import UUID, uuid4
 
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -30,11 +29,12 @@ from persistence.streams import (
     read_entries,
     stream_key,
 )
+from restoration.backoff import backoff_s
 from restoration.events import JobEvent, Previewed, StateChanged
 from restoration.jobs import Job
 from restoration.ports import StampedEvent
 
-_logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 BLOCK_S = 2.0
 _READ_COUNT = 200
@@ -134,23 +134,22 @@ class Hub:
                 await pipeline.execute()
 
     async def _run(self) -> None:
-        shortest_s, longest_s = _BACKOFF_S
-        delay_s = shortest_s
+        failures = 0
         while not self._closing.is_set():
             try:
                 await self._read()
-                delay_s = shortest_s
+                failures = 0
             except RedisError as error:
-                _logger.warning("Redis is away, live progress stands still: %s", error)
+                log.warning("progress_stands_still", reason=str(error))
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(delay_s * random.uniform(0.5, 1)):  # noqa: S311
+                    async with asyncio.timeout(backoff_s(*_BACKOFF_S, failures)):
                         await self._closing.wait()
-                delay_s = min(2 * delay_s, longest_s)
+                failures += 1
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         # Only a defect ends the task early: its followers must not wait for ever.
         if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.error("the status hub failed", exc_info=error)
+            log.error("status_hub_failed", exc_info=error)
         self._close_mailboxes()
 
     def _close_mailboxes(self) -> None:

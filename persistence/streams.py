@@ -7,12 +7,12 @@ its row beside it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import structlog
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -23,7 +23,7 @@ from restoration.errors import InvalidRequest
 from restoration.events import JobEvent, Previewed, from_json, to_json
 from restoration.jobs import Job
 
-_logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 StreamId = tuple[int, int]  # milliseconds, sequence number
 START: StreamId = (0, 0)
@@ -102,7 +102,7 @@ def parse_event(text: str | None) -> JobEvent | None:
     try:
         return from_json(text)
     except ValueError:
-        _logger.debug("passing over an event of an unknown kind")
+        log.debug("unknown_event_passed_over")
         return None
 
 
@@ -113,7 +113,7 @@ def _parse_row(text: str | None) -> Job | None:
     try:
         return _ROW.validate_json(text)
     except ValueError:
-        _logger.debug("passing over a row of an unknown kind")
+        log.debug("unknown_row_passed_over")
         return None
 
 

@@ -62,7 +62,7 @@ async def test_07_its_lines_carry_the_job(tmp_path: Path) -> None:
         async with asyncio.timeout(DEADLINE_S), ComfyEngine(OwnedHost(command)) as engine:
             before = len(logged)
             await engine.run(run, ignore)
-    said = [line for line in logged if line["event"] == "engine says"]
+    said = [line for line in logged if line["event"] == "engine_says"]
     during = [line for line in said if "job_id" in line]
     assert during
     assert all({key: line.get(key) for key in context} == context for line in during)
