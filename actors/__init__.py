@@ -1,5 +1,5 @@
 """Where Ray lives: the pool of GPU workers, the dispatcher, the status actor, and their handles.
 
-`submission`, `execution` and `outcomes` hold what is decided; they are plain async code and know
-no Ray.
+What is decided is in plain async code that knows no Ray (pyproject.toml lists those modules):
+`submission`, `execution` and `outcomes` first of all.
 """

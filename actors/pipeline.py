@@ -28,7 +28,7 @@ BUSY = "busy"
 STORING = 2
 _REMEMBERED = 8  # durations of each kind
 _MARGIN_S = 0.05
-# Of a ticket whose job was had: it stands for no job that another worker could begin meanwhile.
+# How long a ticket that has served a job may wait for another: no other worker is owed it.
 _SERVED_HOLD_S = 5.0
 _FIRST_LEAD_S = 0.5  # until it is known how long it takes to make a job ready
 

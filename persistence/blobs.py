@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _MISSING = {"NoSuchKey", "404"}
-_EXISTS_ALREADY = {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}
 
 
 _PIECE_BYTES = 1024 * 1024  # of an object that is read without being kept
@@ -215,18 +214,6 @@ class S3BlobStore:
 
     async def ping(self) -> None:
         await self._run(lambda client: client.head_bucket(Bucket=self._bucket))
-
-    async def ensure_bucket(self) -> None:
-        """Create the bucket unless it is there: for a local stack that starts empty."""
-
-        def work(client: S3Client) -> None:
-            try:
-                client.create_bucket(Bucket=self._bucket)
-            except ClientError as error:
-                if _code(error) not in _EXISTS_ALREADY:
-                    raise
-
-        await self._run(work)
 
     async def aclose(self) -> None:
         """Wait for the calls that have begun, then close the connections."""

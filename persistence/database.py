@@ -122,8 +122,8 @@ class Database:
 
 
 def _replace_if_dead(connection: Any, record: ConnectionPoolEntry, *_: object) -> None:
-    """Of a connection with nothing to answer only its end can be read, or news of the server
-    that are as good a reason for a new one. To ask it would cost a round trip on each use.
+    """An idle connection has nothing to say. If there is something to read, the server has closed
+    it, or is about to: replace it. A `SELECT 1` would cost a round trip on each use.
 
     A connection that was made just now is not looked at: SQLAlchemy would make one more, and
     then give up with an error that says nothing of the server."""

@@ -13,8 +13,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from persistence.tables import jobs
 from restoration.jobs import MAX_RECORDS, AttemptOutcome, Failure
 
-# The failure that ends a job is kept whole, in its own columns.
-MAX_MESSAGE_CHARS = 1_000
+# A row keeps one for each of its attempts; that which ends the job is whole, in its own columns.
+_MAX_MESSAGE_CHARS = 1_000
 
 
 def with_attempt(outcome: AttemptOutcome, failure: Failure | None = None) -> ColumnElement[Any]:
@@ -26,7 +26,7 @@ def with_attempt(outcome: AttemptOutcome, failure: Failure | None = None) -> Col
         *("ended_at", func.now()),
         *("outcome", _text(outcome)),
         *("code", _text(failure.code if failure else None)),
-        *("message", _text(failure.message[:MAX_MESSAGE_CHARS] if failure else None)),
+        *("message", _text(failure.message[:_MAX_MESSAGE_CHARS] if failure else None)),
         type_=JSONB,
     )
     full = func.jsonb_array_length(jobs.c.attempts) >= MAX_RECORDS

@@ -1,7 +1,7 @@
 """JobStore on Postgres: what it reads and inserts. What changes a state is in `transitions`.
 
-Each call is one transaction in which nothing depends on an earlier one, so that a call whose
-answer was lost may be made again.
+What a call does to one job is one transaction, and nothing in it depends on an earlier call: one
+whose answer was lost may be made again.
 """
 
 from __future__ import annotations

@@ -29,14 +29,12 @@ def input_key(job_id: UUID, image_type: ImageType) -> str:
 
 def output_key(ref: AttemptRef, output_format: OutputFormat) -> str:
     """Named after job and attempt, so that a late zombie cannot overwrite another's result."""
-    suffix = _SUFFIXES[ImageType(output_format.content_type)]
-    return f"{OUTPUTS}{ref.job_id}/{ref.attempt}.{suffix}"
+    return f"{OUTPUTS}{ref.job_id}/{ref.attempt}{output_format.suffix}"
 
 
 def copy_key(job_id: UUID, output_format: OutputFormat) -> str:
     """For another job's result that becomes this one's; two requests may try to make one job."""
-    suffix = _SUFFIXES[ImageType(output_format.content_type)]
-    return f"{OUTPUTS}{job_id}/copy-{uuid4()}.{suffix}"
+    return f"{OUTPUTS}{job_id}/copy-{uuid4()}{output_format.suffix}"
 
 
 def upload_key(owner: str, upload_id: UUID) -> str:

@@ -66,9 +66,9 @@ _KEY = tuple_(turns.c.owner, turns.c.priority)
 _INTERACTIVE = literal(Priority.INTERACTIVE, turns.c.counts_as.type)
 _SOMETHING_WAITS = turns.c.counts_as.is_not(None)
 _HAS_ITS_TURN = and_(_SOMETHING_WAITS, ~turns.c.held)
-# A subquery with a limit is planned by itself: were the order brought about after the join, a
-# claim would lock a job of each owner. That the limit is a query keeps the planner from knowing
-# that it takes them all: it goes through the index, and does not sort what it will not look at.
+# The limit makes Postgres order the turns before the join; ordered after it, a claim would lock one
+# job of each owner. It is itself a query, so that the planner cannot tell that it takes them all,
+# and goes through the index instead of sorting turns that nobody will look at.
 _ALL = select(literal(2**31)).scalar_subquery()
 _TURN = (
     select(turns)

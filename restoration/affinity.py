@@ -1,7 +1,7 @@
 """Which of the best waiting jobs a worker prefers: one whose models are loaded. Pure.
 
-A job is passed over by a worker once at most: it then takes that job before any other. So on each
-GPU nobody waits for more than one job that was not before his.
+A worker passes over a job once at most, and then takes it before any other. So each GPU makes a
+job wait for at most one that came after it.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ class Vram:
 
 
 class Engine(Protocol):
-    """One ComfyUI. Only EngineError and DependencyUnavailable come out of it."""
+    """One ComfyUI. Only EngineError comes out of it."""
 
     @property
     def starts(self) -> int:

@@ -51,6 +51,9 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
         ├── ModelMissing              model_missing
         └── ProvisionFailed           provision_failed
 
+A job whose worker was lost once too often has failed with the code `worker_lost`, which no error
+stands for: nobody is there to raise it.
+
 Each takes one message and keyword details, so that it survives pickling between processes.
 """
 

@@ -16,7 +16,7 @@ from restoration.errors import IllegalTransition, RestorationError, ResultExpire
 
 ParamValue = bool | int | float | str
 
-# What a node says may have a tensor in it; a job keeps such a message for each of its attempts.
+# What a node says may have a tensor in it.
 MAX_MESSAGE_CHARS = 2000
 
 
@@ -79,6 +79,11 @@ class OutputFormat(StrEnum):
     @property
     def content_type(self) -> str:
         return f"image/{self.value}"
+
+    @property
+    def suffix(self) -> str:
+        """Of a file's name, with its dot."""
+        return ".jpg" if self is OutputFormat.JPEG else f".{self.value}"
 
 
 @dataclass(frozen=True, slots=True)

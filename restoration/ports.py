@@ -33,7 +33,8 @@ from restoration.workers import QueueState, Roll, WorkerOrders, WorkerReport, Wo
 
 
 class JobStore(Protocol):
-    """The truth about jobs. Every method is one transaction, and fenced where it takes a ref.
+    """The truth about jobs. A method changes a job in one transaction, fenced where it takes a ref;
+    those that go through many jobs may take several.
 
     A method that takes an AttemptRef raises LeaseLost when that attempt does not own the job.
     """

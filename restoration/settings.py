@@ -85,7 +85,7 @@ class NodeSettings(BaseModel):
     # Started anew between two jobs after so many, or above so much memory (0: never).
     engine_restart_after_jobs: int = Field(1000, alias="ENGINE_RESTART_AFTER_JOBS", ge=0)
     engine_memory_limit_mb: int = Field(0, alias="ENGINE_MEMORY_LIMIT_MB", ge=0)
-    # How long what runs may go on when the local stack is stopped, before it is handed back
+    # How long running jobs may go on after the local stack is told to stop; then they wait again.
     drain_s: float = Field(30, alias="DRAIN_S", gt=0)
     # Big downloads, shared by every stack of this user; and the local stack's data and secrets.
     cache_dir: Path = Field(Path("~/.cache/comfy-restore"), alias="COMFY_RESTORE_CACHE")

@@ -186,7 +186,7 @@ def cancel(job_id: UUID, server: ServerOption = None, token: TokenOption = None)
 
 
 @app.command()
-def retry(job_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
+def retry(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
     """Send a job that failed or was cancelled again; prints the new job's id."""
     with open_client(server, token) as client:
         out.print(str(client.retry(job_id).id))

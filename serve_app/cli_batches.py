@@ -32,7 +32,6 @@ from serve_app.terminal import batches_table, counts_text, follow_batch
 batch_app = typer.Typer(help="Many photos as one batch.", no_args_is_help=True)
 
 _PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
-_SUFFIXES = {OutputFormat.PNG: ".png", OutputFormat.JPEG: ".jpg", OutputFormat.WEBP: ".webp"}
 
 FolderOption = Annotated[
     Path | None,
@@ -160,7 +159,7 @@ def _download(
         if item.job_id is None or item.status is not JobStatus.SUCCEEDED:
             continue
         try:
-            suffix = _SUFFIXES[client.get(item.job_id).output_format]
+            suffix = client.get(item.job_id).output_format.suffix
             client.download(item.job_id, _free(folder, item, suffix))
         except (ApiError, OSError) as error:
             yield f"{item.name}: {error}"

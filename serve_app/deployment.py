@@ -179,8 +179,9 @@ def _workers(args: PoolArgs) -> serve.Deployment:
         autoscaling_config={
             "min_replicas": args.workers_min,
             "max_replicas": args.workers_max,
-            # From zero Serve asks no policy: while there were tickets for all of the last 30 s, it
-            # starts one worker. With their mean it would, after the last job, against what was set.
+            # With no replicas Serve consults no policy: it starts one if the number of tickets in
+            # the last 30 s, so aggregated, is above 0. The minimum is 0 as soon as there was a
+            # moment without; a mean would start a worker after the last job has ended.
             "aggregation_function": "min",
             "policy": {"policy_function": f"{keep_target.__module__}:{keep_target.__name__}"},
         },

@@ -11,7 +11,7 @@ from fastapi import Request, Response
 
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent
-from restoration.jobs import Job, JobStatus, OutputFormat
+from restoration.jobs import Job, JobStatus
 from restoration.ports import BlobStore, JobStore, StatusBoard
 from restoration.webhooks import Delivery
 from serve_app import schemas
@@ -20,7 +20,6 @@ from serve_app.routes.dependencies import services_of
 log = structlog.get_logger(__name__)
 
 PROGRESS_TIMEOUT_S = 1.0
-_EXTENSIONS = {OutputFormat.PNG: "png", OutputFormat.JPEG: "jpg", OutputFormat.WEBP: "webp"}
 _HAS_PROGRESS = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
 
 
@@ -61,7 +60,7 @@ async def picture(blobs: BlobStore, job: Job, headers: Mapping[str, str]) -> Res
 
 def filename_of(job: Job) -> str:
     """What a browser saves the result as."""
-    return f"restored-{job.id}.{_EXTENSIONS[job.output_format]}"
+    return f"restored-{job.id}{job.output_format.suffix}"
 
 
 def links_to(request: Request, job_id: UUID) -> schemas.Links:

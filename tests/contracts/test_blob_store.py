@@ -116,9 +116,8 @@ async def test_a_signed_url_lapses(store: BlobStore, key: str) -> None:
             await asyncio.sleep(0.2)
 
 
-async def test_ping_and_ensure_bucket(s3: Any, s3_store: S3BlobStore) -> None:
-    """The bucket may be ensured again; a bucket that is not there is DependencyUnavailable."""
-    await s3_store.ensure_bucket()
+async def test_ping_asks_for_the_bucket(s3: Any, s3_store: S3BlobStore) -> None:
+    """A bucket that is not there is DependencyUnavailable."""
     await s3_store.ping()
     missing = _store(s3, bucket=f"missing-{uuid4()}")
     with pytest.raises(DependencyUnavailable):
@@ -145,7 +144,6 @@ async def test_a_server_that_is_away(s3: Any, key: str) -> None:
             store.get(artifact),
             store.delete(key),
             store.ping(),
-            store.ensure_bucket(),
         ):
             with pytest.raises(DependencyUnavailable) as caught:
                 await call
