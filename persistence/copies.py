@@ -22,7 +22,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from persistence.blobs import S3BlobStore
-from persistence.streams import connect
+from persistence.redis_client import connect
 from restoration.jobs import Artifact
 from restoration.ports import BlobStore, NewUpload, UploadLink
 from restoration.settings import Settings

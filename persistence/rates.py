@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from redis.exceptions import RedisError
-
-from persistence.streams import connect
-from restoration.errors import DependencyUnavailable
+from persistence.redis_client import connect, translated_errors
 from restoration.rates import WINDOW_S, Rate
 
 # A request would rather go uncounted than wait longer for this.
@@ -43,14 +40,12 @@ class RedisRateLimiter:
     async def take(self, owner: str, per_minute: int) -> Rate:
         """As the port says. Raises DependencyUnavailable after a quarter of a second."""
         window_us = WINDOW_S * 1_000_000
-        try:
+        with translated_errors():
             # EVAL rather than EVALSHA: no second round trip when a new server lacks the script
             async with asyncio.timeout(_TIMEOUT_S):
                 left, wait_us = await self._redis.eval(
                     _TAKE, 1, f"restore:rate:{owner}", str(per_minute), str(window_us)
                 )
-        except (RedisError, TimeoutError) as error:
-            raise DependencyUnavailable(f"Redis: {error!r}") from error
         return Rate(per_minute, max(left, 0), wait_us / 1_000_000, allowed=left >= 0)
 
     async def aclose(self) -> None:

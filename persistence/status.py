@@ -7,18 +7,15 @@ the job's row tells how it ended.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from redis.exceptions import RedisError
-
 from persistence.following import BLOCK_S, Hub
+from persistence.redis_client import connect, translated_errors
 from persistence.streams import (
     START,
     StreamId,
-    connect,
     entry_fields,
     latest_key,
     parse_event,
@@ -26,7 +23,6 @@ from persistence.streams import (
     row_fields,
     stream_key,
 )
-from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, StateChanged, to_json
 from restoration.jobs import Job
 from restoration.ports import StampedEvent
@@ -61,7 +57,7 @@ class RedisStatusBoard:
         newest: dict[UUID, dict[Any, str]] = defaultdict(dict)
         for job_id, event, _ in entries:
             newest[job_id][event.type] = to_json(event)
-        with _translated_errors():
+        with translated_errors():
             async with self._commands.pipeline(transaction=False) as pipeline:
                 # The hash first: whoever reads of a preview in the stream looks for it there.
                 for job_id, by_type in newest.items():
@@ -75,7 +71,7 @@ class RedisStatusBoard:
 
     async def latest(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:
         """As the port says, in one round trip. Raises DependencyUnavailable."""
-        with _translated_errors():
+        with translated_errors():
             async with self._commands.pipeline(transaction=False) as pipeline:
                 for job_id in job_ids:
                     pipeline.hgetall(latest_key(job_id))
@@ -101,7 +97,7 @@ class RedisStatusBoard:
                 yield stamped
 
     async def ping(self) -> None:
-        with _translated_errors():
+        with translated_errors():
             await self._commands.ping()
 
     async def aclose(self) -> None:
@@ -109,11 +105,3 @@ class RedisStatusBoard:
         await self._hub.aclose()
         await self._blocking.aclose()
         await self._commands.aclose()
-
-
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    try:
-        yield
-    except RedisError as error:
-        raise DependencyUnavailable(f"Redis: {error}") from error

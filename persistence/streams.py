@@ -1,4 +1,4 @@
-"""How a job's events lie in Redis: the keys, the ids, the entries of a stream, the connection.
+"""How a job's events lie in Redis: the keys, the ids, the entries of a stream.
 
 `restore:{job}:latest` is a hash of the newest event of each type; `restore:{job}:events` a stream
 of all, in which a preview is only mentioned, for its picture lies in the hash. A job's end may have
@@ -15,9 +15,6 @@ from uuid import UUID
 import structlog
 from pydantic import TypeAdapter
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from restoration.errors import InvalidRequest
 from restoration.events import JobEvent, Previewed, from_json, to_json
@@ -28,7 +25,6 @@ log = structlog.get_logger(__name__)
 StreamId = tuple[int, int]  # milliseconds, sequence number
 START: StreamId = (0, 0)
 
-_CONNECT_TIMEOUT_S = 1.0
 _EVENT_FIELD = "event"
 _ROW_FIELD = "row"
 _ROW = TypeAdapter(Job)
@@ -44,20 +40,6 @@ class Entry:
     event: JobEvent | None
     is_preview: bool
     row: Job | None = None
-
-
-def connect(url: str, *, timeout_s: float, retries: int, text: bool = True) -> Redis:
-    """A client that gives up on an answer after `timeout_s`, and on a broken connection after
-    `retries` new ones, at once each. Answers are text, or bytes."""
-    return Redis.from_url(
-        url,
-        decode_responses=text,
-        protocol=2,  # the same shape of answers from every version of client and server
-        driver_info=None,  # else each new connection reads redis-py's version from the disk
-        socket_connect_timeout=_CONNECT_TIMEOUT_S,
-        socket_timeout=timeout_s,
-        retry=Retry(NoBackoff(), retries, supported_errors=(RedisConnectionError,)),
-    )
 
 
 def latest_key(job_id: UUID) -> str:
