@@ -10,12 +10,12 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import NoReturn
-
-import structlog
 
 from actors.deliveries import TICK_S, Courier, SendLimits, http_client
 from actors.housekeeping import Housekeeping, Lifetimes
+from actors.leading import lead_whenever_possible
 from actors.logs import configure_logging
 from actors.ray_meter import RayMeter
 from actors.traces import tracer_from
@@ -23,15 +23,11 @@ from persistence.blobs import S3BlobStore
 from persistence.database import AdvisoryLock, Database
 from persistence.deliveries import Outbox
 from persistence.retention import Retention
-from persistence.signals import DELIVERY_CHANNEL, DispatchSignals
-from restoration.errors import DependencyUnavailable
+from persistence.signals import DELIVERY_CHANNEL, Leadership
 from restoration.settings import Settings, load_settings
 from restoration.tasks import stop
 from restoration.webhooks import secret_key
 
-log = structlog.get_logger(__name__)
-
-RECONNECT_S = 1.0
 _CONNECTIONS = 4
 # asyncio resolves names on its default threads, of which there are few: names that do not resolve
 # must not keep the others waiting.
@@ -59,7 +55,8 @@ class Aftercare:
 
 async def _work(settings: Settings) -> NoReturn:
     async with AsyncExitStack() as resources:
-        database = Database(settings.database_url.get_secret_value(), pool_size=_CONNECTIONS)
+        url = settings.database_url.get_secret_value()
+        database = Database(url, pool_size=_CONNECTIONS)
         resources.push_async_callback(database.aclose)
         blobs = S3BlobStore.from_settings(settings)
         resources.push_async_callback(blobs.aclose)
@@ -77,30 +74,15 @@ async def _work(settings: Settings) -> NoReturn:
             )
         lifetimes = Lifetimes.from_settings(settings)
         housekeeping = Housekeeping(Retention(database), blobs, lifetimes)
-        while True:
-            await _take_a_turn(settings, courier, housekeeping)
-
-
-async def _take_a_turn(
-    settings: Settings, courier: Courier | None, housekeeping: Housekeeping
-) -> None:
-    """Wait for the lead, and do the work until it is lost."""
-    database_url = settings.database_url.get_secret_value()
-    signals = DispatchSignals(database_url, AdvisoryLock.AFTERCARE, DELIVERY_CHANNEL)
-    try:
-        while not await signals.acquire(TICK_S):
-            pass
-        log.info("aftercare_leads", webhooks=courier is not None)
-        await _lead(signals, courier, housekeeping)
-    except DependencyUnavailable as error:
-        log.warning("aftercare_stands_down", reason=error.message)
-        await asyncio.sleep(RECONNECT_S)
-    finally:
-        await signals.aclose()
+        await lead_whenever_possible(
+            partial(_lead, courier=courier, housekeeping=housekeeping),
+            lambda: Leadership(url, AdvisoryLock.AFTERCARE, DELIVERY_CHANNEL),
+            "aftercare",
+        )
 
 
 async def _lead(
-    signals: DispatchSignals, courier: Courier | None, housekeeping: Housekeeping
+    signals: Leadership, *, courier: Courier | None, housekeeping: Housekeeping
 ) -> NoReturn:
     """Raises DependencyUnavailable when the lead is lost."""
     sweeping = asyncio.create_task(housekeeping.run())

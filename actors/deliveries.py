@@ -21,7 +21,7 @@ import structlog
 
 from actors.pinned_http import PinnedTransport, Resolve, resolve
 from persistence.deliveries import Outbox
-from persistence.signals import DispatchSignals
+from persistence.signals import Leadership
 from restoration.errors import DependencyUnavailable
 from restoration.metrics import WEBHOOKS, Meter, NullMeter
 from restoration.tracing import HEADER as TRACEPARENT
@@ -103,7 +103,7 @@ class Courier:
         self._wake = asyncio.Event()
         self._sending: dict[asyncio.Task[None], str] = {}
 
-    async def run(self, signals: DispatchSignals) -> None:
+    async def run(self, signals: Leadership) -> None:
         """Deliver for as long as `signals` leads. Raises DependencyUnavailable then.
 
         What is being sent is sent to its end, also when the caller is cancelled.
@@ -119,7 +119,7 @@ class Courier:
             hints.cancel()
             await asyncio.gather(hints, *self._sending, return_exceptions=True)
 
-    async def _listen(self, signals: DispatchSignals) -> None:
+    async def _listen(self, signals: Leadership) -> None:
         try:
             while True:
                 await signals.wait(TICK_S)

@@ -21,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.census import CensusTaker
 from actors.handles import ServePool, WorkerPool
+from actors.leading import lead_whenever_possible
 from actors.logs import configure_logging
 from actors.pipeline import BUSY, NOTHING_WAITS
 from actors.ray_meter import RayMeter
@@ -28,19 +29,18 @@ from actors.scaling import PoolScaler
 from persistence.census import Census
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
-from persistence.signals import DispatchSignals, attempt_of
+from persistence.signals import Leadership, attempt_of
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef
 from restoration.ports import JobStore
 from restoration.scaling import Scaler, ScalingPolicy
-from restoration.settings import Settings, load_settings
+from restoration.settings import load_settings
 from restoration.tasks import stop
 
 log = structlog.get_logger(__name__)
 
 # Without a hint the queue is looked at this often: for delayed retries and lapsed leases.
 TICK_S = 1.0
-RECONNECT_S = 1.0
 # A ticket that a busy worker has no use for is offered again: soon, because another may have
 # nothing to do; ever later, because they may all be busy for long.
 FIRST_HOLD_S = 0.25
@@ -143,7 +143,7 @@ class Dispatch:
     def __init__(
         self,
         jobs: JobStore,
-        signals: DispatchSignals,
+        signals: Leadership,
         send: Send,
         window: int,
         lease_s: float,
@@ -206,41 +206,33 @@ class Dispatcher:
     """The Serve deployment. Its arguments are handles; secrets come from the node's environment."""
 
     def __init__(self, workers: DeploymentHandle[Any], window: int, scaling: ScalingPolicy) -> None:
-        self._settings = load_settings(os.environ)
-        configure_logging(self._settings.log_format)
+        settings = load_settings(os.environ)
+        configure_logging(settings.log_format)
         self._pool = WorkerPool(workers)
         self._window = window
         self._scaling = scaling
-        self._database = Database(self._settings.database_url.get_secret_value())
-        self._task = asyncio.get_running_loop().create_task(self._supervise(self._settings))
+        url = settings.database_url.get_secret_value()
+        self._database = Database(url)
+        self._jobs = PostgresJobStore(self._database, settings.queue_policy)
+        self._census = CensusTaker(Census(self._database), RayMeter())
+        self._lease_s = settings.lease_s
+        self._task = asyncio.get_running_loop().create_task(
+            lead_whenever_possible(self._lead, lambda: Leadership(url), "dispatcher")
+        )
 
-    async def _supervise(self, settings: Settings) -> None:
-        jobs = PostgresJobStore(self._database, settings.queue_policy)
-        census = CensusTaker(Census(self._database), RayMeter())
-        while True:
-            signals = DispatchSignals(settings.database_url.get_secret_value())
-            try:
-                while not await signals.acquire(TICK_S):
-                    pass
-                log.info("dispatcher_leads")
-                dispatch = Dispatch(
-                    jobs, signals, self._pool.process, self._window, settings.lease_s
-                )
-                async with census.leading(), self._scaled(jobs):
-                    await dispatch.lead()
-            except DependencyUnavailable as error:
-                log.warning("dispatcher_stands_down", reason=error.message)
-                await asyncio.sleep(RECONNECT_S)
-            finally:
-                await signals.aclose()
+    async def _lead(self, signals: Leadership) -> None:
+        send = self._pool.process
+        dispatch = Dispatch(self._jobs, signals, send, self._window, self._lease_s)
+        async with self._census.leading(), self._scaled():
+            await dispatch.lead()
 
     @asynccontextmanager
-    async def _scaled(self, jobs: JobStore) -> AsyncIterator[None]:
+    async def _scaled(self) -> AsyncIterator[None]:
         """The pool follows the demand meanwhile, if it may."""
         if self._scaling.min_workers == self._scaling.max_workers:
             yield
             return
-        scaler = PoolScaler(jobs, ServePool(), Scaler(self._scaling))
+        scaler = PoolScaler(self._jobs, ServePool(), Scaler(self._scaling))
         task = asyncio.create_task(scaler.run())
         try:
             yield

@@ -21,7 +21,7 @@ from benchmarks.figures import Bench, Figure, Goal
 from persistence.database import Database
 from persistence.embedded.local import LocalServices
 from persistence.jobs import PostgresJobStore
-from persistence.signals import DispatchSignals
+from persistence.signals import Leadership
 from restoration.jobs import Artifact, AttemptRef, Job
 
 FEW, MANY = 10, 1_000
@@ -69,7 +69,7 @@ async def _rate(url: str, workers: int, job_s: float, window_s: float) -> float:
 
 @asynccontextmanager
 async def _dispatching(url: str, jobs: PostgresJobStore, pool: _Pool) -> AsyncIterator[None]:
-    signals = DispatchSignals(url)
+    signals = Leadership(url)
     assert await signals.acquire(1.0)
     dispatch = Dispatch(jobs, signals, pool.process, window=pool.size + 8, lease_s=LEASE_S)
     leading = asyncio.create_task(dispatch.lead())

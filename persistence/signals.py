@@ -50,8 +50,8 @@ def attempt_of(hint: str) -> AttemptRef | None:
         return None
 
 
-class DispatchSignals:
-    """The leader's lock and ear; for one task at a time."""
+class Leadership:
+    """One replica's way to lead, by a lock, and a leader's ear; for one task at a time."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from benchmarks.simulation.policies import Policy
 from benchmarks.simulation.traffic import DAY_S, Photo, peak_workers
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
-from persistence.signals import DispatchSignals
+from persistence.signals import Leadership
 from restoration.jobs import AttemptRef, Job, Priority
 from restoration.ports import JobStore
 from restoration.scaling import Demand
@@ -26,7 +26,7 @@ TICK_S = 60.0
 SAMPLE_S = 60.0
 
 
-class Hints(DispatchSignals):
+class Hints(Leadership):
     """The leader's ear: what Postgres would say with NOTIFY, in simulated time."""
 
     def __init__(self) -> None:

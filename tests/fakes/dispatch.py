@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from actors.dispatcher import Dispatch
-from persistence.signals import DispatchSignals
+from persistence.signals import Leadership
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, Job
 from tests.fakes.job_store import MemoryJobStore
@@ -19,7 +19,7 @@ NEVER_S = 3600.0
 WINDOW = 3
 
 
-class Signals(DispatchSignals):
+class Signals(Leadership):
     """The leader's ear without Postgres: `hint` is heard, `lose` is what a cut connection does."""
 
     def __init__(self) -> None:

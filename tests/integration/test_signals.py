@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
-from persistence.signals import DispatchSignals, attempt_of
+from persistence.signals import Leadership, attempt_of
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef
 from restoration.quotas import Quotas
@@ -29,21 +29,21 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def leader(database_url: str) -> AsyncIterator[DispatchSignals]:
-    signals = DispatchSignals(database_url)
+async def leader(database_url: str) -> AsyncIterator[Leadership]:
+    signals = Leadership(database_url)
     assert await signals.acquire(LONG_S)
     yield signals
     await signals.aclose()
 
 
 @pytest.fixture
-async def standby(database_url: str) -> AsyncIterator[DispatchSignals]:
-    signals = DispatchSignals(database_url)
+async def standby(database_url: str) -> AsyncIterator[Leadership]:
+    signals = Leadership(database_url)
     yield signals
     await signals.aclose()
 
 
-async def test_one_leader_at_a_time(leader: DispatchSignals, standby: DispatchSignals) -> None:
+async def test_one_leader_at_a_time(leader: Leadership, standby: Leadership) -> None:
     """A second one is kept waiting, and takes over in the moment the first goes."""
     assert await leader.acquire(SHORT_S)
     assert not await standby.acquire(SHORT_S)
@@ -54,15 +54,13 @@ async def test_one_leader_at_a_time(leader: DispatchSignals, standby: DispatchSi
     assert not await leader.acquire(SHORT_S)
 
 
-async def test_a_standby_may_not_wait_for_hints(standby: DispatchSignals) -> None:
+async def test_a_standby_may_not_wait_for_hints(standby: Leadership) -> None:
     """Who does not lead hears that at once."""
     with pytest.raises(DependencyUnavailable):
         await standby.wait(SHORT_S)
 
 
-async def test_a_cancelled_standby_can_try_again(
-    leader: DispatchSignals, standby: DispatchSignals
-) -> None:
+async def test_a_cancelled_standby_can_try_again(leader: Leadership, standby: Leadership) -> None:
     """Giving up in the middle of waiting for the lock leaves a usable object behind."""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(SHORT_S):
@@ -72,7 +70,7 @@ async def test_a_cancelled_standby_can_try_again(
 
 
 async def test_every_way_to_start_waiting_is_announced(
-    leader: DispatchSignals, database: Database
+    leader: Leadership, database: Database
 ) -> None:
     """An insert, a release and a reclaim wake the leader; a claim does not."""
     store = PostgresJobStore(database)
@@ -89,9 +87,7 @@ async def test_every_way_to_start_waiting_is_announced(
     assert await leader.wait(LONG_S)
 
 
-async def test_01_a_new_job_is_announced_by_name(
-    leader: DispatchSignals, database: Database
-) -> None:
+async def test_01_a_new_job_is_announced_by_name(leader: Leadership, database: Database) -> None:
     """Unless so many of its owner's run already that it may have to wait: then the table tells."""
     store = PostgresJobStore(database)
     job, _ = await store.insert(new_job())
@@ -100,7 +96,7 @@ async def test_01_a_new_job_is_announced_by_name(
     assert [attempt_of(hint) for hint in await leader.wait(LONG_S)] == [None]
 
 
-async def test_announcements_are_used_up(leader: DispatchSignals, database: Database) -> None:
+async def test_announcements_are_used_up(leader: Leadership, database: Database) -> None:
     """What came before a wait counts, however many there were, and does not count for ever."""
     store = PostgresJobStore(database)
     for _ in range(3):
@@ -113,7 +109,7 @@ async def test_announcements_are_used_up(leader: DispatchSignals, database: Data
 
 
 async def test_a_cancelled_wait_keeps_the_leadership(
-    leader: DispatchSignals, standby: DispatchSignals, database: Database
+    leader: Leadership, standby: Leadership, database: Database
 ) -> None:
     """A dispatcher that has something better to do may drop its wait and come back."""
     with pytest.raises(TimeoutError):
@@ -125,7 +121,7 @@ async def test_a_cancelled_wait_keeps_the_leadership(
 
 
 async def test_losing_the_connection_is_losing_the_leadership(
-    leader: DispatchSignals, standby: DispatchSignals, database: Database
+    leader: Leadership, standby: Leadership, database: Database
 ) -> None:
     """A cut connection ends the wait with an error; the lock is free, and may be had again."""
 
@@ -154,7 +150,7 @@ async def test_a_server_that_is_away(listens: bool, monkeypatch: pytest.MonkeyPa
         server.bind(("127.0.0.1", 0))
         if listens:
             server.listen()
-        signals = DispatchSignals(f"postgresql://a:b@127.0.0.1:{server.getsockname()[1]}/x")
+        signals = Leadership(f"postgresql://a:b@127.0.0.1:{server.getsockname()[1]}/x")
         with pytest.raises(DependencyUnavailable):
             async with asyncio.timeout(LONG_S):
                 await signals.acquire(SHORT_S)

@@ -19,7 +19,7 @@ from persistence import transitions
 from persistence.database import AdvisoryLock, Database
 from persistence.deliveries import Outbox
 from persistence.jobs import PostgresJobStore
-from persistence.signals import DELIVERY_CHANNEL, DispatchSignals
+from persistence.signals import DELIVERY_CHANNEL, Leadership
 from restoration.errors import LeaseLost
 from restoration.jobs import Job, JobStatus
 from restoration.webhook_urls import WebhookRules
@@ -79,7 +79,7 @@ async def sent_by(
 ) -> AsyncIterator[None]:
     """A courier at work."""
     limits = limits or SendLimits()
-    signals = DispatchSignals(database_url, AdvisoryLock.AFTERCARE, DELIVERY_CHANNEL)
+    signals = Leadership(database_url, AdvisoryLock.AFTERCARE, DELIVERY_CHANNEL)
     assert await signals.acquire(10)
     async with http_client(limits, LOCAL) as http:
         courier = Courier(Outbox(database), http, secret_key(SECRET), schedule, limits)

@@ -11,7 +11,7 @@ import pytest
 from actors.dispatcher import Dispatch
 from actors.execution import Execution, Lease, Visit
 from actors.outcomes import RetryPolicy
-from persistence.signals import DispatchSignals
+from persistence.signals import Leadership
 from restoration.errors import (
     EngineCrashed,
     EngineError,
@@ -107,7 +107,7 @@ async def test_06_a_shorter_run_limit_ends_the_attempt() -> None:
     assert "0.05 s" in job.failure.message
 
 
-class NoHints(DispatchSignals):
+class NoHints(Leadership):
     """Signals that never come."""
 
     def __init__(self) -> None:
