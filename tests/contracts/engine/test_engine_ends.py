@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,16 +23,22 @@ from tests.contracts.engine.bench import DEADLINE_S, LIMITS, Bench, until, until
 from tests.fakes import graphs
 from tests.fakes.graphs import Heard, ignore
 
+# A cancelled run frees its GPU so soon after a step ends; all its steps would take ten times this.
+FREE_S = 5.0
+
 
 async def test_05_interrupting_a_running_run(bench: Bench) -> None:
-    """Rule 8: a run that is interrupted ends early, as EngineInterrupted."""
+    """Rule 8: it ends as EngineInterrupted, and its GPU is free within seconds of a step."""
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
     await until_running(bench, run)
+    interrupted_at = time.monotonic()
     await bench.engine.interrupt(run.id)
     async with asyncio.timeout(DEADLINE_S):
         with pytest.raises(EngineInterrupted):
             await running
+    assert await bench.queue() == []
+    assert time.monotonic() - interrupted_at < FREE_S
 
 
 async def test_05_interrupting_a_queued_run_spares_the_running_one(bench: Bench) -> None:
