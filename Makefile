@@ -28,7 +28,7 @@ engine: $(READY) ## install ComfyUI and the models into the user cache
 demo: engine ## restore a photo through the whole system; pictures in demo/
 	$(BIN)/python docs/examples/demo.py
 
-test: engine ## all tests, the real ComfyUI's among them
+test: engine ## all tests but those of failover, the real ComfyUI's among them
 	$(BIN)/pytest
 
 chaos: engine ## kill one component after another for SECONDS (600), then count what came of the jobs
