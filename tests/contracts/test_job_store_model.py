@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -41,6 +44,7 @@ _T = TypeVar("_T")
 FAILURE = Failure("engine_crashed", "the engine died")
 OWNED = {JobStatus.RUNNING, JobStatus.CANCELLING}
 MAX_ATTEMPTS = 2
+LEASES_S = st.sampled_from([-1.0, 60.0])  # one that has lapsed, and one that does not
 Turn = tuple[str, Priority]
 
 
@@ -53,6 +57,7 @@ class _Expected:
     turn: Turn = ("", Priority.INTERACTIVE)
     history: list[AttemptOutcome] = field(default_factory=list)
     retry_of: UUID | None = None
+    lapsed: bool = False
 
     @property
     def can_start(self) -> bool:
@@ -60,6 +65,7 @@ class _Expected:
 
     def end(self, status: JobStatus, outcome: AttemptOutcome) -> None:
         self.status = status
+        self.lapsed = False
         self.history.append(outcome)
 
     def hand_back(self, *, failed: bool) -> None:
@@ -73,10 +79,13 @@ class _Expected:
 
 
 class _Jobs(RuleBasedStateMachine):
-    """`refs` holds every attempt there ever was, so that most calls come from stale ones."""
+    """Calls come from any attempt there ever was, so that many are stale, and from jobs that were
+    never claimed."""
 
     database_url: str
-    refs = Bundle("refs")
+    waits = Bundle("waits")
+    runs = Bundle("runs")
+    refs = st.one_of(runs, waits)
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,12 +122,19 @@ class _Jobs(RuleBasedStateMachine):
         with pytest.raises(LeaseLost):
             self._do(call)
 
-    @initialize(target=refs)
-    def begin(self) -> AttemptRef:
-        return self._insert(new_job(owner=self._owners[0], max_attempts=MAX_ATTEMPTS))
+    @initialize(target=waits)
+    def one_waits(self) -> Any:
+        return self.insert(0, Priority.INTERACTIVE, overdue=False)
+
+    @initialize(target=runs, leases_s=st.lists(LEASES_S, min_size=1, max_size=4))
+    def some_run(self, leases_s: list[float]) -> Any:
+        """Left to chance, most sequences would have nothing that runs."""
+        for owner, priority in itertools.product((0, 1), Priority):
+            self.insert(owner, priority, overdue=False)
+        return multiple(*[self.claim(lease_s) for lease_s in leases_s])
 
     @rule(
-        target=refs,
+        target=waits,
         owner=st.integers(0, 1),
         priority=st.sampled_from(Priority),
         overdue=st.sampled_from([False, False, True]),
@@ -135,18 +151,23 @@ class _Jobs(RuleBasedStateMachine):
     def _insert(self, asked: NewJob) -> AttemptRef:
         job, created = self._do(self._store.insert(asked))
         assert created
-        turn = (asked.owner, asked.priority)
-        self._join(turn)
-        overdue = asked.queue_limit_s < 0
+        turn, overdue = (asked.owner, asked.priority), asked.queue_limit_s < 0
         self._expected[job.id] = _Expected(turn=turn, overdue=overdue, retry_of=asked.retry_of)
+        self._waits(turn)
         return job.ref
 
-    def _join(self, turn: Turn) -> None:
-        """Before a job begins to wait: an owner seen for the first time goes first."""
+    def _waits(self, turn: Turn) -> None:
+        """A job has come to wait: an idle turn begins as its class, and before all that had one."""
+        if [e.turn for e in self._waiting()].count(turn) > 1:
+            return
         self._clock += 1
-        self._turns.setdefault(turn, (0, self._clock))
+        self._turns[turn] = max(self._turns.get(turn, (0, 0)), (0, self._clock))
+        self._raised.discard(turn)
 
-    @rule(target=refs, ref=refs)
+    def _waiting(self) -> list[_Expected]:
+        return [e for e in self._expected.values() if e.status is JobStatus.QUEUED]
+
+    @rule(target=waits, ref=refs)
     def send_again(self, ref: AttemptRef) -> Any:
         expected = self._expected[ref.job_id]
         assume(expected.status in {JobStatus.FAILED, JobStatus.CANCELLED})
@@ -174,10 +195,9 @@ class _Jobs(RuleBasedStateMachine):
     def promote(self) -> None:
         """Nothing here is old enough to change its class, but some were started before."""
         self._do(self._store.promote())
-        waiting = [e for e in self._expected.values() if e.status is JobStatus.QUEUED]
-        self._raised = {e.turn for e in waiting if e.attempt > 0}
+        self._raised = {e.turn for e in self._waiting() if e.attempt > 0}
 
-    @rule(target=refs, lease_s=st.sampled_from([-1.0, 60.0]))
+    @rule(target=runs, lease_s=LEASES_S)
     def claim(self, lease_s: float) -> Any:
         self._workers += 1  # each its own: none is passed over
         job = self._do(self._store.claim(f"w{self._workers}", lease_s, ["restore"]))
@@ -186,17 +206,21 @@ class _Jobs(RuleBasedStateMachine):
         if job is None:
             assert not waiting
             return multiple()
-        turn = min(waiting, key=lambda turn: (self._counts_as(turn), self._turns[turn]))
+        turn = min(waiting, key=self._place)
         assert job.id == waiting[turn]
         self._clock += 1
         self._turns[turn] = (1, self._clock)
         expected = self._expected[job.id]
         expected.status = JobStatus.RUNNING
         expected.attempt += 1
+        expected.lapsed = lease_s < 0
         return job.ref
 
-    def _counts_as(self, turn: Turn) -> int:
-        return 0 if turn in self._raised else list(Priority).index(turn[1])
+    def _place(self, turn: Turn) -> tuple[int, tuple[int, int]]:
+        return list(Priority).index(self._counts_as(turn)), self._turns[turn]
+
+    def _counts_as(self, turn: Turn) -> Priority:
+        return Priority.INTERACTIVE if turn in self._raised else turn[1]
 
     @rule(ref=refs)
     def succeed(self, ref: AttemptRef) -> None:
@@ -225,15 +249,16 @@ class _Jobs(RuleBasedStateMachine):
         call = self._store.release(ref, failure, charged=charged)
         if expected := self._owner(ref):
             self._do(call)
-            expected.hand_back(failed=failure is not None and charged)
+            self._hand_back(expected, failed=failure is not None and charged)
         else:
             self._refused(call)
 
-    @rule(ref=refs)
-    def heartbeat(self, ref: AttemptRef) -> None:
-        call = self._store.heartbeat(ref, 60)
+    @rule(ref=refs, lease_s=LEASES_S)
+    def heartbeat(self, ref: AttemptRef, lease_s: float) -> None:
+        call = self._store.heartbeat(ref, lease_s)
         if expected := self._owner(ref):
             assert self._do(call) is expected.status
+            expected.lapsed = lease_s < 0
         else:
             self._refused(call)
 
@@ -255,16 +280,33 @@ class _Jobs(RuleBasedStateMachine):
         worker = self._do(self._store.get(ref.job_id)).worker
         assert worker is not None
         assert [job.id for job in self._do(self._store.reclaim(worker))] == [ref.job_id]
-        expected.hand_back(failed=True)
+        self._lose(expected)
+
+    @rule()
+    def reclaim(self) -> None:
+        """All whose lease has lapsed since their last heartbeat, and nobody else's."""
+        reclaimed = [job.id for job in self._do(self._store.reclaim())]
+        assert Counter(reclaimed) == Counter(k for k, e in self._expected.items() if e.lapsed)
+        for job_id in reclaimed:
+            self._lose(self._expected[job_id])
+
+    def _lose(self, expected: _Expected) -> None:
+        self._hand_back(expected, failed=True)
         if expected.status is JobStatus.QUEUED:
             self._clock += 1
             self._turns[expected.turn] = (-1, self._clock)
             self._raised.add(expected.turn)
 
+    def _hand_back(self, expected: _Expected, *, failed: bool) -> None:
+        expected.hand_back(failed=failed)
+        if expected.status is JobStatus.QUEUED:
+            self._waits(expected.turn)
+
     @invariant()
-    def an_idle_turn_is_as_its_class(self) -> None:
-        waiting = {e.turn for e in self._expected.values() if e.status is JobStatus.QUEUED}
-        self._raised &= waiting
+    def turns_count_as_they_should(self) -> None:
+        """As interactive while a job in them lost its worker, and when idle as nothing."""
+        expected = {e.turn: self._counts_as(e.turn) for e in self._waiting()}
+        assert self._do(self._database.run(_counting)) == expected
 
     @invariant()
     def rows_are_as_expected(self) -> None:
@@ -282,6 +324,7 @@ class _Jobs(RuleBasedStateMachine):
                 turn=(job.owner, job.priority),
                 history=[record.outcome for record in job.attempts],
                 retry_of=job.retry_of,
+                lapsed=job.lease_until is not None and job.lease_until < datetime.now(UTC),
             )
             for job in rows
         }
@@ -305,6 +348,12 @@ def _is_consistent(job: Job) -> bool:
         and len(charged) == job.failed_attempts <= job.max_attempts
         and (job.status is not JobStatus.SUCCEEDED or job.attempts[-1].attempt == job.attempt)
     )
+
+
+def _counting(connection: Connection) -> dict[Turn, Priority]:
+    query = select(turns.c.owner, turns.c.priority, turns.c.counts_as)
+    rows = connection.execute(query.where(turns.c.counts_as.is_not(None)))
+    return {(owner, priority): counts_as for owner, priority, counts_as in rows}
 
 
 def _counted(connection: Connection) -> dict[Turn, int]:
@@ -340,7 +389,7 @@ def test_any_sequence_of_calls(database_url: str) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=20,
+            max_examples=40,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],
