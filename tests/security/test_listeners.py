@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.e2e.stack_processes import of_stack
+from tests.raw_http import send_raw
 from tests.stack import Stack
 
 UNARY = "/ray.serve.ASGIService/HandleRequest"  # as Serve names it
@@ -71,18 +72,30 @@ def _answer(port: int, metadata: tuple[tuple[str, str], ...]) -> grpc.StatusCode
         *("/prompt", "/view?filename=a.png", "/system_stats", "/ws", "/queue", "/history"),
         *("/object_info", "/upload/image", "/api/prompt", "/internal/logs", "/free"),
         "/api/v1/restorations/../../../prompt",
+        "/api/v1/restorations/%2e%2e/%2e%2e/%2e%2e/prompt",
         "//127.0.0.1:8188/prompt",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_08_comfyui_is_not_behind_the_ingress(stack: Stack, path: str, method: str) -> None:
     """None of its paths leads anywhere, and an answer is a problem of ours."""
-    with stack.http() as http:
-        answer = http.request(method, path)
-        upgraded = http.get(path, headers=UPGRADE)
-    assert answer.status_code in {404, 405}
-    assert upgraded.status_code in {400, 403, 404, 405}  # as the server of HTTP refuses it
+    url, user = stack.record.url, {"Authorization": f"Bearer {stack.token()}"}
+    answer = send_raw(url, method, path, user)
+    upgraded = send_raw(url, "GET", path, user | UPGRADE)
+    assert answer.status in {404, 405}
+    assert upgraded.status in {400, 403, 404, 405}  # as the server of HTTP refuses it
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_08_the_ingress_is_nobodys_proxy(stack: Stack, method: str) -> None:
+    """A request line with an engine's whole address is answered by the service, with a refusal."""
+    user = {"Authorization": f"Bearer {stack.token()}"}
+    target = f"{stack.comfyui_url()}/prompt"
+    answer = send_raw(stack.record.url, method, target, user)
+    assert (answer.status, answer.headers["content-type"]) == (404, "application/problem+json")
+    # Serve's own proxy has no route for such a path of a websocket, and says 500
+    assert send_raw(stack.record.url, "GET", target, user | UPGRADE).status >= 400
 
 
 def test_08_comfyui_is_there_to_be_protected(stack: Stack) -> None:

@@ -18,6 +18,7 @@ from serve_app.local_issuer import KEY_FILE, ensure_key
 from serve_app.stack import _services
 from serve_app.stack_record import StackRecord, issuer_folder, recorded
 from tests.e2e.stack_processes import of_stack
+from tests.raw_http import send_raw
 from tests.stack import Stack, run_restore
 
 ELSEWHERE = {
@@ -134,6 +135,12 @@ def test_09_a_running_stacks_issuer_is_on_loopback(stack: Stack) -> None:
 
 def test_09_the_key_is_not_served(stack: Stack) -> None:
     """The issuer answers with its two documents, and with no file of its folder."""
-    with stack.http() as client:
-        for path in (KEY_FILE, f"../issuer/{KEY_FILE}", "", ".well-known/", "..%2fstate.json"):
-            assert client.get(f"{stack.record.issuer}/{path}").status_code == 404
+    issuer = stack.record.issuer
+    assert issuer is not None
+    key = issuer_folder(stack.state_dir) / KEY_FILE
+    assert key.exists()
+    up = (f"../issuer/{KEY_FILE}", f"..%2fissuer%2f{KEY_FILE}", f".well-known/../{KEY_FILE}")
+    for path in (KEY_FILE, *up, str(key), "", ".well-known/", "../state.json", "..%2fstate.json"):
+        answer = send_raw(issuer, "GET", f"/{path}")
+        assert answer.status == 404, path
+        assert b"PRIVATE KEY" not in answer.body
