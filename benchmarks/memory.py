@@ -18,14 +18,14 @@ DEPLOYMENTS = ("Ingress", "GpuWorker")
 
 
 def memory_growth(bench: Bench) -> Sequence[Figure]:
-    """Memory that is the process's own, after the first jobs and after all of them."""
-    stack = bench.stack
-    after_first = asyncio.run(_after(bench, stack, FIRST))
+    """Memory that is the process's own, after the first jobs of a stack and after all of them."""
     samples = {name: list[float]() for name in DEPLOYMENTS}
-    for _ in range((ALL - FIRST) // PART):
-        now = asyncio.run(_after(bench, stack, PART))
-        for name in DEPLOYMENTS:
-            samples[name].append(100 * (now[name] / after_first[name] - 1))
+    with bench.new_stack(1, {}) as stack:
+        after_first = asyncio.run(_after(bench, stack, FIRST))
+        for _ in range((ALL - FIRST) // PART):
+            now = asyncio.run(_after(bench, stack, PART))
+            for name in DEPLOYMENTS:
+                samples[name].append(100 * (now[name] / after_first[name] - 1))
     return [
         Figure(
             f"growth of {name}'s memory over {ALL:,} jobs",
