@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from benchmarks.events import known_at
 from benchmarks.figures import Figure, Goal
 
 
@@ -58,3 +59,9 @@ def test_05_a_figure_is_its_median_and_is_told_with_its_extremes() -> None:
         "unit": "",
         "parts": "",
     }
+
+
+def test_05_a_step_without_an_event_counts_until_the_next_one() -> None:
+    """What a client was not told of in time makes the figure worse, and is not left out of it."""
+    seen = {1: 10.0, 3: 12.5, 4: 13.0}
+    assert [known_at(step, seen) for step in (1, 2, 3)] == [10.0, 12.5, 12.5]
