@@ -1,6 +1,6 @@
 """`python -m tests.chaos --seconds N [--seed S]`: break a stack of its own, and judge it.
 
-Exit status 0 when no job was lost, doubled or wrong and no engine leaked; 1 otherwise.
+Exit status 0 when no job was lost, doubled, wrong or untold and no engine leaked; 1 otherwise.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.driver import Plan, run
+from tests.chaos.breaking import Plan
+from tests.chaos.driver import run
 from tests.chaos.verdict import Verdict
 
 REPORT = Path("build/chaos.json")

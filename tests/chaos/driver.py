@@ -6,14 +6,12 @@ after another; then calm, until every job has ended or time is up; then the judg
 
 from __future__ import annotations
 
-import random
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,74 +19,70 @@ from tempfile import TemporaryDirectory
 import psycopg2
 
 from tests.chaos.batch_process import BatchProcess
-from tests.chaos.faults import Strike, shuffled, strike
+from tests.chaos.breaking import Plan, break_things
+from tests.chaos.faults import Strike
 from tests.chaos.journal import Change, Journal
 from tests.chaos.ledger import Ledger
 from tests.chaos.processes import StackProcesses
 from tests.chaos.results import make_samples, references, wrong_results
 from tests.chaos.users import HttpUsers
 from tests.chaos.verdict import Evidence, Verdict, judge
+from tests.chaos.webhooks import listening, note_webhooks
+from tests.fakes.receiver import Receiver
 from tests.stack import Stack, running_stack
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How long, how hard, and with which chances."""
-
-    seconds: float
-    seed: int = 0
-    workers: int = 2
-    faults_every_s: float = 5.0
-    http_every_s: float = 1.0
-    http_at_most: int = 12
-    stuck_s: float = 120.0  # without any job's end, once nothing is broken any more
-    logs: Path | None = None
-
-
 def run(plan: Plan, tell: Callable[[str], None]) -> Verdict:
-    """Break a stack for `plan.seconds`; `tell` gets a line for each thing that happens."""
+    """Break a stack as planned; `tell` gets a line for each thing that happens."""
     tell(f"starting a stack with {plan.workers} workers")
     with (
         TemporaryDirectory(prefix="comfy-restore-chaos-") as folder,
+        listening() as receiver,
         running_stack("--workers", str(plan.workers)) as stack,
     ):
         try:
-            return _run(plan, tell, stack, Path(folder))
+            return _run(plan, tell, stack, receiver, Path(folder))
         finally:
             if plan.logs is not None:
                 _keep_logs(stack.state_dir, plan.logs)
 
 
-def _run(plan: Plan, tell: Callable[[str], None], stack: Stack, folder: Path) -> Verdict:
+def _run(
+    plan: Plan, tell: Callable[[str], None], stack: Stack, receiver: Receiver, folder: Path
+) -> Verdict:
     samples = make_samples(folder)
     expected = references(stack, samples, folder)
     processes = StackProcesses(stack.state_dir)
     journal = Journal(processes.variable("DATABASE_URL"))
     journal.install()
     ledger = Ledger()
-    users = HttpUsers(stack, ledger, samples, seed=plan.seed)
+    users = HttpUsers(stack, ledger, samples, receiver.url(), seed=plan.seed)
     stop = threading.Event()
     load = threading.Thread(
         target=users.submit_steadily, args=(plan.http_every_s, plan.http_at_most, stop)
     )
     with BatchProcess(stack, ledger, samples) as batch:
         load.start()
+        began = time.monotonic()
         try:
             strikes = break_things(plan, processes, tell)
         finally:
             stop.set()
+            broken_s = time.monotonic() - began
         tell(f"calm: waiting until each of {len(ledger.accepted)} accepted jobs has ended")
         batch.end_input()
         _wait_for_ends(journal, plan.stuck_s)
         load.join(plan.stuck_s)
         batch.finish(plan.stuck_s)
     _wait_for_ends(journal, plan.stuck_s)  # of what was submitted in the last moment
+    secret = stack.restore("webhook-secret").stdout.strip()
+    note_webhooks(receiver.seen, secret, ledger)
     rows, changes = journal.rows(), journal.changes()
     (stack.state_dir / "chaos.log").write_text(_history(strikes, changes))
     tell("comparing every result with its reference")
     return judge(
         Evidence(
-            seconds=plan.seconds,
+            seconds=broken_s,
             seed=plan.seed,
             ledger=ledger,
             strikes=strikes,
@@ -100,33 +94,14 @@ def _run(plan: Plan, tell: Callable[[str], None], stack: Stack, folder: Path) ->
     )
 
 
-def break_things(
-    plan: Plan, processes: StackProcesses, tell: Callable[[str], None]
-) -> list[Strike]:
-    """A fault every few seconds, one at a time, until the plan's time is up."""
-    rng = random.Random(plan.seed)  # noqa: S311 - chance, not a secret
-    began = time.monotonic()
-    strikes = []
-    pause = threading.Event()
-    for fault in shuffled(rng):
-        pause.wait(plan.faults_every_s * rng.uniform(0.5, 1.5))
-        elapsed_s = time.monotonic() - began
-        if elapsed_s > plan.seconds:
-            break
-        if (happened := strike(fault, processes, rng)) is not None:
-            strikes.append(happened)
-            tell(f"{elapsed_s:6.1f} s  {happened.kind}: {happened.detail}")
-    return strikes
-
-
 def _wait_for_ends(journal: Journal, patience_s: float) -> None:
-    """Return when every job has ended, or when none has for `patience_s`."""
+    """Return when every job has ended and its webhook is out, or none was for `patience_s`."""
     pause = threading.Event()
     fewest, until = sys.maxsize, time.monotonic() + patience_s
     while fewest and time.monotonic() < until:
         pause.wait(0.5)
         with suppress(psycopg2.OperationalError):
-            if (left := journal.open_jobs()) < fewest:
+            if (left := journal.unfinished()) < fewest:
                 fewest, until = left, time.monotonic() + patience_s
 
 

@@ -125,6 +125,8 @@ _KILLED = (
     Part.CONTROLLER,
     Part.PROXY,
     Part.STATUS_ACTOR,
+    Part.AFTERCARE,
+    Part.ENCODER,
     Part.POSTGRES,
     Part.VALKEY,
     Part.SEAWEEDFS,
@@ -143,6 +145,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("engine's connections dropped", drop_engine_connections),
     Fault("Valkey killed, data deleted", lose_valkey),
 )
+BY_KIND = {fault.kind: fault for fault in FAULTS}
 
 
 def shuffled(rng: random.Random) -> Iterator[Fault]:

@@ -62,6 +62,7 @@ class Row:
     output_sha256: str | None
     failure_code: str | None
     failure_message: str | None
+    wants_webhook: bool
 
 
 class Journal:
@@ -88,7 +89,7 @@ class Journal:
         query = """
             SELECT id, owner, status, attempt, extract(epoch FROM created_at)::float8,
                    extract(epoch FROM finished_at)::float8, output_sha256,
-                   failure_code, failure_message
+                   failure_code, failure_message, webhook_url IS NOT NULL
             FROM jobs"""
         with self._cursor() as cursor:
             cursor.execute(query)
@@ -97,10 +98,16 @@ class Journal:
                 for job_id, owner, status, *rest in cursor.fetchall()
             }
 
-    def open_jobs(self) -> int:
-        """How many have not ended. Raises psycopg2.OperationalError while Postgres is away."""
+    def unfinished(self) -> int:
+        """How many jobs have not ended, and how many webhooks are still to be sent.
+
+        Raises psycopg2.OperationalError while Postgres is away.
+        """
+        query = """
+            SELECT (SELECT count(*) FROM jobs WHERE finished_at IS NULL)
+                 + (SELECT count(*) FROM deliveries WHERE status = 'pending')"""
         with self._cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM jobs WHERE finished_at IS NULL")
+            cursor.execute(query)
             return int(cursor.fetchall()[0][0])
 
     @contextmanager

@@ -35,6 +35,7 @@ class Ledger:
     submitted: int = 0
     accepted: dict[UUID, Accepted] = field(default_factory=dict)
     seen: list[tuple[UUID, JobStatus]] = field(default_factory=list)
+    webhooks: Counter[UUID] = field(default_factory=Counter)
     troubles: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,6 +51,12 @@ class Ledger:
         """A client was told that the job ended so."""
         with self._lock:
             self.seen.append((job_id, status))
+
+    def hears_end(self, job_id: UUID, status: JobStatus) -> None:
+        """A webhook told that the job ended so."""
+        self.sees_end(job_id, status)
+        with self._lock:
+            self.webhooks[job_id] += 1
 
     def has_trouble(self, what: str) -> None:
         """A call did not succeed, with all of the client's patience."""

@@ -29,6 +29,8 @@ class Part(StrEnum):
     CONTROLLER = "Serve controller"
     PROXY = "Serve proxy"
     STATUS_ACTOR = "status actor"
+    AFTERCARE = "aftercare"
+    ENCODER = "encoder"
     POSTGRES = "Postgres"
     VALKEY = "Valkey"
     SEAWEEDFS = "SeaweedFS"
@@ -39,10 +41,12 @@ _ACTORS = {
     Part.GPU_WORKER: "ray::ServeReplica:comfy-restore:GpuWorker",
     Part.DISPATCHER: "ray::ServeReplica:comfy-restore:Dispatcher",
     Part.INGRESS: "ray::ServeReplica:comfy-restore:Ingress",
+    Part.AFTERCARE: "ray::ServeReplica:comfy-restore:Aftercare",
     Part.CONTROLLER: "ray::ServeController",
     Part.PROXY: "ray::ProxyActor",
     Part.STATUS_ACTOR: "ray::StatusActor",
 }
+_ENCODER = "-m actors.encoders"
 _SERVERS = {Part.POSTGRES: "postgres", Part.VALKEY: "valkey-server", Part.SEAWEEDFS: "weed"}
 _LEASE = re.compile(r"engine-(\d+)\.lock$")
 
@@ -138,6 +142,8 @@ class StackProcesses:
         title = _title(pid)
         if part in _ACTORS:
             return title.startswith(_ACTORS[part])
+        if part is Part.ENCODER:
+            return title.endswith(_ENCODER)
         program = Path(title.split(" ", 1)[0]).name
         fields = _fields(pid)
         return program == _SERVERS[part] and bool(fields) and int(fields[1]) == root

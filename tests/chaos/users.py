@@ -1,7 +1,7 @@
 """Who uses the system while it is being broken: several owners over HTTP.
 
 Jobs come at a steady rate, as long as not too many are under way. Each submission has an
-idempotency key, as those of any careful client.
+idempotency key, as those of any careful client, and asks for a webhook.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ class HttpUsers:
     """Submit, sometimes cancel, and watch to the end: one thread for each job under way."""
 
     def __init__(
-        self, stack: Stack, ledger: Ledger, samples: Sequence[Sample], *, seed: int
+        self,
+        stack: Stack,
+        ledger: Ledger,
+        samples: Sequence[Sample],
+        webhook_url: str,
+        *,
+        seed: int,
     ) -> None:
         self._clients = {
             owner: RestorationClient(stack.record.url, stack.token(owner), patience_s=PATIENCE_S)
@@ -46,6 +52,7 @@ class HttpUsers:
         }
         self._ledger = ledger
         self._samples = samples
+        self._webhook_url = webhook_url
         self._rng = random.Random(seed)  # noqa: S311 - chance, not a secret
 
     def submit_steadily(self, period_s: float, at_most: int, stop: threading.Event) -> None:
@@ -79,7 +86,12 @@ class HttpUsers:
         client, ledger = self._clients[wish.owner], self._ledger
         ledger.submits()
         try:
-            job = client.submit(wish.sample.photo, workflow=WORKFLOW, priority=wish.priority)
+            job = client.submit(
+                wish.sample.photo,
+                workflow=WORKFLOW,
+                priority=wish.priority,
+                webhook_url=self._webhook_url,
+            )
         except ApiError as error:
             ledger.has_trouble(f"submit over HTTP: {error.code}")
             return

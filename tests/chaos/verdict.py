@@ -5,6 +5,7 @@ doubled  a job that ended more than once, or changed after its end, or whose end
          told otherwise than its row says
 wrong    a succeeded job whose result could not be had, or differs from the reference's pixels
 leaked   a ComfyUI that nobody owns any more
+untold   a job that ended, and whose webhook did not arrive or was not signed by the service
 Delays are in seconds. `longest_delay_s`: over all attempts that were broken off, from the first
 fault that fell into one until the job's next attempt began. `longest_stall_s`: from a fault, with
 jobs to be done, until the next success of any.
@@ -38,6 +39,8 @@ class Verdict:
     doubled: int
     wrong: int
     leaked: int
+    untold: int
+    webhooks: int
     broken_attempts: int
     longest_delay_s: float
     longest_stall_s: float
@@ -49,7 +52,7 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        return not (self.lost or self.doubled or self.wrong or self.leaked)
+        return not (self.lost or self.doubled or self.wrong or self.leaked or self.untold)
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -64,11 +67,13 @@ class Verdict:
             ("succeeded", str(self.succeeded)),
             ("failed, with cause", " ".join([str(self.failed), *_listed(self.failures)])),
             ("cancelled", str(self.cancelled)),
+            ("webhooks received", str(self.webhooks)),
             ("attempts broken off", str(self.broken_attempts)),
             ("**lost**", str(self.lost)),
             ("**finished twice**", str(self.doubled)),
             ("**wrong bytes**", str(self.wrong)),
             ("**engines leaked**", str(self.leaked)),
+            ("**ends not told by webhook**", str(self.untold)),
             ("longest delay of a broken attempt", f"{self.longest_delay_s:.1f} s"),
             ("longest time without a success", f"{self.longest_stall_s:.1f} s"),
         ]
@@ -99,6 +104,11 @@ def judge(evidence: Evidence) -> Verdict:
     rows, ledger = evidence.rows, evidence.ledger
     missing = [job_id for job_id in ledger.accepted if job_id not in rows]
     unended = [row.job_id for row in rows.values() if not row.status.is_final]
+    untold = [
+        row.job_id
+        for row in rows.values()
+        if row.wants_webhook and row.status.is_final and row.job_id not in ledger.webhooks
+    ]
     doubled = doubled_jobs(rows, evidence.changes, ledger.seen)
     delays = delays_of_broken_attempts(evidence.changes, evidence.strikes)
     delays_s: dict[str, float] = {}
@@ -117,6 +127,8 @@ def judge(evidence: Evidence) -> Verdict:
         doubled=len(doubled),
         wrong=len(evidence.wrong),
         leaked=evidence.leaked,
+        untold=len(untold),
+        webhooks=ledger.webhooks.total(),
         broken_attempts=len(delays),
         longest_delay_s=max(delays_s.values(), default=0.0),
         longest_stall_s=round(longest_stall_s(rows, evidence.strikes), 1),
@@ -128,6 +140,7 @@ def judge(evidence: Evidence) -> Verdict:
             *(f"{job_id} does not exist" for job_id in missing),
             *(f"{job_id} is still {rows[job_id].status}" for job_id in unended),
             *(f"{job_id} {why}" for job_id, why in doubled.items()),
+            *(f"{job_id} had no webhook" for job_id in untold),
             *(f"{job_id} {why}" for job_id, why in evidence.wrong.items()),
         ],
     )

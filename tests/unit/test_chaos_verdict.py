@@ -1,0 +1,107 @@
+"""The judgement of a chaos run, on evidence made up for each way in which a run can go wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from uuid import UUID, uuid4
+
+from restoration.jobs import JobStatus
+from restoration.webhooks import message_id, secret_key, signed_headers
+from tests.chaos.faults import Strike
+from tests.chaos.journal import Change, Row
+from tests.chaos.ledger import Ledger
+from tests.chaos.verdict import Evidence, Verdict, judge
+from tests.chaos.webhooks import note_webhooks
+from tests.fakes.receiver import SECRET, Seen
+
+QUEUED, RUNNING, SUCCEEDED = JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED
+
+
+def job_row(job_id: UUID, status: JobStatus, *, wants_webhook: bool = False) -> Row:
+    ended_at = 20.0 if status.is_final else None
+    return Row(job_id, "alice", status, 1, 10.0, ended_at, None, None, None, wants_webhook)
+
+
+def verdict_on(*rows: Row, changes: tuple[Change, ...] = (), **evidence: object) -> Verdict:
+    """The verdict on jobs that were all accepted."""
+    ledger = Ledger()
+    for row in rows:
+        ledger.accepts(row.job_id, row.owner, "flower")
+    whole = {"ledger": ledger, "strikes": (), "wrong": {}, "leaked": 0} | evidence
+    by_id = {row.job_id: row for row in rows}
+    return judge(Evidence(60, 0, rows=by_id, changes=changes, **whole))  # type: ignore[arg-type]
+
+
+def test_an_accepted_job_without_a_row_is_lost() -> None:
+    """The ledger is what was promised, the rows are what there is."""
+    ledger = Ledger()
+    ledger.accepts(uuid4(), "alice", "flower")
+    assert (verdict_on(ledger=ledger).lost, verdict_on(ledger=ledger).ok) == (1, False)
+
+
+def test_a_job_that_has_not_ended_is_lost() -> None:
+    """A job that hangs is no better than one that vanished."""
+    assert verdict_on(job_row(uuid4(), RUNNING)).lost == 1
+
+
+def test_a_change_after_the_end_is_a_second_end() -> None:
+    """Even when the row, which shows the last state only, looks like any other."""
+    job_id = uuid4()
+    again = Change(job_id, 2, SUCCEEDED, SUCCEEDED, 30.0)
+    assert verdict_on(job_row(job_id, SUCCEEDED), changes=(again,)).doubled == 1
+
+
+def test_an_end_that_a_client_was_told_otherwise_is_a_second_end() -> None:
+    """What a client has been told is final."""
+    row = job_row(uuid4(), SUCCEEDED)
+    ledger = Ledger()
+    ledger.accepts(row.job_id, row.owner, "flower")
+    ledger.sees_end(row.job_id, JobStatus.FAILED)
+    assert verdict_on(row, ledger=ledger).doubled == 1
+
+
+def test_11_an_end_that_no_webhook_told_is_untold() -> None:
+    """Whoever asked for a webhook gets one; whoever did not misses none."""
+    asked, not_asked = (job_row(uuid4(), SUCCEEDED, wants_webhook=wants) for wants in (True, False))
+    verdict = verdict_on(asked, not_asked)
+    assert (verdict.untold, verdict.ok) == (1, False)
+    assert verdict.offenders == [f"{asked.job_id} had no webhook"]
+
+
+def test_11_a_webhook_tells_an_end_as_any_client_is_told() -> None:
+    """One that tells another end than the row's makes it a second end."""
+    row = job_row(uuid4(), SUCCEEDED, wants_webhook=True)
+    ledger = Ledger()
+    note_webhooks([signed(row.job_id, "failed", SECRET)], SECRET, ledger)
+    verdict = verdict_on(row, ledger=ledger)
+    assert (verdict.untold, verdict.webhooks, verdict.doubled) == (0, 1, 1)
+
+
+def test_11_a_webhook_with_a_foreign_signature_tells_nothing() -> None:
+    """A receiver would not believe it, so the end is untold."""
+    row = job_row(uuid4(), SUCCEEDED, wants_webhook=True)
+    ledger = Ledger()
+    foreign = signed(row.job_id, "succeeded", "whsec_" + base64.b64encode(bytes(32)).decode())
+    note_webhooks([foreign], SECRET, ledger)
+    assert verdict_on(row, ledger=ledger).untold == 1
+
+
+def signed(job_id: UUID, end: str, secret: str) -> Seen:
+    body = json.dumps({"type": f"restoration.{end}", "data": {"id": str(job_id)}}).encode()
+    headers = signed_headers(secret_key(secret), message_id(job_id), int(time.time()), body)
+    return Seen("/hook", headers, body)
+
+
+def test_a_broken_attempts_delay_is_counted_from_its_first_fault() -> None:
+    """From the fault, not from when it was noticed, to the next attempt's begin."""
+    row = job_row(uuid4(), SUCCEEDED)
+    changes = (
+        Change(row.job_id, 1, QUEUED, RUNNING, 11.0),
+        Change(row.job_id, 1, RUNNING, QUEUED, 16.0),
+        Change(row.job_id, 2, QUEUED, RUNNING, 17.5),
+    )
+    strikes = (Strike("before", 10.5, ""), Strike("first", 12.0, ""), Strike("second", 15.0, ""))
+    verdict = verdict_on(row, changes=changes, strikes=strikes)
+    assert (verdict.broken_attempts, verdict.longest_delay_s) == (1, 5.5)
