@@ -1,6 +1,6 @@
 """`python -m tests.chaos --seconds N [--seed S]`: break a stack of its own, and judge it.
 
-Exit status 0 when no job was lost, doubled, wrong or untold and no engine leaked; 1 otherwise.
+Exit status 0 when every figure in `Verdict.ok` is 0; 1 otherwise.
 """
 
 from __future__ import annotations

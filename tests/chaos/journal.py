@@ -15,7 +15,7 @@ import psycopg2
 from psycopg2.extensions import cursor as Cursor
 
 from persistence.database import libpq_url
-from restoration.jobs import JobStatus
+from restoration.jobs import JobStatus, OutputFormat
 
 _INSTALL = """
 CREATE TABLE chaos_journal (
@@ -54,12 +54,13 @@ class Row:
     """A job's row, as far as the verdict needs it."""
 
     job_id: UUID
-    owner: str
     status: JobStatus
+    output_format: OutputFormat
+    owner: str
     attempt: int
     created_at: float
     finished_at: float | None
-    output_sha256: str | None
+    output_key: str | None
     failure_code: str | None
     failure_message: str | None
     wants_webhook: bool
@@ -87,15 +88,16 @@ class Journal:
 
     def rows(self) -> dict[UUID, Row]:
         query = """
-            SELECT id, owner, status, attempt, extract(epoch FROM created_at)::float8,
-                   extract(epoch FROM finished_at)::float8, output_sha256,
+            SELECT id, status, output_format, owner, attempt,
+                   extract(epoch FROM created_at)::float8,
+                   extract(epoch FROM finished_at)::float8, output_key,
                    failure_code, failure_message, webhook_url IS NOT NULL
             FROM jobs"""
         with self._cursor() as cursor:
             cursor.execute(query)
             return {
-                UUID(job_id): Row(UUID(job_id), owner, JobStatus(status), *rest)
-                for job_id, owner, status, *rest in cursor.fetchall()
+                UUID(job_id): Row(UUID(job_id), JobStatus(status), OutputFormat(form), *rest)
+                for job_id, status, form, *rest in cursor.fetchall()
             }
 
     def unfinished(self) -> int:

@@ -5,6 +5,7 @@ doubled  a job that ended more than once, or changed after its end, or whose end
          told otherwise than its row says
 wrong    a succeeded job whose result could not be had, or differs from the reference's pixels
 leaked   a ComfyUI that nobody owns any more
+foreign  a succeeded job whose result is not that of the attempt in its row: the fence has a hole
 untold   a job that ended, and whose webhook did not arrive or was not signed by the service
 Delays are in seconds. `longest_delay_s`: over all attempts that were broken off, from the first
 fault that fell into one until the job's next attempt began. `longest_stall_s`: from a fault, with
@@ -18,7 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from uuid import UUID
 
-from restoration.jobs import JobStatus
+from persistence.keys import output_key
+from restoration.jobs import AttemptRef, JobStatus
 from tests.chaos.faults import Strike
 from tests.chaos.journal import Change, Row
 from tests.chaos.ledger import Ledger
@@ -39,6 +41,7 @@ class Verdict:
     doubled: int
     wrong: int
     leaked: int
+    foreign: int
     untold: int
     webhooks: int
     broken_attempts: int
@@ -52,7 +55,8 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        return not (self.lost or self.doubled or self.wrong or self.leaked or self.untold)
+        faults = (self.lost, self.doubled, self.wrong, self.leaked, self.foreign, self.untold)
+        return not any(faults)
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
@@ -73,6 +77,7 @@ class Verdict:
             ("**finished twice**", str(self.doubled)),
             ("**wrong bytes**", str(self.wrong)),
             ("**engines leaked**", str(self.leaked)),
+            ("**results of another attempt**", str(self.foreign)),
             ("**ends not told by webhook**", str(self.untold)),
             ("longest delay of a broken attempt", f"{self.longest_delay_s:.1f} s"),
             ("longest time without a success", f"{self.longest_stall_s:.1f} s"),
@@ -104,6 +109,7 @@ def judge(evidence: Evidence) -> Verdict:
     rows, ledger = evidence.rows, evidence.ledger
     missing = [job_id for job_id in ledger.accepted if job_id not in rows]
     unended = [row.job_id for row in rows.values() if not row.status.is_final]
+    foreign = [row.job_id for row in rows.values() if has_foreign_result(row)]
     untold = [
         row.job_id
         for row in rows.values()
@@ -127,6 +133,7 @@ def judge(evidence: Evidence) -> Verdict:
         doubled=len(doubled),
         wrong=len(evidence.wrong),
         leaked=evidence.leaked,
+        foreign=len(foreign),
         untold=len(untold),
         webhooks=ledger.webhooks.total(),
         broken_attempts=len(delays),
@@ -140,6 +147,7 @@ def judge(evidence: Evidence) -> Verdict:
             *(f"{job_id} does not exist" for job_id in missing),
             *(f"{job_id} is still {rows[job_id].status}" for job_id in unended),
             *(f"{job_id} {why}" for job_id, why in doubled.items()),
+            *(f"{job_id} has the result {rows[job_id].output_key}" for job_id in foreign),
             *(f"{job_id} had no webhook" for job_id in untold),
             *(f"{job_id} {why}" for job_id, why in evidence.wrong.items()),
         ],
@@ -159,6 +167,12 @@ def doubled_jobs(
         if row is not None and row.status is not status:
             found[job_id] = f"was shown as {status}, and is {row.status}"
     return found
+
+
+def has_foreign_result(row: Row) -> bool:
+    """Whether it succeeded with the result of an attempt that is not the row's."""
+    own = output_key(AttemptRef(row.job_id, row.attempt), row.output_format)
+    return row.status is JobStatus.SUCCEEDED and row.output_key != own
 
 
 def delays_of_broken_attempts(

@@ -7,7 +7,8 @@ import json
 import time
 from uuid import UUID, uuid4
 
-from restoration.jobs import JobStatus
+from persistence.keys import output_key
+from restoration.jobs import AttemptRef, JobStatus, OutputFormat
 from restoration.webhooks import message_id, secret_key, signed_headers
 from tests.chaos.faults import Strike
 from tests.chaos.journal import Change, Row
@@ -16,12 +17,16 @@ from tests.chaos.verdict import Evidence, Verdict, judge
 from tests.chaos.webhooks import note_webhooks
 from tests.fakes.receiver import SECRET, Seen
 
+PNG = OutputFormat.PNG
 QUEUED, RUNNING, SUCCEEDED = JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED
 
 
-def job_row(job_id: UUID, status: JobStatus, *, wants_webhook: bool = False) -> Row:
+def job_row(
+    job_id: UUID, status: JobStatus, *, result_of: int = 2, wants_webhook: bool = False
+) -> Row:
     ended_at = 20.0 if status.is_final else None
-    return Row(job_id, "alice", status, 1, 10.0, ended_at, None, None, None, wants_webhook)
+    key = output_key(AttemptRef(job_id, result_of), PNG) if status is SUCCEEDED else None
+    return Row(job_id, status, PNG, "alice", 2, 10.0, ended_at, key, None, None, wants_webhook)
 
 
 def verdict_on(*rows: Row, changes: tuple[Change, ...] = (), **evidence: object) -> Verdict:
@@ -60,6 +65,20 @@ def test_an_end_that_a_client_was_told_otherwise_is_a_second_end() -> None:
     ledger.accepts(row.job_id, row.owner, "flower")
     ledger.sees_end(row.job_id, JobStatus.FAILED)
     assert verdict_on(row, ledger=ledger).doubled == 1
+
+
+def test_02_the_result_of_another_attempt_is_a_hole_in_the_fence() -> None:
+    """Although it has the right pixels: every attempt at a job yields the same."""
+    late = job_row(uuid4(), SUCCEEDED, result_of=1)
+    verdict = verdict_on(late, job_row(uuid4(), SUCCEEDED), job_row(uuid4(), RUNNING))
+    assert verdict.foreign == 1
+    assert f"{late.job_id} has the result outputs/{late.job_id}/1.png" in verdict.offenders
+
+
+def test_02_a_result_of_another_attempt_fails_the_run() -> None:
+    """Its row says that the second attempt ended the job, with what the first has stored."""
+    assert verdict_on(job_row(uuid4(), SUCCEEDED)).ok
+    assert not verdict_on(job_row(uuid4(), SUCCEEDED, result_of=1)).ok
 
 
 def test_11_an_end_that_no_webhook_told_is_untold() -> None:
