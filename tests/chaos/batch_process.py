@@ -41,9 +41,9 @@ class BatchProcess:
         self._heard = threading.Event()
         self._listener = threading.Thread(target=self._listen)
         self._listener.start()
-        self._heard.wait(CONNECT_TIMEOUT_S)
-        if self._process.poll() is not None:
-            raise ChildProcessError(f"the batch script ended: {log_path.read_text()[-2000:]}")
+        if not self._heard.wait(CONNECT_TIMEOUT_S) or self._process.poll() is not None:
+            self.__exit__()
+            raise ChildProcessError(f"the batch script: {log_path.read_text()[-2000:]}")
 
     def __enter__(self) -> Self:
         return self
@@ -55,8 +55,7 @@ class BatchProcess:
         assert self._process.stdin is not None
         self._process.stdin.close()
 
-    def end_input(self) -> None:
-        """Let it submit no more."""
+    def submit_no_more(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
 

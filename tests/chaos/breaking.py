@@ -51,21 +51,21 @@ def break_things(
         elapsed_s = time.monotonic() - began
         if elapsed_s > plan.seconds:
             break
-        happened = _strike_once_possible(fault, processes, rng)
-        tell(f"{elapsed_s:6.1f} s  {fault.kind}: {happened.detail if happened else 'NOT DONE'}")
-        if happened is not None:
-            strikes.append(happened)
+        try:
+            strikes.append(_strike_once_possible(fault, processes, rng))
+        except OSError as error:
+            tell(f"{elapsed_s:6.1f} s  {fault.kind}: NOT DONE: {error}")
+        else:
+            tell(f"{elapsed_s:6.1f} s  {fault.kind}: {strikes[-1].detail}")
     return strikes
 
 
-def _strike_once_possible(
-    fault: Fault, processes: StackProcesses, rng: random.Random
-) -> Strike | None:
-    """None when there was nothing to hit for VICTIM_S."""
+def _strike_once_possible(fault: Fault, processes: StackProcesses, rng: random.Random) -> Strike:
+    """Raises OSError when the fault could not be done, or had nothing to hit for VICTIM_S."""
     until = time.monotonic() + VICTIM_S
     pause = threading.Event()
-    while (happened := strike(fault, processes, rng)) is None:
-        if time.monotonic() > until:
-            return None
+    while time.monotonic() < until:
+        if (happened := strike(fault, processes, rng)) is not None:
+            return happened
         pause.wait(0.5)
-    return happened
+    raise ProcessLookupError("nothing to hit")

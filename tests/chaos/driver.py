@@ -57,22 +57,18 @@ def _run(
     journal.install()
     ledger = Ledger()
     users = HttpUsers(stack, ledger, samples, receiver.url(), seed=plan.seed)
-    stop = threading.Event()
-    load = threading.Thread(
-        target=users.submit_steadily, args=(plan.http_every_s, plan.http_at_most, stop)
-    )
     with BatchProcess(stack, ledger, samples) as batch:
-        load.start()
+        users.start(plan.http_every_s, plan.http_at_most)
         began = time.monotonic()
         try:
             strikes = break_things(plan, processes, tell)
         finally:
-            stop.set()
+            users.submit_no_more()
             broken_s = time.monotonic() - began
         tell(f"calm: waiting until each of {len(ledger.accepted)} accepted jobs has ended")
-        batch.end_input()
+        batch.submit_no_more()
         _wait_for_ends(journal, plan.stuck_s)
-        load.join(plan.stuck_s)
+        users.finish(plan.stuck_s)
         batch.finish(plan.stuck_s)
     _wait_for_ends(journal, plan.stuck_s)  # of what was submitted in the last moment
     secret = stack.restore("webhook-secret").stdout.strip()

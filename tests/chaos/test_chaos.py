@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.chaos.batch_script import OWNER as BATCH_OWNER
 from tests.chaos.breaking import Plan
 from tests.chaos.driver import run
+from tests.chaos.users import OWNERS as HTTP_OWNERS
 
 # Every part once; those that cost a job an attempt have others between them.
 KINDS = (
@@ -38,8 +40,12 @@ def test_01_no_accepted_job_is_lost_doubled_or_wrong_whatever_dies() -> None:
     right picture and a webhook that says so, and no engine is left behind."""
     lines: list[str] = []
     verdict = run(Plan(seed=7, kinds=KINDS, faults_every_s=3.0), lines.append)
-    report = "\n".join([*lines, *verdict.offenders, *(f"{n}: {v}" for n, v in verdict.table())])
+    figures = [*verdict.table(), *verdict.troubles.items()]
+    report = "\n".join([*lines, *verdict.offenders, *(f"{n}: {v}" for n, v in figures)])
     assert verdict.ok, report
-    assert verdict.succeeded > 0, report
+    assert verdict.failed == 0, report  # no job can meet enough of these faults to use up its tries
+    assert verdict.broken_attempts > 0, report
     assert verdict.webhooks > 0, report
+    assert min(verdict.successes.get(owner, 0) for owner in (*HTTP_OWNERS, BATCH_OWNER)) > 0, report
+    assert not [what for what in verdict.troubles if not what.startswith("submit")], report
     assert set(KINDS) - set(verdict.faults) <= NEED_A_RIGHT, report

@@ -9,9 +9,12 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
+from uuid import UUID
 
+from restoration.events import StateChanged
 from restoration.jobs import Priority
 from serve_app.client import ApiError, RestorationClient
 from tests.chaos.ledger import Ledger, Sample
@@ -54,9 +57,26 @@ class HttpUsers:
         self._samples = samples
         self._webhook_url = webhook_url
         self._rng = random.Random(seed)  # noqa: S311 - chance, not a secret
+        self._stop = threading.Event()
+        self._thread = ThreadPoolExecutor(1)
+        self._load: Future[None]
 
-    def submit_steadily(self, period_s: float, at_most: int, stop: threading.Event) -> None:
-        """A job every `period_s` until `stop`; returns when each has been seen through."""
+    def start(self, period_s: float, at_most: int) -> None:
+        """From now on a job every `period_s`, as long as fewer than `at_most` are under way."""
+        self._load = self._thread.submit(self._submit_steadily, period_s, at_most)
+
+    def submit_no_more(self) -> None:
+        self._stop.set()
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait until each job has been seen through, for at most so long; raises what doing so
+        raised. Whoever still watches a job then gives up when the stack has gone."""
+        if wait([self._load], timeout_s).not_done:
+            self._ledger.has_trouble("users over HTTP: did not end in time")
+        else:
+            self._load.result()
+
+    def _submit_steadily(self, period_s: float, at_most: int) -> None:
         places = threading.Semaphore(at_most)
 
         def take_place(wish: Wish) -> None:
@@ -65,12 +85,15 @@ class HttpUsers:
             finally:
                 places.release()
 
-        with ThreadPoolExecutor(at_most) as pool:
-            while not stop.wait(period_s):
+        with ExitStack() as ended, ThreadPoolExecutor(at_most) as pool:
+            for client in self._clients.values():
+                ended.callback(client.close)
+            under_way = []
+            while not self._stop.wait(period_s):
                 if places.acquire(blocking=False):
-                    pool.submit(take_place, self._wish())
-        for client in self._clients.values():
-            client.close()
+                    under_way.append(pool.submit(take_place, self._wish()))
+            for future in under_way:
+                future.result()
 
     def _wish(self) -> Wish:
         rng = self._rng
@@ -100,6 +123,13 @@ class HttpUsers:
             if wish.cancel_after_s is not None:
                 threading.Event().wait(wish.cancel_after_s)
                 client.cancel(job.id)
-            ledger.sees_end(job.id, client.wait(job.id).status)
+            watch_to_end(client, job.id, ledger)
         except ApiError as error:
             ledger.has_trouble(f"watch over HTTP: {error.code}")
+
+
+def watch_to_end(client: RestorationClient, job_id: UUID, ledger: Ledger) -> None:
+    """Put down the last state that the events tell, and apart from it what the job itself says."""
+    states = [each.status for each in client.events(job_id) if isinstance(each, StateChanged)]
+    ledger.sees_end(job_id, states[-1])
+    ledger.sees_end(job_id, client.get(job_id).status)

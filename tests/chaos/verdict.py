@@ -50,6 +50,7 @@ class Verdict:
     failures: Mapping[str, int]
     troubles: Mapping[str, int]
     faults: Mapping[str, int]
+    successes: Mapping[str, int]  # of each owner
     delays_s: Mapping[str, float]  # the longest for each kind of fault that broke attempts off
     offenders: Sequence[str]
 
@@ -121,6 +122,7 @@ def judge(evidence: Evidence) -> Verdict:
     for kind, delay_s in delays:
         delays_s[kind] = max(round(delay_s, 1), delays_s.get(kind, 0.0))
     ends = Counter(row.status for job_id, row in rows.items() if job_id in ledger.accepted)
+    successes = Counter(row.owner for row in rows.values() if row.status is JobStatus.SUCCEEDED)
     return Verdict(
         seconds=round(evidence.seconds, 1),
         seed=evidence.seed,
@@ -141,6 +143,7 @@ def judge(evidence: Evidence) -> Verdict:
         longest_stall_s=round(longest_stall_s(rows, evidence.strikes), 1),
         failures=dict(Counter(row.failure_code for row in rows.values() if row.failure_code)),
         troubles=dict(ledger.troubles),
+        successes=dict(successes),
         delays_s=delays_s,
         faults=dict(Counter(strike.kind for strike in evidence.strikes)),
         offenders=[
