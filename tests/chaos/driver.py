@@ -25,6 +25,7 @@ from tests.chaos.journal import Change, Journal
 from tests.chaos.ledger import Ledger
 from tests.chaos.processes import StackProcesses
 from tests.chaos.results import make_samples, references, wrong_results
+from tests.chaos.revision import Revision
 from tests.chaos.users import HttpUsers
 from tests.chaos.verdict import Evidence, Verdict, judge
 from tests.chaos.webhooks import listening, note_webhooks
@@ -78,6 +79,7 @@ def _run(
     tell("comparing every result with its reference")
     return judge(
         Evidence(
+            revision=Revision.now(),
             seconds=broken_s,
             seed=plan.seed,
             ledger=ledger,

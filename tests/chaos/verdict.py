@@ -24,12 +24,15 @@ from restoration.jobs import AttemptRef, JobStatus
 from tests.chaos.faults import Strike
 from tests.chaos.journal import Change, Row
 from tests.chaos.ledger import Ledger
+from tests.chaos.revision import Revision
 
 UNHIT = "no fault in the attempt"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
+    date: str
+    commit: str
     seconds: float
     seed: int
     submitted: int
@@ -65,6 +68,7 @@ class Verdict:
     def table(self) -> list[tuple[str, str]]:
         """Names and values, in the order of the report."""
         return [
+            ("date, commit", f"{self.date}, {self.commit}"),
             ("seconds of chaos", f"{self.seconds:.0f}"),
             ("faults", str(sum(self.faults.values()))),
             ("submitted", str(self.submitted)),
@@ -96,6 +100,7 @@ class Evidence:
     `wrong` names the jobs whose result is not the reference's, `leaked` counts engines.
     """
 
+    revision: Revision
     seconds: float
     seed: int
     ledger: Ledger
@@ -124,6 +129,8 @@ def judge(evidence: Evidence) -> Verdict:
     ends = Counter(row.status for job_id, row in rows.items() if job_id in ledger.accepted)
     successes = Counter(row.owner for row in rows.values() if row.status is JobStatus.SUCCEEDED)
     return Verdict(
+        date=evidence.revision.date,
+        commit=evidence.revision.commit,
         seconds=round(evidence.seconds, 1),
         seed=evidence.seed,
         submitted=ledger.submitted,

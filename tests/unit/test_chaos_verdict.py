@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
 import time
+from pathlib import Path
 from uuid import UUID, uuid4
+
+import pytest
 
 from persistence.keys import output_key
 from restoration.jobs import AttemptRef, JobStatus, OutputFormat
@@ -13,11 +18,13 @@ from restoration.webhooks import message_id, secret_key, signed_headers
 from tests.chaos.faults import Strike
 from tests.chaos.journal import Change, Row
 from tests.chaos.ledger import Ledger
+from tests.chaos.revision import Revision
 from tests.chaos.verdict import Evidence, Verdict, judge
 from tests.chaos.webhooks import note_webhooks
 from tests.fakes.receiver import SECRET, Seen
 
 PNG = OutputFormat.PNG
+REVISION = Revision("53486a3", "2026-11-29")
 QUEUED, RUNNING, SUCCEEDED = JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.SUCCEEDED
 
 
@@ -36,7 +43,7 @@ def verdict_on(*rows: Row, changes: tuple[Change, ...] = (), **evidence: object)
         ledger.accepts(row.job_id, row.owner, "flower")
     whole = {"ledger": ledger, "strikes": (), "wrong": {}, "leaked": 0} | evidence
     by_id = {row.job_id: row for row in rows}
-    return judge(Evidence(60, 0, rows=by_id, changes=changes, **whole))  # type: ignore[arg-type]
+    return judge(Evidence(REVISION, 60, 0, rows=by_id, changes=changes, **whole))  # type: ignore[arg-type]
 
 
 def test_an_accepted_job_without_a_row_is_lost() -> None:
@@ -124,3 +131,28 @@ def test_a_broken_attempts_delay_is_counted_from_its_first_fault() -> None:
     strikes = (Strike("before", 10.5, ""), Strike("first", 12.0, ""), Strike("second", 15.0, ""))
     verdict = verdict_on(row, changes=changes, strikes=strikes)
     assert (verdict.broken_attempts, verdict.longest_delay_s) == (1, 5.5)
+
+
+def test_the_report_names_the_code_that_it_is_about() -> None:
+    """In the table and in the file: a figure without its date is nobody's."""
+    verdict = verdict_on()
+    assert dict(verdict.table())["date, commit"] == "2026-11-29, 53486a3"
+    assert verdict.as_json()["commit"] == "53486a3"
+
+
+def test_the_commit_is_gits_and_says_when_there_was_more_than_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy without history has none, and changes that are in no commit are told."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    assert Revision.now(tmp_path).commit == "unknown"
+    for words in (
+        ("init", "--quiet"),
+        ("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--allow-empty", "-mx"),
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    whole = Revision.now(tmp_path).commit
+    (tmp_path / "more").touch()
+    subprocess.run(["git", "-C", str(tmp_path), "add", "more"], check=True)
+    assert Revision.now(tmp_path).commit == f"{whole}-dirty"
