@@ -19,11 +19,12 @@ from tests.chaos.connections import drop_connections
 from tests.chaos.processes import Part, Process, StackProcesses
 
 ENGINE_GONE_S = 15.0  # the guard gives an orphan's engine 5 s to end by itself
-# Beyond the lease (4 s), below the patience of Serve's health check (30 s).
-WORKER_STOPPED_S = 8.0
-ENGINE_STOPPED_S = 6.0
+# From and to. Beyond the lease (4 s), below the patience of Serve's health check (30 s). At its
+# shortest the worker is back, and brings its attempt's result, while the next attempt runs.
+WORKER_STOPPED_S = (4.5, 8.0)
+ENGINE_STOPPED_S = (6.0, 6.0)
 # Longer than clients wait for a connection, shorter than the supervisor waits for an answer.
-SERVICE_STOPPED_S = 8.0
+SERVICE_STOPPED_S = (8.0, 8.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +79,20 @@ def _seconds_to_end(process: Process) -> float | None:
 
 
 def stop_for_a_while(
-    part: Part, duration_s: float, stack: StackProcesses, rng: random.Random
+    part: Part, between_s: tuple[float, float], stack: StackProcesses, rng: random.Random
 ) -> str | None:
-    """SIGSTOP for the process and all below it, and SIGCONT `duration_s` later."""
+    """SIGSTOP for the process and all below it, and SIGCONT after a time between the two."""
     victim = _pick(stack, part, rng)
     if victim is None:
         return None
+    duration_s = rng.uniform(*between_s)
     stopped = [each for each in victim.tree() if each.send(signal.SIGSTOP)]
     try:
         threading.Event().wait(duration_s)
     finally:
         for each in stopped:
             each.send(signal.SIGCONT)
-    return f"pid {victim.pid}, for {duration_s:g} s" if stopped else None
+    return f"pid {victim.pid}, for {duration_s:.1f} s" if stopped else None
 
 
 def hang(stack: StackProcesses, rng: random.Random) -> str | None:
