@@ -1,0 +1,111 @@
+"""What a GPU worker answers when Serve asks how it is: one that raises is replaced."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.gpu_worker import GpuWorker
+from restoration.errors import DependencyUnavailable, EngineUnavailable
+
+NO_DEVICE = EngineUnavailable("no such device")
+
+
+@dataclass
+class Engine:
+    """Dead or well; `broken` is the error of its last start, after too many that failed."""
+
+    well: bool = True
+    broken: EngineUnavailable | None = None
+    trouble: EngineUnavailable | None = None  # of its next starts
+    starts: int = 0
+
+    async def healthy(self) -> bool:
+        return self.well
+
+    async def start(self) -> None:
+        self.starts += 1
+        if self.trouble is not None:
+            raise self.trouble
+        self.well = True
+
+
+@dataclass
+class Worker:
+    """As much of a GPU worker as is asked, without Ray."""
+
+    engine: Engine = field(default_factory=Engine)
+    idle: bool = True
+    reports: DependencyUnavailable | None = None  # how reporting ended, if it did
+    accounts: DependencyUnavailable | None = None
+
+    async def check_health(self) -> None:
+        tasks = [asyncio.create_task(_ends(error)) for error in (self.reports, self.accounts)]
+        await asyncio.sleep(0)
+        worker: Any = SimpleNamespace(
+            _engine=self.engine,
+            _pipeline=SimpleNamespace(idle=self.idle),
+            _reporting=tasks[0],
+            _accounting=tasks[1],
+        )
+        try:
+            await GpuWorker.check_health(worker)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+async def _ends(error: DependencyUnavailable | None) -> None:
+    if error is not None:
+        raise error
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("idle", [True, False])
+async def test_07_a_worker_whose_engine_cannot_start_asks_to_be_replaced(idle: bool) -> None:
+    """With the reason, also while a job waits for it to start; and it starts it no more."""
+    worker = Worker(Engine(well=False, broken=NO_DEVICE), idle)
+    with pytest.raises(EngineUnavailable, match="no such device"):
+        await worker.check_health()
+    assert worker.engine.starts == 0
+
+
+async def test_07_a_dead_engine_is_started_between_jobs() -> None:
+    """A worker that brings its engine back is well, and stays."""
+    worker = Worker(Engine(well=False))
+    await worker.check_health()
+    assert (worker.engine.well, worker.engine.starts) == (True, 1)
+    await worker.check_health()
+    assert worker.engine.starts == 1
+
+
+async def test_07_a_start_that_fails_makes_the_worker_unwell() -> None:
+    """The check says so; the next one tries again, until the engine counts as broken."""
+    worker = Worker(Engine(well=False, trouble=NO_DEVICE))
+    for starts in (1, 2):
+        with pytest.raises(EngineUnavailable, match="no such device"):
+            await worker.check_health()
+        assert worker.engine.starts == starts
+    worker.engine.trouble = None
+    await worker.check_health()
+
+
+async def test_07_an_engine_with_a_job_is_left_to_the_job() -> None:
+    """A busy engine may be slow to answer: the check neither asks nor starts it."""
+    worker = Worker(Engine(well=False), idle=False)
+    await worker.check_health()
+    assert worker.engine.starts == 0
+
+
+@pytest.mark.parametrize("ended", ["reports", "accounts"])
+async def test_07_a_worker_that_no_longer_reports_or_accounts_is_replaced(ended: str) -> None:
+    """However well its engine is: nobody would know of it, or pay for it."""
+    worker = Worker()
+    await worker.check_health()
+    setattr(worker, ended, DependencyUnavailable("gone for good"))
+    with pytest.raises(DependencyUnavailable, match="gone for good"):
+        await worker.check_health()
