@@ -6,24 +6,29 @@ One cluster goes through it, and each test looks at a part. What becomes of node
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
 
 from comfy_pool.provision import EngineInstall
-from restoration.jobs import Job, JobStatus
+from restoration.jobs import AttemptOutcome, Job, JobStatus
 from tests.fleet import NODES, WORKERS, Fleet, running_fleet
-from tests.ray_cluster import EngineProcess
+from tests.ray_cluster import EngineProcess, wait_for
+
+SHORT_S = 6.0
+LONG_S = 35.0  # to be running yet when the others' workers have been drained and are gone
 
 
 @dataclass
 class Burst:
-    """What was seen of three jobs for a cluster without a node."""
+    """What was seen of three jobs for a cluster without a node, the last of them a long one."""
 
     nodes_before: int
     jobs: list[Job]
     engines: set[EngineProcess]
+    long_when_workers_went: Job
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +40,28 @@ async def fleet(engine_install: EngineInstall) -> AsyncIterator[Fleet]:
 @pytest.fixture(scope="module")
 async def burst(fleet: Fleet) -> Burst:
     before = len(fleet.cluster.nodes())
-    ids = await fleet.submit(WORKERS, seconds=6)
+    ids = await fleet.submit(WORKERS - 1, SHORT_S)
+    ids += await fleet.submit(1, LONG_S)  # last, so that it has not begun long before the others
     await fleet.has_nodes(NODES)
     engines = await fleet.has_engines(WORKERS)
-    return Burst(before, await fleet.reach(ids, JobStatus.SUCCEEDED), engines)
+    await asyncio.to_thread(wait_for, lambda: len(fleet.cluster.engines()) < WORKERS)
+    [long] = await fleet.services.jobs.find(ids[-1:])
+    return Burst(before, await fleet.reach(ids, JobStatus.SUCCEEDED), engines, long)
 
 
 async def test_03_a_burst_brings_nodes_and_the_jobs_end(burst: Burst) -> None:
     """Jobs for a cluster without a GPU node get all nodes that they need, and each runs once."""
     assert burst.nodes_before == 0
     assert [(job.status, job.attempt) for job in burst.jobs] == [(JobStatus.SUCCEEDED, 1)] * WORKERS
+
+
+async def test_03_workers_go_while_a_job_runs(burst: Burst) -> None:
+    """Those without a job are let go while another's runs, and it ends at its first attempt, on
+    whichever worker was told to go."""
+    long = burst.long_when_workers_went
+    assert (long.status, long.attempt) == (JobStatus.RUNNING, 1)
+    ended = next(job for job in burst.jobs if job.id == long.id)
+    assert [attempt.outcome for attempt in ended.attempts] == [AttemptOutcome.SUCCEEDED]
 
 
 async def test_05_each_engine_has_its_gpu_and_its_port(fleet: Fleet, burst: Burst) -> None:
