@@ -23,7 +23,7 @@ from persistence.embedded.local import LocalServices
 from persistence.migrate import upgrade
 from restoration.settings import NodeSettings
 from tests.fakes.collector import Collector, collecting
-from tests.stack import Stack, running_stack
+from tests.stack import LEASE_S, Stack, running_stack
 from workflows.catalog import load_catalog
 
 
@@ -99,6 +99,6 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture(scope="session")
 def stack(engine_install: EngineInstall, collector: Collector) -> Iterator[Stack]:
     """Everything real, and two workers, each with a ComfyUI."""
-    tracing = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
-    with running_stack("--workers", "2", environ=tracing) as stack:
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "LEASE_S": str(LEASE_S)}
+    with running_stack("--workers", "2", environ=environ) as stack:
         yield stack

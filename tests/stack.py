@@ -23,6 +23,7 @@ from serve_app.stack_record import StackRecord, find_stack, issuer_folder
 
 RESTORE = Path(sys.executable).with_name("restore")
 START_TIMEOUT_S = 480
+LEASE_S = 60  # of the stack that tests share: what happens sooner does not wait for a lease
 REPORTED_S = 3  # a worker reports every second, and first when its engine is warm
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -24,7 +25,7 @@ from serve_app.client import RestorationClient
 from serve_app.schemas import Restoration
 from tests.e2e.stack_processes import Process, engines, of_stack, wait_until, workers
 from tests.photos import jpeg, original
-from tests.stack import Stack, running_stack
+from tests.stack import LEASE_S, Stack, running_stack
 
 pytestmark = pytest.mark.real_engine
 
@@ -91,13 +92,18 @@ def assert_ran_again(client: RestorationClient, job_id: UUID, out: Path) -> Rest
 def test_02_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
     stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
 ) -> None:
-    """SIGKILL of the replica: its ComfyUI is gone, another attempt makes the one result."""
+    """SIGKILL of the replica: its ComfyUI is gone, another attempt makes the one result. The job
+    is queued again long before its lease lapses."""
     job = client.submit(photo)
     port = port_at_work(stack)
     worker, engine = workers(stack.state_dir)[port], engines(stack.state_dir)[port]
+    killed_at = datetime.now(UTC)
     worker.kill()
     wait_until(lambda: not engine.is_alive(), timeout_s=15)
     ended = assert_ran_again(client, job.id, tmp_path / "restored.png")
+    lost = ended.attempts[0]
+    assert lost.code == "worker_lost"
+    assert lost.ended_at - killed_at < timedelta(seconds=LEASE_S / 3)
     assert stored_results(stack, ended) == [output_key(AttemptRef(job.id, 2), OutputFormat.PNG)]
 
 
