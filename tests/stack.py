@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from serve_app.client import RestorationClient
 from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
 from serve_app.schemas_workers import WorkerView
 from serve_app.scopes import USER_SCOPES
-from serve_app.stack_record import StackRecord, find_stack, issuer_folder
+from serve_app.stack_record import STOP_TIMEOUT_S, StackRecord, find_stack, issuer_folder
+from tests.e2e.stack_processes import wait_until
 
 RESTORE = Path(sys.executable).with_name("restore")
 START_TIMEOUT_S = 480
@@ -80,6 +82,22 @@ class Stack:
         return run_restore(self.state_dir, *arguments, check=check, environ=self.environ)
 
 
+@dataclass(frozen=True)
+class Terminal:
+    """A stack whose `restore up` is in the foreground, and leads a process group of its own."""
+
+    stack: Stack
+    up: subprocess.Popen[bytes]
+
+    def press_ctrl_c(self) -> int:
+        """SIGINT for all of the group, as from a terminal; the exit status of `restore up`."""
+        os.killpg(self.up.pid, signal.SIGINT)
+        return self.up.wait(STOP_TIMEOUT_S)
+
+    def says(self) -> str:
+        return _said(self.stack.state_dir).read_text()
+
+
 def run_restore(
     state_dir: Path,
     *arguments: str,
@@ -87,10 +105,9 @@ def run_restore(
     environ: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """The `restore` command on this state folder; whatever happens, no traceback."""
-    own = {"COMFY_RESTORE_STATE": str(state_dir), "COLUMNS": "200"}
     done = subprocess.run(
         [RESTORE, *arguments],
-        env={**os.environ, **(environ or {}), **own},
+        env=_environ(state_dir, environ),
         capture_output=True,
         text=True,
         timeout=START_TIMEOUT_S,
@@ -100,16 +117,52 @@ def run_restore(
     return done
 
 
+def _environ(state_dir: Path, environ: Mapping[str, str] | None) -> dict[str, str]:
+    own = {"COMFY_RESTORE_STATE": str(state_dir), "COLUMNS": "200"}
+    return {**os.environ, **(environ or {}), **own}
+
+
 @contextmanager
 def running_stack(*options: str, environ: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """`restore up` in a state folder of its own, and `restore down`."""
-    with tempfile.TemporaryDirectory(prefix="comfy-restore-", ignore_cleanup_errors=True) as folder:
-        stack = Stack(Path(folder), environ or {})
+    with _state_dir() as folder:
+        stack = Stack(folder, environ or {})
         stack.restore("up", "--detach", "--port", str(free_port()), *options)
         try:
             yield stack
         finally:
             stack.restore("down")
+
+
+@contextmanager
+def running_in_terminal(environ: Mapping[str, str]) -> Iterator[Terminal]:
+    """The same with a `restore up` that stays."""
+    with _state_dir() as folder, _said(folder).open("wb") as said:
+        up = subprocess.Popen(
+            [RESTORE, "up", "--port", str(free_port())],
+            env=_environ(folder, environ),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+        terminal = Terminal(Stack(folder, environ), up)
+        try:
+            wait_until(lambda: find_stack(folder) or up.poll() is not None, START_TIMEOUT_S)
+            yield terminal
+        finally:
+            terminal.stack.restore("down")
+            up.wait()
+
+
+def _said(state_dir: Path) -> Path:
+    return state_dir / "terminal.log"
+
+
+@contextmanager
+def _state_dir() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="comfy-restore-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def free_port() -> int:

@@ -25,7 +25,7 @@ from serve_app.client import RestorationClient
 from serve_app.schemas import Restoration
 from tests.e2e.stack_processes import Process, engines, of_stack, wait_until, workers
 from tests.photos import jpeg, original
-from tests.stack import LEASE_S, Stack, running_stack
+from tests.stack import LEASE_S, Stack, Terminal, running_in_terminal
 
 pytestmark = pytest.mark.real_engine
 
@@ -136,11 +136,17 @@ def test_07_a_killed_engine_is_started_again_and_its_job_runs_again(
 
 
 @pytest.fixture(scope="module")
-def attached(stack: Stack) -> Iterator[Stack]:
-    """A second stack, on a ComfyUI of the first: it has none of its own, and is quick to start."""
+def terminal(stack: Stack) -> Iterator[Terminal]:
+    """A second stack, on a ComfyUI of the first: it has none of its own, and is quick to start.
+    Its first `restore up` is in the foreground, the later ones are not."""
     environ = {"COMFYUI_URL": stack.comfyui_url(), "DRAIN_S": "4"}
-    with running_stack(environ=environ) as attached:
-        yield attached
+    with running_in_terminal(environ) as terminal:
+        yield terminal
+
+
+@pytest.fixture(scope="module")
+def attached(terminal: Terminal) -> Stack:
+    return terminal.stack
 
 
 def test_an_attached_stack_works_with_somebody_elses_comfyui(
@@ -163,6 +169,30 @@ def test_a_second_stack_on_one_folder_is_refused(attached: Stack, how: list[str]
     assert f"pid {attached.record.pid}" in refused.stderr
     with attached.http() as http:
         assert http.get("/readyz").is_success
+
+
+def test_13_ctrl_c_stops_all_that_restore_up_started_and_loses_no_job(
+    terminal: Terminal, attached: Stack, photo: bytes
+) -> None:
+    """A terminal sends SIGINT to every process of the group, whatever Ray has put there: it is an
+    orderly stop all the same. `restore up` says so and ends well, nothing of it is left, and the
+    job that ran ends after the next `restore up`, with no attempt lost on the way."""
+    port = attached.record.url.rpartition(":")[2]
+    with attached.client() as client:
+        job = client.submit(photo)
+        wait_until(lambda: client.get(job.id).status is JobStatus.RUNNING, timeout_s=30)
+    processes = of_stack(attached.state_dir, attached.record.pid)
+    assert len(processes) > 10
+    assert terminal.press_ctrl_c() == 0
+    assert left_of(attached, processes) == []
+    assert terminal.says().endswith("stopped\n")
+    assert "Traceback" not in terminal.says()
+    attached.restore("up", "--detach", "--port", port)
+    with attached.client() as client:
+        ended = client.wait(job.id)
+    assert ended.status is JobStatus.SUCCEEDED, ended.failure
+    outcomes = {attempt.outcome for attempt in ended.attempts}
+    assert outcomes <= {AttemptOutcome.HANDED_BACK, AttemptOutcome.SUCCEEDED}
 
 
 def test_13_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
