@@ -118,9 +118,7 @@ class RayCluster:
 
     def jobs_in_hand_when_told_to_go(self) -> list[int]:
         """Of each worker that Serve has told so, by the workers' logs."""
-        logs = (self.folder / "ray").glob("session_*/logs/worker-*")
-        told = (_TOLD_TO_GO.findall(log.read_text(errors="replace")) for log in logs)
-        return [int(count) for counts in told for count in counts]
+        return jobs_in_hand_when_told_to_go((self.folder / "ray").glob("session_*/logs/worker-*"))
 
     def close(self) -> None:
         """End every process of this cluster."""
@@ -145,6 +143,12 @@ class RayCluster:
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
+
+
+def jobs_in_hand_when_told_to_go(logs: Iterable[Path]) -> list[int]:
+    """Of each worker that Serve has told so, by these logs of workers."""
+    told = (_TOLD_TO_GO.findall(log.read_text(errors="replace")) for log in logs)
+    return [int(count) for counts in told for count in counts]
 
 
 def tree(process: psutil.Process) -> list[psutil.Process]:

@@ -1,6 +1,6 @@
 """`make failover`: another release is deployed over a service at work.
 
-Not named `test_...`: it starts every engine of a stack anew, which takes a minute or two.
+Not named `test_...`: it starts every engine of a stack anew, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -8,37 +8,78 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from comfy_pool.provision import EngineInstall
 from restoration.jobs import AttemptOutcome, JobStatus
-from tests.e2e.stack_processes import wait_until, workers
-from tests.photos import jpeg, original
-from tests.stack import Stack
+from serve_app.client import RestorationClient
+from serve_app.schemas import Restoration
+from tests.e2e.stack_processes import Process, wait_until, workers
+from tests.fleet import holding, photo
+from tests.ray_cluster import ROOT, jobs_in_hand_when_told_to_go
+from tests.stack import Stack, running_stack
 
 pytestmark = pytest.mark.real_engine
 
 DEPLOY_S = 240
+LONG_S = 90.0  # to be running yet when their workers are told to go, on a slow machine too
+DRAIN_S = 180  # above the longest job, as in a cluster
+WORKERS = 2
+
+
+@pytest.fixture(scope="module")
+def stack(engine_install: EngineInstall) -> Iterator[Stack]:
+    """A stack of its own, with a workflow that holds a GPU for as long as it is told."""
+    environ = {
+        "WORKFLOWS_DIR": str(ROOT / "benchmarks" / "workflows"),
+        "CUSTOM_NODES_DIR": str(ROOT / "benchmarks"),
+        "WARM_UP_WORKFLOW": "held",
+        "DRAIN_S": str(DRAIN_S),
+    }
+    with running_stack("--workers", str(WORKERS), environ=environ) as stack:
+        yield stack
 
 
 def test_06_a_deployment_over_running_jobs_loses_none(stack: Stack) -> None:
-    """Jobs from before, from meanwhile and from after all succeed, and none is charged a failed
-    attempt; every worker is another process."""
-    photo = jpeg(original("flower").resize((160, 106)))
+    """Jobs from before, from meanwhile and from after all succeed, each after one attempt; every
+    worker is another process. Both of the first jobs ran when the deployment began, and a worker
+    was told to go with a job in hand: else nothing of this would be shown."""
+    wait_until(lambda: len(workers(stack.state_dir)) == WORKERS, timeout_s=60)
     before = set(workers(stack.state_dir).values())
+    logs = [_log_of(worker) for worker in before]
     with stack.client() as client:
-        jobs = [client.submit(photo) for _ in range(2)]
-        wait_until(lambda: client.get(jobs[0].id).status is JobStatus.RUNNING, timeout_s=60)
-        deploying = subprocess.Popen(
-            [sys.executable, "-m", "tests.failover.redeploy"],
-            env={**os.environ, "RAY_ADDRESS": stack.record.ray_address, "RAY_AUTH_MODE": "token"},
-        )
-        jobs.append(client.submit(photo, workflow="enlarge"))
+        jobs = [_hold(client, LONG_S) for _ in range(WORKERS)]
+        wait_until(lambda: _all_run(client, jobs), timeout_s=60)
+        deploying = _deploy(stack)
+        jobs.append(_hold(client, seconds=1))
         assert deploying.wait(DEPLOY_S) == 0
-        jobs.append(client.submit(photo, workflow="enlarge"))
+        jobs.append(_hold(client, seconds=1))
         ended = [client.wait(job.id) for job in jobs]
-    assert {job.status for job in ended} == {JobStatus.SUCCEEDED}
-    attempts = [attempt.outcome for job in ended for attempt in job.attempts]
-    assert AttemptOutcome.FAILED not in attempts
-    wait_until(lambda: len(workers(stack.state_dir)) == 2, timeout_s=DEPLOY_S)
+    outcomes = [[attempt.outcome for attempt in job.attempts] for job in ended]
+    assert outcomes == [[AttemptOutcome.SUCCEEDED]] * len(jobs)
+    wait_until(lambda: len(workers(stack.state_dir)) == WORKERS, timeout_s=DEPLOY_S)
     assert before.isdisjoint(workers(stack.state_dir).values())
+    assert max(jobs_in_hand_when_told_to_go(logs)) >= 1
+
+
+def _hold(client: RestorationClient, seconds: float) -> Restoration:
+    return client.submit(photo(), workflow="held", params=holding(seconds))
+
+
+def _all_run(client: RestorationClient, jobs: list[Restoration]) -> bool:
+    return all(client.get(job.id).status is JobStatus.RUNNING for job in jobs)
+
+
+def _deploy(stack: Stack) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.failover.redeploy"],
+        env={**os.environ, "RAY_ADDRESS": stack.record.ray_address, "RAY_AUTH_MODE": "token"},
+    )
+
+
+def _log_of(worker: Process) -> Path:
+    """Where Ray has it write."""
+    return Path(f"/proc/{worker.pid}/fd/2").readlink()
