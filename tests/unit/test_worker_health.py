@@ -40,17 +40,15 @@ class Worker:
 
     engine: Engine = field(default_factory=Engine)
     idle: bool = True
-    reports: DependencyUnavailable | None = None  # how reporting ended, if it did
-    accounts: DependencyUnavailable | None = None
+    background: DependencyUnavailable | None = None  # how one of its tasks ended, if it did
 
     async def check_health(self) -> None:
-        tasks = [asyncio.create_task(_ends(error)) for error in (self.reports, self.accounts)]
+        tasks = [asyncio.create_task(_ends(error)) for error in (None, self.background)]
         await asyncio.sleep(0)
         worker: Any = SimpleNamespace(
             _engine=self.engine,
             _pipeline=SimpleNamespace(idle=self.idle),
-            _reporting=tasks[0],
-            _accounting=tasks[1],
+            _background=tasks,
         )
         try:
             await GpuWorker.check_health(worker)
@@ -101,11 +99,8 @@ async def test_07_an_engine_with_a_job_is_left_to_the_job() -> None:
     assert worker.engine.starts == 0
 
 
-@pytest.mark.parametrize("ended", ["reports", "accounts"])
-async def test_07_a_worker_that_no_longer_reports_or_accounts_is_replaced(ended: str) -> None:
-    """However well its engine is: nobody would know of it, or pay for it."""
-    worker = Worker()
-    await worker.check_health()
-    setattr(worker, ended, DependencyUnavailable("gone for good"))
+async def test_07_a_worker_with_a_task_that_ended_is_replaced() -> None:
+    """However well its engine is: nobody would know of it, or pay for it, or see how far it is."""
+    worker = Worker(background=DependencyUnavailable("gone for good"))
     with pytest.raises(DependencyUnavailable, match="gone for good"):
         await worker.check_health()
