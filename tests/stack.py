@@ -138,14 +138,15 @@ def running_stack(*options: str, environ: Mapping[str, str] | None = None) -> It
 def running_in_terminal(environ: Mapping[str, str]) -> Iterator[Terminal]:
     """The same with a `restore up` that stays."""
     with _state_dir() as folder, _said(folder).open("wb") as said:
-        up = subprocess.Popen(
-            [RESTORE, "up", "--port", str(free_port())],
-            env=_environ(folder, environ),
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
+        with _hearing_ctrl_c():
+            up = subprocess.Popen(
+                [RESTORE, "up", "--port", str(free_port())],
+                env=_environ(folder, environ),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
         terminal = Terminal(Stack(folder, environ), up)
         try:
             wait_until(lambda: find_stack(folder) or up.poll() is not None, START_TIMEOUT_S)
@@ -153,6 +154,17 @@ def running_in_terminal(environ: Mapping[str, str]) -> Iterator[Terminal]:
         finally:
             terminal.stack.restore("down")
             up.wait()
+
+
+@contextmanager
+def _hearing_ctrl_c() -> Iterator[None]:
+    """What is started meanwhile hears SIGINT, as from a terminal, also when these tests are a job
+    in a shell's background: that ignores SIGINT, and what it starts inherits that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _said(state_dir: Path) -> Path:
