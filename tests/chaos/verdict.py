@@ -116,16 +116,10 @@ def judge(evidence: Evidence) -> Verdict:
     missing = [job_id for job_id in ledger.accepted if job_id not in rows]
     unended = [row.job_id for row in rows.values() if not row.status.is_final]
     foreign = [row.job_id for row in rows.values() if has_foreign_result(row)]
-    untold = [
-        row.job_id
-        for row in rows.values()
-        if row.wants_webhook and row.status.is_final and row.job_id not in ledger.webhooks
-    ]
+    untold = _untold(rows.values(), ledger)
     doubled = doubled_jobs(rows, evidence.changes, ledger.seen)
     delays = delays_of_broken_attempts(evidence.changes, evidence.strikes)
-    delays_s: dict[str, float] = {}
-    for kind, delay_s in delays:
-        delays_s[kind] = max(round(delay_s, 1), delays_s.get(kind, 0.0))
+    delays_s = _longest_of_each(delays)
     ends = Counter(row.status for job_id, row in rows.items() if job_id in ledger.accepted)
     successes = Counter(row.owner for row in rows.values() if row.status is JobStatus.SUCCEEDED)
     return Verdict(
@@ -162,6 +156,19 @@ def judge(evidence: Evidence) -> Verdict:
             *(f"{job_id} {why}" for job_id, why in evidence.wrong.items()),
         ],
     )
+
+
+def _untold(rows: Iterable[Row], ledger: Ledger) -> list[UUID]:
+    """Jobs that ended, and whose webhook nobody received."""
+    ended = (row for row in rows if row.wants_webhook and row.status.is_final)
+    return [row.job_id for row in ended if row.job_id not in ledger.webhooks]
+
+
+def _longest_of_each(delays: Iterable[tuple[str, float]]) -> dict[str, float]:
+    longest: dict[str, float] = {}
+    for kind, delay_s in delays:
+        longest[kind] = max(round(delay_s, 1), longest.get(kind, 0.0))
+    return longest
 
 
 def doubled_jobs(
