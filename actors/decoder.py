@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from io import FileIO
 
-from actors.pictures import Picture, examine
+from actors.images.reader import ImageInfo, examine
 from restoration.errors import InvalidRequest
 from restoration.images import UploadLimits
 
@@ -31,7 +31,7 @@ SIZE = struct.Struct(">Q")
 _PR_SET_PDEATHSIG = 1
 _INPUT, _ERRORS = 0, 2
 
-Examine = Callable[[bytes, UploadLimits], Picture]
+Examine = Callable[[bytes, UploadLimits], ImageInfo]
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 import structlog
 
 from actors.decoder import READY, SIZE, Allowance
-from actors.pictures import Picture
+from actors.images.reader import ImageInfo
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -53,7 +53,7 @@ _REFUSALS: dict[str, type[InvalidRequest]] = {
 
 
 class Examiner(Protocol):
-    async def examine(self, data: bytes) -> Picture:
+    async def examine(self, data: bytes) -> ImageInfo:
         """What the upload is. Raises InvalidRequest and its kin, DependencyUnavailable."""
 
 
@@ -75,7 +75,7 @@ class Decoders:
         self._own = threading.local()
         self._all: set[_Decoder] = set()
 
-    async def examine(self, data: bytes) -> Picture:
+    async def examine(self, data: bytes) -> ImageInfo:
         check_size_bytes(len(data), self._limits)
         sniff(data)  # what is no picture is refused here and now
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._examine, data)
@@ -86,7 +86,7 @@ class Decoders:
         for decoder in self._all:
             await asyncio.to_thread(decoder.end)
 
-    def _examine(self, data: bytes) -> Picture:
+    def _examine(self, data: bytes) -> ImageInfo:
         decoder = self._decoder()
         try:
             answer = decoder.ask(data, self._timeout_s)
@@ -121,7 +121,7 @@ def _memory_bytes(limits: UploadLimits) -> int:
     return _BASE_BYTES + _BYTES_A_PIXEL * limits.max_pixels + 3 * limits.max_bytes
 
 
-def _parsed(answer: bytes) -> Picture | InvalidRequest | None:
+def _parsed(answer: bytes) -> ImageInfo | InvalidRequest | None:
     """None when memory ran out. What a decoder says is believed no further than this."""
     found: dict[str, Any] = json.loads(answer)
     if "exhausted" in found:
@@ -129,7 +129,7 @@ def _parsed(answer: bytes) -> Picture | InvalidRequest | None:
     if "refused" in found:
         return _REFUSALS[found["refused"]](str(found["message"]), **found["details"])
     picture = found["picture"]
-    return Picture(ImageType(picture["type"]), int(picture["width"]), int(picture["height"]))
+    return ImageInfo(ImageType(picture["type"]), int(picture["width"]), int(picture["height"]))
 
 
 class _Lost(Exception):
@@ -191,7 +191,7 @@ class _Decoder:
     def lives(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, data: bytes, timeout_s: float) -> Picture | InvalidRequest | None:
+    def ask(self, data: bytes, timeout_s: float) -> ImageInfo | InvalidRequest | None:
         """What it answers, None if it has run out of memory. Raises _Lost."""
         deadline = time.monotonic() + timeout_s
         try:

@@ -17,9 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import IO, Self, cast
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 
-from actors.conversion import encode
+from actors.images.encode import encode
 from restoration.engine import EngineResult, Pixels
 from restoration.jobs import OutputFormat
 
@@ -31,7 +32,7 @@ SMALL_PIXELS = 2**18  # a few milliseconds, most of them outside the interpreter
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 
-Order = tuple[EngineResult, OutputFormat, int, Image.Image | None, bytes | None]
+Order = tuple[EngineResult, OutputFormat, int, NDArray[np.uint8] | None, bytes | None, bool]
 
 
 class EncoderFailed(Exception):
@@ -66,11 +67,12 @@ class Encoders:
         picture: EngineResult,
         output_format: OutputFormat,
         quality: int,
-        alpha: Image.Image | None = None,
+        alpha: NDArray[np.uint8] | None = None,
         exif: bytes | None = None,
+        grey: bool = False,
     ) -> bytes:
-        """See `actors.conversion.encode`, whose errors a small one raises. Raises EncoderFailed."""
-        order = (picture, output_format, quality, alpha, exif)
+        """See `actors.images.encode`, whose errors a small one raises. Raises EncoderFailed."""
+        order = (picture, output_format, quality, alpha, exif, grey)
         if isinstance(picture, Pixels) and picture.width * picture.height <= self._small_pixels:
             return await asyncio.to_thread(encode, *order)
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._write, order)

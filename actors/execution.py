@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol
 from uuid import UUID, uuid4
 
+import numpy as np
 import structlog
-from PIL import Image
+from numpy.typing import NDArray
 
-from actors.conversion import Prepared, prepare
+from actors.images.encode import ENGINE_SUFFIX, engine_input
+from actors.images.reader import read
 from actors.observation import NobodyWatches, Observer
 from actors.outcomes import Outcomes, RetryPolicy
 from actors.stopwatch import ENGINE, Stopwatch
@@ -42,6 +44,7 @@ from restoration.errors import (
     RestorationError,
 )
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
+from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, OutputFormat
 from restoration.ports import BlobStore, JobStore
 from restoration.tasks import stop
@@ -55,9 +58,10 @@ from workflows.render import render
 log = structlog.get_logger(__name__)
 
 Charge = Callable[[Job, float], None]  # `actors.costs.CostBook.charge`
-# `actors.conversion.encode`, elsewhere
+# `actors.images.encode.encode`, elsewhere
 Encode = Callable[
-    [EngineResult, OutputFormat, int, Image.Image | None, bytes | None], Awaitable[bytes]
+    [EngineResult, OutputFormat, int, NDArray[np.uint8] | None, bytes | None, bool],
+    Awaitable[bytes],
 ]
 
 # The engine's share of the progress bar; fetching comes before it, encoding and storing after.
@@ -95,6 +99,24 @@ class Visit:
         return Stage.FETCHING  # as far as this one knows
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Photo:
+    """A picture for the engine, and what its result needs to know of the upload."""
+
+    data: bytes
+    pixels: int
+    alpha: NDArray[np.uint8] | None
+    exif: bytes | None
+    grey: bool
+
+
+def _prepare(data: bytes, limits: UploadLimits, *, keep_metadata: bool, on_white: bool) -> _Photo:
+    image = read(data, limits, keep_metadata=keep_metadata)
+    height, width, _ = image.pixels.shape
+    file, alpha = engine_input(image, on_white=on_white)
+    return _Photo(file, width * height, alpha, image.exif, image.is_grey)
+
+
 class Execution:
     """Runs claimed jobs on one engine. Any number of `run` calls may overlap."""
 
@@ -110,6 +132,7 @@ class Execution:
         retry: RetryPolicy | None = None,
         charge: Charge | None = None,
         observer: Observer | None = None,
+        limits: UploadLimits | None = None,
     ) -> None:
         self._catalog = catalog
         self._jobs = jobs
@@ -121,6 +144,7 @@ class Execution:
         self._outcomes = Outcomes(jobs, retry or RetryPolicy())
         self._charge = charge or (lambda *_: None)
         self._observer = observer or NobodyWatches()
+        self._limits = limits or UploadLimits()
 
     async def run(self, job: Job, visit: Visit) -> Job | None:
         """Take the claimed `job` to the end of this attempt.
@@ -185,8 +209,9 @@ class Execution:
         self._progress(job, 0, "fetching")
         watch.enter("fetch")
         photo = await asyncio.to_thread(
-            prepare,
+            _prepare,
             await self._blobs.get(job.input),
+            self._limits,
             keep_metadata=job.keep_metadata,
             on_white=moves_pixels(workflow.graph),
         )
@@ -196,7 +221,9 @@ class Execution:
             self._progress(job, ENGINE_TO, "storing")
             watch.enter("encode")
             quality = int(job.params.get("quality", DEFAULT_QUALITY))
-            data = await self._encode(picture, job.output_format, quality, photo.alpha, photo.exif)
+            data = await self._encode(
+                picture, job.output_format, quality, photo.alpha, photo.exif, photo.grey
+            )
         finally:
             if isinstance(picture, Pixels):
                 picture.discard()
@@ -211,7 +238,7 @@ class Execution:
         job: Job,
         workflow: Workflow,
         run_id: UUID,
-        photo: Prepared,
+        photo: _Photo,
         watch: Stopwatch,
         visit: Visit,
     ) -> EngineResult:
@@ -232,9 +259,10 @@ class Execution:
             else:
                 self._relay(job, event)
 
-        suffix = "." + photo.type.value.rpartition("/")[2]
         output_node = workflow.manifest.output.node
-        run = EngineRun(run_id, photo.data, suffix, render_for, output_node, _log_context(job))
+        run = EngineRun(
+            run_id, photo.data, ENGINE_SUFFIX, render_for, output_node, _log_context(job)
+        )
         try:
             async with asyncio.timeout(None) as limit:
                 picture = await self._engine.run(run, on_event)

@@ -114,6 +114,7 @@ class GpuWorker:
             *(self._progress, self._lease),
             charge=self._costs.charge,
             observer=Observers(Measured(meter), Traced(tracer_from(settings, "worker"))),
+            limits=settings.upload_limits,
         )
         registry = PostgresWorkerRegistry(database)
         self._standing = Standing(

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from uuid import UUID, uuid4
 
-from actors.pictures import Picture
+from actors.images.reader import ImageInfo
 from restoration.errors import InvalidRequest
 from restoration.images import UploadLimits, check_result
 from restoration.jobs import Artifact, Job, NewJob, OutputFormat, ParamValue, Priority
@@ -151,7 +151,7 @@ class Orders:
         workflow = self._catalog.find(request.workflow)
         return workflow, workflow.resolve(request.params)
 
-    def check_result(self, order: Order, picture: Picture) -> None:
+    def check_result(self, order: Order, picture: ImageInfo) -> None:
         """Raises ImageTooLarge, GraphRefused for a result that would be too large."""
         width, height = picture.width, picture.height
         scale = order.workflow.manifest.enlargement(order.params)

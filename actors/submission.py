@@ -14,8 +14,8 @@ from uuid import UUID, uuid4
 import structlog
 
 from actors.decoders import Examiner
+from actors.images.reader import ImageInfo
 from actors.orders import MAX_NAME_CHARS, Order, Orders, SubmissionRequest
-from actors.pictures import Picture
 from actors.uploads import fetch_upload
 from persistence.keys import copy_key, input_key, upload_key
 from restoration.errors import (
@@ -127,7 +127,7 @@ class Submission:
 
     async def _examined(
         self, request: SubmissionRequest, order: Order
-    ) -> tuple[SubmissionRequest, Picture]:
+    ) -> tuple[SubmissionRequest, ImageInfo]:
         complete = await self._complete(request)
         return complete, await self._examine(complete, order)
 
@@ -196,14 +196,14 @@ class Submission:
         picture = await self._examine(request, order)
         return await self._stored(request, order, job_id, picture)
 
-    async def _examine(self, request: SubmissionRequest, order: Order) -> Picture:
+    async def _examine(self, request: SubmissionRequest, order: Order) -> ImageInfo:
         with spanning(self._tracer, "examine"):
             picture = await self._examiner.examine(request.image)
             self._orders.check_result(order, picture)
             return picture
 
     async def _stored(
-        self, request: SubmissionRequest, order: Order, job_id: UUID, picture: Picture
+        self, request: SubmissionRequest, order: Order, job_id: UUID, picture: ImageInfo
     ) -> NewJob:
         # two requests for one upload are about to make the same job: to each its own object
         key = input_key(uuid4() if request.upload_id else job_id, picture.type)

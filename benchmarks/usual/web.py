@@ -11,7 +11,7 @@ from fastapi import FastAPI, File, Form, HTTPException
 from fastapi.responses import RedirectResponse
 from sqlalchemy import text
 
-from actors.pictures import examine
+from actors.images.reader import examine
 from benchmarks.usual.stores import (
     BUCKET,
     TASK,

@@ -8,11 +8,11 @@ import sys
 import threading
 
 from actors.decoder import Allowance, serve
-from actors.pictures import Picture, examine
+from actors.images.reader import ImageInfo, examine
 from restoration.images import UploadLimits
 
 
-def misbehave(data: bytes, limits: UploadLimits) -> Picture:
+def misbehave(data: bytes, limits: UploadLimits) -> ImageInfo:
     """A real decoder for real pictures."""
     match data[2:].decode("latin-1"):
         case "segfault":

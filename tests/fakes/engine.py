@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 
-from actors.conversion import encode
+from actors.images.encode import encode
 from restoration.engine import EngineBegan, EngineEvent, EngineResult, EngineRun, Prompt
 from restoration.errors import EngineInterrupted
 from restoration.jobs import OutputFormat
@@ -28,11 +29,12 @@ async def encode_here(
     picture: EngineResult,
     output_format: OutputFormat,
     quality: int,
-    alpha: Image.Image | None,
+    alpha: NDArray[np.uint8] | None,
     exif: bytes | None,
+    grey: bool,
 ) -> bytes:
     """In place of the encoder processes."""
-    return await asyncio.to_thread(encode, picture, output_format, quality, alpha, exif)
+    return await asyncio.to_thread(encode, picture, output_format, quality, alpha, exif, grey)
 
 
 @dataclass

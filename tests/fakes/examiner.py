@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from actors.pictures import Picture, examine
+from actors.images.reader import ImageInfo, examine
 from restoration.images import UploadLimits
 
 
@@ -13,5 +13,5 @@ from restoration.images import UploadLimits
 class InProcess:
     limits: UploadLimits
 
-    async def examine(self, data: bytes) -> Picture:
+    async def examine(self, data: bytes) -> ImageInfo:
         return await asyncio.to_thread(examine, data, self.limits)

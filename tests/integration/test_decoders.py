@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from actors.decoders import Decoders
-from actors.pictures import Picture
+from actors.images.reader import ImageInfo
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -46,7 +46,7 @@ async def test_04_good_pictures_pass() -> None:
     """Every accepted kind, in a real decoder, one after another."""
     decoders = Decoders(UploadLimits(), processes=1)
     for kind, data in ACCEPTED.values():
-        assert await decoders.examine(data) == Picture(kind, WIDTH, HEIGHT)
+        assert await decoders.examine(data) == ImageInfo(kind, WIDTH, HEIGHT)
     await decoders.aclose()
 
 
@@ -54,7 +54,7 @@ async def test_04_the_largest_picture_passes() -> None:
     """Decoders may use as much memory as the largest accepted upload of the hungriest type."""
     decoders = Decoders(UploadLimits(), processes=1)
     large = file(noise(size=(500, 500)).resize((4000, 4000)), "WEBP", method=0)
-    assert await decoders.examine(large) == Picture(ImageType.WEBP, 4000, 4000)
+    assert await decoders.examine(large) == ImageInfo(ImageType.WEBP, 4000, 4000)
     await decoders.aclose()
 
 
@@ -88,7 +88,9 @@ async def test_04_many_hostile_pictures_do_not_starve_a_good_one(decoders: Decod
     """More crashes than there are decoders, all at once: the good picture among them passes."""
     hostile = [decoders.examine(order("segfault")) for _ in range(6)]
     answers = await asyncio.gather(*hostile[:3], decoders.examine(GOOD), *hostile[3:], **KEEP)
-    assert [type(answer) for answer in answers] == [BrokenImage] * 3 + [Picture] + [BrokenImage] * 3
+    assert [type(answer) for answer in answers] == [BrokenImage] * 3 + [ImageInfo] + [
+        BrokenImage
+    ] * 3
 
 
 KEEP = {"return_exceptions": True}

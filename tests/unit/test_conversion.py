@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image
 
-from actors.conversion import encode, prepare
+from actors.images.encode import encode, engine_input
+from actors.images.reader import read
 from restoration.engine import Pixels
-from restoration.images import ImageType
+from restoration.images import UploadLimits
 from restoration.jobs import OutputFormat
 from tests.pictures import (
     ACCEPTED,
@@ -23,6 +24,8 @@ from tests.pictures import (
     sideways,
     swapped_primaries,
 )
+
+LIMITS = UploadLimits()
 
 
 def decoded(data: bytes) -> Image.Image:
@@ -38,76 +41,73 @@ def half_transparent() -> Image.Image:
     return picture
 
 
-class TestPrepare:
-    @pytest.mark.parametrize("name", [name for name in ACCEPTED if "grey of 16" not in name])
-    def test_what_comfyui_reads_right_is_left_alone(self, name: str) -> None:
-        """To the byte: the engine gets what was uploaded."""
-        kind, data = ACCEPTED[name]
-        prepared = prepare(data)
-        assert (prepared.data, prepared.type, prepared.alpha) == (data, kind, None)
-
+class TestRead:
     @pytest.mark.parametrize("format", ["PNG", "TIFF"])
     def test_deep_greys_keep_their_shades(self, format: str) -> None:
-        """Black, white and all between come out in 8 bits, where ComfyUI would make it white."""
-        image = decoded(prepare(file(deep_grey(), format)).data)
-        assert (image.format, image.mode, image.size) == ("PNG", "L", (WIDTH, HEIGHT))
-        assert np.array_equal(np.asarray(image), np.asarray(deep_grey()) >> 8)
-        assert image.getextrema() == (0, 255)
+        """Black, white and all between are in 8 bits, where ComfyUI would make them white."""
+        image = read(file(deep_grey(), format), LIMITS)
+        assert image.is_grey
+        assert np.array_equal(image.pixels[:, :, 0], np.asarray(deep_grey()) >> 8)
 
     @pytest.mark.parametrize("picture", [deep_grey(), half_transparent()], ids=["grey", "alpha"])
-    def test_what_is_converted_is_turned_upright(self, picture: Image.Image) -> None:
-        """A photo on its side is turned here, and its transparency with it."""
-        prepared = prepare(file(picture, "PNG", exif=sideways()))
-        image = decoded(prepared.data)
-        assert image.size == (HEIGHT, WIDTH)
-        assert 0x0112 not in image.getexif()  # or ComfyUI would turn it once more
-        if prepared.alpha is not None:
-            assert prepared.alpha.size == image.size
-
-    @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-    def test_05_on_white_nothing_is_kept_aside(self, mode: str) -> None:
-        """What is seen through shows white, not the colour that lies hidden there."""
-        picture = half_transparent().convert(mode)
-        prepared = prepare(file(picture, "PNG"), on_white=True)
-        assert prepared.alpha is None
-        shown = np.asarray(decoded(prepared.data))
-        assert (shown[:, 34:] == 255).all()
-        assert (shown[:, :30] == np.asarray(picture.convert("RGB"))[:, :30]).all()
+    def test_a_photo_on_its_side_is_turned_upright(self, picture: Image.Image) -> None:
+        """And its transparency with it."""
+        image = read(file(picture, "PNG", exif=sideways()), LIMITS)
+        assert image.pixels.shape[:2] == (WIDTH, HEIGHT)
+        if image.alpha is not None:
+            assert image.alpha.shape == (WIDTH, HEIGHT)
 
     @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
-    def test_transparency_is_kept_aside(self, mode: str) -> None:
-        """The engine gets opaque colours; which pixels were seen through is remembered."""
+    def test_transparency_is_kept_apart(self, mode: str) -> None:
+        """Of every mode that has any."""
         picture = half_transparent()
         if mode == "P":
             data = file(picture.quantize(), "PNG")
         else:
             data = file(picture.convert(mode), "TIFF" if mode == "PA" else "PNG")
-        prepared = prepare(data)
-        assert prepared.type is ImageType.PNG
-        assert decoded(prepared.data).mode == "RGB"
-        assert prepared.alpha is not None
-        left, right = (np.asarray(prepared.alpha)[:, half] for half in (slice(30), slice(34, None)))
-        assert left.min() == 255
-        assert right.max() == 0
+        image = read(data, LIMITS)
+        assert image.alpha is not None
+        assert image.alpha[:, :30].min() == 255
+        assert image.alpha[:, 34:].max() == 0
 
     def test_colours_of_another_profile_are_converted(self) -> None:
         """A picture in a camera's colours looks the same in sRGB, which ComfyUI assumes."""
-        swapped = swapped_primaries()
         picture = Image.new("RGB", (4, 4), (200, 30, 30))
-        converted = decoded(prepare(file(picture, "PNG", icc_profile=swapped)).data)
-        red, green, _ = converted.getpixel((0, 0))  # type: ignore[misc] # three channels
+        image = read(file(picture, "PNG", icc_profile=swapped_primaries()), LIMITS)
+        red, green, _ = image.pixels[0, 0]
         assert green > red
 
-    def test_a_broken_profile_says_nothing(self) -> None:
+    def test_a_broken_profile_changes_no_pixel(self) -> None:
         """Colours stay as they are when the profile cannot be read."""
-        data = file(noise(), "PNG", icc_profile=b"not a profile")
-        assert prepare(data).data == data
+        image = read(file(noise(), "PNG", icc_profile=b"not a profile"), LIMITS)
+        assert np.array_equal(image.pixels, np.asarray(noise()))
 
-    def test_srgb_needs_no_conversion(self) -> None:
-        """The most common profile of all changes no byte."""
-        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-        data = file(noise(), "PNG", icc_profile=srgb)
-        assert prepare(data).data == data
+    @pytest.mark.parametrize("mode", ["L", "RGB"])
+    def test_a_picture_without_colours_has_one_channel(self, mode: str) -> None:
+        """Whether its file has one channel or three that are equal."""
+        image = read(file(noise("L").convert(mode), "PNG"), LIMITS)
+        assert image.is_grey
+        assert np.array_equal(image.pixels[:, :, 0], np.asarray(noise("L")))
+
+
+class TestEngineInput:
+    @pytest.mark.parametrize("name", ACCEPTED)
+    def test_comfyui_reads_the_pixels_that_were_read(self, name: str) -> None:
+        """To the bit: LoadImage opens the file with Pillow and converts it to RGB."""
+        image = read(ACCEPTED[name][1], LIMITS)
+        data, _ = engine_input(image, on_white=False)
+        shown = np.broadcast_to(image.pixels, (*image.pixels.shape[:2], 3))
+        assert np.array_equal(np.asarray(decoded(data).convert("RGB")), shown)
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA"])
+    def test_on_white_no_alpha_is_kept_aside(self, mode: str) -> None:
+        """A transparent part is white, not of the colour that lies hidden there."""
+        picture = half_transparent().convert(mode)
+        data, alpha = engine_input(read(file(picture, "PNG"), LIMITS), on_white=True)
+        assert alpha is None
+        shown = np.asarray(decoded(data).convert("RGB"))
+        assert (shown[:, 34:] == 255).all()
+        assert (shown[:, :30] == np.asarray(picture.convert("RGB"))[:, :30]).all()
 
 
 def handed_over(picture: Image.Image, path: Path) -> Pixels:
@@ -136,7 +136,7 @@ class TestEncode:
     ) -> None:
         """In each format, with transparency too: the same picture, however it came."""
         pixels = handed_over(noise(), tmp_path / "pixels")
-        alpha = half_transparent().getchannel("A")
+        alpha = np.asarray(half_transparent().getchannel("A"))
         for kept_aside in (None, alpha):
             results = [
                 decoded(encode(came, wanted, 90, kept_aside))
@@ -169,7 +169,7 @@ class TestEncode:
     @pytest.mark.parametrize("wanted", [OutputFormat.PNG, OutputFormat.WEBP])
     def test_transparency_is_put_back(self, wanted: OutputFormat) -> None:
         """At the size of the result, in the formats that have it."""
-        alpha = half_transparent().getchannel("A")
+        alpha = np.asarray(half_transparent().getchannel("A"))
         large = file(noise(size=(4 * WIDTH, 4 * HEIGHT)), "PNG")
         result = decoded(encode(large, wanted, 90, alpha))
         assert (result.mode, result.size) == ("RGBA", (4 * WIDTH, 4 * HEIGHT))
@@ -179,6 +179,19 @@ class TestEncode:
 
     def test_jpeg_shows_white_where_nothing_was(self) -> None:
         """JPEG has no transparency; what was seen through is white, not black."""
-        alpha = half_transparent().getchannel("A")
+        alpha = np.asarray(half_transparent().getchannel("A"))
         result = decoded(encode(file(noise(), "PNG"), OutputFormat.JPEG, 95, alpha))
         assert np.asarray(result)[:, WIDTH - 16 :].min() > 240
+
+    @pytest.mark.parametrize("wanted", list(OutputFormat))
+    @pytest.mark.parametrize("with_alpha", [False, True])
+    def test_a_grey_photo_has_a_grey_result(
+        self, tmp_path: Path, wanted: OutputFormat, with_alpha: bool
+    ) -> None:
+        """R, G and B of every pixel are equal, though the engine has tinted them."""
+        alpha = np.asarray(half_transparent().getchannel("A")) if with_alpha else None
+        for came in (handed_over(noise(), tmp_path / "pixels"), file(noise(), "PNG")):
+            data = encode(came, wanted, 90, alpha, None, grey=True)
+            red, green, blue = np.moveaxis(np.asarray(decoded(data).convert("RGB")), 2, 0)
+            assert np.array_equal(red, green)
+            assert np.array_equal(green, blue)

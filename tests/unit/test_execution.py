@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actors.images.encode import engine_input
+from actors.images.reader import read
 from actors.outcomes import RetryPolicy
 from restoration.engine import EnginePreview, EngineProgress
 from restoration.errors import (
@@ -25,6 +27,7 @@ from restoration.errors import (
     RestorationError,
 )
 from restoration.events import Previewed, Progressed, StateChanged
+from restoration.images import UploadLimits
 from restoration.jobs import Artifact, JobStatus, OutputFormat
 from tests.fakes.execution import DEADLINE_S, NOW, RESULT, RETRY, Bench, open_bench, until
 from tests.fakes.site import photo
@@ -100,12 +103,13 @@ class TestSuccess:
         await bench.run(job)
         assert bench.told_rows == [bench.row(job)]
 
-    async def test_the_engine_gets_the_upload_and_the_rendered_workflow(self, bench: Bench) -> None:
-        """The picture as it was stored, the parameters of the row, the output node to read."""
+    async def test_the_engine_gets_the_photo_and_the_rendered_workflow(self, bench: Bench) -> None:
+        """The pixels of the upload, the parameters of the row, the output node to read."""
         image = photo((5, 7))
         await bench.run(await bench.claimed(image, params={"strength": 0.5}))
         run = bench.engine.runs[0]
-        assert (run.image, run.image_suffix, run.output_node) == (image, ".png", "result")
+        for_engine, _ = engine_input(read(image, UploadLimits()), on_white=False)
+        assert (run.image, run.image_suffix, run.output_node) == (for_engine, ".png", "result")
         inputs = {node: part["inputs"] for node, part in bench.engine.prompts[run.id].items()}
         assert inputs["photo"]["image"] == f"{run.id}/input.png"
         assert inputs["result"]["filename_prefix"] == f"{run.id}/output"

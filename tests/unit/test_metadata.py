@@ -13,9 +13,11 @@ from PIL import Image
 from PIL.ExifTags import GPS, IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from actors.conversion import encode, prepare
-from actors.metadata import bare_png, exif_of
+from actors.images.encode import encode
+from actors.images.metadata import bare_png, exif_of
+from actors.images.reader import read
 from restoration.errors import EngineFailed
+from restoration.images import UploadLimits
 from restoration.jobs import OutputFormat
 from tests.pictures import ACCEPTED, HEIGHT, WIDTH, chunk, file, noise
 
@@ -66,7 +68,7 @@ def readable(data: bytes) -> bytes:
 @pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "with alpha"])
 def test_04_a_result_has_no_metadata_of_its_own(wanted: OutputFormat, alpha: bool) -> None:
     """Neither the graph that ComfyUI writes into its pictures nor EXIF, in any format."""
-    mask = Image.new("L", (WIDTH, HEIGHT), 99) if alpha else None
+    mask = np.full((HEIGHT, WIDTH), 99, np.uint8) if alpha else None
     assert SECRET in engines_png()
     result = encode(engines_png(), wanted, 90, mask)
     assert SECRET not in readable(result)
@@ -81,8 +83,8 @@ def test_04_a_result_has_no_metadata_of_its_own(wanted: OutputFormat, alpha: boo
 def test_04_metadata_is_kept_on_request(wanted: OutputFormat, format: str) -> None:
     """Camera, capture time and place are the photo's; how it was held is not: it is upright."""
     photo = file(noise(), format, exif=camera_exif().tobytes())
-    prepared = prepare(photo, keep_metadata=True)
-    exif = opened(encode(engines_png(), wanted, 90, prepared.alpha, prepared.exif)).getexif()
+    image = read(photo, UploadLimits(), keep_metadata=True)
+    exif = opened(encode(engines_png(), wanted, 90, image.alpha, image.exif)).getexif()
     assert exif[Base.Make] == CAMERA
     assert Base.Orientation not in exif
     details = exif.get_ifd(IFD.Exif)
@@ -93,14 +95,14 @@ def test_04_metadata_is_kept_on_request(wanted: OutputFormat, format: str) -> No
 
 def test_04_nothing_is_read_that_is_not_asked_for() -> None:
     """Without the request there is no EXIF for an encoder to write by mistake."""
-    assert prepare(file(noise(), "JPEG", exif=camera_exif().tobytes())).exif is None
+    assert read(file(noise(), "JPEG", exif=camera_exif().tobytes()), UploadLimits()).exif is None
 
 
 @EVERY_FORMAT
 def test_04_a_photo_without_metadata_gives_none(wanted: OutputFormat) -> None:
     """Asking to keep what is not there changes nothing."""
-    prepared = prepare(file(noise(), "PNG"), keep_metadata=True)
-    assert prepared.exif is None
+    image = read(file(noise(), "PNG"), UploadLimits(), keep_metadata=True)
+    assert image.exif is None
     assert encode(engines_png(), wanted, 90, None, None) == encode(engines_png(), wanted, 90)
 
 

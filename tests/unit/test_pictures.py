@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from actors.pictures import Picture, examine
+from actors.images.reader import ImageInfo, examine
 from restoration.errors import BrokenImage, ImageTooLarge, InvalidRequest, UnsupportedImage
 from restoration.images import ImageType, UploadLimits
 from tests.pictures import (
@@ -35,7 +35,7 @@ files = pytest.mark.parametrize(("kind", "data"), ACCEPTED.values(), ids=ACCEPTE
 @files
 def test_every_accepted_type_is_told_by_its_content(kind: ImageType, data: bytes) -> None:
     """What Pillow can decode of the five types passes, whatever its colours and compression."""
-    assert examine(data, LIMITS) == Picture(kind, WIDTH, HEIGHT)
+    assert examine(data, LIMITS) == ImageInfo(kind, WIDTH, HEIGHT)
 
 
 @files
@@ -113,7 +113,7 @@ def test_the_decoder_is_the_one_of_the_first_bytes() -> None:
 def test_what_follows_a_picture_is_ignored() -> None:
     """A PNG with a ZIP behind it is that PNG: bytes past the end are never interpreted."""
     polyglot = ACCEPTED["png"][1] + b"PK\x03\x04" + bytes(500)
-    assert examine(polyglot, LIMITS) == Picture(PNG, WIDTH, HEIGHT)
+    assert examine(polyglot, LIMITS) == ImageInfo(PNG, WIDTH, HEIGHT)
 
 
 def test_nothing_at_all_is_refused() -> None:
@@ -146,7 +146,7 @@ def test_a_photo_with_a_preview_in_it_is_accepted() -> None:
     """Cameras add previews to their JPEGs (MPO); the photo itself is the first."""
     preview = noise(size=(16, 12))
     photo = file(noise(), "MPO", save_all=True, append_images=[preview])
-    assert examine(photo, LIMITS) == Picture(JPEG, WIDTH, HEIGHT)
+    assert examine(photo, LIMITS) == ImageInfo(JPEG, WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
@@ -260,4 +260,4 @@ def test_a_picture_is_as_large_as_it_is_upright() -> None:
     exif[ExifTags.Base.Orientation] = 6
     buffer = io.BytesIO()
     Image.new("RGB", (30, 20)).save(buffer, "PNG", exif=exif)
-    assert examine(buffer.getvalue(), UploadLimits()) == Picture(ImageType.PNG, 20, 30)
+    assert examine(buffer.getvalue(), UploadLimits()) == ImageInfo(ImageType.PNG, 20, 30)

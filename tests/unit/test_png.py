@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from actors.png import chunks, png_of
+from actors.images.png import chunks, png_of
 from tests.photos import original
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}

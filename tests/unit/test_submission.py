@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from actors.pictures import Picture
+from actors.images.reader import ImageInfo
 from actors.submission import MAX_NAME_CHARS, Order, Submission, SubmissionRequest
 from restoration.errors import (
     BrokenImage,
@@ -62,7 +62,7 @@ class _Examiner(InProcess):
         self.at_hand = 0
         self.busy: asyncio.Event | None = None
 
-    async def examine(self, data: bytes) -> Picture:
+    async def examine(self, data: bytes) -> ImageInfo:
         self.at_hand += 1
         try:
             if self.busy is not None:

@@ -11,7 +11,7 @@ import structlog
 from PIL import Image
 from PIL.ExifTags import IFD, Base
 
-from actors.png import SIGNATURE, chunks, exif_chunk
+from actors.images.png import SIGNATURE, chunks, exif_chunk
 
 log = structlog.get_logger(__name__)
 
