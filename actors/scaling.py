@@ -1,7 +1,7 @@
 """The pool follows the jobs in Postgres: what the leading dispatcher does about its size.
 
 Serve's own policies see tickets only, and from zero replicas no policy is asked: a single ticket
-starts as many as the `upscaling_factor` says (docs/decisions/0016-scaling-on-jobs.md). So the
+starts as many as the `upscaling_factor` says (decision 16 in docs/decisions). So the
 leader sets the number itself, and Serve's policy keeps to it. Plain async code, no Ray.
 """
 

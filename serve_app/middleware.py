@@ -156,7 +156,7 @@ class BodyPace:
     """Refuses a body that trickles in: it would hold the place of an upload as long as it likes.
 
     What counts is time spent waiting for the sender, by the rule of Apache's mod_reqtimeout: so
-    many seconds for any body, and more for what has arrived (docs/decisions/0026-slow-bodies.md).
+    many seconds for any body, and more for what has arrived (decision 26 in docs/decisions).
     """
 
     PATIENCE_S = 60.0

@@ -2,7 +2,7 @@
 
 Of the five filters the writer knows one, Up, which numpy computes for many rows at once; Pillow
 tries them all on each row. The rest is the compressor: ISA-L instead of zlib. What it costs in
-size is in docs/decisions/0020-a-quick-png.md. Blocking, to be called off the event loop.
+size is in decision 20 (docs/decisions). Blocking, to be called off the event loop.
 """
 
 from __future__ import annotations
