@@ -31,7 +31,8 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
     ├── QueueFull                     queue_full            details["retry_after_s"]
     ├── StorageFull                   storage_full          details["retry_after_s"]
     ├── RateLimited                   rate_limited          details["retry_after_s"]
-    ├── TooManyUploads                too_many_uploads      details["retry_after_s"]
+    ├── TooManyAtOnce                 too_many_at_once      details["retry_after_s"]
+    │   └── TooManyUploads            too_many_uploads      the same, of uploads
     ├── QueueTimeout                  queue_timeout         did not start in time
     ├── LeaseLost                     lease_lost            another attempt owns the job now
     ├── EngineError
@@ -191,7 +192,11 @@ class RateLimited(RestorationError):
     code = "rate_limited"
 
 
-class TooManyUploads(RestorationError):
+class TooManyAtOnce(RestorationError):
+    code = "too_many_at_once"
+
+
+class TooManyUploads(TooManyAtOnce):
     code = "too_many_uploads"
 
 

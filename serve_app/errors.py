@@ -58,6 +58,7 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
         e.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
         e.StorageFull: HTTPStatus.TOO_MANY_REQUESTS,
         e.RateLimited: HTTPStatus.TOO_MANY_REQUESTS,
+        e.TooManyAtOnce: HTTPStatus.TOO_MANY_REQUESTS,
         e.TooManyUploads: HTTPStatus.TOO_MANY_REQUESTS,
         e.DependencyUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
         e.EngineUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,

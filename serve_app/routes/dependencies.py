@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from restoration.errors import DependencyUnavailable, Forbidden, RateLimited, Unauthenticated
+from restoration.fair_queue import current_owner
 from serve_app.auth import Principal
 from serve_app.scopes import Scope
 from serve_app.services import Services
@@ -61,6 +62,7 @@ async def authenticated(
     if known is None:
         authenticator = services_of(request).authenticator
         known = request.state.caller = await authenticator.authenticate(credentials.credentials)
+    current_owner.set(known.sub)  # for the places that this request waits for
     return known
 
 

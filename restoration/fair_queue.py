@@ -1,0 +1,172 @@
+"""Places that several owners share in turns: threads, processes, uploads, event streams.
+
+The next free place goes to the waiting owner that holds the fewest, in turns where several hold
+as few, and within an owner to the request that has waited the longest. A limit on what one owner
+holds keeps places within reach of the others (docs/decisions/0030-turns-for-shared-places.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Self
+
+from restoration.errors import TooManyAtOnce
+
+RETRY_AFTER_S = 2
+
+Owner = str | None
+"""None is work of the service itself: it takes its turn as one owner, without a limit."""
+
+Share = Callable[[int, int], int]
+"""Return how many places an owner may hold, given how many there are and how many are free."""
+
+current_owner: ContextVar[Owner] = ContextVar("current_owner", default=None)
+"""The owner that the running task works for, set where a request is authenticated."""
+
+
+def all_but_one(places: int, _free: int) -> int:
+    """Leave one place to the others: for places that are held briefly. A single place is lent."""
+    return max(1, places - 1)
+
+
+def as_many_as_are_free(_places: int, free: int) -> int:
+    """Lend an owner another place only while more are free than it holds.
+
+    For places that a client can hold for long: one greedy owner gets half of them, the next half
+    of what is left, and so on, so that several together do not fill them.
+    """
+    return free
+
+
+class Place:
+    """A place that is held. Use it as a context manager, or give it back by hand."""
+
+    def __init__(self, places: FairPlaces, owner: Owner) -> None:
+        self._places: FairPlaces | None = places
+        self._owner = owner
+
+    def give_back(self) -> None:
+        """Let the next owner have the place. Repeating it changes nothing."""
+        if self._places is not None:
+            self._places._give_back(self._owner)
+            self._places = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+
+class FairPlaces:
+    """A number of places; for one event loop."""
+
+    def __init__(
+        self,
+        places: int,
+        what: str,
+        share: Share = all_but_one,
+        *,
+        max_waiting: int | None = None,
+        error: type[TooManyAtOnce] = TooManyAtOnce,
+    ) -> None:
+        """`what` names in errors what is being done in them ("uploads"); of each owner at most
+        `max_waiting` requests wait. `error` is raised in place of TooManyAtOnce."""
+        self._places = places
+        self._what = what
+        self._share = share
+        self._max_waiting = max_waiting
+        self._error = error
+        self._held: Counter[Owner] = Counter()
+        # Owners in the order of their turns: who is served, or begins to wait, goes to the end.
+        self._waiting: dict[Owner, deque[asyncio.Future[None]]] = {}
+
+    @property
+    def free(self) -> int:
+        return self._places - self._held.total()
+
+    def held(self, owner: Owner) -> int:
+        return self._held[owner]
+
+    def waiting(self, owner: Owner) -> int:
+        return len(self._waiting.get(owner, ()))
+
+    @asynccontextmanager
+    async def turn(self, owner: Owner) -> AsyncIterator[None]:
+        """Hold a place for the block, after waiting for it. Raises as `take`."""
+        with await self.take(owner):
+            yield
+
+    async def take(self, owner: Owner) -> Place:
+        """Wait for a place; a caller that is cancelled meanwhile holds none.
+
+        Raises TooManyAtOnce, at once, when as many requests of the owner wait as may.
+        """
+        if self._may_have_one(owner):
+            return self._lend(owner)
+        if self._max_waiting is not None and owner is not None:
+            if self.waiting(owner) >= self._max_waiting:
+                raise self._too_many(f"{self._max_waiting} {self._what} of yours are waiting")
+        lent = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(lent)
+        try:
+            await lent
+        except asyncio.CancelledError:
+            if lent.cancelled():
+                self._leave(owner, lent)
+            else:  # it was lent in the moment of the cancellation
+                self._give_back(owner)
+            raise
+        return Place(self, owner)
+
+    def take_now(self, owner: Owner) -> Place:
+        """Take a place without waiting. Raises TooManyAtOnce when there is none for the owner."""
+        if self._may_have_one(owner):
+            return self._lend(owner)
+        if self.free:
+            raise self._too_many(f"{self.held(owner)} {self._what} of yours are going on")
+        raise self._too_many(f"{self._places} {self._what} are going on")
+
+    def _may_have_one(self, owner: Owner) -> bool:
+        """Nobody who waits is passed over: an owner that may have a free place has it already."""
+        free = self.free
+        return free > 0 and (owner is None or self._held[owner] < self._share(self._places, free))
+
+    def _lend(self, owner: Owner) -> Place:
+        self._held[owner] += 1
+        return Place(self, owner)
+
+    def _give_back(self, owner: Owner) -> None:
+        self._held[owner] -= 1
+        if not self._held[owner]:
+            del self._held[owner]
+        self._serve()
+
+    def _serve(self) -> None:
+        """Lend what is free to those who wait."""
+        while ready := [owner for owner in self._waiting if self._may_have_one(owner)]:
+            owner = min(ready, key=self.held)
+            lent = self._waiting[owner].popleft()
+            if not lent.done():  # else cancelled, which does not cost the owner its turn
+                self._held[owner] += 1
+                lent.set_result(None)
+                self._waiting[owner] = self._waiting.pop(owner)
+            if not self._waiting[owner]:
+                del self._waiting[owner]
+
+    def _leave(self, owner: Owner, lent: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(owner, deque())
+        if lent in queue:
+            queue.remove(lent)
+            if not queue:
+                del self._waiting[owner]
+
+    def _too_many(self, reason: str) -> TooManyAtOnce:
+        return self._error(
+            f"{reason}, and more are not taken; send it again when one of them has ended",
+            retry_after_s=RETRY_AFTER_S,
+        )
