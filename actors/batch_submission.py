@@ -1,4 +1,4 @@
-"""Many photos through the one door, as one batch: each is checked and stored as it arrives, and
+"""Many photos through the one door, as one batch: each is examined and stored as it arrives, and
 then all that were accepted are recorded in one transaction.
 
 A photo that cannot be used is refused by itself. A failure on the way leaves at most orphaned
@@ -8,12 +8,12 @@ objects: either the batch is there with every job that it names, or there is non
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from actors.submission import Order, Submission, SubmissionRequest
+from actors.submission import Order, StoredPhoto, Submission, SubmissionRequest
 from restoration.batches import (
     MAX_BATCH_ITEMS,
     PUT_TOGETHER_S,
@@ -70,12 +70,22 @@ class Draft:
     id: UUID = field(default_factory=uuid4)
     names: list[str] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
+    stored: dict[int, StoredPhoto] = field(default_factory=dict)
     jobs: list[NewJob] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     begun_at: datetime = field(default_factory=utc_now)
     _job_ids: list[UUID] = field(
         default_factory=lambda: sorted(uuid4() for _ in range(MAX_BATCH_ITEMS))
     )
+
+    @property
+    def object_keys(self) -> set[str]:
+        """Of all that is stored for it."""
+        photos = {photo.artifact.key for photo in self.stored.values()}
+        return photos.union(*(job.object_keys for job in self.jobs))
+
+    def job_id(self, index: int) -> UUID:
+        return self._job_ids[index]
 
     def add(self, name: str, sha256: str = "") -> tuple[int, UUID]:
         """The index of the next photo, and the id that its job is to have.
@@ -123,32 +133,42 @@ class BatchSubmission:
         self._batches = batches
 
     async def submit(
-        self, request: SubmissionRequest, photos: AsyncIterator[Photo]
+        self,
+        request: SubmissionRequest,
+        photos: AsyncIterator[Photo],
+        asked: Callable[[], SubmissionRequest] | None = None,
     ) -> SubmittedBatch:
         """Record a batch of `photos`; all else of `request` is what each of them asks for.
 
+        With `asked`, that is known only when all photos have come, and `asked()` returns the
+        request then: of `request` itself only the owner, the quotas and the key are used.
+
         Raises InvalidRequest and its kin where the request is wrong as a whole, BatchTooLarge,
         BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable, and
-        whatever `photos` raises.
+        whatever `photos` and `asked` raise.
         """
-        order = self._submission.check(request)
+        if asked is None:
+            self._submission.check(request)
         if (key := request.idempotency_key) is not None:
             if earlier := await self._batches.find_by_key(request.owner, key):
-                return await self._replay(earlier, order, photos)
+                return await self._replay(earlier, request, photos, asked)
         await self._submission.demand_room(request)
         draft = Draft(request.owner)
         try:
-            await self._prepare_all(request, order, photos, draft)
+            await self._store_all(photos, draft)
+            request = asked() if asked else request
+            order = self._submission.check(request)
+            await self._prepare_all(request, order, draft)
             new = draft.finish(key, draft.digest(order))
         except BaseException:  # a client that has gone, among others
-            await self._discard(draft.jobs)
+            await self._discard(draft.object_keys)
             raise
         try:
             return await self.record(new, draft.jobs, request.quotas)
         except DependencyUnavailable:  # it may have been recorded all the same
             raise
         except RestorationError:
-            await self._discard(draft.jobs)
+            await self._discard(draft.object_keys)
             raise
 
     async def record(
@@ -164,7 +184,7 @@ class BatchSubmission:
         else:
             batch, created = await self._batches.insert(new, jobs, quotas)
         if batch.id != new.id:  # another request with the same key was quicker
-            await self._discard(jobs)
+            await self._discard(key for job in jobs for key in job.object_keys)
         if created:  # what is known need not be read, which might fail
             return SubmittedBatch(batch, _items(new, jobs), replayed=False)
         return SubmittedBatch(batch, await self._batches.items(batch.id), replayed=True)
@@ -179,19 +199,13 @@ class BatchSubmission:
                 " was recorded: submit its photos again, in smaller batches or when there is room"
             ) from None
 
-    async def _prepare_all(
-        self,
-        request: SubmissionRequest,
-        order: Order,
-        photos: AsyncIterator[Photo],
-        draft: Draft,
-    ) -> None:
+    async def _store_all(self, photos: AsyncIterator[Photo], draft: Draft) -> None:
+        """Examine and store each photo as it comes; what is asked for may come after them."""
         slots = asyncio.Semaphore(IN_FLIGHT)
 
-        async def prepare(photo: Photo, index: int, job_id: UUID) -> None:
+        async def store(photo: Photo, index: int, job_id: UUID) -> None:
             try:
-                asked = replace(request, image=photo.data)
-                draft.accept(index, await self._submission.prepare(asked, order, job_id))
+                draft.stored[index] = await self._submission.store(photo.data, job_id)
             except InvalidRequest as error:
                 draft.refuse(index, error)
             finally:
@@ -202,17 +216,44 @@ class BatchSubmission:
                 async for photo in photos:
                     place = draft.add(photo.name, photo.sha256)
                     await slots.acquire()
-                    group.create_task(prepare(photo, *place))
+                    group.create_task(store(photo, *place))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def _prepare_all(self, request: SubmissionRequest, order: Order, draft: Draft) -> None:
+        """A job of each photo that is stored, but for those that cannot be made of it."""
+        slots = asyncio.Semaphore(IN_FLIGHT)
+
+        async def prepare(index: int, photo: StoredPhoto) -> None:
+            async with slots:
+                job_id = draft.job_id(index)
+                try:
+                    job = await self._submission.prepare_stored(photo, request, order, job_id)
+                except InvalidRequest as error:
+                    draft.refuse(index, error)
+                    await self._submission.discard(photo.artifact.key)
+                else:
+                    draft.accept(index, job)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index, photo in draft.stored.items():
+                    group.create_task(prepare(index, photo))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
     async def _replay(
-        self, earlier: JobBatch, order: Order, photos: AsyncIterator[Photo]
+        self,
+        earlier: JobBatch,
+        request: SubmissionRequest,
+        photos: AsyncIterator[Photo],
+        asked: Callable[[], SubmissionRequest] | None,
     ) -> SubmittedBatch:
         """The earlier batch, once this request has shown that it is the same."""
         draft = Draft(earlier.owner)
         async for photo in photos:
             draft.add(photo.name, photo.sha256)
+        order = self._submission.check(asked() if asked else request)
         if draft.digest(order) != earlier.request_digest:
             raise IdempotencyConflict(
                 "this Idempotency-Key was used for a different batch; use a new key",
@@ -220,8 +261,8 @@ class BatchSubmission:
             )
         return SubmittedBatch(earlier, await self._batches.items(earlier.id), replayed=True)
 
-    async def _discard(self, jobs: Iterable[NewJob]) -> None:
-        await asyncio.gather(*(self._submission.discard(*job.object_keys) for job in jobs))
+    async def _discard(self, keys: Iterable[str]) -> None:
+        await asyncio.gather(*(self._submission.discard(key) for key in keys))
 
 
 def _items(new: NewBatch, jobs: Iterable[NewJob]) -> Sequence[BatchItem]:

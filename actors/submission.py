@@ -30,6 +30,7 @@ from restoration.errors import (
 )
 from restoration.images import UploadLimits
 from restoration.jobs import (
+    Artifact,
     Job,
     JobStatus,
     NewJob,
@@ -43,7 +44,7 @@ from restoration.tracing import NullTracer, TraceContext, Tracer, current, spann
 from restoration.webhook_urls import WebhookRules
 from workflows.catalog import Catalog
 
-__all__ = ["MAX_NAME_CHARS", "Order", "Submission", "SubmissionRequest", "Submitted"]
+__all__ = ["MAX_NAME_CHARS", "Order", "StoredPhoto", "Submission", "SubmissionRequest", "Submitted"]
 
 log = structlog.get_logger(__name__)
 
@@ -54,6 +55,14 @@ class Submitted:
 
     job: Job
     replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPhoto:
+    """A photo that was examined and is stored, and that no job names yet."""
+
+    picture: ImageInfo
+    artifact: Artifact
 
 
 class Submission:
@@ -196,6 +205,24 @@ class Submission:
         picture = await self._examine(request, order)
         return await self._stored(request, order, job_id, picture)
 
+    async def store(self, image: bytes, job_id: UUID) -> StoredPhoto:
+        """Examine the picture and store it, whatever will be asked for.
+
+        Raises InvalidRequest and its kin for a picture that cannot be used.
+        """
+        with spanning(self._tracer, "examine"):
+            picture = await self._examiner.examine(image)
+        return StoredPhoto(
+            picture, await self._put(input_key(job_id, picture.type), image, picture)
+        )
+
+    async def prepare_stored(
+        self, photo: StoredPhoto, request: SubmissionRequest, order: Order, job_id: UUID
+    ) -> NewJob:
+        """As `prepare`, of a photo that `store` returned for the same `job_id`."""
+        self._orders.check_result(order, photo.picture)
+        return await self._made(request, order, job_id, photo.artifact)
+
     async def _examine(self, request: SubmissionRequest, order: Order) -> ImageInfo:
         with spanning(self._tracer, "examine"):
             picture = await self._examiner.examine(request.image)
@@ -207,8 +234,16 @@ class Submission:
     ) -> NewJob:
         # two requests for one upload are about to make the same job: to each its own object
         key = input_key(uuid4() if request.upload_id else job_id, picture.type)
+        stored = await self._put(key, request.image, picture)
+        return await self._made(request, order, job_id, stored)
+
+    async def _put(self, key: str, image: bytes, picture: ImageInfo) -> Artifact:
         with spanning(self._tracer, "store_input"):
-            stored = await self._blobs.put(key, request.image, picture.type.value)
+            return await self._blobs.put(key, image, picture.type.value)
+
+    async def _made(
+        self, request: SubmissionRequest, order: Order, job_id: UUID, stored: Artifact
+    ) -> NewJob:
         new = replace(order.job(job_id, request.owner, stored), traceparent=_traceparent())
         return await self._answered(new) if request.reuse is Reuse.ALLOW else new
 

@@ -6,6 +6,7 @@ its jobs, and from the photos that were refused when it came in. Pure.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,8 @@ from restoration.jobs import Failure, JobStatus
 
 MAX_BATCH_ITEMS = 1000
 MAX_ITEM_NAME_CHARS = 255
+_HARMFUL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, surrogates, breaks of lines
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # From a batch's first photo to its rows. Objects without a row are kept for longer than that.
 PUT_TOGETHER_S = 6 * 3600.0
 
@@ -135,7 +138,13 @@ class BatchPage:
 
 
 def item_name(name: str) -> str:
-    """A file's name, fit to be stored and shown: short, and without unprintable characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)[
+    """A file's name, fit to be stored and shown: short, and without what moves a terminal's
+    cursor or turns the direction of its text."""
+    return "".join(c if _is_harmless(c) else "\N{REPLACEMENT CHARACTER}" for c in name)[
         :MAX_ITEM_NAME_CHARS
     ]
+
+
+def _is_harmless(char: str) -> bool:
+    """Spaces of every width and joiners of letters stand in ordinary names."""
+    return unicodedata.category(char) not in _HARMFUL and char not in _TURNING

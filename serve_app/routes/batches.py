@@ -115,9 +115,13 @@ async def submit_batch(
 ) -> Response:
     """Submit up to 1,000 photos to be restored alike."""
     form = BatchFormReader(request, services.settings.upload_max_bytes)
-    asked = (await form.fields()).asks(caller, b"", idempotency_key)
+    first = (await form.fields()).asks(caller, b"", idempotency_key)
+    if form.names_workflow:  # what is wrong by now stays wrong, whichever fields are to come
+        services.submission.check(first)
     async with aclosing(form.photos()) as photos:
-        submitted = await services.batch_submission.submit(asked, photos)
+        submitted = await services.batch_submission.submit(
+            first, photos, lambda: form.all_fields().asks(caller, b"", idempotency_key)
+        )
     shown = _show(request, submitted.batch)
     view = SubmittedBatchView(**dict(shown), items=_show_items(submitted.items))
     headers = {"Location": view.links.self_}

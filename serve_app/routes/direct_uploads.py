@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Response, status
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
 
 from restoration.errors import (
     DependencyUnavailable,
@@ -38,14 +39,40 @@ router = APIRouter(
 )
 
 
+# Other names of the accepted types, as tools and operating systems have them.
+_ALIASES = {
+    "image/jpg": ImageType.JPEG,
+    "image/pjpeg": ImageType.JPEG,
+    "image/jfif": ImageType.JPEG,
+    "image/x-png": ImageType.PNG,
+    "image/tif": ImageType.TIFF,
+    "image/x-tiff": ImageType.TIFF,
+    "image/x-tif": ImageType.TIFF,
+    "image/x-bmp": ImageType.BMP,
+    "image/x-ms-bmp": ImageType.BMP,
+    "image/x-webp": ImageType.WEBP,
+}
+
+
+def _media_type(value: object) -> object:
+    """Without parameters, in lower case, under its registered name."""
+    if not isinstance(value, str):
+        return value
+    name = value.partition(";")[0].strip().lower()
+    return _ALIASES.get(name, name)
+
+
 class UploadRequest(BaseModel):
     """What will be sent: none of it can be changed afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    content_type: ImageType
+    content_type: Annotated[ImageType, BeforeValidator(_media_type)]
     size_bytes: Annotated[int, Field(gt=0)]
-    sha256: Annotated[str | None, Field(pattern="^[0-9a-f]{64}$")] = None
+    sha256: Annotated[
+        str | SkipJsonSchema[None],
+        StringConstraints(pattern="^[0-9a-fA-F]{64}$", strip_whitespace=True, to_lower=True),
+    ] = None
 
 
 @router.post(

@@ -13,31 +13,52 @@ from uuid import UUID
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Json,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic.json_schema import SkipJsonSchema
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 
 from actors.submission import SubmissionRequest
 from restoration.jobs import OutputFormat, Priority
 from restoration.reuse import Reuse
 from serve_app.auth import Principal
 from serve_app.openapi import multipart_form
-from serve_app.routes.dependencies import authenticated
+from serve_app.routes.dependencies import authenticated, services_of
+from serve_app.routes.multipart import MAX_FIELD_BYTES, PHOTO, FormParts, Part, malformed
 from serve_app.routes.uploads import UploadSlot, upload_slot
 
 _Form = TypeVar("_Form", bound=BaseModel)
 
 DEFAULT_WORKFLOW = "restore"
-MAX_FIELD_BYTES = 64 * 1024
 # Part headers, boundaries and the other fields, on top of the image itself.
 FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
-MAX_FIELDS = 10
 
+# pydantic speaks of Python's types.
+_PLAINER = {"dict_type": "must be a JSON object"}
+# Fields of which an empty one is a mistake rather than an input that was not filled in.
+_NEVER_EMPTY = frozenset({"workflow", "graph"})
+
+
+def _lower_case(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _format_name(value: object) -> object:
+    return {"jpg": "jpeg"}.get(value, value) if isinstance(value, str) else value
+
+
+_AnyCase = BeforeValidator(_lower_case)
+FormatField = Annotated[OutputFormat, BeforeValidator(_format_name), _AnyCase]
+PriorityField = Annotated[Priority, _AnyCase]
 # Written out, because no answer has one: it is among no components.
 ReuseField = Annotated[
-    Reuse, WithJsonSchema({"type": "string", "enum": [each.value for each in Reuse]})
+    Reuse, WithJsonSchema({"type": "string", "enum": [each.value for each in Reuse]}), _AnyCase
 ]
 
 
@@ -46,20 +67,20 @@ class JobForm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    output_format: OutputFormat | SkipJsonSchema[None] = Field(
+    output_format: FormatField | SkipJsonSchema[None] = Field(
         None, description="by default the workflow's"
     )
-    priority: Priority = Field(
+    priority: PriorityField = Field(
         Priority.INTERACTIVE,
         description="interactive goes before batch, until a batch job has waited for long",
     )
-    queue_limit_s: float | None = Field(
+    queue_limit_s: float | SkipJsonSchema[None] = Field(
         None,
         gt=0,
         allow_inf_nan=False,
         description="seconds to the start at the latest; at most, and by default, the workflow's",
     )
-    run_limit_s: float | None = Field(
+    run_limit_s: float | SkipJsonSchema[None] = Field(
         None,
         gt=0,
         allow_inf_nan=False,
@@ -160,40 +181,42 @@ async def submitted_run(
 
 
 async def _read(request: Request, kind: type[RestorationForm] | type[RunForm]) -> SubmittedForm:
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise HTTPException(415, "send multipart/form-data with the photo in the field 'image'")
-    _, options = parse_options_header(request.headers["content-type"])
-    # Starlette would take any codec of Python's, slow and broken ones too.
-    if options.get(b"charset", b"utf-8").lower() != b"utf-8":
-        raise HTTPException(415, "send the form's fields in UTF-8")
-    async with request.form(
-        max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
-    ) as form:
-        image = form.get("image")
-        fields = validated(kind, _text_fields(form))
-        if isinstance(image, UploadFile) == (fields.upload_id is not None):
-            raise malformed("image", "send the photo as a file in this field, or its upload_id")
-        data = await image.read() if isinstance(image, UploadFile) else b""
-    return SubmittedForm(data, fields)
+    limits = services_of(request).settings.upload_limits
+    parts = FormParts(request, {PHOTO, *kind.model_fields}, limits.max_bytes)
+    texts: dict[str, str] = {}
+    photo: Part | None = None
+    while (part := await parts.next()) is not None:
+        if part.name != PHOTO:
+            texts[part.name] = part.text()
+        elif not part.is_file:
+            raise malformed(PHOTO, "send the photo as a file in this field")
+        elif photo is not None:
+            raise malformed(PHOTO, "send one photo in this field; several make a batch")
+        elif not part.is_blank:
+            photo = part
+    fields = validated(kind, texts)
+    if (photo is None) == (fields.upload_id is None):
+        raise malformed(PHOTO, "send the photo as a file in this field, or its upload_id")
+    return SubmittedForm(bytes(photo.data) if photo else b"", fields)
 
 
 def validated(kind: type[_Form], fields: Mapping[str, str]) -> _Form:
-    """Raises RequestValidationError."""
+    """The form of these texts, of which an empty one mostly counts as left out.
+
+    Raises RequestValidationError.
+    """
     try:
-        return kind.model_validate(fields)
+        return kind.model_validate(
+            {name: text for name, text in fields.items() if text or name in _NEVER_EMPTY}
+        )
     except ValidationError as error:
         raise RequestValidationError(
-            [{**item, "loc": ("form", *item["loc"])} for item in error.errors()]
+            [
+                {
+                    **item,
+                    "loc": ("form", *item["loc"]),
+                    "msg": _PLAINER.get(item["type"], item["msg"]),
+                }
+                for item in error.errors()
+            ]
         ) from None
-
-
-def _text_fields(form: FormData) -> dict[str, str]:
-    items = [(name, value) for name, value in form.multi_items() if name != "image"]
-    fields = {name: value for name, value in items if isinstance(value, str)}
-    if len(fields) < len(items):
-        raise malformed("form", "each field must be sent once, and none but 'image' as a file")
-    return fields
-
-
-def malformed(field: str, message: str) -> RequestValidationError:
-    return RequestValidationError([{"loc": ("form", field), "msg": message, "type": "form"}])

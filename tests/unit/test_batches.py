@@ -55,6 +55,9 @@ def test_12_one_more_photo_never_turns_failure_into_success(counts: BatchCounts)
     [
         ("Übung 1.jpg", "Übung 1.jpg"),
         ("a\nb\x00.png", "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}.png"),
+        ("Screenshot 9.41\u202fPM.png", "Screenshot 9.41\u202fPM.png"),
+        ("👨\u200d👩.jpg", "👨\u200d👩.jpg"),
+        ("gpj.\u202eexe", "gpj.\N{REPLACEMENT CHARACTER}exe"),
         ("\udce4.png", "\N{REPLACEMENT CHARACTER}.png"),
         ("x" * 300, "x" * MAX_ITEM_NAME_CHARS),
     ],

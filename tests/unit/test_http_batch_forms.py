@@ -70,9 +70,9 @@ async def test_12_a_request_that_is_wrong_as_a_whole(
             "invalid_request",
         ),
         (
-            {"content": IMAGE + form_part("workflow", b"restore") + b"--b--", "headers": MULTIPART},
-            422,
-            "malformed_request",
+            {"content": IMAGE + form_part("workflow", b"x") + b"--b--", "headers": MULTIPART},
+            404,
+            "unknown_workflow",
         ),
         ({"files": {"photo": ("p", b"x")}}, 422, "malformed_request"),
         (
@@ -90,7 +90,7 @@ async def test_12_a_request_that_is_wrong_as_a_whole(
         "cut",
         "no part",
         "no photo",
-        "field after photo",
+        "wrong field after photo",
         "other name",
         "no name",
     ],

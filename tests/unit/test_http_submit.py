@@ -121,7 +121,7 @@ _FORM_IN = {
         (_FORM_IN | {"headers": {"Content-Type": _FORM + "; charset=punycode"}}, 415, _NOT_TAKEN),
         ({"files": {"image": (None, b"x")}}, 422, "malformed_request"),
         ({"files": {"photo": ("p", b"x")}}, 422, "malformed_request"),
-        ({"files": [("image", ("a", b"x")), ("image", ("b", b"x"))]}, 400, "bad_request"),
+        ({"files": [("image", ("a", b"x")), ("image", ("b", b"x"))]}, 422, "malformed_request"),
         (
             {"files": {"image": ("p", photo())}, "data": {"workflow": ["restore", "enlarge"]}},
             422,

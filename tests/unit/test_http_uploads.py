@@ -11,6 +11,7 @@ import pytest
 
 from persistence.keys import UPLOADS, upload_key
 from restoration.jobs import JobStatus
+from restoration.ports import NewUpload, UploadLink
 from tests.fakes.site import API, Site, open_site, photo
 
 UPLOADS_API = "/api/v1/uploads"
@@ -74,6 +75,40 @@ async def test_04_what_could_not_be_a_photo_gets_no_link(
     async with site.client() as client:
         answer = await client.post(UPLOADS_API, json=GOOD | changes)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        ({"content_type": "image/jpg"}, "image/jpeg"),
+        ({"content_type": "IMAGE/JPEG"}, "image/jpeg"),
+        ({"content_type": "image/pjpeg"}, "image/jpeg"),
+        ({"content_type": "image/png; charset=binary"}, "image/png"),
+        ({"content_type": "image/x-ms-bmp"}, "image/bmp"),
+        ({"content_type": "image/tif"}, "image/tiff"),
+        ({"sha256": "9F86D0" + "a" * 58}, "image/png"),
+        ({"sha256": "9f86d0" + "A" * 58 + "\n"}, "image/png"),
+        ({"size_bytes": "1000"}, "image/png"),
+    ],
+    ids=str,
+)
+async def test_a_direct_upload_takes_what_tools_call_a_type_and_a_digest(
+    site: Site, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], taken: str
+) -> None:
+    """The link is for the registered type and the digest in lower case, as S3 wants them."""
+    signed: list[NewUpload] = []
+    sign = site.blobs.upload_link
+
+    async def upload_link(key: str, upload: NewUpload, lifetime_s: int) -> UploadLink:
+        signed.append(upload)
+        return await sign(key, upload, lifetime_s)
+
+    monkeypatch.setattr(site.blobs, "upload_link", upload_link)
+    async with site.client() as client:
+        answer = await client.post(UPLOADS_API, json=GOOD | asked)
+    assert answer.status_code == 201, answer.text
+    sha256 = asked["sha256"].strip().lower() if "sha256" in asked else None
+    assert signed == [NewUpload(taken, 1000, sha256)]
 
 
 @pytest.mark.parametrize("body", [b"{", b'"\xff', b"[]"], ids=["cut", "no text", "no object"])

@@ -1,0 +1,243 @@
+"""Reads multipart forms (RFC 7578) part after part, with the bytes of one in memory at a time.
+
+Part headers are understood in the dialects of browsers, curl and HTTP libraries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from codecs import BOM_UTF8
+from collections import deque
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.message import Message
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
+from starlette.exceptions import HTTPException
+
+PHOTO = "image"  # the field of the photo, or of each photo
+MAX_FIELD_BYTES = 64 * 1024
+_MAX_PART_HEADER_BYTES = 16 * 1024  # a path of 4096 bytes, each of them percent-encoded
+# Encodings in which a field may be sent; Python's others include slow and broken ones.
+_CHARSETS = {
+    "utf-8": "utf-8-sig",
+    "utf8": "utf-8-sig",
+    "us-ascii": "utf-8-sig",
+    "ascii": "utf-8-sig",
+    "iso-8859-1": "cp1252",  # as browsers read it
+    "latin1": "cp1252",
+    "windows-1252": "cp1252",
+}
+# Values of Content-Transfer-Encoding that change nothing.
+_PLAIN = frozenset({"7bit", "8bit", "binary"})
+# What browsers, curl and HTTP libraries write for what cannot stand in a quoted name.
+_ESCAPED = re.compile("%(22|0D|0A)", re.IGNORECASE)
+
+
+def malformed(field: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"loc": ("form", field), "msg": message, "type": "form"}])
+
+
+@dataclass(slots=True)
+class Part:
+    """A part that has arrived. `data` stops one byte behind `limit_bytes`, `hash` is of it all."""
+
+    name: str
+    filename: str | None
+    content_type: Message
+    encoding: str
+    limit_bytes: int
+    data: bytearray = field(default_factory=bytearray)
+    hash: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    @property
+    def is_file(self) -> bool:
+        """Tools that do not name a file still say that it is one by its type."""
+        if self.filename is not None:
+            return True
+        kind = self.content_type.get_content_type()
+        return kind.startswith("image/") or kind == "application/octet-stream"
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is what a browser sends for an input that no file was chosen in."""
+        return not self.filename and not self.data
+
+    def take(self, data: bytes) -> None:
+        self.data += data[: self.limit_bytes + 1 - len(self.data)]
+        self.hash.update(data)
+
+    def text(self) -> str:
+        """The field's value without white space around it. Raises RequestValidationError."""
+        if len(self.data) > self.limit_bytes:
+            raise malformed(self.name, f"a field may have at most {self.limit_bytes} bytes")
+        charset = self.content_type.get_content_charset("utf-8")
+        # a byte order mark knows better than tools that name the encoding of their default
+        codec = "utf-8-sig" if self.data.startswith(BOM_UTF8) else _CHARSETS.get(charset)
+        if codec is None:
+            raise malformed(self.name, f"send the field in UTF-8, not in {charset}")
+        try:
+            return self.data.decode(codec).strip()
+        except UnicodeDecodeError:
+            raise malformed(
+                self.name, "the field is not the UTF-8 text that it has to be"
+            ) from None
+
+
+class FormParts:
+    """Reads the parts of one request's form, in order.
+
+    `names` are the fields that it may have; each but the photo's may be sent once.
+    """
+
+    def __init__(self, request: Request, names: Collection[str], max_photo_bytes: int) -> None:
+        """Raises HTTPException: 415 for another type of content, 400 for no boundary."""
+        content_type = header_of(request.headers.get("content-type", "text/plain"))
+        if (kind := content_type.get_content_type()) != "multipart/form-data":
+            raise HTTPException(
+                415, f"send multipart/form-data with photos in the field {PHOTO!r}, not {kind}"
+            )
+        if _CHARSETS.get(content_type.get_content_charset("utf-8")) != _CHARSETS["utf-8"]:
+            raise HTTPException(415, "send the form's fields in UTF-8")
+        if not (boundary := _text_of(_parameters(content_type).get("boundary", ""))):
+            raise HTTPException(
+                400,
+                "the Content-Type of the multipart form names no boundary; leave that header to "
+                "what builds the form",
+            )
+        self._chunks = request.stream()
+        self._names = names
+        self._seen: set[str] = set()
+        with _malformed_is_400():
+            self._splitter = _Splitter(boundary.encode(), max_photo_bytes)
+        self._ended = False
+
+    async def next(self) -> Part | None:
+        """The next part; None at the end.
+
+        Raises RequestValidationError for a field that the form does not have, or that was sent
+        before, 400 for a body that is no form, and what the body's limits raise.
+        """
+        while (part := self._splitter.next()) is None and not self._ended:
+            chunk = await anext(self._chunks, b"")  # an empty one is the last
+            self._ended = not chunk
+            with _malformed_is_400():
+                self._splitter.feed(chunk)
+        if part is not None:
+            self._check(part)
+        return part
+
+    def _check(self, part: Part) -> None:
+        if not part.name:
+            raise malformed("form", "each part of the form must have the name of a field")
+        if part.name not in self._names:
+            having = ", ".join(sorted(self._names))
+            raise malformed(part.name, f"the form has no such field; it has {having}")
+        if part.encoding not in _PLAIN:
+            raise malformed(part.name, f"send the bytes as they are, not in {part.encoding}")
+        if part.name in self._seen and part.name != PHOTO:
+            raise malformed(part.name, "the field was sent more than once")
+        self._seen.add(part.name)
+
+
+def header_of(value: str) -> Message:
+    """A Content-Type or Content-Disposition (as latin-1), to ask for its parameters."""
+    message = Message()
+    message["Content-Type"] = value.replace("\r", " ").replace("\n", " ")
+    return message
+
+
+@contextmanager
+def _malformed_is_400() -> Iterator[None]:
+    try:
+        yield
+    except FormParserError as error:
+        raise HTTPException(400, "the body is not a well-formed multipart form") from error
+
+
+class _Splitter:
+    """Cuts a multipart body, fed in pieces, into its parts. No I/O."""
+
+    def __init__(self, boundary: bytes, max_photo_bytes: int) -> None:
+        self._max_photo_bytes = max_photo_bytes
+        self._whole: deque[Part] = deque()
+        self._part: Part | None = None
+        self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
+        self._headers: dict[str, str] = {}
+        self._ended = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._begin,
+                "on_part_data": self._take,
+                "on_part_end": self._end,
+                "on_end": self._finish,
+            },
+            max_header_size=_MAX_PART_HEADER_BYTES,
+        )
+
+    def feed(self, chunk: bytes) -> None:
+        """No bytes say that the body has ended. Raises FormParserError."""
+        if chunk:
+            self._parser.write(chunk)
+        elif not self._ended:
+            raise FormParserError("the body ends before its last part does")
+
+    def next(self) -> Part | None:
+        """The next part that has arrived as a whole."""
+        return self._whole.popleft() if self._whole else None
+
+    def _end_header(self) -> None:
+        name, value = self._header
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        self._header = (bytearray(), bytearray())
+
+    def _begin(self) -> None:
+        parameters = _parameters(header_of(self._headers.get("content-disposition", "form-data")))
+        name, filename = _text_of(parameters.get("name", "")), parameters.get("filename")
+        self._part = Part(
+            name=name,
+            filename=None if filename is None else _text_of(filename),
+            content_type=header_of(self._headers.get("content-type", "text/plain")),
+            encoding=self._headers.get("content-transfer-encoding", "binary").strip().lower(),
+            limit_bytes=self._max_photo_bytes if name == PHOTO else MAX_FIELD_BYTES,
+        )
+        self._headers = {}
+
+    def _take(self, data: bytes, start: int, end: int) -> None:
+        if self._part is not None:
+            self._part.take(data[start:end])
+
+    def _end(self) -> None:
+        if self._part is not None:
+            self._whole.append(self._part)
+        self._part = None
+
+    def _finish(self) -> None:
+        self._ended = True
+
+
+_Parameter = str | tuple[str | None, str | None, str]
+
+
+def _parameters(header: Message) -> dict[str, _Parameter]:
+    """By their names; of `filename` and `filename*` the latter, which says its encoding."""
+    return dict(header.get_params(failobj=[]))
+
+
+def _text_of(parameter: _Parameter) -> str:
+    """A parameter's value: UTF-8 as it is, or in the extended notation of RFC 2231 and 5987."""
+    if isinstance(parameter, tuple):
+        charset, _, text = parameter
+        codec = _CHARSETS.get((charset or "utf-8").lower(), "utf-8")
+        return text.encode("latin-1", "replace").decode(codec, "replace")
+    text = parameter.encode("latin-1").decode("utf-8", "replace")
+    return _ESCAPED.sub(lambda escape: chr(int(escape[1], 16)), text)
