@@ -1,16 +1,15 @@
 """BlobStore on S3.
 
 Every object is written with the sha256 that we computed ourselves and is checked against it when
-it is read. boto3 blocks, so its calls run on a few threads; its errors become ours here.
+it is read. boto3 blocks, so its calls run on a few threads, which owners have in turns; its errors
+become ours here.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -22,6 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
 
+from persistence.fair_threads import FairThreads
 from persistence.keys import filename_of
 from persistence.links import CloudFront, attachment, result_link, upload_link
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable
@@ -59,7 +59,7 @@ class S3BlobStore:
         """With `cloudfront`, results are delivered from there."""
         self._bucket = bucket
         self._cloudfront = cloudfront
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="s3")
+        self._threads = FairThreads(concurrency, "S3")
 
         def connect() -> S3Client:
             client = boto3.client(
@@ -75,7 +75,7 @@ class S3BlobStore:
             return client
 
         # In a thread: boto3 reads its service descriptions from disk for a tenth of a second.
-        self._client = self._threads.submit(connect)
+        self._client = self._threads.begin(connect)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
@@ -218,11 +218,10 @@ class S3BlobStore:
     async def aclose(self) -> None:
         """Wait for the calls that have begun, then close the connections."""
         await self._run(lambda client: client.close())
-        await asyncio.to_thread(self._threads.shutdown)
+        await self._threads.aclose()
 
     async def _run(self, work: Callable[[S3Client], _T]) -> _T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._call, work)
+        return await self._threads.run(partial(self._call, work))
 
     def _call(self, work: Callable[[S3Client], _T]) -> _T:
         with _translated_errors():

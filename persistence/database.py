@@ -7,13 +7,11 @@ that was being committed then is unknown, so whatever runs here must be fit to b
 
 from __future__ import annotations
 
-import asyncio
 import select
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from enum import IntEnum
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg2
@@ -22,13 +20,14 @@ from sqlalchemy import URL, Connection, create_engine, event, exc, make_url
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from persistence.fair_threads import FairThreads
 from restoration.errors import DependencyUnavailable, InvalidRequest, InvalidSettings
 
 _T = TypeVar("_T")
 
 CONNECT_TIMEOUT_S = 3
 _STATEMENT_TIMEOUT_MS = 10_000
-_QUEUE_TIMEOUT_S = 10.0
+QUEUE_TIMEOUT_S = 10.0
 # psycopg2 says so without a class of its own
 _NUL_REFUSED = "A string literal cannot contain NUL (0x00) characters."
 
@@ -58,13 +57,15 @@ class AdvisoryLock(IntEnum):
 
 
 class Database:
-    """A bounded pool of connections, and as many threads.
+    """A bounded pool of connections, and as many threads, which owners have in turns.
 
     A connection is checked before each use and replaced if it is dead, which is the one retry
     that is always safe: nothing has been sent on it yet.
     """
 
-    def __init__(self, url: str, *, pool_size: int = 8) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int = 8, queue_timeout_s: float = QUEUE_TIMEOUT_S
+    ) -> None:
         """Connects on first use. Raises InvalidSettings when `url` is no Postgres URL."""
         self._engine = create_engine(
             sqlalchemy_url(url),
@@ -74,7 +75,7 @@ class Database:
         )
         event.listen(self._engine, "checkout", _replace_if_dead)
         event.listen(self._engine, "handle_error", _give_up_if_demoted)
-        self._threads = ThreadPoolExecutor(pool_size, thread_name_prefix="postgres")
+        self._threads = FairThreads(pool_size, "Postgres", queue_timeout_s)
 
     async def run(self, work: Callable[[Connection], _T], *, atomic: bool = True) -> _T:
         """`work(connection)` in one transaction: committed when it returns, else rolled back.
@@ -86,22 +87,8 @@ class Database:
         DependencyUnavailable, InvalidRequest for a value that Postgres cannot hold, and whatever
         `work` raises.
         """
-        deadline = time.monotonic() + _QUEUE_TIMEOUT_S
-        loop = asyncio.get_running_loop()
         begin = self._engine.begin if atomic else self._autocommit
-        return await loop.run_in_executor(self._threads, self._transact, begin, work, deadline)
-
-    def _transact(
-        self,
-        begin: Callable[[], AbstractContextManager[Connection]],
-        work: Callable[[Connection], _T],
-        deadline: float,
-    ) -> _T:
-        if time.monotonic() > deadline:
-            # Its caller has probably gone; running it would keep the others waiting as well.
-            raise DependencyUnavailable("Postgres: no connection became free in time")
-        with translated_errors(), begin() as connection:
-            return work(connection)
+        return await self._threads.run(partial(_transact, begin, work))
 
     @contextmanager
     def _autocommit(self) -> Iterator[Connection]:
@@ -117,8 +104,15 @@ class Database:
 
     async def aclose(self) -> None:
         """Wait for the transactions that have begun, then close every connection."""
-        await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
+        await self._threads.aclose()
         self._engine.dispose()
+
+
+def _transact(
+    begin: Callable[[], AbstractContextManager[Connection]], work: Callable[[Connection], _T]
+) -> _T:
+    with translated_errors(), begin() as connection:
+        return work(connection)
 
 
 def _replace_if_dead(connection: Any, record: ConnectionPoolEntry, *_: object) -> None:

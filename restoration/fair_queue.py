@@ -2,7 +2,8 @@
 
 The next free place goes to the waiting owner that holds the fewest, in turns where several hold
 as few, and within an owner to the request that has waited the longest. A limit on what one owner
-holds keeps places within reach of the others (docs/decisions/0030-turns-for-shared-places.md).
+holds keeps places within reach of the others
+(docs/decisions/0030-lend-places-to-owners-in-turns.md).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Self
 
 from restoration.errors import TooManyAtOnce
@@ -26,6 +27,13 @@ Share = Callable[[int, int], int]
 
 current_owner: ContextVar[Owner] = ContextVar("current_owner", default=None)
 """The owner that the running task works for, set where a request is authenticated."""
+
+
+def context_of(owner: Owner) -> Context:
+    """Return the running task's context with this owner in it, for a task that outlives it."""
+    context = copy_context()
+    context.run(current_owner.set, owner)
+    return context
 
 
 def all_but_one(places: int, _free: int) -> int:

@@ -36,6 +36,7 @@ from actors.status_actor import NAMESPACE
 from actors.submission import SubmissionRequest, Submitted
 from restoration.batches import JobBatch, NewBatch
 from restoration.errors import DependencyUnavailable
+from restoration.fair_queue import current_owner
 from restoration.jobs import Job, NewJob
 from restoration.scaling import ScalingPolicy
 from restoration.settings import load_settings
@@ -103,6 +104,7 @@ class Ingress:
         return build_asgi_app(self._services)
 
     async def submit(self, request: SubmissionRequest) -> Submitted:
+        current_owner.set(request.owner)
         return await self._services.submission.submit(request)
 
     async def check(self, request: SubmissionRequest) -> None:
@@ -111,10 +113,12 @@ class Ingress:
 
     async def prepare(self, request: SubmissionRequest, job_id: UUID) -> NewJob:
         """A job whose picture is checked and stored, for `record_batch`; nothing is recorded."""
+        current_owner.set(request.owner)
         submission = self._services.submission
         return await submission.prepare(request, submission.check(request), job_id)
 
     async def record_batch(self, new: NewBatch, jobs: Sequence[NewJob]) -> SubmittedBatch:
+        current_owner.set(new.owner)
         return await self._services.batch_submission.record(new, jobs)
 
     async def batch(self, batch_id: UUID) -> JobBatch:
@@ -135,6 +139,7 @@ class Ingress:
     async def result(self, job_id: UUID) -> bytes:
         """The result's bytes. Raises ResultNotReady unless the job succeeded."""
         job = await self._services.jobs.get(job_id)
+        current_owner.set(job.owner)
         return await self._services.blobs.get(job.result())
 
 

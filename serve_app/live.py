@@ -16,6 +16,7 @@ import structlog
 
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, Previewed, StateChanged, is_last, to_json
+from restoration.fair_queue import context_of
 from restoration.jobs import Job, JobStatus
 from restoration.ports import JobStore, StampedEvent, StatusBoard
 from restoration.tasks import stop
@@ -74,7 +75,7 @@ class LiveJob:
         self._preview_at = -1
         self._woken = asyncio.Event()
         self._error: BaseException | None = None
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(self._run(), context=context_of(job.owner))
         self._task.add_done_callback(self._ended)
 
     @property

@@ -19,6 +19,7 @@ import structlog
 from persistence.streams import StreamId, parse_id
 from restoration.errors import DependencyUnavailable
 from restoration.events import StateChanged
+from restoration.fair_queue import context_of
 from restoration.jobs import Job
 from restoration.ports import JobStore, StatusBoard
 from serve_app.live import LiveJob, Seen, is_later, state_of
@@ -86,7 +87,8 @@ class JobWatcher:
         if live is None or live.is_over:
             live = self._live[job.id] = LiveJob(job, self._jobs, self._board)
         if self._polling is None or self._polling.done():
-            self._polling = asyncio.create_task(self._poll())
+            # for all who watch, not for the first of them
+            self._polling = asyncio.create_task(self._poll(), context=context_of(None))
             self._polling.add_done_callback(self._ended)
         live.learn(job)
         live.users += 1

@@ -140,30 +140,26 @@ async def test_a_server_that_never_answers() -> None:
         await database.aclose()
 
 
-async def test_what_waited_too_long_for_a_thread_is_not_begun(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_waited_too_long_for_a_thread_is_not_begun(database_url: str) -> None:
     """Under overload a call that has waited its time is refused, and its work not done."""
-    begun = [asyncio.Event(), asyncio.Event()]
-    release = asyncio.Event()
+    database = Database(database_url, pool_size=1, queue_timeout_s=0.05)
+    begun, release = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def occupy(event: asyncio.Event, connection: Connection) -> None:
-        loop.call_soon_threadsafe(event.set)
+    def occupy(connection: Connection) -> None:
+        loop.call_soon_threadsafe(begun.set)
         asyncio.run_coroutine_threadsafe(release.wait(), loop).result()
 
     def late_work(connection: Connection) -> None:
         pytest.fail("it was begun")
 
-    occupiers = [asyncio.create_task(database.run(partial(occupy, event))) for event in begun]
-    await asyncio.gather(*(event.wait() for event in begun))
-    monkeypatch.setattr("persistence.database._QUEUE_TIMEOUT_S", 0)
-    late = asyncio.create_task(database.run(late_work))
-    await asyncio.sleep(0)  # it is in the queue now
+    occupier = asyncio.create_task(database.run(occupy))
+    await begun.wait()
+    with pytest.raises(DependencyUnavailable, match="Postgres"):
+        await database.run(late_work)
     release.set()
-    with pytest.raises(DependencyUnavailable):
-        await late
-    await asyncio.gather(*occupiers)
+    await occupier
+    await database.aclose()
 
 
 async def test_a_wrong_statement_is_a_defect(database: Database) -> None:
