@@ -82,6 +82,10 @@ class PostgresBatchStore:
     async def get(self, batch_id: UUID, owner: str | None = None) -> JobBatch:
         return await self._database.run(partial(_get, batch_id, owner))
 
+    async def find(self, batch_ids: Sequence[UUID]) -> Sequence[JobBatch]:
+        query = _SUMMARY.where(batches.c.id.in_(batch_ids))
+        return await self._database.run(partial(_fetch, query))
+
     async def list(self, owner: str, cursor: str | None = None, limit: int = 50) -> BatchPage:
         query = _SUMMARY.where(batches.c.owner == owner).order_by(*_NEWEST_FIRST)
         if cursor is not None:

@@ -174,6 +174,9 @@ class BatchStore(Protocol):
 
     async def get(self, batch_id: UUID, owner: str | None = None) -> JobBatch: ...
 
+    async def find(self, batch_ids: Sequence[UUID]) -> Sequence[JobBatch]:
+        """Those of the batches that there are, in any order."""
+
     async def list(self, owner: str, cursor: str | None = None, limit: int = 50) -> BatchPage:
         """Newest first. Raises InvalidRequest for a foreign cursor."""
 

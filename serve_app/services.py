@@ -36,7 +36,7 @@ from restoration.settings import Settings
 from restoration.tracing import NullTracer, Tracer
 from restoration.usage import UsageLedger
 from serve_app.auth import Authenticator, issuer_from
-from serve_app.batch_watch import BATCH_POLL_S, BatchWatcher
+from serve_app.batch_watch import BatchWatcher
 from serve_app.watch import JobWatcher
 from workflows.catalog import Catalog, load_catalog
 
@@ -56,7 +56,7 @@ class Services:
     usage: UsageLedger
     workers: WorkerRegistry
     watcher: JobWatcher
-    batch_poll_s: float = BATCH_POLL_S
+    batch_watcher: BatchWatcher
     meter: Meter = field(default_factory=NullMeter)
     tracer: Tracer = field(default_factory=NullTracer)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -64,10 +64,6 @@ class Services:
     @property
     def batch_submission(self) -> BatchSubmission:
         return BatchSubmission(self.submission, self.batches)
-
-    @property
-    def batch_watcher(self) -> BatchWatcher:
-        return BatchWatcher(self.batches, self.batch_poll_s)
 
     async def aclose(self) -> None:
         await self.resources.aclose()
@@ -93,6 +89,7 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
     # a proxy from the environment has no business between us and the local issuer
     http = httpx.AsyncClient(trust_env=settings.auth0_domain is not None)
     resources.push_async_callback(http.aclose)
+    batches = PostgresBatchStore(database, settings.queue_policy)
     return Services(
         settings=settings,
         catalog=catalog,
@@ -102,7 +99,7 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
             tracer=tracer,
         ),
         jobs=jobs,
-        batches=PostgresBatchStore(database, settings.queue_policy),
+        batches=batches,
         blobs=blobs,
         uploads=Uploads(blobs, settings.upload_limits, settings.upload_url_lifetime_s),
         status=board,
@@ -113,5 +110,6 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
         tracer=tracer,
         workers=PostgresWorkerRegistry(database),
         watcher=JobWatcher(jobs, board),
+        batch_watcher=BatchWatcher(batches),
         resources=resources,
     )

@@ -108,6 +108,7 @@ async def test_12_a_batch_and_its_jobs_are_recorded(stores: Stores) -> None:
     """Each accepted photo is a queued job that knows its batch, each refused one says why."""
     batch = await stores.insert(2, refused=1)
     assert batch == await stores.batches.get(batch.id, owner="alice")
+    assert [batch] == await stores.batches.find([batch.id, uuid4()])
     assert batch.counts == BatchCounts(queued=2, refused=1)
     assert (batch.status, batch.owner) == (BatchStatus.RUNNING, "alice")
     first, second, third = await stores.batches.items(batch.id)

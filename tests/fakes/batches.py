@@ -55,6 +55,10 @@ class MemoryBatchStore:
             batch.id, batch.owner, created_at, counts, batch.idempotency_key, batch.request_digest
         )
 
+    async def find(self, batch_ids: Sequence[UUID]) -> Sequence[JobBatch]:
+        await self.jobs.ping()
+        return [await self.get(batch_id) for batch_id in batch_ids if batch_id in self.rows]
+
     async def list(self, owner: str, cursor: str | None = None, limit: int = 50) -> BatchPage:
         await self.jobs.ping()
         ids = [batch.id for batch, _ in reversed(self.rows.values()) if batch.owner == owner]

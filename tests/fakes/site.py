@@ -22,6 +22,7 @@ from restoration.settings import Settings
 from restoration.tracing import NullTracer, Tracer
 from serve_app.app import build_asgi_app
 from serve_app.auth import Authenticator, Issuer
+from serve_app.batch_watch import BatchWatcher
 from serve_app.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
 from serve_app.scopes import USER_SCOPES
 from serve_app.services import Services
@@ -178,6 +179,6 @@ async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Si
             workers=workers,
             tracer=tracer,
             watcher=JobWatcher(jobs, board, poll_s=0.05),
-            batch_poll_s=0.05,
+            batch_watcher=BatchWatcher(batches, poll_s=0.05),
         )
         yield Site(services, jobs, batches, blobs, board, rates, ledger, workers)

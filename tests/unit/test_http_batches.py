@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from itertools import pairwise
 from uuid import UUID
 
 import pytest
 
 from restoration import batches as rules
-from restoration.batches import JobBatch
+from restoration.batches import BatchStatus, JobBatch
+from restoration.errors import BatchNotFound
 from restoration.jobs import Job, JobStatus, OutputFormat, Priority
 from serve_app.routes import events
 from serve_app.sse import Decoder, encode_comment
@@ -254,22 +256,22 @@ async def test_12_events_tell_every_change_and_end(
 ) -> None:
     """The counts as they are, then each time they have changed, then the end; comments between."""
     batch = await submit(site, photo(), photo())
-    get, reads = site.batches.get, 0
+    find, reads = site.batches.find, 0
 
-    async def get_and_work(batch_id: UUID, owner: str | None = None) -> JobBatch:
+    async def find_and_work(batch_ids: Sequence[UUID]) -> Sequence[JobBatch]:
         nonlocal reads
         reads += 1
-        if reads == 4:
+        if reads == 3:
             await site.succeed(await run(site, batch["items"][0]["job_id"]))
-        if reads == 5:
+        if reads == 4:
             site.jobs.down = True  # an outage is waited out
-        if reads == 7:
+        if reads == 6:
             site.jobs.down = False
             await site.succeed(await run(site, batch["items"][1]["job_id"]))
-        return await get(batch_id, owner)
+        return await find(batch_ids)
 
     monkeypatch.setattr(events, "HEARTBEAT_S", 0)
-    monkeypatch.setattr(site.batches, "get", get_and_work)
+    monkeypatch.setattr(site.batches, "find", find_and_work)
     async with asyncio.timeout(DEADLINE_S), site.client() as client:
         answer = await client.get(batch["links"]["events"])
     received = [(e.event, json.loads(e.data)) for e in Decoder().feed(answer.text)]
@@ -287,12 +289,20 @@ async def test_12_an_idle_batch_is_asked_for_less_often(
 ) -> None:
     """At most twice a second while it changes, and a quarter of that while it does not."""
     batch = await submit(site, photo())
-    slept: list[float] = []
+    polls, read_in = 0, list[int]()
+    find, moment = site.batches.find, asyncio.sleep
 
-    async def sleep(delay_s: float) -> None:
-        slept.append(delay_s)
+    async def sleep(_delay_s: float) -> None:
+        nonlocal polls
+        polls += 1
+        await moment(0)
+
+    async def noted(batch_ids: Sequence[UUID]) -> Sequence[JobBatch]:
+        read_in.append(polls)
+        return await find(batch_ids)
 
     monkeypatch.setattr("serve_app.batch_watch.asyncio.sleep", sleep)
+    monkeypatch.setattr(site.batches, "find", noted)
     row = await site.batches.get(UUID(batch["id"]))
     async with aclosing(site.services.batch_watcher.watch(row)) as watch:
         for _ in range(5):
@@ -301,8 +311,7 @@ async def test_12_an_idle_batch_is_asked_for_less_often(
         assert await anext(watch) is not None
         await site.succeed(job)
         assert await anext(watch) is not None
-    unit = site.services.batch_poll_s
-    assert [delay / unit for delay in slept] == [1, 2, 4, 4, 4, 1]
+    assert [after - before for before, after in pairwise([0, *read_in])] == [1, 2, 4, 4, 4, 1]
 
 
 async def test_12_a_batch_that_has_ended_shows_its_end_at_once(site: Site) -> None:
@@ -312,3 +321,96 @@ async def test_12_a_batch_that_has_ended_shows_its_end_at_once(site: Site) -> No
         answer = await client.get(batch["links"]["events"])
     [event] = Decoder().feed(answer.text)
     assert json.loads(event.data)["status"] == "failed"
+
+
+async def test_those_who_watch_a_batch_share_its_counts(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty watchers of two batches cost one statement for each poll of their owner."""
+    batches = [await submit(site, photo()), await submit(site, photo())]
+    rows = [await site.batches.get(UUID(batch["id"])) for batch in batches]
+    find, read = site.batches.find, list[Sequence[UUID]]()
+
+    async def noted(batch_ids: Sequence[UUID]) -> Sequence[JobBatch]:
+        read.append(batch_ids)
+        if len(read) == 3:
+            for _ in batches:
+                job = await site.jobs.claim("worker-1", 60, ["restore"])
+                assert job is not None
+                await site.succeed(job)
+        return await find(batch_ids)
+
+    async def last(row: JobBatch) -> JobBatch | None:
+        async with aclosing(site.services.batch_watcher.watch(row)) as watch:
+            return [batch async for batch in watch][-1]
+
+    monkeypatch.setattr(site.batches, "find", noted)
+    async with asyncio.timeout(DEADLINE_S):
+        ends = await asyncio.gather(*(last(row) for row in rows * 10))
+    assert all(end is not None and end.status is BatchStatus.SUCCEEDED for end in ends)
+    assert read == [[row.id for row in rows]] * 3
+
+
+async def test_an_owners_many_batches_do_not_delay_the_events_of_another(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the counts of one owner are being read, those of another arrive."""
+    theirs = await submit(site, photo())
+    async with site.client("bob") as bob:
+        answer = await bob.post(BATCHES, files=files(photo()))
+        own = answer.json()
+    find, reading = site.batches.find, asyncio.Event()
+
+    async def slow_for_ann(batch_ids: Sequence[UUID]) -> Sequence[JobBatch]:
+        if UUID(theirs["id"]) in batch_ids:
+            reading.set()
+            await asyncio.Event().wait()
+        return await find(batch_ids)
+
+    async def follow(batch_id: str) -> list[JobBatch | None]:
+        row = await site.batches.get(UUID(batch_id))
+        async with aclosing(site.services.batch_watcher.watch(row)) as watch:
+            return [batch async for batch in watch]
+
+    monkeypatch.setattr(site.batches, "find", slow_for_ann)
+    async with asyncio.timeout(DEADLINE_S):
+        stuck = asyncio.create_task(follow(theirs["id"]))
+        await reading.wait()
+        followed = asyncio.create_task(follow(own["id"]))
+        await run(site, theirs["items"][0]["job_id"])
+        await site.succeed(await run(site, own["items"][0]["job_id"]))
+        [*_, last] = await followed
+    assert last is not None
+    assert last.status is BatchStatus.SUCCEEDED
+    stuck.cancel()
+    await asyncio.gather(stuck, return_exceptions=True)
+
+
+async def test_a_batch_that_is_removed_while_it_is_watched_is_not_found(site: Site) -> None:
+    batch = await submit(site, photo())
+    row = await site.batches.get(UUID(batch["id"]))
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        aclosing(site.services.batch_watcher.watch(row)) as watch,
+    ):
+        await anext(watch)
+        del site.batches.rows[row.id]
+        with pytest.raises(BatchNotFound):
+            await anext(watch)
+
+
+async def test_a_defect_in_reading_a_batch_ends_its_watches(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(batch_ids: Sequence[UUID]) -> Sequence[JobBatch]:
+        raise LookupError
+
+    monkeypatch.setattr(site.batches, "find", broken)
+    row = await site.batches.get(UUID((await submit(site, photo()))["id"]))
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        aclosing(site.services.batch_watcher.watch(row)) as watch,
+    ):
+        await anext(watch)
+        with pytest.raises(LookupError):
+            await anext(watch)
