@@ -8,18 +8,16 @@ fenced call on the job store, or in silence when the lease is lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn, Protocol
 from uuid import UUID, uuid4
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from actors.images.encode import ENGINE_SUFFIX, engine_input
-from actors.images.reader import read
+from actors.images.encode import ENGINE_SUFFIX
+from actors.images.process_pool import PreparedImage
 from actors.observation import NobodyWatches, Observer
 from actors.outcomes import Outcomes, RetryPolicy
 from actors.stopwatch import ENGINE, Stopwatch
@@ -44,7 +42,6 @@ from restoration.errors import (
     RestorationError,
 )
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
-from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, OutputFormat
 from restoration.ports import BlobStore, JobStore
 from restoration.tasks import stop
@@ -58,12 +55,6 @@ from workflows.render import render
 log = structlog.get_logger(__name__)
 
 Charge = Callable[[Job, float], None]  # `actors.costs.CostBook.charge`
-# `actors.images.encode.encode`, elsewhere
-Encode = Callable[
-    [EngineResult, OutputFormat, int, NDArray[np.uint8] | None, bytes | None, bool],
-    Awaitable[bytes],
-]
-
 # The engine's share of the progress bar; fetching comes before it, encoding and storing after.
 ENGINE_FROM, ENGINE_TO = 0.05, 0.9
 DEFAULT_QUALITY = 90
@@ -99,22 +90,65 @@ class Visit:
         return Stage.FETCHING  # as far as this one knows
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Photo:
-    """A picture for the engine, and what its result needs to know of the upload."""
+class Images(Protocol):
+    """See `actors.images.process_pool.ImageProcessPool`."""
 
-    data: bytes
-    pixels: int
-    alpha: NDArray[np.uint8] | None
-    exif: bytes | None
-    grey: bool
+    async def prepare(
+        self, data: bytes, *, keep_metadata: bool, on_white: bool
+    ) -> PreparedImage: ...
+
+    async def encode(
+        self,
+        picture: EngineResult,
+        output_format: OutputFormat,
+        quality: int,
+        photo: PreparedImage,
+        *,
+        grey: bool,
+    ) -> bytes: ...
 
 
-def _prepare(data: bytes, limits: UploadLimits, *, keep_metadata: bool, on_white: bool) -> _Photo:
-    image = read(data, limits, keep_metadata=keep_metadata)
-    height, width, _ = image.pixels.shape
-    file, alpha = engine_input(image, on_white=on_white)
-    return _Photo(file, width * height, alpha, image.exif, image.is_grey)
+class RunLimit:
+    """Bounds the time in which an attempt's picture is worked on, in seconds.
+
+    Reading it, executing the graph and writing the result count. Waiting for the engine does not.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = self._left_s = limit_s
+        self._began_at: float | None = None
+        self._timeout: asyncio.Timeout | None = None
+
+    @asynccontextmanager
+    async def bounding(self) -> AsyncIterator[None]:
+        """Count the time from the call of `begin` on. Raises EngineTimeout when none is left."""
+        try:
+            async with asyncio.timeout(None) as self._timeout:
+                yield
+        except TimeoutError:
+            message = f"the attempt took longer than the {self._limit_s:g} s allowed"
+            raise EngineTimeout(message) from None
+        finally:
+            if self._began_at is not None:
+                self._left_s -= asyncio.get_running_loop().time() - self._began_at
+                self._began_at = None
+
+    def begin(self) -> None:
+        """The work begins; to be called within `bounding`."""
+        if self._timeout is not None and self._began_at is None:
+            self._began_at = asyncio.get_running_loop().time()
+            self._timeout.reschedule(self._began_at + self._left_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One attempt at `job`. `cancelled` is set when its owner has asked for its end."""
+
+    job: Job
+    run_id: UUID
+    visit: Visit
+    watch: Stopwatch
+    cancelled: asyncio.Event
 
 
 class Execution:
@@ -126,25 +160,23 @@ class Execution:
         jobs: JobStore,
         blobs: BlobStore,
         engine: Engine,
-        encode: Encode,
+        images: Images,
         publish: Publish,
         lease: Lease,
         retry: RetryPolicy | None = None,
         charge: Charge | None = None,
         observer: Observer | None = None,
-        limits: UploadLimits | None = None,
     ) -> None:
         self._catalog = catalog
         self._jobs = jobs
         self._blobs = blobs
         self._engine = engine
-        self._encode = encode
+        self._images = images
         self._publish = publish
         self._lease = lease
         self._outcomes = Outcomes(jobs, retry or RetryPolicy())
         self._charge = charge or (lambda *_: None)
         self._observer = observer or NobodyWatches()
-        self._limits = limits or UploadLimits()
 
     async def run(self, job: Job, visit: Visit) -> Job | None:
         """Take the claimed `job` to the end of this attempt.
@@ -188,10 +220,9 @@ class Execution:
 
     async def _attempt(self, job: Job, visit: Visit, watch: Stopwatch) -> Job:
         run_id = uuid4()  # never used before: ComfyUI takes an id twice and mixes the two up
+        attempt = _Attempt(job, run_id, visit, watch, asyncio.Event())
         try:
-            output = await self._under_lease(
-                job, run_id, watch, self._restore(job, run_id, watch, visit)
-            )
+            output = await self._under_lease(attempt)
         except LeaseLost:
             raise
         except EngineInterrupted:
@@ -204,26 +235,35 @@ class Execution:
             return await self._outcomes.broke(job)
         return await self._outcomes.succeeded(job, output, watch.laps_s)
 
-    async def _restore(self, job: Job, run_id: UUID, watch: Stopwatch, visit: Visit) -> Artifact:
+    async def _restore(self, attempt: _Attempt) -> Artifact:
+        job, watch = attempt.job, attempt.watch
         workflow = workflow_of(self._catalog, job)
+        limit = RunLimit(job.run_limit_s or workflow.manifest.run_limit_s)
         self._progress(job, 0, "fetching")
         watch.enter("fetch")
-        photo = await asyncio.to_thread(
-            _prepare,
-            await self._blobs.get(job.input),
-            self._limits,
-            keep_metadata=job.keep_metadata,
-            on_white=moves_pixels(workflow.graph),
-        )
+        async with _interruptible(attempt.cancelled):
+            upload = await self._blobs.get(job.input)
+            async with limit.bounding():
+                limit.begin()
+                photo = await self._images.prepare(
+                    upload,
+                    keep_metadata=job.keep_metadata,
+                    on_white=moves_pixels(workflow.graph),
+                )
         watch.enter("staged")
-        picture = await self._run_engine(job, workflow, run_id, photo, watch, visit)
+        picture = await self._run_engine(attempt, workflow, photo, limit)
         try:
             self._progress(job, ENGINE_TO, "storing")
             watch.enter("encode")
-            quality = int(job.params.get("quality", DEFAULT_QUALITY))
-            data = await self._encode(
-                picture, job.output_format, quality, photo.alpha, photo.exif, photo.grey
-            )
+            async with _interruptible(attempt.cancelled), limit.bounding():
+                limit.begin()
+                data = await self._images.encode(
+                    picture,
+                    job.output_format,
+                    int(job.params.get("quality", DEFAULT_QUALITY)),
+                    photo,
+                    grey=photo.grey and workflow.manifest.output.keeps_grey,
+                )
         finally:
             if isinstance(picture, Pixels):
                 picture.discard()
@@ -234,15 +274,9 @@ class Execution:
         return output
 
     async def _run_engine(
-        self,
-        job: Job,
-        workflow: Workflow,
-        run_id: UUID,
-        photo: _Photo,
-        watch: Stopwatch,
-        visit: Visit,
+        self, attempt: _Attempt, workflow: Workflow, photo: PreparedImage, limit: RunLimit
     ) -> EngineResult:
-        limit_s = job.run_limit_s or workflow.manifest.run_limit_s
+        job, watch, visit = attempt.job, attempt.watch, attempt.visit
 
         def render_for(image_name: str, output_prefix: str) -> Prompt:
             visit.staged(photo.pixels)
@@ -250,8 +284,7 @@ class Execution:
 
         def on_event(event: EngineEvent) -> None:
             if isinstance(event, EngineBegan):
-                # What others took before is not held against this one.
-                limit.reschedule(asyncio.get_running_loop().time() + limit_s)
+                limit.begin()  # what others took before is not held against this one
                 watch.enter(ENGINE)
                 visit.began()
             elif isinstance(event, EngineNode):
@@ -259,15 +292,16 @@ class Execution:
             else:
                 self._relay(job, event)
 
-        output_node = workflow.manifest.output.node
         run = EngineRun(
-            run_id, photo.data, ENGINE_SUFFIX, render_for, output_node, _log_context(job)
+            attempt.run_id,
+            photo.file,
+            ENGINE_SUFFIX,
+            render_for,
+            workflow.manifest.output.node,
+            _log_context(job),
         )
-        try:
-            async with asyncio.timeout(None) as limit:
-                picture = await self._engine.run(run, on_event)
-        except TimeoutError:
-            raise EngineTimeout(f"the attempt took longer than the {limit_s:g} s allowed") from None
+        async with limit.bounding():
+            picture = await self._engine.run(run, on_event)
         visit.left()
         return picture
 
@@ -282,12 +316,10 @@ class Execution:
     def _progress(self, job: Job, fraction: float, stage: str) -> None:
         self._publish(job.id, Progressed(round(fraction, 4), stage, job.attempt))
 
-    async def _under_lease(
-        self, job: Job, run_id: UUID, watch: Stopwatch, work: Coroutine[None, None, Artifact]
-    ) -> Artifact:
-        """The result of `work`, which is cancelled as soon as the lease is known to be lost."""
-        working = asyncio.create_task(work)
-        beating = asyncio.create_task(self._keep_lease(job, run_id, watch))
+    async def _under_lease(self, attempt: _Attempt) -> Artifact:
+        """The stored result; the work is stopped as soon as the lease is known to be lost."""
+        working = asyncio.create_task(self._restore(attempt))
+        beating = asyncio.create_task(self._keep_lease(attempt))
         try:
             await asyncio.wait({working, beating}, return_when=asyncio.FIRST_COMPLETED)
             return working.result() if working.done() else beating.result()
@@ -297,9 +329,10 @@ class Execution:
                 await stop(working)
             finally:
                 await stop(beating)
-                watch.enter("finish")
+                attempt.watch.enter("finish")
 
-    async def _keep_lease(self, job: Job, run_id: UUID, watch: Stopwatch) -> NoReturn:
+    async def _keep_lease(self, attempt: _Attempt) -> NoReturn:
+        job = attempt.job
         while True:
             await asyncio.sleep(self._lease.heartbeat_s)
             try:
@@ -309,8 +342,31 @@ class Execution:
                 continue
             if status is JobStatus.CANCELLING:
                 self._publish(job.id, StateChanged(status, job.attempt))
-                await self._engine.interrupt(run_id)
-            self._account(job, watch)
+                attempt.cancelled.set()
+                await self._engine.interrupt(attempt.run_id)
+            self._account(job, attempt.watch)
+
+
+@asynccontextmanager
+async def _interruptible(cancelled: asyncio.Event) -> AsyncIterator[None]:
+    """Let `cancelled` end whatever is awaited within. Raises EngineInterrupted then."""
+
+    async def expire() -> None:
+        await cancelled.wait()
+        timeout.reschedule(asyncio.get_running_loop().time())
+
+    expiring: asyncio.Task[None] | None = None
+    try:
+        async with asyncio.timeout(None) as timeout:
+            expiring = asyncio.create_task(expire())
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise EngineInterrupted("the job was cancelled") from None
+    finally:
+        if expiring is not None:
+            await stop(expiring)
 
 
 def _log_context(job: Job) -> dict[str, str | int]:

@@ -17,9 +17,9 @@ import structlog
 
 from actors.costs import CostBook
 from actors.draining import is_draining
-from actors.encoders import Encoders
 from actors.engine_watch import EngineWatch
 from actors.execution import Execution, Lease, Visit
+from actors.images.process_pool import ImageProcessPool
 from actors.logs import configure_logging
 from actors.observation import Measured, Observers
 from actors.pipeline import BUSY, STORING, Pipeline, one_after_another
@@ -48,6 +48,8 @@ STORE_PAUSE_S = 0.2
 LONGEST_STORE_PAUSE_S = 5.0
 DRAIN_POLL_S = 0.5
 HAND_BACK_S = 5.0
+# Engines go first: a GPU that waits costs more than a picture that does.
+IMAGE_NICENESS = 5
 
 log = structlog.get_logger(__name__)
 
@@ -102,7 +104,14 @@ class GpuWorker:
         )
         meter = RayMeter()
         self._watching = EngineWatch(self._engine, meter)
-        encoders = await resources.enter_async_context(Encoders(STORING))
+        images = await resources.enter_async_context(
+            ImageProcessPool(
+                settings.upload_limits,
+                processes=1 + STORING,
+                cpu_s=settings.image_cpu_s,
+                niceness=IMAGE_NICENESS,
+            )
+        )
         self._warmth = Warmth(catalog, self._engine)
         if settings.warm_up_workflow:
             await self._warmth.warm_up(settings.warm_up_workflow)
@@ -110,11 +119,15 @@ class GpuWorker:
         self._costs = CostBook(PostgresUsageLedger(database), settings.heartbeat_s)
         resources.push_async_callback(self._costs.write)
         self._execution = Execution(
-            *(catalog, self._jobs, blobs, self._engine, encoders.encode),
-            *(self._progress, self._lease),
+            catalog,
+            self._jobs,
+            blobs,
+            self._engine,
+            images,
+            self._progress,
+            self._lease,
             charge=self._costs.charge,
             observer=Observers(Measured(meter), Traced(tracer_from(settings, "worker"))),
-            limits=settings.upload_limits,
         )
         registry = PostgresWorkerRegistry(database)
         self._standing = Standing(

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from actors.decoders import Examiner
+from actors.images.process_pool import Examiner
 from actors.images.reader import ImageInfo
 from actors.orders import MAX_NAME_CHARS, Order, Orders, SubmissionRequest
 from actors.uploads import fetch_upload
@@ -225,7 +225,7 @@ class Submission:
 
     async def _examine(self, request: SubmissionRequest, order: Order) -> ImageInfo:
         with spanning(self._tracer, "examine"):
-            picture = await self._examiner.examine(request.image)
+            picture = await self._examiner.examine(request.image, request.owner)
             self._orders.check_result(order, picture)
             return picture
 

@@ -136,10 +136,10 @@ class Settings(NodeSettings):
     batch_max_bytes: int = Field(1024 * MEBIBYTE, alias="BATCH_MAX_BYTES", gt=0)
     upload_max_pixels: int = Field(16_000_000, alias="UPLOAD_MAX_PIXELS", gt=0)
     result_max_pixels: int = Field(100_000_000, alias="RESULT_MAX_PIXELS", gt=0)
-    # Processes that decode uploads, for each replica of the ingress, and how long each picture may
-    # take: the slowest that is accepted takes a second
-    decoders: int = Field(2, alias="DECODERS", gt=0)
-    decode_timeout_s: float = Field(15, alias="DECODE_TIMEOUT_S", gt=0)
+    # Processes that read uploads, for each replica of the ingress. In them and in a worker's, the
+    # largest picture may take so many seconds of processor time, others in proportion
+    image_processes: int = Field(2, alias="IMAGE_PROCESSES", gt=0)
+    image_cpu_s: float = Field(15, alias="IMAGE_CPU_S", gt=0)
     result_url_lifetime_s: int = Field(3600, alias="RESULT_URL_LIFETIME_S", gt=0)
 
     # How long a direct upload may take; the sweeper removes what nobody has used an hour later

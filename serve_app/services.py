@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 
 from actors.batch_submission import BatchSubmission
-from actors.decoders import Decoders
+from actors.images.process_pool import ImageProcessPool
 from actors.submission import Submission
 from actors.traces import tracer_from
 from actors.uploads import Uploads
@@ -80,8 +80,10 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
     resources.push_async_callback(database.aclose)
     jobs = PostgresJobStore(database, settings.queue_policy)
     blobs = open_blobs(settings, resources)
-    decoders = Decoders(settings.upload_limits, settings.decoders, settings.decode_timeout_s)
-    resources.push_async_callback(decoders.aclose)
+    images = ImageProcessPool(
+        settings.upload_limits, settings.image_processes, settings.image_cpu_s
+    )
+    resources.push_async_callback(images.aclose)
     board = RedisStatusBoard(settings.redis_url.get_secret_value())
     resources.push_async_callback(board.aclose)
     rates = RedisRateLimiter(settings.redis_url.get_secret_value())
@@ -94,7 +96,7 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
         settings=settings,
         catalog=catalog,
         submission=Submission(
-            *(catalog, jobs, blobs, decoders, settings.upload_limits, settings.webhook_rules),
+            *(catalog, jobs, blobs, images, settings.upload_limits, settings.webhook_rules),
             allowed_nodes=settings.runs_allowed_nodes,
             tracer=tracer,
         ),

@@ -59,6 +59,7 @@ def custom_workflow(graph: Graph) -> Workflow:
             input="filename_prefix",
             formats=tuple(OutputFormat),
             default_format=OutputFormat.PNG,
+            keeps_grey=False,  # whether it colours is the graph's own business
         ),
         parameters=(),
     )

@@ -46,11 +46,13 @@ class Output(Target):
 
     `enlarges`: how many times as wide and as high as the photo the result is, or the parameter
     that says so. Photos are refused by it whose result would be too large.
+    `keeps_grey`: the result of a black and white photo is black and white.
     """
 
     enlarges: Annotated[float, Field(gt=0)] | Name = 1.0
     formats: Annotated[tuple[OutputFormat, ...], Field(min_length=1)]
     default_format: OutputFormat
+    keeps_grey: bool = True
 
     @model_validator(mode="after")
     def _default_is_allowed(self) -> Self:

@@ -16,7 +16,6 @@ from PIL import Image
 from actors.images.metadata import bare_png
 from actors.images.png import png_of
 from actors.images.reader import NormalisedImage
-from restoration.engine import EngineResult, Pixels
 from restoration.jobs import OutputFormat
 
 ENGINE_SUFFIX = ".png"  # of the file that `engine_input` makes
@@ -40,7 +39,7 @@ def engine_input(
 
 
 def encode(
-    picture: EngineResult,
+    picture: bytes | NDArray[np.uint8],
     output_format: OutputFormat,
     quality: int,
     alpha: NDArray[np.uint8] | None = None,
@@ -49,6 +48,7 @@ def encode(
 ) -> bytes:
     """The engine's picture in the format asked for, with `exif` and no other metadata.
 
+    `picture` is a PNG, or pixels of the shape (height, width, channels).
     Without `alpha` the pixels of a PNG that is to be one are not even decoded. `quality` (1 to 100)
     is for JPEG and WebP. JPEG has no transparency: it shows white instead. With `grey`, R, G and B
     of each pixel are equal, in one channel where the format has it; a WebP is lossless then.
@@ -56,7 +56,7 @@ def encode(
     if output_format is _PNG and alpha is None and not grey:
         if isinstance(picture, bytes):
             return bare_png(picture, exif)
-        return png_of(_rows(picture), exif)
+        return png_of(picture, exif)
     with _opened(picture) as image:
         image.load()
         result = _in_mode(image, "L" if grey else "RGB")
@@ -85,14 +85,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _opened(picture: EngineResult) -> Image.Image:
+def _opened(picture: bytes | NDArray[np.uint8]) -> Image.Image:
     if isinstance(picture, bytes):
         return Image.open(io.BytesIO(picture), formats=["PNG"])
-    rows = _rows(picture)
-    return Image.fromarray(rows[:, :, 0] if picture.channels == 1 else rows)
-
-
-def _rows(picture: Pixels) -> NDArray[np.uint8]:
-    """(height, width, channels), read when they are looked at."""
-    shape = (picture.height, picture.width, picture.channels)
-    return np.memmap(picture.path, np.uint8, "r", shape=shape)
+    return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)

@@ -6,6 +6,7 @@ What `examine` accepts, `read` returns. Both block, and belong in a process that
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -77,8 +78,17 @@ def examine(data: bytes, limits: UploadLimits) -> ImageInfo:
     return read(data, limits).info
 
 
-def read(data: bytes, limits: UploadLimits, *, keep_metadata: bool = False) -> NormalisedImage:
+def read(
+    data: bytes,
+    limits: UploadLimits,
+    *,
+    keep_metadata: bool = False,
+    on_size: Callable[[int, int], None] = lambda width, height: None,
+) -> NormalisedImage:
     """Decode and normalise the upload.
+
+    `on_size` is called with the width and height once the header is accepted, before any pixel is
+    decoded.
 
     Raises ImageTooLarge (before any pixel is decoded), UnsupportedImage, BrokenImage, and
     MemoryError, which says as much about the process as about the picture.
@@ -88,6 +98,7 @@ def read(data: bytes, limits: UploadLimits, *, keep_metadata: bool = False) -> N
     try:
         with Image.open(io.BytesIO(data), formats=[_DECODERS[kind]]) as image:
             _check_header(image, kind, limits)
+            on_size(image.width, image.height)
             image.load()
             exif = exif_of(image) if keep_metadata else None
             return _normalised(kind, ImageOps.exif_transpose(image), exif)

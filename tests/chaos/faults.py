@@ -125,7 +125,7 @@ _KILLED = (
     Part.PROXY,
     Part.STATUS_ACTOR,
     Part.AFTERCARE,
-    Part.ENCODER,
+    Part.IMAGE_PROCESS,
     Part.POSTGRES,
     Part.VALKEY,
     Part.SEAWEEDFS,

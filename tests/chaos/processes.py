@@ -30,7 +30,7 @@ class Part(StrEnum):
     PROXY = "Serve proxy"
     STATUS_ACTOR = "status actor"
     AFTERCARE = "aftercare"
-    ENCODER = "encoder"
+    IMAGE_PROCESS = "image process"
     POSTGRES = "Postgres"
     VALKEY = "Valkey"
     SEAWEEDFS = "SeaweedFS"
@@ -46,7 +46,7 @@ _ACTORS = {
     Part.PROXY: "ray::ProxyActor",
     Part.STATUS_ACTOR: "ray::StatusActor",
 }
-_ENCODER = "-m actors.encoders"
+_IMAGE_PROCESS = "-m actors.images.process"
 _SERVERS = {Part.POSTGRES: "postgres", Part.VALKEY: "valkey-server", Part.SEAWEEDFS: "weed"}
 _LEASE = re.compile(r"engine-(\d+)\.lock$")
 
@@ -142,10 +142,11 @@ class StackProcesses:
         title = _title(pid)
         if part in _ACTORS:
             return title.startswith(_ACTORS[part])
-        if part is Part.ENCODER:
-            return title.endswith(_ENCODER)
-        program = Path(title.split(" ", 1)[0]).name
         fields = _fields(pid)
+        if part is Part.IMAGE_PROCESS:  # a worker's: an ingress has some of its own
+            owner = _title(int(fields[1])) if fields else ""
+            return _IMAGE_PROCESS in title and owner.startswith(_ACTORS[Part.GPU_WORKER])
+        program = Path(title.split(" ", 1)[0]).name
         return program == _SERVERS[part] and bool(fields) and int(fields[1]) == root
 
 

@@ -24,7 +24,7 @@ KINDS = (
     "Serve proxy killed",
     "engine's connections dropped",
     "Postgres stopped",
-    "encoder killed",
+    "image process killed",
     "Serve controller killed",
     "SeaweedFS stopped",
     "ComfyUI killed",

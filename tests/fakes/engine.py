@@ -10,31 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-import numpy as np
-from numpy.typing import NDArray
-
-from actors.images.encode import encode
 from restoration.engine import EngineBegan, EngineEvent, EngineResult, EngineRun, Prompt
 from restoration.errors import EngineInterrupted
-from restoration.jobs import OutputFormat
 
 
 def _set() -> asyncio.Event:
     event = asyncio.Event()
     event.set()
     return event
-
-
-async def encode_here(
-    picture: EngineResult,
-    output_format: OutputFormat,
-    quality: int,
-    alpha: NDArray[np.uint8] | None,
-    exif: bytes | None,
-    grey: bool,
-) -> bytes:
-    """In place of the encoder processes."""
-    return await asyncio.to_thread(encode, picture, output_format, quality, alpha, exif, grey)
 
 
 @dataclass

@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from actors.execution import Execution, Lease, Visit
+from actors.execution import Execution, Images, Lease, Visit
 from actors.outcomes import RetryPolicy
 from restoration.events import JobEvent, StateChanged
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus
-from tests.fakes.engine import MemoryEngine, encode_here
+from tests.fakes.engine import MemoryEngine
+from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore
@@ -81,6 +82,7 @@ class Bench:
     jobs: Jobs = field(default_factory=lambda: Jobs(clock=lambda: NOW))
     blobs: MemoryBlobStore = field(default_factory=MemoryBlobStore)
     engine: MemoryEngine = field(default_factory=lambda: MemoryEngine(RESULT))
+    images: Images = field(default_factory=ImagesHere)
     events: list[tuple[UUID, JobEvent]] = field(default_factory=list)
     told_rows: list[Job] = field(default_factory=list)
     visit: Visits = field(default_factory=Visits)
@@ -103,7 +105,7 @@ class Bench:
             self.jobs,
             self.blobs,
             self.engine,
-            encode_here,
+            self.images,
             publish,
             LEASE,
             self.retry,

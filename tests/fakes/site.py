@@ -28,7 +28,7 @@ from serve_app.scopes import USER_SCOPES
 from serve_app.services import Services
 from serve_app.watch import JobWatcher
 from tests.fakes.batches import MemoryBatchStore
-from tests.fakes.examiner import InProcess
+from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.rates import MemoryRateLimiter
 from tests.fakes.stores import MemoryBlobStore, MemoryStatusBoard
@@ -159,7 +159,7 @@ async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Si
             settings=settings,
             catalog=catalog,
             submission=Submission(
-                *(catalog, jobs, blobs, InProcess(settings.upload_limits)),
+                *(catalog, jobs, blobs, ImagesHere(settings.upload_limits)),
                 *(settings.upload_limits, settings.webhook_rules),
                 allowed_nodes=settings.runs_allowed_nodes,
                 tracer=tracer,

@@ -16,7 +16,7 @@ from persistence.batches import PostgresBatchStore
 from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from serve_app.services import Services
-from tests.fakes.examiner import InProcess
+from tests.fakes.images import ImagesHere
 from tests.fakes.site import Site, open_site, photo
 from tests.foreign import OWNED, assert_as_if_missing, routes_to_owned
 
@@ -41,7 +41,7 @@ async def site(database_url: str) -> AsyncIterator[Site]:
 
 def _on(jobs: PostgresJobStore, services: Services) -> Submission:
     limits = services.settings.upload_limits
-    return Submission(services.catalog, jobs, services.blobs, InProcess(limits), limits)
+    return Submission(services.catalog, jobs, services.blobs, ImagesHere(limits), limits)
 
 
 @contextmanager

@@ -86,25 +86,33 @@ def test_04_a_decompression_bomb_is_not_decoded(http: httpx.Client) -> None:
         assert refusal(send(http, bomb)) == (413, "image_too_large")
 
 
-def decoders(stack: Stack) -> list[Process]:
+def image_processes(stack: Stack) -> list[Process]:
     owners = {each.pid for each in of_stack(stack.state_dir)}
-    return [each for each in _all() if each.parent in owners and "actors.decoder" in each.command]
+    return [
+        each for each in _all() if each.parent in owners and "actors.images.process" in each.command
+    ]
 
 
 def test_04_uploads_are_decoded_apart(stack: Stack, http: httpx.Client) -> None:
     """In processes without a secret, whose end costs nobody anything."""
     assert refusal(send(http, file(noise(), "JPEG")[:500])) == (422, "broken_image")
-    found = decoders(stack)
+    found = image_processes(stack)
     assert found
     for each in found:
         names = {
             line.partition(b"=")[0]
             for line in Path(f"/proc/{each.pid}/environ").read_bytes().split(b"\0")
         }
-        assert names == {b"PATH", b"PYTHONPATH", b""}
+        assert names == {
+            b"PATH",
+            b"PYTHONPATH",
+            b"OPENBLAS_NUM_THREADS",
+            b"MALLOC_MMAP_THRESHOLD_",
+            b"",
+        }
         each.kill()
     assert send(http, file(noise(), "PNG")).status_code == 202
-    assert not set(decoders(stack)).intersection(found)
+    assert not set(image_processes(stack)).intersection(found)
 
 
 @pytest.mark.parametrize("wanted", OutputFormat)

@@ -21,7 +21,8 @@ from restoration.errors import (
     EngineUnavailable,
 )
 from restoration.jobs import MAX_MESSAGE_CHARS, AttemptOutcome, AttemptRef, Failure, Job, JobStatus
-from tests.fakes.engine import MemoryEngine, encode_here
+from tests.fakes.engine import MemoryEngine
+from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore
@@ -42,7 +43,7 @@ async def _attempt(error: EngineError | None, **changes: object) -> tuple[Job, M
     job = await jobs.claim("w", 60, ["restore"])
     assert job is not None
     execution = Execution(
-        catalog, jobs, blobs, engine, encode_here, lambda *_: None, Lease(10, 60), RetryPolicy()
+        catalog, jobs, blobs, engine, ImagesHere(), lambda *_: None, Lease(10, 60), RetryPolicy()
     )
     async with asyncio.timeout(30):
         ended = await execution.run(job, Visit())

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from actors.images.encode import encode, engine_input
 from actors.images.reader import read
-from restoration.engine import Pixels
 from restoration.images import UploadLimits
 from restoration.jobs import OutputFormat
 from tests.pictures import (
@@ -110,9 +109,8 @@ class TestEngineInput:
         assert (shown[:, :30] == np.asarray(picture.convert("RGB"))[:, :30]).all()
 
 
-def handed_over(picture: Image.Image, path: Path) -> Pixels:
-    path.write_bytes(picture.tobytes())
-    return Pixels(path, picture.width, picture.height, len(picture.getbands()))
+def handed_over(picture: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(picture).reshape(picture.height, picture.width, -1)
 
 
 class TestEncode:
@@ -122,20 +120,18 @@ class TestEncode:
         assert encode(png, OutputFormat.PNG, 1) is png
 
     @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-    def test_02_pixels_become_a_png_of_those_pixels(self, tmp_path: Path, mode: str) -> None:
+    def test_02_pixels_become_a_png_of_those_pixels(self, mode: str) -> None:
         """What was handed over comes out of the file again, whatever its channels."""
         picture = noise(mode)
-        pixels = handed_over(picture, tmp_path / "pixels")
+        pixels = handed_over(picture)
         result = decoded(encode(pixels, OutputFormat.PNG, 1))
         assert result.mode == mode
         assert np.array_equal(np.asarray(result), np.asarray(picture))
 
     @pytest.mark.parametrize("wanted", list(OutputFormat))
-    def test_02_pixels_and_their_png_come_out_alike(
-        self, tmp_path: Path, wanted: OutputFormat
-    ) -> None:
+    def test_02_pixels_and_their_png_come_out_alike(self, wanted: OutputFormat) -> None:
         """In each format, with transparency too: the same picture, however it came."""
-        pixels = handed_over(noise(), tmp_path / "pixels")
+        pixels = handed_over(noise())
         alpha = np.asarray(half_transparent().getchannel("A"))
         for kept_aside in (None, alpha):
             results = [
@@ -185,12 +181,10 @@ class TestEncode:
 
     @pytest.mark.parametrize("wanted", list(OutputFormat))
     @pytest.mark.parametrize("with_alpha", [False, True])
-    def test_a_grey_photo_has_a_grey_result(
-        self, tmp_path: Path, wanted: OutputFormat, with_alpha: bool
-    ) -> None:
+    def test_a_grey_photo_has_a_grey_result(self, wanted: OutputFormat, with_alpha: bool) -> None:
         """R, G and B of every pixel are equal, though the engine has tinted them."""
         alpha = np.asarray(half_transparent().getchannel("A")) if with_alpha else None
-        for came in (handed_over(noise(), tmp_path / "pixels"), file(noise(), "PNG")):
+        for came in (handed_over(noise()), file(noise(), "PNG")):
             data = encode(came, wanted, 90, alpha, None, grey=True)
             red, green, blue = np.moveaxis(np.asarray(decoded(data).convert("RGB")), 2, 0)
             assert np.array_equal(red, green)

@@ -269,7 +269,7 @@ class TestFailure:
     async def test_an_attempt_has_a_time_limit(self, bench: Bench) -> None:
         """Over the workflow's limit the engine is stopped, and the job fails as engine_timeout."""
         workflow = bench.catalog.find("restore")
-        manifest = workflow.manifest.model_copy(update={"run_limit_s": 0.05})
+        manifest = workflow.manifest.model_copy(update={"run_limit_s": 1.0})
         bench.catalog = Catalog({"restore": replace(workflow, manifest=manifest)})
         bench.engine.go_on.clear()
         job = await bench.claimed()
@@ -300,9 +300,9 @@ class TestFailure:
         """A job that is staged behind another's long one loses nothing of its own time."""
         bench.engine.turn.clear()
         bench.engine.go_on.clear()
-        job = await bench.claimed(run_limit_s=0.05)
+        job = await bench.claimed(run_limit_s=0.5)
         task = await bench.start(job)
-        await until(lambda: bench.jobs.beats >= 20)  # a hundredth of a second each, or more
+        await until(lambda: bench.jobs.beats >= 60)  # a hundredth of a second each, or more
         assert not task.done()
         bench.engine.turn.set()
         await task

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import NoReturn
 
 import pytest
 
@@ -57,13 +58,69 @@ class TestCancel:
         assert ended is not None
         assert ended.status is JobStatus.CANCELLED
 
-    async def test_a_job_that_finishes_first_stays_finished(self, bench: Bench) -> None:
-        """A cancel that comes too late for the engine changes nothing."""
+    async def test_a_job_that_finishes_first_stays_finished(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A cancel that comes when the result is being stored changes nothing."""
         job = await bench.claimed()
-        await bench.jobs.request_cancel(job.id)
+        put = bench.blobs.put
+
+        async def put_late(key: str, data: bytes, content_type: str) -> Artifact:
+            await bench.jobs.request_cancel(job.id)
+            await until(lambda: JobStatus.CANCELLING in bench.states())
+            return await put(key, data, content_type)
+
+        monkeypatch.setattr(bench.blobs, "put", put_late)
         ended = await bench.run(job)
         assert ended is not None
         assert ended.status is JobStatus.SUCCEEDED
+
+    @pytest.mark.parametrize("step", ["prepare", "encode"])
+    async def test_a_picture_that_takes_for_ever_is_cancelled(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        """Reading and writing it is given up as the engine's run is."""
+        held = Held()
+        monkeypatch.setattr(bench.images, step, held)
+        job = await bench.claimed()
+        task = asyncio.create_task(bench.run(job))
+        await held.begun.wait()
+        await bench.jobs.request_cancel(job.id)
+        ended = await task
+        assert ended is not None
+        assert (ended.status, ended.failed_attempts) == (JobStatus.CANCELLED, 0)
+        assert held.given_up
+        assert not bench.outputs()
+
+    @pytest.mark.parametrize("step", ["prepare", "encode"])
+    async def test_a_picture_that_takes_for_ever_is_within_the_run_limit(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
+        held = Held()
+        monkeypatch.setattr(bench.images, step, held)
+        job = await bench.claimed(run_limit_s=0.5)
+        ended = await bench.run(job)
+        assert ended is not None
+        assert ended.failure is not None
+        assert ended.failure.code == "engine_timeout"
+        assert held.given_up
+
+
+class Held:
+    """A call that never returns, and notes that it was given up."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.given_up = False
+
+    async def __call__(self, *arguments: object, **options: object) -> NoReturn:
+        self.begun.set()
+        try:
+            await asyncio.Event().wait()
+            raise AssertionError("nothing sets the event")
+        except asyncio.CancelledError:
+            self.given_up = True
+            raise
 
 
 class TestLease:

@@ -15,7 +15,7 @@ from restoration.errors import DependencyUnavailable, IdempotencyConflict
 from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, OutputFormat, Priority
 from restoration.reuse import Reuse, work_key
-from tests.fakes.examiner import InProcess
+from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore
@@ -65,7 +65,7 @@ class Door:
     def __init__(self) -> None:
         self.jobs, self.blobs, limits = MemoryJobStore(), MemoryBlobStore(), UploadLimits()
         self._submission = Submission(
-            load_catalog(), self.jobs, self.blobs, InProcess(limits), limits
+            load_catalog(), self.jobs, self.blobs, ImagesHere(limits), limits
         )
 
     async def submit(self, reuse: Reuse = Reuse.ALLOW, **changes: Any) -> Job:

@@ -25,7 +25,7 @@ from restoration.errors import (
 from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, NewJob, OutputFormat, Priority
 from restoration.quotas import Quotas
-from tests.fakes.examiner import InProcess
+from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore
@@ -54,7 +54,7 @@ class Door:
         return (await self._submission.submit(_request(**changes))).replayed
 
 
-class _Examiner(InProcess):
+class _Examiner(ImagesHere):
     """Counts the pictures at hand. With `busy` they stay there, and it is set by the first."""
 
     def __init__(self, limits: UploadLimits) -> None:
@@ -62,13 +62,13 @@ class _Examiner(InProcess):
         self.at_hand = 0
         self.busy: asyncio.Event | None = None
 
-    async def examine(self, data: bytes) -> ImageInfo:
+    async def examine(self, data: bytes, owner: str) -> ImageInfo:
         self.at_hand += 1
         try:
             if self.busy is not None:
                 self.busy.set()
                 await asyncio.Event().wait()
-            return await super().examine(data)
+            return await super().examine(data, owner)
         finally:
             self.at_hand -= 1
 

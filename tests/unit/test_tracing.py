@@ -16,7 +16,8 @@ from actors.traces import Traced, tracer_from
 from restoration.engine import EngineNode
 from restoration.errors import EngineCrashed
 from restoration.tracing import NullTracer, Span, TraceContext, current, spanning, trace_id_of
-from tests.fakes.engine import MemoryEngine, encode_here
+from tests.fakes.engine import MemoryEngine
+from tests.fakes.images import ImagesHere
 from tests.fakes.site import (
     API,
     Site,
@@ -109,7 +110,7 @@ async def test_07_from_the_request_to_the_last_node() -> None:
         await _submit(site, traceparent=HEADER)
         engine = MemoryEngine(photo(), [EngineNode("LoadImage"), EngineNode("SaveImage")])
         execution = Execution(
-            *(load_catalog(), site.jobs, site.blobs, engine, encode_here),
+            *(load_catalog(), site.jobs, site.blobs, engine, ImagesHere()),
             *(lambda *_: None, Lease(1, 60)),
             observer=Traced(tracer),
         )

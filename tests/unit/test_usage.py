@@ -22,7 +22,8 @@ from restoration.tasks import stop
 from restoration.usage import Cost
 from serve_app.cli_usage import parse_since
 from serve_app.scopes import USER_SCOPES, Scope
-from tests.fakes.engine import MemoryEngine, encode_here
+from tests.fakes.engine import MemoryEngine
+from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.meter import MemoryMeter
 from tests.fakes.site import open_site, photo
@@ -101,7 +102,7 @@ class Bench:
         self.jobs, self.blobs = MemoryJobStore(), MemoryBlobStore()
         self.engine = MemoryEngine(photo())
         self.execution = Execution(
-            *(load_catalog(), self.jobs, self.blobs, self.engine, encode_here),
+            *(load_catalog(), self.jobs, self.blobs, self.engine, ImagesHere()),
             *(lambda *_: None, Lease(heartbeat_s=0.01, lease_s=60)),
             RetryPolicy(first_s=0, longest_s=0),
             charge=self.book.charge,

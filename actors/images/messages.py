@@ -1,0 +1,49 @@
+"""Messages between an image process and its owner: a JSON header, then binary parts. No I/O.
+
+On the socket: the header's size (4 bytes, big-endian), the header, the parts one after another.
+The header's key `sizes` lists the sizes of the parts in bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SIZE = struct.Struct(">I")
+MAX_HEADER_BYTES = 64 * 1024
+
+
+def frame(header: Mapping[str, Any], parts: Sequence[bytes] = ()) -> bytes:
+    """Return what is to be sent before the `parts`."""
+    text = json.dumps({**header, "sizes": [len(part) for part in parts]}).encode()
+    return SIZE.pack(len(text)) + text
+
+
+def header_size(prefix: bytes) -> int:
+    """Return the header's size in bytes. Raises ValueError above MAX_HEADER_BYTES."""
+    (size,) = SIZE.unpack(prefix)
+    if size > MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {size} bytes")
+    return int(size)
+
+
+def parse_header(text: bytes, max_bytes: int) -> tuple[dict[str, Any], list[int]]:
+    """Return the header and the sizes of the parts, which have `max_bytes` together at most.
+
+    Raises ValueError.
+    """
+    header = json.loads(text)
+    if not isinstance(header, dict):
+        raise ValueError("a header is an object")
+    sizes = header.pop("sizes", None)
+    if not isinstance(sizes, list) or not all(
+        isinstance(size, int) and size >= 0 for size in sizes
+    ):
+        raise ValueError("a header has the sizes of its parts")
+    if not all(isinstance(size, int) and size >= 0 for size in sizes):
+        raise ValueError("the size of a part is a number")
+    if sum(sizes) > max_bytes:
+        raise ValueError(f"{sum(sizes)} bytes, where at most {max_bytes} are expected")
+    return header, sizes

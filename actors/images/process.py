@@ -1,0 +1,223 @@
+"""An image process: reads and writes pictures one after another, and may be lost at any moment.
+
+`python -m actors.images.process LIMITS`, with one end of a stream socket as standard input. It
+sends a message when it is ready; then each request (`actors.images.messages`) has one answer. A
+request to read is answered twice: with the number of pixels as soon as the file's header is
+accepted, so that the owner can set a time limit, and with the result. End of file ends the process.
+
+| Request | Parts | Answer | Parts |
+|---|---|---|---|
+| `examine` | upload | `type`, `width`, `height` | |
+| `prepare`: `keep_metadata`, `on_white` | upload | the same, `grey`, `alpha` | input, alpha, EXIF |
+| `encode`: `format`, `quality`, `grey`, `pixels`, `alpha`, `raw` | PNG, alpha, EXIF | | the file |
+
+`alpha` is the shape of the alpha channel or null. With `raw`, the shape of raw pixels, an open file
+of them comes with the request in place of the PNG. A part that does not exist has no bytes. Instead
+of an answer there is `refused` (an error's code, with `message` and `details`), `exhausted` when
+memory ran out, or `failed` when a picture could not be written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import resource
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from actors.images.encode import encode, engine_input
+from actors.images.messages import SIZE, frame, header_size, parse_header
+from actors.images.reader import NormalisedImage, read
+from actors.images.sandbox import (
+    address_space_bytes,
+    die_with_parent,
+    limit_cpu,
+    limit_memory,
+    lock_down,
+)
+from restoration.errors import InvalidRequest
+from restoration.images import MEBIBYTE, UploadLimits
+from restoration.jobs import OutputFormat
+
+Answer = tuple[dict[str, Any], Sequence[bytes]]
+
+_STANDARD_INPUT, _STANDARD_ERROR = 0, 2
+_HEADER_CPU_S = 2.0
+# Bytes of address space for each pixel, beside what the process has when it is ready. Reading holds
+# 16 bits or floats for a while; libwebp holds 8 bytes beside its input and its output.
+_READ_BYTES_A_PIXEL = 48
+_ENCODE_BYTES_A_PIXEL = 24
+_SPARE_BYTES = 128 * MEBIBYTE
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLimits:
+    """What one picture may use. `cpu_s`: processor time for one of the largest size, in seconds."""
+
+    upload: UploadLimits
+    cpu_s: float
+
+    def cpu_s_for(self, pixels: int) -> float:
+        """Return the processor time for a picture of so many pixels, in seconds."""
+        return _HEADER_CPU_S + self.cpu_s * pixels / self.upload.max_pixels
+
+    def dump(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def load(cls, text: str) -> ProcessLimits:
+        fields = json.loads(text)
+        return cls(UploadLimits(**fields["upload"]), fields["cpu_s"])
+
+
+class ImageProcess:
+    """Answers the owner's requests on `connection`. `read_image`: `actors.images.reader.read`."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        limits: ProcessLimits,
+        read_image: Callable[..., NormalisedImage] = read,
+    ) -> None:
+        self._connection = connection
+        self._limits = limits
+        self._read_image = read_image
+        self._base_bytes = 0
+
+    def run(self) -> None:
+        """Lock the process down, then answer requests until end of file."""
+        _load_everything()
+        self._base_bytes = address_space_bytes()
+        lock_down()
+        self._send({"ready": True})
+        while self._serve_one():
+            pass
+
+    def _serve_one(self) -> bool:
+        """Answer a request, and keep nothing of it; False at end of file."""
+        if (request := self._receive()) is None:
+            return False
+        try:
+            self._send(*self._answer(*request))
+        except InvalidRequest as error:
+            refusal = {"message": error.message, "details": error.details}
+            self._send({"refused": error.code, **refusal})
+        except MemoryError:
+            self._send({"exhausted": True})
+        return True
+
+    def _answer(
+        self, header: dict[str, Any], parts: Sequence[bytes], pixels: NDArray[np.uint8] | None
+    ) -> Answer:
+        match header["do"]:
+            case "examine":
+                return asdict(self._read(parts[0], keep_metadata=False).info), []
+            case "prepare":
+                return self._prepare(header, *parts)
+            case _:
+                return self._encode(header, parts[0] if pixels is None else pixels, *parts[1:])
+
+    def _read(self, data: bytes, *, keep_metadata: bool) -> NormalisedImage:
+        def on_size(width: int, height: int) -> None:
+            limit_cpu(self._limits.cpu_s_for(width * height))
+            self._send({"pixels": width * height})
+
+        upload = self._limits.upload
+        limit_cpu(self._limits.cpu_s_for(0))
+        self._limit_memory(len(data) + _READ_BYTES_A_PIXEL * upload.max_pixels)
+        return self._read_image(data, upload, keep_metadata=keep_metadata, on_size=on_size)
+
+    def _prepare(self, header: dict[str, Any], data: bytes) -> Answer:
+        image = self._read(data, keep_metadata=header["keep_metadata"])
+        file, alpha = engine_input(image, on_white=header["on_white"])
+        shape = None if alpha is None else alpha.shape
+        answer = {**asdict(image.info), "grey": image.is_grey, "alpha": shape}
+        return answer, [file, b"" if alpha is None else alpha.tobytes(), image.exif or b""]
+
+    def _encode(
+        self, header: dict[str, Any], picture: bytes | NDArray[np.uint8], alpha: bytes, exif: bytes
+    ) -> Answer:
+        limit_cpu(self._limits.cpu_s_for(header["pixels"]))
+        self._limit_memory(_ENCODE_BYTES_A_PIXEL * header["pixels"])
+        try:
+            data = encode(
+                picture,
+                OutputFormat(header["format"]),
+                header["quality"],
+                np.frombuffer(alpha, np.uint8).reshape(header["alpha"]) if alpha else None,
+                exif or None,
+                grey=header["grey"],
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 # the owner is told what failed
+            return {"failed": f"{type(error).__name__}: {error}"}, []
+        return {}, [data]
+
+    def _limit_memory(self, size_bytes: int) -> None:
+        limit_memory(self._base_bytes + _SPARE_BYTES + size_bytes)
+
+    def _send(self, header: dict[str, Any], parts: Sequence[bytes] = ()) -> None:
+        self._connection.sendall(frame(header, parts))
+        for part in parts:
+            self._connection.sendall(part)
+
+    def _receive(self) -> tuple[dict[str, Any], Sequence[bytes], NDArray[np.uint8] | None] | None:
+        """Return the next request's header, parts, and raw pixels; None at end of file."""
+        limit_memory(resource.RLIM_INFINITY)  # the owner bounds what it sends
+        prefix, files, _, _ = socket.recv_fds(self._connection, SIZE.size, 1)
+        if not prefix:
+            return None
+        header, sizes = parse_header(self._exactly(header_size(prefix)), sys.maxsize)
+        parts = [self._exactly(size) for size in sizes]
+        if not files:
+            return header, parts, None
+        view = mmap.mmap(files[0], math.prod(header["raw"]), access=mmap.ACCESS_READ)
+        os.close(files[0])
+        return header, parts, np.frombuffer(view, np.uint8).reshape(header["raw"])
+
+    def _exactly(self, size: int) -> bytes:
+        data, filled = bytearray(size), 0
+        while filled < size:
+            got = self._connection.recv_into(memoryview(data)[filled:])
+            if not got:
+                raise EOFError("the owner has gone in the middle of a request")
+            filled += got
+        return bytes(data)
+
+
+def _load_everything() -> None:
+    """Import whatever is imported late: read and write one small picture of each type."""
+    sample = Image.new("RGB", (8, 8))
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP"):
+        file = BytesIO()
+        sample.save(file, kind)
+        image = read(file.getvalue(), UploadLimits())
+        engine_input(image, on_white=False)
+    for wanted in OutputFormat:
+        encode(np.zeros((8, 8, 3), np.uint8), wanted, 90, np.zeros((8, 8), np.uint8))
+
+
+def main(read_image: Callable[..., NormalisedImage] = read) -> None:
+    """Be an image process: the limits are the first argument, the connection standard input."""
+    die_with_parent()
+    warnings.simplefilter("ignore")
+    with open(os.devnull, "wb") as nowhere:  # libraries write there what files tell them to
+        os.dup2(nowhere.fileno(), _STANDARD_ERROR)
+    connection = socket.socket(fileno=_STANDARD_INPUT)
+    ImageProcess(connection, ProcessLimits.load(sys.argv[1]), read_image).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,402 @@
+"""Image processes: uploads are read, and results written, where that can do no harm.
+
+Whatever a picture does to its process costs that picture only: a process that crashes, hangs, or
+runs out of memory is ended, and the next picture has a new one. So is the process of a request that
+is cancelled. Nothing of the uploader's is parsed outside of `actors.images.process`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol, Self
+
+import structlog
+
+from actors.images.messages import SIZE, frame, header_size, parse_header
+from actors.images.png import SIGNATURE
+from actors.images.process import ProcessLimits
+from actors.images.reader import ImageInfo
+from restoration.engine import EngineResult, Pixels
+from restoration.errors import (
+    BrokenImage,
+    DependencyUnavailable,
+    ImageTooLarge,
+    InvalidRequest,
+    UnsupportedImage,
+)
+from restoration.fair_queue import FairPlaces, Owner
+from restoration.images import (
+    MEBIBYTE,
+    ImageType,
+    UploadLimits,
+    check_dimensions,
+    check_size_bytes,
+    sniff,
+)
+from restoration.jobs import OutputFormat
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_PROCESSES = 2
+DEFAULT_CPU_S = 15.0
+_ARGV = (sys.executable, "-P", "-m", "actors.images.process")
+_PACKAGES = Path(__file__).parents[2]
+_ENVIRONMENT = {
+    "PATH": os.defpath,
+    "PYTHONPATH": str(_PACKAGES),
+    "OPENBLAS_NUM_THREADS": "1",
+    # Memory goes back as soon as it is free; else glibc keeps what a large picture took.
+    "MALLOC_MMAP_THRESHOLD_": str(MEBIBYTE),
+}
+_START_CPU_S = 10.0
+# The limit is processor time, which a busy machine does not shorten. Elapsed time is the bound for
+# a process that waits instead of computing.
+_ELAPSED_A_CPU_S = 10.0
+_MAX_BYTES_A_PIXEL = 5  # of an answer: four channels and an alpha apart, or a PNG that grew
+Answer = tuple[dict[str, Any], list[bytes]]
+_REFUSALS: dict[str, type[InvalidRequest]] = {
+    kind.code: kind for kind in (InvalidRequest, UnsupportedImage, BrokenImage, ImageTooLarge)
+}
+
+
+class Examiner(Protocol):
+    async def examine(self, data: bytes, owner: str) -> ImageInfo:
+        """Return what the upload is. Raises InvalidRequest and its kin, DependencyUnavailable."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImage:
+    """An upload as an engine gets it, and what the result needs to know of it.
+
+    `file` is a PNG of the normalised pixels, `info` tells its type before, its width and height.
+    `alpha` has 8 bits for each pixel, row after row; None when all is opaque.
+    """
+
+    file: bytes
+    info: ImageInfo
+    grey: bool
+    alpha: bytes | None = None
+    exif: bytes | None = None
+
+    @property
+    def pixels(self) -> int:
+        return self.info.width * self.info.height
+
+
+class EncodeFailed(Exception):
+    """A result could not be written."""
+
+
+class ImageProcessPool:
+    """Up to `processes` image processes, each started when it is first needed.
+
+    Owners who examine pictures take turns; a worker's own work is not theirs. `cpu_s` is the
+    processor time for a picture of the largest accepted size; a smaller one has less in proportion.
+    An async context manager.
+    """
+
+    def __init__(
+        self,
+        limits: UploadLimits,
+        processes: int = DEFAULT_PROCESSES,
+        cpu_s: float = DEFAULT_CPU_S,
+        niceness: int = 0,
+        argv: Sequence[str] = _ARGV,
+    ) -> None:
+        self._limits = ProcessLimits(limits, cpu_s)
+        self._argv = [*argv, self._limits.dump()]
+        self._niceness = niceness
+        self._processes = processes
+        self._places = FairPlaces(processes, "pictures")
+        self._idle: list[_Process] = []
+        # A process ends with the thread that started it, so that thread lives as long as the pool.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="image-processes")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Wait for the pictures in work, and end the processes."""
+        for _ in range(self._processes):
+            await self._places.take(None)
+        for process in self._idle:
+            self._discard(process)
+        await asyncio.to_thread(self._starter.shutdown)
+
+    @property
+    def pids(self) -> list[int]:
+        """Return the ids of the processes that have nothing to do."""
+        return [process.pid for process in self._idle]
+
+    async def examine(self, data: bytes, owner: str) -> ImageInfo:
+        """See `Examiner.examine`."""
+        answer, _ = await self._read(data, {"do": "examine"}, owner)
+        return self._info(answer)
+
+    async def prepare(
+        self, data: bytes, *, keep_metadata: bool = False, on_white: bool = False
+    ) -> PreparedImage:
+        """Read an upload for an engine. `on_white`: white shows through, and no alpha is kept.
+
+        Raises InvalidRequest and its kin, DependencyUnavailable.
+        """
+        request = {"do": "prepare", "keep_metadata": keep_metadata, "on_white": on_white}
+        answer, (file, alpha, exif) = await self._read(data, request, None)
+        info = self._info(answer)
+        if not file.startswith(SIGNATURE) or len(alpha) not in {0, info.width * info.height}:
+            raise DependencyUnavailable("an image process gave a wrong answer")
+        return PreparedImage(file, info, bool(answer["grey"]), alpha or None, exif or None)
+
+    async def encode(
+        self,
+        picture: EngineResult,
+        output_format: OutputFormat,
+        quality: int,
+        photo: PreparedImage,
+        *,
+        grey: bool,
+    ) -> bytes:
+        """Write the engine's picture, with the alpha and the metadata of `photo`.
+
+        See `actors.images.encode.encode`. Raises EncodeFailed, DependencyUnavailable.
+        """
+        largest = self._limits.upload.max_result_pixels
+        request = {
+            "do": "encode",
+            "format": output_format,
+            "quality": quality,
+            "grey": grey,
+            "alpha": [photo.info.height, photo.info.width] if photo.alpha else None,
+        }
+        parts = [b"", photo.alpha or b"", photo.exif or b""]
+        with ExitStack() as files:
+            file = None
+            if isinstance(picture, Pixels):
+                pixels = picture.width * picture.height
+                request["raw"] = [picture.height, picture.width, picture.channels]
+                file = files.enter_context(picture.path.open("rb", buffering=0))
+            else:
+                pixels, parts[0] = largest, picture
+            request["pixels"] = pixels
+            try:
+                async with self._process(None) as process:
+                    answer, data = await process.ask(
+                        request,
+                        parts,
+                        file,
+                        cpu_s=self._limits.cpu_s_for(pixels),
+                        max_bytes=_MAX_BYTES_A_PIXEL * largest + MEBIBYTE,
+                    )
+            except ProcessLost as lost:
+                kind = EncodeFailed if lost.by_picture else DependencyUnavailable
+                raise kind(f"the result was not written: its process {lost}") from lost
+        if data:
+            return data[0]
+        raise EncodeFailed(str(answer.get("failed", "memory ran out")))
+
+    async def _read(self, data: bytes, request: Mapping[str, Any], owner: Owner) -> Answer:
+        upload = self._limits.upload
+        check_size_bytes(len(data), upload)
+        sniff(data)  # no process is asked about a file that is no picture
+        max_bytes = _MAX_BYTES_A_PIXEL * upload.max_pixels + MEBIBYTE
+        try:
+            async with self._process(owner) as process:
+                answer, parts = await process.ask(
+                    request, [data], cpu_s=self._limits.cpu_s_for(0), max_bytes=max_bytes
+                )
+                if "pixels" in answer:
+                    cpu_s = self._limits.cpu_s_for(min(int(answer["pixels"]), upload.max_pixels))
+                    answer, parts = await process.answer(cpu_s, max_bytes)
+                if "exhausted" in answer:  # its memory may be left in pieces
+                    raise ImageTooLarge("the picture takes more memory to decode than is allowed")
+        except ProcessLost as lost:
+            log.warning("image_process_lost", reason=str(lost), size_bytes=len(data))
+            if lost.by_picture:
+                raise BrokenImage(f"the picture cannot be decoded: its decoder {lost}") from lost
+            raise DependencyUnavailable(
+                f"the picture was not examined: its decoder {lost}"
+            ) from lost
+        if "refused" in answer:
+            refusal = _REFUSALS.get(answer["refused"], InvalidRequest)
+            raise refusal(str(answer["message"]), **answer["details"])
+        return answer, parts
+
+    def _info(self, answer: Mapping[str, Any]) -> ImageInfo:
+        """Believe a process no further than this."""
+        info = ImageInfo(ImageType(answer["type"]), int(answer["width"]), int(answer["height"]))
+        check_dimensions(info.width, info.height, self._limits.upload)
+        return info
+
+    @asynccontextmanager
+    async def _process(self, owner: Owner) -> AsyncIterator[_Process]:
+        """A process for one request; it is ended unless the request has had its answer."""
+        async with self._places.turn(owner):
+            process = await self._idle_or_new()
+            try:
+                yield process
+            except BaseException:
+                self._discard(process)
+                raise
+            self._idle.append(process)
+
+    def _discard(self, process: _Process) -> None:
+        process.end()
+        self._starter.submit(process.reap)
+
+    async def _idle_or_new(self) -> _Process:
+        while self._idle:
+            process = self._idle.pop()
+            if process.lives:
+                return process
+            self._discard(process)
+        loop = asyncio.get_running_loop()
+        starting = loop.run_in_executor(self._starter, _Process, self._argv, self._niceness)
+        try:
+            process = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(_end_started)
+            raise
+        try:
+            await process.answer(_START_CPU_S, 0)
+        except BaseException as error:
+            self._discard(process)
+            if isinstance(error, ProcessLost):
+                raise DependencyUnavailable(
+                    f"an image process did not start: it {error}"
+                ) from error
+            raise
+        return process
+
+
+class ProcessLost(Exception):
+    """A process that gave no answer.
+
+    `by_picture`: the picture is to blame. A signal other than SIGKILL is the picture's doing, and
+    so is slowness. SIGKILL comes from the kernel when it is short of memory, or from a person.
+    """
+
+    def __init__(self, status: int | None, elapsed_s: float) -> None:
+        """`status` as Popen has it; None for a process that took longer than `elapsed_s`."""
+        self.by_picture = status is None or (status < 0 and status != -signal.SIGKILL)
+        if status is None:
+            super().__init__(f"took longer than {elapsed_s:g} s")
+        elif status == -signal.SIGXCPU:
+            super().__init__("took too long")
+        elif status < 0:
+            super().__init__(f"crashed ({signal.Signals(-status).name})")
+        else:
+            super().__init__(f"exited ({status})")
+
+
+class _Process:
+    """One process and the connection to it, for one request at a time."""
+
+    def __init__(self, argv: Sequence[str], niceness: int) -> None:
+        """Blocks until it is started, which is before it is ready. Raises DependencyUnavailable."""
+        self._line, theirs = socket.socketpair()
+        self._line.setblocking(False)
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    argv,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    cwd="/",
+                    env=_ENVIRONMENT,
+                )
+            except OSError as error:
+                self._line.close()
+                raise DependencyUnavailable(f"no image process can be started: {error}") from error
+        if niceness:
+            with suppress(ProcessLookupError):
+                os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
+    async def ask(
+        self,
+        header: Mapping[str, Any],
+        parts: Sequence[bytes],
+        file: IO[bytes] | None = None,
+        *,
+        cpu_s: float,
+        max_bytes: int,
+    ) -> Answer:
+        """Send a request, and the open `file` with it; see `answer`."""
+        loop = asyncio.get_running_loop()
+        first = frame(header, parts)
+        async with self._within(cpu_s):
+            if file is not None:
+                sent = socket.send_fds(self._line, [first], [file.fileno()])
+                first = first[sent:]
+            for data in [first, *parts]:
+                await loop.sock_sendall(self._line, data)
+        return await self.answer(cpu_s, max_bytes)
+
+    async def answer(self, cpu_s: float, max_bytes: int) -> Answer:
+        """Return the next answer, whose parts have at most `max_bytes`. Raises ProcessLost."""
+        async with self._within(cpu_s):
+            size = header_size(await self._exactly(SIZE.size))
+            header, sizes = parse_header(await self._exactly(size), max_bytes)
+            return header, [await self._exactly(size) for size in sizes]
+
+    @asynccontextmanager
+    async def _within(self, cpu_s: float) -> AsyncIterator[None]:
+        """Bound the elapsed time, and turn what goes wrong into ProcessLost."""
+        elapsed_s = cpu_s * _ELAPSED_A_CPU_S
+        try:
+            async with asyncio.timeout(elapsed_s):
+                yield
+        except TimeoutError:
+            raise ProcessLost(None, elapsed_s) from None
+        except (OSError, ValueError) as error:
+            raise ProcessLost(await self._status(), elapsed_s) from error
+
+    async def _exactly(self, size: int) -> bytes:
+        data, filled = bytearray(size), 0
+        loop = asyncio.get_running_loop()
+        while filled < size:
+            got = await loop.sock_recv_into(self._line, memoryview(data)[filled:])
+            if not got:
+                raise ConnectionError("the process has hung up")
+            filled += got
+        return bytes(data)
+
+    async def _status(self) -> int:
+        """Return the exit status of a process that has hung up; 0 for one that has not ended."""
+        try:
+            return await asyncio.to_thread(self._process.wait, 1)
+        except subprocess.TimeoutExpired:
+            return 0
+
+    def end(self) -> None:
+        """Kill the process. `reap` afterwards, where blocking is no harm."""
+        self._line.close()
+        self._process.kill()
+
+    def reap(self) -> None:
+        self._process.wait()
+
+
+def _end_started(starting: asyncio.Future[_Process]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result().end()
