@@ -225,7 +225,7 @@ class Submission:
 
     async def _examine(self, request: SubmissionRequest, order: Order) -> ImageInfo:
         with spanning(self._tracer, "examine"):
-            picture = await self._examiner.examine(request.image, request.owner)
+            picture = await self._examiner.examine(request.image)
             self._orders.check_result(order, picture)
             return picture
 

@@ -34,7 +34,7 @@ from restoration.errors import (
     InvalidRequest,
     UnsupportedImage,
 )
-from restoration.fair_queue import FairPlaces, Owner
+from restoration.fair_queue import FairPlaces, Owner, current_owner
 from restoration.images import (
     MEBIBYTE,
     ImageType,
@@ -70,7 +70,7 @@ _REFUSALS: dict[str, type[InvalidRequest]] = {
 
 
 class Examiner(Protocol):
-    async def examine(self, data: bytes, owner: str) -> ImageInfo:
+    async def examine(self, data: bytes) -> ImageInfo:
         """Return what the upload is. Raises InvalidRequest and its kin, DependencyUnavailable."""
 
 
@@ -100,7 +100,7 @@ class EncodeFailed(Exception):
 class ImageProcessPool:
     """Up to `processes` image processes, each started when it is first needed.
 
-    Owners who examine pictures take turns; a worker's own work is not theirs. `cpu_s` is the
+    Owners whose pictures are examined take turns. `cpu_s` is the
     processor time for a picture of the largest accepted size; a smaller one has less in proportion.
     An async context manager.
     """
@@ -141,9 +141,9 @@ class ImageProcessPool:
         """Return the ids of the processes that have nothing to do."""
         return [process.pid for process in self._idle]
 
-    async def examine(self, data: bytes, owner: str) -> ImageInfo:
+    async def examine(self, data: bytes) -> ImageInfo:
         """See `Examiner.examine`."""
-        answer, _ = await self._read(data, {"do": "examine"}, owner)
+        answer, _ = await self._read(data, {"do": "examine"}, current_owner.get())
         return self._info(answer)
 
     async def prepare(

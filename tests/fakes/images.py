@@ -22,7 +22,7 @@ class ImagesHere:
 
     limits: UploadLimits = field(default_factory=UploadLimits)
 
-    async def examine(self, data: bytes, owner: str) -> ImageInfo:
+    async def examine(self, data: bytes) -> ImageInfo:
         return await asyncio.to_thread(examine, data, self.limits)
 
     async def prepare(

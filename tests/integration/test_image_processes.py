@@ -27,6 +27,7 @@ from restoration.errors import (
     RestorationError,
     UnsupportedImage,
 )
+from restoration.fair_queue import current_owner
 from restoration.images import ImageType, UploadLimits
 from restoration.jobs import OutputFormat
 from tests.fakes.image_process import FORBIDDEN
@@ -36,7 +37,6 @@ from tests.polling import until
 GOOD = ACCEPTED["jpeg"][1]
 STAND_IN = (sys.executable, "-P", "-m", "tests.fakes.image_process")
 PROGRAM = "tests.fakes.image_process"
-OWNER = "alice"
 # of a photo for whose result nothing is kept
 PLAIN = PreparedImage(b"", ImageInfo(ImageType.PNG, 60, 40), grey=False)
 
@@ -66,6 +66,11 @@ def pixels(tmp_path: Path) -> Pixels:
     return Pixels(tmp_path / "pixels", 60, 40, 3)
 
 
+async def examine_as(owner: str, pool: ImageProcessPool, data: bytes) -> ImageInfo:
+    current_owner.set(owner)
+    return await pool.examine(data)
+
+
 async def encode(pool: ImageProcessPool, picture: Pixels | bytes, wanted: OutputFormat) -> bytes:
     return await pool.encode(picture, wanted, 90, PLAIN, grey=False)
 
@@ -77,7 +82,7 @@ class TestReading:
     ) -> None:
         """With all that a reader imports late, although the process can open no file."""
         kind, data = ACCEPTED[name]
-        assert await real.examine(data, OWNER) == ImageInfo(kind, WIDTH, HEIGHT)
+        assert await real.examine(data) == ImageInfo(kind, WIDTH, HEIGHT)
         prepared = await real.prepare(data)
         assert prepared.info == ImageInfo(kind, WIDTH, HEIGHT)
         with Image.open(io.BytesIO(prepared.file)) as image:
@@ -97,14 +102,14 @@ class TestReading:
 
     async def test_the_largest_picture_has_enough_memory(self, real: ImageProcessPool) -> None:
         large = file(noise(size=(500, 500)).resize((4000, 4000)), "WEBP", method=0)
-        assert await real.examine(large, OWNER) == ImageInfo(ImageType.WEBP, 4000, 4000)
+        assert await real.examine(large) == ImageInfo(ImageType.WEBP, 4000, 4000)
 
     async def test_refusals_keep_their_class_and_details(self, pool: ImageProcessPool) -> None:
         with pytest.raises(ImageTooLarge) as refusal:
-            await pool.examine(file(noise(size=(17_000, 1)), "PNG"), OWNER)
+            await pool.examine(file(noise(size=(17_000, 1)), "PNG"))
         assert refusal.value.details == {"width": 17_000, "height": 1, "max_side": 16_384}
         with pytest.raises(UnsupportedImage):
-            await pool.examine(b"GIF89a", OWNER)
+            await pool.examine(b"GIF89a")
 
 
 class TestLosses:
@@ -126,19 +131,19 @@ class TestLosses:
         self, pool: ImageProcessPool, deed: str, error: type[RestorationError], said: str
     ) -> None:
         """It is refused with a reason, while good pictures beside it and after it pass."""
-        beside = asyncio.create_task(pool.examine(GOOD, OWNER))
+        beside = asyncio.create_task(pool.examine(GOOD))
         with pytest.raises(error, match=said):
-            await pool.examine(order(deed), "mallory")
+            await pool.examine(order(deed))
         assert (await beside).type is ImageType.JPEG
-        assert (await pool.examine(GOOD, OWNER)).type is ImageType.JPEG
+        assert (await pool.examine(GOOD)).type is ImageType.JPEG
 
     async def test_many_hostile_pictures_do_not_starve_a_good_one(
         self, pool: ImageProcessPool
     ) -> None:
         """More crashes than there are processes, all at once: the good picture passes."""
-        hostile = [pool.examine(order("segfault"), "mallory") for _ in range(6)]
+        hostile = [pool.examine(order("segfault")) for _ in range(6)]
         answers = await asyncio.gather(
-            *hostile[:3], pool.examine(GOOD, OWNER), *hostile[3:], return_exceptions=True
+            *hostile[:3], pool.examine(GOOD), *hostile[3:], return_exceptions=True
         )
         assert [type(answer) for answer in answers] == [
             *[BrokenImage] * 3,
@@ -149,17 +154,17 @@ class TestLosses:
     async def test_a_process_that_died_between_two_pictures_is_replaced(
         self, pool: ImageProcessPool
     ) -> None:
-        await pool.examine(GOOD, OWNER)
+        await pool.examine(GOOD)
         for pid in pool.pids:
             os.kill(pid, signal.SIGKILL)
         await until_gone(pool.pids)
-        assert (await pool.examine(GOOD, OWNER)).type is ImageType.JPEG
+        assert (await pool.examine(GOOD)).type is ImageType.JPEG
 
     async def test_a_process_that_the_kernel_killed_is_not_the_pictures_fault(
         self, pool: ImageProcessPool
     ) -> None:
         """Short of memory, the kernel kills what it likes: the picture may be a good one."""
-        examining = asyncio.create_task(pool.examine(order("hang"), OWNER))
+        examining = asyncio.create_task(pool.examine(order("hang")))
 
         async def killed() -> bool:
             for pid in children(os.getpid(), PROGRAM):
@@ -185,7 +190,7 @@ class TestLosses:
         with pytest.raises(asyncio.CancelledError):
             await preparing
         await until_gone(pids)
-        assert (await pool.examine(GOOD, OWNER)).type is ImageType.JPEG
+        assert (await pool.examine(GOOD)).type is ImageType.JPEG
 
     async def test_a_process_that_cannot_be_started_yet_is_started_later(
         self, monkeypatch: pytest.MonkeyPatch
@@ -204,8 +209,8 @@ class TestLosses:
             monkeypatch.setattr(subprocess, "Popen", no_memory)
             for _ in range(2):
                 with pytest.raises(DependencyUnavailable, match="allocate memory"):
-                    await pool.examine(GOOD, OWNER)
-            assert (await pool.examine(GOOD, OWNER)).type is ImageType.JPEG
+                    await pool.examine(GOOD)
+            assert (await pool.examine(GOOD)).type is ImageType.JPEG
 
 
 class TestTurns:
@@ -213,14 +218,14 @@ class TestTurns:
         self, pool: ImageProcessPool
     ) -> None:
         """However many of them wait, another owner's picture is examined at once."""
-        slow = [asyncio.create_task(pool.examine(order("hang"), "mallory")) for _ in range(6)]
+        slow = [asyncio.create_task(examine_as("mallory", pool, order("hang"))) for _ in range(6)]
 
         async def one_hangs() -> bool:
             return any(is_locked_down(pid) for pid in children(os.getpid(), PROGRAM))
 
         await until(one_hangs)
         for _ in range(3):
-            assert (await pool.examine(GOOD, OWNER)).type is ImageType.JPEG
+            assert (await examine_as("alice", pool, GOOD)).type is ImageType.JPEG
         assert not any(task.done() for task in slow)
         for task in slow:
             task.cancel()
@@ -300,7 +305,7 @@ class TestSandbox:
     ) -> None:
         """No file, socket, program or signal, should a decoder be taken over."""
         with pytest.raises(BrokenImage, match=f"{deed}: .*not permitted"):
-            await pool.examine(order(deed), "mallory")
+            await pool.examine(order(deed))
 
     async def test_there_is_nothing_to_steal(
         self, pool: ImageProcessPool, monkeypatch: pytest.MonkeyPatch
@@ -308,7 +313,7 @@ class TestSandbox:
         """No secret in the environment, no file open but the connection; memory is not readable
         by other processes of the user."""
         monkeypatch.setenv("DATABASE_URL", "postgresql://u:hunter2@db/d")
-        await pool.examine(GOOD, OWNER)
+        await pool.examine(GOOD)
         [pid] = pool.pids
         assert not any("hunter2" in entry for entry in environment(pid))
         assert sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2"]
@@ -333,7 +338,7 @@ class TestSandbox:
     async def test_an_idle_pool_has_no_processes_and_a_closed_one_leaves_none(self) -> None:
         async with ImageProcessPool(UploadLimits(), argv=STAND_IN) as pool:
             assert children(os.getpid(), PROGRAM) == []
-            await pool.examine(GOOD, OWNER)
+            await pool.examine(GOOD)
             assert len(children(os.getpid(), PROGRAM)) == 1
         assert children(os.getpid(), PROGRAM) == []
 
@@ -356,8 +361,7 @@ from restoration.images import UploadLimits
 
 async def main():
     pool = ImageProcessPool(UploadLimits(), argv={argv!r}, cpu_s=1000)
-    deeds = [(b"BMhang", "a"), (b"BMlarge", "b")]
-    await asyncio.gather(*(pool.examine(deed, owner) for deed, owner in deeds))
+    await asyncio.gather(*(pool.prepare(deed) for deed in (b"BMhang", b"BMlarge")))
 
 asyncio.run(main())
 """

@@ -62,13 +62,13 @@ class _Examiner(ImagesHere):
         self.at_hand = 0
         self.busy: asyncio.Event | None = None
 
-    async def examine(self, data: bytes, owner: str) -> ImageInfo:
+    async def examine(self, data: bytes) -> ImageInfo:
         self.at_hand += 1
         try:
             if self.busy is not None:
                 self.busy.set()
                 await asyncio.Event().wait()
-            return await super().examine(data, owner)
+            return await super().examine(data)
         finally:
             self.at_hand -= 1
 
