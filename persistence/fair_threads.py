@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from restoration.errors import DependencyUnavailable
+from restoration.errors import DependencyUnavailable, TooManyAtOnce
 from restoration.fair_queue import FairPlaces, current_owner
 
 _T = TypeVar("_T")
@@ -36,9 +36,8 @@ class FairThreads:
         """
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._queue_timeout_s):
-                place = await self._places.take(current_owner.get())
-        except TimeoutError:
+            place = await self._places.take(current_owner.get(), self._queue_timeout_s)
+        except TooManyAtOnce:
             raise DependencyUnavailable(f"{self._service}: no thread became free in time") from None
         try:
             call = self._threads.submit(work)

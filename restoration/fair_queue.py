@@ -104,21 +104,29 @@ class FairPlaces:
         return len(self._waiting.get(owner, ()))
 
     @asynccontextmanager
-    async def turn(self, owner: Owner) -> AsyncIterator[None]:
+    async def turn(self, owner: Owner, timeout_s: float | None = None) -> AsyncIterator[None]:
         """Hold a place for the block, after waiting for it. Raises as `take`."""
-        with await self.take(owner):
+        with await self.take(owner, timeout_s):
             yield
 
-    async def take(self, owner: Owner) -> Place:
+    async def take(self, owner: Owner, timeout_s: float | None = None) -> Place:
         """Wait for a place; a caller that is cancelled meanwhile holds none.
 
-        Raises TooManyAtOnce, at once, when as many requests of the owner wait as may.
+        Raises TooManyAtOnce when there is none after `timeout_s`, or, at once, when as many
+        requests of the owner wait as may.
         """
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._take(owner)
+        except TimeoutError:
+            return self.take_now(owner)
+
+    async def _take(self, owner: Owner) -> Place:
         if self._may_have_one(owner):
             return self._lend(owner)
         if self._max_waiting is not None and owner is not None:
             if self.waiting(owner) >= self._max_waiting:
-                raise self._too_many(f"{self._max_waiting} {self._what} of yours are waiting")
+                raise self._too_many(self._max_waiting, f"{self._what} of yours are waiting")
         lent = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(owner, deque()).append(lent)
         try:
@@ -136,8 +144,8 @@ class FairPlaces:
         if self._may_have_one(owner):
             return self._lend(owner)
         if self.free:
-            raise self._too_many(f"{self.held(owner)} {self._what} of yours are going on")
-        raise self._too_many(f"{self._places} {self._what} are going on")
+            raise self._too_many(self.held(owner), f"{self._what} of yours are going on")
+        raise self._too_many(self._places, f"{self._what} are going on")
 
     def _may_have_one(self, owner: Owner) -> bool:
         """Nobody who waits is passed over: an owner that may have a free place has it already."""
@@ -173,8 +181,9 @@ class FairPlaces:
             if not queue:
                 del self._waiting[owner]
 
-    def _too_many(self, reason: str) -> TooManyAtOnce:
+    def _too_many(self, limit: int, reason: str) -> TooManyAtOnce:
         return self._error(
-            f"{reason}, and more are not taken; send it again when one of them has ended",
+            f"{limit} {reason}, and more are not taken; send it again when one of them has ended",
+            limit=limit,
             retry_after_s=RETRY_AFTER_S,
         )

@@ -159,7 +159,11 @@ class Settings(NodeSettings):
     max_waiting_per_owner: int = Field(10_000, alias="MAX_WAITING_PER_OWNER", ge=0)
     max_running_per_owner: int = Field(0, alias="MAX_RUNNING_PER_OWNER", ge=0)
     max_stored_bytes_per_owner: int = Field(0, alias="MAX_STORED_BYTES_PER_OWNER", ge=0)
+    # At the same time, in each replica of the ingress. An owner gets one more only while more are
+    # left than it has: at most half of them alone, so that some are left for the others.
     max_uploads_in_flight: int = Field(64, alias="MAX_UPLOADS_IN_FLIGHT", gt=0)
+    max_event_streams: int = Field(2048, alias="MAX_EVENT_STREAMS", gt=0)
+    max_waits: int = Field(1024, alias="MAX_WAITS", gt=0)
     idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
     # A batch job that has waited for so long takes turns with interactive ones
     aging_s: float = Field(600, alias="AGING_S", gt=0)

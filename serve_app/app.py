@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from restoration.errors import BatchTooLarge, ImageTooLarge
+from restoration.fair_queue import FairPlaces, as_many_as_are_free
 from serve_app.errors import install_error_handlers
 from serve_app.headers import SecurityHeaders
 from serve_app.middleware import REQUEST_ID, BodyLimit, BodyPace, Limit, RequestContext
@@ -64,7 +65,8 @@ def build_asgi_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.uploads = UploadSlots(services.settings.max_uploads_in_flight)
-    app.state.streams = OpenStreams(services.meter)
+    app.state.streams = OpenStreams(services.meter, services.settings.max_event_streams)
+    app.state.waits = FairPlaces(services.settings.max_waits, "waits", as_many_as_are_free)
     modules = (
         restorations,
         runs,

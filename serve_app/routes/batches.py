@@ -26,6 +26,7 @@ from restoration.errors import (
     RateLimited,
     RestorationError,
     StorageFull,
+    TooManyAtOnce,
     TooManyUploads,
     Unauthenticated,
     UnknownWorkflow,
@@ -206,13 +207,13 @@ async def cancel_batch(
             "after which the stream ends.",
             "content": {sse.MEDIA_TYPE: {"schema": sse.EVENT_SCHEMA}},
         },
-        **problems(BatchNotFound),
+        **problems(BatchNotFound, TooManyAtOnce),
     },
 )
 async def follow_batch(batch_id: UUID, caller: Reader, services: ServicesOf) -> EventStream:
     """Follow a batch until its end."""
     batch = await services.batches.get(batch_id, caller.reach)
-    return EventStream(kept_alive(_encoded(services.batch_watcher.watch(batch))))
+    return EventStream(kept_alive(_encoded(services.batch_watcher.watch(batch))), caller.sub)
 
 
 async def _encoded(

@@ -18,6 +18,7 @@ from restoration.errors import (
     InvalidRequest,
     JobNotFound,
     RestorationError,
+    TooManyAtOnce,
     Unauthenticated,
 )
 from serve_app import sse
@@ -31,17 +32,18 @@ router = APIRouter(prefix="/api/v1/restorations", tags=["restorations"])
 
 
 class EventStream(StreamingResponse):
-    """Server-Sent Events, whose generator is closed when the client is gone."""
+    """Server-Sent Events of an owner, whose generator is closed when the client is gone."""
 
     media_type = sse.MEDIA_TYPE
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], owner: str) -> None:
         # X-Accel-Buffering: nginx, and what understands it, would hold events back
         super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._events = events
+        self._owner = owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with scope["app"].state.streams.one_more():
+        with scope["app"].state.streams.one_more(self._owner):
             await super().__call__(scope, receive, send)
 
     async def stream_response(self, send: Send) -> None:
@@ -67,6 +69,7 @@ class EventStream(StreamingResponse):
             RestorationError,
             InvalidRequest,
             JobNotFound,
+            TooManyAtOnce,
             malformed_request=422,
         ),
     },
@@ -82,7 +85,8 @@ async def follow_restoration(
 ) -> EventStream:
     """Follow a job until its end."""
     job = await services.jobs.get(job_id, caller.reach)
-    return EventStream(kept_alive(_encoded(services.watcher.watch(job, last_event_id))))
+    events = _encoded(services.watcher.watch(job, last_event_id))
+    return EventStream(kept_alive(events), caller.sub)
 
 
 async def _encoded(watch: AsyncGenerator[Seen | None, None]) -> AsyncGenerator[bytes | None, None]:

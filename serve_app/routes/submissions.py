@@ -23,6 +23,7 @@ from restoration.errors import (
     ResultExpired,
     ResultNotReady,
     StorageFull,
+    TooManyAtOnce,
     TooManyUploads,
     UnsupportedImage,
     UploadNotFound,
@@ -52,7 +53,8 @@ Prefer = Annotated[
     list[str] | None,
     Header(
         alias="Prefer",
-        description="RFC 7240; `wait=N` waits up to N (at most 60) seconds for the end",
+        description="RFC 7240; `wait=N` waits up to N (at most 60) seconds for the end, unless "
+        "too many of the caller's requests wait already",
     ),
 ]
 
@@ -105,7 +107,12 @@ async def answer(
     """
     job, wait_s = submitted.job, preferred_wait_s(prefer or ())
     if wait_s is not None:
-        job = await services.watcher.wait(job, wait_s)
+        try:
+            with request.app.state.waits.take_now(caller.sub):
+                job = await services.watcher.wait(job, wait_s)
+        except TooManyAtOnce as error:  # a preference, which a server may leave aside
+            log.info("answer_not_waited_for", job_id=str(job.id), reason=error.message)
+            wait_s = None
     headers = {"Location": links_to(request, job.id).self_}
     if submitted.replayed:
         headers["Idempotent-Replayed"] = "true"

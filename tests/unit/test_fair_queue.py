@@ -124,7 +124,7 @@ async def test_one_too_many_that_waits_is_refused_with_a_clear_error() -> None:
     await settle()
     with pytest.raises(TooManyUploads, match="2 uploads of yours are waiting") as refused:
         await places.take("a")
-    assert refused.value.details == {"retry_after_s": 2}
+    assert refused.value.details == {"limit": 2, "retry_after_s": 2}
     other = asyncio.ensure_future(places.take("b"))  # the limit is each owner's own
     await settle()
     assert (places.waiting("a"), places.waiting("b")) == (2, 1)

@@ -223,7 +223,7 @@ async def test_a_connection_that_breaks_closes_the_watch() -> None:
         if message["type"] == "http.response.body":
             raise OSError("broken pipe")
 
-    stream = events.EventStream(endless())
+    stream = events.EventStream(endless(), "ann")
     with pytest.raises(OSError, match="broken pipe"):
         await stream.stream_response(broken)
     assert closed

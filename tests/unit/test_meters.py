@@ -78,10 +78,10 @@ def test_07_vram_as_comfyui_tells_it(devices: list[object], expected: Vram | Non
 def test_07_open_streams_are_counted_until_they_are_closed() -> None:
     """However each ends."""
     meter = MemoryMeter()
-    streams = OpenStreams(meter)
+    streams = OpenStreams(meter, limit=8)
     assert meter.gauged(SSE_CLIENTS) == 0
-    with streams.one_more():
-        with suppress(ConnectionResetError), streams.one_more():
+    with streams.one_more("ann"):
+        with suppress(ConnectionResetError), streams.one_more("bob"):
             assert meter.gauged(SSE_CLIENTS) == 2
             raise ConnectionResetError
         assert meter.gauged(SSE_CLIENTS) == 1
