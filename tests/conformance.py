@@ -27,7 +27,7 @@ Operation = APIOperation[Any, Any, Any, Any]
 # What these say is the HTTP server's to understand: it refuses them before us, in its own words.
 _FRAMING = {"connection", "content-length", "expect", "host", "te", "transfer-encoding", "upgrade"}
 # For an answer as a whole: a stream of events must end by itself.
-TIMEOUT_S = 30
+TIMEOUT_S = 300
 _CHECKS = [
     not_a_server_error,
     checks.status_code_conformance,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import make_url
 
 from actors.logs import configure_logging
@@ -25,6 +26,10 @@ from restoration.settings import NodeSettings
 from tests.fakes.collector import Collector, collecting
 from tests.stack import LEASE_S, Stack, running_stack
 from workflows.catalog import load_catalog
+
+# On a machine with other work an example may take any time.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

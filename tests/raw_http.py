@@ -9,7 +9,7 @@ from http.client import HTTPConnection, HTTPMessage
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)

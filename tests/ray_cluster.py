@@ -21,7 +21,7 @@ import yaml
 from tests.stack import free_port
 
 ROOT = Path(__file__).parents[1]
-DEADLINE_S = 240
+DEADLINE_S = 600
 LOOK_S = 0.2
 STORE_BYTES = 100_000_000
 _TOLD_TO_GO = re.compile(r'"jobs_in_hand": (\d+)')  # of the event worker_drains

@@ -16,7 +16,7 @@ from tests.chaos.batch_script import OWNER
 from tests.chaos.ledger import Ledger, Sample
 from tests.stack import Stack
 
-CONNECT_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 600.0
 
 
 class BatchProcess:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
+from actors import patience
 from actors.batch import Batch, connect
 from restoration.errors import RestorationError
 from restoration.jobs import Priority
@@ -24,6 +25,7 @@ from restoration.reuse import Reuse
 OWNER = "archive"
 WORKFLOW = "enlarge"
 AT_A_TIME = 3
+PATIENCE_S = 600.0  # as that of the users over HTTP
 
 
 def tell(did: str, **details: object) -> None:
@@ -71,6 +73,7 @@ def main(address: str, *photos: str) -> None:
         sys.stdin.read()
         stop.set()
 
+    patience.PATIENCE_S = PATIENCE_S
     threading.Thread(target=wait_for_end_of_input, daemon=True).start()
     rounds = itertools.cycle(Path(photo) for photo in photos)
     with connect(OWNER, address) as batch:

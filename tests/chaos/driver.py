@@ -10,7 +10,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import psycopg2
 
 from tests.chaos.batch_process import BatchProcess
+from tests.chaos.batch_script import OWNER as BATCH_OWNER
 from tests.chaos.breaking import Plan, break_things
 from tests.chaos.faults import Strike
 from tests.chaos.journal import Change, Journal
@@ -26,6 +27,7 @@ from tests.chaos.ledger import Ledger
 from tests.chaos.processes import StackProcesses
 from tests.chaos.results import make_samples, references, wrong_results
 from tests.chaos.revision import Revision
+from tests.chaos.users import OWNERS as HTTP_OWNERS
 from tests.chaos.users import HttpUsers
 from tests.chaos.verdict import Evidence, Verdict, judge
 from tests.chaos.webhooks import listening, note_webhooks
@@ -39,7 +41,9 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Verdict:
     with (
         TemporaryDirectory(prefix="comfy-restore-chaos-") as folder,
         listening() as receiver,
-        running_stack("--workers", str(plan.workers)) as stack,
+        running_stack(
+            "--workers", str(plan.workers), environ={"LEASE_S": str(plan.lease_s)}
+        ) as stack,
     ):
         try:
             return _run(plan, tell, stack, receiver, Path(folder))
@@ -53,7 +57,7 @@ def _run(
 ) -> Verdict:
     samples = make_samples(folder)
     expected = references(stack, samples, folder)
-    processes = StackProcesses(stack.state_dir)
+    processes = StackProcesses(stack.state_dir, plan.lease_s)
     journal = Journal(processes.variable("DATABASE_URL"))
     journal.install()
     ledger = Ledger()
@@ -63,6 +67,7 @@ def _run(
         began = time.monotonic()
         try:
             strikes = break_things(plan, processes, tell)
+            wait_for_successes(ledger, (*HTTP_OWNERS, BATCH_OWNER), plan.stuck_s)
         finally:
             users.submit_no_more()
             broken_s = time.monotonic() - began
@@ -76,6 +81,7 @@ def _run(
     note_webhooks(receiver.seen, secret, ledger)
     rows, changes = journal.rows(), journal.changes()
     (stack.state_dir / "chaos.log").write_text(_history(strikes, changes))
+    _wait_for_orphans(processes, plan.stuck_s)
     tell("comparing every result with its reference")
     return judge(
         Evidence(
@@ -90,6 +96,24 @@ def _run(
             leaked=len(processes.leaked_engines()),
         )
     )
+
+
+def wait_for_successes(ledger: Ledger, owners: Sequence[str], patience_s: float) -> None:
+    """Return when each owner has a job that succeeded, or no job was seen to end for so long."""
+    pause = threading.Event()
+    seen, until = len(ledger.seen), time.monotonic() + patience_s
+    while ledger.without_success(owners) and time.monotonic() < until:
+        pause.wait(0.5)
+        if len(ledger.seen) > seen:
+            seen, until = len(ledger.seen), time.monotonic() + patience_s
+
+
+def _wait_for_orphans(processes: StackProcesses, patience_s: float) -> None:
+    """Return when each engine has an owner: those of a worker that was killed end by themselves."""
+    pause = threading.Event()
+    until = time.monotonic() + patience_s
+    while processes.leaked_engines() and time.monotonic() < until:
+        pause.wait(0.5)
 
 
 def _wait_for_ends(journal: Journal, patience_s: float) -> None:

@@ -18,10 +18,10 @@ from functools import partial
 from tests.chaos.connections import drop_connections
 from tests.chaos.processes import Part, Process, StackProcesses
 
-ENGINE_GONE_S = 15.0  # the guard gives an orphan's engine 5 s to end by itself
-# From and to. Beyond the lease (4 s), below the patience of Serve's health check (30 s). At its
+ENGINE_GONE_S = 120.0  # the guard gives an orphan's engine 5 s to end by itself
+# From and to, in leases (of 4 s): a lease lapses, and Serve's health check (30 s) does not. At its
 # shortest the worker is back, and brings its attempt's result, while the next attempt runs.
-WORKER_STOPPED_S = (4.5, 8.0)
+WORKER_STOPPED_LEASES = (1.125, 2.0)
 ENGINE_STOPPED_S = (6.0, 6.0)
 # Longer than clients wait for a connection, shorter than the supervisor waits for an answer.
 SERVICE_STOPPED_S = (8.0, 8.0)
@@ -95,6 +95,12 @@ def stop_for_a_while(
     return f"pid {victim.pid}, for {duration_s:.1f} s" if stopped else None
 
 
+def stop_worker(stack: StackProcesses, rng: random.Random) -> str | None:
+    """The same for a worker, for longer than its lease."""
+    shortest, longest = (leases * stack.lease_s for leases in WORKER_STOPPED_LEASES)
+    return stop_for_a_while(Part.GPU_WORKER, (shortest, longest), stack, rng)
+
+
 def hang(stack: StackProcesses, rng: random.Random) -> str | None:
     """SIGSTOP of a ComfyUI for good: alive and silent, until its owner ends it."""
     victim = _pick(stack, Part.COMFYUI, rng)
@@ -134,7 +140,7 @@ _KILLED = (
 FAULTS: tuple[Fault, ...] = (
     Fault("GPU worker killed", kill_worker),
     *(Fault(f"{part} killed", partial(kill, part)) for part in _KILLED),
-    Fault("GPU worker stopped", partial(stop_for_a_while, Part.GPU_WORKER, WORKER_STOPPED_S)),
+    Fault("GPU worker stopped", stop_worker),
     Fault("ComfyUI stopped", partial(stop_for_a_while, Part.COMFYUI, ENGINE_STOPPED_S)),
     Fault("ComfyUI hung for good", hang),
     *(

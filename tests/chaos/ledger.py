@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -57,6 +58,16 @@ class Ledger:
         self.sees_end(job_id, status)
         with self._lock:
             self.webhooks[job_id] += 1
+
+    def without_success(self, owners: Iterable[str]) -> set[str]:
+        """Those of the owners of whose jobs no client has seen one succeed."""
+        with self._lock:
+            served = {
+                self.accepted[job_id].owner
+                for job_id, status in self.seen
+                if status is JobStatus.SUCCEEDED and job_id in self.accepted
+            }
+        return set(owners) - served
 
     def has_trouble(self, what: str) -> None:
         """A call did not succeed, with all of the client's patience."""

@@ -93,8 +93,9 @@ class Process:
 class StackProcesses:
     """What runs now in the stack of `state_dir`; each call looks again."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, lease_s: float = 4.0) -> None:
         self.state_dir = state_dir
+        self.lease_s = lease_s
 
     def find(self, part: Part) -> list[Process]:
         """In the order of their pids; none while that part is being started again."""

@@ -107,7 +107,7 @@ async def test_04_a_link_is_for_one_key_one_method_and_a_while(
         assert (await client.get(link.url)).status_code == 403
         assert (await client.delete(link.url)).status_code == 403
     short = await store.upload_link(key, UPLOAD, 1)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(300):
         while await send(short) == 200:  # noqa: ASYNC110 - the server's clock
             await asyncio.sleep(0.2)
 

@@ -20,7 +20,7 @@ from restoration.jobs import Job, JobStatus, ParamValue
 from restoration.ports import StampedEvent
 from tests.samples import ended_job
 
-PATIENCE_S = 20
+PATIENCE_S = 300
 RUNNING = StateChanged(JobStatus.RUNNING, attempt=1)
 DONE = StateChanged(JobStatus.SUCCEEDED, attempt=1)
 # each kind of value, and a whole number that is none
@@ -284,7 +284,7 @@ class TestFollow:
         for _ in range(turns):
             await asyncio.sleep(0)
         following.cancel()
-        done, _ = await asyncio.wait({following}, timeout=2)
+        done, _ = await asyncio.wait({following}, timeout=PATIENCE_S)
         following.cancel()
         assert done
 

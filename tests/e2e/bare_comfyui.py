@@ -14,7 +14,7 @@ import httpx
 from workflows.catalog import load_catalog
 from workflows.render import render
 
-DEADLINE_S = 120.0
+DEADLINE_S = 600.0
 
 
 def run_bare(
@@ -23,7 +23,7 @@ def run_bare(
     """The PNG that the workflow's graph saves."""
     workflow = load_catalog().find(workflow_name)
     run = uuid4().hex
-    with httpx.Client(base_url=comfyui_url, trust_env=False, timeout=60) as comfyui:
+    with httpx.Client(base_url=comfyui_url, trust_env=False, timeout=300) as comfyui:
         upload = comfyui.post("/upload/image", files={"image": (f"{run}.png", image)}).json()
         graph = render(workflow, workflow.resolve(params), upload["name"], run)
         prompt = {"prompt": graph, "client_id": run}

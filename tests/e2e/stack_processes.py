@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+WAIT_S = 300.0  # much longer than anything takes on a machine with other work
 GPU_WORKER = "ray::ServeReplica:comfy-restore:GpuWorker"
 
 
@@ -20,6 +21,10 @@ class Process:
     born: int
     parent: int = field(compare=False)
     command: str = field(compare=False)  # Ray rewrites it with every call
+
+    @property
+    def words(self) -> list[str]:
+        return self.command.split("\0")
 
     def is_alive(self) -> bool:
         now = _read(self.pid)
@@ -50,7 +55,7 @@ def engines(state_dir: Path) -> dict[int, Process]:
     """The ComfyUI of each port."""
     found = {}
     for each in _all():
-        words = each.command.split("\0")
+        words = each.words
         if "--base-directory" in words and "guard.py" not in each.command:
             folder = Path(words[words.index("--base-directory") + 1])
             if folder.is_relative_to(state_dir):
@@ -69,7 +74,7 @@ def workers(state_dir: Path) -> dict[int, Process]:
     }
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float = WAIT_S) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s"

@@ -60,7 +60,7 @@ def test_12_files_are_one_batch_through_handles(stack: Stack, scans: Path) -> No
         env={**os.environ, "RAY_ADDRESS": stack.record.ray_address, "RAY_AUTH_MODE": "token"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

@@ -57,5 +57,5 @@ def run_script(stack: Stack, *arguments: Path) -> subprocess.CompletedProcess[st
         env={**os.environ, **environ},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )

@@ -17,7 +17,7 @@ from tests.stack import Stack
 
 pytestmark = pytest.mark.real_engine
 
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from restoration.jobs import AttemptRef, Job
 from tests.fakes.job_store import MemoryJobStore
 from tests.samples import new_job
 
-DEADLINE_S = 20
+DEADLINE_S = 300
 NEVER_S = 3600.0
 WINDOW = 3
 

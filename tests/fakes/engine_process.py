@@ -16,7 +16,7 @@ from pathlib import Path
 
 from comfy_pool.process import EngineCommand
 
-DEADLINE_S = 30.0
+DEADLINE_S = 300
 
 SPEAK = """
 import os, signal, sys

@@ -22,7 +22,7 @@ from tests.fakes.stores import MemoryBlobStore
 from tests.samples import new_job
 from workflows.catalog import Catalog, load_catalog
 
-DEADLINE_S = 20
+DEADLINE_S = 300
 LEASE = Lease(heartbeat_s=0.01, lease_s=60)
 RETRY = RetryPolicy(first_s=0.01, longest_s=0.02, record_s=DEADLINE_S)
 NOW = datetime(2030, 1, 1, tzinfo=UTC)

@@ -91,7 +91,7 @@ class Receiver:
 
     async def wait_for(self, count: int) -> None:
         """Return when so many requests have come."""
-        async with asyncio.timeout(30), self.arrived:
+        async with asyncio.timeout(300), self.arrived:
             await self.arrived.wait_for(lambda: len(self.seen) >= count)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -18,7 +18,7 @@ from serve_app.cli import app
 from tests.fakes.live_site import LiveSite, open_live_site
 from tests.fakes.site import photo
 
-DEADLINE_S = 60
+DEADLINE_S = 300
 
 
 @pytest.fixture

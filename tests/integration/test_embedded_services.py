@@ -145,7 +145,7 @@ def found_everywhere(urls: ServiceUrls, mark: str) -> bool:
         return False
 
 
-def eventually(holds: Callable[[], bool], within_s: float = 60.0) -> bool:
+def eventually(holds: Callable[[], bool], within_s: float = 300.0) -> bool:
     deadline = time.monotonic() + within_s
     never = threading.Event()
     while not holds():

@@ -131,7 +131,7 @@ async def test_a_run_that_cannot_be_stopped_is_given_up(tmp_path: Path) -> None:
 
 async def test_05_an_interrupt_before_the_prompt_is_there(tmp_path: Path) -> None:
     """A run that is stopped while its picture is on the way is never submitted."""
-    async with scripted(tmp_path, Script(hello_delay_s=0.3)) as (fake, engine):
+    async with scripted(tmp_path, Script(hello_delay_s=2.0)) as (fake, engine):
         run = graphs.through()
         running = asyncio.create_task(engine.run(run, ignore))
         while not fake.client_ids:  # noqa: ASYNC110 - a list has no event

@@ -51,17 +51,17 @@ def command(tmp_path: Path) -> EngineCommand:
 
 async def test_06_a_run_that_waits_its_turn_does_not_stall(tmp_path: Path) -> None:
     """Only the run that executes owes events: the one behind it may wait for longer than that."""
-    limits = replace(LIMITS, stall_s=0.4)
+    limits = replace(LIMITS, stall_s=2.0)
     async with scripted(tmp_path, Script(), limits) as (_, engine):
-        runs = [graphs.through(graphs.steps(10, 0.1)), graphs.through()]
+        runs = [graphs.through(graphs.steps(12, 0.25)), graphs.through()]
         assert all(await asyncio.gather(*(engine.run(run, ignore) for run in runs)))
 
 
 async def test_06_a_run_that_cannot_be_heard_does_not_stall(tmp_path: Path) -> None:
     """A dropped socket explains the silence: it costs the run nothing but its progress."""
-    limits = replace(LIMITS, stall_s=0.2)
+    limits = replace(LIMITS, stall_s=2.0)
     async with scripted(tmp_path, Script(drop_sockets_at="executing"), limits) as (_, engine):
-        assert await engine.run(graphs.through(graphs.steps(10, 0.1)), ignore)
+        assert await engine.run(graphs.through(graphs.steps(12, 0.25)), ignore)
 
 
 async def test_06_an_engine_that_begins_nothing_is_hung(tmp_path: Path) -> None:

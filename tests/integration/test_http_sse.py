@@ -25,7 +25,7 @@ from tests.fakes.live_site import LiveSite, free_port, open_live_site
 from tests.fakes.site import API, settings_for_tests
 
 LIMIT_BYTES = 5_000_000
-DEADLINE_S = 30
+DEADLINE_S = 300
 
 
 @pytest.fixture

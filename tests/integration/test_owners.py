@@ -181,7 +181,7 @@ async def test_03_workers_sweepers_and_owners_do_not_lock_each_other_out(
             await store.expire()
             await store.promote()
 
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(300), asyncio.TaskGroup() as group:
         for number in range(4):
             group.create_task(work(f"w{number}"))
         for _ in range(2):

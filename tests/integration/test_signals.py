@@ -17,7 +17,7 @@ from restoration.jobs import AttemptRef
 from restoration.quotas import Quotas
 from tests.samples import new_job
 
-LONG_S = 20.0
+LONG_S = 300.0
 SHORT_S = 0.05
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PORTS = 4
-DEADLINE_S = 30.0
+DEADLINE_S = 300
 
 HOLDER = """
 import asyncio, sys

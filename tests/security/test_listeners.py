@@ -61,7 +61,7 @@ def _answer(port: int, metadata: tuple[tuple[str, str], ...]) -> grpc.StatusCode
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.unary_unary(UNARY)
         with pytest.raises(grpc.RpcError) as refused:
-            call(b"", metadata=metadata, timeout=30)
+            call(b"", metadata=metadata, timeout=300)
     code: grpc.StatusCode = refused.value.code()
     return code
 
@@ -100,5 +100,5 @@ def test_08_the_ingress_is_nobodys_proxy(stack: Stack, method: str) -> None:
 
 def test_08_comfyui_is_there_to_be_protected(stack: Stack) -> None:
     """On loopback it answers: the paths above are its own."""
-    answer = httpx.get(f"{stack.comfyui_url()}/system_stats", trust_env=False, timeout=30)
+    answer = httpx.get(f"{stack.comfyui_url()}/system_stats", trust_env=False, timeout=300)
     assert answer.status_code == 200

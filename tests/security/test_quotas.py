@@ -58,4 +58,4 @@ def test_03_jobs_beyond_the_quota_wait_and_run(stack: Stack) -> None:
         def all_succeeded() -> bool:
             return {client.get(path).json()["status"] for path in paths} == {"succeeded"}
 
-        wait_until(all_succeeded, timeout_s=120)
+        wait_until(all_succeeded)

@@ -39,7 +39,7 @@ def delivered(stack: Stack) -> Delivered:
 
 
 def get(url: str) -> httpx.Response:
-    return httpx.get(url, timeout=60, trust_env=False)
+    return httpx.get(url, timeout=300, trust_env=False)
 
 
 def test_07_a_link_delivers_an_attachment(delivered: Delivered) -> None:

@@ -58,7 +58,7 @@ def test_05_every_allowed_node_is_one_that_the_engine_has(
     stack: Stack, runner: httpx.Client
 ) -> None:
     """The default list names stock ComfyUI's classes as they are spelt there."""
-    known = httpx.get(f"{stack.comfyui_url()}/object_info", timeout=60, trust_env=False).json()
+    known = httpx.get(f"{stack.comfyui_url()}/object_info", timeout=300, trust_env=False).json()
     problem = send(runner, graph(node("Nothing"))).json()["details"]["problem"]
     allowed = problem.partition("used: ")[2].split(", ")
     assert len(allowed) > 10

@@ -41,7 +41,7 @@ def secrets(stack: Stack) -> Mapping[str, bytes]:
     found["issuer key"] = key.splitlines()[3]
     headers = {"Authorization": f"Bearer {token}"}
     with httpx.Client(
-        base_url=stack.record.url, headers=headers, timeout=60, trust_env=False
+        base_url=stack.record.url, headers=headers, timeout=300, trust_env=False
     ) as http:
         job = http.post(API, **submission(), headers={"Prefer": "wait=60"})
         assert job.status_code in {200, 202}, job.text
@@ -91,7 +91,7 @@ def test_08_no_secret_is_in_an_answer(
     stack: Stack, secrets: Mapping[str, bytes], path: str
 ) -> None:
     """With a token or without, answer or problem."""
-    anybody = httpx.get(stack.record.url + path, trust_env=False, timeout=30)
+    anybody = httpx.get(stack.record.url + path, trust_env=False, timeout=300)
     with stack.http("secretive") as http:
         somebody = http.get(path)
     for answer in (anybody, somebody):

@@ -87,7 +87,7 @@ def forge(stack: Stack) -> Iterator[Forge]:
     issuer = stack.record.issuer
     assert issuer is not None
     kid = jwks(folder)["keys"][0]["kid"]
-    with httpx.Client(base_url=stack.record.url, timeout=60, trust_env=False) as http:
+    with httpx.Client(base_url=stack.record.url, timeout=300, trust_env=False) as http:
         yield Forge(http, issuer, ensure_key(folder), kid)
 
 

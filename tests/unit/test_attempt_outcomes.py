@@ -45,7 +45,7 @@ async def _attempt(error: EngineError | None, **changes: object) -> tuple[Job, M
     execution = Execution(
         catalog, jobs, blobs, engine, ImagesHere(), lambda *_: None, Lease(10, 60), RetryPolicy()
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(300):
         ended = await execution.run(job, Visit())
     assert ended is not None
     return ended, jobs
@@ -132,7 +132,7 @@ async def test_06_the_leader_fails_what_is_overdue() -> None:
 
     waiting, _ = await jobs.insert(new_job())
     leading = asyncio.create_task(Dispatch(jobs, NoHints(), send, window=4, lease_s=4).lead())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(300):
         await sent.wait()
     leading.cancel()
     await asyncio.gather(leading, return_exceptions=True)

@@ -31,7 +31,7 @@ from restoration.jobs import Job, JobStatus, OutputFormat, Priority
 from tests.fakes.stores import utc_now
 from tests.samples import artifact
 
-DEADLINE_S = 20
+DEADLINE_S = 300
 
 
 class FakeIngress(IngressHandle):
@@ -231,7 +231,7 @@ class TestSubmitFiles:
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path
     ) -> None:
         """The refusal is raised as it is, is not tried again, and most files after it stay."""
-        ingress.latency_s = 0.02
+        ingress.latency_s = 0.2
         photos = _photos(tmp_path, b"broken", *[b"fine"] * 200)
         with pytest.raises(BrokenImage):
             batch.submit_files(photos)
@@ -314,8 +314,8 @@ class TestPatience:
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Patience is counted from the first failure on, and not from when the call began."""
-        monkeypatch.setattr(patience, "PATIENCE_S", 0.2)
-        ingress.latency_s, ingress.away = 0.5, 1
+        monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
+        ingress.latency_s, ingress.away = 1.2, 1
         assert len(batch.submit_files(_photos(tmp_path, b"one"))) == 1
 
     def test_a_cancel_outlives_a_restart_too(

@@ -15,9 +15,11 @@ from restoration.events import JobEvent, Progressed, StateChanged
 from restoration.jobs import JobStatus
 from tests.chaos import batch_process
 from tests.chaos.batch_process import BatchProcess
+from tests.chaos.driver import wait_for_successes
 from tests.chaos.ledger import Ledger, Sample
 from tests.chaos.users import HttpUsers, watch_to_end
 
+DEADLINE_S = 300
 RUNNING, FAILED, SUCCEEDED = JobStatus.RUNNING, JobStatus.FAILED, JobStatus.SUCCEEDED
 
 
@@ -50,10 +52,10 @@ def test_an_error_in_a_users_thread_comes_out_at_the_end() -> None:
     sample = Sample("flower", Path(), b"")
     users = HttpUsers(a_stack(Path()), Full(), [sample], "http://127.0.0.1:1/", seed=0)
     users.start(period_s=0.01, at_most=1)
-    assert submits.wait(10)
+    assert submits.wait(DEADLINE_S)
     users.submit_no_more()
     with pytest.raises(MemoryError):
-        users.finish(10)
+        users.finish(DEADLINE_S)
 
 
 def test_a_batch_script_that_does_not_connect_is_an_error(
@@ -68,3 +70,22 @@ def test_a_batch_script_that_does_not_connect_is_an_error(
 def a_stack(state_dir: Path) -> Any:
     record = SimpleNamespace(url="http://127.0.0.1:1", ray_address="127.0.0.1:1")
     return SimpleNamespace(state_dir=state_dir, record=record, token=lambda _owner: "token")
+
+
+def test_a_run_goes_on_until_each_owner_has_had_a_success() -> None:
+    """However slow the machine: only when no job ends any more is it given up."""
+    ledger = Ledger()
+    ann, bob = uuid4(), uuid4()
+    ledger.accepts(ann, "ann", "flower")
+    ledger.accepts(bob, "bob", "flower")
+    ledger.sees_end(ann, SUCCEEDED)
+    ledger.sees_end(bob, FAILED)
+    assert ledger.without_success(["ann", "bob", "carol"]) == {"bob", "carol"}
+
+    wait_for_successes(ledger, ["ann", "bob"], patience_s=0)
+    waiting = threading.Thread(target=wait_for_successes, args=(ledger, ["ann", "bob"], DEADLINE_S))
+    waiting.start()
+    assert waiting.is_alive()
+    ledger.sees_end(bob, SUCCEEDED)
+    waiting.join(DEADLINE_S)
+    assert not waiting.is_alive()

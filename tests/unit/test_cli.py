@@ -67,7 +67,7 @@ def test_a_missing_folder_for_the_result_is_found_before_the_work(tmp_path: Path
     restore = Path(sys.executable).with_name("restore")
     out = tmp_path / "missing" / "out.png"
     done = subprocess.run(
-        [restore, "run", photo, "-o", out], capture_output=True, text=True, timeout=60
+        [restore, "run", photo, "-o", out], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1
     assert done.stderr == f"error: there is no folder {out.parent} for the result\n"
@@ -91,7 +91,7 @@ def test_what_cannot_go_well_is_one_line(
         [restore, "run", photo, "-o", tmp_path / output, "--server", server, "--token", "t"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (done.returncode, photo.read_bytes()) == (1, b"a photo")
     assert said in done.stderr

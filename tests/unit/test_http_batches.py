@@ -20,7 +20,7 @@ from serve_app.sse import Decoder, encode_comment
 from tests.fakes.batch_forms import BATCHES, BROKEN, files, submit
 from tests.fakes.site import API, Site, open_site, photo
 
-DEADLINE_S = 20
+DEADLINE_S = 300
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tests.fakes.meter import MemoryMeter
 from tests.fakes.site import API, Site, open_site, photo, submission
 from tests.polling import until
 
-DEADLINE_S = 30
+DEADLINE_S = 300
 
 
 @pytest.fixture

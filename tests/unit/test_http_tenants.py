@@ -24,7 +24,7 @@ from tests.foreign import OWNED, assert_as_if_missing, routes_to_owned
 
 _T = TypeVar("_T")
 BATCHES = "/api/v1/batches"
-DEADLINE_S = 30
+DEADLINE_S = 300
 OWNERS = st.sampled_from(["ann", "bob", "cyd"])
 Thing = tuple[str, str, UUID]  # the parameter that names it, its owner, its id
 

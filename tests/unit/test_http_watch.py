@@ -23,7 +23,7 @@ from tests.fakes.site import API, Site, open_site
 QUEUED = StateChanged(JobStatus.QUEUED, 0)
 RUNNING = StateChanged(JobStatus.RUNNING, 1)
 SUCCEEDED = StateChanged(JobStatus.SUCCEEDED, 1)
-DEADLINE_S = 20
+DEADLINE_S = 300
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ RUNNING = StateChanged(JobStatus.RUNNING, 1)
 SUCCEEDED = StateChanged(JobStatus.SUCCEEDED, 1)
 WATCHERS = 50
 NEVER_S = 3600.0
-DEADLINE_S = 20
+DEADLINE_S = 300
 
 
 @pytest.fixture

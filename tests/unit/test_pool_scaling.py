@@ -17,7 +17,7 @@ from restoration.scaling import Scaler, ScalingPolicy
 from tests.fakes.job_store import MemoryJobStore
 from tests.samples import artifact, new_job
 
-DEADLINE_S = 20
+DEADLINE_S = 300
 
 
 @dataclass
@@ -169,7 +169,7 @@ async def test_02_a_scaler_that_is_stopped_stops(monkeypatch: pytest.MonkeyPatch
     controller.asked.set_result({"applications": {APP: {"deployments": {WORKERS: workers}}}})
     await asyncio.sleep(0)
     task.cancel()
-    done, _ = await asyncio.wait({task}, timeout=5)
+    done, _ = await asyncio.wait({task}, timeout=DEADLINE_S)
     task.cancel()
     assert done
 

@@ -18,7 +18,7 @@ from restoration.tasks import stop
 from tests.fakes.stores import MemoryStatusBoard
 from tests.samples import ended_job
 
-DEADLINE_S = 20
+DEADLINE_S = 300
 NEVER_S = 3600.0
 JOB = uuid4()
 RUNNING = StateChanged(JobStatus.RUNNING, 1)

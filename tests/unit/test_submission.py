@@ -32,7 +32,7 @@ from tests.fakes.stores import MemoryBlobStore
 from workflows.catalog import Catalog, load_catalog
 
 LIMITS = UploadLimits()
-DEADLINE_S = 20
+DEADLINE_S = 300
 
 
 class Door:

@@ -43,8 +43,8 @@ async def engine() -> AsyncIterator[Engine]:
 
 
 @asynccontextmanager
-async def client_of(url: str) -> AsyncIterator[ComfyClient]:
-    client = ComfyClient(url, answer_s=NO_TIME_S)
+async def client_of(url: str, answer_s: float = 60) -> AsyncIterator[ComfyClient]:
+    client = ComfyClient(url, answer_s=answer_s)
     yield client
     await client.aclose()
 
@@ -64,7 +64,7 @@ async def client_of(url: str) -> AsyncIterator[ComfyClient]:
 async def test_every_broken_call_is_unavailable(engine: Engine, says: bytes | None) -> None:
     """Whatever goes wrong on the way is EngineUnavailable, with its cause chained."""
     engine.says = says
-    async with client_of(engine.url) as client:
+    async with client_of(engine.url, NO_TIME_S) as client:
         with pytest.raises(EngineUnavailable) as caught:
             await client.history("p")
         assert isinstance(caught.value.__cause__, aiohttp.ClientError | OSError)

@@ -17,7 +17,7 @@ from restoration.engine import EngineResult, EngineRun
 from tests.fakes.graphs import ignore
 
 LIMITS = EngineLimits(blind_poll_s=0.1, poll_s=1.0, stop_poll_s=0.1)
-DEADLINE_S = 60.0
+DEADLINE_S = 300
 
 
 @dataclass(frozen=True)
