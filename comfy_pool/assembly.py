@@ -17,11 +17,14 @@ from comfy_pool.process import EngineCommand
 from comfy_pool.provision import EngineInstall, existing_engine, find_installed
 from comfy_pool.slots import Slot, acquire_slot
 from restoration.errors import ProvisionFailed
-from restoration.settings import NodeSettings
+from restoration.settings import STACK_MARK, NodeSettings
 from workflows.catalog import Catalog
 
 # An engine runs other people's code: it is given what it needs to find its GPU, and no secret.
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME")
+_PASSED_ON = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME"),
+    STACK_MARK,  # `restore down` knows the engine by it
+)
 _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "HSA_", "HIP_", "ROCR_", "PYTORCH_", "OMP_", "MKL_")
 
 

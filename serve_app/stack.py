@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
 import httpx
 
@@ -27,20 +28,21 @@ from persistence.migrate import upgrade
 from restoration.errors import DependencyUnavailable
 from restoration.settings import FILE_SUFFIX, NodeSettings, load_node_settings, load_settings
 from serve_app.local_issuer import issuer_url
+from serve_app.ray_process import RayLost, RayProcess
+from serve_app.stack_processes import mark
 from serve_app.stack_record import (
     StackOptions,
     StackRecord,
     issuer_folder,
-    recorded,
+    recording,
     webhook_secret,
 )
 from workflows.catalog import load_catalog
 
-if TYPE_CHECKING:
-    from serve_app.deployment import RayAddresses
-
-READY_TIMEOUT_S = 180.0
-_POLL_S = 0.1
+# A Ray that is lost so often in a row, each time within a minute of its start, would be lost again.
+# An overloaded machine may need some tries: the raylet gives its agents 15 s to start.
+STEADY_S = 60.0
+SHORT_LIVES = 5
 # a service whose variable is set runs elsewhere
 _NAMED_BY: Mapping[Role, str] = {
     "postgres": "DATABASE_URL",
@@ -56,22 +58,66 @@ def run_stack(
 ) -> None:
     """Start everything, call `on_ready`, serve until SIGINT or SIGTERM, and stop everything.
 
+    A Ray that is lost is started again, and `on_ready` called again.
     Ends by KeyboardInterrupt or SystemExit. Raises SetupError, DependencyUnavailable.
     """
     node = load_node_settings(os.environ)
+    os.environ.update(mark(node.state_dir))  # every process that is started here inherits it
     with exit_on_sigterm(), _services(node, progress) as addresses:
-        os.environ.update(addresses)  # every process that Ray starts inherits them
+        os.environ.update(addresses)  # for Ray and its workers
         settings = load_settings(os.environ)
         upgrade(settings.database_url.get_secret_value())
         provide_engine(node, progress)
-        with _cluster(node, options, progress) as ray:
-            url = f"http://127.0.0.1:{options.port}"
-            _wait_until_ready(url)
-            issuer = None if settings.auth0_domain else settings.local_issuer_url
-            record = StackRecord(os.getpid(), url, ray.gcs, issuer, ray.metrics)
-            with recorded(node.state_dir, record):
-                on_ready(record)
-                threading.Event().wait()
+        issuer = None if settings.auth0_domain else settings.local_issuer_url
+        with recording(node.state_dir) as record:
+            _serve(node, options, issuer, progress, on_ready, record)
+
+
+def _serve(
+    node: NodeSettings,
+    options: StackOptions,
+    issuer: str | None,
+    progress: Progress,
+    on_ready: Callable[[StackRecord], None],
+    record: Callable[[StackRecord], None],
+) -> NoReturn:
+    """Serve, and start Ray again whenever it is lost: Postgres has all jobs.
+
+    Raises DependencyUnavailable when Ray cannot be kept alive.
+    """
+    url = f"http://127.0.0.1:{options.port}"
+    stack = StackRecord(os.getpid(), url, issuer=issuer, drain_s=node.drain_s)
+    short_lives = 0
+    while True:
+        progress(f"starting Ray and the service, GPU workers: {options.workers}")
+        steady_from = math.inf
+        try:
+            with RayProcess(node.state_dir, options, node.drain_s) as ray, _said(progress):
+                report = ray.wait_until_ready(partial(_answers, f"{url}/readyz"))
+                stack = replace(stack, ray_address=report.gcs, metrics=report.metrics, lost=None)
+                record(stack)
+                on_ready(stack)
+                steady_from = time.monotonic() + STEADY_S
+                ray.wait_until_lost()
+        except RayLost as lost:
+            short_lives = 1 if time.monotonic() > steady_from else short_lives + 1
+            if short_lives > SHORT_LIVES:
+                raise DependencyUnavailable(
+                    f"Ray was lost {short_lives} times in a row, the last time because {lost}; "
+                    "the next `restore up` goes on with all jobs"
+                ) from lost
+            progress(f"Ray was lost: {lost}")
+            record(replace(stack, lost=str(lost)))
+
+
+@contextmanager
+def _said(progress: Progress) -> Iterator[None]:
+    """Say that the stack stops, when it is told to."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        progress("stopping")
+        raise
 
 
 def provide_engine(node: NodeSettings, progress: Progress) -> None:
@@ -96,7 +142,8 @@ def _services(node: NodeSettings, progress: Progress) -> Iterator[dict[str, str]
     progress(f"starting {', '.join([*missing, *(['issuer'] if own_issuer else [])]) or 'nothing'}")
     ports: dict[str, int] = {}
     extra = [partial(_issuer, ports)] if own_issuer else []
-    with LocalServices(node.state_dir, only=missing, extra=extra) as services:
+    marked = mark(node.state_dir)
+    with LocalServices(node.state_dir, only=missing, extra=extra, environ=marked) as services:
         addresses = {
             name: value
             for role in missing
@@ -154,36 +201,3 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=2, trust_env=False).is_success
     except httpx.HTTPError:
         return False
-
-
-@contextmanager
-def _cluster(
-    node: NodeSettings, options: StackOptions, progress: Progress
-) -> Iterator[RayAddresses]:
-    # Ray takes seconds to import, and most commands do without.
-    from serve_app.deployment import PoolArgs, start_local, stop_local
-
-    progress(f"starting Ray and the service, GPU workers: {options.workers}")
-    args = PoolArgs(
-        workers_min=options.workers,
-        workers_max=options.workers,
-        worker_gpus=0 if node.engine_variant == "cpu" or node.comfyui_url else 1,
-        worker_depth=node.worker_depth,
-        worker_cpus=0,  # how many engines this machine bears is for its owner to say
-        ingress_replicas=1,
-        dispatcher_replicas=2,  # one that dies is replaced in seconds, but jobs would wait for it
-        drain_s=node.drain_s,
-    )
-    try:
-        yield start_local(args, options.port)
-    finally:
-        progress("stopping")
-        stop_local()
-
-
-def _wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while not _answers(f"{url}/readyz"):
-        if time.monotonic() > deadline:
-            raise DependencyUnavailable(f"{url}/readyz is not ready; see the log of the ingress")
-        time.sleep(_POLL_S)

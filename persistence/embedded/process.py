@@ -61,13 +61,18 @@ class ServerProcess:
         return self._popen.returncode if self._exited.is_set() else None
 
     def end(self) -> None:
-        """Ask with the service's own signal, wait, then kill what is left of its group."""
+        """Ask with the service's own signal, wait, then kill what is left of its group.
+
+        An interrupt ends the wait, not the killing.
+        """
         self._popen.send_signal(self._service.stop_signal)
-        self._exited.wait(self._service.grace_s)
-        # PermissionError is how macOS says that only zombies are left
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._reaper.join()
+        try:
+            self._exited.wait(self._service.grace_s)
+        finally:
+            # PermissionError is how macOS says that only zombies are left
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._reaper.join()
         if not shim.HAS_PDEATHSIG:
             os.close(self._lifeline)
 

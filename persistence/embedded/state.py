@@ -25,6 +25,7 @@ PORTS = range(22_000, 30_000)
 PAIRED_PORTS = range(20_000, 22_000)
 PAIR_OFFSET = 10_000
 
+LOCK = "lock"  # held by the supervisor of the folder
 LOCK_PATIENCE_S = 0.3  # `holder_of` takes the lock for an instant
 
 
@@ -60,7 +61,7 @@ class StateDir:
             # Root's Postgres runs under another account, which has to pass through; what is
             # secret has a mode of its own.
             path.chmod(0o711 if os.geteuid() == 0 else 0o700)
-            with _holding(path / "lock"):
+            with holding(path / LOCK):
                 state = cls(path, is_free)
                 state._load()
                 yield state
@@ -144,7 +145,7 @@ def write_private(path: Path, text: str) -> None:
 def holder_of(path: Path) -> int | None:
     """The pid of the process that holds the state folder `path`, or None."""
     try:
-        with open(path.expanduser() / "lock") as file:
+        with open(path.expanduser() / LOCK) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -168,7 +169,7 @@ def _lock_within(file: IO[str], patience_s: float) -> bool:
 
 
 @contextlib.contextmanager
-def _holding(lock: Path) -> Iterator[None]:
+def holding(lock: Path) -> Iterator[None]:
     """Hold the lock file, with our pid in it for whoever comes second."""
     with open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
         if not _lock_within(file, LOCK_PATIENCE_S):

@@ -23,7 +23,15 @@ from persistence.keys import output_key
 from restoration.jobs import AttemptOutcome, AttemptRef, JobStatus, OutputFormat
 from serve_app.client import RestorationClient
 from serve_app.schemas import Restoration
-from tests.e2e.stack_processes import Process, engines, of_stack, wait_until, workers
+from serve_app.stack_record import find_report, report_path
+from tests.e2e.stack_processes import (
+    WAIT_S,
+    Process,
+    engines,
+    of_stack,
+    wait_until,
+    workers,
+)
 from tests.photos import jpeg, original
 from tests.stack import LEASE_S, Stack, Terminal, running_in_terminal
 
@@ -39,10 +47,10 @@ def photo() -> bytes:
 @pytest.fixture
 def client(stack: Stack) -> Iterator[RestorationClient]:
     """What a test kills is the only thing amiss, and mended when the test is over."""
-    wait_until(lambda: len(serving_ports(stack)) == 2, timeout_s=120)
+    wait_until(lambda: len(serving_ports(stack)) == 2)
     with stack.client() as client:
         yield client
-    wait_until(lambda: len(serving_ports(stack)) == 2, timeout_s=120)
+    wait_until(lambda: len(serving_ports(stack)) == 2)
 
 
 def serving_ports(stack: Stack) -> list[int]:
@@ -77,7 +85,7 @@ def port_at_work(stack: Stack) -> int:
                 busy.append(port)
         return bool(busy)
 
-    wait_until(look, timeout_s=60)
+    wait_until(look)
     return busy[0]
 
 
@@ -99,7 +107,7 @@ def test_02_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
     worker, engine = workers(stack.state_dir)[port], engines(stack.state_dir)[port]
     killed_at = datetime.now(UTC)
     worker.kill()
-    wait_until(lambda: not engine.is_alive(), timeout_s=15)
+    wait_until(lambda: not engine.is_alive())
     ended = assert_ran_again(client, job.id, tmp_path / "restored.png")
     lost = ended.attempts[0]
     assert lost.code == "worker_lost"
@@ -131,7 +139,7 @@ def test_07_a_killed_engine_is_started_again_and_its_job_runs_again(
     worker, engine = workers(stack.state_dir)[port], engines(stack.state_dir)[port]
     engine.kill()
     assert_ran_again(client, job.id, tmp_path / "restored.png")
-    wait_until(lambda: port in serving_ports(stack), timeout_s=120)
+    wait_until(lambda: port in serving_ports(stack))
     assert workers(stack.state_dir)[port] == worker
 
 
@@ -171,6 +179,44 @@ def test_a_second_stack_on_one_folder_is_refused(attached: Stack, how: list[str]
         assert http.get("/readyz").is_success
 
 
+@pytest.mark.parametrize(
+    ("program", "part"), [("raylet", "raylet"), ("gcs_server", "control plane (GCS)")]
+)
+def test_a_stack_that_loses_its_ray_says_so_and_goes_on_with_its_jobs(
+    terminal: Terminal, attached: Stack, photo: bytes, program: str, part: str
+) -> None:
+    """`restore up` says what was lost and starts Ray again. Meanwhile no request waits for an
+    answer that never comes; afterwards the jobs that ran and waited end, and nothing of the Ray
+    before is left."""
+    up_pid, url = attached.record.pid, attached.record.url
+    with attached.client() as client:
+        jobs = [client.submit(photo).id for _ in range(3)]
+        wait_until(lambda: client.get(jobs[0]).status is not JobStatus.QUEUED)
+    before = [each for each in of_stack(attached.state_dir, up_pid) if is_of_ray(each)]
+    [victim] = [each for each in before if Path(each.words[0]).name == program]
+    victim.kill()
+    wait_until(lambda: "Ray was lost: its " + part in terminal.says())
+    wait_until(lambda: is_ready(url))
+    assert [each for each in before if each.is_alive()] == []
+    assert attached.record.pid == up_pid
+    with attached.client() as client:
+        assert {client.wait(job).status for job in jobs} == {JobStatus.SUCCEEDED}
+
+
+def is_of_ray(process: Process) -> bool:
+    return process.command.startswith("ray::") or "/site-packages/ray/" in process.command
+
+
+def is_ready(url: str) -> bool:
+    """Fails the test if nobody answers, nor refuses to."""
+    try:
+        return httpx.get(f"{url}/readyz", trust_env=False, timeout=WAIT_S).is_success
+    except httpx.TimeoutException:
+        raise
+    except httpx.TransportError:
+        return False
+
+
 def test_13_ctrl_c_stops_all_that_restore_up_started_and_loses_no_job(
     terminal: Terminal, attached: Stack, photo: bytes
 ) -> None:
@@ -180,7 +226,7 @@ def test_13_ctrl_c_stops_all_that_restore_up_started_and_loses_no_job(
     port = attached.record.url.rpartition(":")[2]
     with attached.client() as client:
         job = client.submit(photo)
-        wait_until(lambda: client.get(job.id).status is JobStatus.RUNNING, timeout_s=30)
+        wait_until(lambda: client.get(job.id).status is not JobStatus.QUEUED)
     processes = of_stack(attached.state_dir, attached.record.pid)
     assert len(processes) > 10
     assert terminal.press_ctrl_c() == 0
@@ -207,7 +253,7 @@ def test_13_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
         # the engine, which is not the stack's own, goes on with it for so long.
         long_job = client.submit(jpeg(original("flower").resize((300, 200))))
         jobs = [client.submit(photo) for _ in range(2)]
-        wait_until(lambda: client.get(long_job.id).status is JobStatus.RUNNING, timeout_s=30)
+        wait_until(lambda: client.get(long_job.id).status is not JobStatus.QUEUED)
     processes = of_stack(attached.state_dir, attached.record.pid)
     attached.restore("down")
     assert left_of(attached, processes) == []
@@ -224,12 +270,13 @@ def test_13_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
 def test_01_a_stack_that_is_killed_leaves_nothing_but_its_jobs(
     stack: Stack, attached: Stack, photo: bytes
 ) -> None:
-    """SIGKILL of `restore up` at work: databases, Ray and workers are gone within seconds; all but
-    two helpers of Ray's, which end by themselves. The next `restore up` goes on with the job."""
+    """SIGKILL of `restore up` at work: databases, Ray and workers end by themselves; all but two
+    helpers of Ray's, which `restore down` ends. It ends a stack that is only starting, too. The
+    next `restore up` goes on with the job."""
     up_pid, port = attached.record.pid, attached.record.url.rpartition(":")[2]
     with attached.client() as client:
         job = client.submit(photo)
-        wait_until(lambda: client.get(job.id).status is JobStatus.RUNNING, timeout_s=30)
+        wait_until(lambda: client.get(job.id).status is not JobStatus.QUEUED)
     processes = of_stack(attached.state_dir, up_pid)
     assert len(processes) > 10
     os.kill(up_pid, signal.SIGKILL)
@@ -237,8 +284,37 @@ def test_01_a_stack_that_is_killed_leaves_nothing_but_its_jobs(
         lambda: all(
             process.command.startswith(RAYS_MOURNERS) for process in left_of(attached, processes)
         ),
-        timeout_s=20,
     )
+    attached.restore("down")
+    assert left_of(attached, processes) == []
+
+    report_path(attached.state_dir).unlink()
+    up = attached.begin_up(port)
+    wait_until(lambda: find_report(attached.state_dir) or up.poll() is not None)
+    processes = of_stack(attached.state_dir, up.pid)
+    attached.restore("down")
+    assert up.wait() != 0
+    assert left_of(attached, processes) == []
+
+    assert answers(stack.comfyui_url())
+    attached.restore("up", "--detach", "--port", port)
+    with attached.client() as client:
+        assert client.wait(job.id).status is JobStatus.SUCCEEDED
+
+
+def test_a_stack_whose_processes_are_all_suspended_is_ended(
+    stack: Stack, attached: Stack, photo: bytes
+) -> None:
+    """`restore down` leaves no process of it, and after `restore up` the job ends."""
+    port = attached.record.url.rpartition(":")[2]
+    with attached.client() as client:
+        job = client.submit(photo)
+        wait_until(lambda: client.get(job.id).status is not JobStatus.QUEUED)
+    processes = of_stack(attached.state_dir, attached.record.pid)
+    for process in processes:
+        os.kill(process.pid, signal.SIGSTOP)
+    attached.restore("down")
+    assert left_of(attached, processes) == []
     assert answers(stack.comfyui_url())
     attached.restore("up", "--detach", "--port", port)
     with attached.client() as client:

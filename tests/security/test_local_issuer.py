@@ -16,7 +16,7 @@ from persistence.embedded.state import StateDir
 from restoration.settings import NodeSettings
 from serve_app.local_issuer import KEY_FILE, ensure_key
 from serve_app.stack import _services
-from serve_app.stack_record import StackRecord, issuer_folder, recorded
+from serve_app.stack_record import StackRecord, issuer_folder, recording
 from tests.e2e.stack_processes import of_stack
 from tests.raw_http import send_raw
 from tests.stack import Stack, run_restore
@@ -89,8 +89,8 @@ def test_09_with_auth0_no_token_is_minted(state_dir: Path) -> None:
     """`restore token` says in one line where tokens come from, even with a key from before."""
     ensure_key(issuer_folder(state_dir))
     with StateDir.locked(state_dir, lambda _port: True):
-        record = StackRecord(os.getpid(), "http://127.0.0.1:1", "127.0.0.1:2", None)
-        with recorded(state_dir, record):
+        with recording(state_dir) as record:
+            record(StackRecord(os.getpid(), "http://127.0.0.1:1", "127.0.0.1:2"))
             done = run_restore(state_dir, "token", check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [

@@ -1,0 +1,118 @@
+"""Find and end the processes of one local stack, and of no other.
+
+`restore up` marks its environment with its state folder, and every process below inherits the
+mark. Ray and Postgres write titles over the environment of some of their processes; those are
+known by their files. Nothing is ever known by its name.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from restoration.errors import DependencyUnavailable
+from restoration.settings import STACK_MARK
+
+KILLED_S = 10.0  # for the kernel to end a process that was killed
+_RESCAN_S = 1.0
+_POLL_S = 0.05
+
+
+def mark(state_dir: Path) -> dict[str, str]:
+    """Return the variable by which processes of this folder's stack are known."""
+    return {STACK_MARK: str(state_dir.resolve())}
+
+
+def processes_of(state_dir: Path, ray_session: Path | None = None) -> list[psutil.Process]:
+    """Return the living processes of this folder's stack, but not this one nor those above it.
+
+    `ray_session` is the folder of Ray's files, if the stack has started a Ray.
+    """
+    state_dir = state_dir.resolve()
+    folders = [state_dir] if ray_session is None else [state_dir, ray_session.resolve()]
+    living = list(_living())
+    found = [each for each in living if _is_marked(each, state_dir, folders)]
+    return _without_own(_with_descendants(found, living))
+
+
+def orphans_of(state_dir: Path, ray_session: Path | None = None) -> list[psutil.Process]:
+    """Return those of the stack that do not descend from this process."""
+    below = set(psutil.Process().children(recursive=True))
+    return [each for each in processes_of(state_dir, ray_session) if each not in below]
+
+
+def end_all(find: Callable[[], list[psutil.Process]]) -> bool:
+    """Kill what `find` returns until it returns nothing; whether there was anything to kill.
+
+    Raises DependencyUnavailable for processes that the kernel does not end.
+    """
+    deadline = time.monotonic() + KILLED_S
+    any_found = False
+    while found := find():
+        if time.monotonic() > deadline:
+            pids = ", ".join(str(each.pid) for each in found)
+            raise DependencyUnavailable(f"these processes of the stack cannot be ended: {pids}")
+        any_found = True
+        for each in found:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        wait_for_end(found, _RESCAN_S)
+    return any_found
+
+
+def wait_for_end(processes: Iterable[psutil.Process], timeout_s: float) -> None:
+    """Return when none of them runs any more, or after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while any(is_alive(each) for each in processes) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether it runs; a process that only waits to be reaped does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _living() -> Iterator[psutil.Process]:
+    for each in psutil.process_iter(["ppid", "status", "environ"]):
+        if each.info["status"] not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            yield each
+
+
+def _is_marked(process: psutil.Process, state_dir: Path, folders: list[Path]) -> bool:
+    environ: dict[str, str] | None = process.info["environ"]
+    if environ is None:  # it belongs to another user
+        return False
+    if environ:
+        return environ.get(STACK_MARK) == str(state_dir)
+    try:
+        files = [process.cwd(), *(file.path for file in process.open_files())]
+    except psutil.Error:
+        return False
+    return any(Path(file).is_relative_to(folder) for file in files for folder in folders)
+
+
+def _with_descendants(
+    roots: list[psutil.Process], living: list[psutil.Process]
+) -> list[psutil.Process]:
+    found = list(roots)
+    pids = {each.pid for each in found}
+    for parent in found:  # which grows meanwhile
+        below = [
+            each for each in living if each.info["ppid"] == parent.pid and each.pid not in pids
+        ]
+        pids.update(each.pid for each in below)
+        found += below
+    return found
+
+
+def _without_own(found: list[psutil.Process]) -> list[psutil.Process]:
+    own = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
+    return [each for each in found if each.pid not in own]
