@@ -128,7 +128,7 @@ def test_every_error_is_a_problem(document: Document) -> None:
         (f"{API}/{{job_id}}", "get", "200 401 403 404 422 500 503"),
         (f"{API}/{{job_id}}/cancel", "post", "200 202 401 403 404 422 429 500 503"),
         (f"{API}/{{job_id}}/retry", "post", "200 202 401 403 404 409 410 422 429 500 503"),
-        (f"{API}/{{job_id}}/events", "get", "200 400 401 403 404 422 500 503"),
+        (f"{API}/{{job_id}}/events", "get", "200 400 401 403 404 422 429 500 503"),
         (f"{API}/{{job_id}}/result", "get", "200 307 401 403 404 409 410 422 500 503"),
         (RUNS, "post", "200 202 400 401 403 404 408 409 410 413 415 422 429 500 503"),
         ("/api/v1/uploads", "post", "201 400 401 403 413 422 429 500 503"),
@@ -136,7 +136,7 @@ def test_every_error_is_a_problem(document: Document) -> None:
         (f"{BATCHES}/{{batch_id}}", "get", "200 401 403 404 422 500 503"),
         (f"{BATCHES}/{{batch_id}}/items", "get", "200 401 403 404 422 500 503"),
         (f"{BATCHES}/{{batch_id}}/cancel", "post", "200 202 401 403 404 422 429 500 503"),
-        (f"{BATCHES}/{{batch_id}}/events", "get", "200 401 403 404 422 500 503"),
+        (f"{BATCHES}/{{batch_id}}/events", "get", "200 401 403 404 422 429 500 503"),
         ("/readyz", "get", "200 503"),
     ],
 )
