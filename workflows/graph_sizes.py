@@ -15,6 +15,7 @@ from workflows.graphs import (
     LOAD,
     MODEL_LOADER,
     MODEL_NAME,
+    PAD,
     SAVE,
     Graph,
     GraphRules,
@@ -30,6 +31,8 @@ _BY_MODEL = "ImageUpscaleWithModel"
 _MAX_SIDE = 65_535
 # ComfyUI keeps what every node made until the prompt has ended: 12 bytes a pixel.
 _TOGETHER = 4  # times what a result may have
+# ComfyUI feathers pixel by pixel in Python, some seconds for so many, and cannot be interrupted.
+_MAX_FEATHERED_PIXELS = 1024 * 1024
 
 
 def check_sizes(
@@ -47,6 +50,8 @@ def check_sizes(
         size = (width, height) if node["class_type"] == LOAD else _largest(node, sizes)
         if node["class_type"] == _BY_MODEL:
             size = _times(size, _model_scale(node_id, graph, rules))
+        if node["class_type"] == PAD:
+            _check_feathering(node_id, node, size)
         if (change := _CHANGES.get(node["class_type"])) is not None:
             size = change(size, _Numbers(node_id, node["inputs"]))
         wide, high = size
@@ -69,6 +74,17 @@ def _check_together(node_id: str, sizes: Mapping[str, Size], max_pixels: int) ->
             node_id,
             f"with its picture the graph's have more than {max_pixels} pixels together, "
             "and all are kept until its end; make fewer, or smaller ones",
+        )
+
+
+def _check_feathering(node_id: str, node: Node, size: Size) -> None:
+    """`size` is that of the picture before it is padded."""
+    wide, high = size
+    if node["inputs"].get("feathering") != 0 and wide * high > _MAX_FEATHERED_PIXELS:
+        refuse(
+            node_id,
+            f"it feathers a picture of {wide:.0f}x{high:.0f} pixels; at most "
+            f"{_MAX_FEATHERED_PIXELS} are feathered: set feathering to 0, or make it smaller",
         )
 
 
@@ -156,7 +172,7 @@ _CHANGES: Mapping[str, Callable[[Size, _Numbers], Size]] = {
     "ImageScale": _to_width_and_height,
     "ImageScaleToTotalPixels": _to_total_pixels,
     "ImageScaleToMaxDimension": _to_max_dimension,
-    "ImagePadForOutpaint": _padded,
+    PAD: _padded,
     "ImageCrop": _cropped,
     "ImageRotate": _turned,
 }

@@ -2,18 +2,35 @@
 
 `check_graph` takes anything that JSON can hold, and gives back a graph rebuilt from the parts that
 were looked at: nothing else of what was sent reaches an engine. Its only exception is GraphRefused,
-which names the node and says why. How large pictures become in it is in `workflows.graph_sizes`.
+which names the node and says why. How large pictures become in it is in `workflows.graph_sizes`,
+which inputs a node may have in `workflows.graph_inputs`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from restoration.errors import GraphRefused
-from workflows.catalog import MODEL_SUFFIXES
+from workflows.graph_exports import graph_of_export
+from workflows.graph_inputs import GraphRules, InputChecker, refuse
+
+__all__ = [
+    "LOAD",
+    "MODEL_LOADER",
+    "MODEL_NAME",
+    "PAD",
+    "PHOTO",
+    "SAVE",
+    "Graph",
+    "GraphRules",
+    "Node",
+    "check_graph",
+    "links",
+    "moves_pixels",
+    "nodes_of",
+    "refuse",
+]
 
 Node = Mapping[str, Any]  # {"class_type": ..., "inputs": {name: value or [node id, output]}}
 Graph = Mapping[str, Node]
@@ -22,30 +39,29 @@ LOAD, SAVE = "LoadImage", "SaveImage"
 # What LoadImage names as its file: the form's field that holds the photo.
 PHOTO = "image"
 MODEL_LOADER, MODEL_NAME = "UpscaleModelLoader", "model_name"
-_PAD, _PADDING_MASK = "ImagePadForOutpaint", 1  # the output that is the mask
+PAD, _PADDING_MASK = "ImagePadForOutpaint", 1  # the output that is the mask
 # Their pixels come out elsewhere than they came in.
-_MOVING = frozenset({"ImageCrop", _PAD, "ImageFlip", "ImageRotate"})
-# Inputs that make many pictures of one: there is one result.
-_COUNTS = frozenset({"batch_size", "amount", "length", "repeat", "repeats", "frames", "count"})
+_MOVING = frozenset(
+    {
+        "CenterCropImages",
+        "EmptyImage",
+        "FluxKontextImageScale",
+        "ImageCompositeMasked",
+        "ImageCrop",
+        "ImageFlip",
+        PAD,
+        "ImageRotate",
+        "ImageStitch",
+        "PorterDuffImageComposite",
+        "RandomCropImages",
+        "ResizeAndPadImage",
+    }
+)
+# They show a picture in the editor and have no outputs: a graph gives the same without them.
+_PREVIEWS = frozenset({"PreviewImage", "MaskPreview", "PreviewAny"})
 
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_NAME = re.compile(r"[A-Za-z0-9_. -]{1,64}")
-_MAX_TEXT_CHARS = 1000
-_MAX_NUMBER = 1e9
-_MAX_OUTPUT = 15
-# Absolute paths of every system, home folders, URLs, and ways up.
-_ELSEWHERE = re.compile(r"^\s*[/~]|^\s*[A-Za-z]:|\\|\.\.|//|:/")
-
-
-@dataclass(frozen=True, slots=True)
-class GraphRules:
-    """`allowed` node classes, each of them trusted not to write, reach the network or run code;
-    `models` that may be named, with how many times as wide and high each makes a picture."""
-
-    allowed: frozenset[str]
-    models: Mapping[str, int]
-    max_nodes: int = 50
-    max_inputs: int = 32
+_NO_GRAPH = "a graph is a JSON object of 1 to {} nodes by their ids"
 
 
 def check_graph(graph: object, rules: GraphRules) -> dict[str, Node]:
@@ -54,13 +70,21 @@ def check_graph(graph: object, rules: GraphRules) -> dict[str, Node]:
     It has one LoadImage and one SaveImage, whose file names are left to whoever runs it. Raises
     GraphRefused.
     """
-    if not isinstance(graph, dict) or not 0 < len(graph) <= rules.max_nodes:
-        refuse(None, f"a graph is a JSON object of 1 to {rules.max_nodes} nodes by their ids")
-    nodes = {node_id: _checked(node_id, node, graph, rules) for node_id, node in graph.items()}
+    found = graph_of_export(graph)
+    if not isinstance(found, dict):
+        refuse(None, _NO_GRAPH.format(rules.max_nodes))
+    sent = {node_id: node for node_id, node in found.items() if not _is_preview(node)}
+    if not 0 < len(sent) <= rules.max_nodes:
+        refuse(None, _NO_GRAPH.format(rules.max_nodes))
+    nodes = {node_id: _checked(node_id, node, found, rules) for node_id, node in sent.items()}
     for only in (LOAD, SAVE):
-        if (found := len(nodes_of(nodes, only))) != 1:
-            refuse(None, f"the graph must have one {only} node; it has {found}")
-    return {node_id: _without_feathering(node_id, nodes) for node_id in _in_order(nodes)}
+        if (count := len(nodes_of(nodes, only))) != 1:
+            shown = "; what is only previewed is not kept" if len(sent) < len(found) else ""
+            refuse(None, f"the graph must have one {only} node; it has {count}{shown}")
+    order = _in_order(nodes)
+    needed = _needed(nodes)
+    nodes = {node_id: nodes[node_id] for node_id in order if node_id in needed}
+    return {node_id: _without_feathering(node_id, nodes) for node_id in nodes}
 
 
 def nodes_of(graph: Graph, class_type: str) -> list[str]:
@@ -83,9 +107,9 @@ def moves_pixels(graph: Graph) -> bool:
     )
 
 
-def refuse(node_id: str | None, problem: str) -> NoReturn:
-    where = "" if node_id is None else f"node {node_id}: "
-    raise GraphRefused(f"the graph is refused: {where}{problem}", node=node_id, problem=problem)
+def _is_preview(node: object) -> bool:
+    class_type = node.get("class_type") if isinstance(node, dict) else None
+    return isinstance(class_type, str) and class_type in _PREVIEWS
 
 
 def _checked(node_id: object, node: object, graph: Mapping[str, object], rules: GraphRules) -> Node:
@@ -99,9 +123,7 @@ def _checked(node_id: object, node: object, graph: Mapping[str, object], rules: 
         refuse(node_id, f"its class_type is not among those that may be used: {allowed}")
     if not isinstance(inputs, dict) or len(inputs) > rules.max_inputs:
         refuse(node_id, f"inputs is an object of at most {rules.max_inputs} values by their names")
-    checked = {
-        name: _checked_input(node_id, name, value, graph, rules) for name, value in inputs.items()
-    }
+    checked = InputChecker(node_id, class_type, graph, rules).check(inputs)
     _check_class(node_id, class_type, checked, rules)
     if class_type == LOAD:
         checked = {"image": PHOTO}
@@ -115,44 +137,9 @@ def _without_feathering(node_id: str, nodes: Graph) -> Node:
     it pixel by pixel, for minutes in which nothing can interrupt it."""
     node = nodes[node_id]
     mask = [node_id, _PADDING_MASK]
-    if node["class_type"] != _PAD or any(mask in n["inputs"].values() for n in nodes.values()):
+    if node["class_type"] != PAD or any(mask in n["inputs"].values() for n in nodes.values()):
         return node
     return {**node, "inputs": {**node["inputs"], "feathering": 0}}
-
-
-def _checked_input(
-    node_id: str, name: object, value: object, graph: Mapping[str, object], rules: GraphRules
-) -> object:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        refuse(node_id, "an input's name has 1 to 64 letters, digits, dots, hyphens, underscores")
-    match value:
-        case [str(source), int(output)] if not isinstance(output, bool):
-            if source not in graph:
-                refuse(node_id, f"its input {name} comes from a node that is not in the graph")
-            if not 0 <= output <= _MAX_OUTPUT:
-                refuse(node_id, f"its input {name} comes from an output that no node has")
-        case str():
-            _check_text(node_id, name, value, rules)
-        case bool():
-            pass
-        case int() | float():
-            # written so that what is not a number is refused as well
-            if not -_MAX_NUMBER <= value <= _MAX_NUMBER:
-                refuse(node_id, f"its input {name} must be within a thousand million of 0")
-        case _:
-            refuse(node_id, f"its input {name} must be a text, a number, true, false or a link")
-    if name in _COUNTS and not (type(value) in {int, float} and value == 1):
-        refuse(node_id, f"its input {name} must be 1: there is one result")
-    return value
-
-
-def _check_text(node_id: str, name: str, text: str, rules: GraphRules) -> None:
-    if len(text) > _MAX_TEXT_CHARS or not text.replace("\n", " ").isprintable():
-        refuse(node_id, f"its input {name} has at most {_MAX_TEXT_CHARS} printable characters")
-    if _ELSEWHERE.search(text):
-        refuse(node_id, f"its input {name} looks like a path or an address, which no node may have")
-    if text.lower().rstrip().endswith(MODEL_SUFFIXES) and text not in rules.models:
-        refuse(node_id, f"its input {name} names no installed model: {_listed(rules)}")
 
 
 def _check_class(
@@ -166,11 +153,22 @@ def _check_class(
     if class_type == MODEL_LOADER:
         model = inputs.get(MODEL_NAME)
         if not isinstance(model, str) or model not in rules.models:
-            refuse(node_id, f"its input {MODEL_NAME} names no installed model: {_listed(rules)}")
+            refuse(
+                node_id, f"its input {MODEL_NAME} names no installed model: {rules.models_listed}"
+            )
 
 
-def _listed(rules: GraphRules) -> str:
-    return ", ".join(sorted(rules.models))
+def _needed(nodes: Graph) -> set[str]:
+    """The ids of the nodes that the result comes from, which alone ComfyUI runs, and of the one
+    that loads the photo."""
+    needed: set[str] = set()
+    waiting = [*nodes_of(nodes, SAVE), *nodes_of(nodes, LOAD)]
+    while waiting:
+        node_id = waiting.pop()
+        if node_id not in needed:
+            needed.add(node_id)
+            waiting += [source for _, source in links(nodes[node_id])]
+    return needed
 
 
 def _in_order(nodes: Graph) -> list[str]:

@@ -19,6 +19,7 @@ from tests.fakes.site import API
 from tests.pictures import file, noise
 from tests.stack import Stack
 from tests.unit.test_graphs import Graph, graph, node, scale
+from workflows.node_classes import COMBO, NODE_CLASSES
 
 pytestmark = pytest.mark.real_engine
 RUNS = "/api/v1/runs"
@@ -54,6 +55,13 @@ def test_05_a_graph_of_ones_own_runs(stack: Stack, runner: httpx.Client, tmp_pat
         assert np.abs(np.asarray(result) - inverse).max() <= 1  # ComfyUI's rounding
 
 
+def test_an_export_with_a_preview_runs(runner: httpx.Client) -> None:
+    """As the editor sends it to ComfyUI: wrapped, and with a node that only shows."""
+    sent = graph(scale(2)) | {"p": node("PreviewImage", images=["2", 0])}
+    answer = send(runner, {"prompt": sent, "client_id": "x"}, Prefer="wait=50")
+    assert (answer.status_code, answer.json()["status"]) == (200, JobStatus.SUCCEEDED)
+
+
 def test_05_every_allowed_node_is_one_that_the_engine_has(
     stack: Stack, runner: httpx.Client
 ) -> None:
@@ -65,6 +73,17 @@ def test_05_every_allowed_node_is_one_that_the_engine_has(
     assert set(allowed) <= set(known)
     outputs = {name for name in allowed if known[name]["output_node"]}
     assert outputs == {"SaveImage"}
+
+
+@pytest.mark.parametrize("name", sorted(NODE_CLASSES))
+def test_a_class_has_the_inputs_that_the_engine_says(stack: Stack, name: str) -> None:
+    """What a graph is checked against is what the engine's own release has."""
+    url = f"{stack.comfyui_url()}/object_info/{name}"
+    known = httpx.get(url, timeout=60, trust_env=False).json()[name]
+    inputs = {**known["input"].get("required", {}), **known["input"].get("optional", {})}
+    kinds = {each: COMBO if isinstance(kind[0], list) else kind[0] for each, kind in inputs.items()}
+    assert kinds == NODE_CLASSES[name].inputs
+    assert tuple(known["output"]) == NODE_CLASSES[name].outputs
 
 
 HOSTILE: dict[str, Graph] = {
@@ -82,6 +101,9 @@ HOSTILE: dict[str, Graph] = {
     "a circle": graph(node("ImageInvert", image=["2", 0])),
     "a huge picture": graph(scale(8), scale(8), scale(8), scale(8), scale(8)),
     "a huge picture, as a text": graph(scale("8")),
+    "an input that ComfyUI ignores but runs": graph(node("ImageInvert", x=["1", 0])),
+    "a mask for a picture": graph(node("ImageInvert", image=["1", 1])),
+    "a number as true": graph(scale(True)),
     "many nodes": graph(*[node("ImageInvert")] * 100),
     "many pictures": graph(node("RepeatImageBatch", amount=4096)),
 }

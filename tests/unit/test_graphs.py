@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -24,6 +25,8 @@ LARGER_MODEL = "x8.safetensors"
 RULES = GraphRules(frozenset(PURE_IMAGE_NODES), {MODEL: 4, LARGER_MODEL: 8})
 LIMITS = UploadLimits()
 Graph = dict[str, Any]
+# As ComfyUI's editor saves a workflow.
+EDITORS: Graph = {"last_node_id": 9, "nodes": [{"id": 9}], "links": [[1, 9, 0, 4, 0, "IMAGE"]]}
 
 
 def node(class_type: str, **inputs: object) -> dict[str, Any]:
@@ -41,6 +44,9 @@ def graph(*between: dict[str, Any]) -> Graph:
 
 def scale(by: object) -> dict[str, Any]:
     return node("ImageScaleBy", upscale_method="lanczos", scale_by=by)
+
+
+PAD = node("ImagePadForOutpaint", left=8, top=8, right=8, bottom=8, feathering=4899)
 
 
 def refused(found: object, rules: GraphRules = RULES) -> GraphRefused:
@@ -71,10 +77,17 @@ class TestWhatIsAccepted:
 
     def test_05_padding_feathers_nothing_that_nobody_takes(self) -> None:
         """ComfyUI makes that mask pixel by pixel, and nothing can stop it meanwhile."""
-        pad = node("ImagePadForOutpaint", left=8, top=8, right=8, bottom=8, feathering=4899)
-        assert check_graph(graph(pad), RULES)["2"]["inputs"]["feathering"] == 0
-        with_mask = graph(pad, node("ImageBlur", sigma=1.0, mask=["2", 1]))
-        assert check_graph(with_mask, RULES)["2"]["inputs"]["feathering"] == 4899
+        assert check_graph(graph(PAD), RULES)["2"]["inputs"]["feathering"] == 0
+        rules = GraphRules(RULES.allowed | {"MaskToImage", "InvertMask"}, RULES.models)
+        unseen = graph(PAD) | {
+            "x": node("InvertMask", mask=["2", 1]),
+            "y": node("MaskToImage", mask=["x", 0]),
+            "z": node("PreviewImage", images=["y", 0]),
+        }
+        assert check_graph(unseen, rules)["2"]["inputs"]["feathering"] == 0
+        seen = graph(PAD, node("MaskToImage", mask=["2", 1]))
+        del seen["3"]["inputs"]["image"]
+        assert check_graph(seen, rules)["2"]["inputs"]["feathering"] == 4899
 
     @pytest.mark.parametrize(
         ("between", "moves"),
@@ -98,6 +111,82 @@ class TestWhatIsAccepted:
             sent["m"] = node("UpscaleModelLoader", model_name=name)
             assert refused(sent).details["node"] == "m"
 
+    @pytest.mark.parametrize(
+        "wrap",
+        [
+            lambda sent: {"prompt": sent},
+            lambda sent: {"prompt": sent, "client_id": "c", "extra_data": {"nodes": []}},
+            lambda sent: {"prompt": sent, "extra_data": {"extra_pnginfo": {"workflow": EDITORS}}},
+            lambda sent: {"input": {"workflow": sent}},
+            lambda sent: {"input": {"workflow": sent, "images": []}, "webhook": "x"},
+            lambda sent: {"input": {"prompt": sent}},
+            lambda sent: {"workflow": sent},
+            lambda sent: {"output": sent, "workflow": EDITORS},
+            lambda sent: {"workflow": EDITORS, "output": sent},
+            lambda sent: {"graph": sent},
+        ],
+    )
+    def test_a_graph_is_taken_out_of_what_tools_wrap_it_in(
+        self, wrap: Callable[[Graph], Graph]
+    ) -> None:
+        """The body of POST /prompt, that of hosted ComfyUIs, and what graphToPrompt returns."""
+        assert check_graph(wrap(graph(scale(2))), RULES) == check_graph(graph(scale(2)), RULES)
+
+    def test_a_node_may_have_the_id_of_a_wrapper(self) -> None:
+        sent = graph(scale(2))
+        sent["prompt"] = sent.pop("2")
+        sent["3"]["inputs"]["images"] = ["prompt", 0]
+        assert "prompt" in check_graph(sent, RULES)
+
+    @pytest.mark.parametrize(
+        "preview",
+        [
+            node("PreviewImage", images=["2", 0]),
+            node("PreviewImage", images=["nowhere", 0], note="/etc/passwd"),
+            node("PreviewAny", source=["2", 0]),
+            node("MaskPreview", mask=["1", 1]),
+            {"class_type": "PreviewImage"},
+        ],
+        ids=str,
+    )
+    def test_previews_beside_the_result_are_left_out(self, preview: dict[str, Any]) -> None:
+        sent = graph(scale(2))
+        assert check_graph(sent | {"p": preview}, RULES) == check_graph(sent, RULES)
+
+    def test_nodes_that_lead_to_no_result_are_left_out(self) -> None:
+        """As ComfyUI leaves them out, so they count for no size."""
+        sent = graph(scale(2)) | {"x": node("ImageScaleBy", image=["1", 0], scale_by=1e6)}
+        checked = check_graph(sent, RULES)
+        assert checked == check_graph(graph(scale(2)), RULES)
+        assert check_sizes(checked, RULES, 100, 50, LIMITS) == (200, 100)
+
+    @pytest.mark.parametrize(
+        ("value", "kept"),
+        [
+            (0, 0),
+            (2**64 - 1, 2**64 - 1),
+            (2**53 + 1, 2**53 + 1),
+            (-(2**63), -(2**63)),
+            (7.0, 7),
+            (7.9, 7),
+            (-7.9, -7),
+            (1e19, 10**19),
+        ],
+    )
+    def test_a_seed_arrives_to_the_last_digit(self, value: float, kept: int) -> None:
+        """Through the row and into the prompt; a fraction is cut off, as ComfyUI does."""
+        rules = GraphRules(RULES.allowed | {"ImageAddNoise"}, RULES.models)
+        sent = graph(node("ImageAddNoise", seed=value, strength=1))
+        stored = json.loads(json.dumps(params_of(check_graph(sent, rules))))
+        prompt = render(custom_workflow(graph_of(stored)), stored, "run/input.png", "run/output")
+        seed = json.loads(json.dumps(prompt))["2"]["inputs"]["seed"]
+        assert (seed, type(seed)) == (kept, int)
+
+    def test_what_the_editor_adds_to_a_loader_is_left_out(self) -> None:
+        sent = graph()
+        sent["1"]["inputs"] |= {"upload": "image", "choose file to upload": "image"}
+        assert check_graph(sent, RULES)["1"] == node("LoadImage", image="image")
+
     @pytest.mark.parametrize("workflow", ["restore", "enlarge"])
     def test_05_our_own_workflows_would_pass(self, workflow: str) -> None:
         """What the service itself runs is within the rules for users."""
@@ -114,7 +203,7 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize(
         "class_type",
         [
-            *("LoadImageOutput", "LoadLatent", "SaveLatent", "PreviewImage", "SaveAnimatedPNG"),
+            *("LoadImageOutput", "LoadLatent", "SaveLatent", "SaveAnimatedPNG"),
             *("SaveSVGNode", "CheckpointLoader", "DiffusersLoader", "EmptyImage", "ImageBatch"),
             *("ExecPython", "HTTPRequest", "loadimage", "", "LoadImage ", "__class__"),
         ],
@@ -124,6 +213,112 @@ class TestWhatIsRefused:
         error = refused(graph(node(class_type)))
         assert (error.code, error.details["node"]) == ("graph_refused", "2")
         assert "class_type" in error.message
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            EDITORS,
+            {"nodes": [], "links": [], "definitions": {"subgraphs": []}},
+            {"workflow": EDITORS},
+            {"prompt": EDITORS},
+            {"input": {"workflow": EDITORS}},
+        ],
+    )
+    def test_what_the_editor_saves_is_told_how_to_export(self, sent: Graph) -> None:
+        assert "Export (API)" in refused(sent).message
+
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            {"prompt": {}},
+            {"prompt": "{}"},
+            {"prompt": {"prompt": {"prompt": {"prompt": {"prompt": {"prompt": {}}}}}}},
+            {"input": {"workflow": []}},
+            {"prompt": {"1": {"inputs": {}}}},
+        ],
+        ids=str,
+    )
+    def test_a_wrapper_without_a_graph(self, sent: Graph) -> None:
+        refused(sent)
+
+    @pytest.mark.parametrize(
+        ("class_type", "name", "value"),
+        [
+            ("ImageInvert", "x", ["pad", 1]),
+            ("ImageInvert", "x", 1),
+            ("ImageInvert", "mask", ["pad", 1]),
+            ("ImageInvert", "Image", ["pad", 0]),
+            ("ImageInvert", "image ", ["pad", 0]),
+            ("ImageInvert", "_meta", "title"),
+            ("ImageInvert", "unique_id", "1"),
+            ("ImageInvert", "prompt", ["pad", 1]),
+            ("ImageScaleBy", "crop", "disabled"),
+            ("LoadImage", "mask", ["pad", 1]),
+            ("LoadImage", "x", 1),
+            ("SaveImage", "image", ["pad", 1]),
+            ("SaveImage", "extra_pnginfo", ["pad", 1]),
+            ("ImagePadForOutpaint", "mask", ["pad", 1]),
+        ],
+    )
+    def test_an_input_that_the_class_does_not_have(
+        self, class_type: str, name: str, value: object
+    ) -> None:
+        """ComfyUI ignores it, but runs the nodes that it is linked to. The refusal names the node,
+        the input, and those that the class has."""
+        sent = graph(node("ImageInvert"), scale(2))
+        sent["pad"] = {**PAD, "inputs": {**PAD["inputs"], "image": ["1", 0]}}
+        at = next(key for key, each in sent.items() if each["class_type"] == class_type)
+        sent[at]["inputs"][name] = value
+        error = refused(sent)
+        assert error.details["node"] == at
+        assert f"{class_type} has no input {name}; it has image" in error.message
+
+    @pytest.mark.parametrize(
+        ("name", "value", "why"),
+        [
+            ("image", ["pad", 1], "must be a link to an output of the type IMAGE"),
+            ("image", ["pad", 2], "output 2 of node pad, which that does not have"),
+            ("image", ["1", 2], "LoadImage has 2"),
+            ("image", ["save", 0], "SaveImage has 0"),
+            ("image", ["preview", 0], "PreviewImage has 0"),
+            ("image", "pad", "must be a link to an output of the type IMAGE"),
+            ("image", 1, "must be a link to an output of the type IMAGE"),
+            ("sigma", ["pad", 1], "FLOAT"),
+            ("sigma", "1.0", "must be a number"),
+            ("sigma", True, "must be a number"),
+            ("sigma", [["pad", 1]], "must be a text, a number"),
+            ("sigma", {"__value__": ["pad", 1]}, "must be a text, a number"),
+            ("blur_radius", False, "must be a number"),
+            ("blur_radius", 2**64, "2^64 - 1"),
+            ("blur_radius", -(2**63) - 1, "2^64 - 1"),
+            ("blur_radius", float("inf"), "2^64 - 1"),
+        ],
+        ids=str,
+    )
+    def test_a_value_that_the_class_does_not_take(self, name: str, value: object, why: str) -> None:
+        sent = graph(node("ImageBlur"))
+        sent["pad"] = {**PAD, "inputs": {**PAD["inputs"], "image": ["1", 0]}}
+        sent["save"] = sent.pop("3")
+        sent["preview"] = node("PreviewImage", images=["1", 0])
+        sent["2"]["inputs"][name] = value
+        error = refused(sent)
+        assert error.details["node"] == "2"
+        assert name in error.message
+        assert why in error.message
+
+    @pytest.mark.parametrize("value", ["center", ["1", 0], 1, True, ["preview", 0]])
+    def test_a_choice_is_no_link_and_no_number(self, value: object) -> None:
+        """So that it is known whether a picture is cropped."""
+        crop = node("ImageScale", width=9, height=9, crop=value)
+        sent = graph(crop)
+        if isinstance(value, str):
+            assert moves_pixels(check_graph(sent, RULES))
+        else:
+            assert "crop" in refused(sent).message
+
+    def test_previews_are_no_result(self) -> None:
+        sent = {"1": graph()["1"], "2": node("PreviewImage", images=["1", 0])}
+        assert "one SaveImage node; it has 0; what is only previewed" in refused(sent).message
 
     @pytest.mark.parametrize("class_type", [None, 1, [], {}, ["LoadImage"]])
     def test_05_a_class_that_is_no_text(self, class_type: object) -> None:
@@ -262,6 +457,17 @@ class TestSizes:
         """Refused before anything runs, by the node that would make it."""
         with pytest.raises(GraphRefused, match="pixels"):
             check_sizes(check_graph(graph(*between), RULES), RULES, 1000, 500, LIMITS)
+
+    @pytest.mark.parametrize("consumer", ["MaskToImage", "TheirOwnClass"])
+    def test_a_large_picture_is_not_feathered(self, consumer: str) -> None:
+        """Whoever takes the mask, and however: it is made pixel by pixel, without an end."""
+        rules = GraphRules(RULES.allowed | {consumer}, RULES.models)
+        sent = graph(PAD, node(consumer, mask=["2", 1]))
+        del sent["3"]["inputs"]["image"]
+        checked = check_graph(sent, rules)
+        assert check_sizes(checked, rules, 1024, 1024, LIMITS) == (1040, 1040)
+        with pytest.raises(GraphRefused, match="node 2: it feathers a picture of 1025x1024"):
+            check_sizes(checked, rules, 1025, 1024, LIMITS)
 
     @pytest.mark.parametrize(("model", "times"), [(MODEL, 4), (LARGER_MODEL, 8)])
     def test_05_a_model_enlarges_as_its_manifest_says(self, model: str, times: int) -> None:

@@ -97,6 +97,21 @@ async def test_05_a_refusal_says_why(
     assert (site.jobs.rows, site.blobs.objects) == ({}, {})
 
 
+@pytest.mark.parametrize("seed", [2**64 - 1, 2**63, 2**53 + 1, -1])
+async def test_a_seed_is_recorded_to_the_last_digit(seed: int) -> None:
+    async with open_site(runs_allowed_nodes="LoadImage,SaveImage,ImageAddNoise") as site:
+        async with site.client("ann", RUNNER) as client:
+            answer = await client.post(RUNS, **run(graph(node("ImageAddNoise", seed=seed))))
+        job = site.jobs.rows[UUID(answer.json()["id"])]
+    assert graph_of(job.params)["2"]["inputs"]["seed"] == seed
+
+
+async def test_what_the_editor_saves_is_told_how_to_export(client: httpx.AsyncClient) -> None:
+    answer = await client.post(RUNS, **run({"nodes": [], "links": [], "version": 0.4}))
+    assert (answer.status_code, answer.json()["code"]) == (422, "graph_refused")
+    assert "Export (API)" in answer.json()["detail"]
+
+
 async def test_05_deep_json_is_no_crash(site: Site, client: httpx.AsyncClient) -> None:
     """Brackets without end are malformed."""
     for text in ('{"1":' * 9000, "[" * 60_000, '{"a":' * 150 + "1" + "}" * 150):

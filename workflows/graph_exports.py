@@ -1,0 +1,36 @@
+"""Finds the graph in what ComfyUI's editor, its API and tools around it call a workflow. Pure."""
+
+from __future__ import annotations
+
+from workflows.graph_inputs import refuse
+
+# Where the graph is: in the body of POST /prompt, in that of hosted ComfyUIs, and in what the
+# editor's graphToPrompt returns, whose `workflow` is the editor's own format.
+_WRAPPERS = ("prompt", "output", "input", "workflow", "graph")
+_MAX_DEPTH = 4
+
+
+def graph_of_export(sent: object) -> object:
+    """The graph in the API format, or what may be anything else than a graph.
+
+    Raises GraphRefused for the format in which the editor saves.
+    """
+    found = sent
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(found, dict) or any(map(_is_node, found.values())):
+            break
+        if isinstance(found.get("nodes"), list):
+            refuse(
+                None,
+                "this is a workflow as ComfyUI's editor saves it, with lists of nodes and links; "
+                "export it with Export (API) and send that",
+            )
+        inner = [found[name] for name in _WRAPPERS if isinstance(found.get(name), dict)]
+        if not inner:
+            break
+        found = inner[0]
+    return found
+
+
+def _is_node(value: object) -> bool:
+    return isinstance(value, dict) and "class_type" in value

@@ -1,0 +1,164 @@
+"""Checks the inputs of one node of a user's graph, by its class where that is known. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from restoration.errors import GraphRefused
+from workflows.catalog import MODEL_SUFFIXES
+from workflows.node_classes import (
+    BOOLEAN,
+    COMBO,
+    FLOAT,
+    IMAGE,
+    INT,
+    MASK,
+    MODEL,
+    NODE_CLASSES,
+    STRING,
+)
+
+# Inputs that make many pictures of one: there is one result.
+_COUNTS = frozenset({"batch_size", "amount", "length", "repeat", "repeats", "frames", "count"})
+# What the editor's button for uploads leaves in an export; no input of the class.
+_OF_THE_EDITOR = {"LoadImage": frozenset({"upload", "choose file to upload"})}
+_LINKS_ONLY = frozenset({IMAGE, MASK, MODEL})
+_NAME = re.compile(r"[A-Za-z0-9_. -]{1,64}")
+_MAX_TEXT_CHARS = 1000
+# As in ComfyUI: 64 bits, signed or, for seeds, not.
+_LOWEST, _HIGHEST = -(2**63), 2**64 - 1
+_MAX_OUTPUT = 15
+# Absolute paths of every system, home folders, URLs, and ways up.
+_ELSEWHERE = re.compile(r"^\s*[/~]|^\s*[A-Za-z]:|\\|\.\.|//|:/")
+
+
+@dataclass(frozen=True, slots=True)
+class GraphRules:
+    """`allowed` node classes, each of them trusted not to write, reach the network or run code;
+    `models` that may be named, with how many times as wide and high each makes a picture."""
+
+    allowed: frozenset[str]
+    models: Mapping[str, int]
+    max_nodes: int = 50
+    max_inputs: int = 32
+
+    @property
+    def models_listed(self) -> str:
+        return ", ".join(sorted(self.models))
+
+
+def refuse(node_id: str | None, problem: str) -> NoReturn:
+    where = "" if node_id is None else f"node {node_id}: "
+    raise GraphRefused(f"the graph is refused: {where}{problem}", node=node_id, problem=problem)
+
+
+@dataclass(frozen=True, slots=True)
+class InputChecker:
+    """Checks the inputs of the node `node_id` of `graph`, whose other nodes may be anything."""
+
+    node_id: str
+    class_type: str
+    graph: Mapping[str, object]
+    rules: GraphRules
+
+    def check(self, inputs: Mapping[object, object]) -> dict[str, object]:
+        """The inputs, with numbers as ComfyUI would convert them. Raises GraphRefused."""
+        dropped = _OF_THE_EDITOR.get(self.class_type, frozenset())
+        checked = {self._name(name): self._checked(str(name), inputs[name]) for name in inputs}
+        return {name: value for name, value in checked.items() if name not in dropped}
+
+    def _name(self, name: object) -> str:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            self._refuse("an input's name has 1 to 64 letters, digits, dots, hyphens, underscores")
+        known = NODE_CLASSES.get(self.class_type)
+        if known is None or name in known.inputs:
+            return name
+        if name not in _OF_THE_EDITOR.get(self.class_type, ()):
+            having = ", ".join(known.inputs)
+            self._refuse(f"{self.class_type} has no input {name}; it has {having}")
+        return name
+
+    def _checked(self, name: str, value: object) -> object:
+        match value:
+            case [str(source), int(output)] if not isinstance(output, bool):
+                self._check_link(name, source, output)
+            case str():
+                self._check_text(name, value)
+            case bool():
+                pass
+            case int() | float():
+                # written so that what is not a number is refused as well
+                if not _LOWEST <= value <= _HIGHEST:
+                    self._refuse(f"its input {name} must be from -2^63 to 2^64 - 1")
+            case _:
+                self._refuse(
+                    f"its input {name} must be a text, a number, true, false or a link: a node's "
+                    "id in quotes and the number of an output"
+                )
+        if name in _COUNTS and not (type(value) in {int, float} and value == 1):
+            self._refuse(f"its input {name} must be 1: there is one result")
+        return self._converted(name, value)
+
+    def _converted(self, name: str, value: object) -> object:
+        """As ComfyUI converts it, but for texts: those would count as numbers, or as true."""
+        known = NODE_CLASSES.get(self.class_type)
+        kind = known.inputs.get(name) if known else None
+        if isinstance(value, list):
+            if kind == COMBO:
+                self._refuse(f"its input {name} must be a text, not a link")
+            return value
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if kind in _LINKS_ONLY:
+            self._refuse_other_than(name, kind)
+        if kind in {INT, FLOAT} and not is_number:
+            self._refuse(f"its input {name} must be a number")
+        if kind in {STRING, COMBO} and not isinstance(value, str):
+            self._refuse(f"its input {name} must be a text")
+        if kind == BOOLEAN and not (isinstance(value, bool) or value in (0, 1)):
+            self._refuse(f"its input {name} must be true or false")
+        if kind == INT and isinstance(value, float):
+            return math.trunc(value)
+        return bool(value) if kind == BOOLEAN else value
+
+    def _check_link(self, name: str, source: str, output: int) -> None:
+        if source not in self.graph:
+            self._refuse(f"its input {name} comes from a node that is not in the graph")
+        node = self.graph[source]
+        class_type = node.get("class_type") if isinstance(node, dict) else None
+        origin = NODE_CLASSES.get(class_type) if isinstance(class_type, str) else None
+        if not 0 <= output <= _MAX_OUTPUT or (origin and output >= len(origin.outputs)):
+            having = f": {class_type} has {len(origin.outputs)}" if origin else ""
+            self._refuse(
+                f"its input {name} comes from output {output} of node {source}, which that does "
+                f"not have{having}"
+            )
+        known = NODE_CLASSES.get(self.class_type)
+        wanted = known.inputs.get(name) if known else None
+        if origin and wanted not in {None, origin.outputs[output]}:
+            self._refuse_other_than(name, str(wanted))
+
+    def _refuse_other_than(self, name: str, kind: str) -> NoReturn:
+        sources = sorted(
+            each
+            for each in self.rules.allowed
+            if each in NODE_CLASSES and kind in NODE_CLASSES[each].outputs
+        )
+        giving = f" (of {', '.join(sources)})" if sources else ""
+        self._refuse(f"its input {name} must be a link to an output of the type {kind}{giving}")
+
+    def _check_text(self, name: str, text: str) -> None:
+        if len(text) > _MAX_TEXT_CHARS or not text.replace("\n", " ").isprintable():
+            self._refuse(f"its input {name} has at most {_MAX_TEXT_CHARS} printable characters")
+        if _ELSEWHERE.search(text):
+            self._refuse(
+                f"its input {name} looks like a path or an address, which no node may have"
+            )
+        if text.lower().rstrip().endswith(MODEL_SUFFIXES) and text not in self.rules.models:
+            self._refuse(f"its input {name} names no installed model: {self.rules.models_listed}")
+
+    def _refuse(self, problem: str) -> NoReturn:
+        refuse(self.node_id, problem)
