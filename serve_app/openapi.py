@@ -21,7 +21,15 @@ _BINARY = "application/octet-stream"
 _REF_TEMPLATE = "#/components/schemas/{model}"
 _PROBLEM = {PROBLEM_JSON: {"schema": {"$ref": _REF_TEMPLATE.format(model=Problem.__name__)}}}
 
-PICTURES: dict[str, dict[str, Any]] = {kind.content_type: {} for kind in OutputFormat}
+
+def _file(media_type: str) -> dict[str, Any]:
+    """`format` is of OpenAPI 3.0, and what generators still know a file by."""
+    return {"type": "string", "format": "binary", "contentMediaType": media_type}
+
+
+PICTURES: dict[str, dict[str, Any]] = {
+    kind.content_type: {"schema": _file(kind.content_type)} for kind in OutputFormat
+}
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -54,8 +62,7 @@ def multipart_form(
     in place of the files.
     """
     parts: dict[str, dict[str, Any]] = {
-        name: {"type": "string", "contentMediaType": _BINARY, "description": text}
-        for name, text in files.items()
+        name: {**_file(_BINARY), "description": text} for name, text in files.items()
     }
     if max_files is not None:
         parts = {
@@ -63,14 +70,18 @@ def multipart_form(
             for name, part in parts.items()
         }
     needed = [*fields.get("required", ())]
-    schema = {
+    schema: dict[str, Any] = {
         "type": "object",
         "required": [*(files if instead is None else ()), *needed],
-        "properties": {**parts, **fields["properties"]},
+        # generated clients send the parts in this order: a large one last
+        "properties": {**fields["properties"], **parts},
         "additionalProperties": False,
     }
     if instead is not None:
-        schema["oneOf"] = [{"required": list(files)}, {"required": [instead]}]
+        # of `oneOf` generators make a body of two types, neither of which has the fields
+        schema["if"] = {"required": [instead]}
+        schema["then"] = {"not": {"anyOf": [{"required": [name]} for name in files]}}
+        schema["else"] = {"required": list(files)}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 

@@ -8,10 +8,9 @@ from typing import Annotated
 from urllib.parse import urlencode
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
+from fastapi import APIRouter, Depends, Query, Request, Response, status
 from fastapi.responses import JSONResponse
 
-from actors.submission import MAX_NAME_CHARS
 from restoration.batches import MAX_BATCH_ITEMS, BatchItem, JobBatch
 from restoration.errors import (
     BatchExpired,
@@ -37,6 +36,7 @@ from serve_app.openapi import header, problems
 from serve_app.routes.batch_form import BATCH_BODY, BatchFormReader
 from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
 from serve_app.routes.events import EventStream, kept_alive
+from serve_app.routes.submissions import IdempotencyKey
 from serve_app.routes.uploads import UploadSlot, upload_slot
 from serve_app.schemas_batches import (
     BatchItems,
@@ -105,14 +105,7 @@ async def submit_batch(
     caller: Writer,
     services: ServicesOf,
     _slot: Annotated[UploadSlot, Depends(upload_slot)],
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            max_length=MAX_NAME_CHARS,
-            description="makes a repeated request harmless: it is answered with the same batch",
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit up to 1,000 photos to be restored alike."""
     form = BatchFormReader(request, services.settings.upload_max_bytes)

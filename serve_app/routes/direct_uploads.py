@@ -69,10 +69,13 @@ class UploadRequest(BaseModel):
 
     content_type: Annotated[ImageType, BeforeValidator(_media_type)]
     size_bytes: Annotated[int, Field(gt=0)]
-    sha256: Annotated[
-        str | SkipJsonSchema[None],
-        StringConstraints(pattern="^[0-9a-fA-F]{64}$", strip_whitespace=True, to_lower=True),
-    ] = None
+    sha256: (
+        Annotated[
+            str,
+            StringConstraints(pattern="^[0-9a-fA-F]{64}$", strip_whitespace=True, to_lower=True),
+        ]
+        | SkipJsonSchema[None]
+    ) = None
 
 
 @router.post(

@@ -54,6 +54,7 @@ def _format_name(value: object) -> object:
 
 
 _AnyCase = BeforeValidator(_lower_case)
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FormatField = Annotated[OutputFormat, BeforeValidator(_format_name), _AnyCase]
 PriorityField = Annotated[Priority, _AnyCase]
 # Written out, because no answer has one: it is among no components.
@@ -74,16 +75,12 @@ class JobForm(BaseModel):
         Priority.INTERACTIVE,
         description="interactive goes before batch, until a batch job has waited for long",
     )
-    queue_limit_s: float | SkipJsonSchema[None] = Field(
+    queue_limit_s: _Seconds | SkipJsonSchema[None] = Field(
         None,
-        gt=0,
-        allow_inf_nan=False,
         description="seconds to the start at the latest; at most, and by default, the workflow's",
     )
-    run_limit_s: float | SkipJsonSchema[None] = Field(
+    run_limit_s: _Seconds | SkipJsonSchema[None] = Field(
         None,
-        gt=0,
-        allow_inf_nan=False,
         description="seconds for an attempt; at most, and by default, the workflow's",
     )
     webhook_url: str | SkipJsonSchema[None] = Field(

@@ -64,8 +64,8 @@ async def submit_restoration(
     services: ServicesOf,
     form: Annotated[SubmittedForm, Depends(submitted_form)],
     slot: Annotated[UploadSlot, Depends(upload_slot)],
+    prefer: Prefer,
     idempotency_key: IdempotencyKey = None,
-    prefer: Prefer = None,
 ) -> Response:
     """Submit a photo to be restored."""
     submitted = await services.submission.submit(

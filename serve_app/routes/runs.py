@@ -45,8 +45,8 @@ async def submit_run(
     services: ServicesOf,
     form: Annotated[SubmittedForm, Depends(submitted_run)],
     slot: Annotated[UploadSlot, Depends(upload_slot)],
+    prefer: Prefer,
     idempotency_key: IdempotencyKey = None,
-    prefer: Prefer = None,
 ) -> Response:
     """Submit a photo and a graph to run on it."""
     submitted = await services.submission.submit(

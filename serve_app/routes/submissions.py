@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import structlog
-from fastapi import Header, Request, Response
+from fastapi import Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic.json_schema import SkipJsonSchema
 
 from actors.submission import MAX_NAME_CHARS, Submitted
 from restoration.errors import (
@@ -42,21 +43,31 @@ from serve_app.services import Services
 log = structlog.get_logger(__name__)
 
 IdempotencyKey = Annotated[
-    str | None,
+    str | SkipJsonSchema[None],
     Header(
         alias="Idempotency-Key",
         max_length=MAX_NAME_CHARS,
-        description="makes a repeated request harmless: it is answered with the same job",
+        description="makes a repeated request harmless: it is answered as the first one was",
     ),
 ]
-Prefer = Annotated[
-    list[str] | None,
-    Header(
-        alias="Prefer",
-        description="RFC 7240; `wait=N` waits up to N (at most 60) seconds for the end, unless "
-        "too many of the caller's requests wait already",
-    ),
-]
+
+
+async def _preferences(
+    request: Request,
+    _prefer: Annotated[
+        str | SkipJsonSchema[None],
+        Header(
+            alias="Prefer",
+            description="RFC 7240; `wait=N` waits up to N (at most 60) seconds for the end, "
+            "unless too many of the caller's requests wait already",
+        ),
+    ] = None,
+) -> Sequence[str]:
+    """Every line of the header, of which the document shows one: few generators take a list."""
+    return request.headers.getlist("prefer")
+
+
+Prefer = Annotated[Sequence[str], Depends(_preferences)]
 
 
 def submission_responses(*errors: type[RestorationError]) -> Responses:
@@ -99,13 +110,13 @@ async def answer(
     caller: Principal,
     services: Services,
     submitted: Submitted,
-    prefer: Sequence[str] | None,
+    prefer: Sequence[str],
 ) -> Response:
     """The job, at its end if the caller would rather wait; its result, if that is what it accepts.
 
     Raises ResultNotReady for a job that ended without the result that was asked for.
     """
-    job, wait_s = submitted.job, preferred_wait_s(prefer or ())
+    job, wait_s = submitted.job, preferred_wait_s(prefer)
     if wait_s is not None:
         try:
             with request.app.state.waits.take_now(caller.sub):
