@@ -28,6 +28,7 @@ from restoration.errors import (
     StorageFull,
     UploadUsed,
 )
+from restoration.fair_queue import FairPlaces
 from restoration.images import UploadLimits
 from restoration.jobs import (
     Artifact,
@@ -48,6 +49,9 @@ __all__ = ["MAX_NAME_CHARS", "Order", "StoredPhoto", "Submission", "SubmissionRe
 
 log = structlog.get_logger(__name__)
 
+# Photos that are hashed at a time: there are few threads for it, and a photo may have 50 MiB.
+DIGESTS_AT_ONCE = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
@@ -66,7 +70,7 @@ class StoredPhoto:
 
 
 class Submission:
-    """Checks and records jobs. Holds no state of its own."""
+    """Checks and records jobs. Holds no state of its own but whose turn it is."""
 
     def __init__(
         self,
@@ -86,6 +90,7 @@ class Submission:
         self._examiner = examiner
         self._limits = limits
         self._tracer = tracer or NullTracer()
+        self._digests = FairPlaces(DIGESTS_AT_ONCE, "digests")
 
     def check(self, request: SubmissionRequest) -> Order:
         """All that can be said without the picture. Raises InvalidRequest and its kin."""
@@ -102,7 +107,8 @@ class Submission:
 
     async def _submit(self, request: SubmissionRequest) -> Submitted:
         order = self.check(request)
-        digest = await asyncio.to_thread(order.digest, _subject(request))
+        async with self._digests.turn(request.owner):
+            digest = await asyncio.to_thread(order.digest, _subject(request))
         if earlier := await self._earlier(request, digest):
             return Submitted(earlier, replayed=True)
         new = replace(

@@ -103,6 +103,14 @@ class FairPlaces:
     def waiting(self, owner: Owner) -> int:
         return len(self._waiting.get(owner, ()))
 
+    def has_room_for(self, owner: Owner) -> bool:
+        """Return whether the owner would get a place at once.
+
+        None that waits is passed over then: an owner that may have a free place has it already.
+        """
+        free = self.free
+        return free > 0 and (owner is None or self._held[owner] < self._share(self._places, free))
+
     @asynccontextmanager
     async def turn(self, owner: Owner, timeout_s: float | None = None) -> AsyncIterator[None]:
         """Hold a place for the block, after waiting for it. Raises as `take`."""
@@ -122,7 +130,7 @@ class FairPlaces:
             return self.take_now(owner)
 
     async def _take(self, owner: Owner) -> Place:
-        if self._may_have_one(owner):
+        if self.has_room_for(owner):
             return self._lend(owner)
         if self._max_waiting is not None and owner is not None:
             if self.waiting(owner) >= self._max_waiting:
@@ -141,16 +149,11 @@ class FairPlaces:
 
     def take_now(self, owner: Owner) -> Place:
         """Take a place without waiting. Raises TooManyAtOnce when there is none for the owner."""
-        if self._may_have_one(owner):
+        if self.has_room_for(owner):
             return self._lend(owner)
         if self.free:
             raise self._too_many(self.held(owner), f"{self._what} of yours are going on")
         raise self._too_many(self._places, f"{self._what} are going on")
-
-    def _may_have_one(self, owner: Owner) -> bool:
-        """Nobody who waits is passed over: an owner that may have a free place has it already."""
-        free = self.free
-        return free > 0 and (owner is None or self._held[owner] < self._share(self._places, free))
 
     def _lend(self, owner: Owner) -> Place:
         self._held[owner] += 1
@@ -164,7 +167,7 @@ class FairPlaces:
 
     def _serve(self) -> None:
         """Lend what is free to those who wait."""
-        while ready := [owner for owner in self._waiting if self._may_have_one(owner)]:
+        while ready := [owner for owner in self._waiting if self.has_room_for(owner)]:
             owner = min(ready, key=self.held)
             lent = self._waiting[owner].popleft()
             if not lent.done():  # else cancelled, which does not cost the owner its turn

@@ -166,6 +166,7 @@ class Settings(NodeSettings):
     max_uploads_in_flight: int = Field(64, alias="MAX_UPLOADS_IN_FLIGHT", gt=0)
     max_event_streams: int = Field(2048, alias="MAX_EVENT_STREAMS", gt=0)
     max_waits: int = Field(1024, alias="MAX_WAITS", gt=0)
+    max_downloads: int = Field(64, alias="MAX_DOWNLOADS", gt=0)
     idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
     # A batch job that has waited for so long takes turns with interactive ones
     aging_s: float = Field(600, alias="AGING_S", gt=0)

@@ -67,6 +67,9 @@ def build_asgi_app(services: Services) -> FastAPI:
     app.state.uploads = UploadSlots(services.settings.max_uploads_in_flight)
     app.state.streams = OpenStreams(services.meter, services.settings.max_event_streams)
     app.state.waits = FairPlaces(services.settings.max_waits, "waits", as_many_as_are_free)
+    app.state.downloads = FairPlaces(
+        services.settings.max_downloads, "downloads", as_many_as_are_free
+    )
     modules = (
         restorations,
         runs,

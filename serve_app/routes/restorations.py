@@ -23,6 +23,7 @@ from restoration.errors import (
     ResultExpired,
     ResultNotReady,
     StorageFull,
+    TooManyAtOnce,
     Unauthenticated,
     UnknownWorkflow,
 )
@@ -30,6 +31,7 @@ from restoration.jobs import JobStatus
 from serve_app.auth import Principal
 from serve_app.openapi import PICTURES, header, problems
 from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
+from serve_app.routes.downloads import Download
 from serve_app.routes.forms import FORM_BODY, SubmittedForm, submitted_form
 from serve_app.routes.submissions import IdempotencyKey, Prefer, answer, submission_responses
 from serve_app.routes.uploads import UploadSlot, upload_slot
@@ -185,7 +187,7 @@ async def demand_run(services: Services, job_id: UUID, caller: Principal) -> Non
             "content": PICTURES,
             "headers": {"Content-Disposition": header("an attachment with a file name")},
         },
-        **problems(JobNotFound, ResultNotReady, ResultExpired),
+        **problems(JobNotFound, ResultNotReady, ResultExpired, TooManyAtOnce),
     },
 )
 async def get_result(
@@ -197,7 +199,7 @@ async def get_result(
     """The restored photo."""
     job = await services.jobs.get(job_id, caller.reach)
     if download:
-        return await picture(services.blobs, job, {})
+        return Download(await picture(services.blobs, job, {}), caller.sub)
     lifetime_s = services.settings.result_url_lifetime_s
     url = await services.blobs.signed_url(job.result(), filename_of(job), lifetime_s)
     return RedirectResponse(url, headers={"Cache-Control": "no-store"})

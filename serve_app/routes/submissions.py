@@ -34,6 +34,7 @@ from restoration.errors import (
 from restoration.jobs import Job
 from serve_app.auth import Principal
 from serve_app.openapi import PICTURES, Responses, header, problems
+from serve_app.routes.downloads import Download, may_download_now
 from serve_app.routes.preferences import preferred_wait_s, prefers
 from serve_app.routes.views import links_to, picture, show
 from serve_app.schemas import Restoration
@@ -96,7 +97,7 @@ def submission_responses(*errors: type[RestorationError]) -> Responses:
             *(InvalidRequest, IdempotencyConflict, UploadNotFound, UploadUsed),
             *(ResultNotReady, ResultExpired),
             *(ImageTooLarge, UnsupportedImage, BrokenImage, InvalidWebhook),
-            *(QueueFull, StorageFull, RateLimited, TooManyUploads, UploadTooSlow),
+            *(QueueFull, StorageFull, RateLimited, TooManyUploads, TooManyAtOnce, UploadTooSlow),
             *errors,
             bad_request=400,
             unsupported_media_type=415,
@@ -131,7 +132,7 @@ async def answer(
         headers["Preference-Applied"] = f"wait={wait_s}"
     if job.status.is_final and _wants_picture(request, caller, job):
         try:
-            return await picture(services.blobs, job, headers)
+            return Download(await picture(services.blobs, job, headers), caller.sub)
         except DependencyUnavailable as error:  # the job is there all the same
             log.warning("picture_not_sent", job_id=str(job.id), reason=error.message)
     view = await show(request, services.status, job)
@@ -143,4 +144,5 @@ async def answer(
 def _wants_picture(request: Request, caller: Principal, job: Job) -> bool:
     accept = request.headers.getlist("accept")
     wanted = prefers(job.output_format.content_type, "application/json", accept)
-    return wanted and Scope.READ in caller.scopes
+    may_have_it = Scope.READ in caller.scopes and may_download_now(request, caller.sub)
+    return wanted and may_have_it

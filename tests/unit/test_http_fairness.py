@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,7 +14,9 @@ from uuid import UUID
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.types import Message
 
+from actors.submission import Order, SubmissionRequest
 from restoration.fair_queue import Owner, current_owner
 from restoration.jobs import Artifact, Job
 from restoration.metrics import SSE_CLIENTS
@@ -21,6 +24,7 @@ from serve_app.app import build_asgi_app
 from tests.fakes.batch_forms import submit
 from tests.fakes.meter import MemoryMeter
 from tests.fakes.site import API, Site, open_site, photo, submission
+from tests.greedy import FEW, Gate, overtaken
 from tests.polling import until
 
 DEADLINE_S = 300
@@ -236,6 +240,107 @@ async def test_an_owners_waits_leave_room_for_another() -> None:
     assert [answer.status_code for answer in answered] == [202] * 4
     assert not any("preference-applied" in answer.headers for answer in answered)
     assert sorted(answer.status_code for answer in answers) == [200, 200, 202, 202, 202, 202]
+
+
+async def test_a_photo_is_not_hashed_after_all_of_a_greedy_owners(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, digest = Gate(), Order.digest
+    requests = [
+        SubmissionRequest(owner=owner, image=photo((8, side)), workflow="restore")
+        for owner, side in (("greedy", 8), ("modest", 9))
+    ]
+    greedy, modest = requests
+
+    def behind_the_gate(order: Order, subject: bytes) -> str:
+        if subject == greedy.image:
+            gate.pass_through()
+        return digest(order, subject)
+
+    monkeypatch.setattr(Order, "digest", behind_the_gate)
+    submit = site.services.submission.submit
+    assert await overtaken(gate, lambda: submit(greedy), lambda: submit(modest)) <= FEW
+
+
+class SlowReader:
+    """A client that asks for a result and does not take it."""
+
+    def __init__(self, app: FastAPI, path: str, token: str) -> None:
+        self._app = app
+        self._path = path
+        self._token = token
+        self._go_on = asyncio.Event()
+        self.status: int | None = None
+
+    async def fetch(self) -> None:
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "server": ("api.test", 80),
+            "path": self._path,
+            "raw_path": self._path.encode(),
+            "query_string": b"download=1",
+            "headers": [(b"authorization", f"Bearer {self._token}".encode())],
+        }
+        await self._app(scope, self._receive, self._send)
+
+    async def _receive(self) -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError("it does not disconnect")
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        elif self.status == 200:
+            await self._go_on.wait()
+
+    def go_on(self) -> None:
+        self._go_on.set()
+
+
+async def test_downloads_that_are_not_read_leave_room_for_another_owners(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serve_app.routes.downloads.QUEUE_TIMEOUT_S", 0.05)
+    async with open_site(max_downloads=8) as site, asyncio.timeout(DEADLINE_S):
+        app = build_asgi_app(site.services)
+        jobs = {owner: await site.submit(owner) for owner in ("ann", "bob")}
+        await work(site, 2)
+        path = f"{API}/{jobs['ann']}/result"
+        readers = [SlowReader(app, path, site.token("ann")) for _ in range(12)]
+        async with asyncio.TaskGroup() as group:
+            for reader in readers:
+                group.create_task(reader.fetch())
+
+            async def all_are_answered() -> bool:
+                return all(reader.status is not None for reader in readers)
+
+            await until(all_are_answered)
+            async with client_of(app, site.token("bob")) as bob:
+                other = await bob.get(f"{API}/{jobs['bob']}/result", params={"download": 1})
+            for reader in readers:
+                reader.go_on()
+        assert app.state.downloads.free == 8
+    assert (other.status_code, other.content) == (200, b"restored")
+    assert Counter(reader.status for reader in readers) == {200: 4, 429: 8}
+
+
+async def test_a_picture_in_the_answer_is_left_out_when_too_many_are_being_sent() -> None:
+    """The job has ended and is the answer; its result can be had later."""
+    waiting = submission() | {"headers": {"Prefer": "wait=60", "Accept": "image/*"}}
+    async with open_site(max_downloads=1) as site, asyncio.timeout(DEADLINE_S):
+        app = build_asgi_app(site.services)
+        async with client_of(app, site.token("ann")) as ann:
+            with app.state.downloads.take_now("bob"):
+                asked = asyncio.create_task(ann.post(API, **waiting))
+                await work(site, 1)
+                answer = await asked
+            assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
+            result = await ann.get(answer.json()["links"]["result"], params={"download": 1})
+    assert result.content == b"restored"
 
 
 async def work(site: Site, count: int) -> None:

@@ -1,0 +1,36 @@
+"""Downloads through a replica: how many are sent at a time, and that owners share them.
+
+A client decides how long its download lasts. Results as redirects to S3 take no place here.
+"""
+
+from __future__ import annotations
+
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+
+from restoration.fair_queue import FairPlaces
+
+# How long a download waits for a place before it is refused.
+QUEUE_TIMEOUT_S = 10.0
+
+
+class Download(Response):
+    """A response with a picture, sent in one of the owner's places for downloads.
+
+    Waits for the place before anything is sent; then raises TooManyAtOnce.
+    """
+
+    def __init__(self, picture: Response, owner: str) -> None:
+        super().__init__()
+        self._picture = picture
+        self._owner = owner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        places: FairPlaces = scope["app"].state.downloads
+        async with places.turn(self._owner, QUEUE_TIMEOUT_S):
+            await self._picture(scope, receive, send)
+
+
+def may_download_now(request: Request, owner: str) -> bool:
+    places: FairPlaces = request.app.state.downloads
+    return places.has_room_for(owner)
