@@ -7,7 +7,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine demo test chaos failover bench simulate check format lock clean
+.PHONY: help setup engine demo test haproxy chaos failover bench simulate check format lock upgrade clean
+# One file for each lock: of what develops and tests, and of what a cluster's nodes need.
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,8 +21,10 @@ $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer with venv is needed (Debian: apt-get install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$$(grep '^uv==' requirements.lock)"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock -e .
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > $(VENV)/uv.lock
+	$(BIN)/pip install --quiet --require-hashes -r $(VENV)/uv.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
 engine: $(READY) ## install ComfyUI and the models into the user cache
@@ -30,6 +35,9 @@ demo: engine ## restore a photo through the whole system; pictures in demo/
 
 test: engine ## all tests but those of failover, the real ComfyUI's among them
 	$(BIN)/pytest
+
+haproxy: engine ## what speaks HTTP of the tests, with HAProxy in front as on a cluster
+	RAY_SERVE_ENABLE_HA_PROXY=1 $(BIN)/pytest tests/security tests/e2e
 
 chaos: engine ## kill one component after another for SECONDS (600), then count what came of the jobs
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600)
@@ -56,9 +64,12 @@ format: $(READY) ## let ruff format everything
 	$(BIN)/ruff format --quiet .
 	$(BIN)/ruff check --fix --quiet .
 
-lock: $(READY) ## pin the newest versions that pyproject.toml allows
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade --extra dev \
-		--no-header --no-annotate --no-emit-index-url -o requirements.lock pyproject.toml
+lock: $(READY) ## lock what pyproject.toml has new; what is locked stays
+	$(LOCK) $(UPGRADE) --extra dev -o requirements.lock pyproject.toml
+	$(LOCK) -c requirements.lock -o deploy/requirements.lock pyproject.toml
+
+upgrade: UPGRADE := --upgrade
+upgrade: lock ## lock the newest versions that pyproject.toml allows
 
 clean: ## remove the environment and what was built; the user cache stays
 	rm -rf $(VENV) build dist demo

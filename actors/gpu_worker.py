@@ -62,6 +62,7 @@ class GpuWorker:
     ) -> None:
         """`drain_s` is how long Serve lets a replica that is to stop go on."""
         self._ready = False
+        os.umask(0o077)  # files of photos are for this account alone
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
         self._id = str(ray.get_runtime_context().get_actor_id())

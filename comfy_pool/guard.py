@@ -48,6 +48,7 @@ def spawn(argv: list[str]) -> int:
         return pid
     try:
         os.setpgid(0, 0)
+        os.umask(0o077)  # pictures of others, in files that the engine makes as it likes
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the owner's socket is the guard's alone
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard:  # it died before it could be watched

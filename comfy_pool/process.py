@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Self
 import structlog
 
 from comfy_pool.handover import NODES
-from comfy_pool.nodes import FOLDER_VARIABLE
+from comfy_pool.nodes import FOLDER_VARIABLE, loopback
 from restoration.errors import EngineUnavailable
 
 if TYPE_CHECKING:
@@ -78,9 +78,11 @@ class EngineCommand:
         ]
 
     def prepare(self) -> None:
-        """Make the folders that ComfyUI expects to find; repeatable."""
-        for folder in _FOLDERS:
-            (self.base_dir / folder).mkdir(parents=True, exist_ok=True)
+        """Make the folders that ComfyUI expects to find, for this account alone; repeatable."""
+        self.base_dir.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self.base_dir, *(self.base_dir / name for name in _FOLDERS)):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.chmod(0o700)
         models = self.base_dir / "models"
         models.unlink(missing_ok=True)
         models.symlink_to(self.models_dir.absolute())
@@ -91,13 +93,12 @@ class EngineCommand:
             link.unlink()
         for nodes in self.nodes:
             (folder / nodes.name).symlink_to(nodes.absolute())
-        if self.pixels_dir is not None:
-            (folder / "comfy-restore").symlink_to(NODES)
+        (folder / "comfy-restore").symlink_to(NODES)
 
     def whole_environ(self) -> dict[str, str]:
-        """The engine's environment, with what our own node wants to know."""
+        """The engine's environment, with what our own pack of nodes wants to know."""
         folder = {} if self.pixels_dir is None else {FOLDER_VARIABLE: str(self.pixels_dir)}
-        return {**self.environ, **folder}
+        return {**self.environ, **folder, loopback.VARIABLE: "1"}
 
 
 @dataclass(frozen=True, slots=True)

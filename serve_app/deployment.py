@@ -207,7 +207,7 @@ LOCAL_ENVIRONMENT = {
     # a killed proxy is back in 4 s, not 30
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
-    # strips a header with which clients could set Serve's own time limit
+    # keeps from Serve what clients could steer it with
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.middleware:serve_edge",
 }
 # The same, where nothing else is set: `make bench ONLY=serve` tries what else there is.

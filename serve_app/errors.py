@@ -111,13 +111,27 @@ def problem_response(
 ) -> JSONResponse:
     if request.method not in _SAFE_METHODS:
         request.app.state.services.meter.count(REFUSED, {"code": code})
+    path, request_id = request.url.path, request.state.request_id
+    return problem_document(status, code, detail, path, request_id, details, headers)
+
+
+def problem_document(
+    status: int,
+    code: str,
+    detail: str,
+    instance: str,
+    request_id: str,
+    details: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """An RFC 9457 problem as an answer, for use outside of the application too."""
     problem = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
-        instance=request.url.path,
+        instance=instance,
         code=code,
-        request_id=request.state.request_id,
+        request_id=request_id,
         details=details or {},
     )
     return JSONResponse(problem.model_dump(), int(status), headers, media_type=PROBLEM_JSON)

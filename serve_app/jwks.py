@@ -17,7 +17,8 @@ import structlog
 from jose import jwk
 from jose.backends.base import Key
 from jose.exceptions import JWKError
-from pydantic import BaseModel, TypeAdapter
+from jose.utils import base64_to_long
+from pydantic import BaseModel, ConfigDict, Field
 
 from restoration.errors import DependencyUnavailable, Unauthenticated
 
@@ -30,11 +31,21 @@ RETRY_S = 2.0
 MAX_AGE_S = 600.0  # a key that the issuer withdraws is trusted at most this much longer
 
 
+MIN_KEY_BITS = 2048  # RFC 7518, section 3.3
+
+
 class _KeySetDocument(BaseModel):
-    keys: list[dict[str, Any]]
+    keys: list[Any]
 
 
-_DOCUMENT: TypeAdapter[_KeySetDocument] = TypeAdapter(_KeySetDocument)
+class _PublicNumbers(BaseModel):
+    """Modulus and exponent of an RSA key in base64url (RFC 7518, section 6.3), of at most 16,384
+    and 64 bits."""
+
+    model_config = ConfigDict(strict=True)
+
+    n: str = Field(max_length=2732)
+    e: str = Field(max_length=12)
 
 
 class KeySet:
@@ -84,8 +95,7 @@ class KeySet:
             return
         try:
             self._keys = await self._fetch()
-        # ValueError and TypeError: what pydantic and jose say about a document that is not one
-        except (httpx.HTTPError, JWKError, ValueError, TypeError) as error:
+        except (httpx.HTTPError, ValueError) as error:  # ValueError: the document is none
             log.warning("issuer_keys_not_fetched", url=self._url, reason=repr(error))
             self._last_fetch_failed = True
             self._next_fetch_at = self._clock() + RETRY_S
@@ -97,23 +107,41 @@ class KeySet:
     async def _fetch(self) -> dict[str, Key]:
         answer = await self._http.get(self._url, timeout=FETCH_TIMEOUT_S)
         answer.raise_for_status()
-        document = _DOCUMENT.validate_json(answer.content)
-        # The algorithm is ours, not what the document or a token says: a key made for RS256
-        # cannot be talked into checking an HMAC.
-        return {
-            fields["kid"]: jwk.construct(fields, ALGORITHM)
-            for fields in document.keys
-            if _signs_rs256(fields)
-        }
+        document = _KeySetDocument.model_validate_json(answer.content)
+        keys: dict[str, Key] = {}
+        broken: ValueError | None = None
+        for fields in filter(_signs_rs256, document.keys):
+            try:
+                keys[fields["kid"]] = _key_from(fields)
+            except ValueError as error:
+                log.warning("issuer_key_not_used", kid=fields["kid"], reason=str(error))
+                broken = error
+        if broken is not None and not keys:
+            raise broken
+        return keys
 
     def _unavailable(self) -> DependencyUnavailable:
         return DependencyUnavailable("the token issuer's keys cannot be fetched", url=self._url)
 
 
-def _signs_rs256(fields: Mapping[str, Any]) -> bool:
+def _signs_rs256(fields: object) -> bool:
     return (
-        fields.get("kty") == "RSA"
+        isinstance(fields, dict)
+        and fields.get("kty") == "RSA"
         and isinstance(fields.get("kid"), str)
         and fields.get("use", "sig") == "sig"
         and fields.get("alg", ALGORITHM) == ALGORITHM
     )
+
+
+def _key_from(fields: Mapping[str, Any]) -> Key:
+    """Raise ValueError for what is no public RSA key of at least MIN_KEY_BITS."""
+    public = _PublicNumbers.model_validate(fields)
+    try:
+        if base64_to_long(public.n).bit_length() < MIN_KEY_BITS:
+            raise ValueError(f"it has less than {MIN_KEY_BITS} bits")
+        # The algorithm is ours, not what the document or a token says: a key made for RS256
+        # cannot be talked into checking an HMAC.
+        return jwk.construct({"kty": "RSA", "n": public.n, "e": public.e}, ALGORITHM)
+    except JWKError as error:
+        raise ValueError(str(error)) from error

@@ -6,10 +6,12 @@ Every answer carries an X-Request-Id, which is bound to the log while the reques
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 from uuid import uuid4
 
@@ -21,8 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from restoration.errors import InvalidRequest, UploadTooSlow
 from restoration.tracing import HEADER, NullTracer, TraceContext, Tracer, spanning
-from serve_app.errors import internal_error_response
-from serve_app.headers import SecurityHeaders
+from serve_app.errors import internal_error_response, problem_document
+from serve_app.headers import RESPONSE_STARTS, SecurityHeaders
 
 log = structlog.get_logger(__name__)
 
@@ -194,32 +196,77 @@ class BodyPace:
         )
 
 
-class ServeEdge:
-    """Outermost, around Ray Serve itself: mends what its HTTP server does with headers.
+# Of a request, what Ray Serve obeys or hands on (ray.serve._private, 2.60): a model and a session
+# to route by, a time limit, whether a client that leaves ends its request. In lower case and with
+# hyphens: Serve takes an underscore for a hyphen in some of them, as proxies do.
+_STEERING_HEADERS = frozenset(
+    {
+        "serve-multiplexed-model-id",
+        "x-session-id",
+        "x-request-timeout-seconds",
+        "x-request-disconnect-disabled",
+    }
+)
+_STEERING_PREFIX = "x-serve-router-"
+# Serve decodes these as UTF-8, and fails where they are not.
+_DECODED_HEADERS = frozenset({HEADER, "tracestate"})
+# Serve's own paths: which applications run, and whether its proxy is well. The latter says one
+# word, and probes that have no token ask it: HAProxy's of a replica, KubeRay's operator's.
+_SERVES_PATHS = "/-/"
+_SERVES_HEALTH = "/-/healthz"
 
-    Serve obeys a client's `x-request-timeout-seconds`, with which anybody could have a request
-    cut or kept at will, before the application sees it; and it appends an X-Request-Id to
-    answers that have one already (ray.serve._private.http_util, 2.60).
+
+class ServeEdge:
+    """Outermost, around Ray Serve itself: protects it from what a client may send.
+
+    Serve lets requests steer it by headers, and fails (500, without a problem) where their bytes
+    are not UTF-8; it lists its applications to anybody, and fails for a websocket without a route.
+    It runs around Serve's own HTTP proxy and, where HAProxy is in front, around each replica.
+    `session_header` is another name that Serve was told to find a session's id under.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, session_header: str = "") -> None:
         self._app = app
+        self._stripped = _STEERING_HEADERS | {_hyphenated(session_header)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        headers = MutableHeaders(scope=scope)
-        del headers["x-request-timeout-seconds"]
-        headers[REQUEST_ID] = _request_id(headers)
+        headers = MutableHeaders(raw=[each for each in scope["headers"] if self._may_pass(*each)])
+        headers[REQUEST_ID] = request_id = _request_id(headers)
+        scope["headers"] = headers.raw
 
         async def send_one_request_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID] = headers[REQUEST_ID]
+            if message["type"] in RESPONSE_STARTS:
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
+        if _is_for_serve_alone(scope):
+            refusal = problem_document(
+                HTTPStatus.NOT_FOUND, "not_found", "Not Found", scope["path"], request_id
+            )
+            return await refusal(scope, receive, send_one_request_id)
         await self._app(scope, receive, send_one_request_id)
+
+    def _may_pass(self, raw_name: bytes, value: bytes) -> bool:
+        name = _hyphenated(raw_name.decode("latin-1"))
+        if name in _DECODED_HEADERS:
+            return value.isascii()
+        return name not in self._stripped and not name.startswith(_STEERING_PREFIX)
+
+
+def _hyphenated(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _is_for_serve_alone(scope: Scope) -> bool:
+    """Whether nothing but Serve would answer: for its own paths, and for a websocket whose target
+    is no path. (HTTP servers make a path of an address as the target of any other request.)"""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    if scope["type"] == "websocket":
+        return not path.startswith("/") or path.startswith(_SERVES_PATHS)
+    return path.startswith(_SERVES_PATHS) and path != _SERVES_HEALTH
 
 
 def serve_edge() -> list[Middleware]:
     """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, on every node that runs Serve."""
-    return [Middleware(ServeEdge), Middleware(SecurityHeaders)]
+    session_header = os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "")
+    return [Middleware(ServeEdge, session_header=session_header), Middleware(SecurityHeaders)]

@@ -31,5 +31,6 @@ def granted(claims: Mapping[str, Any]) -> frozenset[str]:
         raise ValueError("its scope is not a text")
     if not (isinstance(permissions, list) and all(isinstance(each, str) for each in permissions)):
         raise ValueError("its permissions are not a list of texts")
-    named = {*scope.split(), *permissions}
+    # RFC 6749 has the space as the only separator: any other character is part of a name
+    named = {*filter(None, scope.split(" ")), *permissions}
     return frozenset(named.union(*(_IMPLIED.get(each, ()) for each in named)))

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 import httpx
@@ -27,6 +29,7 @@ from persistence.embedded.supervisor import exit_on_sigterm
 from persistence.migrate import upgrade
 from restoration.errors import DependencyUnavailable
 from restoration.settings import FILE_SUFFIX, NodeSettings, load_node_settings, load_settings
+from serve_app import haproxy
 from serve_app.local_issuer import issuer_url
 from serve_app.ray_process import RayLost, RayProcess
 from serve_app.stack_processes import mark
@@ -63,14 +66,24 @@ def run_stack(
     """
     node = load_node_settings(os.environ)
     os.environ.update(mark(node.state_dir))  # every process that is started here inherits it
-    with exit_on_sigterm(), _services(node, progress) as addresses:
-        os.environ.update(addresses)  # for Ray and its workers
+    with exit_on_sigterm(), _services(node, progress) as addresses, _proxy() as proxy:
+        os.environ.update(addresses | proxy)  # for Ray and its workers
         settings = load_settings(os.environ)
         upgrade(settings.database_url.get_secret_value())
         provide_engine(node, progress)
         issuer = None if settings.auth0_domain else settings.local_issuer_url
         with recording(node.state_dir) as record:
             _serve(node, options, issuer, progress, on_ready, record)
+
+
+@contextmanager
+def _proxy() -> Iterator[dict[str, str]]:
+    """Yield the variables of Serve's HAProxy, where that is wanted instead of Serve's own proxy."""
+    if os.environ.get(haproxy.ENABLED) != "1":
+        yield {}
+        return
+    with TemporaryDirectory(prefix="haproxy-") as folder:  # short: the path of a socket must be
+        yield haproxy.local_environment(Path(folder))
 
 
 def _serve(

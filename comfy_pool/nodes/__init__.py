@@ -3,7 +3,8 @@
 A node that hands pixels over instead of writing a file of them: SaveImage compresses a PNG on the
 thread that keeps the GPU busy, for longer than a GPU takes to make a large picture. This one writes
 the same pixels, as they are, to a file in shared memory and returns; whoever started the engine
-takes them from there. And a lighter garbage collection. It imports nothing of ComfyUI.
+takes them from there. Then a lighter garbage collection, and a server for this machine alone. Each
+of these is for whoever sets its variable: in any other ComfyUI the pack changes nothing.
 """
 
 import gc
@@ -12,6 +13,8 @@ import os
 from typing import Any
 
 import numpy as np
+
+from . import loopback
 
 FOLDER_VARIABLE = "COMFY_RESTORE_PIXELS"
 
@@ -80,5 +83,7 @@ def _spare_what_is_loaded() -> None:
 
 if FOLDER_VARIABLE in os.environ:
     _spare_what_is_loaded()
+if loopback.VARIABLE in os.environ:
+    loopback.guard_prompt_server()
 
 NODE_CLASS_MAPPINGS = {"ComfyRestoreHandOver": ComfyRestoreHandOver}

@@ -15,6 +15,7 @@ import pytest
 
 from restoration.settings import load_settings
 from serve_app.deployment import LOCAL_DEFAULTS, LOCAL_ENVIRONMENT
+from serve_app.haproxy import PROGRAM
 from tests.cluster_files import (
     RAY,
     ROOT,
@@ -146,6 +147,8 @@ def test_nodes_have_the_environment_that_we_need(node_environ: Mapping[str, str]
     local = LOCAL_ENVIRONMENT | LOCAL_DEFAULTS
     as_here = local.keys() - {"RAY_USAGE_STATS_ENABLED"}
     assert {name: node_environ[name] for name in as_here} == {name: local[name] for name in as_here}
+    haproxy = Path(node_environ["RAY_SERVE_HAPROXY_BINARY_PATH"])
+    assert haproxy == Path(node_environ["HOME"]) / "comfy-restore" / "bin" / PROGRAM
     assert node_environ["PATH"].startswith(f"{node_environ['HOME']}/comfy-restore/bin:")
     assert "OMP_NUM_THREADS" not in node_environ
 

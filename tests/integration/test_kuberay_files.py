@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import re
+import subprocess
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from restoration.settings import NodeSettings, load_settings
+from restoration.webhook_urls import PUBLIC_PORTS
 from serve_app.deployment import PoolArgs
 
 ROOT = Path(__file__).parents[2]
@@ -121,20 +125,151 @@ def test_01_versions_are_those_of_the_release(service: Config) -> None:
     assert service["spec"]["rayClusterConfig"]["rayVersion"] == ray
     assert f"rayproject/ray:{ray}-" in dockerfile
     assert set(re.findall(r"comfy_restore-([0-9.]+)-py3", dockerfile)) == {release}
-    assert {image["newTag"] for image in overlay["images"]} == {release}
+    assert {image["newName"].rpartition("/")[2] for image in overlay["images"]} == {
+        "comfy-restore",
+        "comfy-restore-gpu",
+    }
+
+
+def test_images_are_named_by_digest() -> None:
+    """What runs is what was built, whatever is pushed under a tag later; and no image is built on
+    another Ray than the one that was looked at."""
+    [overlay] = _documents(OVERLAY / "kustomization.yaml")
+    for image in overlay["images"]:
+        assert "newTag" not in image
+        assert re.fullmatch("sha256:[0-9a-f]{64}", image["digest"])
+    dockerfile = (KUBERAY / "Dockerfile").read_text()
+    [base] = [line for line in dockerfile.splitlines() if line.startswith("FROM rayproject/")]
+    assert "@${RAY_DIGEST} AS head" in base
+    assert "\nARG RAY_DIGEST\n" in dockerfile  # without a default: a build has to name it
 
 
 def test_01_pods_have_the_environment_of_the_nodes(service: Config) -> None:
-    """Ray's and glibc's variables are those of cluster.yaml, but for the token, the operator's."""
-    written = dict(
-        re.findall(r"export ((?:RAY|MALLOC)_\w+)=(\S+)", (ROOT / "cluster.yaml").read_text())
-    )
+    """Ray's and glibc's variables are those of cluster.yaml, but for the token, the operator's,
+    and for where programs and files lie."""
+    exported = re.findall(r"export ((?:RAY|MALLOC)_\w+)=(\S+)", (ROOT / "cluster.yaml").read_text())
+    written = dict(exported)
     assert written.pop("RAY_AUTH_MODE") == "token"
+    haproxy = written.pop("RAY_SERVE_HAPROXY_BINARY_PATH").strip('"')
 
     for pod in _pods(service):
         for container in pod["containers"]:
-            assert {each["name"]: each["value"] for each in container["env"]} == written
-            assert container["envFrom"] == [{"secretRef": {"name": "comfy-restore"}}]
+            found = {each["name"]: each["value"] for each in container["env"]}
+            assert Path(found.pop("RAY_SERVE_HAPROXY_BINARY_PATH")).name == Path(haproxy).name
+            assert found.pop("COMFY_RESTORE_STATE") in _writable(pod, container)
+            assert found == written
+
+
+def _writable(pod: Config, container: Config) -> dict[str, str]:
+    """The folders of a container that it may write to, and their volumes."""
+    volumes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
+    return {each["mountPath"]: volumes[each["name"]] for each in container["volumeMounts"]}
+
+
+def test_pods_can_do_no_more_than_they_must(service: Config) -> None:
+    """Each container: an ordinary account, no way to become another, nothing of its image changed,
+    and system calls as the container runtime allows them by default."""
+    for pod in _pods(service):
+        account = pod["securityContext"]
+        assert account["runAsNonRoot"]
+        assert account["runAsUser"] > 0
+        assert account["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in (*pod.get("initContainers", []), *pod["containers"]):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert {"/tmp", "/var/lib/comfy-restore"} <= _writable(pod, container).keys()  # noqa: S108
+    autoscaler = service["spec"]["rayClusterConfig"]["autoscalerOptions"]["securityContext"]
+    assert autoscaler["capabilities"] == {"drop": ["ALL"]}
+    assert not autoscaler["allowPrivilegeEscalation"]
+
+
+def test_gpu_pods_have_no_rights_in_kubernetes_and_lease_their_gpus(service: Config) -> None:
+    """Their account's token is not mounted; leases lie where the service looks for them."""
+    _, *gpu_pods = _pods(service)
+    for pod in gpu_pods:
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            cache = NodeSettings.model_fields["cache_dir"].default
+            home = Path("/home/ray")  # of the account that Ray's images have
+            slots = home / Path(cache).relative_to("~") / "slots"
+            assert str(slots) in _writable(pod, container)
+
+
+def test_gpu_pods_get_the_secrets_that_they_need(service: Config) -> None:
+    """Their secret is made of cluster.env without those that only the head uses; what is left is
+    enough to work with."""
+    [secret] = re.findall(
+        r"^(grep .*) > worker\.env$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE
+    )
+    head, *gpu_pods = _pods(service)
+    everything = "".join(
+        f"{line.removeprefix('#')}\n"
+        for line in (ROOT / ".env.example").read_text().splitlines()
+        if re.match(r"#?[A-Z_0-9]+=", line)
+    )
+    kept = subprocess.run(
+        ["bash", "-c", secret.replace(" cluster.env", "")],
+        input=everything, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+    names = {line.partition("=")[0] for line in kept.splitlines()}
+    assert {"DATABASE_URL", "REDIS_URL", "S3_BUCKET", "AWS_SECRET_ACCESS_KEY"} <= names
+    of_the_head = {"WEBHOOK_SECRET", "CLOUDFRONT_PRIVATE_KEY", "RAY_REDIS_PASSWORD"}
+    assert not {name for name in names if name.removesuffix("_FILE") in of_the_head}
+    load_settings(dict(line.split("=", 1) for line in kept.splitlines() if line[-1] != "="))
+    for pod, name in (
+        (head, "comfy-restore"),
+        *((pod, "comfy-restore-worker") for pod in gpu_pods),
+    ):
+        for container in (*pod.get("initContainers", []), *pod["containers"]):
+            assert container["envFrom"] == [{"secretRef": {"name": name}}]
+
+
+def test_pods_reach_what_they_need_and_no_metadata_of_the_cloud() -> None:
+    """Egress: each other, names, Postgres, Redis and HTTPS; the head also webhooks' receivers."""
+    policies = {each["metadata"]["name"]: each["spec"] for each in _network_policies()}
+    everyone, head = policies["comfy-restore"], policies["comfy-restore-head"]
+    assert everyone["policyTypes"] == ["Ingress", "Egress"]
+    assert (
+        everyone["podSelector"]["matchLabels"].items() < head["podSelector"]["matchLabels"].items()
+    )
+    assert head["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
+
+    assert _ports(everyone["egress"]) == {53, 443, 5432, 6379}
+    assert set(PUBLIC_PORTS) <= _ports(everyone["egress"]) | _ports(head["egress"])
+    blocks = [
+        peer["ipBlock"]
+        for policy in policies.values()
+        for rule in policy["egress"]
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    ]
+    assert len(blocks) == 4
+    for block in blocks:
+        for metadata in ("169.254.169.254", "fd00:ec2::254"):
+            if ip_address(metadata) in ip_network(block["cidr"]):
+                excepted = map(ip_network, block["except"])
+                assert any(ip_address(metadata) in network for network in excepted)
+
+
+def test_only_http_is_reached_from_outside() -> None:
+    """HAProxy's metrics and statistics and Ray's ports are for the pods themselves."""
+    policies = [each["spec"] for each in _network_policies()]
+    open_to_all = [
+        rule for policy in policies for rule in policy.get("ingress", []) if "from" not in rule
+    ]
+    assert _ports(open_to_all) == {8000}
+
+
+def _network_policies() -> list[Config]:
+    return _documents(KUBERAY / "base" / "network.yaml")
+
+
+def _ports(rules: list[Config]) -> set[int]:
+    return {port["port"] for rule in rules for port in rule.get("ports", [])}
 
 
 def _pods(service: Config) -> Iterator[Config]:

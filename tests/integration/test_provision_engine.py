@@ -28,6 +28,7 @@ from comfy_pool.provision import (
     install_engine,
 )
 from restoration.errors import ProvisionFailed
+from tests.locks import unhashed
 from workflows.catalog import load_catalog
 
 # Says when the installation has begun, then never goes on.
@@ -134,6 +135,28 @@ def test_other_pins_mean_another_folder(tmp_path: Path, requirements: Path) -> N
     before = engine_folder(tmp_path)
     requirements.write_text("einops==0.8.1\n")
     assert engine_folder(tmp_path) != before
+
+
+def test_hashes_do_not_name_the_folder(tmp_path: Path, requirements: Path) -> None:
+    """A lock with the hashes of one more platform is of the same engine."""
+    before = engine_folder(tmp_path)
+    requirements.write_text(f"einops==0.8.2 \\\n    --hash=sha256:{'0' * 64}\n")
+    assert engine_folder(tmp_path) == before
+
+
+def test_a_package_that_is_not_the_locked_one_is_refused(
+    tmp_path: Path, requirements: Path
+) -> None:
+    """Its name and version are right, its sha256 is not: nothing is installed."""
+    requirements.write_text(f"einops==0.8.2 \\\n    --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(ProvisionFailed, match=r"(?i)hash"):
+        install_engine(tmp_path)
+    assert find_engine(engine_folder(tmp_path), tmp_path) is None
+
+
+def test_every_package_of_the_engine_is_locked_by_hash() -> None:
+    """The lock that is shipped names each file that may be installed."""
+    assert unhashed(provision.REQUIREMENTS.read_text()) == []
 
 
 def test_a_failure_says_what_the_tool_said(tmp_path: Path, requirements: Path) -> None:

@@ -13,9 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.hazmat.primitives.serialization import PublicFormat as Format
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jose import jwt
 
 from restoration.errors import InvalidSettings, Unauthenticated
@@ -73,6 +76,21 @@ def _part(value: object) -> bytes:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
 
 
+@st.composite
+def _parts(draw: st.DrawFn) -> str:
+    """Three parts, the first of which is JSON of any kind."""
+    header = draw(st.recursive(_LEAVES, lambda inner: st.dictionaries(_NAMES, inner), max_leaves=5))
+    return f"{_part(header).decode()}.{draw(st.text('ab-_=', max_size=9))}.e30"
+
+
+_LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("RS256")
+_NAMES = st.sampled_from(["alg", "kid", "typ", "crit", "jku"])
+
+
+def _no_keys(_request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, json={"keys": []})
+
+
 async def test_a_minted_token_says_who_calls(authenticator: Authenticator, key_dir: Path) -> None:
     """The local issuer's tokens prove their subject and scopes."""
     token = mint_token(key_dir, ISSUER, LOCAL_AUDIENCE, "ann", scopes=["read", "write"])
@@ -101,7 +119,18 @@ async def test_one_audience_of_several_is_enough(
         {"sub": " "},
         {"sub": "ann\0"},
         {"sub": 7},
+        {"sub": "x" * 256},
+        {"sub": "ann\ud800"},
         {"exp": "soon"},
+        {"exp": "99999999999"},  # a number as text is no NumericDate (RFC 7519)
+        {"exp": True},
+        {"exp": {}},
+        {"exp": float("nan")},
+        {"iat": "1"},
+        {"iat": False},
+        {"iat": float("nan")},
+        {"nbf": "1"},
+        {"nbf": False},
         {"exp": [1]},
         {"exp": 1e400},  # JSON has no infinity, but Python's reads one
         {"iat": 1e400},
@@ -113,7 +142,7 @@ async def test_one_audience_of_several_is_enough(
         {"exp": None},
         {"iat": None},
     ],
-    ids=str,
+    ids=lambda changes: str(changes)[:30],
 )
 async def test_claims_that_are_not_accepted(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str, changes: dict[str, Any]
@@ -121,6 +150,15 @@ async def test_claims_that_are_not_accepted(
     """A good signature is not enough: who, for whom, from and until when must hold, each of it."""
     with pytest.raises(Unauthenticated):
         await authenticator.authenticate(_signed(key, kid, _claims(**changes)))
+
+
+async def test_times_may_have_fractions(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
+) -> None:
+    """A NumericDate is any number of JSON, and an expiry may be far away."""
+    now = time.time()
+    for claims in (_claims(exp=now + 60.5, iat=now - 0.5, nbf=now - 1.5), _claims(exp=10**30)):
+        assert (await authenticator.authenticate(_signed(key, kid, claims))).sub == "ann"
 
 
 async def test_clocks_may_differ_a_little(
@@ -248,6 +286,75 @@ async def test_garbage_is_no_token(authenticator: Authenticator, token: str) -> 
     """Whatever does not parse is refused like any other bad token."""
     with pytest.raises(Unauthenticated):
         await authenticator.authenticate(token)
+
+
+_NESTED = b"[" * 5000 + b"]" * 5000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _NESTED,
+        b'{"a":' * 2000 + b"1" + b"}" * 2000,
+        b'{"kid":' + _NESTED + b"}",
+        b'{"kid":' + b"9" * 5000 + b"}",
+        b'{"kid":-1e999999}',
+        b'{"kid":NaN}',
+        b'{"kid":"\xff"}',
+        b'\xef\xbb\xbf{"kid":"bom"}',
+        b'{"kid":"k","kid":{}}',
+        b'{"alg":["RS256"],"kid":"k"}',
+        b'{"alg":"RS256","kid":{"k":1}}',
+        b'{"alg":"RS256","kid":true}',
+        b'{"alg":"RS256","kid":"\\ud800"}',
+        b"[]",
+        b"null",
+        b"7",
+        b'"RS256"',
+    ],
+    ids=lambda text: text[:20].decode("latin-1"),
+)
+async def test_a_header_of_an_odd_shape_is_refused(
+    authenticator: Authenticator, text: bytes
+) -> None:
+    """However deep, long or mistyped: a bad token, and no fault of the service."""
+    header = base64.urlsafe_b64encode(text).rstrip(b"=").decode()
+    with pytest.raises(Unauthenticated):
+        await authenticator.authenticate(f"{header}.e30.e30")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        _NESTED,
+        b'{"a":' + b"[" * 4000 + b"]" * 4000 + b"}",
+        b'{"iat":' + b"9" * 5000 + b"}",
+        b'{"sub":"\xff"}',
+        b"[]",
+        b"null",
+        b"",
+    ],
+    ids=lambda text: text[:20].decode("latin-1"),
+)
+async def test_claims_of_an_odd_shape_are_refused(
+    authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str, text: bytes
+) -> None:
+    """A good signature around them makes no difference."""
+    header = _part({"alg": "RS256", "kid": kid})
+    signed = header + b"." + base64.urlsafe_b64encode(text).rstrip(b"=")
+    signature = key.sign(signed, padding.PKCS1v15(), hashes.SHA256())
+    token = signed + b"." + base64.urlsafe_b64encode(signature).rstrip(b"=")
+    with pytest.raises(Unauthenticated):
+        await authenticator.authenticate(token.decode())
+
+
+@given(st.text() | st.binary().map(lambda raw: raw.decode("latin-1")) | _parts())
+@settings(max_examples=300, deadline=None)
+async def test_no_text_is_a_fault_of_the_service(token: str) -> None:
+    """Whatever stands where a token should is refused as one."""
+    async with httpx.AsyncClient(transport=httpx.MockTransport(_no_keys)) as http:
+        with pytest.raises(Unauthenticated):
+            await Authenticator(Issuer(ISSUER, "api", f"{ISSUER}/jwks"), http).authenticate(token)
 
 
 async def test_a_token_with_a_part_missing_or_changed(

