@@ -18,17 +18,10 @@ from typing import get_args
 
 from persistence.embedded.local import LocalServices, Role
 from serve_app.stack import service_variables
-from tests.stack import Stack, free_port, running_stack
+from tests.stack import Stack, running_stack
 
 HERE = Path(__file__).parent
 WORKFLOWS = HERE / "workflows"
-# Ray's defaults are the same for every stack on a machine, and a second one dies of them.
-PROXY_PORTS = (
-    "RAY_SERVE_HAPROXY_METRICS_PORT",
-    "RAY_SERVE_HAPROXY_STATS_PORT",
-    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
-    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +121,6 @@ def _stack(workers: int, environ: Mapping[str, str], workflows: Path) -> Iterato
     environ = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         **environ,
-        **{name: str(free_port()) for name in PROXY_PORTS},
         "WORKFLOWS_DIR": str(workflows),
         "CUSTOM_NODES_DIR": str(HERE),
     }
