@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, count, islice
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated
 from uuid import UUID
 
 import typer
+from rich.markup import escape
 
-from restoration.batches import MAX_BATCH_ITEMS
+from restoration.batches import MAX_BATCH_ITEMS, item_name
 from restoration.jobs import JobStatus, OutputFormat
 from serve_app.cli_shared import (
     ParamOption,
@@ -26,12 +27,11 @@ from serve_app.cli_shared import (
     parse_parameter,
 )
 from serve_app.client import ApiError, RestorationClient
+from serve_app.photo_files import find_photos
 from serve_app.schemas_batches import BatchItemView
 from serve_app.terminal import batches_table, counts_text, follow_batch
 
 batch_app = typer.Typer(help="Many photos as one batch.", no_args_is_help=True)
-
-_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 
 FolderOption = Annotated[
     Path | None,
@@ -46,6 +46,12 @@ def submit(
         typer.Argument(exists=True, help="Photos, and folders whose photos are meant."),
     ],
     output: FolderOption = None,
+    recursive: Annotated[
+        bool,
+        typer.Option(
+            "--recursive", "-r", help="Photos of folders in folders too; results go to alike ones."
+        ),
+    ] = False,
     workflow: WorkflowOption = "restore",
     param: ParamOption = None,
     output_format: Annotated[
@@ -57,7 +63,10 @@ def submit(
     token: TokenOption = None,
 ) -> None:
     """Submit photos as one batch, wait for its end, and download what was restored."""
-    files = list(_files(photos))
+    found = find_photos(photos, recursive=recursive, output=output)
+    for line in found.left_out_lines():
+        err.print(escape(line), soft_wrap=True)
+    files = found.photos
     if not 0 < len(files) <= MAX_BATCH_ITEMS:
         raise typer.BadParameter(
             f"{len(files)} photos found; a batch has 1 to {MAX_BATCH_ITEMS}", param_hint="PHOTOS"
@@ -66,13 +75,14 @@ def submit(
     with open_client(server, token) as client:
         with err.status(f"sending {len(files)} photos"):
             batch = client.submit_batch(
-                files,
+                [file.path for file in files],
+                names=[file.place.as_posix() for file in files],
                 workflow=workflow,
                 params=params,
                 output_format=output_format,
                 reuse=may_reuse(reuse),
             )
-        _finish(client, batch.id, output)
+        _finish(client, batch.id, output, dict(enumerate(file.place for file in files)))
 
 
 @batch_app.command()
@@ -84,7 +94,7 @@ def wait(
 ) -> None:
     """Wait for a batch that was submitted earlier, as `submit` does."""
     with open_client(server, token) as client:
-        _finish(client, batch_id, output)
+        _finish(client, batch_id, output, {})
 
 
 @batch_app.command("list")
@@ -116,18 +126,16 @@ def cancel(batch_id: UUID, server: ServerOption = None, token: TokenOption = Non
     err.print(f"batch {ended.id} {ended.status}: {counts_text(ended)}")
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Every file that was named, and the photos of every folder, by name."""
-    for path in paths:
-        if path.is_dir():
-            found = (file for file in path.iterdir() if file.suffix.lower() in _PHOTO_SUFFIXES)
-            yield from sorted(file for file in found if file.is_file())
-        else:
-            yield path
+def _finish(
+    client: RestorationClient,
+    batch_id: UUID,
+    output: Path | None,
+    places: Mapping[int, PurePath],
+) -> None:
+    """Exit status 1 unless every photo was restored, and downloaded if that was wanted.
 
-
-def _finish(client: RestorationClient, batch_id: UUID, output: Path | None) -> None:
-    """Exit status 1 unless every photo was restored, and downloaded if that was wanted."""
+    `places` are the photos' own, by their index, where they are known.
+    """
     try:
         ended = follow_batch(err, client, batch_id)
     except KeyboardInterrupt:
@@ -137,7 +145,7 @@ def _finish(client: RestorationClient, batch_id: UUID, output: Path | None) -> N
     problems = [_reason(item) for item in items if item.status is not JobStatus.SUCCEEDED]
     if output is not None:
         with err.status(f"downloading to {output}"):
-            problems += _download(client, items, output)
+            problems += _download(client, items, output, places)
     for problem in problems:
         complain(problem)
     err.print(f"batch {ended.id} {ended.status}: {counts_text(ended)}")
@@ -147,29 +155,41 @@ def _finish(client: RestorationClient, batch_id: UUID, output: Path | None) -> N
 
 def _reason(item: BatchItemView) -> str:
     why = f": {item.failure.message} [{item.failure.code}]" if item.failure else ""
-    return f"{item.name}: {item.status}{why}"
+    return f"{item_name(item.name)}: {item.status}{why}"
 
 
 def _download(
-    client: RestorationClient, items: Sequence[BatchItemView], folder: Path
+    client: RestorationClient,
+    items: Sequence[BatchItemView],
+    folder: Path,
+    places: Mapping[int, PurePath],
 ) -> Iterator[str]:
-    """Write every result under its photo's name; yields what went wrong with which."""
+    """Write every result where its photo was, under its name, below `folder`; yields what went
+    wrong with which."""
     folder.mkdir(parents=True, exist_ok=True)
     for item in items:
         if item.job_id is None or item.status is not JobStatus.SUCCEEDED:
             continue
+        place = places.get(item.index, _place_of(item.name))
         try:
             suffix = client.get(item.job_id).output_format.suffix
-            client.download(item.job_id, _free(folder, item, suffix))
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            client.download(item.job_id, _free(folder / place, item.index, suffix))
         except (ApiError, OSError) as error:
-            yield f"{item.name}: {error}"
+            yield f"{item_name(item.name)}: {error}"
 
 
-def _free(folder: Path, item: BatchItemView, suffix: str) -> Path:
+def _place_of(name: str) -> PurePath:
+    """The path that a photo was sent under, which never leads out of a folder."""
+    parts = [part for part in PurePosixPath(name).parts if part not in {"/", "//", ".."}]
+    return PurePath(*parts) if parts else PurePath("photo")
+
+
+def _free(place: Path, index: int, suffix: str) -> Path:
     """The first of NAME, NAME-INDEX, NAME-INDEX-1, ... that is not there: no photo is overwritten
     by its own result, and no result by that of a photo of another folder or type."""
-    stem = Path(item.name).stem or "photo"
-    numbered = f"{stem}-{item.index}"
+    stem = place.stem or "photo"
+    numbered = f"{stem}-{index}"
     stems = chain([stem, numbered], (f"{numbered}-{number}" for number in count(1)))
-    paths = (folder / f"{each}{suffix}" for each in stems)
+    paths = (place.with_name(f"{each}{suffix}") for each in stems)
     return next(path for path in paths if not path.exists())

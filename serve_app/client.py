@@ -78,7 +78,7 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
 
     def upload(self, photo: Path | bytes) -> UUID:
         """Send a photo straight to the store, past the service; returns what `submit` takes."""
-        _, data = read(photo)
+        data = read(photo)
         asked = {
             "content_type": sniff(data).value,
             "size_bytes": len(data),

@@ -11,7 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import httpx
@@ -32,6 +33,7 @@ from serve_app.sse import Decoder
 
 BATCHES = "/api/v1/batches"
 POLL_S = 1.0
+_CHUNK_BYTES = 64 * 1024
 # The service may still be checking the last photos when all of them have been sent.
 _ANSWER_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
 
@@ -47,6 +49,7 @@ class BatchCalls(ABC):
         self,
         photos: Sequence[Path],
         *,
+        names: Sequence[str] | None = None,
         workflow: str = "restore",
         params: Mapping[str, object] | None = None,
         output_format: OutputFormat | None = None,
@@ -56,25 +59,25 @@ class BatchCalls(ABC):
     ) -> SubmittedBatchView:
         """Submit up to 1,000 photos as one; on return those that were accepted are safe.
 
-        `items` says of each photo, in the order given, whether it was. Raises OSError for a file
-        that cannot be read: then nothing was submitted.
+        `items` says of each photo, in the order given, whether it was. `names`, by default those
+        of the files, are what it calls them. Raises OSError for a file that cannot be read: then
+        nothing was submitted.
         """
-        files = [
-            ("image", (photo.name, cast("IO[bytes]", _LazyFile(photo)), "application/octet-stream"))
-            for photo in photos
-        ]
-        answer = self._call(
-            "POST",
-            BATCHES,
-            files=files,
-            data={
+        form = _Form(
+            {
                 "workflow": workflow,
                 "params": json.dumps(params or {}),
                 "priority": priority.value,
                 **({"output_format": output_format.value} if output_format else {}),
                 **({"reuse": reuse.value} if reuse is not Reuse.ALLOW else {}),
             },
-            headers={"Idempotency-Key": idempotency_key or str(uuid4())},
+            list(zip(names or [photo.name for photo in photos], photos, strict=True)),
+        )
+        answer = self._call(
+            "POST",
+            BATCHES,
+            content=form,
+            headers={**form.headers, "Idempotency-Key": idempotency_key or str(uuid4())},
             timeout=_ANSWER_TIMEOUT,
         )
         return parse(SubmittedBatchView, answer)
@@ -121,27 +124,52 @@ class BatchCalls(ABC):
             time.sleep(POLL_S)  # ends with the batch; `batch` gives up on a service that is gone
 
 
-class _LazyFile:
-    """A file that is open only while a piece of it is read.
+class _Form:
+    """A form of fields and photos that can be sent any number of times.
 
-    httpx asks for the size by seeking, and for the bytes by reading until there are no more.
+    A photo's name is in the notation of RFC 5987, which keeps every character: httpx has quoted
+    names only, in which `%22` may be a quote or itself. A file is open only while a piece of it is
+    read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._size_bytes = path.stat().st_size
-        self._at = 0
+    def __init__(self, fields: Mapping[str, str], photos: Sequence[tuple[str, Path]]) -> None:
+        """Raises OSError for a file that is not there."""
+        self._boundary = uuid4().hex
+        self._fields = b"".join(
+            self._head(f'name="{name}"') + value.encode() + b"\r\n"
+            for name, value in fields.items()
+        )
+        self._photos = [
+            (
+                self._head(
+                    f"name=\"image\"; filename*=UTF-8''{quote(os.fsencode(name), safe='')}",
+                    "Content-Type: application/octet-stream",
+                ),
+                path,
+                path.stat().st_size,
+            )
+            for name, path in photos
+        ]
+        self._end = f"--{self._boundary}--\r\n".encode()
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + (self._size_bytes if whence == os.SEEK_END else 0)
-        return self._at
+    @property
+    def headers(self) -> dict[str, str]:
+        photos = sum(len(head) + size_bytes + len(b"\r\n") for head, _, size_bytes in self._photos)
+        return {
+            "Content-Type": f"multipart/form-data; boundary={self._boundary}",
+            "Content-Length": str(len(self._fields) + photos + len(self._end)),
+        }
 
-    def tell(self) -> int:
-        return self._at
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._fields
+        for head, path, _ in self._photos:
+            yield head
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    yield chunk
+            yield b"\r\n"
+        yield self._end
 
-    def read(self, size: int = -1) -> bytes:
-        with self._path.open("rb") as file:
-            file.seek(self._at)
-            data = file.read(size)
-        self._at += len(data)
-        return data
+    def _head(self, disposition: str, *headers: str) -> bytes:
+        first = f"--{self._boundary}\r\nContent-Disposition: form-data; {disposition}"
+        return "\r\n".join([first, *headers, "", ""]).encode()

@@ -110,16 +110,16 @@ class SubmissionCalls(ABC):
         )
 
 
-def read(photo: Path | bytes) -> tuple[str, bytes]:
-    """A name and the bytes. Raises OSError."""
-    return ("photo", photo) if isinstance(photo, bytes) else (photo.name, photo.read_bytes())
+def read(photo: Path | bytes) -> bytes:
+    """Raises OSError."""
+    return photo if isinstance(photo, bytes) else photo.read_bytes()
 
 
 def _as_part(photo: Path | bytes | UUID) -> dict[str, tuple[str | None, bytes]]:
-    """The photo, or its id, as a part of the form."""
+    """The photo, or its id, as a part of the form. The file's name is of no use to the service."""
     if isinstance(photo, UUID):
         return {"upload_id": (None, str(photo).encode())}
-    return {"image": read(photo)}
+    return {"image": ("photo", read(photo))}
 
 
 def _fields(options: JobOptions) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
@@ -92,6 +93,92 @@ async def test_12_a_folder_is_restored_into_another(live: LiveSite, tmp_path: Pa
         "a-2.webp": "restored 2",
     }
     assert "3 succeeded" in done.output
+
+
+STRANGE_NAMES = (
+    'say "hi".jpg',
+    "100%22.png",
+    "100%.png",
+    "ü 写真 🖼.jpg",
+    "a;b=c\\d.jpg",
+    "new\nline.jpg",
+    "[red]x[bold].jpg",
+    "- .jfif",
+    "noend",
+    "\udcff.jpg",
+)
+
+
+async def test_results_are_named_exactly_as_their_photos(live: LiveSite, tmp_path: Path) -> None:
+    """Whatever stands in a file's name, bytes that are no text too."""
+    scans, results = folder(tmp_path / "scans"), tmp_path / "results"
+    for name in STRANGE_NAMES:
+        (scans / name).write_bytes(photo())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work(live, len(STRANGE_NAMES)))
+        done = await restore(live, "submit", scans, "-o", results)
+    assert done.exit_code == 0, done.output
+    wanted = {Path(name).with_suffix(".png").name for name in STRANGE_NAMES}
+    assert {path.name for path in results.iterdir()} == wanted
+    [batch_id] = live.site.batches.rows
+    names = {item.name for item in await live.site.batches.items(batch_id)}
+    assert set(STRANGE_NAMES[:5]) <= names
+
+
+async def test_folders_in_folders_are_restored_into_alike_ones(
+    live: LiveSite, tmp_path: Path
+) -> None:
+    """Also by a later `wait`, which knows the photos by what the service was told."""
+    scans, results, later = folder(tmp_path / "scans"), tmp_path / "results", tmp_path / "later"
+    for name in ("1.jpg", "a/1.jpg", "a/1.png", "a/b/1.jpg", "c d/1.jpg"):
+        (scans / name).parent.mkdir(parents=True, exist_ok=True)
+        (scans / name).write_bytes(photo())
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work(live, 5))
+        done = await restore(live, "submit", "--recursive", scans, "-o", results)
+    assert done.exit_code == 0, done.output
+    [batch_id] = live.site.batches.rows
+    assert (await restore(live, "wait", batch_id, "-o", later)).exit_code == 0
+    for restored in (results, later):
+        assert {
+            str(path.relative_to(restored)): path.read_text() for path in restored.rglob("*.png")
+        } == {
+            "1.png": "restored 0",
+            "a/1.png": "restored 1",
+            "a/1-2.png": "restored 2",
+            "a/b/1.png": "restored 3",
+            "c d/1.png": "restored 4",
+        }
+
+
+@pytest.mark.parametrize("name", ["../x.jpg", "/x.jpg", "a/../../x.jpg", "..", "/", "//x.jpg"])
+async def test_a_photos_name_never_leads_out_of_the_results(
+    live: LiveSite, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(photo())
+    results = tmp_path / "deep" / "results"
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work(live, 1))
+        batch = await live.call(lambda client: client.submit_batch([path], names=[name]))
+        done = await restore(live, "wait", batch.id, "-o", results)
+    assert done.exit_code == 0, done.output
+    files = [Path(root) / name for root, _, names in os.walk(tmp_path) for name in names]
+    assert len(files) == 2
+    assert all(each == path or each.is_relative_to(results) for each in files)
+
+
+async def test_what_was_left_out_of_a_folder_is_said(live: LiveSite, tmp_path: Path) -> None:
+    scans = folder(tmp_path / "scans", a_bin=photo(), notes_txt=b"?")
+    (scans / "._a.jpg").write_bytes(b"\x00\x05\x16\x07")
+    (scans / "more").mkdir()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work(live, 1))
+        done = await restore(live, "submit", scans)
+    assert done.exit_code == 0, done.output
+    assert "left out 1, hidden: ._a.jpg" in done.output
+    assert "left out 1, not pictures of an accepted type: notes.txt" in done.output
+    assert "left out 1, folders, whose photos --recursive takes: more" in done.output
 
 
 async def test_12_no_file_is_overwritten(live: LiveSite, tmp_path: Path) -> None:
