@@ -43,10 +43,9 @@ _FILES: Mapping[str, str] = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
 }
+# To bytes that are no request it has answers of its own, which cannot be set.
 _ERRORS: Mapping[HTTPStatus, tuple[str, str]] = {
-    HTTPStatus.BAD_REQUEST: ("bad_request", "this is no request of HTTP"),
     HTTPStatus.NOT_FOUND: ("not_found", "Not Found"),
-    HTTPStatus.REQUEST_TIMEOUT: ("request_timeout", "the request came too slowly"),
     HTTPStatus.SERVICE_UNAVAILABLE: (
         "service_unavailable",
         "the service is starting or was interrupted; try again",
@@ -85,13 +84,7 @@ def hardened(config: str, folder: Path) -> str:
             f"    http-request return status 404 errorfile {not_found}"
         ),
         r"^    errorfile (502|503|504) .+$": rf"    errorfile \1 {unavailable}",
-        r"^defaults$": "\n".join(
-            [
-                "defaults",
-                f"    timeout http-request {_HEAD_TIMEOUT_S}s",
-                *(f"    errorfile {status} {folder / _file_name(status)}" for status in (400, 408)),
-            ]
-        ),
+        r"^defaults$": f"defaults\n    timeout http-request {_HEAD_TIMEOUT_S}s",
     }
     for pattern, replacement in edits.items():
         config, found = re.subn(pattern, replacement, config, flags=re.MULTILINE)

