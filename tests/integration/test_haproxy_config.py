@@ -112,7 +112,7 @@ def running(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
     backend = serves.BackendConfig("app", "/", servers=[replica], app_name="comfy-restore")
     path = tmp_path / "haproxy.cfg"
     serves.HAProxyApi(config, {"app": backend}, str(path))._generate_config_file_internal()
-    command = [Path(sys.executable).with_name(PROGRAM), "-db", "-f", path, "-dR"]
+    command: list[str | Path] = [Path(sys.executable).with_name(PROGRAM), "-db", "-f", path, "-dR"]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as haproxy:
         process = psutil.Process(haproxy.pid)
         wait_until(lambda: len(_listeners(process)) == 3, DEADLINE_S)
