@@ -5,9 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+QUICK := tests/unit tests/contracts -m "not services and not real_engine"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine demo test haproxy chaos failover bench simulate check format lock upgrade clean
+.PHONY: help setup engine demo unit test haproxy chaos failover bench simulate check format dist lock upgrade clean
 # One file for each lock: of what develops and tests, and of what a cluster's nodes need.
 LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url
@@ -33,8 +34,12 @@ engine: $(READY) ## install ComfyUI and the models into the user cache
 demo: engine ## restore a photo through the whole system; pictures in demo/
 	$(BIN)/python docs/examples/demo.py
 
-test: engine ## all tests but those of failover, the real ComfyUI's among them
-	$(BIN)/pytest
+unit: $(READY) ## quick tests on fakes, without engine, servers or Ray, on all cores
+	$(BIN)/pytest $(QUICK) --numprocesses logical --maxprocesses 4
+
+test: engine ## all tests but those of failover, the real ComfyUI's among them; coverage is gated
+	$(BIN)/pytest tests/unit tests/contracts --cov
+	$(BIN)/pytest tests/integration tests/security tests/e2e tests/chaos
 
 haproxy: engine ## what speaks HTTP of the tests, with HAProxy in front as on a cluster
 	RAY_SERVE_ENABLE_HA_PROXY=1 $(BIN)/pytest tests/security tests/e2e
@@ -63,6 +68,14 @@ check: $(READY) ## ruff (bandit's rules too), mypy, import-linter, pip-audit
 format: $(READY) ## let ruff format everything
 	$(BIN)/ruff format --quiet .
 	$(BIN)/ruff check --fix --quiet .
+
+dist: $(READY) ## build the wheel into dist/, install it into a new environment and run it there
+	rm -rf dist build/release
+	$(BIN)/uv build --quiet --wheel
+	$(BIN)/uv venv --quiet --python $(BIN)/python build/release
+	$(BIN)/uv pip install --quiet --python build/release/bin/python -c deploy/requirements.lock dist/*.whl
+	cd build/release && bin/restore --help >/dev/null
+	$(BIN)/pytest --quiet tests/unit/test_release.py
 
 lock: $(READY) ## lock what pyproject.toml has new; what is locked stays
 	$(LOCK) $(UPGRADE) --extra dev -o requirements.lock pyproject.toml

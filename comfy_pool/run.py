@@ -253,7 +253,7 @@ class RunInEngine:
             return await link.client.view(output)
         if (path := self._pixels(link)) is None:
             raise EngineFailed("the engine handed over pixels that nobody asked for")
-        result = taken(output, path)
+        result = await asyncio.to_thread(taken, output, path)
         self._taken = True
         return result
 
@@ -281,7 +281,7 @@ class RunInEngine:
                 await self._outcome(link)
         await asyncio.gather(self._forget(link), link.host.clear(self.folder))
         if (path := self._pixels(link)) is not None and not self._taken:
-            path.unlink(missing_ok=True)
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
     async def _forget(self, link: Link) -> None:
         if link.ended.done():

@@ -39,6 +39,7 @@ from serve_app.routes.forms import FORM_OVERHEAD_BYTES
 from serve_app.routes.uploads import UploadSlots
 from serve_app.services import Services
 
+_VERSION = version("comfy-restore")  # reads a file, and apps are built on an event loop
 _SENT_HEADERS = ["Authorization", "Idempotency-Key", "Last-Event-ID", "Prefer", REQUEST_ID]
 _READABLE_HEADERS = [
     *("Location", REQUEST_ID, "Idempotent-Replayed", "Preference-Applied", "Retry-After"),
@@ -58,7 +59,7 @@ def build_asgi_app(services: Services) -> FastAPI:
     readiness = _readiness_of(services)
     app = FastAPI(
         title="comfy-restore",
-        version=version("comfy-restore"),
+        version=_VERSION,
         summary="Send a damaged photo, get it back restored.",
         description="Errors are RFC 9457 problems with a stable `code` and the request's id.",
         lifespan=lifespan,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 from sqlalchemy import make_url
 
@@ -31,15 +32,42 @@ from workflows.catalog import load_catalog
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
+pytest_plugins = ["tests.hanging"]
+
+PRODUCT = ["restoration", "workflows", "comfy_pool", "persistence", "actors", "serve_app"]
+MAY_BLOCK = {
+    # a replica reads its workflows while it starts, before it serves a request
+    "workflows/catalog.py": {"load_catalog"},
+    # a worker finds its install, and clears its folder of pixels, before its first job and after
+    # its last
+    "comfy_pool/assembly.py": {"engine_on_this_node"},
+    # the command line and the issuer's thread read the key; only tests do so on an event loop
+    "serve_app/local_issuer.py": {"ensure_key"},
+}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever needs the stack comes last: it takes a core while the others run."""
+    """Mark what needs servers, and run the tests of the stack last: it takes a core meanwhile."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "services" in fixtures or "stack" in fixtures:
+            item.add_marker(pytest.mark.services)
     items.sort(key=lambda item: "stack" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _plain_logs() -> None:
     configure_logging("console")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _blocking_calls_fail() -> Iterator[None]:
+    """Make a blocking call of the product on an event loop raise BlockingError."""
+    with blockbuster_ctx(PRODUCT) as blockbuster:
+        for call in blockbuster.functions.values():
+            for file, functions in MAY_BLOCK.items():
+                call.can_block_in(file, functions)
+        yield
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tests.fakes.job_store import MemoryJobStore
 from tests.job_stores import OpenStore
 
 
-@pytest.fixture(params=["postgres", "memory"])
+@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
 async def open_store(request: pytest.FixtureRequest) -> AsyncIterator[OpenStore]:
     """Makes stores with a policy; those on Postgres share one database."""
     if request.param == "memory":

@@ -14,7 +14,7 @@ from tests.conftest import S3Access
 from tests.fakes.stores import MemoryBlobStore
 
 
-@pytest.fixture(params=["s3", "memory"])
+@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.services), "memory"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[BlobStore]:
     if request.param == "memory":
         yield MemoryBlobStore()

@@ -21,7 +21,7 @@ URL = "https://example.com/hook"
 End = Callable[[JobStore, Job], Awaitable[object]]
 
 
-@pytest.fixture(params=["postgres", "memory"])
+@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[JobStore]:
     if request.param == "memory":
         yield MemoryJobStore()

@@ -19,7 +19,7 @@ from tests.fakes.job_store import MemoryJobStore
 from tests.samples import artifact, new_job
 
 
-@pytest.fixture(params=["postgres", "memory"])
+@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
 async def jobs(request: pytest.FixtureRequest) -> AsyncIterator[JobStore]:
     if request.param == "memory":
         yield MemoryJobStore()

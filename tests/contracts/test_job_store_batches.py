@@ -75,7 +75,7 @@ class Stores:
         return (await self.batches.get(batch.id)).counts
 
 
-@pytest.fixture(params=["postgres", "memory"])
+@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
 async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
     if request.param == "memory":
         jobs = MemoryJobStore()

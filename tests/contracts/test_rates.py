@@ -17,7 +17,7 @@ from tests.fakes.rates import MemoryRateLimiter
 from tests.polling import until
 
 
-@pytest.fixture(params=["redis", "memory"])
+@pytest.fixture(params=[pytest.param("redis", marks=pytest.mark.services), "memory"])
 async def rates(request: pytest.FixtureRequest) -> AsyncIterator[RateLimiter]:
     if request.param == "memory":
         yield MemoryRateLimiter()

@@ -43,7 +43,7 @@ class Stores:
         return await self.jobs.succeed(job.ref, artifact(f"outputs/{job.id}/1.png"), {})
 
 
-@pytest.fixture(params=["postgres", "memory"])
+@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
 async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
     if request.param == "memory":
         memory = MemoryJobStore()
@@ -55,7 +55,7 @@ async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
         yield Stores(PostgresJobStore(database), PostgresBatchStore(database))
 
 
-@pytest.fixture(params=["s3", "memory"])
+@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.services), "memory"])
 async def blobs(request: pytest.FixtureRequest) -> AsyncIterator[BlobStore]:
     if request.param == "memory":
         yield MemoryBlobStore()

@@ -21,7 +21,7 @@ from tests.samples import new_job
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-@pytest.fixture(params=["postgres", "memory"])
+@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
 async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[UsageLedger]:
     kind: Literal["postgres", "memory"] = request.param
     if kind == "memory":

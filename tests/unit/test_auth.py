@@ -142,7 +142,7 @@ async def test_one_audience_of_several_is_enough(
         {"exp": None},
         {"iat": None},
     ],
-    ids=lambda changes: str(changes)[:30],
+    ids=lambda changes: next(iter(changes)),  # a time in an id would differ between processes
 )
 async def test_claims_that_are_not_accepted(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str, changes: dict[str, Any]

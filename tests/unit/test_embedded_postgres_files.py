@@ -25,7 +25,11 @@ def data(tmp_path: Path) -> DataFolder:
     return DataFolder(path=tmp_path / "data", programs=tmp_path, account=None)
 
 
-@pytest.mark.parametrize("content", [f"{os.getpid()}\n/data\n", "", "torn"])
+@pytest.mark.parametrize(
+    "content",
+    [f"{os.getpid()}\n/data\n", "", "torn"],
+    ids=["another program's pid", "empty", "torn"],
+)
 def test_a_lock_that_no_postgres_holds_is_removed(data: DataFolder, content: str) -> None:
     """A pid that now belongs to another program, or a file torn by a crash, blocks nothing."""
     lock = data.path / "postmaster.pid"

@@ -123,6 +123,7 @@ class _Tenants(RuleBasedStateMachine):
         assert self._do(shown()) == {str(row.id) for row in rows if row.owner == caller}
 
 
+@pytest.mark.minutes(5)
 def test_02_any_history_of_several_owners() -> None:
     """Whatever is there and in whatever state, others get what they would if it were not."""
     run_state_machine_as_test(
