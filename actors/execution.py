@@ -266,7 +266,7 @@ class Execution:
                 )
         finally:
             if isinstance(picture, Pixels):
-                picture.discard()
+                await picture.discard()
         watch.enter("store")
         key = output_key(job.ref, job.output_format)
         output = await self._blobs.put(key, data, job.output_format.content_type)

@@ -55,7 +55,7 @@ class Warmth:
             log.warning("warm_up_failed", workflow=name, code=error.code, reason=error.message)
             return
         if isinstance(result, Pixels):
-            result.discard()
+            await result.discard()
         self.took(name)
 
 

@@ -261,4 +261,4 @@ async def _settled(task: asyncio.Task[EngineResult]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.info("cancelled_run_ended", outcome=repr(error))
     elif not task.cancelled() and isinstance(result := task.result(), Pixels):
-        result.discard()
+        await result.discard()

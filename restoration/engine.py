@@ -6,6 +6,7 @@ rules, for the stand-in and for the real ComfyUI.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,8 +72,12 @@ class Pixels:
     height: int
     channels: int
 
-    def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
+    async def discard(self) -> None:
+        """Delete the file, also if the caller is cancelled meanwhile.
+
+        In a thread: to free a large file in memory takes milliseconds.
+        """
+        await asyncio.shield(asyncio.to_thread(self.path.unlink, missing_ok=True))
 
 
 EngineResult = bytes | Pixels  # a PNG, or what would have been in it

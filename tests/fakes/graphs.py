@@ -37,7 +37,7 @@ def pixels(picture: EngineResult) -> tuple[tuple[int, int], bytes]:
     """Size and RGB of a file, or of pixels that were handed over, which are gone then."""
     if isinstance(picture, Pixels):
         values = picture.path.read_bytes()
-        picture.discard()
+        picture.path.unlink()
         return (picture.width, picture.height), values
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     return image.size, image.tobytes()
