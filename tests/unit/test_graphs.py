@@ -538,6 +538,7 @@ _nodes = st.fixed_dictionaries(
 _graphs = st.dictionaries(st.sampled_from("1234"), _nodes | _json, max_size=4)
 
 
+@pytest.mark.minutes(5)
 @given(_json | _graphs | _graphs.map(lambda extra: {**graph(scale(2)), **extra}))
 @example(graph(scale(2)))
 def test_05_no_graph_raises_anything_else(sent: object) -> None:
