@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import linecache
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import CoroutineType
@@ -17,15 +18,18 @@ FOLDERS = {"unit": 1, "contracts": 5, "security": 5, "integration": 10}
 WHOLE_STACK = 20
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Limit each test by its marker `minutes`, or else by its folder and fixtures."""
-    minute_s = get_env_settings(config).timeout
-    if not minute_s:
-        return
-    for item in items:
-        marker = item.get_closest_marker("minutes")
-        minutes = marker.args[0] if marker else _usual_minutes(item)
-        item.add_marker(pytest.mark.timeout(minute_s * minutes))
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest-timeout reads the marker
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Limit a test by its marker `minutes`, or else by its folder and fixtures.
+
+    Where more processes want to run than there are cores, the limit is as many times longer.
+    """
+    marker = item.get_closest_marker("minutes")
+    minutes = marker.args[0] if marker else _usual_minutes(item)
+    busy = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    limit_s = get_env_settings(item.config).timeout * minutes * busy
+    item.add_marker(pytest.mark.timeout(limit_s))
+    return (yield)
 
 
 def _usual_minutes(item: pytest.Item) -> int:
