@@ -28,7 +28,7 @@ from persistence.embedded.supervisor import exit_on_sigterm
 from restoration.errors import DependencyUnavailable
 from restoration.settings import NodeSettings, load_node_settings
 from serve_app.deployment import PoolArgs, own_node, start_ray, start_service, stop_service
-from serve_app.stack_record import LOST_STATUS, RayReport
+from serve_app.stack_record import FAILED_STATUS, LOST_STATUS, RayReport
 
 # Without these two no request is answered.
 _VITAL = {"raylet": "raylet", "gcs_server": "control plane (GCS)"}
@@ -107,14 +107,18 @@ def main() -> None:
         try:
             report = start_ray()
         except DependencyUnavailable as error:
-            sys.stderr.write(f"error: {error}\n")
+            _say(str(error))
             sys.exit(LOST_STATUS)
         _write(options.report, report)
         watch.start()
         try:
             start_service(_sizes(load_node_settings(os.environ), options.workers), options.port)
         except DependencyUnavailable as error:
-            sys.exit(f"error: {error}")
+            _say(str(error))
+            sys.exit(FAILED_STATUS)
+        except RayError as error:
+            _say(f"Ray was lost while the service started: {error!r}")
+            sys.exit(LOST_STATUS)
         watch.expect_answers()
         _write(options.report, replace(report, ready=True))
         threading.Event().wait()
@@ -146,9 +150,14 @@ def _listens(port: int) -> bool:
 
 
 def _end_at_once(reason: str) -> None:
-    sys.stderr.write(f"error: {reason}\n")
-    sys.stderr.flush()
+    _say(reason)
     os._exit(LOST_STATUS)
+
+
+def _say(reason: str) -> None:
+    """Write the one line that `restore up` looks for."""
+    sys.stderr.write(f"error: {' '.join(reason.split())}\n")
+    sys.stderr.flush()
 
 
 if __name__ == "__main__":

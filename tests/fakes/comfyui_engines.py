@@ -20,7 +20,7 @@ from tests.fakes.comfyui import FakeComfyUI, serving
 from tests.fakes.comfyui_worker import Script
 
 LIMITS = EngineLimits(
-    answer_s=3.0, probe_s=3.0, poll_s=60.0, blind_poll_s=0.05, stop_poll_s=0.02, unreachable_s=3.0
+    answer_s=3.0, probe_s=3.0, poll_s=3000.0, blind_poll_s=0.05, stop_poll_s=0.02, unreachable_s=3.0
 )
 DEADLINE_S = 300
 

@@ -17,8 +17,8 @@ from restoration.jobs import AttemptOutcome, Job, JobStatus
 from tests.fleet import NODES, WORKERS, Fleet, running_fleet
 from tests.ray_cluster import EngineProcess, wait_for
 
-SHORT_S = 6.0
-LONG_S = 35.0  # to be running yet when the others' workers have been drained and are gone
+SHORT_S = 12.0  # for the last engine to start before the first worker goes
+LONG_S = 75.0  # to be running yet when the others' workers have been drained and are gone
 
 
 @dataclass

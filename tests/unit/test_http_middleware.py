@@ -91,8 +91,8 @@ async def test_05_a_sender_that_keeps_up_may_take_its_time(
     body = await request.aread()
 
     async def in_pieces() -> AsyncIterator[bytes]:
-        for start in range(0, len(body), 50):
-            yield body[start : start + 50]
+        for start in range(0, len(body), 10):
+            yield body[start : start + 10]
             await asyncio.sleep(0.1)
 
     async with asyncio.timeout(300), site.client() as client:
