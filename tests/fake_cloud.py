@@ -18,7 +18,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FakeMultiNodeProvider,
 )
 
-from tests.ray_cluster import ROOT, STORE_BYTES, RayCluster, kill, tree
+from tests.ray_cluster import ROOT, STORE_BYTES, TRIES, RayCluster, kill, tree
 
 _FIRST_PORT = "FAKE_CLOUD_FIRST_PORT"
 _PORTS_PER_NODE = 10
@@ -50,7 +50,15 @@ class FakeCloud(RayCluster):
         """Start the head; returns when it can be reached."""
         config = self.folder / "cluster.json"
         config.write_text(json.dumps(self._config()))
-        self.ray_head(f"--autoscaling-config={config}", environ=self._head_environ())
+        for left in reversed(range(TRIES)):
+            # The head's node id is fixed, and Ray takes one that it knows as dead for dead.
+            environ = self._head_environ() | {"RAY_external_storage_namespace": f"cloud-{left}"}
+            try:
+                return self.ray_head(f"--autoscaling-config={config}", environ=environ)
+            except ChildProcessError:
+                if not left:
+                    raise
+                self.close()
 
     def nodes(self) -> dict[int, psutil.Process]:
         """The raylet of each node but the head, by the number in the node's id."""

@@ -23,6 +23,8 @@ from tests.stack import free_port
 ROOT = Path(__file__).parents[1]
 DEADLINE_S = 600
 LOOK_S = 0.2
+# On a busy machine Ray gives up, after 15 s on an agent of its own or after 30 s on the node.
+TRIES = 5
 STORE_BYTES = 100_000_000
 _TOLD_TO_GO = re.compile(r'"jobs_in_hand": (\d+)')  # of the event worker_drains
 

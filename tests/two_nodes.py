@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 import psutil
 import structlog
 
-from tests.ray_cluster import RayCluster, kill, tree, wait_for
+from tests.ray_cluster import TRIES, RayCluster, kill, tree, wait_for
 
 HEAD = "127.0.0.2"
 NODE = "127.0.0.3"
 GPUS = 2
-TRIES = 5
 NEVER_GIVEN = range(20_000, 30_000)  # Linux gives those from 32768 on
 
 log = structlog.get_logger(__name__)
@@ -47,8 +46,7 @@ class TwoNodes(RayCluster):
             try:
                 return self._start_head()
             except ChildProcessError:
-                # On a busy machine Ray gives up, after 15 s on an agent of its own or after 30 on
-                # the node. Whoever supervises a head (KubeRay, an operator) starts it again.
+                # As do KubeRay, or an operator.
                 log.warning("head_did_not_start", tries_left=left)
                 if not left:
                     raise
