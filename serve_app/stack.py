@@ -120,7 +120,8 @@ def _serve(
                     "the next `restore up` goes on with all jobs"
                 ) from lost
             progress(f"Ray was lost: {lost}")
-            record(replace(stack, lost=str(lost)))
+            if stack.ray_address:  # it has served before
+                record(replace(stack, lost=str(lost)))
 
 
 @contextmanager

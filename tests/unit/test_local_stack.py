@@ -223,6 +223,15 @@ def test_a_ray_that_is_lost_is_started_again(
     assert records[-1].pid == os.getpid()
 
 
+def test_a_stack_is_not_found_before_it_has_served(
+    tmp_path: Path, records: list[StackRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its first tries come to: `restore up --detach` waits for one that serves."""
+    monkeypatch.setattr(stack, "RayProcess", FakeRay)
+    serve([False, False, True], tmp_path, records)
+    assert [record.lost for record in records] == [None]
+
+
 def test_a_ray_that_is_lost_again_and_again_ends_the_stack(
     tmp_path: Path, records: list[StackRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
