@@ -200,8 +200,12 @@ class BatchSubmission:
             ) from None
 
     async def _store_all(self, photos: AsyncIterator[Photo], draft: Draft) -> None:
-        """Examine and store each photo as it comes; what is asked for may come after them."""
-        slots = asyncio.Semaphore(IN_FLIGHT)
+        """Examine and store each photo as it comes; what is asked for may come after them.
+
+        One photo is taken from `photos` while those before it, which together are no larger than
+        the largest may be, are examined and stored.
+        """
+        in_hand = _InHand(IN_FLIGHT, self._submission.max_image_bytes)
 
         async def store(photo: Photo, index: int, job_id: UUID) -> None:
             try:
@@ -209,14 +213,15 @@ class BatchSubmission:
             except InvalidRequest as error:
                 draft.refuse(index, error)
             finally:
-                slots.release()
+                await in_hand.give_back(len(photo.data))
 
         try:
             async with asyncio.TaskGroup() as group:
                 async for photo in photos:
                     place = draft.add(photo.name, photo.sha256)
-                    await slots.acquire()
+                    await in_hand.take(len(photo.data))
                     group.create_task(store(photo, *place))
+                    del photo  # the next one is read without it
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
@@ -263,6 +268,35 @@ class BatchSubmission:
 
     async def _discard(self, keys: Iterable[str]) -> None:
         await asyncio.gather(*(self._submission.discard(key) for key in keys))
+
+
+class _InHand:
+    """Photos of one batch that are in memory, limited in number and in bytes."""
+
+    def __init__(self, max_photos: int, max_bytes: int) -> None:
+        self._max_photos = max_photos
+        self._max_bytes = max_bytes
+        self._photos = 0
+        self._bytes = 0
+        self._changed = asyncio.Condition()
+
+    async def take(self, size_bytes: int) -> None:
+        """Wait until there is room for so many bytes; one photo alone always has it."""
+
+        def has_room() -> bool:
+            fits = self._bytes + size_bytes <= self._max_bytes
+            return not self._photos or (fits and self._photos < self._max_photos)
+
+        async with self._changed:
+            await self._changed.wait_for(has_room)
+            self._photos += 1
+            self._bytes += size_bytes
+
+    async def give_back(self, size_bytes: int) -> None:
+        async with self._changed:
+            self._photos -= 1
+            self._bytes -= size_bytes
+            self._changed.notify_all()
 
 
 def _items(new: NewBatch, jobs: Iterable[NewJob]) -> Sequence[BatchItem]:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import structlog
 
+from actors.uploads import UNUSED_AFTER_S
 from persistence.keys import INPUTS, OUTPUTS, UPLOADS, job_of
 from persistence.retention import Retention
 from restoration.batches import PUT_TOGETHER_S
@@ -32,7 +33,6 @@ ORPHANS_EVERY_S = 3600.0
 # A submission writes its row seconds after its object, or never. A batch is not recorded any more
 # when it took half as long, so that no clock and no slow transaction makes the two meet.
 ORPHANED_AFTER_S = 2 * PUT_TOGETHER_S
-UNUSED_AFTER_S = 3600.0  # an upload by a client itself is for one use, soon
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +82,22 @@ class Housekeeping:
         inputs = await self._expire(retention.expire_inputs, kept.input_s)
         outputs = await self._expire(retention.expire_outputs, kept.output_s)
         rows = await self._delete_rows()
-        if inputs or outputs or rows:
-            log.info("expired_removed", inputs=inputs, outputs=outputs, rows=rows)
+        uploads = await self._expire_uploads()
+        if inputs or outputs or rows or uploads:
+            log.info("expired_removed", inputs=inputs, outputs=outputs, rows=rows, uploads=uploads)
 
     async def _expire(
         self, expire: Callable[[float, int], Awaitable[Sequence[str]]], kept_s: float
     ) -> int:
         removed = 0
         while kept_s and (keys := await expire(kept_s, BATCH)):
+            await self._blobs.delete_many(keys)
+            removed += len(keys)
+        return removed
+
+    async def _expire_uploads(self) -> int:
+        removed = 0
+        while keys := await self._retention.expire_uploads(BATCH):
             await self._blobs.delete_many(keys)
             removed += len(keys)
         return removed

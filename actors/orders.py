@@ -100,8 +100,9 @@ class Order:
             # as it was before there was such a thing, for keys from then
             *(["keep_metadata"] if self.keep_metadata else []),
         ]
-        text = json.dumps(asked, sort_keys=True)
-        return hashlib.sha256(text.encode() + b"\0" + subject).hexdigest()
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode() + b"\0")
+        digest.update(subject)  # by itself: a picture is not to be copied for this
+        return digest.hexdigest()
 
 
 class Orders:

@@ -92,6 +92,10 @@ class Submission:
         self._tracer = tracer or NullTracer()
         self._digests = FairPlaces(DIGESTS_AT_ONCE, "digests")
 
+    @property
+    def max_image_bytes(self) -> int:
+        return self._limits.max_bytes
+
     def check(self, request: SubmissionRequest) -> Order:
         """All that can be said without the picture. Raises InvalidRequest and its kin."""
         return self._orders.check(request)

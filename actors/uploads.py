@@ -1,8 +1,8 @@
 """Direct uploads: a client writes its photo into S3 by itself, and then makes one job of it.
 
-There is no record of an upload but its object: what may be written is in the link's signature,
-whose it is in the object's key, and that only one job is made of it in the job's id, which is the
-upload's. What nobody uses, the sweeper removes.
+What may be written is in the link's signature, whose it is in the object's key, and that only one
+job is made of it in the job's id, which is the upload's. Its bytes count as stored from the moment
+in which the link is given, until a job is made of them or the sweeper removes them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from uuid import UUID, uuid4
 from persistence.keys import upload_key
 from restoration.errors import UploadNotFound
 from restoration.images import ImageType, UploadLimits, check_size_bytes
-from restoration.ports import BlobStore, NewUpload, UploadLink
+from restoration.ports import BlobStore, NewUpload, UploadLink, UploadStore
+from restoration.quotas import Quotas
+
+UNUSED_AFTER_S = 3600.0  # an upload is for one use, soon after its link has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +30,34 @@ class Upload:
 class Uploads:
     """Holds no state of its own. `lifetime_s` is how long a link is good for."""
 
-    def __init__(self, blobs: BlobStore, limits: UploadLimits, lifetime_s: int) -> None:
+    def __init__(
+        self, store: UploadStore, blobs: BlobStore, limits: UploadLimits, lifetime_s: int
+    ) -> None:
+        self._store = store
         self._blobs = blobs
         self._limits = limits
         self._lifetime_s = lifetime_s
 
     async def begin(
-        self, owner: str, content_type: ImageType, size_bytes: int, sha256: str | None = None
+        self,
+        owner: str,
+        content_type: ImageType,
+        size_bytes: int,
+        sha256: str | None = None,
+        quotas: Quotas | None = None,
     ) -> Upload:
-        """Raises ImageTooLarge, DependencyUnavailable."""
+        """Raises ImageTooLarge, QueueFull, StorageFull, DependencyUnavailable."""
         check_size_bytes(size_bytes, self._limits)
         upload_id, new = uuid4(), NewUpload(content_type.value, size_bytes, sha256)
         key = upload_key(owner, upload_id)
-        return Upload(upload_id, await self._blobs.upload_link(key, new, self._lifetime_s))
+        link = await self._blobs.upload_link(key, new, self._lifetime_s)
+        counted_s = self._lifetime_s + UNUSED_AFTER_S
+        await self._store.begin(upload_id, owner, size_bytes, counted_s, quotas)
+        return Upload(upload_id, link)
+
+    async def size_of(self, owner: str, upload_id: UUID) -> int:
+        """The bytes that were announced; 0 for what is no upload of the owner's, or was used."""
+        return await self._store.size_of(upload_id, owner) or 0
 
 
 async def fetch_upload(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_MISSING = {"NoSuchKey", "404"}
+_MISSING = {"NoSuchKey", "404", "InvalidRange"}  # the last: of an object that is shorter
 
 
 _PIECE_BYTES = 1024 * 1024  # of an object that is read without being kept
@@ -118,6 +118,22 @@ class S3BlobStore:
             if hashlib.sha256(data).hexdigest() != artifact.sha256:
                 raise _corrupt(artifact, "its sha256 is another")
             return data
+
+        return await self._run(work)
+
+    async def read(self, artifact: Artifact, start: int, end: int) -> bytes:
+        """A request of its own: no connection is held while the caller does without the next."""
+
+        def work(client: S3Client) -> bytes:
+            with _missing_is_corrupt(artifact):
+                answer = client.get_object(
+                    Bucket=self._bucket, Key=artifact.key, Range=f"bytes={start}-{end - 1}"
+                )
+            with closing(answer["Body"]) as body:
+                size = answer["ContentRange"].rpartition("/")[2]
+                if size != str(artifact.size_bytes):
+                    raise _corrupt(artifact, f"it has {size} bytes")
+                return body.read()
 
         return await self._run(work)
 

@@ -127,6 +127,9 @@ class CopiedBlobs:
         copy = await self._copies.take(artifact)
         return await self._blobs.get(artifact) if copy is None else copy
 
+    async def read(self, artifact: Artifact, start: int, end: int) -> bytes:
+        return await self._blobs.read(artifact, start, end)
+
     async def delete(self, key: str) -> None:
         await self.delete_many([key])
 

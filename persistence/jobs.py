@@ -22,6 +22,7 @@ from persistence.rows import insertion, to_job
 from persistence.signals import LOOK, hint_of
 from persistence.tables import jobs
 from persistence.transitions import RECLAIM_BATCH
+from persistence.uploads import end_upload
 from restoration.affinity import Affinity
 from restoration.errors import IdempotencyConflict, InputExpired
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobPage, JobStatus, NewJob
@@ -218,6 +219,7 @@ def _insert(
     row = connection.execute(*insertion(job, hint)).mappings().first()
     if row is None:
         return _earlier(job, connection), False
+    end_upload(job.id, connection)  # a job that is made of an upload has its id
     turns.admit(policy, job.owner, quotas, running_limit, connection)
     if job.reused is not None:
         deliveries.enqueue(job, connection)

@@ -1,6 +1,7 @@
 """What each owner has: jobs that run, bytes that are stored, and how many may run at a time.
 
-Triggers on `jobs` count, in the transaction that changes the job (migration 0009); while as many
+Triggers on `jobs` and `uploads` count, in the transaction that changes the row (migrations 0009
+and 0015); while as many
 run as may, they also mark the owner's turns as `held`, and claims pass over these.
 
 Lock order: an owner's row comes before its turns, and owners in the order of `in_order`.
@@ -30,6 +31,12 @@ def lock_owners_of(job_ids: Collection[UUID], connection: Connection) -> None:
     """To come before a statement that changes what several owners have stored."""
     concerned = select(jobs.c.owner).where(jobs.c.id.in_(job_ids))
     query = select(owners.c.owner).where(owners.c.owner.in_(concerned)).order_by(in_order())
+    connection.execute(query.with_for_update())
+
+
+def lock_owners(names: Collection[str], connection: Connection) -> None:
+    """As `lock_owners_of`, for owners that are known."""
+    query = select(owners.c.owner).where(owners.c.owner.in_(names)).order_by(in_order())
     connection.execute(query.with_for_update())
 
 

@@ -27,6 +27,7 @@ from persistence.database import Database
 from persistence.keys import job_of
 from persistence.owners import forget_idle, lock_owners_of
 from persistence.tables import OWNED, batches, deliveries, jobs
+from persistence.uploads import expire_uploads
 from restoration.webhooks import DeliveryStatus
 
 
@@ -53,6 +54,10 @@ class Retention:
         """Delete batches of that age, and owners, of whom no job is left. To be called after
         `delete_rows`, once: it looks at all of them."""
         await self._database.run(partial(_forget_emptied, kept_s))
+
+    async def expire_uploads(self, limit: int) -> Sequence[str]:
+        """Forget direct uploads that were not used in time; returns their keys."""
+        return await self._database.run(partial(expire_uploads, limit))
 
     async def wanted_inputs(self, keys: Collection[str]) -> Collection[str]:
         """Those of the keys that some job counts on."""

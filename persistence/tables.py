@@ -282,6 +282,20 @@ owners = Table(
     postgresql_with={"fillfactor": 50},
 )
 
+# Direct uploads that no job was made of yet; triggers add them to what their owner has stored.
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("owner", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    # when the object may be removed, which is later than the end of its link
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    CheckConstraint("size_bytes > 0", name="uploads_sized"),
+    Index("uploads_of_owner", "owner", postgresql_include=["size_bytes"]),
+    Index("uploads_by_expiry", "expires_at"),
+)
+
 # What each attempt has cost; kept when the job's row goes.
 gpu_usage = Table(
     "gpu_usage",

@@ -198,6 +198,28 @@ class NewUpload:
     sha256: str | None = None
 
 
+class UploadStore(Protocol):
+    """Direct uploads that no job was made of yet. The JobStore that records a job with an upload's
+    id ends it."""
+
+    async def begin(
+        self,
+        upload_id: UUID,
+        owner: str,
+        size_bytes: int,
+        lifetime_s: float,
+        quotas: Quotas | None = None,
+    ) -> None:
+        """Count so many bytes as stored for `owner` until a job is made of them, or the time is up.
+
+        `quotas` are by default the store's own. Raises QueueFull if no job could be made of them
+        now, StorageFull if too much would be stored, or announced.
+        """
+
+    async def size_of(self, upload_id: UUID, owner: str) -> int | None:
+        """The bytes that were announced; None for none of the owner's uploads."""
+
+
 @dataclass(frozen=True, slots=True)
 class UploadLink:
     """Where to PUT an upload, with exactly these headers, until then."""
@@ -214,6 +236,13 @@ class BlobStore(Protocol):
 
     async def get(self, artifact: Artifact) -> bytes:
         """Raises ArtifactCorrupt when size or sha256 differ, or the object is gone."""
+
+    async def read(self, artifact: Artifact, start: int, end: int) -> bytes:
+        """The bytes from `start` up to `end`, which are within the artifact's.
+
+        Raises ArtifactCorrupt when the size differs or the object is gone; that the bytes are
+        those that were put shows in the sha256 of all of them.
+        """
 
     async def copy(self, artifact: Artifact, key: str) -> Artifact:
         """The same bytes once more, as `put` would have stored them. Raises as `get`."""

@@ -29,7 +29,7 @@ from pydantic_core import ErrorDetails
 from restoration.errors import InvalidSettings
 from restoration.images import MEBIBYTE, UploadLimits
 from restoration.queueing import QueuePolicy
-from restoration.quotas import Quotas
+from restoration.quotas import UPLOADING_BYTES, Quotas
 from restoration.webhook_urls import WebhookRules
 from restoration.webhooks import secret_key
 
@@ -156,17 +156,23 @@ class Settings(NodeSettings):
     # How much may wait and be on its way, and how long an idempotency key is remembered
     max_waiting_jobs: int = Field(100_000, alias="MAX_WAITING_JOBS", gt=0)
     # ... of one owner, unless its token says otherwise (0: no limit). The defaults stop a client
-    # that has gone wild; who shares a fleet among strangers sets all four.
+    # that has gone wild; who shares a fleet among strangers sets all five.
     max_requests_per_minute: int = Field(6_000, alias="MAX_REQUESTS_PER_MINUTE", ge=0)
     max_waiting_per_owner: int = Field(10_000, alias="MAX_WAITING_PER_OWNER", ge=0)
     max_running_per_owner: int = Field(0, alias="MAX_RUNNING_PER_OWNER", ge=0)
     max_stored_bytes_per_owner: int = Field(0, alias="MAX_STORED_BYTES_PER_OWNER", ge=0)
+    max_uploading_bytes_per_owner: int = Field(
+        UPLOADING_BYTES, alias="MAX_UPLOADING_BYTES_PER_OWNER", ge=0
+    )
     # At the same time, in each replica of the ingress. An owner gets one more only while more are
     # left than it has: at most half of them alone, so that some are left for the others.
     max_uploads_in_flight: int = Field(64, alias="MAX_UPLOADS_IN_FLIGHT", gt=0)
     max_event_streams: int = Field(2048, alias="MAX_EVENT_STREAMS", gt=0)
     max_waits: int = Field(1024, alias="MAX_WAITS", gt=0)
     max_downloads: int = Field(64, alias="MAX_DOWNLOADS", gt=0)
+    # Bytes of uploads that a replica of the ingress holds in memory at a time; by default ten of
+    # the largest photos
+    max_upload_bytes_in_flight: int | None = Field(None, alias="MAX_UPLOAD_BYTES_IN_FLIGHT", gt=0)
     idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
     # A batch job that has waited for so long takes turns with interactive ones
     aging_s: float = Field(600, alias="AGING_S", gt=0)
@@ -229,6 +235,19 @@ class Settings(NodeSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _batches_fit_into_memory(self) -> Self:
+        """A batch holds two photos at a time, and an owner half of what there is."""
+        if self.upload_bytes_in_flight < 4 * self.upload_max_bytes:
+            raise ValueError(
+                "MAX_UPLOAD_BYTES_IN_FLIGHT must be at least four times UPLOAD_MAX_BYTES"
+            )
+        return self
+
+    @property
+    def upload_bytes_in_flight(self) -> int:
+        return self.max_upload_bytes_in_flight or 10 * self.upload_max_bytes
+
     @property
     def upload_limits(self) -> UploadLimits:
         return UploadLimits(
@@ -253,6 +272,7 @@ class Settings(NodeSettings):
             waiting_jobs=self.max_waiting_per_owner,
             running_jobs=self.max_running_per_owner,
             stored_bytes=self.max_stored_bytes_per_owner,
+            uploading_bytes=self.max_uploading_bytes_per_owner,
         )
 
     @property

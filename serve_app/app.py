@@ -17,6 +17,8 @@ from starlette.middleware.cors import CORSMiddleware
 from restoration.errors import BatchTooLarge, ImageTooLarge
 from restoration.fair_queue import FairPlaces, as_many_as_are_free
 from serve_app.errors import install_error_handlers
+from serve_app.flow_control import FlowControlledApp
+from serve_app.head_requests import HeadRequests
 from serve_app.headers import SecurityHeaders
 from serve_app.middleware import REQUEST_ID, BodyLimit, BodyPace, Limit, RequestContext
 from serve_app.open_streams import OpenStreams
@@ -36,14 +38,19 @@ from serve_app.routes import (
 )
 from serve_app.routes.batch_form import BATCH_OVERHEAD_BYTES
 from serve_app.routes.forms import FORM_OVERHEAD_BYTES
+from serve_app.routes.upload_bytes import UploadBytes
 from serve_app.routes.uploads import UploadSlots
 from serve_app.services import Services
 
 _VERSION = version("comfy-restore")  # reads a file, and apps are built on an event loop
-_SENT_HEADERS = ["Authorization", "Idempotency-Key", "Last-Event-ID", "Prefer", REQUEST_ID]
+_SENT_HEADERS = [
+    *("Authorization", "Idempotency-Key", "Last-Event-ID", "Prefer", REQUEST_ID),
+    *("Range", "If-Range"),
+]
 _READABLE_HEADERS = [
     *("Location", REQUEST_ID, "Idempotent-Replayed", "Preference-Applied", "Retry-After"),
     *("RateLimit", "RateLimit-Policy"),
+    *("Accept-Ranges", "Content-Range", "Content-Disposition", "ETag", "Repr-Digest"),
 ]
 
 
@@ -70,6 +77,7 @@ def build_asgi_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.readiness = readiness
+    app.state.upload_bytes = UploadBytes(services.settings.upload_bytes_in_flight)
     app.state.uploads = UploadSlots(services.settings.max_uploads_in_flight)
     app.state.streams = OpenStreams(services.meter, services.settings.max_event_streams)
     app.state.waits = FairPlaces(services.settings.max_waits, "waits", as_many_as_are_free)
@@ -110,6 +118,7 @@ def _readiness_of(services: Services) -> ReadinessProbe:
 def _install_middleware(app: FastAPI, services: Services) -> None:
     """From the inside out."""
     settings = services.settings
+    app.add_middleware(HeadRequests)
     app.add_middleware(BodyPace)
     app.add_middleware(
         BodyLimit,
@@ -124,11 +133,12 @@ def _install_middleware(app: FastAPI, services: Services) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=_SENT_HEADERS,
             expose_headers=_READABLE_HEADERS,
         )
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(FlowControlledApp)
 
 
 def _operation_id(route: APIRoute) -> str:

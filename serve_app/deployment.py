@@ -37,6 +37,7 @@ from actors.submission import SubmissionRequest, Submitted
 from restoration.batches import JobBatch, NewBatch
 from restoration.errors import DependencyUnavailable
 from restoration.fair_queue import current_owner
+from restoration.images import MEBIBYTE
 from restoration.jobs import Job, NewJob
 from restoration.scaling import ScalingPolicy
 from restoration.settings import load_settings
@@ -204,6 +205,10 @@ LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # glibc's heaps, else one for each thread: each keeps what it needed at its worst moment
     "MALLOC_ARENA_MAX": "2",
+    # A freed photo or result goes back to the system at once. By itself glibc raises both limits to
+    # what it has seen freed, up to 32 and 64 MiB, and keeps that much in each heap.
+    "MALLOC_MMAP_THRESHOLD_": str(MEBIBYTE),
+    "MALLOC_TRIM_THRESHOLD_": str(MEBIBYTE),
     # a killed proxy is back in 4 s, not 30
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",

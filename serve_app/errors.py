@@ -189,4 +189,8 @@ async def _on_malformed_request(request: Request, error: RequestValidationError)
 async def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
     """What the framework itself refuses: no such path, method not allowed, no multipart, ..."""
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    return problem_response(request, error.status_code, code, error.detail, headers=error.headers)
+    headers = dict(error.headers or {})
+    allowed = headers.get("Allow", "").split(", ")
+    if "GET" in allowed and "HEAD" not in allowed:
+        headers["Allow"] = ", ".join([*allowed, "HEAD"])  # see `serve_app.head_requests`
+    return problem_response(request, error.status_code, code, error.detail, headers=headers)

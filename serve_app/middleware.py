@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from restoration.errors import InvalidRequest, UploadTooSlow
 from restoration.tracing import HEADER, NullTracer, TraceContext, Tracer, spanning
 from serve_app.errors import internal_error_response, problem_document
+from serve_app.flow_control import FlowControlledEdge
 from serve_app.headers import RESPONSE_STARTS, SecurityHeaders
 
 log = structlog.get_logger(__name__)
@@ -123,9 +124,9 @@ class Limit:
 class BodyLimit:
     """Refuses a body above the limit while it is read, so that it is never held in full.
 
-    What arrives is counted; Content-Length only lets a refusal come sooner. A request that is
-    answered without reading its body costs nothing and needs no limit. The paths in `paths` have
-    limits of their own.
+    What arrives is counted, also by the route if it has left a `count_body` in the state;
+    Content-Length only lets a refusal come sooner. A request that is answered without reading its
+    body costs nothing and needs no limit. The paths in `paths` have limits of their own.
     """
 
     def __init__(self, app: ASGIApp, limit: Limit, paths: Mapping[str, Limit]) -> None:
@@ -149,6 +150,9 @@ class BodyLimit:
                 received += len(message.get("body", b""))
                 if received > limit.max_bytes:
                     raise limit.exceeded()
+                count: Callable[[int], None] | None = scope.get("state", {}).get("count_body")
+                if count is not None:
+                    count(len(message.get("body", b"")))
             return message
 
         await self._app(scope, receive_within_limit, send)
@@ -269,4 +273,8 @@ def _is_for_serve_alone(scope: Scope) -> bool:
 def serve_edge() -> list[Middleware]:
     """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, on every node that runs Serve."""
     session_header = os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "")
-    return [Middleware(ServeEdge, session_header=session_header), Middleware(SecurityHeaders)]
+    return [
+        Middleware(FlowControlledEdge),
+        Middleware(ServeEdge, session_header=session_header),
+        Middleware(SecurityHeaders),
+    ]

@@ -21,6 +21,7 @@ from persistence.database import Database
 from persistence.jobs import PostgresJobStore
 from persistence.rates import RedisRateLimiter
 from persistence.status import RedisStatusBoard
+from persistence.uploads import PostgresUploadStore
 from persistence.usage import PostgresUsageLedger
 from persistence.workers import PostgresWorkerRegistry
 from restoration.metrics import Meter, NullMeter
@@ -103,7 +104,10 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
         jobs=jobs,
         batches=batches,
         blobs=blobs,
-        uploads=Uploads(blobs, settings.upload_limits, settings.upload_url_lifetime_s),
+        uploads=Uploads(
+            PostgresUploadStore(database, settings.queue_policy),
+            *(blobs, settings.upload_limits, settings.upload_url_lifetime_s),
+        ),
         status=board,
         authenticator=Authenticator(issuer, http, settings.quotas),
         rates=rates,

@@ -111,7 +111,7 @@ def database_url(migrated_url: str) -> str:
     url = make_url(migrated_url).set(drivername="postgresql")
     with closing(psycopg2.connect(url.render_as_string(hide_password=False))) as connection:
         with connection, connection.cursor() as cursor:
-            cursor.execute("TRUNCATE jobs, turns, owners, batches, workers CASCADE")
+            cursor.execute("TRUNCATE jobs, turns, owners, uploads, batches, workers CASCADE")
     return migrated_url
 
 

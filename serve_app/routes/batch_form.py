@@ -72,9 +72,13 @@ class BatchFormReader:
 
     async def photos(self) -> AsyncGenerator[Photo, None]:
         while self._photo is not None:
-            part, self._photo = self._photo, None
-            yield Photo(part.filename or "", bytes(part.data), part.hash.hexdigest())
+            yield self._take(self._photo)
             self._photo = await self._next_photo()
+
+    def _take(self, part: Part) -> Photo:
+        """Nothing of it stays here while the next one is read."""
+        self._photo = None
+        return Photo(part.filename or "", bytes(part.data), part.hash.hexdigest())
 
     def all_fields(self) -> BatchForm:
         """Those that have come: once there are no more photos, all of them."""

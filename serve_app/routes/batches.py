@@ -37,6 +37,7 @@ from serve_app.routes.batch_form import BATCH_BODY, BatchFormReader
 from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
 from serve_app.routes.events import EventStream, kept_alive
 from serve_app.routes.submissions import IdempotencyKey
+from serve_app.routes.upload_bytes import UploadShare, batch_share
 from serve_app.routes.uploads import UploadSlot, upload_slot
 from serve_app.schemas_batches import (
     BatchItems,
@@ -105,6 +106,7 @@ async def submit_batch(
     caller: Writer,
     services: ServicesOf,
     _slot: Annotated[UploadSlot, Depends(upload_slot)],
+    _share: Annotated[UploadShare, Depends(batch_share)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit up to 1,000 photos to be restored alike."""

@@ -89,9 +89,8 @@ async def begin_upload(
     caller: Writer, services: ServicesOf, response: Response, asked: UploadRequest
 ) -> UploadView:
     """Where to PUT a photo, to be named by its `id` in one submission afterwards."""
-    await services.jobs.check_room(caller.sub, caller.quotas, asked.size_bytes)
     upload = await services.uploads.begin(
-        caller.sub, asked.content_type, asked.size_bytes, asked.sha256
+        caller.sub, asked.content_type, asked.size_bytes, asked.sha256, caller.quotas
     )
     response.headers["Cache-Control"] = "no-store"
     return UploadView(

@@ -31,6 +31,7 @@ from serve_app.auth import Principal
 from serve_app.openapi import multipart_form
 from serve_app.routes.dependencies import authenticated, services_of
 from serve_app.routes.multipart import MAX_FIELD_BYTES, PHOTO, FormParts, Part, malformed
+from serve_app.routes.upload_bytes import UploadShare, photo_share
 from serve_app.routes.uploads import UploadSlot, upload_slot
 
 _Form = TypeVar("_Form", bound=BaseModel)
@@ -141,12 +142,17 @@ class RunForm(JobForm):
     upload_id: UUID | SkipJsonSchema[None] = _UPLOAD_ID
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SubmittedForm:
     """`image` is empty for a photo that was uploaded before."""
 
     image: bytes
     fields: RestorationForm | RunForm
+
+    def asks(self, caller: Principal, idempotency_key: str | None) -> SubmissionRequest:
+        """The request, to which the photo moves: FastAPI keeps this form until it has answered."""
+        image, self.image = self.image, b""
+        return self.fields.asks(caller, image, idempotency_key)
 
 
 def _body(form: type[BaseModel]) -> dict[str, Any]:
@@ -159,26 +165,34 @@ def _body(form: type[BaseModel]) -> dict[str, Any]:
 
 FORM_BODY, RUN_BODY = _body(RestorationForm), _body(RunForm)
 
-_Authenticated = Annotated[object, Depends(authenticated)]
+_Authenticated = Annotated[Principal, Depends(authenticated)]
 _WithSlot = Annotated[UploadSlot, Depends(upload_slot)]
+_WithShare = Annotated[UploadShare, Depends(photo_share)]
 
 
 async def submitted_form(
-    request: Request, _caller: _Authenticated, _slot: _WithSlot
+    request: Request, caller: _Authenticated, _slot: _WithSlot, share: _WithShare
 ) -> SubmittedForm:
-    """Raises RequestValidationError (malformed), ImageTooLarge, and 400 or 415 for no multipart."""
-    return await _read(request, RestorationForm)
+    """Raises RequestValidationError (malformed), ImageTooLarge, TooManyUploads, and 400 or 415 for
+    no multipart."""
+    return await _read(request, RestorationForm, caller, share)
 
 
 async def submitted_run(
-    request: Request, _caller: _Authenticated, _slot: _WithSlot
+    request: Request, caller: _Authenticated, _slot: _WithSlot, share: _WithShare
 ) -> SubmittedForm:
     """As `submitted_form`."""
-    return await _read(request, RunForm)
+    return await _read(request, RunForm, caller, share)
 
 
-async def _read(request: Request, kind: type[RestorationForm] | type[RunForm]) -> SubmittedForm:
-    limits = services_of(request).settings.upload_limits
+async def _read(
+    request: Request,
+    kind: type[RestorationForm] | type[RunForm],
+    caller: Principal,
+    share: UploadShare,
+) -> SubmittedForm:
+    services = services_of(request)
+    limits = services.settings.upload_limits
     parts = FormParts(request, {PHOTO, *kind.model_fields}, limits.max_bytes)
     texts: dict[str, str] = {}
     photo: Part | None = None
@@ -194,6 +208,8 @@ async def _read(request: Request, kind: type[RestorationForm] | type[RunForm]) -
     fields = validated(kind, texts)
     if (photo is None) == (fields.upload_id is None):
         raise malformed(PHOTO, "send the photo as a file in this field, or its upload_id")
+    if fields.upload_id is not None:
+        share.take(await services.uploads.size_of(caller.sub, fields.upload_id))
     return SubmittedForm(bytes(photo.data) if photo else b"", fields)
 
 

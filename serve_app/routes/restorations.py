@@ -6,7 +6,7 @@ from typing import Annotated
 from urllib.parse import urlencode
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response, status
+from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
 from fastapi.responses import RedirectResponse
 
 from restoration.errors import (
@@ -33,15 +33,23 @@ from serve_app.openapi import PICTURES, header, problems
 from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
 from serve_app.routes.downloads import Download
 from serve_app.routes.forms import FORM_BODY, SubmittedForm, submitted_form
+from serve_app.routes.results import filename_of, picture
 from serve_app.routes.submissions import IdempotencyKey, Prefer, answer, submission_responses
+from serve_app.routes.upload_bytes import UploadShare, photo_share
 from serve_app.routes.uploads import UploadSlot, upload_slot
-from serve_app.routes.views import filename_of, picture, show, show_all
+from serve_app.routes.views import show, show_all
 from serve_app.schemas import Restoration, RestorationPage
 from serve_app.scopes import Scope
 from serve_app.services import Services
 from workflows.manifest import CUSTOM
 
 MAX_PAGE = 100
+DOWNLOAD_HEADERS = {
+    "Content-Disposition": header("an attachment with a file name"),
+    "ETag": header("the sha256 of the whole, in hex"),
+    "Accept-Ranges": header("`bytes`"),
+    "Repr-Digest": header("RFC 9530: the sha256 of the whole"),
+}
 
 router = APIRouter(
     prefix="/api/v1/restorations",
@@ -67,12 +75,12 @@ async def submit_restoration(
     form: Annotated[SubmittedForm, Depends(submitted_form)],
     slot: Annotated[UploadSlot, Depends(upload_slot)],
     prefer: Prefer,
+    share: Annotated[UploadShare, Depends(photo_share)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit a photo to be restored."""
-    submitted = await services.submission.submit(
-        form.fields.asks(caller, form.image, idempotency_key)
-    )
+    submitted = await services.submission.submit(form.asks(caller, idempotency_key))
+    share.give_back()
     slot.give_back()  # the upload is stored: who waits for the end waits without it
     return await answer(request, caller, services, submitted, prefer)
 
@@ -185,21 +193,40 @@ async def demand_run(services: Services, job_id: UUID, caller: Principal) -> Non
         200: {
             "description": "the picture (`download=1`)",
             "content": PICTURES,
-            "headers": {"Content-Disposition": header("an attachment with a file name")},
+            "headers": DOWNLOAD_HEADERS,
         },
-        **problems(JobNotFound, ResultNotReady, ResultExpired, TooManyAtOnce),
+        206: {
+            "description": "the part of it that `Range` asks for",
+            "content": PICTURES,
+            "headers": {
+                **DOWNLOAD_HEADERS,
+                "Content-Range": header("which bytes, and of how many"),
+            },
+        },
+        **problems(
+            *(JobNotFound, ResultNotReady, ResultExpired, TooManyAtOnce),
+            requested_range_not_satisfiable=416,
+        ),
     },
 )
 async def get_result(
+    request: Request,
     job_id: UUID,
     caller: Reader,
     services: ServicesOf,
     download: Annotated[bool, Query(description="the bytes themselves, not a redirect")] = False,
+    _range: Annotated[
+        str | None,
+        Header(alias="Range", description="RFC 9110; one range of bytes of a download"),
+    ] = None,
+    _if_range: Annotated[
+        str | None, Header(alias="If-Range", description="the ETag that the range is of")
+    ] = None,
 ) -> Response:
     """The restored photo."""
     job = await services.jobs.get(job_id, caller.reach)
     if download:
-        return Download(await picture(services.blobs, job, {}), caller.sub)
+        return Download(await picture(request, services.blobs, job, {}), caller.sub)
     lifetime_s = services.settings.result_url_lifetime_s
     url = await services.blobs.signed_url(job.result(), filename_of(job), lifetime_s)
     return RedirectResponse(url, headers={"Cache-Control": "no-store"})

@@ -18,6 +18,7 @@ from serve_app.openapi import problems
 from serve_app.routes.dependencies import ServicesOf, require
 from serve_app.routes.forms import RUN_BODY, SubmittedForm, submitted_run
 from serve_app.routes.submissions import IdempotencyKey, Prefer, answer, submission_responses
+from serve_app.routes.upload_bytes import UploadShare, photo_share
 from serve_app.routes.uploads import UploadSlot, upload_slot
 from serve_app.schemas import Restoration
 from serve_app.scopes import Scope
@@ -46,11 +47,11 @@ async def submit_run(
     form: Annotated[SubmittedForm, Depends(submitted_run)],
     slot: Annotated[UploadSlot, Depends(upload_slot)],
     prefer: Prefer,
+    share: Annotated[UploadShare, Depends(photo_share)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit a photo and a graph to run on it."""
-    submitted = await services.submission.submit(
-        form.fields.asks(caller, form.image, idempotency_key)
-    )
+    submitted = await services.submission.submit(form.asks(caller, idempotency_key))
+    share.give_back()
     slot.give_back()
     return await answer(request, caller, services, submitted, prefer)

@@ -36,7 +36,8 @@ from serve_app.auth import Principal
 from serve_app.openapi import PICTURES, Responses, header, problems
 from serve_app.routes.downloads import Download, may_download_now
 from serve_app.routes.preferences import preferred_wait_s, prefers
-from serve_app.routes.views import links_to, picture, show
+from serve_app.routes.results import picture
+from serve_app.routes.views import links_to, show
 from serve_app.schemas import Restoration
 from serve_app.scopes import Scope
 from serve_app.services import Services
@@ -132,7 +133,7 @@ async def answer(
         headers["Preference-Applied"] = f"wait={wait_s}"
     if job.status.is_final and _wants_picture(request, caller, job):
         try:
-            return Download(await picture(services.blobs, job, headers), caller.sub)
+            return Download(await picture(request, services.blobs, job, headers), caller.sub)
         except DependencyUnavailable as error:  # the job is there all the same
             log.warning("picture_not_sent", job_id=str(job.id), reason=error.message)
     view = await show(request, services.status, job)

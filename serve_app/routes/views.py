@@ -1,4 +1,4 @@
-"""Jobs as the API shows them: with links, with live progress where there is any, or as pictures."""
+"""Jobs as the API shows them: with links, with live progress where there is any."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import structlog
-from fastapi import Request, Response
+from fastapi import Request
 
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent
 from restoration.jobs import Job, JobStatus
-from restoration.ports import BlobStore, JobStore, StatusBoard
+from restoration.ports import JobStore, StatusBoard
 from restoration.webhooks import Delivery
 from serve_app import schemas
 from serve_app.routes.dependencies import services_of
@@ -41,26 +41,6 @@ async def show_all(
         )
         for job in jobs
     ]
-
-
-async def picture(blobs: BlobStore, job: Job, headers: Mapping[str, str]) -> Response:
-    """The job's result itself. Raises ResultNotReady and its kin, DependencyUnavailable."""
-    output = job.result()
-    return Response(
-        await blobs.get(output),
-        media_type=output.content_type,
-        headers={
-            "Content-Disposition": f'attachment; filename="{filename_of(job)}"',
-            "Cache-Control": "private",
-            "ETag": f'"{output.sha256}"',
-            **headers,
-        },
-    )
-
-
-def filename_of(job: Job) -> str:
-    """What a browser saves the result as."""
-    return f"restored-{job.id}{job.output_format.suffix}"
 
 
 def links_to(request: Request, job_id: UUID) -> schemas.Links:

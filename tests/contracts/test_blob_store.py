@@ -90,6 +90,30 @@ async def test_an_object_that_is_gone_is_corrupt(store: BlobStore, key: str) -> 
         await store.get(artifact)
 
 
+async def test_any_part_can_be_read_by_itself(store: BlobStore, key: str) -> None:
+    artifact = await store.put(key, DATA, "image/png")
+    for start, end in ((0, 1), (7, 300), (len(DATA) - 1, len(DATA)), (0, len(DATA))):
+        assert await store.read(artifact, start, end) == DATA[start:end]
+
+
+@pytest.mark.parametrize("other", [DATA + b"x", DATA[:-1], b""])
+async def test_a_part_of_an_object_of_another_size_is_corrupt(
+    store: BlobStore, key: str, other: bytes
+) -> None:
+    artifact = await store.put(key, DATA, "image/png")
+    await store.put(key, other, "image/png")
+    for start, end in ((0, 10), (len(DATA) - 1, len(DATA))):
+        with pytest.raises(ArtifactCorrupt):
+            await store.read(artifact, start, end)
+
+
+async def test_a_part_of_an_object_that_is_gone_is_corrupt(store: BlobStore, key: str) -> None:
+    artifact = await store.put(key, DATA, "image/png")
+    await store.delete(key)
+    with pytest.raises(ArtifactCorrupt):
+        await store.read(artifact, 0, 10)
+
+
 async def test_a_signed_url_needs_no_credentials(store: BlobStore, key: str) -> None:
     """Anybody who has the URL gets the bytes, with their type and the file name to save as."""
     artifact = await store.put(key, DATA, "image/png")

@@ -67,6 +67,8 @@ class MemoryJobStore:
     turns: Turns = field(default_factory=Turns)
     max_running: dict[str, int] = field(default_factory=dict)
     work_keys: dict[UUID, bytes] = field(default_factory=dict)
+    # direct uploads that no job was made of yet: owner and size
+    uploads: dict[UUID, tuple[str, int]] = field(default_factory=dict)
 
     async def insert(self, job: NewJob, quotas: Quotas | None = None) -> tuple[Job, bool]:
         self._check_up()
@@ -85,7 +87,10 @@ class MemoryJobStore:
             more_bytes = 0 if job.retry_of else job.input.size_bytes
             if job.reused is not None:
                 more_bytes += job.reused.output.size_bytes
+            if job.id in self.uploads:
+                more_bytes -= self.uploads[job.id][1]
             self._check_room(job.owner, quotas, more_bytes)
+            self.uploads.pop(job.id, None)
             limit = self.policy.running_limit(quotas, is_retry=job.retry_of is not None)
             if limit is not None:
                 self.max_running[job.owner] = limit
@@ -150,8 +155,12 @@ class MemoryJobStore:
         waiting = [row for row in self.rows.values() if row.status is JobStatus.QUEUED]
         owned = [row for row in waiting if row.owner == owner]
         stored = sum(_stored_bytes(row) for row in self.rows.values() if row.owner == owner)
+        stored += self.uploading_bytes(owner)
         load = Load(len(waiting) + more, len(owned) + more, stored + more_bytes)
         self.policy.check_room(load, quotas)
+
+    def uploading_bytes(self, owner: str) -> int:
+        return sum(size for name, size in self.uploads.values() if name == owner)
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
         self._check_up()

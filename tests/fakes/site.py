@@ -32,6 +32,7 @@ from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.rates import MemoryRateLimiter
 from tests.fakes.stores import MemoryBlobStore, MemoryStatusBoard
+from tests.fakes.uploads import MemoryUploadStore
 from tests.fakes.usage import MemoryUsageLedger
 from tests.fakes.workers import MemoryWorkerRegistry
 from workflows.catalog import load_catalog
@@ -167,7 +168,12 @@ async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Si
             jobs=jobs,
             batches=batches,
             blobs=blobs,
-            uploads=Uploads(blobs, settings.upload_limits, settings.upload_url_lifetime_s),
+            uploads=Uploads(
+                MemoryUploadStore(jobs),
+                blobs,
+                settings.upload_limits,
+                settings.upload_url_lifetime_s,
+            ),
             status=board,
             authenticator=Authenticator(
                 Issuer(ISSUER, LOCAL_AUDIENCE, f"{ISSUER}/.well-known/jwks.json"),

@@ -31,6 +31,7 @@ class MemoryBlobStore:
     down: bool = False
     clock: Callable[[], datetime] = utc_now
     written_at: dict[str, datetime] = field(default_factory=dict)
+    reads: list[tuple[int, int]] = field(default_factory=list)
 
     async def put(self, key: str, data: bytes, content_type: str) -> Artifact:
         await self.ping()
@@ -45,6 +46,14 @@ class MemoryBlobStore:
         if found != (artifact.sha256, artifact.size_bytes):
             raise ArtifactCorrupt("the stored bytes are not those that were put", key=artifact.key)
         return data
+
+    async def read(self, artifact: Artifact, start: int, end: int) -> bytes:
+        await self.ping()
+        data = self.objects.get(artifact.key, b"")
+        if len(data) != artifact.size_bytes:
+            raise ArtifactCorrupt("the stored bytes are not those that were put", key=artifact.key)
+        self.reads.append((start, end))
+        return data[start:end]
 
     async def copy(self, artifact: Artifact, key: str) -> Artifact:
         return await self.put(key, await self.get(artifact), artifact.content_type)

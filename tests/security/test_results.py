@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
 
@@ -60,6 +61,42 @@ def test_07_what_the_service_delivers_is_an_attachment(stack: Stack, delivered: 
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "private"
     assert answer.headers["content-type"] == "image/png"
+
+
+def test_a_download_is_to_be_had_in_ranges(stack: Stack, delivered: Delivered) -> None:
+    """Put together they are the whole, which has the sha256 of its ETag."""
+    with stack.http("photographer") as http:
+        whole = http.get(delivered.path, params={"download": 1})
+        half = len(whole.content) // 2
+        condition = {"If-Range": whole.headers["etag"]}
+        parts = [
+            http.get(
+                delivered.path,
+                params={"download": 1},
+                headers={**condition, "Range": f"bytes={asked}"},
+            )
+            for asked in (f"0-{half - 1}", f"{half}-")
+        ]
+        behind = http.get(
+            delivered.path,
+            params={"download": 1},
+            headers={"Range": f"bytes={len(whole.content)}-"},
+        )
+    assert [part.status_code for part in parts] == [206, 206]
+    assert b"".join(part.content for part in parts) == whole.content
+    assert whole.headers["etag"] == f'"{hashlib.sha256(whole.content).hexdigest()}"'
+    assert behind.status_code == 416
+    assert behind.headers["content-range"] == f"bytes */{len(whole.content)}"
+
+
+def test_a_head_has_the_headers_of_the_download(stack: Stack, delivered: Delivered) -> None:
+    with stack.http("photographer") as http:
+        got = http.get(delivered.path, params={"download": 1})
+        head = http.head(delivered.path, params={"download": 1})
+        events = http.head(delivered.path.replace("/result", "/events"))
+    assert (head.status_code, head.content, events.status_code) == (200, b"", 200)
+    for name in ("content-length", "content-type", "etag", "accept-ranges", "content-disposition"):
+        assert head.headers[name] == got.headers[name]
 
 
 def test_07_the_bucket_is_private(delivered: Delivered) -> None:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from serve_app.flow_control import FlowControlledEdge
 from serve_app.headers import SecurityHeaders
 from serve_app.middleware import BodyPace, ServeEdge, serve_edge
 from serve_app.routes.forms import FORM_OVERHEAD_BYTES
@@ -177,4 +178,4 @@ def test_the_edge_is_what_serve_asks_for() -> None:
     middlewares = serve_edge()
     assert all(isinstance(each, Middleware) for each in middlewares)
     factories: list[object] = [each.cls for each in middlewares]
-    assert factories == [ServeEdge, SecurityHeaders]
+    assert factories == [FlowControlledEdge, ServeEdge, SecurityHeaders]

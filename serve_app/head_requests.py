@@ -1,0 +1,53 @@
+"""HEAD wherever GET is: the same head, and none of the work of the body. Pure ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from restoration.tasks import stop
+
+_EXTENSION = "comfy_restore.head_only"
+
+
+def is_head_only(request: Request) -> bool:
+    """Return whether nothing of the body of the answer will be sent."""
+    return _EXTENSION in request.scope.get("extensions", {})
+
+
+class HeadRequests:
+    """Routes a HEAD as a GET, sends the head of the answer, and cancels what would follow.
+
+    A range is not looked at: RFC 9110 defines it for GET only.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        scope["method"] = "GET"
+        scope.setdefault("extensions", {})[_EXTENSION] = {}
+        del MutableHeaders(scope=scope)["range"]
+        sent = asyncio.Event()
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                sent.set()
+            else:
+                await asyncio.Event().wait()  # for the end, which the head has brought
+
+        answering = asyncio.ensure_future(self._app(scope, receive, send_head))
+        head = asyncio.create_task(sent.wait())
+        try:
+            await asyncio.wait({answering, head}, return_when=asyncio.FIRST_COMPLETED)
+            if not sent.is_set():
+                await answering  # it raised
+        finally:
+            await stop(answering, head)
