@@ -28,6 +28,11 @@ RETRY_AFTER_S = 2
 # What changes nothing is not counted: a poll for a job that is not there is no submission.
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 MALFORMED_REQUEST = "malformed_request"
+# In place of pydantic's messages about Python's types.
+_PLAINER = {
+    "dict_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object, sent as application/json",
+}
 
 STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
     {
@@ -175,7 +180,10 @@ def _bears_token(request: Request) -> bool:
 
 
 async def _on_malformed_request(request: Request, error: RequestValidationError) -> JSONResponse:
-    problems = {".".join(map(str, item["loc"])): item["msg"] for item in error.errors()}
+    problems = {
+        ".".join(map(str, item["loc"])): _PLAINER.get(item["type"], item["msg"])
+        for item in error.errors()
+    }
     listing = "; ".join(f"{where}: {what}" for where, what in problems.items())
     return problem_response(
         request,

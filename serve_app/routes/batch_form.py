@@ -78,7 +78,7 @@ class BatchFormReader:
     def _take(self, part: Part) -> Photo:
         """Nothing of it stays here while the next one is read."""
         self._photo = None
-        return Photo(part.filename or "", bytes(part.data), part.hash.hexdigest())
+        return Photo(part.filename or "", part.data(), part.hash.hexdigest())
 
     def all_fields(self) -> BatchForm:
         """Those that have come: once there are no more photos, all of them."""

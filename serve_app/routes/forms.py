@@ -40,8 +40,6 @@ DEFAULT_WORKFLOW = "restore"
 # Part headers, boundaries and the other fields, on top of the image itself.
 FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
 
-# pydantic speaks of Python's types.
-_PLAINER = {"dict_type": "must be a JSON object"}
 # Fields of which an empty one is a mistake rather than an input that was not filled in.
 _NEVER_EMPTY = frozenset({"workflow", "graph"})
 
@@ -210,7 +208,7 @@ async def _read(
         raise malformed(PHOTO, "send the photo as a file in this field, or its upload_id")
     if fields.upload_id is not None:
         share.take(await services.uploads.size_of(caller.sub, fields.upload_id))
-    return SubmittedForm(bytes(photo.data) if photo else b"", fields)
+    return SubmittedForm(photo.data() if photo else b"", fields)
 
 
 def validated(kind: type[_Form], fields: Mapping[str, str]) -> _Form:
@@ -224,12 +222,5 @@ def validated(kind: type[_Form], fields: Mapping[str, str]) -> _Form:
         )
     except ValidationError as error:
         raise RequestValidationError(
-            [
-                {
-                    **item,
-                    "loc": ("form", *item["loc"]),
-                    "msg": _PLAINER.get(item["type"], item["msg"]),
-                }
-                for item in error.errors()
-            ]
+            [{**item, "loc": ("form", *item["loc"])} for item in error.errors()]
         ) from None

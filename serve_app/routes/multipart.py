@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
+from io import BytesIO
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -52,7 +53,7 @@ class Part:
     content_type: Message
     encoding: str
     limit_bytes: int
-    data: bytearray = field(default_factory=bytearray)
+    _data: BytesIO = field(default_factory=BytesIO)  # gives its bytes away without a copy
     hash: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     @property
@@ -66,23 +67,27 @@ class Part:
     @property
     def is_blank(self) -> bool:
         """Whether it is what a browser sends for an input that no file was chosen in."""
-        return not self.filename and not self.data
+        return not self.filename and not self._data.tell()
 
     def take(self, data: bytes) -> None:
-        self.data += data[: self.limit_bytes + 1 - len(self.data)]
+        self._data.write(data[: self.limit_bytes + 1 - self._data.tell()])
         self.hash.update(data)
+
+    def data(self) -> bytes:
+        return self._data.getvalue()
 
     def text(self) -> str:
         """The field's value without white space around it. Raises RequestValidationError."""
-        if len(self.data) > self.limit_bytes:
+        data = self.data()
+        if len(data) > self.limit_bytes:
             raise malformed(self.name, f"a field may have at most {self.limit_bytes} bytes")
         charset = self.content_type.get_content_charset("utf-8")
         # a byte order mark knows better than tools that name the encoding of their default
-        codec = "utf-8-sig" if self.data.startswith(BOM_UTF8) else _CHARSETS.get(charset)
+        codec = "utf-8-sig" if data.startswith(BOM_UTF8) else _CHARSETS.get(charset)
         if codec is None:
             raise malformed(self.name, f"send the field in UTF-8, not in {charset}")
         try:
-            return self.data.decode(codec).strip()
+            return data.decode(codec).strip()
         except UnicodeDecodeError:
             raise malformed(
                 self.name, "the field is not the UTF-8 text that it has to be"

@@ -111,6 +111,16 @@ async def test_a_direct_upload_takes_what_tools_call_a_type_and_a_digest(
     assert signed == [NewUpload(taken, 1000, sha256)]
 
 
+@pytest.mark.parametrize("content", [b'{"content_type": "image/png", "size_bytes": 9}', b"[]"])
+async def test_a_body_that_is_not_sent_as_json_is_told_how(site: Site, content: bytes) -> None:
+    """As `curl -d` does without a header for the type."""
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    async with site.client() as client:
+        answer = await client.post(UPLOADS_API, content=content, headers=headers)
+    assert answer.status_code == 422
+    assert "sent as application/json" in answer.json()["detail"]
+
+
 @pytest.mark.parametrize("body", [b"{", b'"\xff', b"[]"], ids=["cut", "no text", "no object"])
 async def test_04_a_stranger_is_not_told_what_is_wrong(site: Site, body: bytes) -> None:
     """Who calls is asked before the body is looked at."""
