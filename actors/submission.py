@@ -26,6 +26,7 @@ from restoration.errors import (
     JobNotFound,
     QueueFull,
     StorageFull,
+    UploadNotFound,
     UploadUsed,
 )
 from restoration.fair_queue import FairPlaces
@@ -115,8 +116,15 @@ class Submission:
             digest = await asyncio.to_thread(order.digest, _subject(request))
         if earlier := await self._earlier(request, digest):
             return Submitted(earlier, replayed=True)
+        try:
+            prepared = await self._prepare(request, order)
+        except UploadNotFound:
+            # removed, if another request made a job of it after this one had looked for that
+            if earlier := await self._made_of(request, digest):
+                return Submitted(earlier, replayed=True)
+            raise
         new = replace(
-            await self._prepare(request, order),
+            prepared,
             idempotency_key=request.idempotency_key,
             request_digest=digest,
         )
