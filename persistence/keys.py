@@ -16,6 +16,8 @@ _SUFFIXES = {
     ImageType.WEBP: "webp",
     ImageType.TIFF: "tif",
     ImageType.BMP: "bmp",
+    ImageType.HEIC: "heic",
+    ImageType.AVIF: "avif",
 }
 INPUTS, OUTPUTS, UPLOADS = "inputs/", "outputs/", "uploads/"
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"

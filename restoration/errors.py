@@ -5,7 +5,7 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
 
     RestorationError
     ├── InvalidRequest                invalid_request       the caller can mend it
-    │   ├── UnsupportedImage          unsupported_image     not JPEG, PNG, WebP, TIFF or BMP
+    │   ├── UnsupportedImage          unsupported_image     not a picture that is accepted
     │   ├── BrokenImage               broken_image          the right type, but it does not decode
     │   ├── ImageTooLarge             image_too_large       more bytes or pixels than allowed
     │   ├── UploadTooSlow             upload_too_slow       it held its place for too long

@@ -20,6 +20,8 @@ class ImageType(StrEnum):
     WEBP = "image/webp"
     TIFF = "image/tiff"
     BMP = "image/bmp"
+    HEIC = "image/heic"
+    AVIF = "image/avif"
 
 
 _SIGNATURES: tuple[tuple[bytes, ImageType], ...] = (
@@ -27,9 +29,18 @@ _SIGNATURES: tuple[tuple[bytes, ImageType], ...] = (
     (b"\x89PNG\r\n\x1a\n", ImageType.PNG),
     (b"II*\x00", ImageType.TIFF),
     (b"MM\x00*", ImageType.TIFF),
+    (b"II+\x00", ImageType.TIFF),  # BigTIFF
+    (b"MM\x00+", ImageType.TIFF),
     (b"BM", ImageType.BMP),
 )
 
+# ISO/IEC 23008-12, annex B, and the AVIF specification, section 6
+_BRANDS = {ImageType.HEIC: {b"heic", b"heix", b"heim", b"heis"}, ImageType.AVIF: {b"avif"}}
+_GENERAL_BRANDS = {b"mif1", b"mif2", b"miaf", b"MiHB", b"MiHA", b"MiHE"}
+_SEQUENCE_BRANDS = {b"hevc", b"hevx", b"hevm", b"hevs", b"msf1", b"avis"}
+_MAX_BRANDS_BYTES = 256
+
+ACCEPTED_TYPES = "JPEG, PNG, WebP, TIFF, BMP, HEIC or AVIF"
 
 # What the formats themselves can hold; PNG has no limit that matters here.
 _MAX_RESULT_SIDE = {OutputFormat.WEBP: 16_383, OutputFormat.JPEG: 65_500}
@@ -56,10 +67,29 @@ def sniff(data: bytes) -> ImageType:
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return ImageType.WEBP
+    if data[4:8] == b"ftyp" and (found := _type_of_brands(data)) is not None:
+        return found
     raise UnsupportedImage(
-        "the file is not a picture of an accepted type; send JPEG, PNG, WebP, TIFF or BMP",
+        f"the file is not a picture of an accepted type; send {ACCEPTED_TYPES}",
         accepted=[kind.value for kind in ImageType],
     )
+
+
+def _type_of_brands(data: bytes) -> ImageType | None:
+    """HEIC or AVIF by the brands of an ISO base media file; None for films and others.
+
+    Raises UnsupportedImage for a sequence of pictures.
+    """
+    size = min(int.from_bytes(data[:4]), _MAX_BRANDS_BYTES)
+    brands = [data[8:12], *(data[n : n + 4] for n in range(16, size, 4))]
+    if brands[0] in _SEQUENCE_BRANDS:
+        raise UnsupportedImage("the file holds a sequence of pictures; send a single one")
+    # a general brand comes first in files of some cameras, and the others say which codec it is
+    considered = brands if brands[0] in _GENERAL_BRANDS else brands[:1]
+    for kind, names in _BRANDS.items():
+        if any(brand in names for brand in considered):
+            return kind
+    return None
 
 
 def check_size_bytes(size_bytes: int, limits: UploadLimits) -> None:

@@ -8,12 +8,13 @@ import zlib
 from typing import Any
 
 import numpy as np
+import pillow_heif
 from PIL import Image, ImageCms
 
 from restoration.images import ImageType
 
 WIDTH, HEIGHT = 64, 48
-JPEG, PNG, WEBP, TIFF, BMP = ImageType
+JPEG, PNG, WEBP, TIFF, BMP, HEIC, AVIF = ImageType
 
 
 def noise(mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
@@ -33,10 +34,10 @@ def deep_grey(white: int = 65_535) -> Image.Image:
     return Image.fromarray(ramp.reshape(HEIGHT, WIDTH))
 
 
-def sideways() -> Image.Exif:
-    """The orientation of a camera that was turned: the file's width is the photo's height."""
+def sideways(orientation: int = 6) -> Image.Exif:
+    """The orientation of a camera that was turned: 6 exchanges width and height."""
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     return exif
 
 
@@ -58,6 +59,12 @@ def deep_colour_png(image: Image.Image) -> bytes:
     header = struct.pack(">IIBBBBB", image.width, image.height, 16, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def _heic(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    pillow_heif.from_pillow(image).save(out)
+    return out.getvalue()
 
 
 ACCEPTED: dict[str, tuple[ImageType, bytes]] = {
@@ -83,4 +90,8 @@ ACCEPTED: dict[str, tuple[ImageType, bytes]] = {
     "tiff in grey of 16 bits": (TIFF, file(deep_grey(), "TIFF")),
     "bmp": (BMP, file(noise(), "BMP")),
     "bmp with a palette": (BMP, file(noise("P"), "BMP")),
+    "heic": (HEIC, _heic(noise())),
+    "heic with alpha": (HEIC, _heic(noise("RGBA"))),
+    "avif": (AVIF, file(noise(), "AVIF")),
+    "avif with alpha": (AVIF, file(noise("RGBA"), "AVIF")),
 }

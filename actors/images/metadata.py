@@ -1,19 +1,19 @@
-"""What a file tells about its making: taken out of every result, and put back on request.
+"""EXIF of uploads, byte by byte, and PNGs without any metadata.
 
 A result carries nothing that the engine wrote into it (ComfyUI: the whole graph, with paths and
 prompts) and nothing of the upload (place, time, camera, owner), unless its job asks for the
-upload's EXIF. Blocking, to be called off the event loop.
+upload's EXIF. Values are copied as they are stored: what encoding a text has, its author knows.
 """
 
 from __future__ import annotations
 
-import structlog
-from PIL import Image
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from PIL.ExifTags import IFD, Base
 
 from actors.images.png import SIGNATURE, chunks, exif_chunk
-
-log = structlog.get_logger(__name__)
 
 # What the pixels mean; of the other chunks none is needed to show them (PNG, third edition, 11.3).
 _PIXEL_CHUNKS = frozenset(
@@ -21,48 +21,189 @@ _PIXEL_CHUNKS = frozenset(
 )
 
 _MAX_EXIF_BYTES = 65_000  # a JPEG holds 65,533
-_KEPT = (
+_MAX_ENTRIES = 2_000  # of a directory: a camera writes some hundred
+_PREFIX = b"Exif\0\0"
+_KEPT = {
     *(Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime),
     *(Base.Artist, Base.HostComputer, Base.Copyright),
-)
+    *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
+}
 # true of the upload's pixels, not of the result's
-_OUTDATED = (Base.ExifImageWidth, Base.ExifImageHeight, Base.ExifInteroperabilityOffset)
+_OUTDATED = {
+    *(Base.ExifImageWidth, Base.ExifImageHeight, Base.ColorSpace),
+    Base.ExifInteroperabilityOffset,
+}
+_SHORT, _LONG = 3, 4
+# bytes of each type (TIFF 6.0, section 2; 13 is IFD)
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_BIG_SIZES = {**_SIZES, 16: 8, 17: 8, 18: 8}
 
 
-def exif_of(image: Image.Image) -> bytes | None:
-    """The picture's EXIF, to be given to its result: as JPEG holds it, or None if there is none.
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    tag: int
+    type: int
+    count: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Structure:
+    """A TIFF structure: its byte order as of `struct`, and whether it is a BigTIFF."""
+
+    data: bytes
+    order: str
+    big: bool
+
+    @classmethod
+    def of(cls, data: bytes) -> _Structure | None:
+        data = data.removeprefix(_PREFIX)
+        order = {b"II": "<", b"MM": ">"}.get(data[:2])
+        if order is None or len(data) < 8:
+            return None
+        (version,) = struct.unpack_from(f"{order}H", data, 2)
+        return cls(data, order, big=version == 43) if version in {42, 43} else None
+
+    def first(self) -> int:
+        return self._number(8 if self.big else 4, 8 if self.big else 4)
+
+    def entries(self, start: int) -> Iterator[_Entry]:
+        """The readable entries of the directory at `start`."""
+        head, size, width = (8, 20, 8) if self.big else (2, 12, 4)
+        sizes = _BIG_SIZES if self.big else _SIZES
+        for n in range(min(self._number(start, head), _MAX_ENTRIES)):
+            place = start + head + n * size
+            if place + size > len(self.data):
+                return
+            tag, kind = struct.unpack_from(f"{self.order}HH", self.data, place)
+            count = self._number(place + 4, width)
+            if kind not in sizes:
+                continue
+            length = count * sizes[kind]
+            at = place + 4 + width
+            if length > width:
+                at = self._number(at, width)
+            if at + length <= len(self.data):
+                yield _Entry(tag, kind, count, self.data[at : at + length])
+
+    def pointer(self, entry: _Entry) -> int:
+        return self._decoded(entry.value)
+
+    def _number(self, place: int, size: int) -> int:
+        if place + size > len(self.data):
+            return 0
+        return self._decoded(self.data[place : place + size])
+
+    def _decoded(self, value: bytes) -> int:
+        return int.from_bytes(value, "little" if self.order == "<" else "big")
+
+
+def orientation_of(exif: bytes | None) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none that can be read."""
+    structure = _Structure.of(exif) if exif else None
+    if structure is None:
+        return 1
+    for entry in structure.entries(structure.first()):
+        if entry.tag == Base.Orientation and entry.type in {_SHORT, _LONG} and entry.count == 1:
+            return orientation_of_tag(structure.pointer(entry))
+    return 1
+
+
+def orientation_of_tag(value: object) -> int:
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def kept_exif(exif: bytes | None) -> bytes | None:
+    """EXIF for the result, as JPEG holds it; None if nothing of it is to be kept or can be read.
 
     Camera, times, place, author; without orientation (a result is upright), thumbnail, and
-    whatever describes the file that it came from. EXIF that cannot be read is left out.
+    all that describes the file that it came from. In the byte order of the upload's.
     """
-    try:
-        found = image.getexif()
-        kept = Image.Exif()
-        kept.update({tag: found[tag] for tag in _KEPT if tag in found})
-        for ifd in (IFD.Exif, IFD.GPSInfo):
-            if values := found.get_ifd(ifd):
-                kept.get_ifd(ifd).update({t: v for t, v in values.items() if t not in _OUTDATED})
-        data = _fitting(kept)
-    except Exception:  # Pillow's parser raises anything, when fuzzed; the photo itself is fine
-        log.exception("exif_left_out")
+    structure = _Structure.of(exif) if exif else None
+    if structure is None:
         return None
-    return data
+    pointers, kept = dict[int, int](), dict[int, _Entry]()
+    for entry in structure.entries(structure.first()):
+        if entry.tag in {IFD.Exif, IFD.GPSInfo}:
+            pointers.setdefault(entry.tag, structure.pointer(entry))
+        elif entry.tag in _KEPT and len(entry.value) < _MAX_EXIF_BYTES:
+            kept.setdefault(entry.tag, entry)
+    below = {tag: _sub_entries(structure, place) for tag, place in pointers.items()}
+    for attempt in (below, _without_maker_note(below)):
+        if not kept and not any(attempt.values()):
+            return None
+        data = _written(structure, kept, attempt)
+        if len(data) <= _MAX_EXIF_BYTES:
+            return data
+    return None
 
 
-def _fitting(exif: Image.Exif) -> bytes | None:
-    if not exif and not exif.get_ifd(IFD.Exif) and not exif.get_ifd(IFD.GPSInfo):
-        return None
-    data = exif.tobytes()
-    if len(data) > _MAX_EXIF_BYTES:  # the maker's own notes are most of it
-        exif.get_ifd(IFD.Exif).pop(Base.MakerNote, None)
-        data = exif.tobytes()
-    return data if len(data) <= _MAX_EXIF_BYTES else None
+def _sub_entries(structure: _Structure, start: int) -> dict[int, _Entry]:
+    found, size = dict[int, _Entry](), 0
+    for entry in structure.entries(start):
+        known = structure.big is False or entry.type in _SIZES
+        if entry.tag not in _OUTDATED and known and len(entry.value) < _MAX_EXIF_BYTES:
+            size += len(entry.value)
+            if size > 4 * _MAX_EXIF_BYTES:
+                return found
+            found.setdefault(entry.tag, entry)
+    return found
+
+
+def _without_maker_note(below: dict[int, dict[int, _Entry]]) -> dict[int, dict[int, _Entry]]:
+    return {
+        pointer: {tag: entry for tag, entry in entries.items() if tag != Base.MakerNote}
+        for pointer, entries in below.items()
+    }
+
+
+def _written(
+    structure: _Structure, main: dict[int, _Entry], below: dict[int, dict[int, _Entry]]
+) -> bytes:
+    """A classic TIFF structure: the main directory, and those below it behind it."""
+    order = structure.order
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    start = 8
+    pointers = {tag: entries for tag, entries in below.items() if entries}
+    size = _directory_bytes(main.values(), len(pointers))
+    entries, parts = dict(main), []
+    place = start + size
+    for tag, sub in sorted(pointers.items()):
+        entries[tag] = _Entry(tag, _LONG, 1, struct.pack(f"{order}I", place))
+        parts.append(_directory(order, sub.values(), place))
+        place += len(parts[-1])
+    head = magic + struct.pack(f"{order}I", start)
+    return _PREFIX + head + _directory(order, entries.values(), start) + b"".join(parts)
+
+
+def _directory_bytes(entries: object, more: int) -> int:
+    listed = list(entries)  # type: ignore[call-overload]
+    values = sum(_padded(entry.value) for entry in listed if len(entry.value) > 4)
+    return 2 + 12 * (len(listed) + more) + 4 + values
+
+
+def _padded(value: bytes) -> int:
+    return len(value) + len(value) % 2
+
+
+def _directory(order: str, entries: object, start: int) -> bytes:
+    listed = sorted(entries, key=lambda entry: entry.tag)  # type: ignore[call-overload]
+    table, beyond = struct.pack(f"{order}H", len(listed)), b""
+    values = start + 2 + 12 * len(listed) + 4
+    for entry in listed:
+        table += struct.pack(f"{order}HHI", entry.tag, entry.type, entry.count)
+        if len(entry.value) <= 4:
+            table += entry.value.ljust(4, b"\0")
+        else:
+            table += struct.pack(f"{order}I", values + len(beyond))
+            beyond += entry.value + bytes(len(entry.value) % 2)
+    return table + bytes(4) + beyond
 
 
 def bare_png(png: bytes, exif: bytes | None = None) -> bytes:
     """The same pixels, to the bit, with `exif` as the only metadata; nothing is decoded.
 
-    Raises EngineFailed for what is no PNG: nobody could say what is in it.
+    Raises EngineFailed for data that is no PNG.
     """
     kept = [whole for name, whole in chunks(png) if name in _PIXEL_CHUNKS]
     if exif is None and len(SIGNATURE) + sum(map(len, kept)) == len(png):

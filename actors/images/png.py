@@ -37,15 +37,15 @@ def png_of(picture: NDArray[np.uint8] | Image.Image, exif: bytes | None = None) 
     """
     height, width, channels = _shape(picture)
     header = _HEADER.pack(width, height, _DEPTH, _COLOUR_TYPES[channels], 0, 0, 0)
-    parts = [SIGNATURE, _chunk(b"IHDR", header)]
+    parts = [SIGNATURE, chunk(b"IHDR", header)]
     if exif is not None:
         parts.append(exif_chunk(exif))
     deflate = isal_zlib.compressobj(_LEVEL)
     step = max(1, _BAND_BYTES // (width * channels))
     for top in range(0, height, step):
         band = _filtered(picture, top, min(top + step, height))
-        parts.append(_chunk(b"IDAT", deflate.compress(band)))
-    parts += [_chunk(b"IDAT", deflate.flush()), _chunk(b"IEND", b"")]
+        parts.append(chunk(b"IDAT", deflate.compress(band)))
+    parts += [chunk(b"IDAT", deflate.flush()), chunk(b"IEND", b"")]
     return b"".join(parts)
 
 
@@ -96,9 +96,10 @@ def chunks(png: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 def exif_chunk(exif: bytes) -> bytes:
     """For `exif` as Pillow and JPEG have it."""
-    return _chunk(b"eXIf", exif.removeprefix(_JPEGS_PREFIX))
+    return chunk(b"eXIf", exif.removeprefix(_JPEGS_PREFIX))
 
 
-def _chunk(name: bytes, data: bytes) -> bytes:
+def chunk(name: bytes, data: bytes) -> bytes:
+    """The whole chunk, with its length and its checksum."""
     checksum = isal_zlib.crc32(data, isal_zlib.crc32(name))
     return b"".join([_HEAD.pack(len(data), name), data, struct.pack(">I", checksum)])

@@ -38,7 +38,7 @@ from PIL import Image
 
 from actors.images.encode import encode, engine_input
 from actors.images.messages import SIZE, frame, header_size, parse_header
-from actors.images.reader import NormalisedImage, read
+from actors.images.reader import NormalisedImage, load_decoders, read
 from actors.images.sandbox import (
     address_space_bytes,
     die_with_parent,
@@ -199,8 +199,9 @@ class ImageProcess:
 
 def _load_everything() -> None:
     """Import whatever is imported late: read and write one small picture of each type."""
+    load_decoders()
     sample = Image.new("RGB", (8, 8))
-    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP"):
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF"):
         file = BytesIO()
         sample.save(file, kind)
         image = read(file.getvalue(), UploadLimits())

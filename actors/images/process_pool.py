@@ -22,8 +22,8 @@ from typing import IO, Any, Protocol, Self
 
 import structlog
 
+from actors.images.encode import netpbm_header
 from actors.images.messages import SIZE, frame, header_size, parse_header
-from actors.images.png import SIGNATURE
 from actors.images.process import ProcessLimits
 from actors.images.reader import ImageInfo
 from restoration.engine import EngineResult, Pixels
@@ -78,7 +78,7 @@ class Examiner(Protocol):
 class PreparedImage:
     """An upload as an engine gets it, and what the result needs to know of it.
 
-    `file` is a PNG of the normalised pixels, `info` tells its type before, its width and height.
+    `file` has the normalised pixels, `info` tells its type before, its width and height.
     `alpha` has 8 bits for each pixel, row after row; None when all is opaque.
     """
 
@@ -156,9 +156,12 @@ class ImageProcessPool:
         request = {"do": "prepare", "keep_metadata": keep_metadata, "on_white": on_white}
         answer, (file, alpha, exif) = await self._read(data, request, None)
         info = self._info(answer)
-        if not file.startswith(SIGNATURE) or len(alpha) not in {0, info.width * info.height}:
+        grey, pixels = bool(answer["grey"]), info.width * info.height
+        header = netpbm_header(info.width, info.height, grey=grey)
+        size = len(header) + pixels * (1 if grey else 3)
+        if not file.startswith(header) or len(file) != size or len(alpha) not in {0, pixels}:
             raise DependencyUnavailable("an image process gave a wrong answer")
-        return PreparedImage(file, info, bool(answer["grey"]), alpha or None, exif or None)
+        return PreparedImage(file, info, grey, alpha or None, exif or None)
 
     async def encode(
         self,

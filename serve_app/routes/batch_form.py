@@ -13,6 +13,7 @@ from pydantic import Field
 
 from actors.batch_submission import Photo
 from restoration.batches import MAX_BATCH_ITEMS
+from restoration.images import ACCEPTED_TYPES
 from restoration.jobs import Priority
 from restoration.reuse import Reuse
 from serve_app.openapi import multipart_form
@@ -41,7 +42,7 @@ class BatchForm(WorkflowForm):
 
 
 BATCH_BODY = multipart_form(
-    {PHOTO: "JPEG, PNG, WebP, TIFF or BMP; best after all other fields"},
+    {PHOTO: f"{ACCEPTED_TYPES}; best after all other fields"},
     BatchForm.model_json_schema(ref_template="#/components/schemas/{model}"),
     max_files=MAX_BATCH_ITEMS,
 )

@@ -50,6 +50,7 @@ _ALIASES = {
     "image/x-tif": ImageType.TIFF,
     "image/x-bmp": ImageType.BMP,
     "image/x-ms-bmp": ImageType.BMP,
+    "image/heif": ImageType.HEIC,
     "image/x-webp": ImageType.WEBP,
 }
 

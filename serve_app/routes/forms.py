@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from actors.submission import SubmissionRequest
+from restoration.images import ACCEPTED_TYPES
 from restoration.jobs import OutputFormat, Priority
 from restoration.reuse import Reuse
 from serve_app.auth import Principal
@@ -155,7 +156,7 @@ class SubmittedForm:
 
 def _body(form: type[BaseModel]) -> dict[str, Any]:
     return multipart_form(
-        {"image": "JPEG, PNG, WebP, TIFF or BMP; judged by its content, not by its name"},
+        {"image": f"{ACCEPTED_TYPES}; judged by its content, not by its name"},
         form.model_json_schema(ref_template="#/components/schemas/{model}"),
         instead="upload_id",
     )

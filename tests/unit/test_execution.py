@@ -109,9 +109,9 @@ class TestSuccess:
         await bench.run(await bench.claimed(image, params={"strength": 0.5}))
         run = bench.engine.runs[0]
         for_engine, _ = engine_input(read(image, UploadLimits()), on_white=False)
-        assert (run.image, run.image_suffix, run.output_node) == (for_engine, ".png", "result")
+        assert (run.image, run.image_suffix, run.output_node) == (for_engine, ".pnm", "result")
         inputs = {node: part["inputs"] for node, part in bench.engine.prompts[run.id].items()}
-        assert inputs["photo"]["image"] == f"{run.id}/input.png"
+        assert inputs["photo"]["image"] == f"{run.id}/input.pnm"
         assert inputs["result"]["filename_prefix"] == f"{run.id}/output"
         assert inputs["blended"]["blend_factor"] == 0.5
 

@@ -85,6 +85,7 @@ async def test_04_what_could_not_be_a_photo_gets_no_link(
         ({"content_type": "image/pjpeg"}, "image/jpeg"),
         ({"content_type": "image/png; charset=binary"}, "image/png"),
         ({"content_type": "image/x-ms-bmp"}, "image/bmp"),
+        ({"content_type": "image/heif"}, "image/heic"),
         ({"content_type": "image/tif"}, "image/tiff"),
         ({"sha256": "9F86D0" + "a" * 58}, "image/png"),
         ({"sha256": "9f86d0" + "A" * 58 + "\n"}, "image/png"),

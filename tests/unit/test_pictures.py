@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
-from PIL.TiffImagePlugin import TiffImageFile
 
 from actors.images.reader import ImageInfo, examine
 from restoration.errors import BrokenImage, ImageTooLarge, InvalidRequest, UnsupportedImage
@@ -34,22 +33,19 @@ files = pytest.mark.parametrize(("kind", "data"), ACCEPTED.values(), ids=ACCEPTE
 
 @files
 def test_every_accepted_type_is_told_by_its_content(kind: ImageType, data: bytes) -> None:
-    """What Pillow can decode of the five types passes, whatever its colours and compression."""
+    """Whatever its colours and its compression."""
     assert examine(data, LIMITS) == ImageInfo(kind, WIDTH, HEIGHT)
 
 
 @files
 @pytest.mark.parametrize("kept", [0.3, 0.7, 0.95])
-# Pillow's remarks on its way to the error
-@pytest.mark.filterwarnings("ignore:(Truncated File Read|Corrupt EXIF data)")
 def test_a_file_that_was_cut_off_is_refused(kind: ImageType, data: bytes, kept: float) -> None:
     """A whole header is not enough: pixels are missing, and the message is for a person."""
     with pytest.raises(BrokenImage, match="the picture cannot be decoded") as refusal:
         examine(data[: int(len(data) * kept)], LIMITS)
-    assert "0x" not in refusal.value.message
+    assert " at 0x" not in refusal.value.message
 
 
-@pytest.mark.filterwarnings("ignore")  # of Pillow's own, about whatever it finds
 @settings(deadline=None)
 @given(st.sampled_from(list(ACCEPTED.values())), st.data())
 def test_no_damage_raises_anything_else(case: tuple[ImageType, bytes], data: st.DataObject) -> None:
@@ -66,15 +62,6 @@ def test_no_damage_raises_anything_else(case: tuple[ImageType, bytes], data: st.
         examine(bytes(damaged), LIMITS)
     except InvalidRequest:
         pass
-
-
-def test_04_exif_that_the_engine_cannot_read_is_refused() -> None:
-    """It would break every attempt at the photo: the caller learns it at once instead."""
-    exif = Image.Exif()
-    exif[0x010F], exif[0x0112] = "ACME", 6
-    broken = exif.tobytes().replace(b"\x01\x0f\0\2", b"\x01\0\0\2")  # a width that is a text
-    with pytest.raises(BrokenImage, match="cannot be decoded"):
-        examine(file(noise(), "JPEG", exif=broken), LIMITS)
 
 
 def test_a_tiff_without_a_width_is_refused() -> None:
@@ -130,30 +117,11 @@ def test_several_pictures_in_one_file_are_refused(format: str) -> None:
         examine(file(noise(), format, **pages), LIMITS)
 
 
-def test_a_tiff_with_very_many_pictures_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are not counted: 50,000 in a file of 5 MB took Pillow 18 s."""
-
-    def count(_: TiffImageFile) -> int:
-        raise AssertionError("the pictures were counted")
-
-    monkeypatch.setattr(TiffImageFile, "n_frames", property(count))
-    pages = {"save_all": True, "append_images": [noise()]}
-    with pytest.raises(UnsupportedImage, match="more than one picture"):
-        examine(file(noise(), "TIFF", **pages), LIMITS)
-
-
 def test_a_photo_with_a_preview_in_it_is_accepted() -> None:
     """Cameras add previews to their JPEGs (MPO); the photo itself is the first."""
     preview = noise(size=(16, 12))
     photo = file(noise(), "MPO", save_all=True, append_images=[preview])
     assert examine(photo, LIMITS) == ImageInfo(JPEG, WIDTH, HEIGHT)
-
-
-@pytest.mark.parametrize("mode", ["I", "F"])
-def test_samples_of_32_bits_are_refused(mode: str) -> None:
-    """Nobody knows what is white in them, so the engine would make black or white of it."""
-    with pytest.raises(UnsupportedImage, match="32 bits"):
-        examine(file(Image.new(mode, (WIDTH, HEIGHT)), "TIFF"), LIMITS)
 
 
 class TestLimits:
@@ -237,7 +205,6 @@ def peak() -> Callable[[], int]:
     return lambda: _peak_bytes() - before
 
 
-# From what our own limit stops to what Pillow itself refuses to open.
 @pytest.mark.parametrize("side", [4_001, 10_000, 16_000])
 @pytest.mark.parametrize(
     "make", [_png_header, _bmp_header, _tiff_header, _tiff_tile, _jpeg_header, _webp_header]

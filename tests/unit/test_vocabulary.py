@@ -109,6 +109,12 @@ def test_only_a_final_state_is_the_last_event() -> None:
         (b"II*\x00", ImageType.TIFF),
         (b"MM\x00*", ImageType.TIFF),
         (b"BM\x00\x00", ImageType.BMP),
+        (b"II+\x00", ImageType.TIFF),
+        (b"MM\x00+", ImageType.TIFF),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", ImageType.HEIC),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heix", ImageType.HEIC),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1miafavif", ImageType.AVIF),
+        (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", ImageType.AVIF),
     ],
 )
 def test_the_type_is_told_by_content(head: bytes, kind: ImageType) -> None:
@@ -121,7 +127,7 @@ def test_the_type_is_told_by_content(head: bytes, kind: ImageType) -> None:
 )
 def test_other_types_are_refused_with_what_would_be_right(data: bytes) -> None:
     """A file of another type is refused, and the error lists those that are accepted."""
-    with pytest.raises(UnsupportedImage, match="JPEG, PNG, WebP, TIFF or BMP"):
+    with pytest.raises(UnsupportedImage, match="JPEG, PNG, WebP, TIFF, BMP, HEIC or AVIF"):
         sniff(data)
 
 

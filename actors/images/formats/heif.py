@@ -1,0 +1,99 @@
+"""HEIC by libheif, AVIF by libavif: one still picture of 8 to 12 bits, with its alpha."""
+
+from __future__ import annotations
+
+import imagecodecs
+import numpy as np
+import pi_heif
+
+from actors.images.formats.isobmff import Primary, primary
+from actors.images.formats.jpeg import scaled
+from actors.images.formats.tiff import straight
+from actors.images.profiles import check_profile_size
+from actors.images.samples import Array8or16, Cicp, Colours, IccProfile, Model, OnSize, Samples
+from restoration.errors import BrokenImage, UnsupportedImage
+from restoration.images import UploadLimits, check_dimensions
+
+_UNSPECIFIED = 2
+# EXIF's orientation of each number of quarter turns counter-clockwise, and of a mirror behind them:
+# 0 exchanges top and bottom, 1 left and right.
+_ORIENTATIONS = {
+    (0, None): 1,
+    (1, None): 8,
+    (2, None): 3,
+    (3, None): 6,
+    (0, 0): 4,
+    (1, 0): 5,
+    (2, 0): 2,
+    (3, 0): 7,
+    (0, 1): 2,
+    (1, 1): 7,
+    (2, 1): 4,
+    (3, 1): 5,
+}
+
+
+def read_heic(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
+    """libheif turns, mirrors and crops; EXIF's orientation says the same again, and is ignored."""
+    found = _checked(data, limits)
+    on_size(found.width, found.height)
+    file = pi_heif.open_heif(data, convert_hdr_to_8bit=False)
+    image = file[file.primary_index]
+    values = np.array(image)  # a copy: the decoder's memory goes with `file`
+    if values.ndim == 2:
+        values = values[:, :, None]
+    bands = image.mode.partition(";")[0]
+    colours, alpha = _split(values)
+    if alpha is not None and bands.endswith("a"):
+        colours = straight(colours, alpha)
+    return _samples(found, colours, alpha, orientation=1)
+
+
+def read_avif(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
+    found = _checked(data, limits)
+    on_size(found.width, found.height)
+    if found.is_cropped:
+        raise UnsupportedImage(
+            "AVIF with a clean aperture (clap) is not accepted; crop the picture"
+        )
+    values = imagecodecs.avif_decode(data, numthreads=1)
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.shape[:2] != (found.height, found.width):
+        raise BrokenImage("the picture cannot be decoded: its size is not that of its header")
+    if values.dtype == np.uint16:
+        values = scaled(values, found.bits)
+    colours, alpha = _split(values)
+    return _samples(found, colours, alpha, _ORIENTATIONS[found.turns, found.mirror])
+
+
+def _checked(data: bytes, limits: UploadLimits) -> Primary:
+    found = primary(data)
+    check_dimensions(found.width, found.height, limits)
+    if found.icc is not None:
+        check_profile_size(len(found.icc))
+    return found
+
+
+def _split(values: Array8or16) -> tuple[Array8or16, Array8or16 | None]:
+    channels = values.shape[2]
+    if channels in {2, 4}:
+        return values[:, :, : channels - 1], values[:, :, -1]
+    return values, None
+
+
+def _samples(
+    found: Primary, values: Array8or16, alpha: Array8or16 | None, orientation: int
+) -> Samples:
+    model = Model.GREY if values.shape[2] == 1 else Model.RGB
+    return Samples(values, model, alpha, _colours(found), orientation, found.exif)
+
+
+def _colours(found: Primary) -> Colours:
+    """The decoders have made full range RGB of what the matrix and the range say."""
+    if found.icc is not None:
+        return IccProfile(found.icc)
+    if found.nclx is None or _UNSPECIFIED in found.nclx[:2]:
+        return None
+    primaries, transfer, _, _ = found.nclx
+    return Cicp(primaries, transfer)

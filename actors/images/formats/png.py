@@ -1,0 +1,127 @@
+"""PNG: its chunks are read here, and the decoder gets those alone that hold the pixels."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import imagecodecs
+
+from actors.images.metadata import orientation_of
+from actors.images.png import SIGNATURE, chunk
+from actors.images.profiles import MAX_PROFILE_BYTES, check_profile_size
+from actors.images.samples import Calibration, Cicp, Colours, IccProfile, Model, OnSize, Samples
+from restoration.errors import BrokenImage, UnsupportedImage
+from restoration.images import UploadLimits, check_dimensions
+
+_HEAD = struct.Struct(">I4s")
+_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+# libpng's and browsers' reading of 1 / 2.2: programs that mean sRGB write it.
+_GAMMA_OF_SRGB = range(45_000, 46_001)
+_MAX_CHUNKS = 500_000
+
+
+@dataclass(slots=True)
+class _File:
+    kept: list[bytes] = field(default_factory=lambda: [SIGNATURE])
+    found: dict[bytes, bytes] = field(default_factory=dict)  # the first of each other chunk
+
+
+def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
+    file = _File()
+    size: tuple[int, int] | None = None
+    for name, content, whole in _chunks(data):
+        if name in _PIXELS:
+            if name == b"IHDR":
+                width, height = struct.unpack_from(">II", content)
+                size = (width, height)
+                check_dimensions(*size, limits)
+            file.kept.append(whole)
+        elif name == b"CgBI":
+            raise UnsupportedImage("the PNG is one for iPhone programs alone; save it anew")
+        elif not name[0] & 0x20 and name != b"IEND":
+            raise BrokenImage(f"the picture cannot be decoded: its chunk {name!r} is unknown")
+        elif name == b"acTL" and struct.unpack_from(">I", content)[0] > 1:
+            raise UnsupportedImage("the file holds more than one picture; send each as a file")
+        else:
+            file.found.setdefault(name, content)
+    if size is None:
+        raise BrokenImage("the picture cannot be decoded: its header is missing")
+    on_size(*size)
+    values = imagecodecs.png_decode(b"".join([*file.kept, chunk(b"IEND", b"")]))
+    if values.ndim == 2:
+        values = values[:, :, None]
+    channels = values.shape[2]
+    alpha = values[:, :, -1] if channels in {2, 4} else None
+    exif = file.found.get(b"eXIf")
+    return Samples(
+        values[:, :, : channels - 1] if alpha is not None else values,
+        Model.GREY if channels < 3 else Model.RGB,
+        alpha,
+        _colours(file.found),
+        orientation_of(exif),
+        exif,
+    )
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """The name, the content and the whole of each chunk up to IEND, or to the end of the file."""
+    place = len(SIGNATURE)
+    for _ in range(_MAX_CHUNKS):
+        if place + _HEAD.size > len(data):
+            return
+        size, name = _HEAD.unpack_from(data, place)
+        end = place + _HEAD.size + size + 4
+        if end > len(data):
+            raise BrokenImage("the picture cannot be decoded: it ends early")
+        # of texts, which may be large, nothing is read
+        text = name in {b"tEXt", b"zTXt", b"iTXt"}
+        if not text:
+            yield name, data[place + _HEAD.size : end - 4], data[place:end]
+        if name == b"IEND":
+            return
+        place = end
+    raise UnsupportedImage(f"the PNG has more than {_MAX_CHUNKS} chunks; save it anew")
+
+
+def _colours(found: dict[bytes, bytes]) -> Colours:
+    """By the precedence of PNG, third edition, 4.3."""
+    cicp = found.get(b"cICP", b"")
+    if len(cicp) == 4 and cicp[0] != 2 and cicp[2] == 0:
+        return Cicp(cicp[0], cicp[1], full=bool(cicp[3]))
+    if (profile := _profile(found.get(b"iCCP", b""))) is not None:
+        return IccProfile(profile)
+    if b"sRGB" in found:
+        return None
+    gamma = _gamma(found.get(b"gAMA", b""))
+    primaries = _primaries(found.get(b"cHRM", b""))
+    return None if gamma is None and primaries is None else Calibration(gamma, primaries)
+
+
+def _profile(content: bytes) -> bytes | None:
+    _, _, rest = content.partition(b"\0")
+    if not rest:
+        return None
+    try:
+        profile = zlib.decompressobj().decompress(rest[1:], MAX_PROFILE_BYTES + 1)
+    except zlib.error:
+        return None
+    check_profile_size(len(profile))
+    return profile
+
+
+def _gamma(content: bytes) -> float | None:
+    value = int.from_bytes(content) if len(content) == 4 else 0
+    if not value or value in _GAMMA_OF_SRGB:
+        return None
+    return 100_000 / value
+
+
+def _primaries(content: bytes) -> tuple[float, ...] | None:
+    if len(content) != 32:
+        return None
+    values = tuple(value / 100_000 for value in struct.unpack(">8i", content))
+    usable = all(0 <= value <= 1 for value in values) and all(values[1::2])
+    return values if usable else None

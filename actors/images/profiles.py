@@ -1,0 +1,215 @@
+"""Reads ICC profiles (ICC.1:2022) without evaluating more of them than the picture needs.
+
+A profile is parsed to curves and a matrix, or rebuilt with the one table of colours that serves.
+Multi-process elements (D2Bx, B2Dx) are left out: their cost has no relation to their size.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageCms
+
+from restoration.errors import UnsupportedImage
+
+# The profiles of presses and scanners have up to 3 MB, those of monitors with tables 2 MB.
+MAX_PROFILE_BYTES = 8 * 2**20
+# Press profiles have 17 steps a channel in four channels (83,521 nodes), some of them 23 (279,841).
+_MAX_NODES = 2_000_000
+_MAX_TAGS = 200
+_HEADER = struct.Struct(">I4sI4s4s4s12s4s28s12s")
+_HEADER_BYTES = 128
+_TAG = struct.Struct(">4sII")
+_CLASSES = (b"mntr", b"scnr", b"prtr", b"spac")
+_CHANNELS = {b"GRAY": 1, b"RGB ": 3, b"CMYK": 4}
+
+Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Tags = dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A tone curve for each channel, and XYZ under D50 of each channel's primary, as rows."""
+
+    curves: tuple[Curve, ...]
+    primaries: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A profile for Little CMS, with nothing in it but the table that goes to the PCS."""
+
+    data: bytes
+
+
+class _Unusable(Exception):
+    """The profile is broken, or not for this picture."""
+
+
+def check_profile_size(size_bytes: int) -> None:
+    """Raise UnsupportedImage above MAX_PROFILE_BYTES."""
+    if size_bytes > MAX_PROFILE_BYTES:
+        raise UnsupportedImage(
+            f"the picture's colour profile is larger than {MAX_PROFILE_BYTES // 2**20} MiB; "
+            "convert the picture to sRGB"
+        )
+
+
+def parse(data: bytes, space: bytes) -> Matrix | Table | None:
+    """The profile's way from the colour space (`RGB `, `GRAY` or `CMYK`) to light.
+
+    None for a profile that is broken or for another space. Raises UnsupportedImage for one that is
+    too large.
+    """
+    check_profile_size(len(data))
+    try:
+        return _parse(data, space)
+    except (_Unusable, struct.error, ValueError, IndexError):
+        return None
+
+
+def _parse(data: bytes, space: bytes) -> Matrix | Table | None:
+    size, _, version, kind, found, pcs, _, signature, _, _ = _HEADER.unpack_from(data)
+    if signature != b"acsp" or found != space or kind not in _CLASSES or size > len(data):
+        return None
+    tags = _tags(data)
+    for name in (b"A2B0", b"A2B1", b"A2B2"):
+        if name in tags:
+            _check_table(tags[name], _CHANNELS[space])
+            return Table(_rebuilt(data, version, {b"A2B0": tags[name], **_white(tags)}))
+    if space == b"GRAY" and pcs in {b"XYZ ", b"Lab "}:
+        curve = _curve(tags[b"kTRC"]) if b"kTRC" in tags else None
+        if curve is None:
+            return None
+        return Matrix((_from_lightness(curve) if pcs == b"Lab " else curve,), np.ones((1, 3)))
+    if space == b"RGB " and pcs == b"XYZ ":
+        return _matrix(tags)
+    return None
+
+
+def _tags(data: bytes) -> Tags:
+    (count,) = struct.unpack_from(">I", data, _HEADER_BYTES)
+    if count > _MAX_TAGS:
+        raise _Unusable
+    tags = {}
+    for n in range(count):
+        name, start, size = _TAG.unpack_from(data, _HEADER_BYTES + 4 + n * _TAG.size)
+        if start + size <= len(data):
+            tags[name] = data[start : start + size]
+    return tags
+
+
+def _matrix(tags: Tags) -> Matrix | None:
+    names = [(b"rTRC", b"rXYZ"), (b"gTRC", b"gXYZ"), (b"bTRC", b"bXYZ")]
+    if any(name not in tags for pair in names for name in pair):
+        return None
+    primaries = np.array([_xyz(tags[xyz]) for _, xyz in names])
+    return Matrix(tuple(_curve(tags[trc]) for trc, _ in names), primaries)
+
+
+def _white(tags: Tags) -> Tags:
+    return {name: tags[name] for name in (b"wtpt", b"chad") if name in tags}
+
+
+def _xyz(tag: bytes) -> list[float]:
+    kind, *values = struct.unpack_from(">4s4x3i", tag)
+    if kind != b"XYZ ":
+        raise _Unusable
+    return [value / 65_536 for value in values]
+
+
+def _curve(tag: bytes) -> Curve:
+    match tag[:4]:
+        case b"curv":
+            return _sampled_curve(tag)
+        case b"para":
+            return _parametric_curve(tag)
+    raise _Unusable
+
+
+def _sampled_curve(tag: bytes) -> Curve:
+    (count,) = struct.unpack_from(">I", tag, 8)
+    if count == 0:
+        return lambda v: v
+    values = np.frombuffer(tag, ">u2", count, 12).astype(np.float64)
+    if count == 1:
+        gamma = values[0] / 256
+        return lambda v: v**gamma
+    places = np.linspace(0, 1, count)
+    return lambda v: np.interp(v, places, values / 65_535)
+
+
+def _parametric_curve(tag: bytes) -> Curve:
+    """ICC.1:2022, table 68: y = (a x + b)^g + e where x >= d, else c x + f."""
+    (kind,) = struct.unpack_from(">H", tag, 8)
+    counts = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}
+    if kind not in counts:
+        raise _Unusable
+    found = [v / 65_536 for v in struct.unpack_from(f">{counts[kind]}i", tag, 12)]
+    g, a, b, c, d, e, f = 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    match kind:
+        case 0:
+            (g,) = found
+        case 1 | 2:
+            g, a, b = found[:3]
+            if not a:
+                raise _Unusable
+            d = -b / a
+            e = f = found[3] if kind == 2 else 0.0
+        case 3:
+            g, a, b, c, d = found
+        case 4:
+            g, a, b, c, d, e, f = found
+
+    def curve(v: NDArray[np.float64]) -> NDArray[np.float64]:
+        power = np.maximum(a * v + b, 0) ** g + e
+        light: NDArray[np.float64] = np.where(v >= d, power, c * v + f)
+        if not np.isfinite(light).all():
+            raise _Unusable
+        return np.clip(light, 0, 1)
+
+    curve(np.linspace(0, 1, 256))
+    return curve
+
+
+def _from_lightness(curve: Curve) -> Curve:
+    """A grey profile whose connection space is Lab: the curve gives L*."""
+
+    def light(v: NDArray[np.float64]) -> NDArray[np.float64]:
+        f = (curve(v) * 100 + 16) / 116
+        return np.where(f > 6 / 29, f**3, (116 * f - 16) * (27 / 24_389))
+
+    return light
+
+
+def _check_table(tag: bytes, channels: int) -> None:
+    """The table has as many inputs as the picture has channels, and no more nodes than it may."""
+    if tag[:4] not in (b"mft1", b"mft2", b"mAB ") or tag[8] != channels or tag[9] != 3:
+        raise _Unusable
+    steps = [tag[10]] * channels
+    if tag[:4] == b"mAB ":
+        (place,) = struct.unpack_from(">I", tag, 24)
+        steps = list(tag[place : place + channels]) if place else [2]
+    if min(steps) < 2 or np.prod(np.array(steps, np.float64)) > _MAX_NODES:
+        raise _Unusable
+
+
+def _rebuilt(data: bytes, version: int, tags: Tags) -> bytes:
+    """A profile with the header of `data` and no tags but these."""
+    table, body, start = b"", b"", _HEADER_BYTES + 4 + _TAG.size * len(tags)
+    for name, content in tags.items():
+        table += _TAG.pack(name, start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    size = start + len(body)
+    header = struct.pack(">I", size) + data[4:84] + bytes(44)  # without its identifier
+    return header + struct.pack(">I", len(tags)) + table + body
+
+
+@functools.cache
+def srgb_profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

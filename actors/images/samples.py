@@ -1,0 +1,68 @@
+"""What a file format's reader hands over: samples as they were stored, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array8 = NDArray[np.uint8]
+Array8or16 = NDArray[Any]  # of uint8 or uint16
+# Told the width and height once a header is accepted, before any pixel is decoded.
+OnSize = Callable[[int, int], None]
+
+
+class Model(Enum):
+    GREY = auto()
+    RGB = auto()
+    CMYK = auto()  # 0 is no ink
+    LAB = auto()  # CIELab of TIFF 6.0: a* and b* are signed
+
+
+@dataclass(frozen=True, slots=True)
+class IccProfile:
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cicp:
+    """Coding-independent code points (ITU-T H.273). `full`: samples use the whole range."""
+
+    primaries: int
+    transfer: int
+    full: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Samples are light to the power 1 / `gamma`; `primaries` are x and y of white, R, G, B.
+
+    Without `gamma` the tone curve is sRGB's, without `primaries` these are.
+    """
+
+    gamma: float | None = None
+    primaries: tuple[float, ...] | None = None
+
+
+Colours = IccProfile | Cicp | Calibration | None  # None: sRGB
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """A decoded file.
+
+    `values` has the shape (height, width, channels of the model) and 8 or 16 bits; `alpha` the
+    shape (height, width), straight and not premultiplied, with as many bits. `orientation` is that
+    of EXIF, 1 to 8. `exif` is the structure that begins with II or MM.
+    """
+
+    values: Array8or16
+    model: Model
+    alpha: Array8or16 | None = None
+    colours: Colours = None
+    orientation: int = 1
+    exif: bytes | None = None
