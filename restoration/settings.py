@@ -140,7 +140,7 @@ class Settings(NodeSettings):
     result_max_pixels: int = Field(100_000_000, alias="RESULT_MAX_PIXELS", gt=0)
     # Processes that read uploads, for each replica of the ingress. In them and in a worker's, the
     # largest picture may take so many seconds of processor time, others in proportion
-    image_processes: int = Field(2, alias="IMAGE_PROCESSES", gt=0)
+    image_processes: int = Field(3, alias="IMAGE_PROCESSES", gt=0)
     image_cpu_s: float = Field(15, alias="IMAGE_CPU_S", gt=0)
     result_url_lifetime_s: int = Field(3600, alias="RESULT_URL_LIFETIME_S", gt=0)
 

@@ -47,7 +47,7 @@ from restoration.jobs import OutputFormat
 
 log = structlog.get_logger(__name__)
 
-DEFAULT_PROCESSES = 2
+DEFAULT_PROCESSES = 3
 DEFAULT_CPU_S = 15.0
 _ARGV = (sys.executable, "-P", "-m", "actors.images.process")
 _PACKAGES = Path(__file__).parents[2]
