@@ -154,7 +154,8 @@ def start_detached(
         )
     while stack.poll() is None:
         record = find_stack(state_dir)
-        if record is not None and record.pid == stack.pid:
+        # one that lost its Ray before it ever served tries again
+        if record is not None and record.pid == stack.pid and record.lost is None:
             return record
         progress(_last_line(log_path) or "starting")
         time.sleep(START_POLL_S)

@@ -1,0 +1,26 @@
+"""A stack that is started from outside."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from serve_app import stack_record
+from serve_app.stack_record import StackOptions, StackRecord, start_detached
+
+
+def test_a_stack_that_loses_its_first_ray_is_not_up_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so in its record, and starts Ray again: who waits for it waits for that."""
+    up = StackRecord(4711, "http://127.0.0.1:8000", issuer=None, drain_s=1)
+    records = iter([None, replace(up, lost="its raylet ended"), up])
+    process = SimpleNamespace(pid=up.pid, poll=lambda: None)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_args, **_options: process)
+    monkeypatch.setattr(stack_record, "find_stack", lambda _state_dir: next(records))
+    monkeypatch.setattr(stack_record, "START_POLL_S", 0)
+    assert start_detached(tmp_path, StackOptions(), lambda _line: None) == up
