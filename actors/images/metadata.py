@@ -8,7 +8,7 @@ upload's EXIF. Values are copied as they are stored: what encoding a text has, i
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from PIL.ExifTags import IFD, Base
@@ -141,8 +141,11 @@ def kept_exif(exif: bytes | None) -> bytes | None:
 def _sub_entries(structure: _Structure, start: int) -> dict[int, _Entry]:
     found, size = dict[int, _Entry](), 0
     for entry in structure.entries(start):
-        known = structure.big is False or entry.type in _SIZES
-        if entry.tag not in _OUTDATED and known and len(entry.value) < _MAX_EXIF_BYTES:
+        if (
+            entry.tag not in _OUTDATED
+            and entry.type in _SIZES
+            and len(entry.value) < _MAX_EXIF_BYTES
+        ):
             size += len(entry.value)
             if size > 4 * _MAX_EXIF_BYTES:
                 return found
@@ -176,18 +179,14 @@ def _written(
     return _PREFIX + head + _directory(order, entries.values(), start) + b"".join(parts)
 
 
-def _directory_bytes(entries: object, more: int) -> int:
-    listed = list(entries)  # type: ignore[call-overload]
-    values = sum(_padded(entry.value) for entry in listed if len(entry.value) > 4)
-    return 2 + 12 * (len(listed) + more) + 4 + values
+def _directory_bytes(entries: Collection[_Entry], more: int) -> int:
+    """The size of a directory with `more` pointers beside the entries."""
+    values = sum(len(e.value) + len(e.value) % 2 for e in entries if len(e.value) > 4)
+    return 2 + 12 * (len(entries) + more) + 4 + values
 
 
-def _padded(value: bytes) -> int:
-    return len(value) + len(value) % 2
-
-
-def _directory(order: str, entries: object, start: int) -> bytes:
-    listed = sorted(entries, key=lambda entry: entry.tag)  # type: ignore[call-overload]
+def _directory(order: str, entries: Collection[_Entry], start: int) -> bytes:
+    listed = sorted(entries, key=lambda entry: entry.tag)
     table, beyond = struct.pack(f"{order}H", len(listed)), b""
     values = start + 2 + 12 * len(listed) + 4
     for entry in listed:

@@ -7,6 +7,7 @@ Multi-process elements (D2Bx, B2Dx) are left out: their cost has no relation to 
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,8 +80,7 @@ def _parse(data: bytes, space: bytes) -> Matrix | Table | None:
         return None
     tags = _tags(data)
     for name in (b"A2B0", b"A2B1", b"A2B2"):
-        if name in tags:
-            _check_table(tags[name], _CHANNELS[space])
+        if name in tags and _is_usable_table(tags[name], _CHANNELS[space]):
             return Table(_rebuilt(data, version, {b"A2B0": tags[name], **_white(tags)}))
     if space == b"GRAY" and pcs in {b"XYZ ", b"Lab "}:
         curve = _curve(tags[b"kTRC"]) if b"kTRC" in tags else None
@@ -187,16 +187,15 @@ def _from_lightness(curve: Curve) -> Curve:
     return light
 
 
-def _check_table(tag: bytes, channels: int) -> None:
-    """The table has as many inputs as the picture has channels, and no more nodes than it may."""
+def _is_usable_table(tag: bytes, channels: int) -> bool:
+    """Whether the table has an input for each channel, and no more nodes than it may."""
     if tag[:4] not in (b"mft1", b"mft2", b"mAB ") or tag[8] != channels or tag[9] != 3:
-        raise _Unusable
+        return False
     steps = [tag[10]] * channels
     if tag[:4] == b"mAB ":
         (place,) = struct.unpack_from(">I", tag, 24)
         steps = list(tag[place : place + channels]) if place else [2]
-    if min(steps) < 2 or np.prod(np.array(steps, np.float64)) > _MAX_NODES:
-        raise _Unusable
+    return min(steps) >= 2 and math.prod(steps) <= _MAX_NODES
 
 
 def _rebuilt(data: bytes, version: int, tags: Tags) -> bytes:
