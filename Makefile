@@ -63,7 +63,7 @@ check: $(READY) ## ruff (bandit's rules too), mypy, import-linter, pip-audit
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	@$(BIN)/python -m tests.audit
+	@$(BIN)/python -m tests.support.audit
 
 format: $(READY) ## let ruff format everything
 	$(BIN)/ruff format --quiet .

@@ -25,11 +25,11 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.batch_submission import Draft
-from actors.handles import IngressHandle, connected_ingress
-from actors.patience import patiently
+from actors.cluster.handles import IngressHandle, connected_ingress
+from actors.cluster.retry import patiently
 from actors.status_actor import StatusActor, status_actor
-from actors.submission import SubmissionRequest
+from actors.submission.batches import Draft
+from actors.submission.service import SubmissionRequest
 from restoration.batches import JobBatch
 from restoration.errors import InvalidRequest, JobNotFound
 from restoration.events import JobEvent, from_json

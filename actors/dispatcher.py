@@ -1,9 +1,9 @@
 """The dispatcher: one ticket to the GPU workers for each job that waits.
 
 A ticket carries demand, not work: Serve queues tickets and places them, and the worker that gets
-one claims whichever job is best by then. The pool's size follows the jobs too (`actors.scaling`).
-Of the replicas one leads, by an advisory lock in Postgres; the others wait for its connection to
-die.
+one claims whichever job is best by then. The pool's size follows the jobs too
+(`actors.leader.autoscaler`). Of the replicas one leads, by an advisory lock in Postgres; the others
+wait for its connection to end.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from actors.census import CensusTaker
-from actors.handles import ServePool, WorkerPool
-from actors.leading import lead_whenever_possible
-from actors.logs import configure_logging
-from actors.pipeline import BUSY, NOTHING_WAITS
-from actors.ray_meter import RayMeter
-from actors.scaling import PoolScaler
-from persistence.census import Census
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.signals import Leadership, attempt_of
+from actors.cluster.handles import ServePool, WorkerPool
+from actors.execution.pipeline import BUSY, NOTHING_WAITS
+from actors.leader.autoscaler import PoolScaler
+from actors.leader.election import lead_whenever_possible
+from actors.leader.queue_metrics import CensusTaker
+from actors.observability.logging import configure_logging
+from actors.observability.metrics import RayMeter
+from persistence.postgres.database import Database
+from persistence.postgres.job_counts import Census
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.leadership import Leadership, attempt_of
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef
 from restoration.ports import JobStore
@@ -49,7 +49,7 @@ LONGEST_HOLD_S = 5.0
 Send = Callable[[AttemptRef, float], Awaitable[str]]
 
 
-class TicketOffice:
+class TicketDispatcher:
     """The tickets outstanding, by (job, attempt), and what becomes of each.
 
     Keyed so that one stuck ticket never stands in the way of a job that was queued again.
@@ -152,7 +152,7 @@ class Dispatch:
         self._jobs = jobs
         self._signals = signals
         self._wake = asyncio.Event()
-        self._office = TicketOffice(jobs, send, window, self._wake.set, tick_s)
+        self._office = TicketDispatcher(jobs, send, window, self._wake.set, tick_s)
         self._lease_s = lease_s
         self._tick_s = tick_s
 

@@ -1,8 +1,8 @@
 """A GPU worker: one Serve replica, one GPU, one ComfyUI.
 
 It takes tickets, claims the best job that waits by then, and sees it through, several of them in
-different stages at a time (`actors.pipeline`). The job outlives the ticket: a dispatcher that
-dies, or a ticket that is cancelled, stops no work.
+different stages at a time (`actors.execution.pipeline`). The job outlives the ticket: a dispatcher
+that dies, or a ticket that is cancelled, stops no work.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from contextlib import AsyncExitStack
 import ray
 import structlog
 
-from actors.costs import CostBook
-from actors.draining import is_draining
-from actors.engine_watch import EngineWatch
-from actors.execution import Execution, Lease, Visit
+from actors.cluster.replica import is_draining
+from actors.execution.attempt import Execution, Lease, Visit
+from actors.execution.engine_metrics import EngineWatch
+from actors.execution.loaded_models import Warmth
+from actors.execution.pipeline import BUSY, STORING, Pipeline, one_after_another
+from actors.execution.registration import WorkerRegistration
+from actors.execution.usage import UsageRecorder
 from actors.images.process_pool import ImageProcessPool
-from actors.logs import configure_logging
-from actors.observation import Measured, Observers
-from actors.pipeline import BUSY, STORING, Pipeline, one_after_another
-from actors.ray_meter import RayMeter
-from actors.standing import Standing
+from actors.observability.logging import configure_logging
+from actors.observability.metrics import RayMeter
+from actors.observability.observers import Measured, Observers
+from actors.observability.spans import Traced, tracer_from
 from actors.status_actor import ProgressReporter, status_actor
-from actors.traces import Traced, tracer_from
-from actors.warmth import Warmth
-from comfy_pool.assembly import engine_on_this_node
-from persistence.copies import open_blobs
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.status import RedisStatusBoard
-from persistence.usage import PostgresUsageLedger
-from persistence.workers import PostgresWorkerRegistry
+from comfy_pool.factory import engine_on_this_node
+from persistence.objects.redis_cache import open_blobs
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.usage import PostgresUsageLedger
+from persistence.postgres.workers import PostgresWorkerRegistry
+from persistence.redis.status import RedisStatusBoard
 from restoration.errors import DependencyUnavailable, EngineUnavailable, LeaseLost
 from restoration.jobs import AttemptRef, Job, JobStatus
-from restoration.queueing import versioned
+from restoration.queue_policy import versioned
 from restoration.settings import Settings, load_settings
 from restoration.tasks import stop
 from restoration.workers import EngineState, JobInHand, WorkerReport
@@ -117,7 +117,7 @@ class GpuWorker:
         if settings.warm_up_workflow:
             await self._warmth.warm_up(settings.warm_up_workflow)
         self._jobs = PostgresJobStore(database, settings.queue_policy)
-        self._costs = CostBook(PostgresUsageLedger(database), settings.heartbeat_s)
+        self._costs = UsageRecorder(PostgresUsageLedger(database), settings.heartbeat_s)
         resources.push_async_callback(self._costs.write)
         self._execution = Execution(
             catalog,
@@ -131,7 +131,7 @@ class GpuWorker:
             observer=Observers(Measured(meter), Traced(tracer_from(settings, "worker"))),
         )
         registry = PostgresWorkerRegistry(database)
-        self._standing = Standing(
+        self._standing = WorkerRegistration(
             registry, self._report, self._restart_engine, settings.heartbeat_s
         )
         await self._standing.report()  # and know what was ordered before the first ticket

@@ -18,8 +18,8 @@ import ray
 import structlog
 from ray.actor import ActorHandle
 
-from actors.logs import configure_logging
-from persistence.status import RedisStatusBoard
+from actors.observability.logging import configure_logging
+from persistence.redis.status import RedisStatusBoard
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, from_json, is_last, to_json
 from restoration.jobs import Job

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.service_client import Held, NoAnswer
 from benchmarks.throughput import per_s
-from tests.photos import PhotoName
+from tests.support.photos import PhotoName
 
 PHOTOS: tuple[PhotoName, ...] = ("china", "flower")
 _THUMBNAIL = (16, 16)

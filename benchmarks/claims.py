@@ -12,11 +12,11 @@ from pathlib import Path
 from sqlalchemy import Connection, create_engine, text
 
 from benchmarks.figures import Bench, Figure, Goal
-from persistence.database import Database, sqlalchemy_url
 from persistence.embedded.local import LocalServices
-from persistence.jobs import PostgresJobStore
-from persistence.migrate import upgrade
-from restoration.queueing import QueuePolicy
+from persistence.postgres.database import Database, sqlalchemy_url
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.migrate import upgrade
+from restoration.queue_policy import QueuePolicy
 
 FEW, MANY = 1_000, 1_000_000
 OWNERS = 1_000

@@ -8,11 +8,11 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.execution import ENGINE_FROM, ENGINE_TO
+from actors.execution.attempt import ENGINE_FROM, ENGINE_TO
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.service_client import Held, ServiceClient
 from benchmarks.watching import Reader, events, watch
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 CLIENTS = 1_000
 ROUNDS = 3

@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import get_args
 
 from persistence.embedded.local import LocalServices, Role
-from serve_app.stack import service_variables
-from tests.stack import Stack, running_stack
+from serve_app.local.stack import service_variables
+from tests.support.stack import Stack, running_stack
 
 HERE = Path(__file__).parent
 WORKFLOWS = HERE / "workflows"

@@ -16,7 +16,7 @@ import psutil
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.service_client import Held, ServiceClient
 from restoration.jobs import OutputFormat
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 _STATE = "COMFY_RESTORE_STATE"
 LARGE = Held(10_000, 0.0, jobs=1)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from actors.dispatcher import Dispatch
-from actors.pipeline import NOTHING_WAITS
+from actors.execution.pipeline import NOTHING_WAITS
 from benchmarks.claims import filled
 from benchmarks.figures import Bench, Figure, Goal
-from persistence.database import Database
 from persistence.embedded.local import LocalServices
-from persistence.jobs import PostgresJobStore
-from persistence.signals import Leadership
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.leadership import Leadership
 from restoration.jobs import Artifact, AttemptRef, Job
 
 FEW, MANY = 10, 1_000

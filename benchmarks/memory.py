@@ -9,7 +9,7 @@ import psutil
 
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.service_client import Held, ServiceClient
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 FIRST, ALL = 200, 2_000
 PART = 600

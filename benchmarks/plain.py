@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from restoration.settings import load_settings
 from serve_app.app import build_asgi_app
 from serve_app.services import open_services
-from tests.stack import free_port
+from tests.support.stack import free_port
 
 START_TIMEOUT_S = 30.0
 

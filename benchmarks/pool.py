@@ -23,9 +23,9 @@ from typing import Any
 
 from benchmarks.figures import WORKFLOWS, Bench, Figure, Goal
 from benchmarks.service_client import WORKFLOW, Held, ServiceClient
-from comfy_pool.provision import models_dir
+from comfy_pool.install.engine import models_dir
 from restoration.settings import NodeSettings
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 WORKERS = 4
 ROUNDS = 3

@@ -25,7 +25,7 @@ from benchmarks.answers import Answers, answers
 from benchmarks.figures import HERE, Bench, Figure, Goal
 from benchmarks.service_client import WORKFLOW, NoAnswer, ServiceClient
 from benchmarks.throughput import ROUNDS, SMALL, bare_comfyui
-from tests.stack import free_port
+from tests.support.stack import free_port
 from workflows.catalog import load_catalog
 from workflows.render import render
 

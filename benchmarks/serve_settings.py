@@ -10,7 +10,7 @@ from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.load import apply_load
 from benchmarks.service_client import WAIT_S, WORKFLOW, Held, ServiceClient
 from benchmarks.single import median_gap_ms
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 ROUNDS, ROUND_S, CLIENTS = 5, 3.0, 16
 JOB = Held(256, 0.0, jobs=30)

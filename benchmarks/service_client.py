@@ -17,8 +17,8 @@ from PIL import Image
 from benchmarks.bare_client import Work
 from benchmarks.figures import HERE
 from restoration.jobs import OutputFormat
-from tests.photos import PhotoName, original
-from tests.stack import Stack
+from tests.support.photos import PhotoName, original
+from tests.support.stack import Stack
 from workflows.catalog import load_catalog
 from workflows.render import render
 

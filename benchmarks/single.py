@@ -10,7 +10,7 @@ from benchmarks.bare_client import end_times_s
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.service_client import Held, ServiceClient
 from benchmarks.throughput import WARM_UP_JOBS, bare_comfyui
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 # Short and many: a machine whose speed changes within a minute does so between rounds.
 ROUNDS = 9

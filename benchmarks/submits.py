@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from actors.submission import SubmissionRequest
+from actors.submission.service import SubmissionRequest
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.load import Load, apply_load
 from benchmarks.service_client import WORKFLOW, ServiceClient
 from restoration.jobs import Priority
 from restoration.settings import load_settings
 from serve_app.services import open_services
-from tests.photos import original
-from tests.stack import Stack
+from tests.support.photos import original
+from tests.support.stack import Stack
 
 CLIENTS = 64
 ROUNDS, ROUND_S = 3, 8.0

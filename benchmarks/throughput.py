@@ -17,12 +17,12 @@ from pathlib import Path
 from benchmarks.bare_client import end_times_s
 from benchmarks.figures import HERE, Bench, Figure, Goal
 from benchmarks.service_client import Held, ServiceClient
-from comfy_pool.assembly import installed_engine
 from comfy_pool.engine import ComfyEngine
-from comfy_pool.hosts import OwnedHost
-from comfy_pool.process import EngineCommand
+from comfy_pool.factory import installed_engine
+from comfy_pool.process.hosts import OwnedHost
+from comfy_pool.process.process import EngineCommand
 from restoration.settings import NodeSettings
-from tests.stack import free_port
+from tests.support.stack import free_port
 
 ROUNDS = 3
 IN_FLIGHT = 6

@@ -15,23 +15,23 @@ from uuid import UUID
 
 import structlog
 
-from comfy_pool.client import ComfyClient
-from comfy_pool.event_socket import EventSocket
-from comfy_pool.hosts import EngineHost
 from comfy_pool.limits import EngineLimits
-from comfy_pool.link import Link
-from comfy_pool.memory import resident_bytes
-from comfy_pool.run import RunInEngine
-from comfy_pool.starts import Starts
-from comfy_pool.wire import Executing, Hello, Message, Preview, Started
-from restoration.engine import EngineEvent, EngineResult, EngineRun, Pixels, Vram
+from comfy_pool.process.hosts import EngineHost
+from comfy_pool.process.memory import resident_bytes
+from comfy_pool.process.restart_backoff import Starts
+from comfy_pool.protocol.client import ComfyClient
+from comfy_pool.protocol.messages import Executing, Hello, Message, Preview, Started
+from comfy_pool.protocol.websocket import EventSocket
+from comfy_pool.runs.run import RunInEngine
+from comfy_pool.runs.session import EngineSession
+from restoration.engine_port import EngineEvent, EngineResult, EngineRun, Pixels, Vram
 from restoration.errors import EngineFailed, EngineRejected, EngineUnavailable
 
 log = structlog.get_logger(__name__)
 
 
 class ComfyEngine:
-    """See `restoration.engine.Engine`. As an async context manager: started, then closed."""
+    """See `restoration.engine_port.Engine`. As an async context manager: started, then closed."""
 
     def __init__(self, host: EngineHost, limits: EngineLimits | None = None) -> None:
         self._host = host
@@ -40,7 +40,7 @@ class ComfyEngine:
         self._runs: dict[str, RunInEngine] = {}
         self._tasks: set[asyncio.Task[EngineResult]] = set()  # of the runs in the engine
         self._cleaning: set[asyncio.Task[EngineResult]] = set()  # of those that have their result
-        self._link: Link | None = None
+        self._link: EngineSession | None = None
         self._starting = asyncio.Lock()
         self._starts = Starts(self._limits)
         self.starts = 0
@@ -129,7 +129,7 @@ class ComfyEngine:
             finally:
                 await self._client.aclose()
 
-    async def _execute(self, active: RunInEngine, link: Link) -> EngineResult:
+    async def _execute(self, active: RunInEngine, link: EngineSession) -> EngineResult:
         """In a task of its own, so that a cancelled caller leaves nothing behind in the engine."""
         task = asyncio.create_task(active.execute(link))
         self._tasks.add(task)
@@ -149,7 +149,7 @@ class ComfyEngine:
         self._starts.run_succeeded()
         return result
 
-    async def _ready(self) -> Link:
+    async def _ready(self) -> EngineSession:
         """The link to an engine that lives; starts it if need be. Raises EngineUnavailable."""
         async with self._starting:
             if self._closed.is_set():
@@ -191,7 +191,7 @@ class ComfyEngine:
                 return f"its memory has grown to {resident // 1_000_000} MB"
         return ""
 
-    async def _start(self) -> Link:
+    async def _start(self) -> EngineSession:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._starts.pause_s()):
                 await self._closed.wait()
@@ -207,7 +207,7 @@ class ComfyEngine:
         self.version = await self._told_version()
         self._runs_since_start = 0
         self._retired = False
-        return Link(self._client, self._host, ended, self._connected)
+        return EngineSession(self._client, self._host, ended, self._connected)
 
     async def _told_version(self) -> str:
         """Nothing depends on it: an engine that will not say is no worse."""

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from restoration.errors import DependencyUnavailable, TooManyAtOnce
-from restoration.fair_queue import FairPlaces, current_owner
+from restoration.limits.fair_places import FairPlaces, current_owner
 
 _T = TypeVar("_T")
 

@@ -1,7 +1,7 @@
 """Every error that crosses a border inside this system.
 
 The class says what follows: `code` is stable and shown to clients, `retryable` decides between
-another attempt and a failed job. HTTP statuses are given to the codes in `serve_app.errors`.
+another attempt and a failed job. HTTP statuses are given to the codes in `serve_app.asgi.errors`.
 
     RestorationError
     ├── InvalidRequest                invalid_request       the caller can mend it

@@ -2,7 +2,7 @@
 
 Every implementation raises errors of `restoration.errors` only; a dependency that cannot be
 reached is DependencyUnavailable. One contract suite in tests/contracts holds each port's rules.
-The seam to ComfyUI is `restoration.engine`.
+The seam to ComfyUI is `restoration.engine_port`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from restoration.jobs import (
     JobStatus,
     NewJob,
 )
-from restoration.quotas import Quotas
-from restoration.rates import Rate
+from restoration.limits.quotas import Quotas
+from restoration.limits.rates import Rate
 from restoration.scaling import Demand
-from restoration.webhooks import Delivery
-from restoration.workers import QueueState, Roll, WorkerOrders, WorkerReport, WorkerState
+from restoration.webhooks.messages import Delivery
+from restoration.workers import QueueState, WorkerOrders, WorkerReport, WorkerSnapshot, WorkerState
 
 
 class JobStore(Protocol):
@@ -317,7 +317,7 @@ class WorkerRegistry(Protocol):
     async def leave(self, worker: str) -> None:
         """Called by a worker that stops in good order; one that is lost is forgotten in time."""
 
-    async def roll(self) -> Roll:
+    async def roll(self) -> WorkerSnapshot:
         """By node and engine. One that has been silent for more than a minute is not there."""
 
     async def drain(self, worker: str, *, drained: bool) -> WorkerState:

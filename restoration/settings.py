@@ -28,10 +28,10 @@ from pydantic_core import ErrorDetails
 
 from restoration.errors import InvalidSettings
 from restoration.images import MEBIBYTE, UploadLimits
-from restoration.queueing import QueuePolicy
-from restoration.quotas import UPLOADING_BYTES, Quotas
-from restoration.webhook_urls import WebhookRules
-from restoration.webhooks import secret_key
+from restoration.limits.quotas import UPLOADING_BYTES, Quotas
+from restoration.queue_policy import QueuePolicy
+from restoration.webhooks.messages import secret_key
+from restoration.webhooks.urls import WebhookRules
 
 DAY_S = 24 * 3600
 FILE_SUFFIX = "_FILE"

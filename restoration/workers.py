@@ -71,7 +71,7 @@ class WorkerState:
 
 
 @dataclass(frozen=True, slots=True)
-class Roll:
+class WorkerSnapshot:
     """All workers that are there, as they stood `at`, by the clock that their times are of."""
 
     at: datetime

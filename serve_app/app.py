@@ -15,32 +15,32 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from restoration.errors import BatchTooLarge, ImageTooLarge
-from restoration.fair_queue import FairPlaces, as_many_as_are_free
-from serve_app.errors import install_error_handlers
-from serve_app.flow_control import FlowControlledApp
-from serve_app.head_requests import HeadRequests
-from serve_app.headers import SecurityHeaders
-from serve_app.middleware import REQUEST_ID, BodyLimit, BodyPace, Limit, RequestContext
-from serve_app.open_streams import OpenStreams
-from serve_app.openapi import install_openapi
+from restoration.limits.fair_places import FairPlaces, as_many_as_are_free
+from serve_app.asgi.errors import install_error_handlers
+from serve_app.asgi.flow_control import FlowControlledApp
+from serve_app.asgi.head_requests import HeadRequests
+from serve_app.asgi.middleware import REQUEST_ID, BodyLimit, BodyPace, Limit, RequestContext
+from serve_app.asgi.openapi import install_openapi
+from serve_app.asgi.security_headers import SecurityHeaders
+from serve_app.forms.batch_form import BATCH_OVERHEAD_BYTES
+from serve_app.forms.form import FORM_OVERHEAD_BYTES
+from serve_app.forms.upload_bytes import UploadBytes
+from serve_app.forms.upload_slots import UploadSlots
 from serve_app.readiness import ReadinessProbe
 from serve_app.routes import (
     admin,
     batches,
-    direct_uploads,
     events,
     health,
     reference,
     restorations,
     runs,
+    uploads,
     usage,
     workflows,
 )
-from serve_app.routes.batch_form import BATCH_OVERHEAD_BYTES
-from serve_app.routes.forms import FORM_OVERHEAD_BYTES
-from serve_app.routes.upload_bytes import UploadBytes
-from serve_app.routes.uploads import UploadSlots
 from serve_app.services import Services
+from serve_app.watch.open_streams import OpenStreams
 
 _VERSION = version("comfy-restore")  # reads a file, and apps are built on an event loop
 _SENT_HEADERS = [
@@ -89,7 +89,7 @@ def build_asgi_app(services: Services) -> FastAPI:
         runs,
         events,
         batches,
-        direct_uploads,
+        uploads,
         workflows,
         usage,
         admin,
@@ -125,7 +125,7 @@ def _install_middleware(app: FastAPI, services: Services) -> None:
         limit=Limit(settings.upload_max_bytes + FORM_OVERHEAD_BYTES, ImageTooLarge),
         paths={
             batches.PATH: Limit(settings.batch_max_bytes + BATCH_OVERHEAD_BYTES, BatchTooLarge),
-            direct_uploads.PATH: direct_uploads.BODY_LIMIT,
+            uploads.PATH: uploads.BODY_LIMIT,
         },
     )
     app.add_middleware(RequestContext, tracer=services.tracer)

@@ -22,28 +22,28 @@ from ray._private.worker import global_worker
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from actors.aftercare import Aftercare
-from actors.batch_submission import SubmittedBatch
+from actors.cluster.handles import APP
+from actors.cluster.local import start_on_loopback
 from actors.dispatcher import Dispatcher
+from actors.execution.pipeline import stages
 from actors.gpu_worker import GpuWorker
-from actors.handles import APP
-from actors.logs import configure_logging
-from actors.loopback import start_on_loopback
-from actors.pipeline import stages
-from actors.ray_meter import RayMeter
-from actors.scaling import keep_target
+from actors.leader.autoscaler import keep_target
+from actors.maintenance import Aftercare
+from actors.observability.logging import configure_logging
+from actors.observability.metrics import RayMeter
 from actors.status_actor import NAMESPACE
-from actors.submission import SubmissionRequest, Submitted
+from actors.submission.batches import SubmittedBatch
+from actors.submission.service import SubmissionRequest, Submitted
 from restoration.batches import JobBatch, NewBatch
 from restoration.errors import DependencyUnavailable
-from restoration.fair_queue import current_owner
 from restoration.images import MEBIBYTE
 from restoration.jobs import Job, NewJob
+from restoration.limits.fair_places import current_owner
 from restoration.scaling import ScalingPolicy
 from restoration.settings import load_settings
 from serve_app.app import build_asgi_app
+from serve_app.local.record import RayReport
 from serve_app.services import open_services
-from serve_app.stack_record import RayReport
 
 # How long a ticket waits that found all workers full. The default goes up to half a second, and
 # each look costs the workers a call.
@@ -213,7 +213,7 @@ LOCAL_ENVIRONMENT = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
     # keeps from Serve what clients could steer it with
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.middleware:serve_edge",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.asgi.middleware:serve_edge",
 }
 # The same, where nothing else is set: `make bench ONLY=serve` tries what else there is.
 LOCAL_DEFAULTS = {

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from restoration.errors import InvalidSettings
 from restoration.files import write_whole
-from serve_app.headers import SECURITY_HEADERS
+from serve_app.asgi.security_headers import SECURITY_HEADERS
 
 PROGRAM = "restore-haproxy"  # as pyproject.toml installs it
 ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"

@@ -10,21 +10,23 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from actors.batch_submission import BatchSubmission
 from actors.images.process_pool import ImageProcessPool
-from actors.submission import Submission
-from actors.traces import tracer_from
-from actors.uploads import Uploads
-from persistence.batches import PostgresBatchStore
-from persistence.copies import open_blobs
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.rates import RedisRateLimiter
-from persistence.status import RedisStatusBoard
-from persistence.uploads import PostgresUploadStore
-from persistence.usage import PostgresUsageLedger
-from persistence.workers import PostgresWorkerRegistry
-from restoration.metrics import Meter, NullMeter
+from actors.observability.spans import tracer_from
+from actors.submission.batches import BatchSubmission
+from actors.submission.service import Submission
+from actors.submission.uploads import Uploads
+from persistence.objects.redis_cache import open_blobs
+from persistence.postgres.batches import PostgresBatchStore
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.uploads import PostgresUploadStore
+from persistence.postgres.usage import PostgresUsageLedger
+from persistence.postgres.workers import PostgresWorkerRegistry
+from persistence.redis.rate_limits import RedisRateLimiter
+from persistence.redis.status import RedisStatusBoard
+from restoration.observability.metrics import Meter, NullMeter
+from restoration.observability.tracing import NullTracer, Tracer
+from restoration.observability.usage import UsageLedger
 from restoration.ports import (
     BatchStore,
     BlobStore,
@@ -34,11 +36,9 @@ from restoration.ports import (
     WorkerRegistry,
 )
 from restoration.settings import Settings
-from restoration.tracing import NullTracer, Tracer
-from restoration.usage import UsageLedger
-from serve_app.auth import Authenticator, issuer_from
-from serve_app.batch_watch import BatchWatcher
-from serve_app.watch import JobWatcher
+from serve_app.auth.tokens import Authenticator, issuer_from
+from serve_app.watch.batches import BatchWatcher
+from serve_app.watch.jobs import JobWatcher
 from workflows.catalog import Catalog, load_catalog
 
 

@@ -18,21 +18,21 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 from sqlalchemy import make_url
 
-from actors.logs import configure_logging
-from comfy_pool.models import install_models
-from comfy_pool.provision import EngineInstall, install_engine
+from actors.observability.logging import configure_logging
+from comfy_pool.install.engine import EngineInstall, install_engine
+from comfy_pool.install.models import install_models
 from persistence.embedded.local import LocalServices
-from persistence.migrate import upgrade
+from persistence.postgres.migrate import upgrade
 from restoration.settings import NodeSettings
 from tests.fakes.collector import Collector, collecting
-from tests.stack import LEASE_S, Stack, running_stack
+from tests.support.stack import LEASE_S, Stack, running_stack
 from workflows.catalog import load_catalog
 
 # On a machine with other work an example may take any time.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
-pytest_plugins = ["tests.hanging"]
+pytest_plugins = ["tests.support.hanging"]
 
 PRODUCT = ["restoration", "workflows", "comfy_pool", "persistence", "actors", "serve_app"]
 # libraries guard their state with mutexes (queues, models, loggers), held for microseconds
@@ -42,9 +42,9 @@ MAY_BLOCK = {
     "workflows/catalog.py": {"load_catalog"},
     # a worker finds its install, and clears its folder of pixels, before its first job and after
     # its last
-    "comfy_pool/assembly.py": {"engine_on_this_node"},
+    "comfy_pool/factory.py": {"engine_on_this_node"},
     # the command line and the issuer's thread read the key; only tests do so on an event loop
-    "serve_app/local_issuer.py": {"ensure_key"},
+    "serve_app/auth/local_issuer.py": {"ensure_key"},
 }
 
 

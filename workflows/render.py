@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
-from restoration.engine import Prompt
+from restoration.engine_port import Prompt
 from restoration.jobs import ParamValue
 from workflows.catalog import Workflow
 from workflows.manifest import Target

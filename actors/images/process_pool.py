@@ -26,7 +26,7 @@ from actors.images.encode import netpbm_header
 from actors.images.messages import SIZE, frame, header_size, parse_header
 from actors.images.process import ProcessLimits
 from actors.images.reader import ImageInfo
-from restoration.engine import EngineResult, Pixels
+from restoration.engine_port import EngineResult, Pixels
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -34,7 +34,6 @@ from restoration.errors import (
     InvalidRequest,
     UnsupportedImage,
 )
-from restoration.fair_queue import FairPlaces, Owner, current_owner
 from restoration.images import (
     MEBIBYTE,
     ImageType,
@@ -44,6 +43,7 @@ from restoration.images import (
     sniff,
 )
 from restoration.jobs import OutputFormat
+from restoration.limits.fair_places import FairPlaces, Owner, current_owner
 
 log = structlog.get_logger(__name__)
 

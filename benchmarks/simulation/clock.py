@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, create_engine, text
 
-from persistence.database import Database, sqlalchemy_url
-from persistence.migrate import upgrade
+from persistence.postgres.database import Database, sqlalchemy_url
+from persistence.postgres.migrate import upgrade
 
 _T = TypeVar("_T")
 

@@ -13,9 +13,9 @@ from benchmarks.simulation.clock import SimulatedDatabase, SimulatedLoop
 from benchmarks.simulation.fleet import LEASE_S, Fleet, Machines
 from benchmarks.simulation.policies import Policy
 from benchmarks.simulation.traffic import DAY_S, Photo, peak_workers
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.signals import Leadership
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.leadership import Leadership
 from restoration.jobs import AttemptRef, Job, Priority
 from restoration.ports import JobStore
 from restoration.scaling import Demand

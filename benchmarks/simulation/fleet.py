@@ -16,7 +16,7 @@ from uuid import UUID
 
 from ray.exceptions import ActorDiedError
 
-from actors.pipeline import NOTHING_WAITS
+from actors.execution.pipeline import NOTHING_WAITS
 from benchmarks.simulation.traffic import DAY_S, HOUR_S, WORKFLOWS
 from restoration.affinity import Affinity
 from restoration.jobs import Artifact, Job, JobStatus, Priority

@@ -11,7 +11,7 @@ import redis
 from botocore.config import Config
 from sqlalchemy import Engine, create_engine, text
 
-from persistence.database import sqlalchemy_url
+from persistence.postgres.database import sqlalchemy_url
 
 TASK = "restore"
 BUCKET = os.environ["S3_BUCKET"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from tests.photos import degrade, enlarge, original, ssim
+from tests.support.photos import degrade, enlarge, original, ssim
 
 FOLDER = Path("demo")
 PHOTO = "flower"

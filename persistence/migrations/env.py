@@ -1,8 +1,8 @@
-"""Run by Alembic: applies the revisions on the connection that `persistence.migrate` opened."""
+"""Run by Alembic: applies the revisions on the connection that `migrate` has opened."""
 
 from alembic import context
 
-from persistence.tables import metadata
+from persistence.postgres.tables import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 with context.begin_transaction():

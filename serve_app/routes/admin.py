@@ -11,10 +11,10 @@ from restoration.errors import (
     Unauthenticated,
     WorkerNotFound,
 )
-from serve_app.openapi import problems
+from serve_app.asgi.openapi import problems
+from serve_app.auth.scopes import Scope
 from serve_app.routes.dependencies import ServicesOf, require
-from serve_app.schemas_workers import QueueView, WorkerList, WorkerView
-from serve_app.scopes import Scope
+from serve_app.schemas.workers import QueueView, WorkerList, WorkerView
 
 router = APIRouter(
     prefix="/api/v1/admin",

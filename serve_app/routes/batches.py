@@ -32,14 +32,14 @@ from restoration.errors import (
     UploadTooSlow,
 )
 from serve_app import sse
-from serve_app.openapi import header, problems
-from serve_app.routes.batch_form import BATCH_BODY, BatchFormReader
+from serve_app.asgi.openapi import header, problems
+from serve_app.forms.batch_form import BATCH_BODY, BatchFormReader
+from serve_app.forms.upload_bytes import UploadShare, batch_share
+from serve_app.forms.upload_slots import UploadSlot, upload_slot
 from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
 from serve_app.routes.events import EventStream, kept_alive
 from serve_app.routes.submissions import IdempotencyKey
-from serve_app.routes.upload_bytes import UploadShare, batch_share
-from serve_app.routes.uploads import UploadSlot, upload_slot
-from serve_app.schemas_batches import (
+from serve_app.schemas.batches import (
     BatchItems,
     BatchItemView,
     BatchLinks,

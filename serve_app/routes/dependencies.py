@@ -15,9 +15,9 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from restoration.errors import DependencyUnavailable, Forbidden, RateLimited, Unauthenticated
-from restoration.fair_queue import current_owner
-from serve_app.auth import Principal
-from serve_app.scopes import Scope
+from restoration.limits.fair_places import current_owner
+from serve_app.auth.scopes import Scope
+from serve_app.auth.tokens import Principal
 from serve_app.services import Services
 
 log = structlog.get_logger(__name__)

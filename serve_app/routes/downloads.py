@@ -8,7 +8,7 @@ from __future__ import annotations
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from restoration.fair_queue import FairPlaces
+from restoration.limits.fair_places import FairPlaces
 
 # How long a download waits for a place before it is refused.
 QUEUE_TIMEOUT_S = 10.0

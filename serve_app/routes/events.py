@@ -22,9 +22,9 @@ from restoration.errors import (
     Unauthenticated,
 )
 from serve_app import sse
-from serve_app.live import Seen
-from serve_app.openapi import problems
+from serve_app.asgi.openapi import problems
 from serve_app.routes.dependencies import Reader, ServicesOf
+from serve_app.watch.job_feed import Seen
 
 HEARTBEAT_S = 15.0
 

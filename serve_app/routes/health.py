@@ -7,7 +7,7 @@ from typing import cast
 from fastapi import APIRouter, Request, Response, status
 
 from serve_app.readiness import ReadinessProbe
-from serve_app.schemas import Health, Readiness
+from serve_app.schemas.restorations import Health, Readiness
 
 # Redis is not among them: without it jobs lose their progress bars, and run.
 REQUIRED = frozenset({"postgres", "s3", "issuer"})

@@ -28,18 +28,18 @@ from restoration.errors import (
     UnknownWorkflow,
 )
 from restoration.jobs import JobStatus
-from serve_app.auth import Principal
-from serve_app.openapi import PICTURES, header, problems
+from serve_app.asgi.openapi import PICTURES, header, problems
+from serve_app.auth.scopes import Scope
+from serve_app.auth.tokens import Principal
+from serve_app.forms.form import FORM_BODY, SubmittedForm, submitted_form
+from serve_app.forms.upload_bytes import UploadShare, photo_share
+from serve_app.forms.upload_slots import UploadSlot, upload_slot
 from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
 from serve_app.routes.downloads import Download
-from serve_app.routes.forms import FORM_BODY, SubmittedForm, submitted_form
 from serve_app.routes.results import filename_of, picture
 from serve_app.routes.submissions import IdempotencyKey, Prefer, answer, submission_responses
-from serve_app.routes.upload_bytes import UploadShare, photo_share
-from serve_app.routes.uploads import UploadSlot, upload_slot
 from serve_app.routes.views import show, show_all
-from serve_app.schemas import Restoration, RestorationPage
-from serve_app.scopes import Scope
+from serve_app.schemas.restorations import Restoration, RestorationPage
 from serve_app.services import Services
 from workflows.manifest import CUSTOM
 

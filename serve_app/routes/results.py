@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from restoration.errors import ArtifactCorrupt
 from restoration.jobs import Artifact, Job
 from restoration.ports import BlobStore
-from serve_app.head_requests import is_head_only
+from serve_app.asgi.head_requests import is_head_only
 
 PART_BYTES = 1024 * 1024
 _RANGE = re.compile(r"bytes=[ \t]*(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))[ \t]*", re.I)

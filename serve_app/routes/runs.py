@@ -13,15 +13,15 @@ from restoration.errors import (
     RestorationError,
     Unauthenticated,
 )
-from serve_app.auth import Principal
-from serve_app.openapi import problems
+from serve_app.asgi.openapi import problems
+from serve_app.auth.scopes import Scope
+from serve_app.auth.tokens import Principal
+from serve_app.forms.form import RUN_BODY, SubmittedForm, submitted_run
+from serve_app.forms.upload_bytes import UploadShare, photo_share
+from serve_app.forms.upload_slots import UploadSlot, upload_slot
 from serve_app.routes.dependencies import ServicesOf, require
-from serve_app.routes.forms import RUN_BODY, SubmittedForm, submitted_run
 from serve_app.routes.submissions import IdempotencyKey, Prefer, answer, submission_responses
-from serve_app.routes.upload_bytes import UploadShare, photo_share
-from serve_app.routes.uploads import UploadSlot, upload_slot
-from serve_app.schemas import Restoration
-from serve_app.scopes import Scope
+from serve_app.schemas.restorations import Restoration
 
 router = APIRouter(
     prefix="/api/v1/runs",

@@ -10,7 +10,7 @@ from fastapi import Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic.json_schema import SkipJsonSchema
 
-from actors.submission import MAX_NAME_CHARS, Submitted
+from actors.submission.service import MAX_NAME_CHARS, Submitted
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -32,14 +32,14 @@ from restoration.errors import (
     UploadUsed,
 )
 from restoration.jobs import Job
-from serve_app.auth import Principal
-from serve_app.openapi import PICTURES, Responses, header, problems
+from serve_app.asgi.openapi import PICTURES, Responses, header, problems
+from serve_app.auth.scopes import Scope
+from serve_app.auth.tokens import Principal
 from serve_app.routes.downloads import Download, may_download_now
 from serve_app.routes.preferences import preferred_wait_s, prefers
 from serve_app.routes.results import picture
 from serve_app.routes.views import links_to, show
-from serve_app.schemas import Restoration
-from serve_app.scopes import Scope
+from serve_app.schemas.restorations import Restoration
 from serve_app.services import Services
 
 log = structlog.get_logger(__name__)

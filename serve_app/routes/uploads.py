@@ -1,45 +1,102 @@
-"""How many uploads a replica takes in at a time: each holds a whole picture in memory.
-
-An owner gets another place only while more are free than it has, however slow its uploads are.
-Decided once the caller is known and before a byte of the body is read.
-"""
+"""/api/v1/uploads: a link to send a large photo straight to S3, past this service."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import APIRouter, Response, status
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
 
-from restoration.errors import TooManyUploads
-from restoration.fair_queue import FairPlaces, Place, as_many_as_are_free
-from serve_app.auth import Principal
-from serve_app.routes.dependencies import authenticated
+from restoration.errors import (
+    DependencyUnavailable,
+    Forbidden,
+    ImageTooLarge,
+    InvalidRequest,
+    QueueFull,
+    RateLimited,
+    RestorationError,
+    StorageFull,
+    Unauthenticated,
+)
+from restoration.images import ImageType
+from serve_app.asgi.middleware import Limit
+from serve_app.asgi.openapi import problems
+from serve_app.routes.dependencies import AuthenticatedFirst, ServicesOf, Writer
+from serve_app.schemas.restorations import UploadView
 
-# How long the first upload of an owner waits for a place while others have them all.
-QUEUE_TIMEOUT_S = 10.0
+PATH = "/api/v1/uploads"
+BODY_LIMIT = Limit(16 * 1024, InvalidRequest)
 
-UploadSlot = Place
-"""To be given back once the upload is stored; giving it back twice is harmless."""
-
-
-class UploadSlots:
-    """For one event loop."""
-
-    def __init__(self, limit: int) -> None:
-        self.places = FairPlaces(limit, "uploads", as_many_as_are_free, error=TooManyUploads)
-
-    async def take(self, owner: str) -> UploadSlot:
-        """Wait for a place if the owner has none. Raises TooManyUploads."""
-        if self.places.held(owner) or self.places.waiting(owner):
-            return self.places.take_now(owner)
-        return await self.places.take(owner, QUEUE_TIMEOUT_S)
+router = APIRouter(
+    prefix=PATH,
+    tags=["uploads"],
+    route_class=AuthenticatedFirst,
+    responses=problems(
+        *(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
+        malformed_request=422,
+    ),
+)
 
 
-async def upload_slot(
-    request: Request, caller: Annotated[Principal, Depends(authenticated)]
-) -> AsyncIterator[UploadSlot]:
-    """A slot for this request, given back at its end at the latest. Raises TooManyUploads."""
-    slots: UploadSlots = request.app.state.uploads
-    with await slots.take(caller.sub) as slot:
-        yield slot
+# Other names of the accepted types, as tools and operating systems have them.
+_ALIASES = {
+    "image/jpg": ImageType.JPEG,
+    "image/pjpeg": ImageType.JPEG,
+    "image/jfif": ImageType.JPEG,
+    "image/x-png": ImageType.PNG,
+    "image/tif": ImageType.TIFF,
+    "image/x-tiff": ImageType.TIFF,
+    "image/x-tif": ImageType.TIFF,
+    "image/x-bmp": ImageType.BMP,
+    "image/x-ms-bmp": ImageType.BMP,
+    "image/heif": ImageType.HEIC,
+    "image/x-webp": ImageType.WEBP,
+}
+
+
+def _media_type(value: object) -> object:
+    """Without parameters, in lower case, under its registered name."""
+    if not isinstance(value, str):
+        return value
+    name = value.partition(";")[0].strip().lower()
+    return _ALIASES.get(name, name)
+
+
+class UploadRequest(BaseModel):
+    """What will be sent: none of it can be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    content_type: Annotated[ImageType, BeforeValidator(_media_type)]
+    size_bytes: Annotated[int, Field(gt=0)]
+    sha256: (
+        Annotated[
+            str,
+            StringConstraints(pattern="^[0-9a-fA-F]{64}$", strip_whitespace=True, to_lower=True),
+        ]
+        | SkipJsonSchema[None]
+    ) = None
+
+
+@router.post(
+    "",
+    status_code=status.HTTP_201_CREATED,
+    responses=problems(
+        *(InvalidRequest, ImageTooLarge, QueueFull, StorageFull, RateLimited), bad_request=400
+    ),
+)
+async def begin_upload(
+    caller: Writer, services: ServicesOf, response: Response, asked: UploadRequest
+) -> UploadView:
+    """Where to PUT a photo, to be named by its `id` in one submission afterwards."""
+    upload = await services.uploads.begin(
+        caller.sub, asked.content_type, asked.size_bytes, asked.sha256, caller.quotas
+    )
+    response.headers["Cache-Control"] = "no-store"
+    return UploadView(
+        id=upload.id,
+        url=upload.link.url,
+        headers=upload.link.headers,
+        expires_at=upload.link.expires_at,
+    )

@@ -13,9 +13,9 @@ from restoration.errors import (
     RestorationError,
     Unauthenticated,
 )
-from serve_app.openapi import problems
+from serve_app.asgi.openapi import problems
 from serve_app.routes.dependencies import Reader, ServicesOf
-from serve_app.schemas import UsageReport, usage_view
+from serve_app.schemas.restorations import UsageReport, usage_view
 
 DEFAULT_DAYS = 30
 

@@ -13,9 +13,9 @@ from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent
 from restoration.jobs import Job, JobStatus
 from restoration.ports import JobStore, StatusBoard
-from restoration.webhooks import Delivery
-from serve_app import schemas
+from restoration.webhooks.messages import Delivery
 from serve_app.routes.dependencies import services_of
+from serve_app.schemas import restorations
 
 log = structlog.get_logger(__name__)
 
@@ -23,31 +23,31 @@ PROGRESS_TIMEOUT_S = 1.0
 _HAS_PROGRESS = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
 
 
-async def show(request: Request, board: StatusBoard, job: Job) -> schemas.Restoration:
+async def show(request: Request, board: StatusBoard, job: Job) -> restorations.Restoration:
     return (await show_all(request, board, [job]))[0]
 
 
 async def show_all(
     request: Request, board: StatusBoard, jobs: Sequence[Job]
-) -> list[schemas.Restoration]:
+) -> list[restorations.Restoration]:
     events = await _live(board, [job.id for job in jobs if job.status in _HAS_PROGRESS])
     deliveries = await _deliveries(services_of(request).jobs, jobs)
     return [
-        schemas.restoration(
+        restorations.restoration(
             job,
             links_to(request, job.id),
-            schemas.progress_view(job, events.get(job.id, ())),
-            schemas.webhook_view(job, deliveries.get(job.id)),
+            restorations.progress_view(job, events.get(job.id, ())),
+            restorations.webhook_view(job, deliveries.get(job.id)),
         )
         for job in jobs
     ]
 
 
-def links_to(request: Request, job_id: UUID) -> schemas.Links:
+def links_to(request: Request, job_id: UUID) -> restorations.Links:
     def path(route: str) -> str:
         return request.url_for(route, job_id=str(job_id)).path
 
-    return schemas.Links(
+    return restorations.Links(
         self_=path("get_restoration"),
         events=path("follow_restoration"),
         cancel=path("cancel_restoration"),

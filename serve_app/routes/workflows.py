@@ -11,10 +11,10 @@ from restoration.errors import (
     Unauthenticated,
     UnknownWorkflow,
 )
-from serve_app.openapi import problems
+from serve_app.asgi.openapi import problems
+from serve_app.auth.scopes import Scope
 from serve_app.routes.dependencies import ServicesOf, require
-from serve_app.schemas import WorkflowList, WorkflowView
-from serve_app.scopes import Scope
+from serve_app.schemas.restorations import WorkflowList, WorkflowView
 from workflows.catalog import Workflow
 
 router = APIRouter(

@@ -14,7 +14,7 @@ from uuid import UUID
 from restoration.jobs import JobStatus
 from tests.chaos.batch_script import OWNER
 from tests.chaos.ledger import Ledger, Sample
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 CONNECT_TIMEOUT_S = 600.0
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
-from actors import patience
 from actors.batch import Batch, connect
+from actors.cluster import retry
 from restoration.errors import RestorationError
 from restoration.jobs import Priority
 from restoration.reuse import Reuse
@@ -73,7 +73,7 @@ def main(address: str, *photos: str) -> None:
         sys.stdin.read()
         stop.set()
 
-    patience.PATIENCE_S = PATIENCE_S
+    retry.PATIENCE_S = PATIENCE_S
     threading.Thread(target=wait_for_end_of_input, daemon=True).start()
     rounds = itertools.cycle(Path(photo) for photo in photos)
     with connect(OWNER, address) as batch:

@@ -32,7 +32,7 @@ from tests.chaos.users import HttpUsers
 from tests.chaos.verdict import Evidence, Verdict, judge
 from tests.chaos.webhooks import listening, note_webhooks
 from tests.fakes.receiver import Receiver
-from tests.stack import Stack, running_stack
+from tests.support.stack import Stack, running_stack
 
 
 def run(plan: Plan, tell: Callable[[str], None]) -> Verdict:

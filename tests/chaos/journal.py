@@ -14,7 +14,7 @@ from uuid import UUID
 import psycopg2
 from psycopg2.extensions import cursor as Cursor
 
-from persistence.database import libpq_url
+from persistence.postgres.database import libpq_url
 from restoration.jobs import JobStatus, OutputFormat
 
 _INSTALL = """

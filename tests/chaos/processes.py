@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from comfy_pool.guard import descendants
+from comfy_pool.process.guard import descendants
 from persistence.embedded.state import holder_of
 
 

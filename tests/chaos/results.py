@@ -15,8 +15,8 @@ from serve_app.client import ApiError, RestorationClient
 from tests.chaos.journal import Row
 from tests.chaos.ledger import Ledger, Sample
 from tests.chaos.users import WORKFLOW
-from tests.photos import PhotoName, degrade, original
-from tests.stack import Stack
+from tests.support.photos import PhotoName, degrade, original
+from tests.support.stack import Stack
 
 SMALL: tuple[PhotoName, ...] = ("flower", "china", "coffee", "chelsea")
 SMALL_SIZE = (96, 72)

@@ -18,7 +18,7 @@ from restoration.events import StateChanged
 from restoration.jobs import Priority
 from serve_app.client import ApiError, RestorationClient
 from tests.chaos.ledger import Ledger, Sample
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 OWNERS = ("alice", "bob", "carol")
 WORKFLOW = "enlarge"

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from uuid import UUID
 
-from persistence.keys import output_key
+from persistence.objects.keys import output_key
 from restoration.jobs import AttemptRef, JobStatus
 from tests.chaos.faults import Strike
 from tests.chaos.journal import Change, Row

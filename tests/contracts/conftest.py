@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack
 import pytest
 from redis.asyncio import Redis
 
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
 from tests.fakes.job_store import MemoryJobStore
-from tests.job_stores import OpenStore
+from tests.support.job_stores import OpenStore
 
 
 @pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])

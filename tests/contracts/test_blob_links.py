@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA1
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from persistence.blobs import S3BlobStore
-from persistence.links import CloudFront
+from persistence.objects.s3 import S3BlobStore
+from persistence.objects.signed_urls import CloudFront
 from restoration.errors import InvalidSettings
 from restoration.jobs import Artifact
 from restoration.ports import BlobStore, NewUpload, UploadLink

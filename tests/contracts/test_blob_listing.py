@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from persistence.blobs import S3BlobStore
+from persistence.objects.s3 import S3BlobStore
 from restoration.ports import BlobStore
 from tests.conftest import S3Access
 from tests.fakes.stores import MemoryBlobStore
@@ -68,8 +68,8 @@ async def test_14_a_listing_of_pages_goes_on_while_they_are_deleted(
     s3: S3Access, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each key is on one page, though the keys of earlier pages are gone by then."""
-    monkeypatch.setattr("persistence.blobs._LISTED_AT_ONCE", 2)
-    monkeypatch.setattr("persistence.blobs._DELETED_AT_ONCE", 2)
+    monkeypatch.setattr("persistence.objects.s3._LISTED_AT_ONCE", 2)
+    monkeypatch.setattr("persistence.objects.s3._DELETED_AT_ONCE", 2)
     store = S3BlobStore(
         s3.bucket,
         endpoint_url=s3.endpoint_url,

@@ -12,8 +12,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from persistence.blobs import S3BlobStore
-from persistence.copies import CopiedBlobs, RedisCopies
+from persistence.objects.redis_cache import CopiedBlobs, RedisCopies
+from persistence.objects.s3 import S3BlobStore
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable
 from restoration.jobs import Artifact
 from restoration.ports import BlobStore

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
-from persistence.copies import KEPT_S, LARGEST_BYTES, CopiedBlobs, RedisCopies
+from persistence.objects.redis_cache import KEPT_S, LARGEST_BYTES, CopiedBlobs, RedisCopies
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable
 from tests.fakes.stores import MemoryBlobStore
 

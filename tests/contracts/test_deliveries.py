@@ -8,13 +8,13 @@ from uuid import uuid4
 
 import pytest
 
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
 from restoration.jobs import Failure, Job, JobStatus
 from restoration.ports import JobStore
-from restoration.webhooks import DeliveryStatus
+from restoration.webhooks.messages import DeliveryStatus
 from tests.fakes.job_store import MemoryJobStore
-from tests.samples import artifact, new_job
+from tests.support.samples import artifact, new_job
 
 FAILURE = Failure("engine_crashed", "the engine died")
 URL = "https://example.com/hook"

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
 from restoration.jobs import Failure, Job, NewJob, Priority
+from restoration.limits.quotas import Quotas
 from restoration.ports import JobStore
-from restoration.quotas import Quotas
 from restoration.scaling import Demand
 from tests.fakes.job_store import MemoryJobStore
-from tests.samples import artifact, new_job
+from tests.support.samples import artifact, new_job
 
 
 @pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])

@@ -10,20 +10,20 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from actors.housekeeping import Housekeeping, Lifetimes
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.keys import upload_key
-from persistence.retention import Retention
-from persistence.uploads import PostgresUploadStore
+from actors.leader.retention import Housekeeping, Lifetimes
+from persistence.objects.keys import upload_key
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.retention import Retention
+from persistence.postgres.uploads import PostgresUploadStore
 from restoration.errors import QueueFull, StorageFull
 from restoration.jobs import Artifact
+from restoration.limits.quotas import Quotas
 from restoration.ports import JobStore, UploadStore
-from restoration.quotas import Quotas
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.stores import MemoryBlobStore
 from tests.fakes.uploads import MemoryUploadStore
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 LIFETIME_S = 60.0
 STORED = Quotas(stored_bytes=100)

@@ -9,10 +9,10 @@ from uuid import UUID
 import pytest
 from schemathesis.core.failures import FailureGroup
 
-from tests.conformance import Service, demand_conformance
 from tests.fakes.live_site import LiveSite, open_live_site
 from tests.fakes.receiver import SECRET
 from tests.fakes.site import photo
+from tests.support.conformance import Service, demand_conformance
 
 BATCHES = "/api/v1/batches"
 # Made up, hardly one of these would pass.

@@ -12,19 +12,19 @@ import pytest
 from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 
-from persistence.batches import CANCEL_BATCH, PostgresBatchStore
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.tables import jobs as jobs_table
+from persistence.postgres.batches import CANCEL_BATCH, PostgresBatchStore
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.tables import jobs as jobs_table
 from restoration.batches import BatchCounts, BatchStatus, JobBatch, NewBatch, Refusal
 from restoration.errors import BatchNotFound, IdempotencyConflict, InvalidRequest, QueueFull
 from restoration.jobs import Failure, Job, JobStatus, NewJob
+from restoration.limits.quotas import Quotas
 from restoration.ports import BatchStore, JobStore
-from restoration.queueing import QueuePolicy
-from restoration.quotas import Quotas
+from restoration.queue_policy import QueuePolicy
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.job_store import MemoryJobStore
-from tests.samples import artifact, new_job
+from tests.support.samples import artifact, new_job
 
 FAILURE = Failure("engine_failed", "a node raised")
 BROKEN = Failure("broken_image", "the picture cannot be decoded")

@@ -8,14 +8,14 @@ from uuid import uuid4
 
 import pytest
 
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.transitions import RECLAIM_BATCH
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.transitions import RECLAIM_BATCH
 from restoration.errors import LeaseLost
 from restoration.jobs import AttemptRef, JobStatus
 from restoration.ports import JobStore
-from tests.job_stores import FAILURE, LAPSED_S, LEASE_S, claimed, queued
-from tests.samples import artifact, new_job
+from tests.support.job_stores import FAILURE, LAPSED_S, LEASE_S, claimed, queued
+from tests.support.samples import artifact, new_job
 
 
 @pytest.fixture

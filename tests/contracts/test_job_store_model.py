@@ -25,9 +25,9 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, func, select
 
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.tables import jobs, owners, turns
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.tables import jobs, owners, turns
 from restoration.errors import LeaseLost
 from restoration.jobs import (
     AttemptOutcome,
@@ -38,7 +38,7 @@ from restoration.jobs import (
     NewJob,
     Priority,
 )
-from tests.samples import artifact, new_job
+from tests.support.samples import artifact, new_job
 
 _T = TypeVar("_T")
 FAILURE = Failure("engine_crashed", "the engine died")

@@ -7,15 +7,15 @@ from uuid import uuid4
 
 import pytest
 
-from persistence.transitions import RECLAIM_BATCH
-from persistence.turns import ELSEWHERE_S
+from persistence.postgres.fair_queue import ELSEWHERE_S
+from persistence.postgres.transitions import RECLAIM_BATCH
 from restoration.errors import EngineFailed, IdempotencyConflict, JobNotFound, QueueFull
 from restoration.jobs import MAX_RECORDS, AttemptOutcome, AttemptRef, Failure, JobStatus, Priority
+from restoration.limits.quotas import Quotas
 from restoration.ports import JobStore
-from restoration.queueing import QueuePolicy
-from restoration.quotas import Quotas
-from tests.job_stores import FAILURE, LEASE_S, OpenStore, claim, queued
-from tests.samples import artifact, new_job
+from restoration.queue_policy import QueuePolicy
+from tests.support.job_stores import FAILURE, LEASE_S, OpenStore, claim, queued
+from tests.support.samples import artifact, new_job
 
 OVERDUE_S = -1.0  # a queue limit that has passed when it is given
 

@@ -12,8 +12,8 @@ import pytest
 from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS, Affinity
 from restoration.jobs import Job, Priority
 from restoration.ports import JobStore
-from restoration.queueing import QueuePolicy, versioned
-from tests.job_stores import LEASE_S, OpenStore, claim, queued
+from restoration.queue_policy import QueuePolicy, versioned
+from tests.support.job_stores import LEASE_S, OpenStore, claim, queued
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from serve_app.errors import PROBLEM_JSON
-from serve_app.schemas import Problem
-from serve_app.scopes import Scope
+from serve_app.asgi.errors import PROBLEM_JSON
+from serve_app.auth.scopes import Scope
+from serve_app.schemas.restorations import Problem
 from tests.fakes.site import API, open_site, photo, submission
 
 BATCHES = "/api/v1/batches"

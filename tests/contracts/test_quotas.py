@@ -12,18 +12,18 @@ from uuid import uuid4
 
 import pytest
 
-from persistence.batches import PostgresBatchStore
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
+from persistence.postgres.batches import PostgresBatchStore
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
 from restoration.batches import NewBatch
 from restoration.errors import QueueFull, StorageFull
 from restoration.jobs import Artifact, Failure, Job, JobStatus, NewJob, Priority
+from restoration.limits.quotas import Quotas
 from restoration.ports import BatchStore, JobStore
-from restoration.queueing import QueuePolicy
-from restoration.quotas import Quotas
+from restoration.queue_policy import QueuePolicy
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.job_store import MemoryJobStore
-from tests.samples import artifact, new_job
+from tests.support.samples import artifact, new_job
 
 FAILURE = Failure("engine_crashed", "the engine died")
 CLAIMERS = 8

@@ -9,12 +9,12 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
-from persistence.rates import RedisRateLimiter
+from persistence.redis.rate_limits import RedisRateLimiter
 from restoration.errors import DependencyUnavailable
+from restoration.limits.rates import Rate
 from restoration.ports import RateLimiter
-from restoration.rates import Rate
 from tests.fakes.rates import MemoryRateLimiter
-from tests.polling import until
+from tests.support.polling import until
 
 
 @pytest.fixture(params=[pytest.param("redis", marks=pytest.mark.services), "memory"])

@@ -11,21 +11,21 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from persistence.batches import PostgresBatchStore
-from persistence.blobs import S3BlobStore
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
+from persistence.objects.s3 import S3BlobStore
+from persistence.postgres.batches import PostgresBatchStore
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
 from restoration.batches import NewBatch
 from restoration.errors import ArtifactCorrupt, StorageFull
 from restoration.jobs import Job, JobStatus, NewJob, Reused
+from restoration.limits.quotas import Quotas
 from restoration.ports import BatchStore, BlobStore, JobStore
-from restoration.quotas import Quotas
-from restoration.webhooks import DeliveryStatus
+from restoration.webhooks.messages import DeliveryStatus
 from tests.conftest import S3Access
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.stores import MemoryBlobStore
-from tests.samples import artifact, new_job
+from tests.support.samples import artifact, new_job
 
 DATA = bytes(range(256)) * 20
 SOURCE = uuid4()

@@ -12,13 +12,13 @@ from uuid import UUID, uuid4
 import pytest
 from redis.asyncio import Redis
 
-from persistence.status import RedisStatusBoard
-from persistence.streams import entry_fields
+from persistence.redis.status import RedisStatusBoard
+from persistence.redis.stream_codec import entry_fields
 from restoration.errors import DependencyUnavailable, InvalidRequest
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import Job, JobStatus, ParamValue
 from restoration.ports import StampedEvent
-from tests.samples import ended_job
+from tests.support.samples import ended_job
 
 PATIENCE_S = 300
 RUNNING = StateChanged(JobStatus.RUNNING, attempt=1)

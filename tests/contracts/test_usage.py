@@ -10,13 +10,13 @@ from uuid import uuid4
 
 import pytest
 
-from persistence.database import Database
-from persistence.usage import PostgresUsageLedger
+from persistence.postgres.database import Database
+from persistence.postgres.usage import PostgresUsageLedger
 from restoration.jobs import Job
-from restoration.usage import Cost, Usage, UsageLedger
+from restoration.observability.usage import Cost, Usage, UsageLedger
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.usage import MemoryUsageLedger
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 

@@ -9,9 +9,9 @@ from uuid import uuid4
 
 import pytest
 
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.workers import PostgresWorkerRegistry
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.workers import PostgresWorkerRegistry
 from restoration.errors import WorkerNotFound
 from restoration.jobs import Priority
 from restoration.ports import JobStore, WorkerRegistry
@@ -24,7 +24,7 @@ from restoration.workers import (
 )
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.workers import MemoryWorkerRegistry
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 
 @dataclass

@@ -23,7 +23,7 @@ from tests.corpus.scenes import (
     samples,
     scene,
 )
-from tests.pictures import file, noise, sideways
+from tests.support.pictures import file, noise, sideways
 
 EOI = b"\xff\xd9"
 _TRAILER = b"dhav\x59\x19\x01\x00"

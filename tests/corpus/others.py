@@ -33,7 +33,7 @@ from tests.corpus.scenes import (
     scene,
     with_alpha,
 )
-from tests.pictures import file, sideways
+from tests.support.pictures import file, sideways
 
 LIMIT_BYTES = 50 * MEBIBYTE
 _PAGES = {"save_all": True, "append_images": [ImageOps.mirror(scene())]}

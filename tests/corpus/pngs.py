@@ -29,7 +29,7 @@ from tests.corpus.scenes import (
     scene,
     with_alpha,
 )
-from tests.pictures import chunk, file, sideways
+from tests.support.pictures import chunk, file, sideways
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6

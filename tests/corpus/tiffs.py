@@ -30,7 +30,7 @@ from tests.corpus.scenes import (
     scene,
     with_alpha,
 )
-from tests.pictures import file
+from tests.support.pictures import file
 
 
 def documented() -> Iterator[Case]:

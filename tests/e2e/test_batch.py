@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.photos import degrade, original
-from tests.stack import Stack
+from tests.support.photos import degrade, original
+from tests.support.stack import Stack
 
 pytestmark = pytest.mark.real_engine
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from restoration.jobs import JobStatus
-from tests.photos import degrade, jpeg, original
-from tests.stack import Stack
+from tests.support.photos import degrade, jpeg, original
+from tests.support.stack import Stack
 
 pytestmark = pytest.mark.real_engine
 

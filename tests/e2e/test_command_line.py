@@ -18,8 +18,8 @@ from PIL import Image
 
 from restoration.jobs import JobStatus
 from serve_app.client import RestorationClient
-from tests.photos import degrade, jpeg, original
-from tests.stack import Stack, run_restore
+from tests.support.photos import degrade, jpeg, original
+from tests.support.stack import Stack, run_restore
 
 pytestmark = pytest.mark.real_engine
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from comfy_pool.provision import COMFYUI_VERSION
+from comfy_pool.install.engine import COMFYUI_VERSION
 from restoration.jobs import JobStatus
 from serve_app.client import RestorationClient
 from tests.e2e.stack_processes import engines, wait_until
-from tests.photos import degrade, jpeg, original
-from tests.stack import Stack
+from tests.support.photos import degrade, jpeg, original
+from tests.support.stack import Stack
 
 pytestmark = pytest.mark.real_engine
 

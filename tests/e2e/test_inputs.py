@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from restoration.jobs import JobStatus
+from serve_app.auth.scopes import USER_SCOPES, Scope
 from serve_app.client import RestorationClient
-from serve_app.schemas import Restoration
-from serve_app.scopes import USER_SCOPES, Scope
+from serve_app.schemas.restorations import Restoration
 from tests.corpus import Case, Refused, corpus, difference, slug, table
 from tests.e2e.stack_processes import Process, engines
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 CASES = {slug(case): case for case in corpus()}
 ACCEPTED = [name for name, case in CASES.items() if isinstance(case.expected, Image.Image)]

@@ -19,11 +19,11 @@ import httpx
 import pytest
 
 from persistence.embedded import seaweed
-from persistence.keys import output_key
+from persistence.objects.keys import output_key
 from restoration.jobs import AttemptOutcome, AttemptRef, JobStatus, OutputFormat
 from serve_app.client import RestorationClient
-from serve_app.schemas import Restoration
-from serve_app.stack_record import find_report, report_path
+from serve_app.local.record import find_report, report_path
+from serve_app.schemas.restorations import Restoration
 from tests.e2e.stack_processes import (
     WAIT_S,
     Process,
@@ -32,8 +32,8 @@ from tests.e2e.stack_processes import (
     wait_until,
     workers,
 )
-from tests.photos import jpeg, original
-from tests.stack import LEASE_S, Stack, Terminal, running_in_terminal
+from tests.support.photos import jpeg, original
+from tests.support.stack import LEASE_S, Stack, Terminal, running_in_terminal
 
 pytestmark = pytest.mark.real_engine
 

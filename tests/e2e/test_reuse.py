@@ -9,8 +9,8 @@ import pytest
 from restoration.events import StateChanged
 from restoration.jobs import JobStatus
 from restoration.reuse import Reuse
-from tests.photos import degrade, jpeg, original
-from tests.stack import Stack
+from tests.support.photos import degrade, jpeg, original
+from tests.support.stack import Stack
 
 pytestmark = pytest.mark.real_engine
 

@@ -12,13 +12,13 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from restoration.metrics import METRICS, PREFIX, Kind
+from restoration.observability.metrics import METRICS, PREFIX, Kind
 from serve_app.client import ApiError
 from tests.fakes.collector import Collector
 from tests.fakes.receiver import Receiver, receiving
 from tests.fakes.site import photo
-from tests.polling import until
-from tests.stack import Stack
+from tests.support.polling import until
+from tests.support.stack import Stack
 
 DEADLINE_S = 300
 # An end is counted within 15 s, and Ray reports every 10: on a busy machine, later

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 
-from restoration.webhooks import DeliveryStatus
+from restoration.webhooks.messages import DeliveryStatus
 from tests.fakes.receiver import Receiver, receiving, verify
 from tests.fakes.site import photo
-from tests.polling import until
-from tests.stack import Stack
+from tests.support.polling import until
+from tests.support.stack import Stack
 
 
 async def test_11_the_end_of_a_job_is_told(stack: Stack) -> None:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from comfy_pool.provision import EngineInstall
+from comfy_pool.install.engine import EngineInstall
 from restoration.jobs import AttemptOutcome, JobStatus
 from serve_app.client import RestorationClient
-from serve_app.schemas import Restoration
+from serve_app.schemas.restorations import Restoration
 from tests.e2e.stack_processes import Process, wait_until, workers
-from tests.fleet import holding, photo
-from tests.ray_cluster import ROOT, jobs_in_hand_when_told_to_go
-from tests.stack import Stack, running_stack
+from tests.support.fleet import holding, photo
+from tests.support.ray_cluster import ROOT, jobs_in_hand_when_told_to_go
+from tests.support.stack import Stack, running_stack
 
 pytestmark = pytest.mark.real_engine
 

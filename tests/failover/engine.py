@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from comfy_pool.assembly import installed_engine
-from comfy_pool.provision import EngineInstall
+from comfy_pool.factory import installed_engine
+from comfy_pool.install.engine import EngineInstall
 from restoration.jobs import AttemptOutcome, JobStatus
 from restoration.settings import load_node_settings
-from tests.fleet import Fleet, running_fleet
+from tests.support.fleet import Fleet, running_fleet
 
 NEXT = "99.0.0"
 LONG_S = 90.0  # so that the first jobs still run when their workers are told, on a slow machine too

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from restoration.jobs import JobStatus
-from tests.fleet import Fleet, running_fleet
+from tests.support.fleet import Fleet, running_fleet
 
 LONG_S = 20.0  # for what a lost node leaves running to be stopped before it can finish
 

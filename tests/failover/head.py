@@ -17,11 +17,11 @@ import pytest
 import structlog
 
 from restoration.jobs import AttemptOutcome, Job, JobStatus
-from serve_app.schemas import Restoration
+from serve_app.schemas.restorations import Restoration
 from tests.e2e.stack_processes import GPU_WORKER
-from tests.fleet import Service, holding, photo, running_two_nodes
-from tests.ray_cluster import EngineProcess, wait_for
-from tests.two_nodes import GPUS, TwoNodes
+from tests.support.fleet import Service, holding, photo, running_two_nodes
+from tests.support.ray_cluster import EngineProcess, wait_for
+from tests.support.two_nodes import GPUS, TwoNodes
 
 SHORT_S = 20.0  # to be running yet when the head is killed
 LONG_S = 120.0  # to be running yet when the head is back

@@ -8,8 +8,8 @@ from __future__ import annotations
 import ray
 from ray import serve
 
-from actors.handles import APP
-from actors.loopback import find_ray
+from actors.cluster.handles import APP
+from actors.cluster.local import find_ray
 from actors.status_actor import NAMESPACE
 from serve_app.deployment import PoolArgs, build
 

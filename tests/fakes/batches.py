@@ -11,7 +11,7 @@ from uuid import UUID
 from restoration.batches import BatchCounts, BatchItem, BatchPage, JobBatch, NewBatch
 from restoration.errors import BatchNotFound, IdempotencyConflict, InvalidRequest
 from restoration.jobs import Job, NewJob
-from restoration.quotas import Quotas
+from restoration.limits.quotas import Quotas
 from tests.fakes.job_store import MemoryJobStore
 
 

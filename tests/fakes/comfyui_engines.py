@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from comfy_pool.engine import ComfyEngine
-from comfy_pool.hosts import AttachedHost
 from comfy_pool.limits import EngineLimits
-from comfy_pool.process import EngineCommand
+from comfy_pool.process.hosts import AttachedHost
+from comfy_pool.process.process import EngineCommand
 from tests.fakes import comfyui
 from tests.fakes.comfyui import FakeComfyUI, serving
 from tests.fakes.comfyui_worker import Script

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from actors.dispatcher import Dispatch
-from persistence.signals import Leadership
+from persistence.postgres.leadership import Leadership
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, Job
 from tests.fakes.job_store import MemoryJobStore
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 DEADLINE_S = 300
 NEVER_S = 3600.0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from restoration.engine import EngineBegan, EngineEvent, EngineResult, EngineRun, Prompt
+from restoration.engine_port import EngineBegan, EngineEvent, EngineResult, EngineRun, Prompt
 from restoration.errors import EngineInterrupted
 
 

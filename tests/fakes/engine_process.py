@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from comfy_pool.process import EngineCommand
+from comfy_pool.process.process import EngineCommand
 
 DEADLINE_S = 300
 
@@ -53,7 +53,7 @@ sys.stdin.read()
 WORKER = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from comfy_pool.process import EngineCommand, EngineProcess
+from comfy_pool.process.process import EngineCommand, EngineProcess
 
 async def main():
     folder = Path(sys.argv[1])

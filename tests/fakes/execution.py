@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from actors.execution import Execution, Images, Lease, Visit
-from actors.outcomes import RetryPolicy
+from actors.execution.attempt import Execution, Images, Lease, Visit
+from actors.execution.outcomes import RetryPolicy
 from restoration.events import JobEvent, StateChanged
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus
 from tests.fakes.engine import MemoryEngine
@@ -19,7 +19,7 @@ from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore
-from tests.samples import new_job
+from tests.support.samples import new_job
 from workflows.catalog import Catalog, load_catalog
 
 DEADLINE_S = 300

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from restoration.engine import (
+from restoration.engine_port import (
     EngineEvent,
     EnginePreview,
     EngineProgress,
@@ -87,7 +87,7 @@ def drawn(color: int, batch_size: int = 1, prefix: str | None = None) -> EngineR
 
 
 @dataclass
-class Heard:
+class RunEventLog:
     """Collects what `on_event` is told."""
 
     events: list[EngineEvent] = field(default_factory=list)

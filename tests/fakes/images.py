@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from actors.images.encode import encode, engine_input
 from actors.images.process_pool import PreparedImage
 from actors.images.reader import ImageInfo, examine, read
-from restoration.engine import EngineResult, Pixels
+from restoration.engine_port import EngineResult, Pixels
 from restoration.images import UploadLimits
 from restoration.jobs import OutputFormat
 

@@ -36,11 +36,11 @@ from restoration.jobs import (
     Reused,
     check_transition,
 )
-from restoration.queueing import Load, QueuePolicy, versioned
-from restoration.quotas import Quotas
+from restoration.limits.quotas import Quotas
+from restoration.queue_policy import Load, QueuePolicy, versioned
 from restoration.reuse import work_key
 from restoration.scaling import Demand
-from restoration.webhooks import Delivery
+from restoration.webhooks.messages import Delivery
 from tests.fakes.stores import utc_now
 from tests.fakes.turns import Turns
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from restoration.metrics import NO_LABELS, Kind, Metric
+from restoration.observability.metrics import NO_LABELS, Kind, Metric
 
 Key = tuple[str, frozenset[tuple[str, str]]]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from restoration.errors import DependencyUnavailable
-from restoration.rates import WINDOW_S, Rate
+from restoration.limits.rates import WINDOW_S, Rate
 
 
 @dataclass

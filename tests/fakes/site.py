@@ -15,18 +15,18 @@ from uuid import UUID
 import httpx
 from PIL import Image
 
-from actors.submission import Submission
-from actors.uploads import Uploads
+from actors.submission.service import Submission
+from actors.submission.uploads import Uploads
 from restoration.jobs import Artifact, Failure, Job
+from restoration.observability.tracing import NullTracer, Tracer
 from restoration.settings import Settings
-from restoration.tracing import NullTracer, Tracer
 from serve_app.app import build_asgi_app
-from serve_app.auth import Authenticator, Issuer
-from serve_app.batch_watch import BatchWatcher
-from serve_app.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
-from serve_app.scopes import USER_SCOPES
+from serve_app.auth.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
+from serve_app.auth.scopes import USER_SCOPES
+from serve_app.auth.tokens import Authenticator, Issuer
 from serve_app.services import Services
-from serve_app.watch import JobWatcher
+from serve_app.watch.batches import BatchWatcher
+from serve_app.watch.jobs import JobWatcher
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore

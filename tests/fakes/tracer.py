@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from restoration.tracing import Span
+from restoration.observability.tracing import Span
 
 
 @dataclass

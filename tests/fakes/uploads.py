@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from restoration.quotas import Quotas
+from restoration.limits.quotas import Quotas
 from tests.fakes.job_store import MemoryJobStore
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, Job
-from restoration.usage import Cost, Usage
+from restoration.observability.usage import Cost, Usage
 
 
 @dataclass

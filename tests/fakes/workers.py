@@ -10,9 +10,9 @@ from restoration.jobs import JobStatus, Priority
 from restoration.workers import (
     QueueLine,
     QueueState,
-    Roll,
     WorkerOrders,
     WorkerReport,
+    WorkerSnapshot,
     WorkerState,
 )
 from tests.fakes.job_store import MemoryJobStore
@@ -39,12 +39,12 @@ class MemoryWorkerRegistry:
         self._answer()
         self.states.pop(worker, None)
 
-    async def roll(self) -> Roll:
+    async def roll(self) -> WorkerSnapshot:
         self._answer()
         now = self.jobs.clock()
         there = [state for state in self.states.values() if state.seen_at > now - SHOWN]
         there.sort(key=lambda state: (state.report.node, state.report.engine_url))
-        return Roll(now, tuple(there))
+        return WorkerSnapshot(now, tuple(there))
 
     async def drain(self, worker: str, *, drained: bool) -> WorkerState:
         return self._order(worker, drained=drained)

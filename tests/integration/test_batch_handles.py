@@ -16,9 +16,9 @@ from uuid import UUID
 
 import pytest
 
-from actors import patience
 from actors.batch import AcceptedBatch, Batch
-from actors.handles import IngressHandle
+from actors.cluster import retry
+from actors.cluster.handles import IngressHandle
 from restoration import batches as rules
 from restoration.batches import MAX_BATCH_ITEMS, BatchCounts, BatchStatus
 from restoration.errors import (
@@ -146,7 +146,7 @@ async def test_12_an_outage_while_submitting_is_waited_out(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With S3 gone for a moment, and the answer to the last call lost, there is one batch."""
-    monkeypatch.setattr(patience, "RETRY_S", 0)
+    monkeypatch.setattr(retry, "RETRY_S", 0)
     put, insert, lost = site.blobs.put, site.batches.insert, 0
 
     async def put_later(key: str, data: bytes, content_type: str) -> Artifact:
@@ -178,7 +178,7 @@ async def test_12_a_full_queue_is_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch that found no room is recorded as soon as there is some, with all its photos."""
-    monkeypatch.setattr(patience, "RETRY_AFTER_S", 0)
+    monkeypatch.setattr(retry, "RETRY_AFTER_S", 0)
     async with open_site(max_waiting_jobs=2) as site:
         in_the_way, insert, refused = await site.submit(), site.batches.insert, 0
 
@@ -214,7 +214,7 @@ async def test_12_nor_is_one_called_too_old_that_was_recorded(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recorded in the last moment, with the answer lost, it is what the next call tells of."""
-    monkeypatch.setattr(patience, "RETRY_S", 0)
+    monkeypatch.setattr(retry, "RETRY_S", 0)
     insert = site.batches.insert
 
     async def insert_and_lose(*arguments: Any) -> Any:

@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 import psycopg2
 import pytest
 
-from actors.census import CensusTaker
-from persistence.census import Census
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
+from actors.leader.queue_metrics import CensusTaker
+from persistence.postgres.database import Database
+from persistence.postgres.job_counts import Census
+from persistence.postgres.jobs import PostgresJobStore
 from restoration.jobs import Failure, Priority
-from restoration.metrics import DISPATCHER_LEADS, JOBS, JOBS_FINISHED, OLDEST_WAITING
-from restoration.owner_classes import OwnerClass, owner_class
+from restoration.limits.owner_classes import OwnerClass, owner_class
+from restoration.observability.metrics import DISPATCHER_LEADS, JOBS, JOBS_FINISHED, OLDEST_WAITING
 from tests.fakes.meter import MemoryMeter
-from tests.polling import until
-from tests.samples import new_job
+from tests.support.polling import until
+from tests.support.samples import new_job
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from typer.testing import CliRunner, Result
 
 from restoration.jobs import Artifact, JobStatus
-from serve_app.cli import app
+from serve_app.cli.main import app
 from tests.fakes.live_site import LiveSite, open_live_site
 from tests.fakes.site import photo
 

@@ -16,7 +16,7 @@ import pytest
 from restoration.settings import load_settings
 from serve_app.deployment import LOCAL_DEFAULTS, LOCAL_ENVIRONMENT
 from serve_app.haproxy import PROGRAM
-from tests.cluster_files import (
+from tests.support.cluster_files import (
     RAY,
     ROOT,
     Config,

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import ProgrammingError
 
-from persistence.database import Database
+from persistence.postgres.database import Database
 from restoration.errors import DependencyUnavailable, InvalidRequest
 
 
@@ -54,7 +54,7 @@ async def test_news_on_every_connection(
 ) -> None:
     """A server that speaks up unasked costs new connections, not the callers' work."""
     poll = Mock(return_value=Mock(poll=Mock(return_value=[(0, select.POLLIN)])))
-    monkeypatch.setattr("persistence.database.select.poll", poll)
+    monkeypatch.setattr("persistence.postgres.database.select.poll", poll)
     assert [await database.run(_one) for _ in range(6)] == [1] * 6
     assert poll.called
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from comfy_pool.engine import ComfyEngine
-from comfy_pool.hosts import AttachedHost
 from comfy_pool.limits import EngineLimits
+from comfy_pool.process.hosts import AttachedHost
 from restoration.errors import (
     EngineCrashed,
     EngineError,
@@ -26,7 +26,7 @@ from tests.fakes import graphs
 from tests.fakes.comfyui import serving
 from tests.fakes.comfyui_engines import DEADLINE_S, LIMITS, scripted, until_sent
 from tests.fakes.comfyui_worker import Script
-from tests.fakes.graphs import Heard, ignore
+from tests.fakes.graphs import RunEventLog, ignore
 
 
 async def test_success_is_not_yet_history(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ async def test_a_run_that_the_engine_forgot(tmp_path: Path) -> None:
 async def test_frames_outside_the_protocol(tmp_path: Path) -> None:
     """Unknown events are ignored, malformed ones lose nothing but themselves."""
     async with scripted(tmp_path, Script(noise=True)) as (_, engine):
-        heard = Heard()
+        heard = RunEventLog()
         assert await engine.run(graphs.through(graphs.steps(3, preview=True)), heard)
         assert len(heard.previews) == 3
         assert len(heard.fractions) > 3
@@ -179,7 +179,7 @@ async def test_frames_outside_the_protocol(tmp_path: Path) -> None:
 async def test_previews_without_metadata(tmp_path: Path) -> None:
     """A preview that does not say whose it is belongs to the prompt that runs."""
     async with scripted(tmp_path, Script(plain_previews=True)) as (_, engine):
-        first, second = Heard(), Heard()
+        first, second = RunEventLog(), RunEventLog()
         await asyncio.gather(
             engine.run(graphs.through(graphs.steps(2, preview=True)), first),
             engine.run(graphs.through(graphs.steps(3, preview=True)), second),

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from comfy_pool.doctor import examine_starts
+from comfy_pool.doctor.engine import examine_starts
 from comfy_pool.engine import ComfyEngine
-from comfy_pool.hosts import OwnedHost
 from comfy_pool.limits import EngineLimits
-from comfy_pool.memory import resident_bytes
-from comfy_pool.process import EngineCommand
+from comfy_pool.process.hosts import OwnedHost
+from comfy_pool.process.memory import resident_bytes
+from comfy_pool.process.process import EngineCommand
 from restoration.errors import (
     EngineInterrupted,
     EngineRejected,
@@ -39,7 +39,7 @@ from tests.fakes.comfyui_engines import (
     until_called,
 )
 from tests.fakes.comfyui_worker import Script
-from tests.fakes.graphs import Heard, ignore
+from tests.fakes.graphs import RunEventLog, ignore
 
 PAUSES = EngineLimits(first_pause_s=0.02, longest_pause_s=0.1)
 
@@ -122,7 +122,7 @@ async def test_07_an_engine_is_never_started_anew_under_a_run(command: EngineCom
     host = OwnedHost(command)
     limits = replace(PAUSES, restart_after_runs=1)
     async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, limits) as engine:
-        heard = Heard()
+        heard = RunEventLog()
         first = asyncio.create_task(engine.run(graphs.through(graphs.steps(20, 0.05)), heard))
         while not heard.fractions:  # noqa: ASYNC110 - a list has no event
             await asyncio.sleep(0.01)

@@ -10,7 +10,7 @@ from pathlib import Path
 from structlog.testing import capture_logs
 
 from comfy_pool.engine import ComfyEngine
-from comfy_pool.hosts import AttachedHost, OwnedHost
+from comfy_pool.process.hosts import AttachedHost, OwnedHost
 from tests.fakes import graphs
 from tests.fakes.comfyui import serving
 from tests.fakes.comfyui_engines import DEADLINE_S, LIMITS, stand_in

@@ -14,9 +14,9 @@ import pytest
 from aiohttp import web
 
 from comfy_pool.nodes.loopback import guard_prompt_server
-from comfy_pool.process import EngineProcess
+from comfy_pool.process.process import EngineProcess
 from tests.fakes.comfyui_engines import stand_in
-from tests.raw_http import send_raw
+from tests.support.raw_http import send_raw
 
 MAKES_FILES = """
 import os, pathlib, sys

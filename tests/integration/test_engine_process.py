@@ -21,8 +21,8 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from comfy_pool.process import EngineCommand, EngineProcess, ExitInfo
-from comfy_pool.slots import Slot, acquire_slot, port_is_free
+from comfy_pool.process.process import EngineCommand, EngineProcess, ExitInfo
+from comfy_pool.process.slots import Slot, acquire_slot, port_is_free
 from restoration.errors import EngineUnavailable
 from tests.fakes.engine_process import (
     ALONE,

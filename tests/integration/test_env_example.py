@@ -7,7 +7,7 @@ import re
 import pytest
 
 from restoration.settings import Settings, load_settings
-from tests.cluster_files import ROOT
+from tests.support.cluster_files import ROOT
 
 # a comment, then the variable, behind `#` if it need not be set
 VARIABLE = re.compile(r"^# (.+)\n(#?)([A-Z][A-Z0-9_]*)=(.*)$", re.MULTILINE)

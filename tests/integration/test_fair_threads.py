@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from sqlalchemy import Connection, text
 
-from persistence.blobs import S3BlobStore
-from persistence.database import Database
-from tests.greedy import DEADLINE_S, FEW, Gate, in_the_name_of, overtaken
+from persistence.objects.s3 import S3BlobStore
+from persistence.postgres.database import Database
+from tests.support.greedy import DEADLINE_S, FEW, Gate, in_the_name_of, overtaken
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])

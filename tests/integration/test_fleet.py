@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from comfy_pool.provision import EngineInstall
+from comfy_pool.install.engine import EngineInstall
 from restoration.jobs import AttemptOutcome, Job, JobStatus
-from tests.fleet import NODES, WORKERS, Fleet, running_fleet
-from tests.ray_cluster import EngineProcess, wait_for
+from tests.support.fleet import NODES, WORKERS, Fleet, running_fleet
+from tests.support.ray_cluster import EngineProcess, wait_for
 
 SHORT_S = 12.0  # for the last engine to start before the first worker goes
 LONG_S = 75.0  # to be running yet when the others' workers have been drained and are gone

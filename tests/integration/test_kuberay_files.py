@@ -19,7 +19,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from restoration.settings import NodeSettings, load_settings
-from restoration.webhook_urls import PUBLIC_PORTS
+from restoration.webhooks.urls import PUBLIC_PORTS
 from serve_app.deployment import PoolArgs
 
 ROOT = Path(__file__).parents[2]

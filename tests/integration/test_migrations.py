@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import IntegrityError
 
-from persistence.database import sqlalchemy_url
-from persistence.migrate import upgrade
-from persistence.rows import new_row
-from persistence.tables import jobs, metadata
-from tests.samples import new_job
+from persistence.postgres.database import sqlalchemy_url
+from persistence.postgres.migrate import upgrade
+from persistence.postgres.rows import new_row
+from persistence.postgres.tables import jobs, metadata
+from tests.support.samples import new_job
 
 CATALOGUE = {
     "columns": """

@@ -9,16 +9,16 @@ import pytest
 from alembic import command
 from sqlalchemy import Connection, Engine, NullPool, create_engine, func, select, text
 
-from persistence.database import Database, sqlalchemy_url
-from persistence.jobs import PostgresJobStore
-from persistence.migrate import _config
-from persistence.retention import Retention
-from persistence.signals import WAITING_CHANNEL
-from persistence.tables import jobs, owners, turns
+from persistence.postgres.database import Database, sqlalchemy_url
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.leadership import WAITING_CHANNEL
+from persistence.postgres.migrate import _config
+from persistence.postgres.retention import Retention
+from persistence.postgres.tables import jobs, owners, turns
 from restoration.jobs import Artifact, Failure, Priority
-from restoration.quotas import Quotas
-from tests.polling import until
-from tests.samples import new_job
+from restoration.limits.quotas import Quotas
+from tests.support.polling import until
+from tests.support.samples import new_job
 
 ROWS = """
     INSERT INTO jobs (id, owner, status, workflow, workflow_version, params, output_format,

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from comfy_pool import provision
-from comfy_pool.doctor import diagnose
-from comfy_pool.packages import toolbox
-from comfy_pool.provision import (
+from comfy_pool.doctor.engine import diagnose
+from comfy_pool.install import engine
+from comfy_pool.install.engine import (
     COMFYUI_VERSION,
     EngineInstall,
     comfy_cli_command,
@@ -27,28 +26,29 @@ from comfy_pool.provision import (
     find_installed,
     install_engine,
 )
+from comfy_pool.install.toolbox import toolbox
 from restoration.errors import ProvisionFailed
-from tests.locks import unhashed
+from tests.support.locks import unhashed
 from workflows.catalog import load_catalog
 
 # Says when the installation has begun, then never goes on.
 STUCK_INSTALL = """
 import sys
 from pathlib import Path
-from comfy_pool import provision
+from comfy_pool.install import engine
 
 def hang(message):
     print(message, flush=True)
     sys.stdin.read()
 
-provision.REQUIREMENTS = Path(sys.argv[2])
-provision.install_engine(Path(sys.argv[1]), progress=hang)
+engine.REQUIREMENTS = Path(sys.argv[2])
+engine.install_engine(Path(sys.argv[1]), progress=hang)
 """
 
 TOOL_LEFT_BEHIND = """
 import sys
 from pathlib import Path
-from comfy_pool.packages import toolbox
+from comfy_pool.install.toolbox import toolbox
 
 with toolbox(Path(sys.argv[1]), print) as tools:
     tools.run([sys.executable, "-c", "import sys; open(sys.argv[1]).read()", sys.argv[2]], "it")
@@ -59,7 +59,7 @@ with toolbox(Path(sys.argv[1]), print) as tools:
 def requirements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "requirements.lock"
     path.write_text("einops==0.8.2\n")
-    monkeypatch.setattr(provision, "REQUIREMENTS", path)
+    monkeypatch.setattr(engine, "REQUIREMENTS", path)
     return path
 
 
@@ -156,7 +156,7 @@ def test_a_package_that_is_not_the_locked_one_is_refused(
 
 def test_every_package_of_the_engine_is_locked_by_hash() -> None:
     """The lock that is shipped names each file that may be installed."""
-    assert unhashed(provision.REQUIREMENTS.read_text()) == []
+    assert unhashed(engine.REQUIREMENTS.read_text()) == []
 
 
 def test_a_failure_says_what_the_tool_said(tmp_path: Path, requirements: Path) -> None:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from comfy_pool.models import install_models
+from comfy_pool.install.models import install_models
 from restoration.errors import ProvisionFailed
 from workflows.catalog import load_catalog, model_problem
 from workflows.manifest import ModelSpec
@@ -31,7 +31,7 @@ WEIGHTS = b"weights" * 1000
 INSTALL = """
 import sys
 from pathlib import Path
-from comfy_pool.models import install_models
+from comfy_pool.install.models import install_models
 from workflows.catalog import load_catalog
 
 install_models(Path(sys.argv[1]), load_catalog().models(), print)

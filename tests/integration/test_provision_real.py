@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from comfy_pool.doctor import diagnose
-from comfy_pool.models import install_models
-from comfy_pool.provision import COMFYUI_VERSION, install_engine
+from comfy_pool.doctor.engine import diagnose
+from comfy_pool.install.engine import COMFYUI_VERSION, install_engine
+from comfy_pool.install.models import install_models
 from workflows.catalog import load_catalog
 
 pytestmark = pytest.mark.real_engine

@@ -13,10 +13,10 @@ import pytest
 
 from restoration.errors import DependencyUnavailable
 from restoration.settings import STACK_MARK
-from serve_app import ray_process
-from serve_app.ray_process import RayLost, RayProcess
-from serve_app.stack_processes import is_alive
-from serve_app.stack_record import StackOptions, ray_session
+from serve_app.local import ray_process
+from serve_app.local.processes import is_alive
+from serve_app.local.ray_process import RayLost, RayProcess
+from serve_app.local.record import StackOptions, ray_session
 
 READY = """
     import json, os, subprocess, sys

@@ -11,16 +11,16 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import IntegrityError
 
-from actors.housekeeping import Housekeeping, Lifetimes
-from persistence.blobs import S3BlobStore
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.keys import copy_key, output_key
-from persistence.retention import Retention
+from actors.leader.retention import Housekeeping, Lifetimes
+from persistence.objects.keys import copy_key, output_key
+from persistence.objects.s3 import S3BlobStore
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.retention import Retention
 from restoration.errors import JobNotFound
 from restoration.jobs import Job, OutputFormat, Reused
 from tests.conftest import S3Access
-from tests.samples import artifact, new_job
+from tests.support.samples import artifact, new_job
 
 DAY_S = 24 * 3600
 

@@ -9,9 +9,9 @@ import pytest
 from ray.serve._private.deploy_utils import get_app_code_version
 from ray.serve.schema import ServeDeploySchema
 
-from actors.handles import APP, INGRESS
+from actors.cluster.handles import APP, INGRESS
 from serve_app.deployment import build
-from tests.cluster_files import RAY, Config, Mutation, load, set_at, validate_serve
+from tests.support.cluster_files import RAY, Config, Mutation, load, set_at, validate_serve
 from workflows.catalog import load_catalog
 
 

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import Connection, text
 
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
-from persistence.signals import Leadership, attempt_of
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.leadership import Leadership, attempt_of
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef
-from restoration.quotas import Quotas
-from tests.samples import new_job
+from restoration.limits.quotas import Quotas
+from tests.support.samples import new_job
 
 LONG_S = 300.0
 SHORT_S = 0.05
@@ -145,7 +145,7 @@ async def test_losing_the_connection_is_losing_the_leadership(
 @pytest.mark.parametrize("listens", [False, True])
 async def test_a_server_that_is_away(listens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Refused or left hanging, `acquire` raises DependencyUnavailable before long."""
-    monkeypatch.setattr("persistence.signals.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("persistence.postgres.leadership.CONNECT_TIMEOUT_S", 0.2)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if listens:

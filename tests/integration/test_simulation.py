@@ -21,11 +21,11 @@ from benchmarks.simulation.day import Outcome, simulate
 from benchmarks.simulation.fleet import Machines
 from benchmarks.simulation.policies import Ours, ServeDefault
 from benchmarks.simulation.traffic import HOUR_S, day
-from persistence.database import sqlalchemy_url
-from persistence.jobs import PostgresJobStore
+from persistence.postgres.database import sqlalchemy_url
+from persistence.postgres.jobs import PostgresJobStore
 from restoration.jobs import Priority
 from restoration.scaling import Demand, ScalingPolicy
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 AT_S = 5 * HOUR_S
 POLICY = ScalingPolicy(1, 0, 4, 1, 2, 300)

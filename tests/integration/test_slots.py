@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from comfy_pool.ports import examine_ports
-from comfy_pool.slots import Slot, acquire_slot, port_is_free
+from comfy_pool.doctor.ports import examine_ports
+from comfy_pool.process.slots import Slot, acquire_slot, port_is_free
 from restoration.errors import EngineUnavailable
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ DEADLINE_S = 300
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from comfy_pool.slots import acquire_slot
+from comfy_pool.process.slots import acquire_slot
 
 slot = asyncio.run(acquire_slot([], Path(sys.argv[1]), base_port=int(sys.argv[2])))
 print(slot.index, flush=True)

@@ -17,9 +17,9 @@ import pytest
 
 from persistence.embedded.state import holder_of
 from restoration.errors import SetupError
-from serve_app import stack_record
-from serve_app.stack_processes import is_alive, mark
-from serve_app.stack_record import (
+from serve_app.local import record
+from serve_app.local.processes import is_alive, mark
+from serve_app.local.record import (
     RayReport,
     StackRecord,
     demand_down,
@@ -95,7 +95,7 @@ def started() -> Iterator[Started]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """An owner that does not stop is killed at once."""
-    monkeypatch.setattr(stack_record, "STOP_S", 0.5)
+    monkeypatch.setattr(record, "STOP_S", 0.5)
 
 
 @pytest.mark.parametrize("on_sigterm", ["SIG_DFL", "SIG_IGN"])
@@ -184,6 +184,6 @@ def test_a_pid_that_the_lock_names_wrongly_is_not_signalled(
 ) -> None:
     """For an instant the lock's file names the holder before; its pid may be another's by now."""
     bystander = started.sleeper({})
-    monkeypatch.setattr(stack_record, "holder_of", lambda _folder: bystander.pid)
+    monkeypatch.setattr(record, "holder_of", lambda _folder: bystander.pid)
     assert not stop_stack(tmp_path)
     assert is_alive(bystander)

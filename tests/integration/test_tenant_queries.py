@@ -11,14 +11,14 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import Engine, event
 
-from actors.submission import Submission
-from persistence.batches import PostgresBatchStore
-from persistence.database import Database
-from persistence.jobs import PostgresJobStore
+from actors.submission.service import Submission
+from persistence.postgres.batches import PostgresBatchStore
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
 from serve_app.services import Services
 from tests.fakes.images import ImagesHere
 from tests.fakes.site import Site, open_site, photo
-from tests.foreign import OWNED, assert_as_if_missing, routes_to_owned
+from tests.support.foreign import OWNED, assert_as_if_missing, routes_to_owned
 
 
 @pytest.fixture

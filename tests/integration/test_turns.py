@@ -9,13 +9,13 @@ import pytest
 from alembic import command
 from sqlalchemy import Connection, Engine, NullPool, create_engine, func, select, text
 
-from persistence.database import Database, sqlalchemy_url
-from persistence.jobs import PostgresJobStore
-from persistence.migrate import _config
-from persistence.tables import jobs, turns
-from persistence.transitions import claim
+from persistence.postgres.database import Database, sqlalchemy_url
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.migrate import _config
+from persistence.postgres.tables import jobs, turns
+from persistence.postgres.transitions import claim
 from restoration.jobs import JobStatus, Priority
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 BACKLOG = """
     INSERT INTO jobs (id, owner, status, workflow, workflow_version, params, output_format,

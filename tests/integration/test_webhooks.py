@@ -13,17 +13,16 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, text
 
-from actors import deliveries as sending
-from actors.deliveries import Courier, SendLimits, http_client
-from persistence import transitions
-from persistence.database import AdvisoryLock, Database
-from persistence.deliveries import Outbox
-from persistence.jobs import PostgresJobStore
-from persistence.signals import DELIVERY_CHANNEL, Leadership
+from actors.webhooks import sender as sending
+from actors.webhooks.sender import SendLimits, WebhookSender, http_client
+from persistence.postgres import transitions
+from persistence.postgres.database import AdvisoryLock, Database
+from persistence.postgres.jobs import PostgresJobStore
+from persistence.postgres.leadership import DELIVERY_CHANNEL, Leadership
+from persistence.postgres.webhook_outbox import Outbox
 from restoration.errors import LeaseLost
 from restoration.jobs import Job, JobStatus
-from restoration.webhook_urls import WebhookRules
-from restoration.webhooks import (
+from restoration.webhooks.messages import (
     Delivery,
     DeliveryStatus,
     DueDelivery,
@@ -31,7 +30,7 @@ from restoration.webhooks import (
     message_id,
     secret_key,
 )
-from tests import polling
+from restoration.webhooks.urls import WebhookRules
 from tests.fakes.receiver import (
     SECRET,
     Answer,
@@ -43,7 +42,8 @@ from tests.fakes.receiver import (
     status,
     verify,
 )
-from tests.samples import artifact, new_job
+from tests.support import polling
+from tests.support.samples import artifact, new_job
 
 QUICK = RetrySchedule(first_s=0.02, longest_s=0.04)
 LOCAL = WebhookRules(True, allow_http=True, networks=(ip_network("127.0.0.0/8"), ip_network("::1")))
@@ -82,7 +82,7 @@ async def sent_by(
     signals = Leadership(database_url, AdvisoryLock.AFTERCARE, DELIVERY_CHANNEL)
     assert await signals.acquire(10)
     async with http_client(limits, LOCAL) as http:
-        courier = Courier(Outbox(database), http, secret_key(SECRET), schedule, limits)
+        courier = WebhookSender(Outbox(database), http, secret_key(SECRET), schedule, limits)
         working = asyncio.create_task(courier.run(signals))
         yield
         working.cancel()
@@ -387,7 +387,7 @@ async def test_11_the_end_and_its_delivery_are_one(
         raise LeaseLost("the process died before the commit")
 
     with monkeypatch.context() as patched:
-        patched.setattr("persistence.deliveries.enqueue", crash)
+        patched.setattr("persistence.postgres.webhook_outbox.enqueue", crash)
         with pytest.raises(RuntimeError, match="died"):
             await store.succeed(job.ref, artifact(), {})
     with pytest.raises(LeaseLost):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance import Service, demand_conformance
 from tests.fakes.site import photo
-from tests.stack import Stack
+from tests.support.conformance import Service, demand_conformance
+from tests.support.stack import Stack
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from serve_app.headers import SECURITY_HEADERS
-from tests.raw_http import RawAnswer, send_bytes, send_raw
-from tests.stack import Stack
+from serve_app.asgi.security_headers import SECURITY_HEADERS
+from tests.support.raw_http import RawAnswer, send_bytes, send_raw
+from tests.support.stack import Stack
 
 API = "/api/v1/restorations"
 UPGRADE = {

@@ -6,8 +6,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.raw_http import send_raw
-from tests.stack import Stack
+from tests.support.raw_http import send_raw
+from tests.support.stack import Stack
 
 PATHS = ["/system_stats", "/queue", "/ws", "/", "/view?filename=input.png&type=input", "/nowhere"]
 

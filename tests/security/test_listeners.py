@@ -13,8 +13,8 @@ import pytest
 
 from serve_app.haproxy import ENABLED
 from tests.e2e.stack_processes import of_stack
-from tests.raw_http import send_raw
-from tests.stack import Stack
+from tests.support.raw_http import send_raw
+from tests.support.stack import Stack
 
 UNARY = "/ray.serve.ASGIService/HandleRequest"  # as Serve names it
 UPGRADE = {

@@ -14,12 +14,12 @@ import pytest
 
 from persistence.embedded.state import StateDir
 from restoration.settings import NodeSettings
-from serve_app.local_issuer import KEY_FILE, ensure_key
-from serve_app.stack import _services
-from serve_app.stack_record import StackRecord, issuer_folder, recording
+from serve_app.auth.local_issuer import KEY_FILE, ensure_key
+from serve_app.local.record import StackRecord, issuer_folder, recording
+from serve_app.local.stack import _services
 from tests.e2e.stack_processes import of_stack
-from tests.raw_http import send_raw
-from tests.stack import Stack, run_restore
+from tests.support.raw_http import send_raw
+from tests.support.stack import Stack, run_restore
 
 ELSEWHERE = {
     "DATABASE_URL": "postgresql://db.invalid/d",
@@ -51,7 +51,7 @@ def _started(
 
 
 def _is_issuer(command: str) -> bool:
-    return "serve_app.local_issuer" in command
+    return "serve_app.auth.local_issuer" in command
 
 
 def _addresses_of(port: int) -> set[str]:

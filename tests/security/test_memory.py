@@ -21,10 +21,10 @@ import pytest
 from PIL import Image
 
 from restoration.images import MEBIBYTE
-from serve_app.scopes import USER_SCOPES, Scope
+from serve_app.auth.scopes import USER_SCOPES, Scope
 from tests.e2e.stack_processes import of_stack, wait_until
 from tests.fakes.site import API
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 pytestmark = pytest.mark.real_engine
 BATCHES = "/api/v1/batches"

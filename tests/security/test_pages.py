@@ -12,10 +12,10 @@ import pytest
 
 from restoration.errors import InvalidSettings
 from restoration.settings import load_settings
-from serve_app.headers import SECURITY_HEADERS
+from serve_app.asgi.security_headers import SECURITY_HEADERS
 from serve_app.web.reference import render
 from tests.fakes.site import API, open_site
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 LISTED = "https://app.example.com"
 HTML = "text/html; charset=utf-8"

@@ -6,8 +6,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.photos import degrade, jpeg, original
-from tests.stack import Stack
+from tests.support.photos import degrade, jpeg, original
+from tests.support.stack import Stack
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at only
 

@@ -7,10 +7,10 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from serve_app.auth import QUOTAS_CLAIM
+from serve_app.auth.tokens import QUOTAS_CLAIM
 from tests.e2e.stack_processes import wait_until
 from tests.fakes.site import API, photo, submission
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 
 def _client(stack: Stack, owner: str, **quotas: int) -> httpx.Client:

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from tests.fakes.site import API
-from tests.pictures import file, noise
-from tests.stack import Stack
+from tests.support.pictures import file, noise
+from tests.support.stack import Stack
 
 pytestmark = pytest.mark.real_engine
 

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from restoration.jobs import JobStatus
-from serve_app.scopes import USER_SCOPES, Scope
+from serve_app.auth.scopes import USER_SCOPES, Scope
 from tests.fakes.site import API
-from tests.pictures import file, noise
-from tests.stack import Stack
+from tests.support.pictures import file, noise
+from tests.support.stack import Stack
 from tests.unit.test_graphs import Graph, graph, node, scale
 from workflows.node_classes import COMBO, NODE_CLASSES
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url, text
 
-from persistence.blobs import S3BlobStore
-from persistence.database import Database
 from persistence.embedded.local import LocalServices
-from persistence.status import RedisStatusBoard
+from persistence.objects.s3 import S3BlobStore
+from persistence.postgres.database import Database
+from persistence.redis.status import RedisStatusBoard
 from restoration.errors import DependencyUnavailable
 from tests.conftest import S3Access
 from tests.fakes.authority import Authority, relaying

@@ -8,10 +8,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from serve_app.scopes import Scope
+from serve_app.auth.scopes import Scope
 from tests.fakes.site import API, photo, submission
-from tests.foreign import OWNED, Route, assert_as_if_missing, routes_to_owned
-from tests.stack import Stack
+from tests.support.foreign import OWNED, Route, assert_as_if_missing, routes_to_owned
+from tests.support.stack import Stack
 
 BATCHES = "/api/v1/batches"
 OWNERS = ("tenant-a", "tenant-b", "tenant-c")

@@ -28,13 +28,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from jose import jwt
 
-from serve_app.auth import LEEWAY_S
-from serve_app.local_issuer import LOCAL_AUDIENCE, ensure_key, jwks
-from serve_app.scopes import USER_SCOPES
-from serve_app.stack_record import issuer_folder
+from serve_app.auth.local_issuer import LOCAL_AUDIENCE, ensure_key, jwks
+from serve_app.auth.scopes import USER_SCOPES
+from serve_app.auth.tokens import LEEWAY_S
+from serve_app.local.record import issuer_folder
 from tests.e2e.stack_processes import of_stack
 from tests.fakes.site import API, submission
-from tests.stack import Stack
+from tests.support.stack import Stack
 
 HOUR_S = 3600
 
@@ -281,7 +281,7 @@ def test_01_known_keys_serve_while_the_issuer_hangs(stack: Stack, forge: Forge) 
     """An issuer that does not answer locks nobody out, and lets nobody in."""
     assert forge.present(forge.sign()).status_code == 200
     [issuer] = [
-        each for each in of_stack(stack.state_dir) if "serve_app.local_issuer" in each.command
+        each for each in of_stack(stack.state_dir) if "serve_app.auth.local_issuer" in each.command
     ]
     os.kill(issuer.pid, signal.SIGSTOP)
     try:

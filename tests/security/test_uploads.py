@@ -20,8 +20,8 @@ from restoration.jobs import JobStatus, OutputFormat
 from serve_app.client import RestorationClient
 from tests.e2e.stack_processes import Process, _all, of_stack
 from tests.fakes.site import API
-from tests.pictures import chunk, file, noise
-from tests.stack import Stack
+from tests.support.pictures import chunk, file, noise
+from tests.support.stack import Stack
 
 pytestmark = pytest.mark.real_engine
 UPLOADS = "/api/v1/uploads"

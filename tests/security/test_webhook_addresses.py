@@ -11,11 +11,11 @@ from ipaddress import ip_address, ip_network
 import httpx
 import pytest
 
-from actors.deliveries import SendLimits, http_client
-from actors.pinned_http import resolve
+from actors.webhooks.pinned_transport import resolve
+from actors.webhooks.sender import SendLimits, http_client
 from restoration.errors import InvalidWebhook
-from restoration.public_addresses import is_public
-from restoration.webhook_urls import WebhookRules, check_url
+from restoration.webhooks.public_addresses import is_public
+from restoration.webhooks.urls import WebhookRules, check_url
 from tests.fakes.authority import Authority, relaying
 from tests.fakes.receiver import Receiver, receiving, status
 

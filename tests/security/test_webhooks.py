@@ -9,11 +9,11 @@ import asyncio
 
 import pytest
 
-from serve_app.schemas import WebhookView
+from serve_app.schemas.restorations import WebhookView
 from tests.fakes.receiver import Receiver, drip, receiving, status
 from tests.fakes.site import API, photo, submission
-from tests.polling import until
-from tests.stack import Stack
+from tests.support.polling import until
+from tests.support.stack import Stack
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from actors.observation import Measured
-from actors.stopwatch import ENGINE, Stopwatch
+from actors.observability.observers import Measured
+from actors.observability.timings import ENGINE, Stopwatch
 from restoration.jobs import AttemptOutcome, AttemptRecord, Job, JobStatus
-from restoration.metrics import ATTEMPTS, GPU_BUSY, STAGES
+from restoration.observability.metrics import ATTEMPTS, GPU_BUSY, STAGES
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.meter import MemoryMeter
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

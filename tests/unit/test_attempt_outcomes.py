@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from actors.dispatcher import Dispatch
-from actors.execution import Execution, Lease, Visit
-from actors.outcomes import RetryPolicy
-from persistence.signals import Leadership
+from actors.execution.attempt import Execution, Lease, Visit
+from actors.execution.outcomes import RetryPolicy
+from persistence.postgres.leadership import Leadership
 from restoration.errors import (
     EngineCrashed,
     EngineError,
@@ -26,7 +26,7 @@ from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore
-from tests.samples import new_job
+from tests.support.samples import new_job
 from workflows.catalog import load_catalog
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests import audit
+from tests.support import audit
 
 CLEAN = {"name": "h11", "version": "0.16.0", "vulns": []}
 UNKNOWN = {"name": "ours", "skip_reason": "not found on PyPI"}

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from jose import jwt
 
 from restoration.errors import InvalidSettings, Unauthenticated
-from serve_app.auth import LEEWAY_S, Authenticator, Issuer, Principal, issuer_from
-from serve_app.local_issuer import LOCAL_AUDIENCE, ensure_key, jwks, mint_token
+from serve_app.auth.local_issuer import LOCAL_AUDIENCE, ensure_key, jwks, mint_token
+from serve_app.auth.tokens import LEEWAY_S, Authenticator, Issuer, Principal, issuer_from
 from tests.fakes.site import API, ISSUER, open_site, settings_for_tests
 
 # A suite runs for minutes: what is not valid yet when tests are collected must not become so.

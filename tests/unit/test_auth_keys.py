@@ -13,8 +13,8 @@ import pytest
 from jose import jwt
 
 from restoration.errors import DependencyUnavailable, Unauthenticated
-from serve_app.jwks import MAX_AGE_S, MIN_INTERVAL_S, RETRY_S, KeySet
-from serve_app.local_issuer import KEY_FILE, ensure_key, jwks, mint_token
+from serve_app.auth.jwks import MAX_AGE_S, MIN_INTERVAL_S, RETRY_S, KeySet
+from serve_app.auth.local_issuer import KEY_FILE, ensure_key, jwks, mint_token
 
 
 @dataclass

@@ -15,10 +15,10 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from actors import batch as module
-from actors import patience
 from actors.batch import IN_FLIGHT, Batch, Result
-from actors.handles import IngressHandle
-from actors.submission import SubmissionRequest, Submitted
+from actors.cluster import retry
+from actors.cluster.handles import IngressHandle
+from actors.submission.service import SubmissionRequest, Submitted
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -29,7 +29,7 @@ from restoration.errors import (
 from restoration.events import Progressed, to_json
 from restoration.jobs import Job, JobStatus, OutputFormat, Priority
 from tests.fakes.stores import utc_now
-from tests.samples import artifact
+from tests.support.samples import artifact
 
 DEADLINE_S = 300
 
@@ -136,7 +136,7 @@ class FakeStatus:
 
 @pytest.fixture
 def ingress(monkeypatch: pytest.MonkeyPatch) -> FakeIngress:
-    monkeypatch.setattr(patience, "RETRY_S", 0.001)
+    monkeypatch.setattr(retry, "RETRY_S", 0.001)
     monkeypatch.setattr(module, "POLL_S", 0.001)
     monkeypatch.setattr("ray.get", lambda _, timeout: None)
     return FakeIngress()
@@ -211,8 +211,8 @@ class TestSubmitFiles:
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A script is in no hurry: it tries again until there is room, with the same key."""
-        monkeypatch.setattr(patience, "RETRY_AFTER_S", 0.001)
-        monkeypatch.setattr(patience, "PATIENCE_S", 0)
+        monkeypatch.setattr(retry, "RETRY_AFTER_S", 0.001)
+        monkeypatch.setattr(retry, "PATIENCE_S", 0)
         ingress.full = 3
         assert len(batch.submit_files(_photos(tmp_path, b"one"))) == 1
         assert len(ingress.requests) == 4
@@ -222,7 +222,7 @@ class TestSubmitFiles:
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """After its patience the script hears of it, rather than wait for ever."""
-        monkeypatch.setattr(patience, "PATIENCE_S", 0.01)
+        monkeypatch.setattr(retry, "PATIENCE_S", 0.01)
         ingress.away = 1_000_000
         with pytest.raises(DependencyUnavailable):
             batch.submit_files(_photos(tmp_path, b"one"))
@@ -314,7 +314,7 @@ class TestPatience:
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Patience is counted from the first failure on, and not from when the call began."""
-        monkeypatch.setattr(patience, "PATIENCE_S", 1.0)
+        monkeypatch.setattr(retry, "PATIENCE_S", 1.0)
         ingress.latency_s, ingress.away = 1.2, 1
         assert len(batch.submit_files(_photos(tmp_path, b"one"))) == 1
 

@@ -12,9 +12,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from persistence.keys import output_key
+from persistence.objects.keys import output_key
 from restoration.jobs import AttemptRef, JobStatus, OutputFormat
-from restoration.webhooks import message_id, secret_key, signed_headers
+from restoration.webhooks.messages import message_id, secret_key, signed_headers
 from tests.chaos.faults import Strike
 from tests.chaos.journal import Change, Row
 from tests.chaos.ledger import Ledger

@@ -14,10 +14,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from restoration.jobs import OutputFormat
-from serve_app.cli import _format_of, app
-from serve_app.cli_shared import parse_parameter
-from serve_app.stack_record import demand_down, find_stack
-from serve_app.terminal import steps
+from serve_app.cli.main import _format_of, app
+from serve_app.cli.shared import parse_parameter
+from serve_app.cli.tables import steps
+from serve_app.local.record import demand_down, find_stack
 
 
 @pytest.mark.parametrize(

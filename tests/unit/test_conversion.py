@@ -13,7 +13,7 @@ from actors.images.encode import encode, engine_input
 from actors.images.reader import read
 from restoration.images import UploadLimits
 from restoration.jobs import OutputFormat
-from tests.pictures import (
+from tests.support.pictures import (
     ACCEPTED,
     HEIGHT,
     WIDTH,

@@ -13,12 +13,12 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from actors.dispatcher import FIRST_HOLD_S, LONGEST_HOLD_S
-from actors.pipeline import BUSY, NOTHING_WAITS
-from persistence.signals import hint_of
+from actors.execution.pipeline import BUSY, NOTHING_WAITS
+from persistence.postgres.leadership import hint_of
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, JobStatus
 from tests.fakes.dispatch import DEADLINE_S, NEVER_S, WINDOW, Bench, Signals, until
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 TICK_S = 0.01
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from comfy_pool.gpus import examine_gpus
+from comfy_pool.doctor.gpus import examine_gpus
 from restoration.settings import load_node_settings
-from serve_app.doctor import examine
-from serve_app.doctor_services import CLOCK_OFF_S, clock_finding, examine_services
+from serve_app.cli.doctor import examine
+from serve_app.cli.doctor_services import CLOCK_OFF_S, clock_finding, examine_services
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from comfy_pool.limits import EngineLimits
-from comfy_pool.link import Link
-from comfy_pool.starts import Starts
+from comfy_pool.process.restart_backoff import Starts
+from comfy_pool.runs.session import EngineSession
 from restoration.errors import EngineCrashed, EngineStalled, EngineUnavailable
 
 
@@ -55,19 +55,19 @@ def test_07_only_starts_that_fail_in_a_row_break_an_engine() -> None:
 
 
 @pytest.fixture
-async def link() -> Link:
+async def link() -> EngineSession:
     async def stop() -> None: ...
 
     host: Any = SimpleNamespace(stop=stop)
     unused: Any = None
-    return Link(unused, host, asyncio.get_running_loop().create_future(), unused)
+    return EngineSession(unused, host, asyncio.get_running_loop().create_future(), unused)
 
 
-def blamed(link: Link, *runs: str) -> list[str]:
+def blamed(link: EngineSession, *runs: str) -> list[str]:
     return [run for run in runs if not isinstance(link.end_for(run), EngineUnavailable)]
 
 
-async def test_04_the_run_that_executed_is_held_responsible(link: Link) -> None:
+async def test_04_the_run_that_executed_is_held_responsible(link: EngineSession) -> None:
     """One of those in the engine, and it alone: nothing of the others was executed."""
     for run in "abc":
         link.submitted(run)
@@ -78,7 +78,7 @@ async def test_04_the_run_that_executed_is_held_responsible(link: Link) -> None:
     assert blamed(link, "a", "b", "c", "uploading") == ["b"]
 
 
-async def test_04_without_events_the_first_in_line_is_held_responsible(link: Link) -> None:
+async def test_04_without_events_the_first_in_line_is_held_responsible(link: EngineSession) -> None:
     """A prompt that kills the engine at once is found out although its start was never told."""
     for run in "abc":
         link.submitted(run)
@@ -87,7 +87,7 @@ async def test_04_without_events_the_first_in_line_is_held_responsible(link: Lin
     assert blamed(link, "a", "b", "c") == ["b"]
 
 
-async def test_04_the_blame_stays_when_the_blamed_has_left(link: Link) -> None:
+async def test_04_the_blame_stays_when_the_blamed_has_left(link: EngineSession) -> None:
     """Runs hear of the end one after the other; the second in line does not move up."""
     for run in "ab":
         link.submitted(run)
@@ -97,7 +97,7 @@ async def test_04_the_blame_stays_when_the_blamed_has_left(link: Link) -> None:
     assert blamed(link, "b") == []
 
 
-async def test_04_an_engine_that_hangs_speaks_against_one_run(link: Link) -> None:
+async def test_04_an_engine_that_hangs_speaks_against_one_run(link: EngineSession) -> None:
     """Whichever run notices first that nothing answers, the one that executed has stalled."""
     for run in "ab":
         link.submitted(run)

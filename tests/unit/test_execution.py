@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actors.execution.outcomes import RetryPolicy
 from actors.images.encode import engine_input
 from actors.images.reader import read
-from actors.outcomes import RetryPolicy
-from restoration.engine import EnginePreview, EngineProgress
+from restoration.engine_port import EnginePreview, EngineProgress
 from restoration.errors import (
     DependencyUnavailable,
     EngineCrashed,
@@ -31,7 +31,7 @@ from restoration.images import UploadLimits
 from restoration.jobs import Artifact, JobStatus, OutputFormat
 from tests.fakes.execution import DEADLINE_S, NOW, RESULT, RETRY, Bench, open_bench, until
 from tests.fakes.site import photo
-from tests.samples import new_job
+from tests.support.samples import new_job
 from workflows.catalog import Catalog
 from workflows.custom import params_of
 from workflows.manifest import CUSTOM

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-from actors.outcomes import RetryPolicy
+from actors.execution.outcomes import RetryPolicy
 from restoration.jobs import Artifact, AttemptRef, JobStatus
 from tests.fakes.execution import NOW, Bench, open_bench, until
 

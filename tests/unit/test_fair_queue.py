@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from restoration.errors import RateLimited, TooManyAtOnce, TooManyUploads
-from restoration.fair_queue import (
+from restoration.limits.fair_places import (
     FairPlaces,
     Owner,
     Place,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.flow_control import (
+from serve_app.asgi.flow_control import (
     ACKNOWLEDGED_EVERY_BYTES,
     EXTENSION,
     WINDOW_BYTES,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from comfy_pool import handover
-from comfy_pool.answers import HandedOver
-from comfy_pool.handover import bound, pixels_folder, taken
+from comfy_pool import pixels
 from comfy_pool.nodes import FOLDER_VARIABLE
+from comfy_pool.pixels import bound, pixels_folder, taken
+from comfy_pool.protocol.responses import HandedOver
 from restoration.errors import EngineFailed
 from workflows.catalog import load_catalog
 
@@ -50,7 +50,7 @@ def test_02_what_a_killed_worker_left_is_removed(
 ) -> None:
     """By the next one of that name, wherever it lies; other engines' folders stay."""
     memory, otherwise = tmp_path / "memory", tmp_path / "base"
-    monkeypatch.setattr(handover, "_MEMORY", memory)
+    monkeypatch.setattr(pixels, "_MEMORY", memory)
     for folder in (memory, otherwise):
         for name in ("comfy-restore-8188-old", "comfy-restore-8189-busy"):
             (folder / name).mkdir(parents=True)
@@ -68,8 +68,8 @@ def test_02_without_enough_memory_the_disk_will_do(
 ) -> None:
     """Where shared memory is small, as in most containers, or missing, nothing else changes."""
     for memory, enough in ((tmp_path, 2**62), (tmp_path / "missing", 0)):
-        monkeypatch.setattr(handover, "_MEMORY", memory)
-        monkeypatch.setattr(handover, "_ENOUGH_BYTES", enough)
+        monkeypatch.setattr(pixels, "_MEMORY", memory)
+        monkeypatch.setattr(pixels, "_ENOUGH_BYTES", enough)
         with pixels_folder("8188", tmp_path / "base") as folder:
             assert folder.parent == tmp_path / "base"
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import tests.hanging
+import tests.support.hanging
 
 pytestmark = pytest.mark.minutes(5)  # it starts another pytest
 
-ROOT = Path(tests.hanging.__file__).parents[1]
+ROOT = Path(tests.support.hanging.__file__).parents[1]
 HANGING = """
 import asyncio, threading
 
@@ -37,7 +37,15 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("hanging")
     (folder / "unit").mkdir()
     (folder / "unit" / "test_hanging.py").write_text(HANGING)
-    options = ["-p", "tests.hanging", "-o", "asyncio_mode=auto", "--timeout=1", "-rA", "--tb=short"]
+    options = [
+        "-p",
+        "tests.support.hanging",
+        "-o",
+        "asyncio_mode=auto",
+        "--timeout=1",
+        "-rA",
+        "--tb=short",
+    ]
     loops = ["-o", "asyncio_default_test_loop_scope=session", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *loops, "--rootdir", folder, folder],

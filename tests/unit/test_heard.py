@@ -6,17 +6,17 @@ from itertools import permutations
 
 import pytest
 
-from comfy_pool.answers import HandedOver
-from comfy_pool.heard import Heard
-from comfy_pool.wire import Executed, Executing, Message, NodeError, Succeeded
+from comfy_pool.protocol.messages import Executed, Executing, Message, NodeError, Succeeded
+from comfy_pool.protocol.responses import HandedOver
+from comfy_pool.runs.event_log import RunEventLog
 
 PIXELS = HandedOver("r", 2, 1, 3)
 TOLD = {"pixels": [{"name": "r", "width": 2, "height": 1, "channels": 3}]}
 ALL: tuple[Message, ...] = (Executed("r", "9", TOLD), Succeeded("r"), Executing("r", None))
 
 
-def heard(*messages: Message) -> Heard:
-    listener = Heard("9")
+def heard(*messages: Message) -> RunEventLog:
+    listener = RunEventLog("9")
     for message in messages:
         listener.take(message)
     return listener

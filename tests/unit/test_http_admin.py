@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from restoration.workers import EngineState, JobInHand, Stage, WorkerReport
-from serve_app.scopes import Scope
+from serve_app.auth.scopes import Scope
 from tests.fakes.site import Site, open_site
 
 ADMIN = "/api/v1/admin"

@@ -15,11 +15,11 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from actors.batch_submission import IN_FLIGHT
+from actors.submission.batches import IN_FLIGHT
 from restoration.images import MEBIBYTE
 from restoration.jobs import Artifact
 from serve_app.app import build_asgi_app
-from serve_app.routes.batch_form import BATCH_OVERHEAD_BYTES
+from serve_app.forms.batch_form import BATCH_OVERHEAD_BYTES
 from tests.fakes.batch_forms import BATCHES, BROKEN, IMAGE, MULTIPART, files, form_part, submit
 from tests.fakes.site import Site, open_site, photo
 

@@ -301,7 +301,7 @@ async def test_12_an_idle_batch_is_asked_for_less_often(
         read_in.append(polls)
         return await find(batch_ids)
 
-    monkeypatch.setattr("serve_app.batch_watch.asyncio.sleep", sleep)
+    monkeypatch.setattr("serve_app.watch.batches.asyncio.sleep", sleep)
     monkeypatch.setattr(site.batches, "find", noted)
     row = await site.batches.get(UUID(batch["id"]))
     async with aclosing(site.services.batch_watcher.watch(row)) as watch:

@@ -13,8 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.headers import SECURITY_HEADERS
-from serve_app.middleware import serve_edge
+from serve_app.asgi.middleware import serve_edge
+from serve_app.asgi.security_headers import SECURITY_HEADERS
 from tests.fakes.site import open_site
 
 # Every name under which Ray Serve reads a header of a request, as its own source spells it.

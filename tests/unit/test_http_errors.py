@@ -9,8 +9,8 @@ from http import HTTPStatus
 import pytest
 
 from restoration.errors import DependencyUnavailable, RestorationError
-from serve_app.errors import PROBLEM_JSON, STATUS_OF
-from serve_app.schemas import Problem
+from serve_app.asgi.errors import PROBLEM_JSON, STATUS_OF
+from serve_app.schemas.restorations import Problem
 from tests.fakes.site import API, Site, open_site, submission
 
 

@@ -16,16 +16,16 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from actors.submission import Order, SubmissionRequest
-from restoration.fair_queue import Owner, current_owner
+from actors.submission.service import Order, SubmissionRequest
 from restoration.jobs import Artifact, Job
-from restoration.metrics import SSE_CLIENTS
+from restoration.limits.fair_places import Owner, current_owner
+from restoration.observability.metrics import SSE_CLIENTS
 from serve_app.app import build_asgi_app
 from tests.fakes.batch_forms import submit
 from tests.fakes.meter import MemoryMeter
 from tests.fakes.site import API, Site, open_site, photo, submission
-from tests.greedy import FEW, Gate, overtaken
-from tests.polling import until
+from tests.support.greedy import FEW, Gate, overtaken
+from tests.support.polling import until
 
 DEADLINE_S = 300
 
@@ -169,7 +169,7 @@ async def test_an_upload_waits_its_turn_when_others_hold_every_place() -> None:
 
 
 async def test_an_upload_that_gets_no_turn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.routes.uploads.QUEUE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("serve_app.forms.upload_slots.QUEUE_TIMEOUT_S", 0.05)
     async with (
         open_site(max_uploads_in_flight=1) as site,
         asyncio.timeout(DEADLINE_S),

@@ -12,7 +12,7 @@ import pytest
 
 from restoration.jobs import Job, OutputFormat, Priority
 from restoration.reuse import Reuse
-from serve_app.scopes import USER_SCOPES, Scope
+from serve_app.auth.scopes import USER_SCOPES, Scope
 from tests.fakes.batch_forms import BATCHES, BROKEN, MULTIPART
 from tests.fakes.site import API, Site, open_site, photo
 from tests.unit.test_graphs import graph, scale

@@ -9,7 +9,7 @@ import pytest
 from starlette.routing import BaseRoute, Route
 
 from serve_app.app import build_asgi_app
-from serve_app.scopes import USER_SCOPES, Scope
+from serve_app.auth.scopes import USER_SCOPES, Scope
 from tests.fakes.site import API, Site, open_site
 from tests.fakes.stores import MemoryStatusBoard
 

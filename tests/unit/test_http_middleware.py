@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from serve_app.flow_control import FlowControlledEdge
-from serve_app.headers import SecurityHeaders
-from serve_app.middleware import BodyPace, ServeEdge, serve_edge
-from serve_app.routes.forms import FORM_OVERHEAD_BYTES
+from serve_app.asgi.flow_control import FlowControlledEdge
+from serve_app.asgi.middleware import BodyPace, ServeEdge, serve_edge
+from serve_app.asgi.security_headers import SecurityHeaders
+from serve_app.forms.form import FORM_OVERHEAD_BYTES
 from tests.fakes.site import API, Site, open_site, submission
 
 LIMIT_BYTES = 1000

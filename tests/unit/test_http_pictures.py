@@ -9,8 +9,8 @@ from uuid import UUID
 import httpx
 import pytest
 
+from serve_app.auth.scopes import USER_SCOPES, Scope
 from serve_app.routes.preferences import prefers
-from serve_app.scopes import USER_SCOPES, Scope
 from tests.fakes.site import API, Site, open_site, submission
 
 PICTURE = "image/*"

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from restoration.jobs import JobStatus
-from serve_app.auth import QUOTAS_CLAIM
+from serve_app.auth.tokens import QUOTAS_CLAIM
 from tests.fakes.site import API, Site, open_site, photo, submission
 
 BATCHES = "/api/v1/batches"

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from restoration.jobs import JobStatus
-from serve_app.scopes import USER_SCOPES, Scope
+from serve_app.auth.scopes import USER_SCOPES, Scope
 from tests.fakes.site import API, Site, open_site, photo, submission
 from tests.unit.test_graphs import graph, scale
 

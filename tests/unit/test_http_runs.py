@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from persistence.keys import upload_key
+from persistence.objects.keys import upload_key
 from restoration.jobs import JobStatus
-from serve_app.scopes import USER_SCOPES, Scope
+from serve_app.auth.scopes import USER_SCOPES, Scope
 from tests.fakes.site import API, Site, open_site, photo
 from tests.unit.test_graphs import graph, node, scale
 from workflows.custom import graph_of

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from restoration.jobs import JobStatus
-from serve_app.scopes import USER_SCOPES, Scope, granted
+from serve_app.auth.scopes import USER_SCOPES, Scope, granted
 from tests.fakes.site import API, Site, open_site
 
 BATCHES = "/api/v1/batches"

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from tests.fakes.site import API, Site, open_site, photo, submission
-from tests.foreign import OWNED, assert_as_if_missing, routes_to_owned
+from tests.support.foreign import OWNED, assert_as_if_missing, routes_to_owned
 
 _T = TypeVar("_T")
 BATCHES = "/api/v1/batches"

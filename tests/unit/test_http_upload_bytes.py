@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from actors.batch_submission import BatchSubmission, Photo
-from actors.submission import Submission, SubmissionRequest
+from actors.submission.batches import BatchSubmission, Photo
+from actors.submission.service import Submission, SubmissionRequest
 from restoration.errors import InvalidSettings
 from restoration.images import UploadLimits
 from restoration.settings import load_settings

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from persistence.keys import UPLOADS, upload_key
+from persistence.objects.keys import UPLOADS, upload_key
 from restoration.jobs import JobStatus
 from restoration.ports import NewUpload, UploadLink
 from tests.fakes.site import API, Site, open_site, photo

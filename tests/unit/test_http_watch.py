@@ -14,10 +14,10 @@ from starlette.types import Message
 
 from restoration.events import JobEvent, Progressed, StateChanged, from_json
 from restoration.jobs import Job, JobStatus
-from serve_app.live import Seen
 from serve_app.routes import events
 from serve_app.sse import Decoder, ServerEvent, encode, encode_comment
-from serve_app.watch import JobWatcher
+from serve_app.watch.job_feed import Seen
+from serve_app.watch.jobs import JobWatcher
 from tests.fakes.site import API, Site, open_site
 
 QUEUED = StateChanged(JobStatus.QUEUED, 0)

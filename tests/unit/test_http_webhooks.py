@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from restoration.webhooks import Delivery, DeliveryStatus, payload
+from restoration.webhooks.messages import Delivery, DeliveryStatus, payload
 from tests.fakes.receiver import SECRET
 from tests.fakes.site import API, Site, open_site, submission
 from tests.fakes.stores import utc_now

@@ -13,8 +13,8 @@ import pytest
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import TRANSITIONS, Job, JobStatus
 from restoration.ports import StampedEvent
-from serve_app.live import KEPT_EVENTS, Seen, is_later
-from serve_app.watch import JobWatcher
+from serve_app.watch.job_feed import KEPT_EVENTS, Seen, is_later
+from serve_app.watch.jobs import JobWatcher
 from tests.fakes.site import Site, open_site
 
 RUNNING = StateChanged(JobStatus.RUNNING, 1)

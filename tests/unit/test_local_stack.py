@@ -16,18 +16,19 @@ from ray.exceptions import RayActorError
 from persistence.embedded.state import StateDir
 from restoration.errors import DependencyUnavailable, SetupError
 from restoration.settings import NodeSettings
-from serve_app import cli_shared, local_ray, stack
-from serve_app.doctor import _stack
-from serve_app.local_ray import Watch
-from serve_app.ray_process import RayLost
-from serve_app.stack_record import (
+from serve_app.cli import shared
+from serve_app.cli.doctor import _stack
+from serve_app.local import ray, stack
+from serve_app.local.ray import Watch
+from serve_app.local.ray_process import RayLost
+from serve_app.local.record import (
     RayReport,
     StackOptions,
     StackRecord,
     demand_down,
     recording,
 )
-from tests.stack import free_port
+from tests.support.stack import free_port
 
 DEADLINE_S = 300
 LOST = "its raylet ended with status -9"
@@ -53,10 +54,10 @@ class World:
         self.controller: Callable[[], object] = lambda: None
         alive = SimpleNamespace(check_alive=SimpleNamespace(remote=lambda: None))
         fake_ray = SimpleNamespace(get_actor=lambda *_: alive, get=lambda _: self.controller())
-        monkeypatch.setattr(local_ray, "ray", fake_ray)
-        monkeypatch.setattr(local_ray, "own_node", lambda: self)
-        monkeypatch.setattr(local_ray, "_LOOK_S", 0.005)
-        monkeypatch.setattr(local_ray, "_ASK_S", 0.005)
+        monkeypatch.setattr(ray, "ray", fake_ray)
+        monkeypatch.setattr(ray, "own_node", lambda: self)
+        monkeypatch.setattr(ray, "_LOOK_S", 0.005)
+        monkeypatch.setattr(ray, "_ASK_S", 0.005)
 
     def dead_processes(self) -> list[tuple[str, Any]]:
         return self.dead
@@ -133,7 +134,7 @@ def test_a_controller_that_is_gone_is_a_loss(
 
 def test_silence_is_a_loss(loss: Loss, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a proxy whose port is closed for long, and of a controller that does not answer."""
-    monkeypatch.setattr(local_ray, "_SILENT_LOOKS", 5)
+    monkeypatch.setattr(ray, "_SILENT_LOOKS", 5)
     watch = Watch(free_port(), loss)
     watch.start()
     watch.expect_answers()
@@ -146,7 +147,7 @@ def test_a_controller_that_never_answers_is_a_loss(
     watch: Watch, world: World, loss: Loss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that asks it is stuck, and the one that counts is not."""
-    monkeypatch.setattr(local_ray, "_SILENT_LOOKS", 5)
+    monkeypatch.setattr(ray, "_SILENT_LOOKS", 5)
     answer = threading.Event()
     world.controller = lambda: answer.wait(DEADLINE_S)
     watch.start()
@@ -253,11 +254,11 @@ def test_a_stack_that_has_lost_its_ray_says_so_everywhere(
     node = NodeSettings(state_dir=tmp_path)
     with StateDir.locked(tmp_path, lambda _port: True):
         with pytest.raises(SetupError, match="is starting or stopping"):
-            cli_shared.local_stack()
+            shared.local_stack()
         with recording(tmp_path) as record:
             record(StackRecord(os.getpid(), "http://127.0.0.1:1", lost=LOST))
             with pytest.raises(SetupError, match=f"lost its Ray .{LOST}., and starts it again"):
-                cli_shared.local_stack()
+                shared.local_stack()
             with pytest.raises(SetupError, match=f"up already .* starts its Ray again .{LOST}"):
                 demand_down(tmp_path)
             finding = _stack(node)
@@ -267,4 +268,4 @@ def test_a_stack_that_has_lost_its_ray_says_so_everywhere(
             assert not finding.ok
             assert "does not answer" in finding.detail
     with pytest.raises(SetupError, match="no local stack is running"):
-        cli_shared.local_stack()
+        shared.local_stack()

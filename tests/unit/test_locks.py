@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.locks import pins, unhashed
+from tests.support.locks import pins, unhashed
 
 ROOT = Path(__file__).parents[2]
 ALL, NODES = ROOT / "requirements.lock", ROOT / "deploy" / "requirements.lock"

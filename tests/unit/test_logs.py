@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 import structlog
 
-from actors.logs import configure_logging
+from actors.observability.logging import configure_logging
 
 
 @pytest.fixture(autouse=True)

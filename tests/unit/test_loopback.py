@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ray._private import ray_constants
 
-from actors.loopback import find_ray
+from actors.cluster.local import find_ray
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from actors.images.reader import read
 from restoration.errors import EngineFailed
 from restoration.images import UploadLimits
 from restoration.jobs import OutputFormat
-from tests.pictures import ACCEPTED, HEIGHT, WIDTH, chunk, file, noise
+from tests.support.pictures import ACCEPTED, HEIGHT, WIDTH, chunk, file, noise
 
 TAKEN_AT, CAMERA, SECRET = "1986:04:26 01:23:40", "ACME 3000", b"/home/somebody/graph"
 LATITUDE = (51.0, 16.0, 30.5)

@@ -9,11 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from actors.engine_watch import EngineWatch
-from comfy_pool.answers import parse_vram
-from restoration.engine import Vram
+from actors.execution.engine_metrics import EngineWatch
+from comfy_pool.protocol.responses import parse_vram
+from restoration.engine_port import Vram
 from restoration.errors import EngineUnavailable
-from restoration.metrics import (
+from restoration.observability.metrics import (
     ENGINE_STARTS,
     ENGINE_UP,
     REFUSED,
@@ -21,7 +21,7 @@ from restoration.metrics import (
     VRAM_FREE,
     VRAM_TOTAL,
 )
-from serve_app.open_streams import OpenStreams
+from serve_app.watch.open_streams import OpenStreams
 from tests.fakes.meter import MemoryMeter
 from tests.fakes.site import API, open_site, submission
 

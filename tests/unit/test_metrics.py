@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from restoration.metrics import METRICS, Kind
-from restoration.owner_classes import OwnerClass, owner_class
+from restoration.limits.owner_classes import OwnerClass, owner_class
+from restoration.observability.metrics import METRICS, Kind
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULES = DOCS / "monitoring" / "alerts.yml"

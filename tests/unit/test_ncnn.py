@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from comfy_pool.ncnn import FLOAT16_TAG, FLOAT32_TAG, NcnnFormatError, read_state, to_safetensors
+from comfy_pool.install.ncnn import (
+    FLOAT16_TAG,
+    FLOAT32_TAG,
+    NcnnFormatError,
+    read_state,
+    to_safetensors,
+)
 
 HEADER = "7767517\n2 2\nInput input 0 1 data"
 

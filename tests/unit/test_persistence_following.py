@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from persistence.following import MAILBOX_SIZE, Mailbox
-from persistence.streams import START
+from persistence.redis.followers import MAILBOX_SIZE, Mailbox
+from persistence.redis.stream_codec import START
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import JobStatus
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 RUNNING = StateChanged(JobStatus.RUNNING, attempt=1)
 DONE = StateChanged(JobStatus.SUCCEEDED, attempt=1)

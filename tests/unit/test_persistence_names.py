@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from persistence.cursors import Cursor
-from persistence.database import Database, libpq_url
-from persistence.keys import input_key, output_key
-from persistence.streams import format_id, parse_id
+from persistence.objects.keys import input_key, output_key
+from persistence.postgres.cursors import Cursor
+from persistence.postgres.database import Database, libpq_url
+from persistence.redis.stream_codec import format_id, parse_id
 from restoration.errors import InvalidRequest, InvalidSettings
 from restoration.images import ImageType
 from restoration.jobs import AttemptRef, OutputFormat

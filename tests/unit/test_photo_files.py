@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.photo_files import FoundPhotos, find_photos
+from serve_app.cli.photo_files import FoundPhotos, find_photos
 from tests.fakes.site import photo
 
 APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "

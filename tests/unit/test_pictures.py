@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from actors.images.reader import ImageInfo, examine
 from restoration.errors import BrokenImage, ImageTooLarge, InvalidRequest, UnsupportedImage
 from restoration.images import ImageType, UploadLimits
-from tests.pictures import (
+from tests.support.pictures import (
     ACCEPTED,
     HEIGHT,
     JPEG,

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from actors.execution import Visit
-from actors.pipeline import BUSY, NOTHING_WAITS, STORING, Pipeline, one_after_another
+from actors.execution.attempt import Visit
+from actors.execution.pipeline import BUSY, NOTHING_WAITS, STORING, Pipeline, one_after_another
 from restoration.jobs import Job
 from tests.fakes.job_store import MemoryJobStore
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 DEADLINE_S = 300
 FOR_EVER_S = 3600.0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from actors.images.png import chunks, png_of
-from tests.photos import original
+from tests.support.photos import original
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from actors.handles import APP, WORKERS, ServePool
-from actors.scaling import PoolScaler, keep_target
+from actors.cluster.handles import APP, WORKERS, ServePool
+from actors.leader.autoscaler import PoolScaler, keep_target
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import Priority
 from restoration.scaling import Scaler, ScalingPolicy
 from tests.fakes.job_store import MemoryJobStore
-from tests.samples import artifact, new_job
+from tests.support.samples import artifact, new_job
 
 DEADLINE_S = 300
 

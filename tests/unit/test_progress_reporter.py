@@ -16,7 +16,7 @@ from restoration.events import JobEvent, Previewed, Progressed, StateChanged, fr
 from restoration.jobs import JobStatus
 from restoration.tasks import stop
 from tests.fakes.stores import MemoryStatusBoard
-from tests.samples import ended_job
+from tests.support.samples import ended_job
 
 DEADLINE_S = 300
 NEVER_S = 3600.0

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from restoration.engine import Prompt
+from restoration.engine_port import Prompt
 from restoration.jobs import ParamValue
 from workflows.catalog import Workflow, load_catalog
 from workflows.render import render

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from actors.submission import Submission, SubmissionRequest
-from persistence.keys import upload_key
+from actors.submission.service import Submission, SubmissionRequest
+from persistence.objects.keys import upload_key
 from restoration.errors import DependencyUnavailable, IdempotencyConflict
 from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, OutputFormat, Priority
@@ -19,7 +19,7 @@ from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo
 from tests.fakes.stores import MemoryBlobStore
-from tests.samples import artifact, new_job
+from tests.support.samples import artifact, new_job
 from workflows.catalog import load_catalog
 
 

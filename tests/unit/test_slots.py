@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from comfy_pool.slots import physical_index
+from comfy_pool.process.slots import physical_index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

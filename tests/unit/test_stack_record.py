@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from serve_app import stack_record
-from serve_app.stack_record import StackOptions, StackRecord, start_detached
+from serve_app.local import record
+from serve_app.local.record import StackOptions, StackRecord, start_detached
 
 
 def test_a_stack_that_loses_its_first_ray_is_not_up_yet(
@@ -21,6 +21,6 @@ def test_a_stack_that_loses_its_first_ray_is_not_up_yet(
     records = iter([None, replace(up, lost="its raylet ended"), up])
     process = SimpleNamespace(pid=up.pid, poll=lambda: None)
     monkeypatch.setattr(subprocess, "Popen", lambda *_args, **_options: process)
-    monkeypatch.setattr(stack_record, "find_stack", lambda _state_dir: next(records))
-    monkeypatch.setattr(stack_record, "START_POLL_S", 0)
+    monkeypatch.setattr(record, "find_stack", lambda _state_dir: next(records))
+    monkeypatch.setattr(record, "START_POLL_S", 0)
     assert start_detached(tmp_path, StackOptions(), lambda _line: None) == up

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from actors.standing import Standing
+from actors.execution.registration import WorkerRegistration
 from restoration.errors import EngineUnavailable
 from restoration.workers import EngineState, WorkerReport
 from tests.fakes.workers import MemoryWorkerRegistry
-from tests.polling import until
+from tests.support.polling import until
 
 EVERY_S = 0.005
 NEVER_S = 3600.0
@@ -33,7 +33,7 @@ class Worker:
     trouble: EngineUnavailable | None = None
 
     def __post_init__(self) -> None:
-        self.standing = Standing(self.registry, self.look, self.restart, EVERY_S)
+        self.standing = WorkerRegistration(self.registry, self.look, self.restart, EVERY_S)
         self.task = asyncio.create_task(self.standing.run())
 
     def look(self, restarts_done: int) -> WorkerReport:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors.images.reader import ImageInfo
-from actors.submission import MAX_NAME_CHARS, Order, Submission, SubmissionRequest
+from actors.submission.service import MAX_NAME_CHARS, Order, Submission, SubmissionRequest
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -24,7 +24,7 @@ from restoration.errors import (
 )
 from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, NewJob, OutputFormat, Priority
-from restoration.quotas import Quotas
+from restoration.limits.quotas import Quotas
 from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import photo

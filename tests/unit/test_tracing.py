@@ -10,12 +10,19 @@ import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from actors.execution import Execution, Lease, Visit
-from actors.otel import OtelTracer
-from actors.traces import Traced, tracer_from
-from restoration.engine import EngineNode
+from actors.execution.attempt import Execution, Lease, Visit
+from actors.observability.otel import OtelTracer
+from actors.observability.spans import Traced, tracer_from
+from restoration.engine_port import EngineNode
 from restoration.errors import EngineCrashed
-from restoration.tracing import NullTracer, Span, TraceContext, current, spanning, trace_id_of
+from restoration.observability.tracing import (
+    NullTracer,
+    Span,
+    TraceContext,
+    current,
+    spanning,
+    trace_id_of,
+)
 from tests.fakes.engine import MemoryEngine
 from tests.fakes.images import ImagesHere
 from tests.fakes.site import (

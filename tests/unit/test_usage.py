@@ -11,17 +11,17 @@ from uuid import uuid4
 import pytest
 import typer
 
-from actors.costs import CostBook
-from actors.execution import Execution, Lease, Visit
-from actors.observation import Measured
-from actors.outcomes import RetryPolicy
+from actors.execution.attempt import Execution, Lease, Visit
+from actors.execution.outcomes import RetryPolicy
+from actors.execution.usage import UsageRecorder
+from actors.observability.observers import Measured
 from restoration.errors import EngineCrashed, EngineUnavailable
 from restoration.jobs import Job, JobStatus
-from restoration.metrics import GPU_BUSY
+from restoration.observability.metrics import GPU_BUSY
+from restoration.observability.usage import Cost
 from restoration.tasks import stop
-from restoration.usage import Cost
-from serve_app.cli_usage import parse_since
-from serve_app.scopes import USER_SCOPES, Scope
+from serve_app.auth.scopes import USER_SCOPES, Scope
+from serve_app.cli.usage import parse_since
 from tests.fakes.engine import MemoryEngine
 from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
@@ -29,8 +29,8 @@ from tests.fakes.meter import MemoryMeter
 from tests.fakes.site import open_site, photo
 from tests.fakes.stores import MemoryBlobStore
 from tests.fakes.usage import MemoryUsageLedger
-from tests.polling import until
-from tests.samples import new_job
+from tests.support.polling import until
+from tests.support.samples import new_job
 from workflows.catalog import load_catalog
 
 PATH = "/api/v1/usage"
@@ -97,7 +97,7 @@ class Bench:
 
     def __init__(self, ledger: MemoryUsageLedger | None = None) -> None:
         self.ledger = ledger or MemoryUsageLedger()
-        self.book = CostBook(self.ledger, every_s=0.01)
+        self.book = UsageRecorder(self.ledger, every_s=0.01)
         self.meter = MemoryMeter()
         self.jobs, self.blobs = MemoryJobStore(), MemoryBlobStore()
         self.engine = MemoryEngine(photo())
@@ -191,7 +191,7 @@ async def test_09_waiting_for_the_engines_turn_costs_nothing() -> None:
 async def test_09_what_could_not_be_recorded_is_recorded_later() -> None:
     """A ledger that was away has every attempt's latest figure once it is back, and only once."""
     ledger = MemoryUsageLedger(down=True)
-    book = CostBook(ledger, every_s=3600)
+    book = UsageRecorder(ledger, every_s=3600)
     first, _ = await MemoryJobStore().insert(new_job())
     other, _ = await MemoryJobStore().insert(new_job())
     book.charge(first, 1.0)
@@ -209,7 +209,7 @@ async def test_09_what_could_not_be_recorded_is_recorded_later() -> None:
 async def test_09_a_write_that_is_cut_off_has_forgotten_nothing() -> None:
     """A worker that stops while it writes writes once more, and what came meanwhile as well."""
     ledger = _NeverAnswers()
-    book = CostBook(ledger, every_s=3600)
+    book = UsageRecorder(ledger, every_s=3600)
     first, _ = await MemoryJobStore().insert(new_job())
     other, _ = await MemoryJobStore().insert(new_job())
     book.charge(first, 1.0)
@@ -238,7 +238,7 @@ class _NeverAnswers(MemoryUsageLedger):
 async def test_09_costs_are_written_every_so_often() -> None:
     """Without anybody's asking, through an outage too."""
     ledger = MemoryUsageLedger(down=True)
-    book = CostBook(ledger, every_s=0.01)
+    book = UsageRecorder(ledger, every_s=0.01)
     job, _ = await MemoryJobStore().insert(new_job())
     book.charge(job, 1.0)
     writing = asyncio.create_task(book.run())

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from actors.warmth import Warmth
+from actors.execution.loaded_models import Warmth
 from restoration.affinity import Affinity, Candidate
 from restoration.errors import EngineOutOfMemory, UnknownWorkflow
 from tests.fakes.engine import MemoryEngine

@@ -14,12 +14,18 @@ import pytest
 from restoration.errors import InvalidSettings, InvalidWebhook
 from restoration.jobs import Failure, Job, JobStatus
 from restoration.settings import load_settings
-from restoration.webhook_urls import WebhookRules, check_url, host_of
-from restoration.webhooks import RetrySchedule, message_id, payload, secret_key, signed_headers
-from serve_app.stack_record import webhook_secret
+from restoration.webhooks.messages import (
+    RetrySchedule,
+    message_id,
+    payload,
+    secret_key,
+    signed_headers,
+)
+from restoration.webhooks.urls import WebhookRules, check_url, host_of
+from serve_app.local.record import webhook_secret
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.receiver import SECRET, verify
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 PUBLIC = WebhookRules(enabled=True)
 LOCAL = WebhookRules(True, allow_http=True, networks=(ip_network("127.0.0.0/8"), ip_network("::1")))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_pool.wire import (
+from comfy_pool.protocol.messages import (
     Cached,
     Executed,
     Executing,

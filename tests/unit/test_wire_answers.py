@@ -1,4 +1,4 @@
-"""The decoders of HTTP answers, and how a history entry becomes a picture or an error."""
+"""The decoders of HTTP responses, and how a history entry becomes a picture or an error."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from comfy_pool import answers
-from comfy_pool.answers import Accepted, HistoryEntry, OutputImage, Rejected
-from comfy_pool.outcome import output_of
-from comfy_pool.wire import MalformedMessage, NodeError
+from comfy_pool.protocol import responses
+from comfy_pool.protocol.messages import MalformedMessage, NodeError
+from comfy_pool.protocol.responses import Accepted, HistoryEntry, OutputImage, Rejected
+from comfy_pool.runs.result import output_of
 from restoration.errors import (
     EngineCrashed,
     EngineError,
@@ -35,7 +35,7 @@ def entry(
         "status": {"status_str": status, "completed": True, "messages": messages},
         "meta": {},
     }
-    parsed = answers.parse_history(body({"p": raw}), "p")
+    parsed = responses.parse_history(body({"p": raw}), "p")
     assert parsed is not None
     return parsed
 
@@ -53,27 +53,27 @@ def raised(kind: str, text: str) -> tuple[str, dict[str, Any]]:
 
 def test_history_of_an_unknown_prompt_is_empty() -> None:
     """ComfyUI answers {} for a prompt that has not ended or never was."""
-    assert answers.parse_history(b"{}", "p") is None
+    assert responses.parse_history(b"{}", "p") is None
 
 
 @pytest.mark.parametrize("raw", [b"<html>", b"[]", b'{"p": {"outputs": 3}}'])
 def test_history_that_is_none(raw: bytes) -> None:
     """Whatever else answers on the port is MalformedMessage."""
     with pytest.raises(MalformedMessage):
-        answers.parse_history(raw, "p")
+        responses.parse_history(raw, "p")
 
 
 def test_the_queue_is_two_sets_of_ids() -> None:
     """What runs is told apart from what waits for its turn."""
     item: list[Any] = [4, "a", {}, {}, []]
     raw = body({"queue_running": [item], "queue_pending": [[5, "b", {}, {}, []]]})
-    assert answers.parse_queue(raw) == answers.Queue(frozenset({"a"}), frozenset({"b"}))
+    assert responses.parse_queue(raw) == responses.Queue(frozenset({"a"}), frozenset({"b"}))
 
 
 def test_an_accepted_prompt() -> None:
     """No node errors: the prompt is queued under its id."""
     raw = body({"prompt_id": "p", "number": 3, "node_errors": {}})
-    assert answers.parse_prompt_answer(raw) == Accepted("p")
+    assert responses.parse_prompt_answer(raw) == Accepted("p")
 
 
 def test_a_prompt_that_validates_in_part_is_rejected_though_queued() -> None:
@@ -82,22 +82,22 @@ def test_a_prompt_that_validates_in_part_is_rejected_though_queued() -> None:
     problems = {"class_type": "Loader", "errors": [error], "dependent_outputs": ["9"]}
     raw = body({"prompt_id": "p", "number": 3, "node_errors": {"4": problems}})
     message = "Loader: Value not in list: model: 'x'"
-    assert answers.parse_prompt_answer(raw) == Rejected(message, {"4": [message]}, queued=True)
+    assert responses.parse_prompt_answer(raw) == Rejected(message, {"4": [message]}, queued=True)
 
 
 @pytest.mark.parametrize("node_errors", [{}, []], ids=["object", "list, as older versions send"])
 def test_a_prompt_that_is_refused_as_a_whole(node_errors: object) -> None:
     """Without node errors the message is that of the whole prompt."""
     error = {"type": "invalid_prompt", "message": "Node X does not exist.", "details": "Node '#1'"}
-    answer = answers.parse_prompt_answer(body({"error": error, "node_errors": node_errors}))
+    answer = responses.parse_prompt_answer(body({"error": error, "node_errors": node_errors}))
     assert answer == Rejected("Node X does not exist.: Node '#1'", {}, queued=False)
 
 
 def test_an_upload_is_named_with_its_folder() -> None:
     """LoadImage finds a picture by folder and name, the name being the one that was returned."""
     raw = body({"name": "input (1).png", "subfolder": "runs/p", "type": "input"})
-    assert answers.parse_upload(raw) == "runs/p/input (1).png"
-    assert answers.parse_upload(body({"name": "a.png"})) == "a.png"
+    assert responses.parse_upload(raw) == "runs/p/input (1).png"
+    assert responses.parse_upload(body({"name": "a.png"})) == "a.png"
 
 
 def test_the_output_of_a_success() -> None:
@@ -154,4 +154,4 @@ def test_an_error_that_is_told_by_event_only() -> None:
 )
 def test_06_the_version_is_what_comfyui_says(system: dict[str, str], version: str) -> None:
     """Empty for one so old that it does not say."""
-    assert answers.parse_version(body({"system": system, "devices": []})) == version
+    assert responses.parse_version(body({"system": system, "devices": []})) == version

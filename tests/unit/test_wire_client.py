@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from comfy_pool.client import ComfyClient
+from comfy_pool.protocol.client import ComfyClient
 from restoration.errors import EngineFailed, EngineUnavailable
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"

@@ -5,9 +5,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfy_pool.progress import ProgressMeter
-from comfy_pool.wire import Cached, Executing, Message, NodeState, PromptProgress, StepProgress
-from restoration.engine import EngineProgress
+from comfy_pool.protocol.messages import (
+    Cached,
+    Executing,
+    Message,
+    NodeState,
+    PromptProgress,
+    StepProgress,
+)
+from comfy_pool.runs.progress import ProgressMeter
+from restoration.engine_port import EngineProgress
 
 PROMPT = {str(n): {"class_type": f"Class{n}", "inputs": {}} for n in range(1, 5)}
 

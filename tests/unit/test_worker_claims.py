@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from actors import gpu_worker
-from actors.execution import Lease
+from actors.execution.attempt import Lease
 from actors.gpu_worker import GpuWorker
 from restoration.errors import EngineUnavailable
-from tests.samples import new_job
+from tests.support.samples import new_job
 
 
 class Worker(GpuWorker):

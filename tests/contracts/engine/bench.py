@@ -11,9 +11,9 @@ from pathlib import Path
 import httpx
 
 from comfy_pool.engine import ComfyEngine
-from comfy_pool.hosts import AttachedHost, OwnedHost
 from comfy_pool.limits import EngineLimits
-from restoration.engine import EngineResult, EngineRun
+from comfy_pool.process.hosts import AttachedHost, OwnedHost
+from restoration.engine_port import EngineResult, EngineRun
 from tests.fakes.graphs import ignore
 
 LIMITS = EngineLimits(blind_poll_s=0.1, poll_s=1.0, stop_poll_s=0.1)

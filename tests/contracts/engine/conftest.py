@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from comfy_pool.engine import ComfyEngine
-from comfy_pool.hosts import OwnedHost
-from comfy_pool.process import EngineCommand
+from comfy_pool.process.hosts import OwnedHost
+from comfy_pool.process.process import EngineCommand
 from tests.contracts.engine.bench import LIMITS, Bench, until
 from tests.fakes import comfyui
 

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from comfy_pool.engine import ComfyEngine
-from comfy_pool.hosts import AttachedHost
-from restoration.engine import EngineResult, EngineRun
+from comfy_pool.process.hosts import AttachedHost
+from restoration.engine_port import EngineResult, EngineRun
 from restoration.errors import EngineCrashed, EngineInterrupted, EngineStalled, EngineUnavailable
 from tests.contracts.engine.bench import DEADLINE_S, LIMITS, Bench, until, until_running
 from tests.fakes import graphs
-from tests.fakes.graphs import Heard, ignore
+from tests.fakes.graphs import RunEventLog, ignore
 
 # A cancelled run frees its GPU after a step; all its steps would take ten times this.
 FREE_S = 50.0
@@ -107,7 +107,7 @@ async def test_a_dropped_socket_costs_only_progress(bench: Bench) -> None:
     assert dropped is not None
     dropped._socket.sock.shutdown(socket.SHUT_RDWR)  # underneath, as a network would
     assert await running
-    heard = Heard()
+    heard = RunEventLog()
     assert await bench.engine.run(graphs.through(graphs.steps()), heard)
     assert len(heard.fractions) > 4
     assert bench.engine._socket is not None
@@ -117,7 +117,7 @@ async def test_a_dropped_socket_costs_only_progress(bench: Bench) -> None:
 async def test_an_attached_engine_is_used_and_left_alone(bench: Bench) -> None:
     """An engine that is not ours runs our prompts, and lives on when we are gone."""
     async with ComfyEngine(AttachedHost(bench.host.base_url), LIMITS) as attached:
-        own, theirs = graphs.through(graphs.steps(), image=graphs.picture("navy")), Heard()
+        own, theirs = graphs.through(graphs.steps(), image=graphs.picture("navy")), RunEventLog()
         mine, _ = await asyncio.gather(
             attached.run(own, ignore), bench.engine.run(graphs.through(graphs.steps()), theirs)
         )

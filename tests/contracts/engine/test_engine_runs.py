@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from comfy_pool.answers import HistoryEntry
-from comfy_pool.client import ComfyClient
-from restoration.engine import (
+from comfy_pool.protocol.client import ComfyClient
+from comfy_pool.protocol.responses import HistoryEntry
+from restoration.engine_port import (
     Engine,
     EngineBegan,
     EngineEvent,
@@ -24,7 +24,7 @@ from restoration.engine import (
 from restoration.errors import EngineFailed, EngineInterrupted, EngineOutOfMemory, EngineRejected
 from tests.contracts.engine.bench import Bench, until_running
 from tests.fakes import graphs
-from tests.fakes.graphs import Heard, ignore
+from tests.fakes.graphs import RunEventLog, ignore
 
 
 async def test_the_picture_comes_back(bench: Bench) -> None:
@@ -37,7 +37,7 @@ async def test_the_picture_comes_back(bench: Bench) -> None:
 
 async def test_progress_rises_from_node_to_node_to_one(bench: Bench) -> None:
     """The fraction never falls, has steps within a node, ends at 1 and names the node's class."""
-    heard = Heard()
+    heard = RunEventLog()
     await bench.engine.run(graphs.through(graphs.steps(5)), heard)
     assert heard.fractions == sorted(heard.fractions)
     assert heard.fractions[-1] == 1.0
@@ -67,7 +67,7 @@ async def test_01_a_run_tells_when_its_turn_has_come(bench: Bench) -> None:
 
 async def test_previews_arrive(bench: Bench) -> None:
     """Pictures of the work so far reach the run that they are of, and no other."""
-    with_previews, without = Heard(), Heard()
+    with_previews, without = RunEventLog(), RunEventLog()
     await asyncio.gather(
         bench.engine.run(graphs.through(graphs.steps(3, preview=True)), with_previews),
         bench.engine.run(graphs.through(graphs.steps(3)), without),
@@ -175,7 +175,7 @@ async def test_02_a_run_that_fails_leaves_no_pixels(bench: Bench) -> None:
 async def test_runs_at_once_do_not_mix(bench: Bench) -> None:
     """Rule 11: runs that are queued together each get their own picture and progress."""
     colors = ["red", "lime", "blue", "gray"]
-    heard = [Heard() for _ in colors]
+    heard = [RunEventLog() for _ in colors]
     runs = [graphs.through(graphs.steps(3), image=graphs.picture(color)) for color in colors]
     pngs = await asyncio.gather(
         *(bench.engine.run(run, each) for run, each in zip(runs, heard, strict=True))

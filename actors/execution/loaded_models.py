@@ -1,0 +1,74 @@
+"""What a worker's engine has loaded: told by its last job, forgotten when the engine is new.
+
+ComfyUI does not say which models it holds. It keeps those of the last prompt, and drops others
+when memory is short, so that only the last job's are counted on.
+"""
+
+from __future__ import annotations
+
+import io
+from uuid import uuid4
+
+import structlog
+from PIL import Image
+
+from restoration.affinity import Affinity
+from restoration.engine_port import Engine, EngineEvent, EngineRun, Pixels, Prompt
+from restoration.errors import EngineError
+from workflows.catalog import Catalog, Workflow
+from workflows.render import render
+
+log = structlog.get_logger(__name__)
+
+_SIDE = 16  # pixels; ImageUpscaleWithModel and the like ask for no more
+
+
+class Warmth:
+    """Keeps `affinity` true to what the engine holds."""
+
+    def __init__(self, catalog: Catalog, engine: Engine) -> None:
+        self.affinity = Affinity()
+        self._catalog = catalog
+        self._engine = engine
+        self._starts = engine.starts
+
+    def check(self) -> None:
+        """Before a claim: an engine that was started anew holds nothing."""
+        if self._engine.starts != self._starts:
+            self._starts = self._engine.starts
+            self.affinity.workflows = frozenset()
+
+    def took(self, name: str) -> None:
+        """A job of that workflow is the engine's next; of a user's own graph nothing is known."""
+        known = any(workflow.name == name for workflow in self._catalog)
+        self.affinity.workflows = self._catalog.sharing_models(name) if known else frozenset()
+
+    async def warm_up(self, name: str) -> None:
+        """Run the workflow on a tiny picture, so that its models are there for the first job.
+
+        An engine that fails at it is left for jobs to find out about. Raises UnknownWorkflow.
+        """
+        run = _tiny_run(self._catalog.find(name))
+        try:
+            result = await self._engine.run(run, _ignore)
+        except EngineError as error:
+            log.warning("warm_up_failed", workflow=name, code=error.code, reason=error.message)
+            return
+        if isinstance(result, Pixels):
+            await result.discard()
+        self.took(name)
+
+
+def _tiny_run(workflow: Workflow) -> EngineRun:
+    params = workflow.resolve({})
+
+    def render_for(image_name: str, output_prefix: str) -> Prompt:
+        return render(workflow, params, image_name, output_prefix)
+
+    file = io.BytesIO()
+    Image.new("RGB", (_SIDE, _SIDE), "gray").save(file, "PNG")
+    return EngineRun(uuid4(), file.getvalue(), ".png", render_for, workflow.manifest.output.node)
+
+
+def _ignore(_: EngineEvent) -> None:
+    """Nobody watches."""

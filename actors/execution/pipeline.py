@@ -1,0 +1,203 @@
+"""A worker's stages: while one job executes, the next is made ready and the last one is stored.
+
+A job is claimed late, when the work ahead of it in the engine is about to be done. So it is in the
+engine in time, and until then it is everybody's: for a worker that has nothing to do, and behind
+any job that is more urgent. Plain async code, no Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from actors.execution.attempt import Visit
+from restoration.jobs import Job
+from restoration.workers import Stage
+
+# What becomes of a ticket: nothing to claim; or nothing that this worker could begin with soon.
+NOTHING_WAITS = "nothing waits"
+BUSY = "busy"
+
+# Jobs whose pictures are being encoded and stored: one for each encoder.
+STORING = 2
+_REMEMBERED = 8  # durations of each kind
+_MARGIN_S = 0.05
+# How long a ticket that has served a job may wait for another: no other worker is owed it.
+_SERVED_HOLD_S = 5.0
+_FIRST_LEAD_S = 0.5  # until it is known how long it takes to make a job ready
+
+Claim = Callable[[], Awaitable[Job | None]]
+Run = Callable[[Job, Visit], Awaitable[str]]
+
+
+async def one_after_another(
+    process: Callable[[float], Awaitable[str]], hold_s: float, more_wait: Callable[[], bool]
+) -> str:
+    """Let a ticket serve for one job after another while some wait: a ticket costs more than a
+    claim. What became of the last job, or of the ticket if there was none at all."""
+    served = outcome = await process(hold_s)
+    while outcome not in {NOTHING_WAITS, BUSY} and more_wait():
+        served, outcome = outcome, await process(_SERVED_HOLD_S)
+    return served
+
+
+def stages(depth: int) -> int:
+    """How many tickets a worker can use at a time: what its `max_ongoing_requests` must be."""
+    return 1 + depth + STORING
+
+
+class Pipeline:
+    """Sees jobs through, `depth` of them made ready behind the one that executes."""
+
+    def __init__(self, claim: Claim, run: Run, depth: int) -> None:
+        self._claim = claim
+        self._run = run
+        self._stages = asyncio.Semaphore(stages(depth))
+        self._engine = _Engine(1 + depth)
+        self._claiming = asyncio.Lock()
+        self._waiting: set[asyncio.Task[str] | None] = set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether the engine has nothing to do."""
+        return not self._engine.visits
+
+    async def process(self, hold_s: float) -> str:
+        """Claim the best job when its time has come, and see it through; what became of it.
+
+        BUSY when that time has not come within `hold_s`.
+        """
+        self._waiting.add(ticket := asyncio.current_task())
+        try:
+            async with asyncio.timeout(hold_s) as patience, self._stages:
+                async with self._engine.visit() as visit:
+                    job = await self._next(visit, patience)
+                    return NOTHING_WAITS if job is None else await self._run(job, visit)
+        except TimeoutError:
+            if patience.expired():
+                return BUSY
+            raise
+        finally:
+            self._waiting.discard(ticket)
+
+    def withdraw(self, ticket: asyncio.Task[str]) -> None:
+        """Forget a ticket, unless a job is in hand on it: that one is seen through."""
+        if ticket in self._waiting:
+            ticket.cancel()
+
+    async def _next(self, visit: _Visit, patience: asyncio.Timeout) -> Job | None:
+        async with self._claiming:
+            await self._engine.nearly_done()
+            patience.reschedule(None)
+            self._waiting.discard(asyncio.current_task())
+            job = await self._claim()
+            if job is not None:
+                visit.claimed(job.workflow)
+            return job
+
+
+class _Engine:
+    """Who is in the engine, and how long it will take."""
+
+    def __init__(self, places: int) -> None:
+        self.visits: list[_Visit] = []
+        self.places = asyncio.Semaphore(places)
+        self.changed = asyncio.Event()
+        self.per_pixel_s: dict[str, deque[float]] = defaultdict(_durations)
+        self.to_stage_s = _durations()
+
+    def visit(self) -> _Visit:
+        return _Visit(self)
+
+    async def nearly_done(self) -> None:
+        """Return when a job that is claimed now will be ready just before its turn."""
+        while (wait_s := self._ahead_s() - self._lead_s()) > 0:
+            self.changed.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s if math.isfinite(wait_s) else None):
+                    await self.changed.wait()
+
+    def _ahead_s(self) -> float:
+        return sum(visit.remaining_s() for visit in self.visits)
+
+    def _lead_s(self) -> float:
+        if not self.to_stage_s:
+            return _FIRST_LEAD_S
+        return 2 * max(self.to_stage_s) + _MARGIN_S
+
+
+class _Visit(Visit):
+    """One job, from its claim to its end in the engine; the `Visit` of an execution."""
+
+    def __init__(self, engine: _Engine) -> None:
+        self._engine = engine
+        self._inside = False
+        self._workflow = ""
+        self._pixels = 0
+        self._claimed_at = 0.0
+        self._began_at: float | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._engine.places.acquire()
+        self._inside = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def claimed(self, workflow: str) -> None:
+        self._workflow = workflow
+        self._claimed_at = time.monotonic()
+        self._engine.visits.append(self)
+
+    def staged(self, pixels: int) -> None:
+        self._pixels = pixels
+        self._engine.to_stage_s.append(time.monotonic() - self._claimed_at)
+        self._engine.changed.set()
+
+    def began(self) -> None:
+        self._began_at = time.monotonic()
+        self._engine.changed.set()
+
+    def left(self) -> None:
+        if self._inside and self._began_at is not None:
+            took_s = time.monotonic() - self._began_at
+            self._engine.per_pixel_s[self._workflow].append(took_s / self._pixels)
+        self._leave()
+
+    @property
+    def stage(self) -> Stage:
+        if not self._inside:
+            return Stage.STORING
+        if self._began_at is not None:
+            return Stage.EXECUTING
+        return Stage.STAGED if self._pixels else Stage.FETCHING
+
+    def _leave(self) -> None:
+        if not self._inside:
+            return
+        self._inside = False
+        if self in self._engine.visits:
+            self._engine.visits.remove(self)
+        self._engine.changed.set()
+        self._engine.places.release()
+
+    def remaining_s(self) -> float:
+        """At least: judged by the quickest of late. Infinite while nothing is known."""
+        known = self._engine.per_pixel_s[self._workflow]
+        if not self._pixels or not known:
+            return math.inf
+        done_s = 0.0 if self._began_at is None else time.monotonic() - self._began_at
+        return max(0.0, min(known) * self._pixels - done_s)
+
+
+def _durations() -> deque[float]:
+    return deque(maxlen=_REMEMBERED)

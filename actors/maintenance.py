@@ -1,0 +1,95 @@
+"""What is to be done once jobs have ended: webhooks and housekeeping, in one process.
+
+No job waits for any of it. One replica leads, by an advisory lock in Postgres; while a new release
+replaces an old one, the second waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import NoReturn
+
+from actors.leader.election import lead_whenever_possible
+from actors.leader.retention import Housekeeping, Lifetimes
+from actors.observability.logging import configure_logging
+from actors.observability.metrics import RayMeter
+from actors.observability.spans import tracer_from
+from actors.webhooks.sender import TICK_S, SendLimits, WebhookSender, http_client
+from persistence.objects.s3 import S3BlobStore
+from persistence.postgres.database import AdvisoryLock, Database
+from persistence.postgres.leadership import DELIVERY_CHANNEL, Leadership
+from persistence.postgres.retention import Retention
+from persistence.postgres.webhook_outbox import Outbox
+from restoration.settings import Settings, load_settings
+from restoration.tasks import stop
+from restoration.webhooks.messages import secret_key
+
+_CONNECTIONS = 4
+# asyncio resolves names on its default threads, of which there are few: names that do not resolve
+# must not keep the others waiting.
+_RESOLVER_THREADS = 64
+
+
+class Aftercare:
+    """The Serve deployment. Secrets come from the node's environment."""
+
+    def __init__(self) -> None:
+        settings = load_settings(os.environ)
+        configure_logging(settings.log_format)
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(_RESOLVER_THREADS))
+        self._task = loop.create_task(_work(settings))
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        if self._task.done():
+            self._task.result()
+
+    async def __del__(self) -> None:
+        await stop(self._task)
+
+
+async def _work(settings: Settings) -> NoReturn:
+    async with AsyncExitStack() as resources:
+        url = settings.database_url.get_secret_value()
+        database = Database(url, pool_size=_CONNECTIONS)
+        resources.push_async_callback(database.aclose)
+        blobs = S3BlobStore.from_settings(settings)
+        resources.push_async_callback(blobs.aclose)
+        http = http_client(SendLimits(), settings.webhook_rules)
+        await resources.enter_async_context(http)
+        courier = None
+        if settings.webhook_secret is not None:
+            key = secret_key(settings.webhook_secret.get_secret_value())
+            courier = WebhookSender(
+                Outbox(database),
+                http,
+                key,
+                meter=RayMeter(),
+                tracer=tracer_from(settings, "aftercare"),
+            )
+        lifetimes = Lifetimes.from_settings(settings)
+        housekeeping = Housekeeping(Retention(database), blobs, lifetimes)
+        await lead_whenever_possible(
+            partial(_lead, courier=courier, housekeeping=housekeeping),
+            lambda: Leadership(url, AdvisoryLock.AFTERCARE, DELIVERY_CHANNEL),
+            "aftercare",
+        )
+
+
+async def _lead(
+    signals: Leadership, *, courier: WebhookSender | None, housekeeping: Housekeeping
+) -> NoReturn:
+    """Raises DependencyUnavailable when the lead is lost."""
+    sweeping = asyncio.create_task(housekeeping.run())
+    try:
+        if courier is not None:
+            await courier.run(signals)
+        while True:  # without a secret there is nothing to send: whoever asked was refused
+            await signals.wait(TICK_S)
+    finally:
+        await stop(sweeping)

@@ -1,0 +1,63 @@
+"""The Meter on Ray's metrics agent: each process tells its node's, which Prometheus scrapes.
+
+Ray adds the process to each series as `WorkerId`, so that two replicas on one node never write the
+same one. It drops a gauge that is not told again within two of its reports, 20 s: a thread of this
+module's tells them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import NoReturn
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from restoration.observability.metrics import METRICS, NO_LABELS, Kind, Metric
+
+GAUGES_AGAIN_S = 5.0
+
+_Series = tuple[Metric, tuple[tuple[str, str], ...]]
+
+
+class RayMeter:
+    """Make one a process: of metrics with one name, Ray keeps the first."""
+
+    def __init__(self) -> None:
+        self._counters = {m: _counter(m) for m in METRICS if m.kind is Kind.COUNTER}
+        self._gauges = {m: _gauge(m) for m in METRICS if m.kind is Kind.GAUGE}
+        self._told: dict[_Series, float] = {}
+        threading.Thread(target=self._keep_telling, name="gauges", daemon=True).start()
+        self._histograms = {m: _histogram(m) for m in METRICS if m.kind is Kind.HISTOGRAM}
+
+    def count(
+        self, metric: Metric, labels: Mapping[str, str] = NO_LABELS, amount: float = 1
+    ) -> None:
+        if amount > 0:
+            self._counters[metric].inc(amount, dict(labels))
+
+    def gauge(self, metric: Metric, value: float, labels: Mapping[str, str] = NO_LABELS) -> None:
+        self._told[metric, tuple(labels.items())] = value
+        self._gauges[metric].set(value, dict(labels))
+
+    def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        self._histograms[metric].observe(value, dict(labels))
+
+    def _keep_telling(self) -> NoReturn:
+        while True:
+            time.sleep(GAUGES_AGAIN_S)
+            for (metric, labels), value in tuple(self._told.items()):
+                self._gauges[metric].set(value, dict(labels))
+
+
+def _counter(metric: Metric) -> Counter:
+    return Counter(metric.name, metric.meaning, metric.labels)
+
+
+def _gauge(metric: Metric) -> Gauge:
+    return Gauge(metric.name, metric.meaning, metric.labels)
+
+
+def _histogram(metric: Metric) -> Histogram:
+    return Histogram(metric.name, metric.meaning, list(metric.buckets), metric.labels)

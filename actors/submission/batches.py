@@ -1,0 +1,313 @@
+"""Many photos through the one door, as one batch: each is examined and stored as it arrives, and
+then all that were accepted are recorded in one transaction.
+
+A photo that cannot be used is refused by itself. A failure on the way leaves at most orphaned
+objects: either the batch is there with every job that it names, or there is none of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from actors.submission.service import Order, StoredPhoto, Submission, SubmissionRequest
+from restoration.batches import (
+    MAX_BATCH_ITEMS,
+    PUT_TOGETHER_S,
+    BatchItem,
+    JobBatch,
+    NewBatch,
+    Refusal,
+    item_name,
+    utc_now,
+)
+from restoration.errors import (
+    BatchExpired,
+    BatchNotFound,
+    BatchTooLarge,
+    DependencyUnavailable,
+    IdempotencyConflict,
+    InvalidRequest,
+    RestorationError,
+)
+from restoration.jobs import Failure, JobStatus, NewJob
+from restoration.limits.quotas import Quotas
+from restoration.ports import BatchStore
+
+# Photos of one batch in memory at a time. Each may be as large as an upload, and is decoded.
+IN_FLIGHT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """A file as it came; `data` may be cut off one byte behind the limit, `sha256` is of it all."""
+
+    name: str
+    data: bytes
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedBatch:
+    """`replayed`: the idempotency key had been used, and this is the batch it made."""
+
+    batch: JobBatch
+    items: Sequence[BatchItem]
+    replayed: bool
+
+
+@dataclass(slots=True)
+class Draft:
+    """A batch that is being put together, photo by photo.
+
+    Jobs of one transaction are of one age, and then go by their ids; so ids rise with the index.
+    """
+
+    owner: str
+    id: UUID = field(default_factory=uuid4)
+    names: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    stored: dict[int, StoredPhoto] = field(default_factory=dict)
+    jobs: list[NewJob] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    begun_at: datetime = field(default_factory=utc_now)
+    _job_ids: list[UUID] = field(
+        default_factory=lambda: sorted(uuid4() for _ in range(MAX_BATCH_ITEMS))
+    )
+
+    @property
+    def object_keys(self) -> set[str]:
+        """Of all that is stored for it."""
+        photos = {photo.artifact.key for photo in self.stored.values()}
+        return photos.union(*(job.object_keys for job in self.jobs))
+
+    def job_id(self, index: int) -> UUID:
+        return self._job_ids[index]
+
+    def add(self, name: str, sha256: str = "") -> tuple[int, UUID]:
+        """The index of the next photo, and the id that its job is to have.
+
+        Raises BatchTooLarge.
+        """
+        index = len(self.names)
+        if index == MAX_BATCH_ITEMS:
+            raise BatchTooLarge(
+                f"a batch holds at most {MAX_BATCH_ITEMS} photos; send the others as another",
+                max_items=MAX_BATCH_ITEMS,
+            )
+        self.names.append(item_name(name))
+        self.digests.append(sha256)
+        return index, self._job_ids[index]
+
+    def accept(self, index: int, job: NewJob) -> None:
+        self.jobs.append(replace(job, batch_id=self.id, batch_index=index))
+
+    def refuse(self, index: int, error: InvalidRequest) -> None:
+        self.refusals.append(Refusal(index, Failure.of(error)))
+
+    def digest(self, order: Order) -> str:
+        """Of everything that was asked for, as `Order.digest`."""
+        lines = map(" ".join, zip(self.digests, self.names, strict=True))
+        return order.digest("\n".join(lines).encode())
+
+    def finish(self, idempotency_key: str | None = None, digest: str | None = None) -> NewBatch:
+        """Raises InvalidRequest for a batch without a photo."""
+        if not self.names:
+            raise InvalidRequest("the batch is empty; send at least one photo")
+        self.jobs.sort(key=lambda job: job.id)
+        refusals = tuple(sorted(self.refusals, key=lambda refusal: refusal.index))
+        names = tuple(self.names)
+        return NewBatch(
+            self.id, self.owner, names, refusals, idempotency_key, digest, self.begun_at
+        )
+
+
+class BatchSubmission:
+    """Checks and records batches. Holds no state of its own."""
+
+    def __init__(self, submission: Submission, batches: BatchStore) -> None:
+        self._submission = submission
+        self._batches = batches
+
+    async def submit(
+        self,
+        request: SubmissionRequest,
+        photos: AsyncIterator[Photo],
+        asked: Callable[[], SubmissionRequest] | None = None,
+    ) -> SubmittedBatch:
+        """Record a batch of `photos`; all else of `request` is what each of them asks for.
+
+        With `asked`, that is known only when all photos have come, and `asked()` returns the
+        request then: of `request` itself only the owner, the quotas and the key are used.
+
+        Raises InvalidRequest and its kin where the request is wrong as a whole, BatchTooLarge,
+        BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable, and
+        whatever `photos` and `asked` raise.
+        """
+        if asked is None:
+            self._submission.check(request)
+        if (key := request.idempotency_key) is not None:
+            if earlier := await self._batches.find_by_key(request.owner, key):
+                return await self._replay(earlier, request, photos, asked)
+        await self._submission.demand_room(request)
+        draft = Draft(request.owner)
+        try:
+            await self._store_all(photos, draft)
+            request = asked() if asked else request
+            order = self._submission.check(request)
+            await self._prepare_all(request, order, draft)
+            new = draft.finish(key, draft.digest(order))
+        except BaseException:  # a client that has gone, among others
+            await self._discard(draft.object_keys)
+            raise
+        try:
+            return await self.record(new, draft.jobs, request.quotas)
+        except DependencyUnavailable:  # it may have been recorded all the same
+            raise
+        except RestorationError:
+            await self._discard(draft.object_keys)
+            raise
+
+    async def record(
+        self, new: NewBatch, jobs: Sequence[NewJob], quotas: Quotas | None = None
+    ) -> SubmittedBatch:
+        """Record a batch whose jobs have been prepared.
+
+        It may be called again, so what it refuses keeps its objects: there may be room later.
+        Raises BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable.
+        """
+        if new.is_stale:
+            batch, created = await self._recorded(new), False
+        else:
+            batch, created = await self._batches.insert(new, jobs, quotas)
+        if batch.id != new.id:  # another request with the same key was quicker
+            await self._discard(key for job in jobs for key in job.object_keys)
+        if created:  # what is known need not be read, which might fail
+            return SubmittedBatch(batch, _items(new, jobs), replayed=False)
+        return SubmittedBatch(batch, await self._batches.items(batch.id), replayed=True)
+
+    async def _recorded(self, stale: NewBatch) -> JobBatch:
+        """What an earlier call recorded, whose answer was lost."""
+        try:
+            return await self._batches.get(stale.id)
+        except BatchNotFound:
+            raise BatchExpired(
+                f"the batch was not complete within {PUT_TOGETHER_S / 3600:g} hours; nothing of it"
+                " was recorded: submit its photos again, in smaller batches or when there is room"
+            ) from None
+
+    async def _store_all(self, photos: AsyncIterator[Photo], draft: Draft) -> None:
+        """Examine and store each photo as it comes; what is asked for may come after them.
+
+        One photo is taken from `photos` while those before it, which together are no larger than
+        the largest may be, are examined and stored.
+        """
+        in_hand = _InHand(IN_FLIGHT, self._submission.max_image_bytes)
+
+        async def store(photo: Photo, index: int, job_id: UUID) -> None:
+            try:
+                draft.stored[index] = await self._submission.store(photo.data, job_id)
+            except InvalidRequest as error:
+                draft.refuse(index, error)
+            finally:
+                await in_hand.give_back(len(photo.data))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for photo in photos:
+                    place = draft.add(photo.name, photo.sha256)
+                    await in_hand.take(len(photo.data))
+                    group.create_task(store(photo, *place))
+                    del photo  # the next one is read without it
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def _prepare_all(self, request: SubmissionRequest, order: Order, draft: Draft) -> None:
+        """A job of each photo that is stored, but for those that cannot be made of it."""
+        slots = asyncio.Semaphore(IN_FLIGHT)
+
+        async def prepare(index: int, photo: StoredPhoto) -> None:
+            async with slots:
+                job_id = draft.job_id(index)
+                try:
+                    job = await self._submission.prepare_stored(photo, request, order, job_id)
+                except InvalidRequest as error:
+                    draft.refuse(index, error)
+                    await self._submission.discard(photo.artifact.key)
+                else:
+                    draft.accept(index, job)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index, photo in draft.stored.items():
+                    group.create_task(prepare(index, photo))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+
+    async def _replay(
+        self,
+        earlier: JobBatch,
+        request: SubmissionRequest,
+        photos: AsyncIterator[Photo],
+        asked: Callable[[], SubmissionRequest] | None,
+    ) -> SubmittedBatch:
+        """The earlier batch, once this request has shown that it is the same."""
+        draft = Draft(earlier.owner)
+        async for photo in photos:
+            draft.add(photo.name, photo.sha256)
+        order = self._submission.check(asked() if asked else request)
+        if draft.digest(order) != earlier.request_digest:
+            raise IdempotencyConflict(
+                "this Idempotency-Key was used for a different batch; use a new key",
+                batch_id=str(earlier.id),
+            )
+        return SubmittedBatch(earlier, await self._batches.items(earlier.id), replayed=True)
+
+    async def _discard(self, keys: Iterable[str]) -> None:
+        await asyncio.gather(*(self._submission.discard(key) for key in keys))
+
+
+class _InHand:
+    """Photos of one batch that are in memory, limited in number and in bytes."""
+
+    def __init__(self, max_photos: int, max_bytes: int) -> None:
+        self._max_photos = max_photos
+        self._max_bytes = max_bytes
+        self._photos = 0
+        self._bytes = 0
+        self._changed = asyncio.Condition()
+
+    async def take(self, size_bytes: int) -> None:
+        """Wait until there is room for so many bytes; one photo alone always has it."""
+
+        def has_room() -> bool:
+            fits = self._bytes + size_bytes <= self._max_bytes
+            return not self._photos or (fits and self._photos < self._max_photos)
+
+        async with self._changed:
+            await self._changed.wait_for(has_room)
+            self._photos += 1
+            self._bytes += size_bytes
+
+    async def give_back(self, size_bytes: int) -> None:
+        async with self._changed:
+            self._photos -= 1
+            self._bytes -= size_bytes
+            self._changed.notify_all()
+
+
+def _items(new: NewBatch, jobs: Iterable[NewJob]) -> Sequence[BatchItem]:
+    """What became of each photo, as soon as it is recorded."""
+    accepted = {job.batch_index: job for job in jobs}
+    refused = {refusal.index: refusal.reason for refusal in new.refusals}
+    return [
+        BatchItem(
+            index, name, job.id, JobStatus.SUCCEEDED if job.reused else JobStatus.QUEUED, None
+        )
+        if (job := accepted.get(index)) is not None
+        else BatchItem(index, name, None, None, refused[index])
+        for index, name in enumerate(new.names)
+    ]

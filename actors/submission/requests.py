@@ -1,0 +1,210 @@
+"""What a submission asks for, checked as far as that goes without its picture. Pure.
+
+The workflow is one of the catalogue, or the caller's own graph under the rules for those. What was
+asked for once can be asked for again, of the workflows and rules as they are by then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from uuid import UUID, uuid4
+
+from actors.images.reader import ImageInfo
+from restoration.errors import InvalidRequest
+from restoration.images import UploadLimits, check_result
+from restoration.jobs import Artifact, Job, NewJob, OutputFormat, ParamValue, Priority
+from restoration.limits.quotas import Quotas
+from restoration.reuse import Reuse
+from restoration.webhooks.urls import WebhookRules, check_url
+from workflows.catalog import Catalog, Workflow
+from workflows.custom import custom_workflow, graph_of, params_of
+from workflows.graph_sizes import check_sizes
+from workflows.graphs import GraphRules, check_graph
+from workflows.manifest import CUSTOM
+
+MAX_NAME_CHARS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionRequest:
+    """What a caller asks for, as yet unchecked.
+
+    `image` is the file's bytes as they came, and empty when it was uploaded before, as `upload_id`.
+    A `graph` of the caller's own takes the place of a workflow of ours. No `output_format` means
+    the workflow's own, as do limits that are not given; a request may ask for shorter ones, in
+    seconds.
+    """
+
+    owner: str
+    image: bytes
+    workflow: str = ""
+    params: Mapping[str, object] = field(default_factory=dict)
+    output_format: OutputFormat | None = None
+    priority: Priority = Priority.INTERACTIVE
+    idempotency_key: str | None = None
+    queue_limit_s: float | None = None
+    run_limit_s: float | None = None
+    webhook_url: str | None = None
+    keep_metadata: bool = False
+    upload_id: UUID | None = None
+    graph: Mapping[str, object] | None = None
+    quotas: Quotas | None = None  # those of the settings if there are none
+    reuse: Reuse = Reuse.NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a request asks for, checked and complete: everything but the picture."""
+
+    workflow: Workflow
+    params: Mapping[str, ParamValue]
+    output_format: OutputFormat
+    priority: Priority
+    queue_limit_s: float | None = None
+    run_limit_s: float | None = None
+    webhook_url: str | None = None
+    keep_metadata: bool = False
+
+    def job(self, job_id: UUID, owner: str, photo: Artifact) -> NewJob:
+        """The job that is ordered, of a photo that is stored."""
+        manifest = self.workflow.manifest
+        return NewJob(
+            id=job_id,
+            owner=owner,
+            workflow=self.workflow.name,
+            workflow_version=self.workflow.version,
+            params=self.params,
+            output_format=self.output_format,
+            priority=self.priority,
+            input=photo,
+            max_attempts=manifest.max_attempts,
+            queue_limit_s=self.queue_limit_s or manifest.queue_limit_s,
+            run_limit_s=self.run_limit_s,
+            webhook_url=self.webhook_url,
+            keep_metadata=self.keep_metadata,
+        )
+
+    def digest(self, subject: bytes) -> str:
+        """sha256, in hex, that two requests share only when they ask for the same.
+
+        `subject` is the picture, or whatever stands for the pictures of a batch. Whether a stored
+        result may answer is no part of it: what is asked for is the same.
+        """
+        asked = [
+            *(self.workflow.name, dict(self.params), self.output_format, self.priority),
+            *(self.queue_limit_s, self.run_limit_s),
+            self.webhook_url,
+            # as it was before there was such a thing, for keys from then
+            *(["keep_metadata"] if self.keep_metadata else []),
+        ]
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode() + b"\0")
+        digest.update(subject)  # by itself: a picture is not to be copied for this
+        return digest.hexdigest()
+
+
+class Orders:
+    """What may be asked for. Holds no state of its own."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        limits: UploadLimits,
+        webhooks: WebhookRules,
+        allowed_nodes: Collection[str],
+    ) -> None:
+        self._catalog = catalog
+        self._limits = limits
+        self._webhooks = webhooks
+        models = {model.name: model.scale for model in catalog.models() if model.scale is not None}
+        self._graphs = GraphRules(frozenset(allowed_nodes), models)
+
+    def check(self, request: SubmissionRequest) -> Order:
+        """All that can be said without the picture. Raises InvalidRequest and its kin."""
+        _check_names(request)
+        workflow, params = self._asked_for(request)
+        output = workflow.manifest.output
+        output_format = request.output_format or output.default_format
+        if output_format not in output.formats:
+            raise InvalidRequest(
+                f"{workflow.name} cannot write {output_format}; "
+                f"choose from {', '.join(output.formats)}"
+            )
+        if request.webhook_url is not None:
+            check_url(request.webhook_url, self._webhooks)
+        return Order(
+            workflow,
+            params,
+            output_format,
+            request.priority,
+            _shorter("queue_limit_s", request.queue_limit_s, workflow.manifest.queue_limit_s),
+            _shorter("run_limit_s", request.run_limit_s, workflow.manifest.run_limit_s),
+            request.webhook_url,
+            request.keep_metadata,
+        )
+
+    def _asked_for(self, request: SubmissionRequest) -> tuple[Workflow, dict[str, ParamValue]]:
+        if request.graph is not None:
+            graph = check_graph(request.graph, self._graphs)
+            return custom_workflow(graph), params_of(graph)
+        workflow = self._catalog.find(request.workflow)
+        return workflow, workflow.resolve(request.params)
+
+    def check_result(self, order: Order, picture: ImageInfo) -> None:
+        """Raises ImageTooLarge, GraphRefused for a result that would be too large."""
+        width, height = picture.width, picture.height
+        scale = order.workflow.manifest.enlargement(order.params)
+        if order.workflow.name == CUSTOM:
+            graph = order.workflow.graph
+            width, height = check_sizes(graph, self._graphs, width, height, self._limits)
+        check_result(width, height, scale, order.output_format, self._limits)
+
+    def again(self, source: Job) -> NewJob:
+        """A job that asks for what `source` did, with limits that are no longer than the workflow's
+        now. Raises as `check`: workflows and rules may have changed."""
+        order = self.check(_asked_for_by(source))
+        manifest = order.workflow.manifest
+        waited_s = (source.queue_deadline_at - source.created_at).total_seconds()
+        run_limit_s = source.run_limit_s and min(source.run_limit_s, manifest.run_limit_s)
+        return replace(
+            order.job(uuid4(), source.owner, source.input),
+            queue_limit_s=min(waited_s, manifest.queue_limit_s),
+            run_limit_s=run_limit_s,
+            request_digest=source.request_digest,
+            retry_of=source.id,
+        )
+
+
+def _asked_for_by(source: Job) -> SubmissionRequest:
+    """All that `source` asked for but its limits and its photo, which is stored."""
+    is_custom = source.workflow == CUSTOM
+    return SubmissionRequest(
+        owner=source.owner,
+        image=b"",
+        workflow=source.workflow,
+        params=source.params,
+        graph=graph_of(source.params) if is_custom else None,
+        output_format=source.output_format,
+        priority=source.priority,
+        webhook_url=source.webhook_url,
+        keep_metadata=source.keep_metadata,
+    )
+
+
+def _shorter(name: str, asked_s: float | None, limit_s: float) -> float | None:
+    if asked_s is not None and not 0 < asked_s <= limit_s:
+        raise InvalidRequest(f"{name} must be above 0 and at most the workflow's {limit_s:g} s")
+    return asked_s
+
+
+def _check_names(request: SubmissionRequest) -> None:
+    _check_name("the owner", request.owner)
+    if request.idempotency_key is not None:
+        _check_name("Idempotency-Key", request.idempotency_key)
+
+
+def _check_name(what: str, text: str) -> None:
+    if not (0 < len(text) <= MAX_NAME_CHARS and text.isprintable()):
+        raise InvalidRequest(f"{what} must have 1 to {MAX_NAME_CHARS} printable characters")

@@ -1,0 +1,229 @@
+"""Sends webhooks: what the outbox holds, to whom it may concern. Plain async code, no Ray.
+
+A job ends in Postgres and knows nothing of this. A receiver that is slow, broken or hostile costs
+its own deliveries and nobody else's: each try has a few seconds, each host a few tries at a time,
+no redirect is followed, and of an answer only the status counts. Where it may be, and that it is
+there still when it is connected to, is for `actors.webhooks.pinned_transport`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+import httpx
+import structlog
+
+from actors.webhooks.pinned_transport import PinnedTransport, Resolve, resolve
+from persistence.postgres.leadership import Leadership
+from persistence.postgres.webhook_outbox import Outbox
+from restoration.errors import DependencyUnavailable
+from restoration.observability.metrics import WEBHOOKS, Meter, NullMeter
+from restoration.observability.tracing import HEADER as TRACEPARENT
+from restoration.observability.tracing import NullTracer, TraceContext, Tracer, spanning
+from restoration.webhooks.messages import (
+    DueDelivery,
+    RetrySchedule,
+    message_id,
+    payload,
+    signed_headers,
+)
+from restoration.webhooks.urls import WebhookRules
+
+log = structlog.get_logger(__name__)
+
+# Without a hint the outbox is looked at this often: for what is to be tried again.
+TICK_S = 1.0
+MAX_ERROR_CHARS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class SendLimits:
+    """`timeout_s` is for a whole try; the lease must be longer, or tries would be doubled."""
+
+    timeout_s: float = 5.0
+    connect_timeout_s: float = 2.0
+    lease_s: float = 30.0
+    at_once: int = 32
+    per_host: int = 4
+    max_answer_bytes: int = 4 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a try failed. `is_final`: the receiver wants no other; `retry_after_s`: not so soon."""
+
+    error: str
+    is_final: bool = False
+    retry_after_s: float = 0
+
+
+def http_client(
+    limits: SendLimits,
+    rules: WebhookRules,
+    resolve: Resolve = resolve,
+    tls: ssl.SSLContext | None = None,
+) -> httpx.AsyncClient:
+    """A client for talking to strangers: it follows nobody and remembers nothing of theirs.
+
+    No proxy from the environment is used: it would resolve names again, and for itself.
+    """
+    connections = httpx.Limits(max_connections=limits.at_once, max_keepalive_connections=0)
+    return httpx.AsyncClient(
+        transport=PinnedTransport(rules, connections, resolve, tls),
+        timeout=httpx.Timeout(limits.timeout_s, connect=limits.connect_timeout_s),
+        follow_redirects=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        headers={"User-Agent": "comfy-restore", "Content-Type": "application/json"},
+        trust_env=False,
+    )
+
+
+class WebhookSender:
+    """Delivers. `key` signs; `clock` gives the seconds since the epoch that are signed."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        http: httpx.AsyncClient,
+        key: bytes,
+        schedule: RetrySchedule | None = None,
+        limits: SendLimits | None = None,
+        clock: Callable[[], float] = time.time,
+        meter: Meter | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._outbox = outbox
+        self._http = http
+        self._key = key
+        self._schedule = schedule or RetrySchedule()
+        self._limits = limits or SendLimits()
+        self._clock = clock
+        self._meter = meter or NullMeter()
+        self._tracer = tracer or NullTracer()
+        self._wake = asyncio.Event()
+        self._sending: dict[asyncio.Task[None], str] = {}
+
+    async def run(self, signals: Leadership) -> None:
+        """Deliver for as long as `signals` leads. Raises DependencyUnavailable then.
+
+        What is being sent is sent to its end, also when the caller is cancelled.
+        """
+        hints = asyncio.create_task(self._listen(signals))
+        try:
+            while not hints.done():
+                self._wake.clear()
+                await self._send_due()
+                await self._wake.wait()
+            hints.result()
+        finally:
+            hints.cancel()
+            await asyncio.gather(hints, *self._sending, return_exceptions=True)
+
+    async def _listen(self, signals: Leadership) -> None:
+        try:
+            while True:
+                await signals.wait(TICK_S)
+                self._wake.set()
+        finally:
+            self._wake.set()
+
+    async def _send_due(self) -> None:
+        free = self._limits.at_once - len(self._sending)
+        if free <= 0:
+            return
+        busy = set(self._sending.values())
+        due = await self._outbox.claim(free, self._limits.per_host, self._limits.lease_s, busy)
+        for delivery in due:
+            task = asyncio.create_task(self._deliver(delivery))
+            self._sending[task] = delivery.host
+            task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        del self._sending[task]
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("delivery_broke", exc_info=error)  # a defect; the lease brings it back
+
+    async def _deliver(self, due: DueDelivery) -> None:
+        """One try, and what came of it. An outcome that cannot be recorded is tried again."""
+        submitted = TraceContext.parse(due.job.traceparent)
+        trace = {"trace_id": submitted.trace_id} if submitted else {}
+        with structlog.contextvars.bound_contextvars(**trace):
+            told = {"job.id": str(due.job.id), "server.address": due.host}
+            with spanning(self._tracer, "webhook", told, "client", submitted) as here:
+                refusal = await self._post(due, here)
+            await self._conclude(due, refusal)
+
+    async def _conclude(self, due: DueDelivery, refusal: Refusal | None) -> None:
+        try:
+            if refusal is None:
+                await self._outbox.delivered(due)
+                self._meter.count(WEBHOOKS, {"outcome": "delivered"})
+                log.info("webhook_delivered", job_id=str(due.job.id), host=due.host)
+            else:
+                await self._refused(due, refusal)
+        except DependencyUnavailable as error:
+            log.warning("delivery_not_recorded", job_id=str(due.job.id), reason=error.message)
+
+    async def _refused(self, due: DueDelivery, refusal: Refusal) -> None:
+        delay_s = None
+        if not refusal.is_final:
+            delay_s = self._schedule.delay_s(due.tries, due.age_s, refusal.retry_after_s)
+        await self._outbox.failed(due, refusal.error, delay_s)
+        self._meter.count(WEBHOOKS, {"outcome": "dead" if delay_s is None else "failed"})
+        log.warning(
+            "webhook_dead" if delay_s is None else "webhook_failed",
+            job_id=str(due.job.id),
+            host=due.host,
+            tries=due.tries,
+            reason=refusal.error,
+            retry_in_s=delay_s,
+        )
+
+    async def _post(self, due: DueDelivery, here: TraceContext) -> Refusal | None:
+        url, body = due.job.webhook_url or "", payload(due.job)
+        message = message_id(due.job.id)
+        headers = signed_headers(self._key, message, int(self._clock()), body)
+        headers = {**headers, TRACEPARENT: here.header}
+        answer: httpx.Response | None = None
+        try:
+            # httpx counts from one byte to the next, and would wait for ever for a dripping answer
+            async with asyncio.timeout(self._limits.timeout_s):
+                async with self._http.stream("POST", url, content=body, headers=headers) as answer:
+                    await self._drain(answer)
+        except TimeoutError:
+            refusal = Refusal(f"no answer within {self._limits.timeout_s:g} s")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+            refusal = Refusal(reason[:MAX_ERROR_CHARS])
+        return refusal if answer is None else _judge(answer)
+
+    async def _drain(self, answer: httpx.Response) -> None:
+        """To hang up on a short answer would look like a failure to whoever sends it."""
+        read_bytes = 0
+        async for chunk in answer.aiter_raw():
+            read_bytes += len(chunk)
+            if read_bytes > self._limits.max_answer_bytes:
+                return
+
+
+def _judge(answer: httpx.Response) -> Refusal | None:
+    """By the status alone: what an answer says is for nobody here to read, or to show."""
+    if answer.is_success:
+        return None
+    return Refusal(
+        f"HTTP {answer.status_code}",
+        is_final=answer.status_code == HTTPStatus.GONE,
+        retry_after_s=_seconds(answer.headers.get("retry-after", "")),
+    )
+
+
+def _seconds(retry_after: str) -> float:
+    """The header's other form, a date, is not worth its clocks."""
+    return float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0

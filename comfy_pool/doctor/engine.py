@@ -1,0 +1,132 @@
+"""What of an installation is there, what is missing, and how to mend it. Changes nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from comfy_pool.install.engine import (
+    EngineInstall,
+    Variant,
+    engine_folder,
+    existing_engine,
+    find_installed,
+    models_dir,
+)
+from comfy_pool.process.hosts import START_FAILURE
+from comfy_pool.process.process import LOG_FILE
+from comfy_pool.protocol.messages import MalformedMessage
+from comfy_pool.protocol.responses import parse_version
+from restoration.errors import ProvisionFailed
+from workflows.catalog import Catalog, model_problem
+from workflows.manifest import ModelSpec
+
+INSTALL = "run `restore engine install`"
+_PROBE = "import torch; print(torch.__version__, torch.cuda.is_available())"
+_PROBE_TIMEOUT_S = 60.0
+_ANSWER_TIMEOUT_S = 5.0
+_LOG_LINES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`detail` says what was seen; `mend` what to do about it, empty when all is well."""
+
+    name: str
+    ok: bool
+    detail: str
+    mend: str = ""
+
+
+def diagnose(
+    cache_dir: Path,
+    catalog: Catalog,
+    checkout: Path | None = None,
+    checkout_python: Path | None = None,
+    variant: Variant = "cpu",
+) -> list[Finding]:
+    """Look at the engine (the one at `checkout` if given) and at every model. Takes seconds."""
+    models = models_dir(cache_dir)
+    if checkout is None:
+        engine = _installed(cache_dir, variant)
+    else:
+        engine = _checkout(cache_dir, checkout, checkout_python)
+    return [
+        engine,
+        *(_model(model, models) for model in catalog.models()),
+    ]
+
+
+def examine_starts(engines_dir: Path) -> list[Finding]:
+    """How the last start of each engine went that has its base directory in `engines_dir`."""
+    return [_last_start(base_dir) for base_dir in sorted(engines_dir.glob("*/"))]
+
+
+def _last_start(base_dir: Path) -> Finding:
+    name, log = f"engine {base_dir.name}", base_dir / LOG_FILE
+    failure = _lines(base_dir / START_FAILURE)
+    if not failure:
+        return Finding(name, True, f"its last start went well; it logs to {log}")
+    return Finding(name, False, "\n".join([*failure, *_lines(log)[-_LOG_LINES:]]), f"read {log}")
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def examine_attached(base_url: str) -> Finding:
+    """Whether the ComfyUI answers that somebody else runs at `base_url`."""
+    try:
+        answer = httpx.get(f"{base_url}/system_stats", timeout=_ANSWER_TIMEOUT_S, trust_env=False)
+        version = parse_version(answer.raise_for_status().content)
+    except (httpx.HTTPError, httpx.InvalidURL, MalformedMessage) as error:
+        detail = f"no ComfyUI answers at {base_url}: {error}"
+        return Finding("engine", False, detail, "start it, or correct COMFYUI_URL")
+    return Finding("engine", True, f"ComfyUI {version} answers at {base_url}")
+
+
+def _checkout(cache_dir: Path, checkout: Path, python: Path | None) -> Finding:
+    try:
+        install = existing_engine(cache_dir, checkout, python)
+    except ProvisionFailed as error:
+        return Finding("engine", False, error.message, "correct COMFYUI_DIR")
+    return _torch(install, f"mend the environment of {install.python}")
+
+
+def _installed(cache_dir: Path, variant: Variant) -> Finding:
+    found = find_installed(cache_dir, variant)
+    if found is None:
+        return Finding("engine", False, f"no ComfyUI in {engine_folder(cache_dir)}", INSTALL)
+    return _torch(found, f"remove {found.app_dir.parent} and {INSTALL}")
+
+
+def _torch(install: EngineInstall, mend: str) -> Finding:
+    """An environment that cannot import torch cannot start ComfyUI."""
+    try:
+        probe = subprocess.run(
+            [install.python, "-c", _PROBE],
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("engine", False, f"{install.python} does not run: {error}", mend)
+    if probe.returncode != 0:
+        return Finding("engine", False, f"torch does not import: {probe.stderr[-300:]}", mend)
+    torch, cuda = probe.stdout.split()
+    device = "with CUDA" if cuda == "True" else "on the CPU"
+    return Finding("engine", True, f"ComfyUI {install.version}, torch {torch}, {device}")
+
+
+def _model(model: ModelSpec, models: Path) -> Finding:
+    name = f"model {model.name}"
+    problem = model_problem(model, models)
+    if problem is None:
+        return Finding(name, True, f"{model.size_bytes / 1e6:.1f} MB, sha256 as its manifest says")
+    return Finding(name, False, problem, INSTALL)

@@ -1,0 +1,35 @@
+"""The GPUs of this machine and their driver, as `nvidia-smi` tells them. Changes nothing."""
+
+from __future__ import annotations
+
+import subprocess
+
+from comfy_pool.doctor.engine import Finding
+
+_QUERY = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+_TIMEOUT_S = 20.0
+_DRIVER = "install the NVIDIA driver, and in a container pass the GPU through (--gpus all)"
+
+
+def examine_gpus(variant: str) -> list[Finding]:
+    """One finding for each GPU. None on a machine whose engines run on the CPU (`cpu`)."""
+    if variant == "cpu":
+        return [Finding("GPU", True, "not used: ENGINE_VARIANT is cpu")]
+    try:
+        told = subprocess.run(
+            ["nvidia-smi", *_QUERY], capture_output=True, text=True, timeout=_TIMEOUT_S
+        )
+    except FileNotFoundError:
+        return [Finding("GPU", False, "nvidia-smi is not there: no driver", _DRIVER)]
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [Finding("GPU", False, f"nvidia-smi does not run: {error}", _DRIVER)]
+    if told.returncode != 0:
+        reason = (told.stdout + told.stderr).strip()[-300:]
+        return [Finding("GPU", False, reason, _DRIVER)]
+    return list(map(_gpu, enumerate(told.stdout.strip().splitlines())))
+
+
+def _gpu(numbered: tuple[int, str]) -> Finding:
+    index, line = numbered
+    name, memory, driver = (part.strip() for part in line.split(","))
+    return Finding(f"GPU {index}", True, f"{name}, {memory}, driver {driver}")

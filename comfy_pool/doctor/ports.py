@@ -1,0 +1,62 @@
+"""The ports of this machine's engines: which are free, and who has the others. Changes nothing."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+from comfy_pool.doctor.engine import Finding
+from comfy_pool.process.slots import MAX_SLOTS, lease_file, port_is_free
+
+
+def examine_ports(lock_dir: Path, base_port: int, gpus: int) -> list[Finding]:
+    """A finding for the port of each numbered GPU, which has that one and no other.
+
+    Without a numbered GPU (0) one finding: an engine takes the first port that is free.
+    """
+    if gpus:
+        return [_of_gpu(lock_dir, base_port, number) for number in range(gpus)]
+    return [_first_free(lock_dir, base_port)]
+
+
+def _of_gpu(lock_dir: Path, base_port: int, number: int) -> Finding:
+    port = base_port + number
+    name = f"port {port}"
+    if port_is_free(port):
+        return Finding(name, True, f"free for the engine of GPU {number}")
+    if _is_leased(lock_dir, port):
+        return Finding(name, True, f"an engine has it, as GPU {number}'s should")
+    detail = f"GPU {number} cannot have an engine: a program that is none of ours listens there"
+    return Finding(name, False, detail, _mend(port))
+
+
+def _first_free(lock_dir: Path, base_port: int) -> Finding:
+    ports = range(base_port, base_port + MAX_SLOTS)
+    taken: list[int] = []
+    for port in ports:
+        if port_is_free(port):
+            strangers = [each for each in taken if not _is_leased(lock_dir, each)]
+            passed = f"; passed over: {_listed(strangers)}, not ours" if strangers else ""
+            return Finding("ports", True, f"{port} is free for the next engine{passed}")
+        taken.append(port)
+    return Finding("ports", False, f"{ports[0]} to {ports[-1]} are all taken", _mend(base_port))
+
+
+def _is_leased(lock_dir: Path, port: int) -> bool:
+    """Of a port that somebody listens on, which nobody is given meanwhile: looking is no harm."""
+    try:
+        with lease_file(lock_dir, port).open("rb") as lease:
+            fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _listed(ports: list[int]) -> str:
+    return ", ".join(map(str, ports))
+
+
+def _mend(port: int) -> str:
+    return f"`ss -ltnp sport = :{port}` names it: end it, or set ENGINE_BASE_PORT"

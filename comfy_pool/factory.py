@@ -1,0 +1,140 @@
+"""From settings and a GPU to a running engine that can run every workflow of the catalog."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from comfy_pool.engine import ComfyEngine
+from comfy_pool.install.engine import EngineInstall, existing_engine, find_installed
+from comfy_pool.limits import EngineLimits
+from comfy_pool.pixels import pixels_folder
+from comfy_pool.process.hosts import AttachedHost, OwnedHost
+from comfy_pool.process.process import EngineCommand
+from comfy_pool.process.slots import Slot, acquire_slot
+from restoration.errors import ProvisionFailed
+from restoration.settings import STACK_MARK, NodeSettings
+from workflows.catalog import Catalog
+
+# An engine runs other people's code: it is given what it needs to find its GPU, and no secret.
+_PASSED_ON = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME"),
+    STACK_MARK,  # `restore down` knows the engine by it
+)
+_PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "HSA_", "HIP_", "ROCR_", "PYTORCH_", "OMP_", "MKL_")
+
+
+@asynccontextmanager
+async def engine_on_this_node(
+    settings: NodeSettings, catalog: Catalog, gpu_ids: Sequence[int | str], *, whole_gpu: bool
+) -> AsyncIterator[ComfyEngine]:
+    """A started engine: the one at `comfyui_url`, or one of our own on 8188 plus its slot.
+
+    Raises SetupError when a model or a node of the catalog is missing, or nothing is installed;
+    EngineUnavailable when the engine does not start.
+    """
+    if settings.comfyui_url is not None:
+        attached = ComfyEngine(AttachedHost(settings.comfyui_url), _limits(settings))
+        async with _started(attached, catalog) as engine:
+            yield engine
+        return
+    install = installed_engine(settings)
+    await asyncio.to_thread(catalog.check_models, install.models_dir)
+    async with AsyncExitStack() as held:
+        slot = held.enter_context(
+            await acquire_slot(
+                gpu_ids,
+                slots_dir(settings),
+                whole_gpu=whole_gpu,
+                base_port=settings.engine_base_port,
+            )
+        )
+        base_dir = engines_dir(settings) / str(slot.port)
+        pixels = held.enter_context(pixels_folder(str(slot.port), base_dir))
+        host = OwnedHost(
+            _command(settings, install, slot, base_dir, pixels),
+            slot=slot.index,
+            start_timeout_s=settings.engine_start_timeout_s,
+        )
+        async with _started(ComfyEngine(host, _limits(settings)), catalog) as engine:
+            yield engine
+
+
+def engines_dir(settings: NodeSettings) -> Path:
+    """Where each engine of this node has its base directory, named after its port."""
+    return settings.state_dir / "engines"
+
+
+def slots_dir(settings: NodeSettings) -> Path:
+    """Where ports are leased: shared by all that could meet on one."""
+    return settings.cache_dir / "slots"
+
+
+def installed_engine(settings: NodeSettings) -> EngineInstall:
+    """The ComfyUI to start. Raises ProvisionFailed, which says how to get one."""
+    if settings.comfyui_dir is not None:
+        return existing_engine(settings.cache_dir, settings.comfyui_dir, settings.comfyui_python)
+    if (install := find_installed(settings.cache_dir, settings.engine_variant)) is not None:
+        return install
+    raise ProvisionFailed(
+        f"no ComfyUI is installed in {settings.cache_dir}; run `restore engine install`"
+    )
+
+
+@asynccontextmanager
+async def _started(engine: ComfyEngine, catalog: Catalog) -> AsyncIterator[ComfyEngine]:
+    try:
+        await engine.start()
+        catalog.check_nodes(await engine.node_classes())
+        yield engine
+    finally:
+        await engine.aclose()
+
+
+def _limits(settings: NodeSettings) -> EngineLimits:
+    patient = EngineLimits()
+    return replace(
+        patient,
+        stall_s=settings.engine_stall_s,
+        unreachable_s=min(patient.unreachable_s, settings.engine_stall_s),
+        restart_after_runs=settings.engine_restart_after_jobs,
+        memory_limit_bytes=settings.engine_memory_limit_mb * 1_000_000,
+    )
+
+
+def _command(
+    settings: NodeSettings, install: EngineInstall, slot: Slot, base_dir: Path, pixels: Path
+) -> EngineCommand:
+    environ = _engine_environ(os.environ)
+    if slot.cuda_visible_devices is not None:
+        environ["CUDA_VISIBLE_DEVICES"] = slot.cuda_visible_devices
+    return EngineCommand(
+        python=install.python,
+        app_dir=install.app_dir,
+        base_dir=base_dir,
+        models_dir=install.models_dir,
+        port=slot.port,
+        variant=settings.engine_variant,
+        environ=environ,
+        inherit_fds=(slot.fd,),
+        pixels_dir=pixels,
+        nodes=_nodes(settings.custom_nodes_dir),
+    )
+
+
+def _nodes(folder: Path | None) -> tuple[Path, ...]:
+    if folder is None:
+        return ()
+    return tuple(sorted(path for path in folder.iterdir() if (path / "__init__.py").is_file()))
+
+
+def _engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+    }

@@ -1,0 +1,281 @@
+"""One ComfyUI as a process: started, watched, stopped, and never leaked.
+
+However the owner ends, SIGKILL included, the engine and all it started end too: a guard (see
+`comfy_pool.process.guard`) sees to it. The engine's output is drained by a thread of its own, so
+that neither a slow event loop nor a full pipe ever holds the engine up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import logging.handlers
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, Self
+
+import structlog
+
+from comfy_pool.nodes import FOLDER_VARIABLE, loopback
+from comfy_pool.pixels import NODES
+from restoration.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+LOG_FILE = "engine.log"  # in the engine's base directory
+
+_GUARD = Path(__file__).with_name("guard.py")
+_FOLDERS = ("custom_nodes", "input", "output", "temp", "user")
+_LOG_BYTES = 8 << 20  # engine.log, and as much again for the one before
+_LINE_BYTES = 8 << 10  # a longer line is cut in two
+_TAIL_LINES = 200
+_PROBE_PERIOD_S = 0.2
+_KILL_S = 15.0  # for the kernel to end what was killed: a driver may hold a process for a while
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCommand:
+    """How to start one ComfyUI.
+
+    `base_dir` belongs to this engine alone, `models_dir` is shared; `environ` is the whole
+    environment of the engine; the tree keeps `inherit_fds` open for as long as it lives. With a
+    `pixels_dir` results are handed over there; `nodes` are folders of further custom nodes.
+    """
+
+    python: Path
+    app_dir: Path
+    base_dir: Path
+    models_dir: Path
+    port: int
+    variant: Literal["cpu", "cuda"]
+    environ: Mapping[str, str]
+    inherit_fds: tuple[int, ...] = ()
+    pixels_dir: Path | None = None
+    nodes: tuple[Path, ...] = ()
+
+    def argv(self) -> list[str]:
+        """The command line; the options are those of ComfyUI's comfy/cli_args.py."""
+        base_dir = self.base_dir.absolute()
+        return [
+            *(str(self.python.absolute()), "-u"),  # what it said last counts when it dies
+            str(self.app_dir.absolute() / "main.py"),
+            *(["--cpu"] if self.variant == "cpu" else []),
+            *("--port", str(self.port), "--listen", "127.0.0.1"),
+            *("--disable-auto-launch", "--disable-metadata"),
+            *("--base-directory", str(base_dir)),
+            # its default lies in the application's folder, which engines share
+            *("--database-url", f"sqlite:///{base_dir / 'user' / 'comfyui.db'}"),
+        ]
+
+    def prepare(self) -> None:
+        """Make the folders that ComfyUI expects to find, for this account alone; repeatable."""
+        self.base_dir.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (self.base_dir, *(self.base_dir / name for name in _FOLDERS)):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.chmod(0o700)
+        models = self.base_dir / "models"
+        models.unlink(missing_ok=True)
+        models.symlink_to(self.models_dir.absolute())
+        self._link_nodes(self.base_dir / "custom_nodes")
+
+    def _link_nodes(self, folder: Path) -> None:
+        for link in filter(Path.is_symlink, folder.iterdir()):
+            link.unlink()
+        for nodes in self.nodes:
+            (folder / nodes.name).symlink_to(nodes.absolute())
+        (folder / "comfy-restore").symlink_to(NODES)
+
+    def whole_environ(self) -> dict[str, str]:
+        """The engine's environment, with what our own pack of nodes wants to know."""
+        folder = {} if self.pixels_dir is None else {FOLDER_VARIABLE: str(self.pixels_dir)}
+        return {**self.environ, **folder, loopback.VARIABLE: "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class ExitInfo:
+    """How an engine ended: its return code, negative for a signal; None if its guard was lost."""
+
+    returncode: int | None
+
+    def __str__(self) -> str:
+        if self.returncode is None:
+            return "lost its guard"
+        if self.returncode < 0:
+            return f"was ended by signal {-self.returncode} ({signal.strsignal(-self.returncode)})"
+        return f"exited with status {self.returncode}"
+
+
+class EngineLog:
+    """Where an engine's lines go: the last ones here, all of them to a bounded file, `on_line`."""
+
+    def __init__(self, path: Path, on_line: Callable[[str], None] | None) -> None:
+        self._path = path
+        self._on_line = on_line
+        self._last: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
+
+    def tail(self, lines: int) -> list[str]:
+        return list(self._last.copy())[-lines:]
+
+    def drain(self, pipe: IO[bytes]) -> None:
+        """Read until nobody can write any more."""
+        with contextlib.closing(self._open_file()) as file:
+            while raw := pipe.readline(_LINE_BYTES):
+                # of a progress bar that redraws itself, what a terminal would show
+                line = raw.decode(errors="replace").rstrip().rpartition("\r")[2]
+                self._last.append(line)
+                file.handle(logging.makeLogRecord({"msg": line}))
+                self._hand_on(line)
+
+    def _open_file(self) -> logging.Handler:
+        file = logging.handlers.RotatingFileHandler(
+            self._path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True
+        )
+        file.doRollover()
+        return file
+
+    def _hand_on(self, line: str) -> None:
+        if self._on_line is not None:
+            try:
+                self._on_line(line)
+            except Exception:  # the listener's fault must not leave the pipe undrained
+                log.exception("engine_listener_failed")
+
+
+class EngineProcess:
+    """A running engine; made by `start`, ended by `stop` or by the end of its `async with`."""
+
+    pid: int  # ComfyUI's own
+
+    def __init__(self, command: EngineCommand, on_line: Callable[[str], None] | None) -> None:
+        self._log = EngineLog(command.base_dir / LOG_FILE, on_line)
+        self._lifeline, guards_end = socket.socketpair()
+        self._lifeline.setblocking(False)
+        self._started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        # Not the loop's pool: a full pool must delay neither the start nor the draining.
+        self._keeper = threading.Thread(
+            target=self._keep, args=(command, guards_end), name="engine-log", daemon=True
+        )
+        self._keeper.start()
+        self._watching = asyncio.create_task(self._watch())
+
+    @classmethod
+    async def start(
+        cls, command: EngineCommand, *, on_line: Callable[[str], None] | None = None
+    ) -> Self:
+        """Start the engine's process, not yet ready.
+
+        `on_line` gets each line of its output, in a thread of its own. Cancelled, it leaves
+        nothing behind. Raises EngineUnavailable when no process comes to be.
+        """
+        try:
+            await asyncio.to_thread(command.prepare)
+        except OSError as error:
+            raise EngineUnavailable(f"cannot prepare the engine's folder: {error}") from error
+        process = cls(command, on_line)
+        try:
+            either: set[asyncio.Future[Any]] = {process._started, process._watching}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not process._started.done():
+                raise EngineUnavailable("the engine could not be started", log=process.tail())
+        except BaseException:
+            await process.stop(grace_s=0)
+            raise
+        process.pid = process._started.result()
+        return process
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    async def wait_ready(self, probe: Callable[[], Awaitable[bool]], timeout_s: float) -> None:
+        """Return once `probe` says so. Raises EngineUnavailable if the engine ends or is late.
+
+        The error's details hold the last lines of its output as `log`.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._watching.done():
+                    if await probe():
+                        return
+                    await asyncio.wait({self._watching}, timeout=_PROBE_PERIOD_S)
+        except TimeoutError:
+            late = f"the engine was not ready within {timeout_s:g} s"
+            raise EngineUnavailable(late, log=self.tail()) from None
+        ended = f"the engine {self._watching.result()} before it was ready"
+        raise EngineUnavailable(ended, log=self.tail())
+
+    async def exited(self) -> ExitInfo:
+        """How the engine ended, once it has, and all it started with it."""
+        return await asyncio.shield(self._watching)
+
+    def tail(self, lines: int = 20) -> list[str]:
+        """The last lines of the engine's output, oldest first; at most 200 are kept."""
+        return self._log.tail(lines)
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """End the whole tree: SIGTERM, and SIGKILL after the grace. Repeatable.
+
+        Raises EngineUnavailable if something outlives even SIGKILL. Cancelled, it goes on without
+        its caller.
+        """
+        if not self._watching.done():
+            with contextlib.suppress(OSError):  # the guard is gone, which ends the tree as well
+                self._lifeline.send(b"%f\n" % grace_s)
+        done, _ = await asyncio.wait({self._watching}, timeout=grace_s + _KILL_S)
+        if not done:
+            raise EngineUnavailable("the engine's processes outlived SIGKILL", log=self.tail())
+
+    def _keep(self, command: EngineCommand, guards_end: socket.socket) -> None:
+        """The keeper's thread: start the guard, then drain the tree's output to its end."""
+        reader, writer = os.pipe()
+        with open(reader, "rb") as pipe:
+            try:
+                _launch_guard(command, guards_end.fileno(), writer)
+            except OSError as error:
+                os.write(writer, f"cannot start the guard: {error}\n".encode())
+            finally:
+                os.close(writer)
+                guards_end.close()
+            self._log.drain(pipe)
+
+    async def _watch(self) -> ExitInfo:
+        """Read the guard's two reports, up to the end of file that says it is gone."""
+        reports = b""
+        with self._lifeline, contextlib.suppress(ConnectionResetError):  # our last word unread
+            while chunk := await asyncio.get_running_loop().sock_recv(self._lifeline, 256):
+                reports += chunk
+                if b"\n" in reports and not self._started.done():
+                    self._started.set_result(int(reports.split()[0]))
+        numbers = [int(report) for report in reports.split()]
+        if len(numbers) == 1:  # a guard that is killed takes the engine along, not its children
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(numbers[0], signal.SIGKILL)
+        await asyncio.to_thread(self._keeper.join, _KILL_S)
+        return ExitInfo(numbers[1] if len(numbers) == 2 else None)
+
+
+def _launch_guard(command: EngineCommand, stdin: int, output: int) -> None:
+    """Start the guard, and wait for the end of the process that detached it (0.03 s)."""
+    with subprocess.Popen(
+        # isolated and without site: a quick start, whatever the engine's environment says
+        [sys.executable, "-I", "-S", str(_GUARD), *command.argv()],
+        stdin=stdin,
+        stdout=output,
+        stderr=output,
+        cwd=command.base_dir,
+        env=command.whole_environ(),
+        pass_fds=command.inherit_fds,
+    ):
+        pass

@@ -1,0 +1,140 @@
+"""ComfyUI's HTTP API as typed calls: aiohttp outside, `answers` inside.
+
+Foreign errors become ours here (and, for the websocket, in `event_socket`) and nowhere else:
+no connection, no answer in time and 5xx are EngineUnavailable, any other refusal is EngineFailed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+
+from comfy_pool.protocol import responses
+from comfy_pool.protocol.messages import Message
+from comfy_pool.protocol.websocket import EventSocket
+from restoration.engine_port import Prompt, Vram
+from restoration.errors import EngineFailed, EngineUnavailable
+
+_CONNECT_S = 5.0
+
+
+class ComfyClient:
+    """The engine at `base_url` (http or https); close it with `aclose`."""
+
+    def __init__(self, base_url: str, *, answer_s: float = 30.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._answer_s = answer_s
+        self._answered_at = -math.inf
+
+    @cached_property
+    def _http(self) -> aiohttp.ClientSession:
+        """Made by the first call: a session belongs to the loop that runs then."""
+        # A large picture may take long to come; what counts is that the engine is not silent.
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=_CONNECT_S, sock_read=self._answer_s
+        )
+        return aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar())
+
+    async def aclose(self) -> None:
+        await self._http.close()
+
+    async def connect(
+        self, on_message: Callable[[Message], None], on_close: Callable[[], None]
+    ) -> EventSocket:
+        """A new websocket under a new client id, ready to receive. Raises EngineUnavailable."""
+        return await EventSocket.open(self.base_url, on_message, on_close, self._answer_s)
+
+    def responded_within(self, seconds: float) -> bool:
+        """Whether the engine has answered in the last `seconds`, and not failed to since."""
+        return time.monotonic() - self._answered_at < seconds
+
+    async def responds(self, timeout_s: float) -> bool:
+        """Whether the engine answers /system_stats within `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._call("GET", "/system_stats")
+        except (TimeoutError, EngineUnavailable, EngineFailed):
+            self._answered_at = -math.inf  # a timeout, too, which cuts the call short
+            return False
+        return True
+
+    async def vram(self) -> Vram | None:
+        """Of the engine's GPU; None if it computes on the CPU."""
+        return responses.parse_vram(await self._call("GET", "/system_stats"))
+
+    async def version(self) -> str:
+        """The ComfyUI's own; empty if it does not say."""
+        return responses.parse_version(await self._call("GET", "/system_stats"))
+
+    async def node_classes(self) -> frozenset[str]:
+        body = await self._call("GET", "/object_info")
+        return await asyncio.to_thread(responses.parse_node_classes, body)  # megabytes of JSON
+
+    async def upload(self, image: bytes, filename: str, folder: str) -> str:
+        """Store a picture in a folder of the engine's input; what a LoadImage node calls it."""
+        form = aiohttp.FormData({"subfolder": folder})
+        form.add_field("image", image, filename=filename)
+        return responses.parse_upload(await self._call("POST", "/upload/image", data=form))
+
+    async def submit(
+        self, prompt: Prompt, prompt_id: str, client_id: str
+    ) -> responses.PromptAnswer:
+        """Queue a prompt; its events go to the socket of `client_id`."""
+        body = await self._call(
+            "POST",
+            "/prompt",
+            also=HTTPStatus.BAD_REQUEST,
+            json={"prompt": prompt, "prompt_id": prompt_id, "client_id": client_id},
+        )
+        return responses.parse_prompt_answer(body)
+
+    async def history(self, prompt_id: str) -> responses.HistoryEntry | None:
+        body = await self._call("GET", f"/history/{prompt_id}")
+        return responses.parse_history(body, prompt_id)
+
+    async def forget(self, prompt_id: str) -> None:
+        """Delete the history entry, if there is one."""
+        await self._call("POST", "/history", json={"delete": [prompt_id]})
+
+    async def queue(self) -> responses.Queue:
+        return responses.parse_queue(await self._call("GET", "/queue"))
+
+    async def dequeue(self, prompt_id: str) -> None:
+        """Remove a prompt that waits; nothing happens to one that runs, or is not there."""
+        await self._call("POST", "/queue", json={"delete": [prompt_id]})
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """Ask the prompt to end if it is the one that runs. The answer says nothing of success."""
+        await self._call("POST", "/interrupt", json={"prompt_id": prompt_id})
+
+    async def view(self, image: responses.OutputImage) -> bytes:
+        """The file as it was saved."""
+        where = {"filename": image.filename, "subfolder": image.subfolder, "type": image.type}
+        return await self._call("GET", "/view", params=where)
+
+    async def _call(
+        self, method: str, path: str, *, also: HTTPStatus = HTTPStatus.OK, **request: Any
+    ) -> bytes:
+        """The body of a 200, or of the status `also`."""
+        what, url = f"{method} {path}", self.base_url + path
+        try:
+            async with self._http.request(method, url, allow_redirects=False, **request) as answer:
+                body = await answer.read()
+        except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
+            self._answered_at = -math.inf
+            reason = str(error) or type(error).__name__
+            raise EngineUnavailable(f"no answer to {what} from ComfyUI: {reason}") from error
+        self._answered_at = time.monotonic()
+        if answer.status in (HTTPStatus.OK, also):
+            return body
+        refusal = f"ComfyUI answered {what} with status {answer.status}"
+        if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise EngineUnavailable(refusal)
+        raise EngineFailed(refusal)

@@ -1,0 +1,215 @@
+"""What ComfyUI answers over HTTP, decoded without I/O: history, queue, prompts, uploads.
+
+Each `parse_*` takes the body and raises `wire.MalformedMessage` when it is something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from comfy_pool.protocol.messages import NodeError, parse
+from restoration.engine_port import Vram
+
+
+@dataclass(frozen=True, slots=True)
+class OutputImage:
+    """A file that an output node saved; `subfolder` uses the separators of the engine's system."""
+
+    filename: str
+    subfolder: str = ""
+    type: str = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """What our own output node (`comfy_pool.nodes`) has to tell."""
+
+    name: str
+    width: int
+    height: int
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOutput:
+    images: Sequence[OutputImage] = ()
+    pixels: Sequence[HandedOver] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How a prompt ended. `status_str` is not reset between prompts: the messages tell."""
+
+    status_str: str
+    messages: Sequence[tuple[str, Any]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    status: Status
+    outputs: Mapping[str, NodeOutput] = field(default_factory=dict)
+
+    @property
+    def interrupted(self) -> bool:
+        return any(kind == "execution_interrupted" for kind, _ in self.status.messages)
+
+    @property
+    def error(self) -> NodeError | None:
+        """What the failing node raised."""
+        for kind, data in self.status.messages:
+            if kind == "execution_error":
+                return parse(_NODE_ERROR, data, "execution_error")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """The ids of all prompts that run (one at most) or wait."""
+
+    running: frozenset[str]
+    pending: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The prompt did not validate. `queued`: what was valid of it runs nevertheless."""
+
+    message: str
+    node_errors: Mapping[str, Sequence[str]]
+    queued: bool
+
+
+PromptAnswer = Accepted | Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    message: str = ""
+    details: str = ""
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.message, self.details)))
+
+
+@dataclass(frozen=True, slots=True)
+class _NodeProblems:
+    class_type: str = "unknown node"
+    errors: Sequence[_Problem] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _PromptBody:
+    prompt_id: str | None = None
+    error: _Problem | str | None = None
+    # an empty list in older versions
+    node_errors: Mapping[str, _NodeProblems] | Sequence[Any] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _QueueBody:
+    queue_running: Sequence[Sequence[Any]]
+    queue_pending: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _UploadBody:
+    name: str
+    subfolder: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Device:
+    type: str
+    vram_total: int
+    vram_free: int
+
+
+@dataclass(frozen=True, slots=True)
+class _System:
+    comfyui_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _SystemBody:
+    system: _System = field(default_factory=_System)
+    devices: Sequence[_Device] = ()
+
+
+_NODE_ERROR = TypeAdapter(NodeError)
+_HISTORY = TypeAdapter(dict[str, HistoryEntry])
+_OUTPUT = TypeAdapter(NodeOutput)
+_PROMPT = TypeAdapter(_PromptBody)
+_QUEUE = TypeAdapter(_QueueBody)
+_UPLOAD = TypeAdapter(_UploadBody)
+_SYSTEM = TypeAdapter(_SystemBody)
+_NODE_CLASSES = TypeAdapter(dict[str, Any])
+
+
+def parse_history(body: bytes, prompt_id: str) -> HistoryEntry | None:
+    """GET /history/{prompt_id}; None while the prompt has not ended, or was never there."""
+    return parse(_HISTORY, body, "history").get(prompt_id)
+
+
+def parse_output(raw: Mapping[str, Any]) -> NodeOutput:
+    """What a node has to show, as an event tells it."""
+    return parse(_OUTPUT, raw, "output of a node")
+
+
+def parse_queue(body: bytes) -> Queue:
+    """GET /queue, where an item's second member is its id."""
+    queue = parse(_QUEUE, body, "queue")
+    return Queue(_prompt_ids(queue.queue_running), _prompt_ids(queue.queue_pending))
+
+
+def _prompt_ids(items: Sequence[Sequence[Any]]) -> frozenset[str]:
+    return frozenset(str(item[1]) for item in items if len(item) > 1)
+
+
+def parse_prompt_answer(body: bytes) -> PromptAnswer:
+    """POST /prompt, status 200 or 400.
+
+    A prompt whose validation failed in part is accepted with 200 and non-empty `node_errors`.
+    """
+    answer = parse(_PROMPT, body, "answer to a prompt")
+    node_errors: dict[str, Sequence[str]] = {}
+    if isinstance(answer.node_errors, Mapping):
+        for node, problems in answer.node_errors.items():
+            node_errors[node] = [f"{problems.class_type}: {error}" for error in problems.errors]
+    if answer.prompt_id is not None and not node_errors:
+        return Accepted(answer.prompt_id)
+    first = next((text for texts in node_errors.values() for text in texts), None)
+    message = first or str(answer.error or "the prompt did not validate")
+    return Rejected(message, node_errors, queued=answer.prompt_id is not None)
+
+
+def parse_upload(body: bytes) -> str:
+    """POST /upload/image: the name under which a LoadImage node finds the picture."""
+    upload = parse(_UPLOAD, body, "answer to an upload")
+    return f"{upload.subfolder}/{upload.name}" if upload.subfolder else upload.name
+
+
+def parse_node_classes(body: bytes) -> frozenset[str]:
+    """GET /object_info: the classes of all nodes that this engine has."""
+    classes = parse(_NODE_CLASSES, body, "list of nodes")
+    return frozenset(classes)
+
+
+def parse_version(body: bytes) -> str:
+    """GET /system_stats: ComfyUI's version, empty if it does not say."""
+    return parse(_SYSTEM, body, "answer to system_stats").system.comfyui_version
+
+
+def parse_vram(body: bytes) -> Vram | None:
+    """GET /system_stats, which for a CPU tells of the machine's own memory: that is None here."""
+    devices = parse(_SYSTEM, body, "answer to system_stats").devices
+    gpu = next((device for device in devices if device.type != "cpu"), None)
+    return None if gpu is None else Vram(gpu.vram_total, gpu.vram_free)

@@ -1,0 +1,70 @@
+"""How far a prompt is, as one fraction, from the events of its nodes. Pure."""
+
+from __future__ import annotations
+
+from comfy_pool.protocol.messages import Cached, Executing, Message, PromptProgress, StepProgress
+from restoration.engine_port import EngineProgress, Prompt
+
+
+class ProgressMeter:
+    """Each node of the prompt is an equal share; a node that counts steps fills its share evenly.
+
+    The fraction never falls. It need not reach 1 by itself: a node that no output depends on
+    never runs.
+    """
+
+    def __init__(self, prompt: Prompt) -> None:
+        self._classes = {node_id: str(node["class_type"]) for node_id, node in prompt.items()}
+        self._shares: dict[str, float] = {}
+        self._running = ""
+        self._counts_all = False  # whether this engine sends the state of all nodes
+        self._last = EngineProgress(0.0, "")
+
+    def update(self, message: Message) -> EngineProgress | None:
+        """The progress after this message, or None if it has not changed."""
+        match message:
+            case Cached(nodes=nodes):
+                self._shares |= dict.fromkeys(nodes, 1.0)
+            case Executing(node=str(node)):
+                if not self._counts_all:
+                    self._shares[self._running] = 1.0
+                self._running = node
+            case StepProgress(node=node, value=value, max=maximum):
+                self._shares[node] = _share(value, maximum)
+            case PromptProgress():
+                self._take(message)
+            case _:
+                return None
+        return self._changed()
+
+    def begins(self, message: Message) -> str:
+        """The class of the prompt's node that executes from this message on, if it says so."""
+        match message:
+            case Executing(node=str(node)):
+                return self._classes.get(node, "")
+            case _:
+                return ""
+
+    def _take(self, message: PromptProgress) -> None:
+        self._counts_all = True
+        for node_id, node in message.nodes.items():
+            if node.state == "finished":
+                self._shares[node_id] = 1.0
+            elif node.state == "running":
+                self._running = node_id
+                self._shares[node_id] = _share(node.value, node.max)
+
+    def _changed(self) -> EngineProgress | None:
+        done = sum(self._shares.get(node_id, 0.0) for node_id in self._classes)
+        fraction = max(self._last.fraction, done / max(len(self._classes), 1))
+        # Nodes that a node expands into have ids of their own; what a person sees goes on.
+        node_class = self._classes.get(self._running, self._last.node_class)
+        progress = EngineProgress(fraction, node_class)
+        if progress == self._last:
+            return None
+        self._last = progress
+        return progress
+
+
+def _share(value: float, maximum: float) -> float:
+    return min(max(value / maximum, 0.0), 1.0) if maximum > 0 else 0.0

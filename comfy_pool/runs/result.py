@@ -1,0 +1,77 @@
+"""How a prompt ended: the one picture it made, or the error that says what follows. Pure."""
+
+from __future__ import annotations
+
+from comfy_pool.protocol.messages import NodeError
+from comfy_pool.protocol.responses import HandedOver, HistoryEntry, OutputImage
+from restoration.errors import (
+    EngineCrashed,
+    EngineError,
+    EngineFailed,
+    EngineInterrupted,
+    EngineOutOfMemory,
+)
+
+# torch.OutOfMemoryError; MemoryError and numpy's _ArrayMemoryError; torch's CPU allocator raises
+# a RuntimeError, and so do some CUDA libraries.
+_MEMORY_TYPES = ("OutOfMemoryError", "MemoryError")
+_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def output_of(
+    entry: HistoryEntry,
+    output_node: str,
+    folder: str,
+    *,
+    stop_asked: bool,
+    heard: NodeError | None = None,
+) -> OutputImage | HandedOver:
+    """The picture that `output_node` saved in `folder`, or handed over.
+
+    `heard` is an error that was told by event only.
+
+    Raises EngineInterrupted; EngineCrashed for a stop that nobody here asked for (retryable);
+    EngineOutOfMemory; EngineFailed when a node raised, or when there is not exactly one picture.
+    """
+    if entry.interrupted:
+        if stop_asked:
+            raise EngineInterrupted("the run was interrupted")
+        raise EngineCrashed("the run was interrupted by somebody else")
+    if (error := entry.error) is not None:
+        raise error_of(error)
+    output = entry.outputs.get(output_node)
+    if output is not None and output.pixels:
+        return output.pixels[0]
+    images = output.images if output is not None else ()
+    if not images and heard is not None:
+        # A node that blocks the execution of others says so in an event, never in history.
+        raise error_of(heard)
+    if len(images) != 1:
+        # An animation comes out of LoadImage as a batch, one picture for each frame.
+        raise EngineFailed(
+            f"node {output_node} saved {len(images)} pictures where one was expected",
+            status=entry.status.status_str,
+        )
+    image = images[0]
+    if image.subfolder.replace("\\", "/") != folder:
+        # A prompt that is cached as a whole names the file of an earlier run.
+        raise EngineFailed(
+            f"node {output_node} saved outside the run's folder: it does not use the output prefix"
+        )
+    return image
+
+
+def error_of(error: NodeError) -> EngineError:
+    """What a node's exception means for the job."""
+    message = error.exception_message.strip()
+    details = {"node": error.node_id, "node_class": error.node_type, "type": error.exception_type}
+    if is_out_of_memory(error):
+        return EngineOutOfMemory(f"{error.node_type} ran out of memory: {message}", **details)
+    return EngineFailed(f"{error.node_type} failed: {message}", **details)
+
+
+def is_out_of_memory(error: NodeError) -> bool:
+    message = error.exception_message.lower()
+    return error.exception_type.endswith(_MEMORY_TYPES) or any(
+        phrase in message for phrase in _MEMORY_PHRASES
+    )

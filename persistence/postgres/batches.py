@@ -1,0 +1,258 @@
+"""BatchStore on Postgres. A batch and its jobs appear in one transaction; how it stands is counted
+from the jobs whenever somebody asks.
+
+As in `jobs`, each call may be made again when its answer was lost.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    func,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+
+from persistence.postgres import fair_queue, transitions, webhook_outbox
+from persistence.postgres.cursors import Cursor
+from persistence.postgres.database import Database
+from persistence.postgres.rows import new_row, to_job
+from persistence.postgres.tables import batches, jobs
+from restoration.batches import (
+    BatchCounts,
+    BatchItem,
+    BatchPage,
+    JobBatch,
+    NewBatch,
+)
+from restoration.errors import BatchNotFound, IdempotencyConflict
+from restoration.jobs import Failure, JobStatus, NewJob
+from restoration.limits.quotas import Quotas
+from restoration.queue_policy import QueuePolicy
+
+# A cancel holds the rows of so many jobs at a time, so that no claim waits long for it.
+CANCEL_BATCH = 100
+
+_NEWEST_FIRST = (batches.c.created_at.desc(), batches.c.id.desc())
+_SUMMARY = select(
+    batches.c.id,
+    batches.c.owner,
+    batches.c.created_at,
+    batches.c.idempotency_key,
+    batches.c.request_digest,
+    batches.c.size,
+    func.json_array_length(batches.c.refusals).label("refused"),
+)
+_CAN_BE_CANCELLED = (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+class PostgresBatchStore:
+    """Holds nothing but the database, which must be that of the jobs."""
+
+    def __init__(self, database: Database, policy: QueuePolicy | None = None) -> None:
+        self._database = database
+        self._policy = policy or QueuePolicy()
+        self._ttl_s = self._policy.idempotency_ttl_s
+
+    async def insert(
+        self, batch: NewBatch, jobs: Sequence[NewJob], quotas: Quotas | None = None
+    ) -> tuple[JobBatch, bool]:
+        """As the port says. Inserting an id again is taken for a repetition of the call."""
+        return await self._database.run(partial(_insert, batch, jobs, self._policy, quotas))
+
+    async def find_by_key(self, owner: str, idempotency_key: str) -> JobBatch | None:
+        key_used = (batches.c.owner == owner) & (batches.c.idempotency_key == idempotency_key)
+        query = _SUMMARY.where(key_used, ~_key_expired(self._ttl_s))
+        found = await self._database.run(partial(_fetch, query))
+        return found[0] if found else None
+
+    async def get(self, batch_id: UUID, owner: str | None = None) -> JobBatch:
+        return await self._database.run(partial(_get, batch_id, owner))
+
+    async def find(self, batch_ids: Sequence[UUID]) -> Sequence[JobBatch]:
+        query = _SUMMARY.where(batches.c.id.in_(batch_ids))
+        return await self._database.run(partial(_fetch, query))
+
+    async def list(self, owner: str, cursor: str | None = None, limit: int = 50) -> BatchPage:
+        query = _SUMMARY.where(batches.c.owner == owner).order_by(*_NEWEST_FIRST)
+        if cursor is not None:
+            last = Cursor.decode(cursor)
+            position = tuple_(batches.c.created_at, batches.c.id)
+            query = query.where(position < tuple_(last.created_at, last.id))
+        # One more than asked for tells whether there is another page.
+        found = await self._database.run(partial(_fetch, query.limit(limit + 1)))
+        page = found[:limit]
+        if len(found) <= limit:
+            return BatchPage(page, next_cursor=None)
+        return BatchPage(page, Cursor(page[-1].created_at, page[-1].id).encode())
+
+    async def items(
+        self, batch_id: UUID, owner: str | None = None, first: int = 0, limit: int = 1000
+    ) -> Sequence[BatchItem]:
+        return await self._database.run(partial(_items, batch_id, owner, first, limit))
+
+    async def request_cancel(self, batch_id: UUID, owner: str | None = None) -> JobBatch:
+        """As the port says, in transactions of a few jobs each."""
+        await self.get(batch_id, owner)
+        while await self._database.run(partial(_cancel_some, batch_id)) == CANCEL_BATCH:
+            pass
+        return await self.get(batch_id, owner)
+
+
+def _insert(
+    batch: NewBatch,
+    new_jobs: Sequence[NewJob],
+    policy: QueuePolicy,
+    quotas: Quotas | None,
+    connection: Connection,
+) -> tuple[JobBatch, bool]:
+    if batch.idempotency_key is not None:
+        _free_expired_key(batch.owner, batch.idempotency_key, policy.idempotency_ttl_s, connection)
+    # While another transaction inserts the same key, this waits until that one has ended.
+    statement = insert(batches).values(_new_row(batch)).on_conflict_do_nothing()
+    if connection.execute(statement.returning(batches.c.id)).first() is None:
+        return _earlier(batch, connection), False
+    if new_jobs:
+        # One statement: a row holds expressions of Postgres' clock, which executemany cannot take.
+        connection.execute(insert(jobs).values([new_row(job) for job in new_jobs]))
+        fair_queue.admit(policy, batch.owner, quotas, policy.running_limit(quotas), connection)
+        transitions.announce(connection)
+        for job in new_jobs:
+            if job.reused is not None:
+                webhook_outbox.enqueue(job, connection)
+    return _get(batch.id, batch.owner, connection), True
+
+
+def _key_expired(ttl_s: float) -> ColumnElement[bool]:
+    return batches.c.created_at <= func.now() - timedelta(seconds=ttl_s)
+
+
+def _free_expired_key(owner: str, key: str, ttl_s: float, connection: Connection) -> None:
+    key_used = (batches.c.owner == owner) & (batches.c.idempotency_key == key)
+    statement = update(batches).where(key_used, _key_expired(ttl_s))
+    connection.execute(statement.values(idempotency_key=None))
+
+
+def _new_row(batch: NewBatch) -> dict[str, Any]:
+    return {
+        "id": batch.id,
+        "owner": batch.owner,
+        "size": len(batch.names),
+        "names": list(batch.names),
+        "refusals": [
+            {"index": refusal.index, "code": refusal.reason.code, "message": refusal.reason.message}
+            for refusal in batch.refusals
+        ],
+        "idempotency_key": batch.idempotency_key,
+        "request_digest": batch.request_digest,
+    }
+
+
+def _earlier(batch: NewBatch, connection: Connection) -> JobBatch:
+    same = batches.c.id == batch.id
+    if batch.idempotency_key is not None:
+        same = or_(same, batches.c.idempotency_key == batch.idempotency_key)
+    [earlier] = _fetch(_SUMMARY.where(batches.c.owner == batch.owner, same), connection)
+    if earlier.request_digest != batch.request_digest:
+        raise IdempotencyConflict(
+            "the idempotency key was used for another batch; send a new key",
+            batch_id=str(earlier.id),
+        )
+    return earlier
+
+
+def _fetch(query: Select[Any], connection: Connection) -> Sequence[JobBatch]:
+    rows = connection.execute(query).mappings().all()
+    by_status = _count([row["id"] for row in rows], connection)
+    return [
+        JobBatch(
+            id=row["id"],
+            owner=row["owner"],
+            created_at=row["created_at"],
+            counts=_counts(row, by_status[row["id"]]),
+            idempotency_key=row["idempotency_key"],
+            request_digest=row["request_digest"],
+        )
+        for row in rows
+    ]
+
+
+def _counts(row: RowMapping, by_status: Mapping[str, int]) -> BatchCounts:
+    left = row["size"] - row["refused"] - sum(by_status.values())
+    return BatchCounts(**by_status, refused=row["refused"], expired=left)
+
+
+def _count(batch_ids: Collection[UUID], connection: Connection) -> dict[UUID, dict[str, int]]:
+    """The number of jobs in each status, for those statuses that there are."""
+    query = (
+        select(jobs.c.batch_id, jobs.c.status, func.count())
+        .where(jobs.c.batch_id.in_(batch_ids))
+        .group_by(jobs.c.batch_id, jobs.c.status)
+    )
+    counts: dict[UUID, dict[str, int]] = defaultdict(dict)
+    for batch_id, status, count in connection.execute(query):
+        counts[batch_id][status] = count
+    return counts
+
+
+def _get(batch_id: UUID, owner: str | None, connection: Connection) -> JobBatch:
+    found = _fetch(_owned(_SUMMARY, batch_id, owner), connection)
+    if not found:
+        raise _not_found(batch_id)
+    return found[0]
+
+
+def _items(
+    batch_id: UUID, owner: str | None, first: int, limit: int, connection: Connection
+) -> Sequence[BatchItem]:
+    query = _owned(select(batches.c.names, batches.c.refusals), batch_id, owner)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise _not_found(batch_id)
+    refusals = {each["index"]: Failure(each["code"], each["message"]) for each in row["refusals"]}
+    of_page = (jobs.c.batch_id == batch_id) & jobs.c.batch_index.between(first, first + limit - 1)
+    found = map(to_job, connection.execute(select(jobs).where(of_page)).mappings())
+    accepted = {job.batch_index: job for job in found}
+    return [
+        BatchItem(index, name, job.id, job.status, job.failure)
+        if (job := accepted.get(index)) is not None
+        else BatchItem(index, name, None, None, refusals.get(index))
+        for index, name in list(enumerate(row["names"]))[first : first + limit]
+    ]
+
+
+def _cancel_some(batch_id: UUID, connection: Connection) -> int:
+    """Cancel up to CANCEL_BATCH of the jobs that can be; returns how many those were."""
+    query = (
+        select(jobs)
+        .where(jobs.c.batch_id == batch_id, jobs.c.status.in_(_CAN_BE_CANCELLED))
+        .order_by(jobs.c.batch_index)
+        .limit(CANCEL_BATCH)
+        .with_for_update()
+    )
+    found = [to_job(row) for row in connection.execute(query).mappings()]
+    for job in found:
+        transitions.cancel(job, connection)
+    return len(found)
+
+
+def _owned(query: Select[Any], batch_id: UUID, owner: str | None) -> Select[Any]:
+    query = query.where(batches.c.id == batch_id)
+    return query if owner is None else query.where(batches.c.owner == owner)
+
+
+def _not_found(batch_id: UUID) -> BatchNotFound:
+    return BatchNotFound("there is no such batch", batch_id=str(batch_id))

@@ -1,0 +1,269 @@
+"""JobStore on Postgres: what it reads and inserts. What changes a state is in `transitions`.
+
+What a call does to one job is one transaction, and nothing in it depends on an earlier call: one
+whose answer was lost may be made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Select, and_, bindparam, func, or_, select, tuple_, update
+
+from persistence.postgres import fair_queue, transitions, webhook_outbox
+from persistence.postgres.cursors import Cursor
+from persistence.postgres.database import Database
+from persistence.postgres.leadership import LOOK, hint_of
+from persistence.postgres.rows import insertion, to_job
+from persistence.postgres.tables import jobs
+from persistence.postgres.transitions import RECLAIM_BATCH
+from persistence.postgres.uploads import end_upload
+from restoration.affinity import Affinity
+from restoration.errors import IdempotencyConflict, InputExpired
+from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobPage, JobStatus, NewJob
+from restoration.limits.quotas import Quotas
+from restoration.queue_policy import QueuePolicy
+from restoration.reuse import work_key
+from restoration.scaling import Demand
+from restoration.webhooks.messages import Delivery
+
+# Overdue jobs that one call of `expire` fails at most: the leader has tickets to send meanwhile.
+EXPIRE_AT_MOST = 20 * RECLAIM_BATCH
+
+_NEWEST_FIRST = (jobs.c.created_at.desc(), jobs.c.id.desc())
+
+# Made once: to put a statement with so many columns together takes longer than to execute it.
+_ONE = select(jobs).where(jobs.c.id == bindparam("job_id"))
+_ONE_OF_OWNER = _ONE.where(jobs.c.owner == bindparam("of_owner"))
+
+
+class PostgresJobStore:
+    """Holds nothing but the database; any number of stores may work on the same jobs."""
+
+    def __init__(self, database: Database, policy: QueuePolicy | None = None) -> None:
+        self._database = database
+        self._policy = policy or QueuePolicy()
+
+    async def insert(self, job: NewJob, quotas: Quotas | None = None) -> tuple[Job, bool]:
+        """As the port says. Inserting an id again is taken for a repetition of the call."""
+        return await self._database.run(partial(_insert, job, self._policy, quotas))
+
+    async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
+        key_used = (jobs.c.owner == owner) & (jobs.c.idempotency_key == idempotency_key)
+        lives = jobs.c.created_at > func.now() - timedelta(seconds=self._policy.idempotency_ttl_s)
+        found = await self._fetch(select(jobs).where(key_used, lives))
+        return found[0] if found else None
+
+    async def check_room(
+        self, owner: str, quotas: Quotas | None = None, more_bytes: int = 0
+    ) -> None:
+        work = partial(fair_queue.check_room, self._policy, owner, quotas, more_bytes)
+        await self._database.run(work, atomic=False)
+
+    async def get(self, job_id: UUID, owner: str | None = None) -> Job:
+        query = _ONE if owner is None else _ONE_OF_OWNER
+        found = await self._fetch(query, {"job_id": job_id, "of_owner": owner})
+        if not found:
+            raise transitions.job_not_found(job_id)
+        return found[0]
+
+    async def find_result(self, job: NewJob) -> Job | None:
+        query = (
+            select(jobs)
+            .where(
+                jobs.c.work_key == work_key(job),
+                jobs.c.owner == job.owner,
+                jobs.c.status == JobStatus.SUCCEEDED,
+                jobs.c.output_expired_at.is_(None),
+            )
+            .order_by(jobs.c.finished_at.desc())
+            .limit(1)
+        )
+        found = await self._fetch(query)
+        return found[0] if found else None
+
+    async def find(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+        query = select(jobs).where(jobs.c.id.in_(job_ids))
+        return await self._fetch(query)
+
+    async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
+        final = [status for status in JobStatus if status.is_final]
+        query = select(jobs).where(jobs.c.id.in_(job_ids), jobs.c.status.in_(final))
+        return await self._fetch(query)
+
+    async def list(
+        self,
+        owner: str,
+        statuses: Sequence[JobStatus] = (),
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> JobPage:
+        query = select(jobs).where(jobs.c.owner == owner).order_by(*_NEWEST_FIRST)
+        if statuses:
+            query = query.where(jobs.c.status.in_(statuses))
+        if cursor is not None:
+            last = Cursor.decode(cursor)
+            position = tuple_(jobs.c.created_at, jobs.c.id)
+            query = query.where(position < tuple_(last.created_at, last.id))
+        # One more than asked for tells whether there is another page.
+        found = await self._fetch(query.limit(limit + 1))
+        page = tuple(found[:limit])
+        if len(found) <= limit:
+            return JobPage(page, next_cursor=None)
+        return JobPage(page, Cursor(page[-1].created_at, page[-1].id).encode())
+
+    async def claim(
+        self,
+        worker: str,
+        lease_s: float,
+        workflows: Sequence[str],
+        affinity: Affinity | None = None,
+    ) -> Job | None:
+        work = partial(transitions.claim, worker, lease_s, workflows, affinity=affinity)
+        while True:
+            with suppress(transitions.Overtaken):
+                return await self._database.run(work, atomic=False)
+
+    async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
+        return await self._database.run(partial(transitions.heartbeat, ref, lease_s), atomic=False)
+
+    async def succeed(
+        self, ref: AttemptRef, output: Artifact, timings_s: Mapping[str, float]
+    ) -> Job:
+        ended = (ref, output, dict(timings_s))
+        quick = partial(transitions.succeed_quietly, *ended)
+        done = await self._database.run(quick, atomic=False)
+        if done is not None:
+            return done
+        return await self._database.run(partial(transitions.succeed, *ended))
+
+    async def fail(self, ref: AttemptRef, failure: Failure) -> Job:
+        return await self._database.run(partial(transitions.fail, ref, failure))
+
+    async def release(
+        self,
+        ref: AttemptRef,
+        failure: Failure | None,
+        delay_s: float = 0,
+        *,
+        charged: bool = True,
+    ) -> Job:
+        work = partial(transitions.release, ref, failure, delay_s, charged)
+        return await self._database.run(work)
+
+    async def request_cancel(self, job_id: UUID, owner: str | None = None) -> Job:
+        """As the port says; a job that has ended is returned as it is."""
+        return await self._database.run(partial(transitions.request_cancel, job_id, owner))
+
+    async def reclaim(self, worker: str | None = None) -> Sequence[Job]:
+        """As the port says, in transactions of a few jobs each."""
+        reclaimed: list[Job] = []
+        while True:
+            batch = await self._database.run(partial(transitions.reclaim, worker))
+            reclaimed += batch
+            if len(batch) < RECLAIM_BATCH:
+                return reclaimed
+
+    async def expire(self) -> Sequence[Job]:
+        """As the port says, in transactions of a few jobs each."""
+        expired: list[Job] = []
+        while len(expired) < EXPIRE_AT_MOST:
+            batch = await self._database.run(transitions.expire)
+            expired += batch
+            if len(batch) < RECLAIM_BATCH:
+                break
+        return expired
+
+    async def promote(self) -> None:
+        await self._database.run(partial(fair_queue.promote, self._policy.aging_s))
+
+    async def waiting(self, limit: int) -> Sequence[AttemptRef]:
+        return await self._database.run(partial(fair_queue.waiting, limit), atomic=False)
+
+    async def demand(self) -> Demand:
+        return await self._database.run(fair_queue.demand, atomic=False)
+
+    async def deliveries(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Delivery]:
+        return await self._database.run(partial(webhook_outbox.of_jobs, job_ids), atomic=False)
+
+    async def ping(self) -> None:
+        await self._database.run(_ping, atomic=False)
+
+    async def _fetch(
+        self, query: Select[Any], values: Mapping[str, object] | None = None
+    ) -> Sequence[Job]:
+        return await self._database.run(partial(_jobs, query, values), atomic=False)
+
+
+def _jobs(
+    query: Select[Any], values: Mapping[str, object] | None, connection: Connection
+) -> Sequence[Job]:
+    return [to_job(row) for row in connection.execute(query, values).mappings()]
+
+
+def _insert(
+    job: NewJob, policy: QueuePolicy, quotas: Quotas | None, connection: Connection
+) -> tuple[Job, bool]:
+    if job.idempotency_key is not None:
+        _free_expired_key(job.owner, job.idempotency_key, policy, connection)
+    if job.retry_of is not None:
+        _hold_input(job.retry_of, connection)
+    running_limit = policy.running_limit(quotas, is_retry=job.retry_of is not None)
+    hint = hint_of(AttemptRef(job.id, 1)) if running_limit == 0 else LOOK
+    # While another transaction inserts the same key, this waits until that one has ended.
+    row = connection.execute(*insertion(job, hint)).mappings().first()
+    if row is None:
+        return _earlier(job, connection), False
+    end_upload(job.id, connection)  # a job that is made of an upload has its id
+    fair_queue.admit(policy, job.owner, quotas, running_limit, connection)
+    if job.reused is not None:
+        webhook_outbox.enqueue(job, connection)
+    return to_job(row), True
+
+
+def _free_expired_key(owner: str, key: str, policy: QueuePolicy, connection: Connection) -> None:
+    expired = and_(
+        jobs.c.owner == owner,
+        jobs.c.idempotency_key == key,
+        jobs.c.created_at <= func.now() - timedelta(seconds=policy.idempotency_ttl_s),
+    )
+    connection.execute(update(jobs).where(expired).values(idempotency_key=None))
+
+
+def _hold_input(source_id: UUID, connection: Connection) -> None:
+    """Keep the sweeper from taking the input of a job that is being sent again.
+
+    It passes over rows that are locked, and over inputs that another row still needs.
+    """
+    query = select(jobs.c.input_expired_at).where(jobs.c.id == source_id).with_for_update()
+    source = connection.execute(query).first()
+    if source is None:
+        raise transitions.job_not_found(source_id)
+    if source.input_expired_at is not None:
+        raise InputExpired("the photo was kept for its time, and has been removed; submit it again")
+
+
+def _earlier(job: NewJob, connection: Connection) -> Job:
+    same = jobs.c.id == job.id
+    if job.idempotency_key is not None:
+        same = or_(same, jobs.c.idempotency_key == job.idempotency_key)
+    if job.retry_of is not None:
+        same = or_(same, jobs.c.retry_of == job.retry_of)
+    query = select(jobs).where(jobs.c.owner == job.owner, same)
+    # The key of one job and the id of another are two rows, and no repetition of either.
+    row, *others = connection.execute(query).mappings().all()
+    if others or row["request_digest"] != job.request_digest:
+        raise IdempotencyConflict(
+            "the idempotency key was used for another request; send a new key",
+            job_id=str(row["id"]),
+        )
+    return to_job(row)
+
+
+def _ping(connection: Connection) -> None:
+    connection.execute(select(1))

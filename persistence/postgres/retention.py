@@ -1,0 +1,174 @@
+"""What of ended jobs has outlived its time, in Postgres: marked first, for S3 to follow.
+
+An object is only deleted once no row counts on it, and that is decided here, under the locks of
+the rows that name it. Whoever makes a new job on the input of an earlier one locks that one's row
+and looks at its `input_expired_at` in the same transaction: then one of the two comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from functools import partial
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
+
+from persistence.objects.keys import job_of
+from persistence.postgres.database import Database
+from persistence.postgres.owner_counters import forget_idle, lock_owners_of
+from persistence.postgres.tables import OWNED, batches, deliveries, jobs
+from persistence.postgres.uploads import expire_uploads
+from restoration.webhooks.messages import DeliveryStatus
+
+
+class Retention:
+    """Each call is one small transaction; any number of sweepers may call."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def expire_inputs(self, kept_s: float, limit: int) -> Sequence[str]:
+        """Mark inputs whose every job ended `kept_s` ago or longer; returns their keys."""
+        return await self._database.run(partial(_expire_inputs, kept_s, limit))
+
+    async def expire_outputs(self, kept_s: float, limit: int) -> Sequence[str]:
+        """Mark the results of jobs that ended `kept_s` ago or longer; returns their keys."""
+        return await self._database.run(partial(_expire_outputs, kept_s, limit))
+
+    async def delete_rows(self, kept_s: float, limit: int) -> int:
+        """Delete jobs that ended `kept_s` ago or longer, have no object left, and nothing to tell
+        a receiver; returns how many."""
+        return await self._database.run(partial(_delete_rows, kept_s, limit))
+
+    async def forget_emptied(self, kept_s: float) -> None:
+        """Delete batches of that age, and owners, of whom no job is left. To be called after
+        `delete_rows`, once: it looks at all of them."""
+        await self._database.run(partial(_forget_emptied, kept_s))
+
+    async def expire_uploads(self, limit: int) -> Sequence[str]:
+        """Forget direct uploads that were not used in time; returns their keys."""
+        return await self._database.run(partial(expire_uploads, limit))
+
+    async def wanted_inputs(self, keys: Collection[str]) -> Collection[str]:
+        """Those of the keys that some job counts on."""
+        query = select(jobs.c.input_key).where(
+            jobs.c.input_key.in_(keys), jobs.c.input_expired_at.is_(None)
+        )
+        return await self._database.run(lambda connection: set(connection.scalars(query)))
+
+    async def wanted_outputs(self, keys: Collection[str]) -> Collection[str]:
+        """Those of the keys that are a job's result, or may become it: its job runs."""
+        return await self._database.run(partial(_wanted_outputs, keys))
+
+
+def _ended_before(kept_s: float) -> ColumnElement[bool]:
+    return jobs.c.finished_at <= func.now() - timedelta(seconds=kept_s)
+
+
+def _expire_inputs(kept_s: float, limit: int, connection: Connection) -> list[str]:
+    other = jobs.alias()
+    needed = exists().where(
+        other.c.input_key == jobs.c.input_key,
+        other.c.input_expired_at.is_(None),
+        or_(
+            other.c.finished_at.is_(None),
+            other.c.finished_at > func.now() - timedelta(seconds=kept_s),
+        ),
+    )
+    is_kept = jobs.c.input_expired_at.is_(None)
+    candidates = (
+        select(jobs.c.input_key)
+        .where(_ended_before(kept_s), is_kept, ~needed)
+        .order_by(jobs.c.finished_at)
+        .limit(limit)
+    )
+    keys = set(connection.scalars(candidates))
+    # All rows of a key, in one order, so that two sweepers cannot wait for each other. Then the
+    # question again, in a statement of its own: only that sees what was committed meanwhile.
+    locked = select(jobs.c.id).where(jobs.c.input_key.in_(keys), is_kept).order_by(jobs.c.id)
+    lock_owners_of(connection.scalars(locked.with_for_update()).all(), connection)
+    statement = (
+        update(jobs)
+        .where(jobs.c.input_key.in_(keys), is_kept, ~needed)
+        .values(input_expired_at=func.now())
+        .returning(jobs.c.input_key)
+    )
+    return sorted(set(connection.scalars(statement)))
+
+
+def _expire_outputs(kept_s: float, limit: int, connection: Connection) -> list[str]:
+    chosen = (
+        select(jobs.c.id)
+        .where(
+            _ended_before(kept_s),
+            jobs.c.output_key.is_not(None),
+            jobs.c.output_expired_at.is_(None),
+        )
+        .order_by(jobs.c.finished_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    job_ids = connection.scalars(chosen).all()
+    lock_owners_of(job_ids, connection)
+    statement = (
+        update(jobs)
+        .where(jobs.c.id.in_(job_ids))
+        .values(output_expired_at=func.now())
+        .returning(jobs.c.output_key)
+    )
+    return list(connection.scalars(statement))
+
+
+def _delete_rows(kept_s: float, limit: int, connection: Connection) -> int:
+    undelivered = exists().where(
+        deliveries.c.job_id == jobs.c.id, deliveries.c.status == DeliveryStatus.PENDING
+    )
+    chosen = (
+        select(jobs.c.id)
+        .where(
+            _ended_before(kept_s),
+            jobs.c.input_expired_at.is_not(None),
+            or_(jobs.c.output_key.is_(None), jobs.c.output_expired_at.is_not(None)),
+            ~undelivered,
+        )
+        .order_by(jobs.c.finished_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("chosen")
+    )
+    statement = delete(jobs).where(jobs.c.id.in_(select(chosen.c.id)))
+    return connection.execute(statement).rowcount
+
+
+def _forget_emptied(kept_s: float, connection: Connection) -> None:
+    connection.execute(delete(batches).where(_emptied_before(kept_s)))
+    forget_idle(connection)
+
+
+def _emptied_before(kept_s: float) -> ColumnElement[bool]:
+    """Batches of whose jobs none is left; one that never had any goes by its age."""
+    old = batches.c.created_at < func.now() - timedelta(seconds=kept_s)
+    return and_(old, ~exists().where(jobs.c.batch_id == batches.c.id))
+
+
+def _wanted_outputs(keys: Collection[str], connection: Connection) -> set[str]:
+    job_ids = {key: job_of(key) for key in keys}
+    columns = (jobs.c.id, jobs.c.status, jobs.c.output_key, jobs.c.output_expired_at)
+    query = select(*columns).where(jobs.c.id.in_(set(job_ids.values())))
+    rows = {row.id: row for row in connection.execute(query)}
+    return {
+        key
+        for key, job_id in job_ids.items()
+        if (row := rows.get(job_id)) is not None
+        and (row.status in OWNED or (row.output_key == key and row.output_expired_at is None))
+    }

@@ -1,0 +1,333 @@
+"""Every change of a job's state in Postgres, each a function of one transaction's connection.
+
+There is one UPDATE that changes a state (`_move`), and one that claims. Both name the states
+they may start from with `sources_of`, and both are fenced: a row that another attempt owns, or
+that has moved on, is left alone. Leases are measured on Postgres' clock only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Interval,
+    ScalarSelect,
+    Select,
+    and_,
+    bindparam,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from persistence.postgres import webhook_outbox
+from persistence.postgres.attempts import with_attempt
+from persistence.postgres.fair_queue import BEST, FIRST, by_turn, candidates, is_overdue, put_first
+from persistence.postgres.leadership import LOOK, WAITING_CHANNEL
+from persistence.postgres.owner_counters import CLAIMED_BY_ANOTHER
+from persistence.postgres.rows import artifact_columns, failure_columns, to_job
+from persistence.postgres.tables import OWNED, jobs
+from restoration.affinity import Affinity
+from restoration.errors import JobNotFound, LeaseLost, QueueTimeout
+from restoration.jobs import (
+    Artifact,
+    AttemptOutcome,
+    AttemptRef,
+    Failure,
+    Job,
+    JobStatus,
+    sources_of,
+)
+
+RECLAIM_BATCH = 50
+
+
+def _claim(job_id: ScalarSelect[UUID]) -> ReturningUpdate[Any]:
+    return (
+        update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(
+            status=JobStatus.RUNNING,
+            attempt=jobs.c.attempt + 1,
+            worker=bindparam("for_worker"),
+            lease_until=func.now() + bindparam("lease", type_=Interval()),
+            started_at=func.now(),
+        )
+        .returning(jobs)
+    )
+
+
+# Made once: to put so large a statement together takes longer than to execute it.
+_CLAIM_BEST, _CLAIM_FIRST = _claim(BEST), _claim(FIRST)
+
+
+def _some(order: ColumnElement[datetime], *conditions: ColumnElement[bool]) -> Select[Any]:
+    """Rows for a batch of changes, locked; those that somebody else is changing are left out."""
+    of_batch = select(jobs).where(*conditions).order_by(order).limit(RECLAIM_BATCH)
+    return of_batch.with_for_update(skip_locked=True)
+
+
+_OWNED = jobs.c.status.in_(OWNED)
+_LAPSED = _some(jobs.c.lease_until, _OWNED, jobs.c.lease_until <= func.now())
+_HELD_BY = _some(jobs.c.lease_until, _OWNED, jobs.c.worker == bindparam("by_worker"))
+_OVERDUE = _some(jobs.c.queue_deadline_at, is_overdue())
+
+
+class Overtaken(Exception):
+    """Another claim has taken the last place that the owner had; a new one passes over it."""
+
+
+def claim(
+    worker: str,
+    lease_s: float,
+    workflows: Sequence[str],
+    connection: Connection,
+    affinity: Affinity | None = None,
+) -> Job | None:
+    """The best job that waits; concurrent claims pass over each other's jobs. Raises Overtaken."""
+    lease = timedelta(seconds=lease_s)
+    values = {"for_worker": worker, "of_workflows": list(workflows), "lease": lease}
+    try:
+        row = None
+        if affinity is not None:
+            order = affinity.order(candidates(worker, workflows, connection))
+            row = connection.execute(_CLAIM_FIRST, {**values, "order": order}).mappings().first()
+        if row is None:  # all of them were being claimed at this moment, or there are none
+            row = connection.execute(_CLAIM_BEST, values).mappings().first()
+    except OperationalError as error:
+        if getattr(error.orig, "pgcode", None) == CLAIMED_BY_ANOTHER:
+            raise Overtaken from error
+        raise
+    return None if row is None else to_job(row)
+
+
+def heartbeat(ref: AttemptRef, lease_s: float, connection: Connection) -> JobStatus:
+    values = {**_this(ref), "lease": timedelta(seconds=lease_s)}
+    status = connection.execute(_HEARTBEAT, values).scalar()
+    if status is None:
+        raise _lease_lost(ref)
+    return JobStatus(status)
+
+
+def succeed_quietly(
+    ref: AttemptRef, output: Artifact, timings_s: dict[str, float], connection: Connection
+) -> Job | None:
+    """As `succeed`, by one statement that needs no transaction around it.
+
+    None, and nothing has changed, for a job with a webhook, and for one that is not the attempt's.
+    """
+    values = {**_this(ref), **artifact_columns("output", output), "timings_s": timings_s}
+    row = connection.execute(_SUCCEED_QUIETLY, values).mappings().first()
+    return None if row is None else to_job(row)
+
+
+def succeed(
+    ref: AttemptRef, output: Artifact, timings_s: dict[str, float], connection: Connection
+) -> Job:
+    values = {**artifact_columns("output", output), "timings_s": timings_s}
+    try:
+        return _moved(_SUCCEED, ref, connection, values)
+    except LeaseLost:
+        # The answer to an earlier call may have been lost on its way to the worker.
+        done = _is_attempt(ref, {JobStatus.SUCCEEDED})
+        row = connection.execute(select(jobs).where(done)).mappings().first()
+        if row is None:
+            raise
+        return to_job(row)
+
+
+def fail(ref: AttemptRef, failure: Failure, connection: Connection) -> Job:
+    values = {
+        **failure_columns(failure),
+        "failed_attempts": jobs.c.failed_attempts + 1,
+        "attempts": with_attempt(AttemptOutcome.FAILED, failure),
+    }
+    return _move(connection, ref, OWNED, JobStatus.FAILED, values)
+
+
+def release(
+    ref: AttemptRef,
+    failure: Failure | None,
+    delay_s: float,
+    charged: bool,
+    connection: Connection,
+) -> Job:
+    query = select(jobs).where(_is_attempt(ref, OWNED)).with_for_update()
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise _lease_lost(ref)
+    return _hand_back(connection, to_job(row), failure, delay_s, charged=charged)
+
+
+def reclaim(worker: str | None, connection: Connection) -> list[Job]:
+    """Hand back at most RECLAIM_BATCH of the jobs that the port's `reclaim` means."""
+    query = _LAPSED if worker is None else _HELD_BY
+    held = [to_job(row) for row in connection.execute(query, {"by_worker": worker}).mappings()]
+    held.sort(key=by_turn)
+    return [_resume(job, connection) for job in held]
+
+
+def _resume(job: Job, connection: Connection) -> Job:
+    after = _hand_back(connection, job, _worker_lost(job), delay_s=0)
+    if after.status is JobStatus.QUEUED:
+        put_first(after, connection)
+    return after
+
+
+def expire(connection: Connection) -> list[Job]:
+    """Fail at most RECLAIM_BATCH of the jobs that the port's `expire` means."""
+    overdue = [to_job(row) for row in connection.execute(_OVERDUE).mappings()]
+    overdue.sort(key=by_turn)
+    failure = Failure(QueueTimeout.code, "the job did not start by its queue deadline")
+    values = failure_columns(failure)
+    return [
+        _move(connection, job.ref, {JobStatus.QUEUED}, JobStatus.FAILED, values) for job in overdue
+    ]
+
+
+def request_cancel(job_id: UUID, owner: str | None, connection: Connection) -> Job:
+    query = select(jobs).where(jobs.c.id == job_id).with_for_update()
+    if owner is not None:
+        query = query.where(jobs.c.owner == owner)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise job_not_found(job_id)
+    return cancel(to_job(row), connection)
+
+
+def cancel(job: Job, connection: Connection) -> Job:
+    """Cancel a job whose row is locked, as the port's `request_cancel` says."""
+    match job.status:
+        case JobStatus.QUEUED:
+            return _move(connection, job.ref, {job.status}, JobStatus.CANCELLED)
+        case JobStatus.RUNNING:
+            return _move(connection, job.ref, {job.status}, JobStatus.CANCELLING)
+        case _:
+            return job
+
+
+def announce(connection: Connection) -> None:
+    """Tell the dispatcher to look for jobs: when this transaction commits, and only then."""
+    connection.execute(_ANNOUNCE)
+
+
+def job_not_found(job_id: UUID) -> JobNotFound:
+    return JobNotFound("there is no such job", job_id=str(job_id))
+
+
+def _hand_back(
+    connection: Connection,
+    job: Job,
+    failure: Failure | None,
+    delay_s: float,
+    *,
+    charged: bool = True,
+) -> Job:
+    """End the attempt that owns `job`, whose row is locked, without a result."""
+    if job.status is JobStatus.CANCELLING:
+        ended = {"attempts": with_attempt(AttemptOutcome.CANCELLED, failure)}
+        return _move(connection, job.ref, OWNED, JobStatus.CANCELLED, ended)
+    held_against_it = charged and failure is not None
+    failed_attempts = job.failed_attempts + held_against_it
+    if failure is not None and held_against_it and failed_attempts >= job.max_attempts:
+        return fail(job.ref, failure, connection)
+    outcome = AttemptOutcome.FAILED if held_against_it else AttemptOutcome.HANDED_BACK
+    values = {
+        "failed_attempts": failed_attempts,
+        "available_at": _from_now(delay_s),
+        "worker": None,
+        "started_at": None,
+        "last_worker": job.worker if failure else None,
+        "attempts": with_attempt(outcome, failure),
+    }
+    announce(connection)
+    return _move(connection, job.ref, OWNED, JobStatus.QUEUED, values)
+
+
+def _moving(
+    sources: Collection[JobStatus], target: JobStatus, values: Mapping[str, object] | None = None
+) -> ReturningUpdate[Any]:
+    """The change of the attempt that is named by `_this`, if it was in one of `sources` from which
+    the table of transitions leads to `target`."""
+    changes: dict[str, object] = {"status": target, **(values or {})}
+    if target not in OWNED:
+        changes["lease_until"] = None
+    if target.is_final:
+        changes["finished_at"] = func.now()
+    allowed = sources_of(target).intersection(sources)
+    return update(jobs).where(_is_this(allowed)).values(changes).returning(jobs)
+
+
+def _move(
+    connection: Connection,
+    ref: AttemptRef,
+    sources: Collection[JobStatus],
+    target: JobStatus,
+    values: Mapping[str, object] | None = None,
+) -> Job:
+    """The job, now in `target`. Raises LeaseLost unless `ref` is its newest attempt, and it was
+    in one of `sources` from which the table of transitions leads to `target`."""
+    return _moved(_moving(sources, target, values), ref, connection)
+
+
+def _moved(
+    moving: ReturningUpdate[Any],
+    ref: AttemptRef,
+    connection: Connection,
+    values: Mapping[str, object] | None = None,
+) -> Job:
+    row = connection.execute(moving, {**_this(ref), **(values or {})}).mappings().first()
+    if row is None:
+        raise _lease_lost(ref)
+    job = to_job(row)
+    if job.status.is_final:
+        webhook_outbox.enqueue(job, connection)
+    return job
+
+
+def _this(ref: AttemptRef) -> dict[str, object]:
+    return {"this_job": ref.job_id, "this_attempt": ref.attempt}
+
+
+def _is_this(statuses: Collection[JobStatus]) -> ColumnElement[bool]:
+    this_attempt = jobs.c.attempt == bindparam("this_attempt")
+    return and_(jobs.c.id == bindparam("this_job"), this_attempt, jobs.c.status.in_(statuses))
+
+
+def _is_attempt(ref: AttemptRef, statuses: Collection[JobStatus]) -> ColumnElement[bool]:
+    return and_(jobs.c.id == ref.job_id, jobs.c.attempt == ref.attempt, jobs.c.status.in_(statuses))
+
+
+# Made once, as `_CLAIM_BEST` is.
+_HEARTBEAT = (
+    update(jobs)
+    .where(_is_this(OWNED))
+    .values(lease_until=func.now() + bindparam("lease", type_=Interval()))
+    .returning(jobs.c.status)
+)
+_SUCCEED = _moving(OWNED, JobStatus.SUCCEEDED, {"attempts": with_attempt(AttemptOutcome.SUCCEEDED)})
+_SUCCEED_QUIETLY = _SUCCEED.where(jobs.c.webhook_url.is_(None))
+_ANNOUNCE = select(func.pg_notify(WAITING_CHANNEL, LOOK))
+
+
+def _lease_lost(ref: AttemptRef) -> LeaseLost:
+    return LeaseLost(
+        f"attempt {ref.attempt} does not own job {ref.job_id}",
+        job_id=str(ref.job_id),
+        attempt=ref.attempt,
+    )
+
+
+def _worker_lost(job: Job) -> Failure:
+    return Failure("worker_lost", f"the worker was lost during attempt {job.attempt}")
+
+
+def _from_now(delay_s: float) -> ColumnElement[datetime]:
+    return func.now() + timedelta(seconds=delay_s)

@@ -1,0 +1,86 @@
+"""Direct uploads that no job was made of yet, in Postgres: how much each owner has announced.
+
+Triggers add them to what the owner has stored (migration 0015), from the moment in which the link
+is given. The transaction that records the job of an upload ends it; retention ends the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+from uuid import UUID
+
+from sqlalchemy import Connection, delete, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from persistence.objects.keys import upload_key
+from persistence.postgres import fair_queue
+from persistence.postgres.database import Database
+from persistence.postgres.owner_counters import lock_owners
+from persistence.postgres.tables import uploads
+from restoration.limits.quotas import Quotas
+from restoration.queue_policy import QueuePolicy
+
+
+class PostgresUploadStore:
+    """Holds nothing but the database; any number of stores may work on the same uploads."""
+
+    def __init__(self, database: Database, policy: QueuePolicy | None = None) -> None:
+        self._database = database
+        self._policy = policy or QueuePolicy()
+
+    async def begin(
+        self,
+        upload_id: UUID,
+        owner: str,
+        size_bytes: int,
+        lifetime_s: float,
+        quotas: Quotas | None = None,
+    ) -> None:
+        work = partial(_begin, self._policy, upload_id, owner, size_bytes, lifetime_s, quotas)
+        await self._database.run(work)
+
+    async def size_of(self, upload_id: UUID, owner: str) -> int | None:
+        query = select(uploads.c.size_bytes).where(
+            uploads.c.id == upload_id, uploads.c.owner == owner
+        )
+        return await self._database.run(lambda connection: connection.scalar(query), atomic=False)
+
+
+def _begin(
+    policy: QueuePolicy,
+    upload_id: UUID,
+    owner: str,
+    size_bytes: int,
+    lifetime_s: float,
+    quotas: Quotas | None,
+    connection: Connection,
+) -> None:
+    """Exact for one owner, whose row the insert has locked."""
+    expires_at = func.now() + timedelta(seconds=lifetime_s)
+    new = {"id": upload_id, "owner": owner, "size_bytes": size_bytes, "expires_at": expires_at}
+    connection.execute(insert(uploads).values(new).on_conflict_do_nothing())  # a repeated call
+    fair_queue.check_room(policy, owner, quotas, 0, connection)
+    of_owner = select(func.sum(uploads.c.size_bytes)).where(uploads.c.owner == owner)
+    (quotas or policy.quotas).check_uploading(int(connection.scalar(of_owner) or 0))
+
+
+def end_upload(upload_id: UUID, connection: Connection) -> None:
+    """A job was made of it, which counts from now on. The caller has locked the owner's row."""
+    connection.execute(delete(uploads).where(uploads.c.id == upload_id))
+
+
+def expire_uploads(limit: int, connection: Connection) -> Sequence[str]:
+    """Forget uploads whose time is up; returns the keys of their objects, which are to follow."""
+    chosen = (
+        select(uploads.c.id, uploads.c.owner)
+        .where(uploads.c.expires_at <= func.now())
+        .order_by(uploads.c.expires_at)
+        .limit(limit)
+    )
+    found = connection.execute(chosen).all()
+    lock_owners({row.owner for row in found}, connection)
+    ids = [row.id for row in found]
+    gone = delete(uploads).where(uploads.c.id.in_(ids)).returning(uploads.c.id, uploads.c.owner)
+    return [upload_key(row.owner, row.id) for row in connection.execute(gone)]

@@ -1,0 +1,202 @@
+"""Every follower of every job in this process, on one Redis connection.
+
+A hub reads all the streams that somebody follows with one blocking XREAD, each from the earliest
+id that one of its followers lacks. It hands on what it reads to a mailbox for each follower,
+which skips what that one has had. A new follower interrupts the read through a stream of the
+hub's own, so that no wake-up can be lost. A lost Redis is connected to again for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from uuid import UUID, uuid4
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from persistence.redis.stream_codec import (
+    PREVIEW,
+    START,
+    Entry,
+    StreamId,
+    format_id,
+    latest_key,
+    parse_event,
+    read_entries,
+    stream_key,
+)
+from restoration.backoff import backoff_s
+from restoration.events import JobEvent, Previewed, StateChanged
+from restoration.jobs import Job
+from restoration.ports import StampedEvent
+
+log = structlog.get_logger(__name__)
+
+BLOCK_S = 2.0
+_READ_COUNT = 200
+MAILBOX_SIZE = 400  # more than a stream holds, so that whoever comes late loses nothing
+_BACKOFF_S = (0.05, 2.0)
+
+
+class Mailbox:
+    """What one follower has yet to take: one preview at most, and states before progress."""
+
+    def __init__(self, job_id: UUID, after: StreamId) -> None:
+        self.job_id = job_id
+        self.cursor = after  # of the last entry seen, whether or not it made an event
+        self._events: deque[StampedEvent] = deque()
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    def offer(self, position: StreamId, event: JobEvent | None, row: Job | None = None) -> None:
+        """Add the event at `position`, unless it has been here; None only moves the cursor on."""
+        if position <= self.cursor:
+            return
+        self.cursor = position
+        if event is None:
+            return
+        if isinstance(event, Previewed):
+            self._drop_first(lambda held: isinstance(held, Previewed))
+        if len(self._events) >= MAILBOX_SIZE and not self._drop_first(
+            lambda held: not isinstance(held, StateChanged)
+        ):
+            self._events.popleft()
+        self._events.append(StampedEvent(format_id(position), event, row))
+        self._changed.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._changed.set()
+
+    async def take(self) -> StampedEvent | None:
+        """The next event, waiting for it if need be; None when there will be no more."""
+        while not self._events:
+            if self._closed:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        return self._events.popleft()
+
+    def _drop_first(self, unwanted: Callable[[JobEvent], bool]) -> bool:
+        for index, stamped in enumerate(self._events):
+            if unwanted(stamped.event):
+                del self._events[index]
+                return True
+        return False
+
+
+class Hub:
+    """Reads for all mailboxes, from the first follower on until it is closed."""
+
+    def __init__(self, commands: Redis, blocking: Redis) -> None:
+        """`blocking` is the hub's own, and waits BLOCK_S for an answer at least."""
+        self._commands = commands
+        self._blocking = blocking
+        self._mailboxes: set[Mailbox] = set()
+        self._control_key = f"restore:hub:{uuid4()}"
+        self._control_at = START
+        self._closing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def join(self, job_id: UUID, after: StreamId) -> AsyncIterator[Mailbox]:
+        """A mailbox that fills with the events of `job_id` after the one at `after`."""
+        mailbox = Mailbox(job_id, after)
+        self._mailboxes.add(mailbox)
+        try:
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._run(), name="status-hub")
+                self._task.add_done_callback(self._ended)
+            await self._interrupt()
+            _honour_cancel()
+            yield mailbox
+        finally:
+            self._mailboxes.discard(mailbox)
+
+    async def aclose(self) -> None:
+        """End every follower's iteration and the connection."""
+        self._closing.set()
+        while self._task is not None and not self._task.done():
+            self._task.cancel()  # again if need be: see `_honour_cancel`
+            await asyncio.wait([self._task], timeout=0.1)
+        self._close_mailboxes()
+
+    async def _interrupt(self) -> None:
+        # Where Redis is away the hub is not blocked in a read, and needs no interruption.
+        with contextlib.suppress(RedisError):
+            async with self._commands.pipeline(transaction=False) as pipeline:
+                pipeline.xadd(self._control_key, {"joined": ""}, maxlen=1, approximate=False)
+                pipeline.expire(self._control_key, 60)
+                await pipeline.execute()
+
+    async def _run(self) -> None:
+        failures = 0
+        while not self._closing.is_set():
+            try:
+                await self._read()
+                failures = 0
+            except RedisError as error:
+                log.warning("progress_stands_still", reason=str(error))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(backoff_s(*_BACKOFF_S, failures)):
+                        await self._closing.wait()
+                failures += 1
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # Only a defect ends the task early: its followers must not wait for ever.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("status_hub_failed", exc_info=error)
+        self._close_mailboxes()
+
+    def _close_mailboxes(self) -> None:
+        for mailbox in self._mailboxes:
+            mailbox.close()
+
+    async def _read(self) -> None:
+        """One XREAD, and its delivery."""
+        asked: dict[UUID, StreamId] = {}
+        for mailbox in self._mailboxes:
+            asked[mailbox.job_id] = min(mailbox.cursor, asked.get(mailbox.job_id, mailbox.cursor))
+        jobs = {stream_key(job_id): job_id for job_id in asked}
+        positions = {self._control_key: self._control_at} | {
+            key: asked[job_id] for key, job_id in jobs.items()
+        }
+        read = await read_entries(self._blocking, positions, _READ_COUNT, BLOCK_S)
+        if control := read.pop(self._control_key, None):
+            self._control_at = control[-1].id
+        entries = {jobs[key]: found for key, found in read.items()}
+        previews = await self._newest_previews(entries)
+        # Who has joined meanwhile, and lacks earlier events than were asked for, waits for the
+        # next read: to deliver now would move its cursor past them.
+        for mailbox in self._mailboxes:
+            if mailbox.job_id in entries and mailbox.cursor >= asked[mailbox.job_id]:
+                _deliver(mailbox, entries[mailbox.job_id], previews.get(mailbox.job_id))
+
+    async def _newest_previews(
+        self, entries: dict[UUID, Sequence[Entry]]
+    ) -> dict[UUID, JobEvent | None]:
+        wanted = [job for job, found in entries.items() if any(e.is_preview for e in found)]
+        if not wanted:
+            return {}
+        async with self._blocking.pipeline(transaction=False) as pipeline:
+            for job_id in wanted:
+                pipeline.hget(latest_key(job_id), PREVIEW)
+            return dict(zip(wanted, map(parse_event, await pipeline.execute()), strict=True))
+
+
+def _honour_cancel() -> None:
+    """Go now, if this task was cancelled and redis-py has kept that to itself: it uses
+    asyncio.wait_for, which in Python 3.11 swallows a cancel that comes with its result."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _deliver(mailbox: Mailbox, entries: Iterable[Entry], preview: JobEvent | None) -> None:
+    # Several previews are all the newest picture by now; the mailbox keeps the last of them.
+    for entry in entries:
+        mailbox.offer(entry.id, preview if entry.is_preview else entry.event, entry.row)

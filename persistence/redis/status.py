@@ -1,0 +1,107 @@
+"""StatusBoard on Redis: best effort, and quick to say when Redis is away.
+
+Everything about a job vanishes a day after its last event. What is lost here was never the truth:
+the job's row tells how it ended.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from persistence.redis.client import connect, translated_errors
+from persistence.redis.followers import BLOCK_S, Hub
+from persistence.redis.stream_codec import (
+    START,
+    StreamId,
+    entry_fields,
+    latest_key,
+    parse_event,
+    parse_id,
+    row_fields,
+    stream_key,
+)
+from restoration.events import JobEvent, StateChanged, to_json
+from restoration.jobs import Job
+from restoration.ports import StampedEvent
+
+_TIMEOUT_S = 1.0
+_KEPT_S = 24 * 3600
+_KEPT_EVENTS = 200  # for each job, give or take a hundred
+
+
+class RedisStatusBoard:
+    """Belongs to one event loop: the one it is made in."""
+
+    def __init__(self, redis_url: str) -> None:
+        """Connects on first use: the commands share a pool, all followers one connection."""
+        self._commands = connect(redis_url, timeout_s=_TIMEOUT_S, retries=1)
+        self._blocking = connect(redis_url, timeout_s=BLOCK_S + _TIMEOUT_S, retries=0)
+        self._hub = Hub(self._commands, self._blocking)
+
+    async def publish(self, events: Sequence[tuple[UUID, JobEvent]]) -> None:
+        """Write the whole batch in one round trip.
+
+        Raises DependencyUnavailable after about two seconds; part of it may be written then.
+        """
+        await self._write([(job_id, event, entry_fields(event)) for job_id, event in events])
+
+    async def conclude(self, job: Job) -> None:
+        """As the port says, in one round trip. Raises DependencyUnavailable as `publish`."""
+        end = StateChanged(job.status, job.attempt)
+        await self._write([(job.id, end, entry_fields(end) | row_fields(job))])
+
+    async def _write(self, entries: Sequence[tuple[UUID, JobEvent, dict[Any, Any]]]) -> None:
+        newest: dict[UUID, dict[Any, str]] = defaultdict(dict)
+        for job_id, event, _ in entries:
+            newest[job_id][event.type] = to_json(event)
+        with translated_errors():
+            async with self._commands.pipeline(transaction=False) as pipeline:
+                # The hash first: whoever reads of a preview in the stream looks for it there.
+                for job_id, by_type in newest.items():
+                    pipeline.hset(latest_key(job_id), mapping=by_type)
+                for job_id, _, fields in entries:
+                    pipeline.xadd(stream_key(job_id), fields, maxlen=_KEPT_EVENTS)
+                for job_id in newest:
+                    pipeline.expire(latest_key(job_id), _KEPT_S)
+                    pipeline.expire(stream_key(job_id), _KEPT_S)
+                await pipeline.execute()
+
+    async def latest(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:
+        """As the port says, in one round trip. Raises DependencyUnavailable."""
+        with translated_errors():
+            async with self._commands.pipeline(transaction=False) as pipeline:
+                for job_id in job_ids:
+                    pipeline.hgetall(latest_key(job_id))
+                answers = await pipeline.execute()
+        boards: dict[UUID, Sequence[JobEvent]] = {}
+        for job_id, by_type in zip(job_ids, answers, strict=True):
+            events = [event for text in by_type.values() if (event := parse_event(text))]
+            if events:
+                boards[job_id] = events
+        return boards
+
+    def follow(self, job_id: UUID, after_id: str | None = None) -> AsyncIterator[StampedEvent]:
+        """As the port says. Goes on by itself after Redis was away, and ends with `aclose`.
+
+        A follower that is slow loses progress, never the newest state. Raises InvalidRequest at
+        once for an `after_id` that is none.
+        """
+        return self._follow(job_id, START if after_id is None else parse_id(after_id))
+
+    async def _follow(self, job_id: UUID, after: StreamId) -> AsyncIterator[StampedEvent]:
+        async with self._hub.join(job_id, after) as mailbox:
+            while (stamped := await mailbox.take()) is not None:
+                yield stamped
+
+    async def ping(self) -> None:
+        with translated_errors():
+            await self._commands.ping()
+
+    async def aclose(self) -> None:
+        """End every follower, and close the connections."""
+        await self._hub.aclose()
+        await self._blocking.aclose()
+        await self._commands.aclose()

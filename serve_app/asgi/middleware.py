@@ -1,0 +1,280 @@
+"""Pure ASGI middleware: request ids, the log of requests, limits of bodies, and Serve's edge.
+
+Every answer carries an X-Request-Id, which is bound to the log while the request runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from restoration.errors import InvalidRequest, UploadTooSlow
+from restoration.observability.tracing import HEADER, NullTracer, TraceContext, Tracer, spanning
+from serve_app.asgi.errors import internal_error_response, problem_document
+from serve_app.asgi.flow_control import FlowControlledEdge
+from serve_app.asgi.security_headers import RESPONSE_STARTS, SecurityHeaders
+
+log = structlog.get_logger(__name__)
+
+REQUEST_ID = "X-Request-Id"
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_QUIET_PATHS = frozenset({"/healthz", "/readyz"})  # asked every few seconds by load balancers
+
+
+class RequestContext:
+    """Names each request, logs and traces how it went, and turns what nobody caught into a 500
+    problem. The trace is the caller's (`traceparent`), or begins here."""
+
+    def __init__(self, app: ASGIApp, tracer: Tracer | None = None) -> None:
+        self._app = app
+        self._tracer = tracer or NullTracer()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = Headers(scope=scope)
+        name, attributes = _span_of(scope)
+        callers = TraceContext.parse(headers.get(HEADER))
+        tracer = NullTracer() if scope["path"] in _QUIET_PATHS else self._tracer
+        with spanning(tracer, name, attributes, "server", callers) as here:
+            ids = {"request_id": _request_id(headers), "trace_id": here.trace_id}
+            with structlog.contextvars.bound_contextvars(**ids):
+                await self._answer(scope, receive, send, ids["request_id"])
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        scope.setdefault("state", {})["request_id"] = request_id
+        answer = _Answer(send, request_id, scope["state"])
+        started = time.monotonic()
+        try:
+            await self._app(scope, receive, answer.send)
+        except Exception:
+            log.exception("request_crashed", method=scope["method"], path=scope["path"])
+            if answer.status is not None:
+                raise  # the head is out; all that is left is to cut the connection
+            await internal_error_response(Request(scope))(scope, receive, answer.send)
+        finally:
+            if scope["path"] not in _QUIET_PATHS:
+                log.info(
+                    "request",
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=answer.status,
+                    took_s=round(time.monotonic() - started, 4),
+                )
+
+
+def _span_of(scope: Scope) -> tuple[str, dict[str, str | int | float]]:
+    """Name and attributes, as OpenTelemetry's conventions for HTTP have them where the route is
+    not known: a path, with its ids, is no name."""
+    method = scope["method"]
+    return method, {"http.request.method": method, "url.path": scope["path"]}
+
+
+class _Answer:
+    """Adds the request's id, and what a dependency of the route has left in
+    `request.state.answer_headers`, and remembers the status."""
+
+    def __init__(self, send: Send, request_id: str, state: Mapping[str, Any]) -> None:
+        self._send = send
+        self._request_id = request_id
+        self._state = state
+        self.status: int | None = None
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers[REQUEST_ID] = self._request_id
+            headers.update(self._state.get("answer_headers", {}))
+        await self._send(message)
+
+
+def _request_id(headers: Headers) -> str:
+    offered = headers.get(REQUEST_ID, "")
+    return offered if _SANE_REQUEST_ID.fullmatch(offered) else uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The bytes that a request's body may have, and the error that one beyond them is."""
+
+    max_bytes: int
+    error: type[InvalidRequest]
+
+    def exceeded(self) -> InvalidRequest:
+        return self.error(
+            f"the request is larger than {self.max_bytes} bytes; send less at a time",
+            max_bytes=self.max_bytes,
+        )
+
+
+class BodyLimit:
+    """Refuses a body above the limit while it is read, so that it is never held in full.
+
+    What arrives is counted, also by the route if it has left a `count_body` in the state;
+    Content-Length only lets a refusal come sooner. A request that is answered without reading its
+    body costs nothing and needs no limit. The paths in `paths` have limits of their own.
+    """
+
+    def __init__(self, app: ASGIApp, limit: Limit, paths: Mapping[str, Limit]) -> None:
+        self._app = app
+        self._limit = limit
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        limit = self._paths.get(scope["path"], self._limit)
+        declared = Headers(scope=scope).get("content-length", "")
+        received = 0
+
+        async def receive_within_limit() -> Message:
+            nonlocal received
+            if declared.isdecimal() and int(declared) > limit.max_bytes:
+                raise limit.exceeded()
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > limit.max_bytes:
+                    raise limit.exceeded()
+                count: Callable[[int], None] | None = scope.get("state", {}).get("count_body")
+                if count is not None:
+                    count(len(message.get("body", b"")))
+            return message
+
+        await self._app(scope, receive_within_limit, send)
+
+
+class BodyPace:
+    """Refuses a body that trickles in: it would hold the place of an upload as long as it likes.
+
+    What counts is time spent waiting for the sender, by the rule of Apache's mod_reqtimeout: so
+    many seconds for any body, and more for what has arrived (decision 26 in docs/decisions).
+    """
+
+    PATIENCE_S = 60.0
+    SLOWEST_BYTES_S = 16 * 1024
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        left_s, complete = self.PATIENCE_S, False
+
+        async def receive_in_time() -> Message:
+            nonlocal left_s, complete
+            if complete:  # what comes now is that the client has gone, whenever that is
+                return await receive()
+            asked_at = time.monotonic()
+            try:
+                async with asyncio.timeout(left_s):
+                    message = await receive()
+            except TimeoutError:
+                raise self._too_slow() from None
+            arrived = len(message.get("body", b""))
+            left_s += arrived / self.SLOWEST_BYTES_S - (time.monotonic() - asked_at)
+            complete = not message.get("more_body", False)
+            return message
+
+        await self._app(scope, receive_in_time, send)
+
+    def _too_slow(self) -> UploadTooSlow:
+        return UploadTooSlow(
+            f"the request came too slowly, with less than {self.SLOWEST_BYTES_S} bytes a second "
+            "for too long; send it again over a better connection"
+        )
+
+
+# Of a request, what Ray Serve obeys or hands on (ray.serve._private, 2.60): a model and a session
+# to route by, a time limit, whether a client that leaves ends its request. In lower case and with
+# hyphens: Serve takes an underscore for a hyphen in some of them, as proxies do.
+_STEERING_HEADERS = frozenset(
+    {
+        "serve-multiplexed-model-id",
+        "x-session-id",
+        "x-request-timeout-seconds",
+        "x-request-disconnect-disabled",
+    }
+)
+_STEERING_PREFIX = "x-serve-router-"
+# Serve decodes these as UTF-8, and fails where they are not.
+_DECODED_HEADERS = frozenset({HEADER, "tracestate"})
+# Serve's own paths: which applications run, and whether its proxy is well. The latter says one
+# word, and probes that have no token ask it: HAProxy's of a replica, KubeRay's operator's.
+_SERVES_PATHS = "/-/"
+_SERVES_HEALTH = "/-/healthz"
+
+
+class ServeEdge:
+    """Outermost, around Ray Serve itself: protects it from what a client may send.
+
+    Serve lets requests steer it by headers, and fails (500, without a problem) where their bytes
+    are not UTF-8; it lists its applications to anybody, and fails for a websocket without a route.
+    It runs around Serve's own HTTP proxy and, where HAProxy is in front, around each replica.
+    `session_header` is another name that Serve was told to find a session's id under.
+    """
+
+    def __init__(self, app: ASGIApp, session_header: str = "") -> None:
+        self._app = app
+        self._stripped = _STEERING_HEADERS | {_hyphenated(session_header)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = MutableHeaders(raw=[each for each in scope["headers"] if self._may_pass(*each)])
+        headers[REQUEST_ID] = request_id = _request_id(headers)
+        scope["headers"] = headers.raw
+
+        async def send_one_request_id(message: Message) -> None:
+            if message["type"] in RESPONSE_STARTS:
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        if _is_for_serve_alone(scope):
+            refusal = problem_document(
+                HTTPStatus.NOT_FOUND, "not_found", "Not Found", scope["path"], request_id
+            )
+            return await refusal(scope, receive, send_one_request_id)
+        await self._app(scope, receive, send_one_request_id)
+
+    def _may_pass(self, raw_name: bytes, value: bytes) -> bool:
+        name = _hyphenated(raw_name.decode("latin-1"))
+        if name in _DECODED_HEADERS:
+            return value.isascii()
+        return name not in self._stripped and not name.startswith(_STEERING_PREFIX)
+
+
+def _hyphenated(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _is_for_serve_alone(scope: Scope) -> bool:
+    """Whether nothing but Serve would answer: for its own paths, and for a websocket whose target
+    is no path. (HTTP servers make a path of an address as the target of any other request.)"""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    if scope["type"] == "websocket":
+        return not path.startswith("/") or path.startswith(_SERVES_PATHS)
+    return path.startswith(_SERVES_PATHS) and path != _SERVES_HEALTH
+
+
+def serve_edge() -> list[Middleware]:
+    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, on every node that runs Serve."""
+    session_header = os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "")
+    return [
+        Middleware(FlowControlledEdge),
+        Middleware(ServeEdge, session_header=session_header),
+        Middleware(SecurityHeaders),
+    ]

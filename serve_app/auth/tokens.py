@@ -1,0 +1,161 @@
+"""Who calls: an RS256 JWT checked against its issuer's keys, and the Principal that it proves.
+
+One path for Auth0 and for the local stack's own issuer; only the addresses differ. Everything a
+token is refused for is Unauthenticated, and its message never repeats the token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from jose import jwt
+from jose.exceptions import ExpiredSignatureError, JOSEError
+from pydantic import ValidationError
+
+from restoration.errors import InvalidSettings, Unauthenticated
+from restoration.limits.quotas import Quotas
+from restoration.settings import Settings
+from serve_app.auth.jwks import ALGORITHM, KeySet
+from serve_app.auth.local_issuer import LOCAL_AUDIENCE
+from serve_app.auth.scopes import Scope, granted
+
+LEEWAY_S = 30  # clocks differ
+# Auth0 keeps claims that an Action adds only under a URL, which need not lead anywhere.
+QUOTAS_CLAIM = "https://comfy-restore/quotas"
+KEYS_PATH = "/.well-known/jwks.json"
+# Looked at before anything is decoded; load balancers let headers pass up to about this size.
+MAX_TOKEN_CHARS = 16 * 1024
+# Header fields (RFC 7515) by which a token would bring its own key, or asks to be understood in
+# ways that we do not know. Ignoring them would do; nobody who sends them means well, so: refused.
+_REFUSED_FIELDS = frozenset({"jku", "jwk", "x5u", "x5c", "crit"})
+# What jose raises for claims of odd types and sizes, and Python's JSON for those nested too deep.
+_ODD_CLAIMS = (ArithmeticError, RecursionError, TypeError, ValueError)
+_TIMES = ("exp", "iat", "nbf")
+MAX_SUBJECT_CHARS = 255  # as in OpenID Connect; it is a key of the database
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Whose tokens are accepted (`iss`), whom they must be meant for (`aud`), and the keys."""
+
+    name: str
+    audience: str
+    jwks_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who calls. `sub` owns the jobs it makes."""
+
+    sub: str
+    scopes: frozenset[str]
+    quotas: Quotas = field(default_factory=Quotas)
+
+    @property
+    def reach(self) -> str | None:
+        """Whose jobs it may touch, by their owner; None: everybody's."""
+        return None if Scope.ADMIN in self.scopes else self.sub
+
+
+def issuer_from(settings: Settings) -> Issuer:
+    """Auth0 when it is set, otherwise the local issuer. Raises InvalidSettings for neither."""
+    if settings.auth0_domain and settings.auth0_audience:
+        url = f"https://{settings.auth0_domain}"
+        return Issuer(f"{url}/", settings.auth0_audience, url + KEYS_PATH)
+    if settings.local_issuer_url:
+        url = settings.local_issuer_url.rstrip("/")
+        return Issuer(url, LOCAL_AUDIENCE, url + KEYS_PATH)
+    raise InvalidSettings(
+        "nobody could log in: set AUTH0_DOMAIN and AUTH0_AUDIENCE, or LOCAL_ISSUER_URL"
+    )
+
+
+class Authenticator:
+    """Turns bearer tokens into principals, whose quotas are `quotas` unless a token's claim
+    replaces some. `http` is the caller's to close."""
+
+    def __init__(
+        self, issuer: Issuer, http: httpx.AsyncClient, quotas: Quotas | None = None
+    ) -> None:
+        self._issuer = issuer
+        self._quotas = quotas or Quotas()
+        self._keys = KeySet(issuer.jwks_url, http)
+
+    async def authenticate(self, token: str) -> Principal:
+        """Raises Unauthenticated; DependencyUnavailable when no keys could be fetched yet."""
+        key = await self._keys.find(_key_id(token))
+        try:
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[ALGORITHM],
+                audience=self._issuer.audience,
+                issuer=self._issuer.name,
+                # jose accepts a token without a claim that it was told to check, unless:
+                options={
+                    "leeway": LEEWAY_S,
+                    "require_aud": True,
+                    "require_iss": True,
+                    "require_exp": True,
+                    "require_iat": True,
+                    "require_sub": True,
+                },
+            )
+            return _principal(claims, self._quotas)
+        except ExpiredSignatureError:
+            raise Unauthenticated("the token has expired") from None
+        except (JOSEError, *_ODD_CLAIMS) as error:
+            raise Unauthenticated(f"the token is not accepted: {error}") from error
+
+    async def ping(self) -> None:
+        """Raises DependencyUnavailable when no token could be checked."""
+        await self._keys.ping()
+
+
+def _key_id(token: str) -> str:
+    """All that is taken from a token before its signature is checked."""
+    if len(token) > MAX_TOKEN_CHARS:
+        raise Unauthenticated(f"the token is longer than {MAX_TOKEN_CHARS} characters")
+    if token.count(".") != 2:  # five parts would be an encrypted token, RFC 7516
+        raise Unauthenticated("the token is not a signed JWT: three parts between dots")
+    try:
+        header = jwt.get_unverified_header(token)
+    except (JOSEError, RecursionError):
+        raise Unauthenticated("the token is not a JWT") from None
+    if refused := sorted(_REFUSED_FIELDS & header.keys()):
+        raise Unauthenticated(f"the token's header must not have {', '.join(refused)}")
+    kid = header.get("kid")
+    if header.get("alg") != ALGORITHM or not isinstance(kid, str):
+        raise Unauthenticated(f"the token must be signed with {ALGORITHM} and name its key")
+    return kid
+
+
+def _principal(claims: Mapping[str, Any], quotas: Quotas) -> Principal:
+    if QUOTAS_CLAIM in claims:
+        quotas = _replaced(quotas, claims[QUOTAS_CLAIM])
+    for name in _TIMES:
+        # jose also takes text and booleans, which RFC 7519 does not
+        if name in claims and type(claims[name]) not in (int, float):
+            raise ValueError(f"its {name} is not a number")
+    if claims["iat"] > time.time() + LEEWAY_S:
+        raise ValueError("it was issued in the future")
+    sub = claims["sub"]
+    if not sub.strip() or not sub.isprintable() or len(sub) > MAX_SUBJECT_CHARS:
+        raise ValueError(
+            f"its subject is empty, not printable or longer than {MAX_SUBJECT_CHARS} characters"
+        )
+    return Principal(sub, granted(claims), quotas)
+
+
+def _replaced(quotas: Quotas, claim: object) -> Quotas:
+    # A claim that is wrong refuses the token: to go by the defaults might give an owner more than
+    # was meant, and nobody would notice.
+    try:
+        return quotas.replaced(claim)
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+        raise ValueError(f"its quotas are wrong: {wrong}") from None

@@ -1,0 +1,60 @@
+"""The part of `restore doctor` that asks others: Postgres, Redis and S3, and what time it is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from contextlib import aclosing
+from datetime import UTC, datetime
+
+from comfy_pool.doctor.engine import Finding
+from restoration.errors import DependencyUnavailable, SetupError
+from restoration.settings import load_settings
+from serve_app.services import Services, open_services
+
+# Tokens are good for hours and signed URLs for minutes; Auth0 and S3 allow for little more.
+CLOCK_OFF_S = 5.0
+_WHERE = {"Postgres": "DATABASE_URL", "Redis": "REDIS_URL", "S3": "S3_BUCKET, S3_ENDPOINT_URL"}
+
+
+async def examine_services(environ: Mapping[str, str]) -> list[Finding]:
+    """Of the services that the environment names, if any. Takes seconds where nobody answers."""
+    if not environ.get("DATABASE_URL") and not environ.get("DATABASE_URL_FILE"):
+        return []  # the local stack brings its own
+    try:
+        services = open_services(load_settings(environ))
+    except SetupError as error:
+        return [Finding("settings", False, error.message, "correct them; see .env.example")]
+    async with aclosing(services):
+        return [
+            await _answers("Postgres", services.jobs.ping()),
+            await _answers("Redis", services.status.ping()),
+            await _answers("S3", services.blobs.ping()),
+            *await _clock(services),
+        ]
+
+
+async def _answers(name: str, ping: Awaitable[None]) -> Finding:
+    try:
+        await ping
+    except DependencyUnavailable as error:
+        mend = f"see that it runs and can be reached from here; correct {_WHERE[name]}"
+        return Finding(name, False, error.message, mend)
+    return Finding(name, True, "answers")
+
+
+async def _clock(services: Services) -> list[Finding]:
+    before = datetime.now(UTC)
+    try:
+        theirs = (await services.workers.queue()).at
+    except DependencyUnavailable:
+        return []  # said already
+    after = datetime.now(UTC)
+    off_s = max((before - theirs).total_seconds(), (theirs - after).total_seconds(), 0.0)
+    return [clock_finding(off_s)]
+
+
+def clock_finding(off_s: float) -> Finding:
+    ok = off_s <= CLOCK_OFF_S
+    detail = f"within {CLOCK_OFF_S:g} s of Postgres'" if ok else f"{off_s:.0f} s off Postgres'"
+    mend = "" if ok else "switch on NTP (timedatectl set-ntp true) here and there"
+    return Finding("clock", ok, detail, mend)

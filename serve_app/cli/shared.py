@@ -1,0 +1,105 @@
+"""What all commands of `restore` share: the consoles, common options, and the way to a service."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from persistence.embedded.state import holder_of
+from restoration.errors import SetupError
+from restoration.reuse import Reuse
+from restoration.settings import load_node_settings
+from serve_app.auth.local_issuer import LOCAL_AUDIENCE, mint_token
+from serve_app.auth.scopes import USER_SCOPES
+from serve_app.client import RestorationClient
+from serve_app.local.record import StackRecord, find_stack, issuer_folder
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+# A service that restarts is back by then; somebody who waits would like to know otherwise.
+PATIENCE_S = 10.0
+
+ServerOption = Annotated[
+    str | None,
+    typer.Option(envvar="RESTORE_SERVER", help="Address of the service; default: the local stack."),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(envvar="RESTORE_TOKEN", help="Bearer token; default: one of the local issuer."),
+]
+WorkflowOption = Annotated[str, typer.Option(help="See `GET /api/v1/workflows`.")]
+ParamOption = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter; repeatable.")
+]
+
+ReuseOption = Annotated[
+    bool,
+    typer.Option("--reuse/--no-reuse", help="Take the result of an earlier job that did the same."),
+]
+
+
+def complain(message: str) -> None:
+    err.print(f"[red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+def state_dir() -> Path:
+    return load_node_settings(os.environ).state_dir
+
+
+def open_client(
+    server: str | None, token: str | None, more_scopes: Iterable[str] = ()
+) -> RestorationClient:
+    """Of the local stack, and with a token of its issuer, unless told otherwise."""
+    if server and token:
+        return RestorationClient(server, token, patience_s=PATIENCE_S)
+    stack = local_stack()
+    url, token = server or stack.url, token or local_token(stack, "local", more_scopes)
+    return RestorationClient(url, token, patience_s=PATIENCE_S)
+
+
+def local_stack() -> StackRecord:
+    stack = find_stack(state_dir())
+    if stack is None:
+        if (pid := holder_of(state_dir())) is not None:
+            raise SetupError(f"the local stack (pid {pid}) is starting or stopping; try again soon")
+        raise SetupError("no local stack is running: `restore up`, or give --server and --token")
+    if stack.lost:
+        raise SetupError(f"the local stack lost its Ray ({stack.lost}), and starts it again")
+    return stack
+
+
+def local_token(
+    stack: StackRecord, sub: str, more_scopes: Iterable[str] = (), lifetime_s: int = 3600
+) -> str:
+    """For `sub`, with what a user may, and these scopes besides. Raises SetupError."""
+    if stack.issuer is None:
+        raise SetupError(
+            "the local issuer is off, since AUTH0_DOMAIN is set; ask Auth0 for a token"
+        )
+    keys = issuer_folder(state_dir())
+    return mint_token(
+        keys, stack.issuer, LOCAL_AUDIENCE, sub, [*USER_SCOPES, *more_scopes], lifetime_s
+    )
+
+
+def may_reuse(flag: bool) -> Reuse:
+    return Reuse.ALLOW if flag else Reuse.NEVER
+
+
+def parse_parameter(text: str) -> tuple[str, object]:
+    """`scale=2` → ("scale", 2): the value is JSON if it reads as JSON, a text otherwise."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
+    with suppress(ValueError):
+        return name, json.loads(value)
+    return name, value

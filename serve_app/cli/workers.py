@@ -1,0 +1,99 @@
+"""The operators' commands of `restore`: how the fleet stands, and orders to single workers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.live import Live
+
+from restoration.errors import InvalidRequest
+from serve_app.auth.scopes import Scope
+from serve_app.cli.shared import ServerOption, TokenOption, err, open_client, out
+from serve_app.cli.worker_tables import status_view
+from serve_app.client import RestorationClient
+from serve_app.schemas.workers import QueueView, WorkerList, WorkerView
+
+REFRESH_S = 1.0
+WorkerArgument = Annotated[
+    str, typer.Argument(metavar="WORKER", help="Its id, or the beginning of it, as in `status`.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(status)
+    app.command()(drain)
+    app.command()(undrain)
+    app.command("restart-engine")(restart_engine)
+
+
+def status(
+    once: Annotated[bool, typer.Option("--once", help="Print it once, and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Once, for programs.")] = False,
+    server: ServerOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Show what each worker does and what waits; live, until Ctrl-C."""
+    with _operator(server, token) as client:
+        if as_json:
+            workers, queue = (view.model_dump(mode="json") for view in _look(client))
+            out.print_json(json.dumps({"workers": workers, "queue": queue}))
+        elif once or not out.is_terminal:
+            out.print(status_view(*_look(client)))
+        else:
+            with Live(status_view(*_look(client)), console=out, screen=True) as live:
+                while True:
+                    time.sleep(REFRESH_S)  # ends with Ctrl-C, or when the service is gone
+                    live.update(status_view(*_look(client)))
+
+
+def drain(worker: WorkerArgument, server: ServerOption = None, token: TokenOption = None) -> None:
+    """Let a worker finish what it has in hand and claim nothing more, until `undrain`."""
+    _order(worker, RestorationClient.drain, "claims no more jobs", server, token)
+
+
+def undrain(worker: WorkerArgument, server: ServerOption = None, token: TokenOption = None) -> None:
+    """Let a drained worker claim jobs again."""
+    _order(worker, RestorationClient.undrain, "claims jobs again", server, token)
+
+
+def restart_engine(
+    worker: WorkerArgument, server: ServerOption = None, token: TokenOption = None
+) -> None:
+    """Start a worker's engine anew as soon as no job is in it."""
+    done = "starts its engine anew when no job is in it"
+    _order(worker, RestorationClient.restart_engine, done, server, token)
+
+
+def _operator(server: str | None, token: str | None) -> RestorationClient:
+    return open_client(server, token, [Scope.ADMIN])
+
+
+def _look(client: RestorationClient) -> tuple[WorkerList, QueueView]:
+    return client.workers(), client.queue()
+
+
+def _order(
+    beginning: str,
+    order: Callable[[RestorationClient, str], WorkerView],
+    done: str,
+    server: str | None,
+    token: str | None,
+) -> None:
+    with _operator(server, token) as client:
+        worker = the_one([each.id for each in client.workers().workers], beginning)
+        order(client, worker)
+    err.print(f"worker {worker} {done}")
+
+
+def the_one(ids: list[str], beginning: str) -> str:
+    """The only id that begins so. Raises InvalidRequest, which names those there are."""
+    found = [each for each in ids if each.startswith(beginning)]
+    if len(found) == 1:
+        return found[0]
+    trouble = "several workers begin" if found else "no worker begins"
+    known = ", ".join(found or ids) or "none is there"
+    raise InvalidRequest(f"{trouble} with {beginning!r}: {known}")

@@ -1,0 +1,175 @@
+"""The part of the Python client that is about batches. Files are read while they are sent, one at
+a time, so that a batch may be larger than memory and than the number of files one may open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+import httpx
+from pydantic import ValidationError
+
+from restoration.jobs import OutputFormat, Priority
+from restoration.reuse import Reuse
+from serve_app.client.errors import ApiError, parse
+from serve_app.schemas.batches import (
+    BatchItems,
+    BatchItemView,
+    BatchList,
+    BatchProgress,
+    BatchView,
+    SubmittedBatchView,
+)
+from serve_app.sse import Decoder
+
+BATCHES = "/api/v1/batches"
+POLL_S = 1.0
+_CHUNK_BYTES = 64 * 1024
+# The service may still be checking the last photos when all of them have been sent.
+_ANSWER_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+
+
+class BatchCalls(ABC):
+    @abstractmethod
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response: ...
+
+    @abstractmethod
+    def _stream(self, path: str, decoder: Decoder) -> Iterator[str]: ...
+
+    def submit_batch(
+        self,
+        photos: Sequence[Path],
+        *,
+        names: Sequence[str] | None = None,
+        workflow: str = "restore",
+        params: Mapping[str, object] | None = None,
+        output_format: OutputFormat | None = None,
+        priority: Priority = Priority.BATCH,
+        idempotency_key: str | None = None,
+        reuse: Reuse = Reuse.ALLOW,
+    ) -> SubmittedBatchView:
+        """Submit up to 1,000 photos as one; on return those that were accepted are safe.
+
+        `items` says of each photo, in the order given, whether it was. `names`, by default those
+        of the files, are what it calls them. Raises OSError for a file that cannot be read: then
+        nothing was submitted.
+        """
+        form = _Form(
+            {
+                "workflow": workflow,
+                "params": json.dumps(params or {}),
+                "priority": priority.value,
+                **({"output_format": output_format.value} if output_format else {}),
+                **({"reuse": reuse.value} if reuse is not Reuse.ALLOW else {}),
+            },
+            list(zip(names or [photo.name for photo in photos], photos, strict=True)),
+        )
+        answer = self._call(
+            "POST",
+            BATCHES,
+            content=form,
+            headers={**form.headers, "Idempotency-Key": idempotency_key or str(uuid4())},
+            timeout=_ANSWER_TIMEOUT,
+        )
+        return parse(SubmittedBatchView, answer)
+
+    def batch(self, batch_id: UUID | str) -> BatchView:
+        return parse(BatchView, self._call("GET", f"{BATCHES}/{batch_id}"))
+
+    def batches(self, limit: int = 20) -> Iterator[BatchView]:
+        """Every batch, newest first, fetched in pages of `limit` as they are asked for."""
+        path: str | None = f"{BATCHES}?limit={limit}"
+        while path is not None:
+            page = parse(BatchList, self._call("GET", path))
+            yield from page.batches
+            path = page.next
+
+    def batch_items(self, batch_id: UUID | str) -> Iterator[BatchItemView]:
+        """Every photo, in the order of submission, as it is now."""
+        path: str | None = f"{BATCHES}/{batch_id}/items"
+        while path is not None:
+            page = parse(BatchItems, self._call("GET", path))
+            yield from page.items
+            path = page.next
+
+    def cancel_batch(self, batch_id: UUID | str) -> BatchView:
+        return parse(BatchView, self._call("POST", f"{BATCHES}/{batch_id}/cancel"))
+
+    def batch_events(self, batch_id: UUID | str) -> Iterator[BatchProgress]:
+        """How the batch stands, whenever that changes, until its end, which always comes.
+
+        Where the stream is cut, or cannot be had, the batch itself is asked.
+        """
+        while True:
+            with suppress(httpx.TransportError, ApiError):  # asking the batch tells which it is
+                for data in self._stream(f"{BATCHES}/{batch_id}/events", Decoder()):
+                    with suppress(ValidationError):  # of a kind that only newer clients know
+                        progress = BatchProgress.model_validate_json(data)
+                        yield progress
+                        if progress.status.is_final:
+                            return
+            batch = self.batch(batch_id)
+            yield batch
+            if batch.status.is_final:
+                return
+            time.sleep(POLL_S)  # ends with the batch; `batch` gives up on a service that is gone
+
+
+class _Form:
+    """A form of fields and photos that can be sent any number of times.
+
+    A photo's name is in the notation of RFC 5987, which keeps every character: httpx has quoted
+    names only, in which `%22` may be a quote or itself. A file is open only while a piece of it is
+    read.
+    """
+
+    def __init__(self, fields: Mapping[str, str], photos: Sequence[tuple[str, Path]]) -> None:
+        """Raises OSError for a file that is not there."""
+        self._boundary = uuid4().hex
+        self._fields = b"".join(
+            self._head(f'name="{name}"') + value.encode() + b"\r\n"
+            for name, value in fields.items()
+        )
+        self._photos = [
+            (
+                self._head(
+                    f"name=\"image\"; filename*=UTF-8''{quote(os.fsencode(name), safe='')}",
+                    "Content-Type: application/octet-stream",
+                ),
+                path,
+                path.stat().st_size,
+            )
+            for name, path in photos
+        ]
+        self._end = f"--{self._boundary}--\r\n".encode()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        photos = sum(len(head) + size_bytes + len(b"\r\n") for head, _, size_bytes in self._photos)
+        return {
+            "Content-Type": f"multipart/form-data; boundary={self._boundary}",
+            "Content-Length": str(len(self._fields) + photos + len(self._end)),
+        }
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._fields
+        for head, path, _ in self._photos:
+            yield head
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    yield chunk
+            yield b"\r\n"
+        yield self._end
+
+    def _head(self, disposition: str, *headers: str) -> bytes:
+        first = f"--{self._boundary}\r\nContent-Disposition: form-data; {disposition}"
+        return "\r\n".join([first, *headers, "", ""]).encode()

@@ -1,0 +1,206 @@
+"""The Python client over HTTP: blocking, typed, and safe to retry.
+
+Trouble on the way (no connection, 429, 502, 503, 504) is tried again until `patience_s` has passed;
+a submission carries an idempotency key, so that trying again cannot make a second job. Everything
+that fails is an ApiError. Polling decides how a job ended; events only say so sooner.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import httpx
+from pydantic import ValidationError
+
+from restoration.events import JobEvent, Progressed, StateChanged, from_json, is_last
+from restoration.images import sniff
+from restoration.jobs import JobStatus
+from serve_app.client.batches import BatchCalls
+from serve_app.client.errors import ApiError, error_of, parse
+from serve_app.client.submissions import API, SubmissionCalls, read
+from serve_app.client.workers import WorkerCalls
+from serve_app.schemas.restorations import (
+    Restoration,
+    RestorationPage,
+    UploadView,
+    UsageReport,
+    WorkflowList,
+    WorkflowView,
+)
+from serve_app.sse import MEDIA_TYPE, Decoder
+
+__all__ = ["API", "ApiError", "RestorationClient"]
+
+POLL_S = 1.0
+_TRY_AGAIN = frozenset({429, 502, 503, 504})
+_FIRST_DELAY_S = 0.2
+_MAX_DELAY_S = 5.0
+# Longer than the server's heartbeats are apart: silence beyond it is a dead connection.
+_SILENCE_S = 45.0
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
+    """Talks to one service in one token's name. Close it, or use it as a context manager."""
+
+    def __init__(self, base_url: str, token: str, *, patience_s: float = 30.0) -> None:
+        self._patience_s = patience_s
+        self._http = httpx.Client(
+            base_url=base_url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=httpx.Timeout(30.0, connect=5.0),
+            # a proxy from the environment has no business with this machine's own service
+            trust_env=httpx.URL(base_url).host not in _LOOPBACK,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def upload(self, photo: Path | bytes) -> UUID:
+        """Send a photo straight to the store, past the service; returns what `submit` takes."""
+        data = read(photo)
+        asked = {
+            "content_type": sniff(data).value,
+            "size_bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        upload = parse(UploadView, self._call("POST", "/api/v1/uploads", json=asked))
+        with self._without_token() as bare:
+            self._persist(bare, upload.method, upload.url, content=data, headers=upload.headers)
+        return upload.id
+
+    def get(self, job_id: UUID | str) -> Restoration:
+        return parse(Restoration, self._call("GET", f"{API}/{job_id}"))
+
+    def list(self, *statuses: JobStatus, limit: int = 50) -> Iterator[Restoration]:
+        """Every job, newest first, fetched in pages of `limit` as they are asked for."""
+        query = {"limit": limit, "status": [status.value for status in statuses]}
+        page = parse(RestorationPage, self._call("GET", API, params=query))
+        yield from page.restorations
+        while page.next is not None:
+            page = parse(RestorationPage, self._call("GET", page.next))
+            yield from page.restorations
+
+    def cancel(self, job_id: UUID | str) -> Restoration:
+        return parse(Restoration, self._call("POST", f"{API}/{job_id}/cancel"))
+
+    def retry(self, job_id: UUID | str) -> Restoration:
+        """Send a job that failed or was cancelled again; returns the new job."""
+        return parse(Restoration, self._call("POST", f"{API}/{job_id}/retry"))
+
+    def workflows(self) -> tuple[WorkflowView, ...]:
+        return parse(WorkflowList, self._call("GET", "/api/v1/workflows")).workflows
+
+    def usage(self, since: datetime) -> UsageReport:
+        """What the token's owner has used since then, or everybody with the scope `admin`."""
+        query = {"since": since.isoformat()}
+        return parse(UsageReport, self._call("GET", "/api/v1/usage", params=query))
+
+    def wait(self, job_id: UUID | str) -> Restoration:
+        """The job when it has ended."""
+        for _ in self.events(job_id):
+            pass
+        return self.get(job_id)
+
+    def events(self, job_id: UUID | str) -> Iterator[JobEvent]:
+        """The job's events until its end: the last one is always its final state.
+
+        Where the stream is cut, or cannot be had, the job itself is asked, and the stream is
+        resumed after the last event that arrived.
+        """
+        decoder = Decoder()
+        while True:
+            decoder = Decoder(decoder.last_id)
+            with suppress(httpx.TransportError, ApiError):  # asking for the job tells which it is
+                for text in self._stream(f"{API}/{job_id}/events", decoder):
+                    for event in _known(text):
+                        yield event
+                        if is_last(event):
+                            return
+            job = self.get(job_id)
+            yield StateChanged(job.status, job.attempt)
+            if job.status.is_final:
+                return
+            if job.progress is not None:
+                yield Progressed(job.progress.fraction, job.progress.stage, job.progress.attempt)
+            time.sleep(POLL_S)  # ends with the job; `get` gives up on a service that is gone
+
+    def _stream(self, path: str, decoder: Decoder) -> Iterator[str]:
+        """The data of each event until the stream ends, or breaks."""
+        headers = {"Accept": MEDIA_TYPE}
+        if decoder.last_id is not None:
+            headers["Last-Event-ID"] = decoder.last_id
+        timeout = httpx.Timeout(_SILENCE_S, connect=5.0)
+        with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
+            if answer.is_error:
+                answer.read()
+                raise error_of(answer)
+            for text in answer.iter_text():
+                for event in decoder.feed(text):
+                    yield event.data
+
+    def _fetch(self, url: str) -> httpx.Response:
+        with self._without_token() as bare:
+            return self._persist(bare, "GET", url)
+
+    def _without_token(self) -> httpx.Client:
+        """For signed URLs: the token is not for the store to see."""
+        return httpx.Client(timeout=self._http.timeout, trust_env=self._http.trust_env)
+
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self._persist(self._http, method, path, **options)
+
+    def _persist(self, http: httpx.Client, method: str, url: str, **options: Any) -> httpx.Response:
+        """The answer to a request, tried again for `patience_s` after its first failure, however
+        long that took to be one. Raises ApiError."""
+        deadline, delay_s = math.inf, _FIRST_DELAY_S
+        while True:
+            try:
+                answer = http.request(method, url, **options)
+            except httpx.TransportError as error:
+                where = http.base_url.join(url).copy_with(query=None)
+                reason = str(error) or type(error).__name__
+                trouble = ApiError("unreachable", 0, f"{where} cannot be reached: {reason}")
+            else:
+                if not answer.is_error:
+                    return answer
+                trouble = error_of(answer)
+                if answer.status_code not in _TRY_AGAIN:
+                    raise trouble
+                delay_s = max(delay_s, _asked_delay_s(answer))
+            deadline = min(deadline, time.monotonic() + self._patience_s)
+            if time.monotonic() + delay_s > deadline:
+                raise trouble
+            time.sleep(delay_s)
+            delay_s = min(2 * delay_s, _MAX_DELAY_S)
+
+
+def _asked_delay_s(answer: httpx.Response) -> float:
+    asked = answer.headers.get("retry-after", "")
+    return float(asked) if asked.isdecimal() else 0  # a date is not what this service sends
+
+
+def _known(data: str) -> Iterator[JobEvent]:
+    """The event in `data`, unless it is of a kind that only newer clients know."""
+    with suppress(ValidationError):
+        yield from_json(data)

@@ -1,0 +1,54 @@
+"""What the service answers, as the client understands it: models, or an ApiError."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from serve_app.schemas.restorations import Problem
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class ApiError(Exception):
+    """What the service answered instead of a result.
+
+    `code` is stable: the service's own, or `unreachable` (status 0) when there was no answer,
+    `bad_answer` for one that is not the service's, `corrupt_download`.
+    """
+
+    def __init__(self, code: str, status: int, message: str, request_id: str = "") -> None:
+        super().__init__(code, status, message, request_id)
+        self.code = code
+        self.status = status
+        self.message = message
+        self.request_id = request_id
+
+    @property
+    def refused(self) -> bool:
+        """Whether the service said no; else it, or its answer, was lost."""
+        return HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def __str__(self) -> str:
+        quoted = f" (request {self.request_id})" if self.request_id else ""
+        return f"{self.message} [{self.code}]{quoted}"
+
+
+def error_of(answer: httpx.Response) -> ApiError:
+    try:
+        problem = Problem.model_validate_json(answer.content)
+    except ValidationError:
+        message = f"HTTP {answer.status_code} {answer.reason_phrase}, and not from the service"
+        return ApiError("bad_answer", answer.status_code, message)
+    return ApiError(problem.code, problem.status, problem.detail, problem.request_id)
+
+
+def parse(model: type[_Model], answer: httpx.Response) -> _Model:
+    try:
+        return model.model_validate_json(answer.content)
+    except ValidationError:
+        message = f"{answer.url} answered something else than a {model.__name__}"
+        raise ApiError("bad_answer", answer.status_code, message) from None

@@ -1,0 +1,139 @@
+"""The part of the Python client that submits photos and fetches what became of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+from uuid import UUID, uuid4
+
+import httpx
+
+from restoration.files import write_whole
+from restoration.jobs import OutputFormat, Priority
+from restoration.reuse import Reuse
+from serve_app.client.errors import ApiError, parse
+from serve_app.schemas.restorations import Restoration
+
+API = "/api/v1/restorations"
+_WAIT_S = 60  # as long as the service lets anybody wait for an answer
+_WAITING = {"Prefer": f"wait={_WAIT_S}", "Accept": "image/*, application/json;q=0.5"}
+_WAIT_TIMEOUT = httpx.Timeout(_WAIT_S + 30.0, connect=5.0)
+
+
+class JobOptions(TypedDict, total=False):
+    """What may be asked for a photo, besides the defaults that the service has.
+
+    Limits, in seconds, may only be shorter than the workflow's. The result gets the photo's EXIF
+    only with `keep_metadata`. If the job may `reuse` a stored result and there is one, it succeeds
+    at once.
+    """
+
+    workflow: str
+    params: Mapping[str, object]
+    output_format: OutputFormat
+    priority: Priority
+    idempotency_key: str | None
+    queue_limit_s: float | None
+    run_limit_s: float | None
+    webhook_url: str | None
+    keep_metadata: bool
+    reuse: Reuse
+
+
+class SubmissionCalls(ABC):
+    @abstractmethod
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response: ...
+
+    @abstractmethod
+    def _fetch(self, url: str) -> httpx.Response: ...
+
+    @abstractmethod
+    def get(self, job_id: UUID | str) -> Restoration: ...
+
+    @abstractmethod
+    def wait(self, job_id: UUID | str) -> Restoration: ...
+
+    def submit(self, photo: Path | bytes | UUID, **options: Unpack[JobOptions]) -> Restoration:
+        """Submit a photo, or the id of an `upload`; on return the job is safe, and will end."""
+        return parse(Restoration, self._submit(photo, options, {}))
+
+    def restore(self, photo: Path | bytes | UUID, **options: Unpack[JobOptions]) -> bytes:
+        """Submit a photo and return the restored one, checked, however long that takes.
+
+        Where it takes less than a minute, in one call. Raises ApiError also for a job that ended
+        without a result.
+        """
+        options["idempotency_key"] = options.get("idempotency_key") or str(uuid4())
+        try:
+            answer = self._submit(photo, options, _WAITING, timeout=_WAIT_TIMEOUT)
+        except ApiError as error:
+            if error.refused:
+                raise
+            # The service may have been lost late in the wait: the job, if it has one, is safe.
+            answer = self._submit(photo, options, {})
+        if answer.headers.get("content-type", "").startswith("image/"):
+            return _checked(answer, answer.headers.get("etag", "").strip('"'))
+        return self._result(self.wait(parse(Restoration, answer).id))
+
+    def download(self, job_id: UUID | str, out: Path) -> Restoration:
+        """Write the result to `out`, which appears whole and checked, or not at all."""
+        job = self.get(job_id)
+        data = self._result(job)
+        write_whole(out, data)
+        return job
+
+    def _result(self, job: Restoration) -> bytes:
+        answer = self._call("GET", f"{API}/{job.id}/result")
+        if answer.is_redirect:
+            answer = self._fetch(answer.headers["location"])
+        return _checked(answer, job.output.sha256 if job.output else "")
+
+    def _submit(
+        self,
+        photo: Path | bytes | UUID,
+        options: JobOptions,
+        headers: Mapping[str, str],
+        **request: Any,
+    ) -> httpx.Response:
+        key = options.get("idempotency_key") or str(uuid4())
+        return self._call(
+            "POST",
+            API,
+            files=_as_part(photo),
+            data=_fields(options),
+            headers={**headers, "Idempotency-Key": key},
+            **request,
+        )
+
+
+def read(photo: Path | bytes) -> bytes:
+    """Raises OSError."""
+    return photo if isinstance(photo, bytes) else photo.read_bytes()
+
+
+def _as_part(photo: Path | bytes | UUID) -> dict[str, tuple[str | None, bytes]]:
+    """The photo, or its id, as a part of the form. The file's name is of no use to the service."""
+    if isinstance(photo, UUID):
+        return {"upload_id": (None, str(photo).encode())}
+    return {"image": ("photo", read(photo))}
+
+
+def _fields(options: JobOptions) -> dict[str, str]:
+    """What was asked for, as fields of the form; the rest is for the service to decide."""
+    asked = {name: value for name, value in options.items() if value is not None}
+    asked.pop("idempotency_key", None)
+    if "params" in asked:
+        asked["params"] = json.dumps(asked["params"])
+    if "keep_metadata" in asked:
+        asked["keep_metadata"] = "true" if asked["keep_metadata"] else "false"
+    return {name: str(value) for name, value in asked.items()}
+
+
+def _checked(answer: httpx.Response, sha256: str) -> bytes:
+    if hashlib.sha256(answer.content).hexdigest() != sha256:
+        raise ApiError("corrupt_download", answer.status_code, "the result arrived damaged")
+    return answer.content

@@ -1,0 +1,38 @@
+"""The part of the Python client that is for operators; its calls need the scope `admin`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import httpx
+
+from serve_app.client.errors import parse
+from serve_app.schemas.workers import QueueView, WorkerList, WorkerView
+
+ADMIN = "/api/v1/admin"
+
+
+class WorkerCalls(ABC):
+    @abstractmethod
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response: ...
+
+    def workers(self) -> WorkerList:
+        return parse(WorkerList, self._call("GET", f"{ADMIN}/workers"))
+
+    def queue(self) -> QueueView:
+        return parse(QueueView, self._call("GET", f"{ADMIN}/queue"))
+
+    def drain(self, worker: str) -> WorkerView:
+        """It finishes what it has in hand and claims nothing more, until it is undrained."""
+        return self._order(worker, "drain")
+
+    def undrain(self, worker: str) -> WorkerView:
+        return self._order(worker, "undrain")
+
+    def restart_engine(self, worker: str) -> WorkerView:
+        """Its engine is started anew as soon as no job is in it."""
+        return self._order(worker, "restart-engine")
+
+    def _order(self, worker: str, order: str) -> WorkerView:
+        return parse(WorkerView, self._call("POST", f"{ADMIN}/workers/{worker}/{order}"))

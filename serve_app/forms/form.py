@@ -1,0 +1,227 @@
+"""The multipart form of a submission, read only once its sender is known.
+
+FastAPI would read the whole body before any dependency runs; 50 MB from anybody is too much to
+take in before asking who it is. So the route reads the form itself, with tight limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+from uuid import UUID
+
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Json,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic.json_schema import SkipJsonSchema
+
+from actors.submission.service import SubmissionRequest
+from restoration.images import ACCEPTED_TYPES
+from restoration.jobs import OutputFormat, Priority
+from restoration.reuse import Reuse
+from serve_app.asgi.openapi import multipart_form
+from serve_app.auth.tokens import Principal
+from serve_app.forms.multipart import MAX_FIELD_BYTES, PHOTO, FormParts, Part, malformed
+from serve_app.forms.upload_bytes import UploadShare, photo_share
+from serve_app.forms.upload_slots import UploadSlot, upload_slot
+from serve_app.routes.dependencies import authenticated, services_of
+
+_Form = TypeVar("_Form", bound=BaseModel)
+
+DEFAULT_WORKFLOW = "restore"
+# Part headers, boundaries and the other fields, on top of the image itself.
+FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
+
+# Fields of which an empty one is a mistake rather than an input that was not filled in.
+_NEVER_EMPTY = frozenset({"workflow", "graph"})
+
+
+def _lower_case(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _format_name(value: object) -> object:
+    return {"jpg": "jpeg"}.get(value, value) if isinstance(value, str) else value
+
+
+_AnyCase = BeforeValidator(_lower_case)
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FormatField = Annotated[OutputFormat, BeforeValidator(_format_name), _AnyCase]
+PriorityField = Annotated[Priority, _AnyCase]
+# Written out, because no answer has one: it is among no components.
+ReuseField = Annotated[
+    Reuse, WithJsonSchema({"type": "string", "enum": [each.value for each in Reuse]}), _AnyCase
+]
+
+
+class JobForm(BaseModel):
+    """What may be asked for any picture, whatever is made of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    output_format: FormatField | SkipJsonSchema[None] = Field(
+        None, description="by default the workflow's"
+    )
+    priority: PriorityField = Field(
+        Priority.INTERACTIVE,
+        description="interactive goes before batch, until a batch job has waited for long",
+    )
+    queue_limit_s: _Seconds | SkipJsonSchema[None] = Field(
+        None,
+        description="seconds to the start at the latest; at most, and by default, the workflow's",
+    )
+    run_limit_s: _Seconds | SkipJsonSchema[None] = Field(
+        None,
+        description="seconds for an attempt; at most, and by default, the workflow's",
+    )
+    webhook_url: str | SkipJsonSchema[None] = Field(
+        None,
+        description="where to POST that the job has ended, at least once; https, and a public host",
+    )
+    keep_metadata: bool = Field(
+        False, description="gives the result the photo's EXIF: times, place, camera, author"
+    )
+
+    reuse: ReuseField = Field(
+        Reuse.NEVER,
+        description="allow: if the same was done for the same photo before, and its result is "
+        "still there, the job has succeeded at once, with a copy of that",
+    )
+
+    def asks(
+        self, caller: Principal, image: bytes, idempotency_key: str | None
+    ) -> SubmissionRequest:
+        """The fields that a form has are those of the request."""
+        asked = {name: getattr(self, name) for name in type(self).model_fields}
+        return SubmissionRequest(
+            owner=caller.sub,
+            quotas=caller.quotas,
+            image=image,
+            idempotency_key=idempotency_key,
+            **asked,
+        )
+
+
+class WorkflowForm(JobForm):
+    """What may be asked for any photo, however it comes."""
+
+    workflow: str = Field(DEFAULT_WORKFLOW, description="see GET /api/v1/workflows")
+    params: Json[dict[str, Any]] = Field(
+        default_factory=dict, description="a JSON object; the workflow's schema says what goes in"
+    )
+
+
+_UPLOAD_ID = Field(
+    None, description="in place of `image`: a photo that was sent to POST /api/v1/uploads"
+)
+
+
+class RestorationForm(WorkflowForm):
+    """Every field of the form but the image."""
+
+    upload_id: UUID | SkipJsonSchema[None] = _UPLOAD_ID
+
+
+class RunForm(JobForm):
+    """Every field of the form of a run but the image."""
+
+    graph: Json[dict[str, Any]] = Field(
+        description="a JSON object: a graph in ComfyUI's API format, whose one LoadImage names "
+        "`image` as its file; docs/api.md says what it may contain"
+    )
+    upload_id: UUID | SkipJsonSchema[None] = _UPLOAD_ID
+
+
+@dataclass(slots=True)
+class SubmittedForm:
+    """`image` is empty for a photo that was uploaded before."""
+
+    image: bytes
+    fields: RestorationForm | RunForm
+
+    def asks(self, caller: Principal, idempotency_key: str | None) -> SubmissionRequest:
+        """The request, to which the photo moves: FastAPI keeps this form until it has answered."""
+        image, self.image = self.image, b""
+        return self.fields.asks(caller, image, idempotency_key)
+
+
+def _body(form: type[BaseModel]) -> dict[str, Any]:
+    return multipart_form(
+        {"image": f"{ACCEPTED_TYPES}; judged by its content, not by its name"},
+        form.model_json_schema(ref_template="#/components/schemas/{model}"),
+        instead="upload_id",
+    )
+
+
+FORM_BODY, RUN_BODY = _body(RestorationForm), _body(RunForm)
+
+_Authenticated = Annotated[Principal, Depends(authenticated)]
+_WithSlot = Annotated[UploadSlot, Depends(upload_slot)]
+_WithShare = Annotated[UploadShare, Depends(photo_share)]
+
+
+async def submitted_form(
+    request: Request, caller: _Authenticated, _slot: _WithSlot, share: _WithShare
+) -> SubmittedForm:
+    """Raises RequestValidationError (malformed), ImageTooLarge, TooManyUploads, and 400 or 415 for
+    no multipart."""
+    return await _read(request, RestorationForm, caller, share)
+
+
+async def submitted_run(
+    request: Request, caller: _Authenticated, _slot: _WithSlot, share: _WithShare
+) -> SubmittedForm:
+    """As `submitted_form`."""
+    return await _read(request, RunForm, caller, share)
+
+
+async def _read(
+    request: Request,
+    kind: type[RestorationForm] | type[RunForm],
+    caller: Principal,
+    share: UploadShare,
+) -> SubmittedForm:
+    services = services_of(request)
+    limits = services.settings.upload_limits
+    parts = FormParts(request, {PHOTO, *kind.model_fields}, limits.max_bytes)
+    texts: dict[str, str] = {}
+    photo: Part | None = None
+    while (part := await parts.next()) is not None:
+        if part.name != PHOTO:
+            texts[part.name] = part.text()
+        elif not part.is_file:
+            raise malformed(PHOTO, "send the photo as a file in this field")
+        elif photo is not None:
+            raise malformed(PHOTO, "send one photo in this field; several make a batch")
+        elif not part.is_blank:
+            photo = part
+    fields = validated(kind, texts)
+    if (photo is None) == (fields.upload_id is None):
+        raise malformed(PHOTO, "send the photo as a file in this field, or its upload_id")
+    if fields.upload_id is not None:
+        share.take(await services.uploads.size_of(caller.sub, fields.upload_id))
+    return SubmittedForm(photo.data() if photo else b"", fields)
+
+
+def validated(kind: type[_Form], fields: Mapping[str, str]) -> _Form:
+    """The form of these texts, of which an empty one mostly counts as left out.
+
+    Raises RequestValidationError.
+    """
+    try:
+        return kind.model_validate(
+            {name: text for name, text in fields.items() if text or name in _NEVER_EMPTY}
+        )
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**item, "loc": ("form", *item["loc"])} for item in error.errors()]
+        ) from None

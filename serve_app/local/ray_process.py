@@ -1,0 +1,110 @@
+"""The process of `serve_app.local.ray`, as `restore up` sees it: started, awaited, ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Self
+
+from persistence.embedded.process import ServerProcess
+from persistence.embedded.service import Service
+from restoration.errors import DependencyUnavailable
+from serve_app.local.processes import end_all, orphans_of
+from serve_app.local.record import (
+    FAILED_STATUS,
+    LOST_STATUS,
+    RayReport,
+    StackOptions,
+    find_report,
+    ray_session,
+    report_path,
+)
+
+PROGRAM = (sys.executable, "-m", "serve_app.local.ray")
+START_TIMEOUT_S = 600.0
+STOP_MARGIN_S = 30.0  # for Ray to stop, once the jobs have
+_POLL_S = 0.1
+
+
+class RayLost(Exception):
+    """Ray ended, or did not start, for a reason that need not hold for the next one."""
+
+
+class RayProcess:
+    """Ray and the service; entered it is started, left it is gone with all that it started."""
+
+    def __init__(self, state_dir: Path, options: StackOptions, drain_s: float) -> None:
+        self._state_dir = state_dir
+        self._options = options
+        self._drain_s = drain_s
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        report = report_path(self._state_dir)
+        report.unlink(missing_ok=True)
+        log_path = self._state_dir / "logs" / "ray.log"
+        log_path.parent.mkdir(mode=0o700, exist_ok=True)
+        service = Service(
+            name="ray",
+            argv=(
+                *PROGRAM,
+                *("--workers", str(self._options.workers), "--port", str(self._options.port)),
+                *("--report", str(report)),
+            ),
+            cwd=Path.cwd(),  # paths in the settings may be relative
+            env=dict(os.environ),
+            probe=self._ended.is_set,
+            grace_s=self._drain_s + STOP_MARGIN_S,
+        )
+        self._log_path = log_path
+        self._process = ServerProcess(service, log_path, on_exit=self._ended.set)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._process.end()
+        finally:
+            end_all(partial(orphans_of, self._state_dir, ray_session(self._state_dir)))
+
+    def wait_until_ready(self, answers: Callable[[], bool]) -> RayReport:
+        """Return once every replica is ready and `answers`.
+
+        Raises RayLost when Ray did not start, DependencyUnavailable when the service did not.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._ended.wait(_POLL_S):
+                self._raise_reason()
+            report = find_report(self._state_dir)
+            if report is not None and report.ready and answers():
+                return report
+        raise DependencyUnavailable(
+            f"the service was not ready within {START_TIMEOUT_S:.0f} s; see {self._log_path}"
+        )
+
+    def wait_until_lost(self) -> NoReturn:
+        """Wait for the end of Ray. Raises RayLost."""
+        self._ended.wait()
+        self._raise_reason()
+
+    def _raise_reason(self) -> NoReturn:
+        status = self._process.exit_status
+        lines = self._process.log_tail().splitlines() or [""]
+        errors = [line for line in lines if line.startswith("error: ")]
+        if status == FAILED_STATUS:
+            reason = (errors or lines)[-1].removeprefix("error: ")
+            raise DependencyUnavailable(f"{reason}; see {self._log_path}")
+        if status == LOST_STATUS and errors:
+            raise RayLost(errors[-1].removeprefix("error: "))
+        raise RayLost(f"its process ended with status {status}; see {self._log_path}")

@@ -1,0 +1,101 @@
+"""The operators' part of the API's JSON. Unlike elsewhere, workers and nodes are named."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from pydantic import Field
+
+from restoration.jobs import Priority
+from restoration.workers import (
+    EngineState,
+    JobInHand,
+    QueueState,
+    Stage,
+    WorkerSnapshot,
+    WorkerState,
+)
+from serve_app.schemas.restorations import View
+
+
+class JobInHandView(View):
+    job_id: UUID
+    workflow: str
+    stage: Stage
+    claimed_at: datetime
+
+    @classmethod
+    def of(cls, job: JobInHand) -> JobInHandView:
+        return cls(
+            job_id=job.job_id, workflow=job.workflow, stage=job.stage, claimed_at=job.claimed_at
+        )
+
+
+class WorkerView(View):
+    """One GPU worker, as of its newest report."""
+
+    id: str
+    node: str
+    engine_url: str = Field(description="as seen from its own node; the port tells which GPU")
+    engine: EngineState
+    engine_version: str = Field(description="of ComfyUI; empty while it has not said")
+    engine_starts: int
+    engine_restart_pending: bool = Field(description="ordered, and waiting for an empty engine")
+    drained: bool = Field(description="claims no more jobs until it is undrained")
+    started_at: datetime
+    seen_at: datetime = Field(description="silent for more than seconds, it is probably lost")
+    in_hand: tuple[JobInHandView, ...]
+
+    @classmethod
+    def of(cls, state: WorkerState) -> WorkerView:
+        report, orders = state.report, state.orders
+        return cls(
+            id=report.id,
+            node=report.node,
+            engine_url=report.engine_url,
+            engine=report.engine,
+            engine_version=report.engine_version,
+            engine_starts=report.engine_starts,
+            engine_restart_pending=orders.restarts_asked > report.restarts_done,
+            drained=orders.drained,
+            started_at=state.started_at,
+            seen_at=state.seen_at,
+            in_hand=tuple(map(JobInHandView.of, report.in_hand)),
+        )
+
+
+class WorkerList(View):
+    at: datetime = Field(description="now, by the clock that all times here are of")
+    workers: tuple[WorkerView, ...]
+
+    @classmethod
+    def of(cls, roll: WorkerSnapshot) -> WorkerList:
+        return cls(at=roll.at, workers=tuple(map(WorkerView.of, roll.workers)))
+
+
+class QueueLineView(View):
+    priority: Priority
+    waiting: int
+    running: int
+    oldest_at: datetime | None = Field(description="when the longest waiting one was submitted")
+
+
+class QueueView(View):
+    """What waits and what runs, of each class."""
+
+    at: datetime
+    lines: tuple[QueueLineView, ...]
+
+    @classmethod
+    def of(cls, queue: QueueState) -> QueueView:
+        lines = (
+            QueueLineView(
+                priority=line.priority,
+                waiting=line.waiting,
+                running=line.running,
+                oldest_at=line.oldest_at,
+            )
+            for line in queue.lines
+        )
+        return cls(at=queue.at, lines=tuple(lines))

@@ -1,0 +1,149 @@
+"""A batch as its watchers see it: counted at most every half second, until all of it has ended.
+
+No event says that a batch has changed, so its counts are read. Those who watch the same batch in
+a replica share them, and one task for each owner reads its batches one statement after another:
+an owner that has a thousand of them watched delays its own events and uses one connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from uuid import UUID
+
+import structlog
+
+from restoration.batches import JobBatch
+from restoration.errors import BatchNotFound, DependencyUnavailable
+from restoration.limits.fair_places import context_of
+from restoration.ports import BatchStore
+
+log = structlog.get_logger(__name__)
+
+# Between two counts, and so between two events; up to four times as long while nothing changes.
+BATCH_POLL_S = 0.5
+_SLOWEST = 4
+# Batches that are counted in one statement, each of up to 1,000 jobs.
+READ_AT_ONCE = 50
+
+
+class BatchWatcher:
+    """Follows batches for all of a replica, each for as long as it is watched."""
+
+    def __init__(self, batches: BatchStore, poll_s: float = BATCH_POLL_S) -> None:
+        self._batches = batches
+        self._poll_s = poll_s
+        self._live: dict[UUID, _LiveBatch] = {}
+        self._polls: dict[str, asyncio.Task[None]] = {}
+
+    async def watch(self, batch: JobBatch) -> AsyncGenerator[JobBatch | None, None]:
+        """The batch as it is, then whenever its counts have changed; None when they have not.
+
+        The last is the batch at its end. An outage of the store is waited out. Raises
+        BatchNotFound when the batch is removed meanwhile.
+        """
+        yield batch
+        if batch.status.is_final:
+            return
+        async with self._joined(batch) as live:
+            seen = live.reads
+            while not batch.status.is_final:
+                await live.wait_for_more_than(seen)
+                seen, changed = live.reads, live.batch.counts != batch.counts
+                batch = live.batch
+                yield batch if changed else None
+
+    @asynccontextmanager
+    async def _joined(self, batch: JobBatch) -> AsyncIterator[_LiveBatch]:
+        live = self._live.get(batch.id)
+        if live is None or live.is_over:
+            live = self._live[batch.id] = _LiveBatch(batch)
+        if batch.owner not in self._polls:
+            poll = asyncio.create_task(self._poll(batch.owner), context=context_of(batch.owner))
+            poll.add_done_callback(partial(self._ended, batch.owner))
+            self._polls[batch.owner] = poll
+        live.users += 1
+        try:
+            yield live
+        finally:
+            live.users -= 1
+            if not live.users and self._live.get(batch.id) is live:
+                del self._live[batch.id]
+                if not self._of(batch.owner):
+                    self._polls.pop(batch.owner).cancel()
+
+    def _of(self, owner: str) -> Sequence[_LiveBatch]:
+        return [live for live in self._live.values() if live.batch.owner == owner]
+
+    async def _poll(self, owner: str) -> None:
+        while True:
+            await asyncio.sleep(self._poll_s)
+            due = [live for live in self._of(owner) if not live.is_over and live.is_due()]
+            for start in range(0, len(due), READ_AT_ONCE):
+                await self._read(due[start : start + READ_AT_ONCE])
+
+    async def _read(self, due: Sequence[_LiveBatch]) -> None:
+        try:
+            found = await self._batches.find([live.batch.id for live in due])
+        except DependencyUnavailable as error:
+            log.warning("batches_not_reread", batches=len(due), reason=error.message)
+            found = [live.batch for live in due]
+        latest = {batch.id: batch for batch in found}
+        for live in due:
+            if live.batch.id in latest:
+                live.learn(latest[live.batch.id])
+            else:
+                live.fail(BatchNotFound("there is no such batch", batch_id=str(live.batch.id)))
+
+    def _ended(self, owner: str, poll: asyncio.Task[None]) -> None:
+        # Only a defect ends the task early: those who watch must not take it for an outage.
+        if not poll.cancelled() and (error := poll.exception()) is not None:
+            for live in self._of(owner):
+                live.fail(error)
+
+
+class _LiveBatch:
+    """A batch that is watched, as it was read last."""
+
+    def __init__(self, batch: JobBatch) -> None:
+        self.batch = batch
+        self.users = 0
+        self.reads = 0
+        self._error: BaseException | None = None
+        self._read = asyncio.Event()
+        self._pause = self._polls_left = 1
+
+    @property
+    def is_over(self) -> bool:
+        return self.batch.status.is_final or self._error is not None
+
+    def is_due(self) -> bool:
+        """Count a poll; return whether the batch is to be read in it."""
+        self._polls_left -= 1
+        return self._polls_left <= 0
+
+    async def wait_for_more_than(self, reads: int) -> None:
+        """Return once it was read so often. Raises the error that its reading ended with."""
+        while self.reads <= reads and self._error is None:
+            await self._read.wait()
+        if self._error is not None:
+            raise self._error
+
+    def learn(self, latest: JobBatch) -> None:
+        changed = latest.counts != self.batch.counts
+        self._pause = 1 if changed else min(2 * self._pause, _SLOWEST)
+        self._polls_left = self._pause
+        self.batch = latest
+        self.reads += 1
+        self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        # An event each time, so that a watcher that was woken is kept from no later wait.
+        self._read.set()
+        self._read = asyncio.Event()

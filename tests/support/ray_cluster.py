@@ -1,0 +1,172 @@
+"""A Ray cluster of processes on this machine, for tests that take parts of it away.
+
+It has ports and a folder of its own, and ends what it started and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from tests.support.stack import free_port
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 600
+LOOK_S = 0.2
+# On a busy machine Ray gives up, after 15 s on an agent of its own or after 30 s on the node.
+TRIES = 5
+STORE_BYTES = 100_000_000
+_TOLD_TO_GO = re.compile(r'"jobs_in_hand": (\d+)')  # of the event worker_drains
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Return when `condition` holds. Raises TimeoutError after DEADLINE_S."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {DEADLINE_S} s: {condition}")
+        time.sleep(LOOK_S)
+
+
+@dataclass(frozen=True)
+class EngineProcess:
+    """A ComfyUI, as its own process says."""
+
+    port: int
+    gpus: str
+
+
+@dataclass
+class RayCluster:
+    """A cluster whose head is at `host`; close it in any case.
+
+    `environ` is what every process of the cluster finds in its environment.
+    """
+
+    folder: Path
+    environ: Mapping[str, str]
+    host: str = "127.0.0.1"
+    gcs_port: int = field(default_factory=free_port)
+    first_engine_port: int = field(default_factory=free_port)
+    _started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def ray_head(self, *options: str, environ: Mapping[str, str]) -> None:
+        """Start a head without CPU and GPU; returns when it is there.
+
+        Raises ChildProcessError, with what it said, if it does not get there.
+        """
+        head = self.ray_start(
+            "head",
+            *("--head", f"--port={self.gcs_port}", "--num-cpus=0", "--num-gpus=0"),
+            *(f"--temp-dir={self.folder / 'ray'}", "--include-dashboard=false"),
+            *(f"--ray-client-server-port={free_port()}", *options),
+            f"--redis-password={self.environ['RAY_REDIS_PASSWORD']}",
+            environ=environ,
+        )
+        said = self._log("head").read_text
+        wait_for(lambda: head.poll() is not None or "Ray runtime started" in said())
+        if head.poll() is not None:
+            raise ChildProcessError(said())
+
+    def ray_start(
+        self, name: str, *options: str, environ: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        """`ray start` with these options; its output is in a log of that name."""
+        command = [
+            *(program("ray"), "start", "--block", f"--object-store-memory={STORE_BYTES}"),
+            *("--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0"),
+            *options,
+        ]
+        with self._log(name).open("wb") as log:
+            process = subprocess.Popen(command, env=environ, stdout=log, stderr=subprocess.STDOUT)
+        self._started[name] = process
+        return process
+
+    def deploy(self, config: Mapping[str, Any]) -> None:
+        """As `serve deploy` does, without Ray's dashboard in between."""
+        path = self.folder / "serve.yaml"
+        path.write_text(yaml.safe_dump(dict(config)))
+        address = f"--address={self.host}:{self.gcs_port}"
+        done = subprocess.run(
+            [program("serve"), "run", "--non-blocking", address, str(path)],
+            env=dict(self.environ),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def engines(self) -> set[EngineProcess]:
+        found = set()
+        for process in self.processes():
+            with suppress(psutil.Error):
+                argv = process.cmdline()
+                # not its guard, which has the engine's command line behind its own
+                if argv[1:2] == ["-u"] and "--base-directory" in argv:
+                    port = int(argv[argv.index("--port") + 1])
+                    gpus = process.environ().get("CUDA_VISIBLE_DEVICES", "all")
+                    found.add(EngineProcess(port, gpus))
+        return found
+
+    def jobs_in_hand_when_told_to_go(self) -> list[int]:
+        """Of each worker that Serve has told so, by the workers' logs."""
+        return jobs_in_hand_when_told_to_go((self.folder / "ray").glob("session_*/logs/worker-*"))
+
+    def close(self) -> None:
+        """End every process of this cluster."""
+        for started in self._started.values():
+            if started.poll() is None:  # its workers, too, which would start other engines
+                kill(tree(psutil.Process(started.pid)))
+        kill(self.processes())
+        for started in self._started.values():
+            started.wait()
+        wait_for(lambda: not self.processes())
+
+    def processes(self) -> list[psutil.Process]:
+        """Those that are still there and name this folder on their command line."""
+        mine = []
+        for process in psutil.process_iter():
+            try:
+                if str(self.folder) in _line(process) and process.environ():
+                    mine.append(process)
+            except psutil.Error:
+                continue
+        return mine
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+
+def jobs_in_hand_when_told_to_go(logs: Iterable[Path]) -> list[int]:
+    """Of each worker that Serve has told so, by these logs of workers."""
+    told = (_TOLD_TO_GO.findall(log.read_text(errors="replace")) for log in logs)
+    return [int(count) for counts in told for count in counts]
+
+
+def tree(process: psutil.Process) -> list[psutil.Process]:
+    """The process and all below it."""
+    return [process, *process.children(recursive=True)]
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def program(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+def _line(process: psutil.Process) -> str:
+    return " ".join(process.cmdline())

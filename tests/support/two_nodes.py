@@ -1,0 +1,100 @@
+"""A head and a GPU node, as `ray start` makes them: the cluster whose head is taken and comes back.
+
+Each has an address of its own on loopback, as two machines have on a network. Ray listens on
+every interface meanwhile, and asks for its token: it calls one that does not no cluster.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import psutil
+import structlog
+
+from tests.support.ray_cluster import TRIES, RayCluster, kill, tree, wait_for
+
+HEAD = "127.0.0.2"
+NODE = "127.0.0.3"
+GPUS = 2
+NEVER_GIVEN = range(20_000, 30_000)  # Linux gives those from 32768 on
+
+log = structlog.get_logger(__name__)
+
+
+def _port_to_come_back_to() -> int:
+    """A free port that the system gives to nobody who asks for any, while the head is away."""
+    for port in secrets.SystemRandom().sample(NEVER_GIVEN, len(NEVER_GIVEN)):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind((HEAD, port))
+            return port
+    raise OSError("no port is free")
+
+
+@dataclass
+class TwoNodes(RayCluster):
+    """A head without GPU, and a node with two."""
+
+    host: str = HEAD
+    gcs_port: int = field(default_factory=_port_to_come_back_to)
+
+    def start_head(self) -> None:
+        """Start the head, or start it again, with another node id; returns when it is there."""
+        for left in reversed(range(TRIES)):
+            try:
+                return self._start_head()
+            except ChildProcessError:
+                # As do KubeRay, or an operator.
+                log.warning("head_did_not_start", tries_left=left)
+                if not left:
+                    raise
+
+    def _start_head(self) -> None:
+        # Left by a head that was killed: Ray would take the node's raylet, on the same machine
+        # here, for that head. `ray stop` removes it, and a new machine does not have it.
+        (self.folder / "ray" / "ray_current_cluster").unlink(missing_ok=True)
+        self.ray_head(f"--node-ip-address={HEAD}", environ=self.environ)
+
+    def start_node(self) -> None:
+        self.ray_start(
+            "node",
+            *(f"--address={HEAD}:{self.gcs_port}", f"--node-ip-address={NODE}"),
+            *("--num-cpus=4", f"--num-gpus={GPUS}", f"--temp-dir={self.folder / 'node'}"),
+            environ={
+                **self.environ,
+                "ENGINE_BASE_PORT": str(self.first_engine_port),
+                "RAY_gcs_rpc_server_reconnect_timeout_s": "600",  # as in cluster.yaml
+            },
+        )
+
+    def kill_head(self) -> None:
+        """SIGKILL to all that runs on the head: Ray's control plane, Serve's, and our replicas."""
+        processes = tree(psutil.Process(self._started["head"].pid))
+        kill(processes)
+        self._started["head"].wait()
+        wait_for(lambda: not any(_lives(process) for process in processes))
+
+    def on_head(self, title: str) -> set[psutil.Process]:
+        """The head's processes to which Ray gave such a title."""
+        return self._titled("head", title)
+
+    def on_node(self, title: str) -> set[psutil.Process]:
+        """The node's processes to which Ray gave such a title."""
+        return self._titled("node", title)
+
+    def _titled(self, name: str, title: str) -> set[psutil.Process]:
+        found = set()
+        for process in tree(psutil.Process(self._started[name].pid)):
+            with suppress(psutil.Error):
+                if process.cmdline()[0].startswith(title):
+                    found.add(process)
+        return found
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

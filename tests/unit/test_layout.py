@@ -1,0 +1,28 @@
+"""The folders are small enough to take in at a glance, and the architecture page names them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("restoration", "workflows", "comfy_pool", "persistence", "actors", "serve_app")
+FOLDERS = sorted(
+    {module.parent for package in PACKAGES for module in (ROOT / package).rglob("*.py")}
+)
+MOST_MODULES = 20
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_a_folder_has_at_most_twenty_modules(folder: Path) -> None:
+    modules = [module for module in folder.glob("*.py") if module.name != "__init__.py"]
+    assert len(modules) <= MOST_MODULES
+
+
+def test_the_architecture_page_names_every_folder_of_the_first_two_levels() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for folder in FOLDERS:
+        parts = folder.relative_to(ROOT).parts
+        if len(parts) <= 2:
+            assert f"{parts[-1]}/" in page, folder
