@@ -33,9 +33,10 @@ KINDS = (
 NEED_A_RIGHT = {"engine's connections dropped"}
 
 
+@pytest.mark.durability
 @pytest.mark.real_engine
 @pytest.mark.usefixtures("engine_install")
-def test_01_no_accepted_job_is_lost_doubled_or_wrong_whatever_dies() -> None:
+def test_no_accepted_job_is_lost_doubled_or_wrong_whatever_dies() -> None:
     """Each part is killed or stopped, one after another: every accepted job ends, once, with the
     right picture and a webhook that says so, and no engine is left behind."""
     lines: list[str] = []

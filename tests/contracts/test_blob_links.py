@@ -66,13 +66,15 @@ async def send(
         return (await client.put(url or link.url, content=data, headers=sent)).status_code
 
 
-async def test_04_an_upload_is_written_by_its_link(store: S3BlobStore, key: str) -> None:
+@pytest.mark.uploads
+async def test_an_upload_is_written_by_its_link(store: S3BlobStore, key: str) -> None:
     """With the headers that came with it, and no credentials; then it can be fetched."""
     link = await store.upload_link(key, UPLOAD, 60)
     assert await send(link) == 200
     assert await store.fetch(key, len(DATA)) == DATA
 
 
+@pytest.mark.uploads
 @pytest.mark.parametrize(
     "attack",
     [
@@ -87,7 +89,7 @@ async def test_04_an_upload_is_written_by_its_link(store: S3BlobStore, key: str)
     ],
     ids=["longer", "shorter", "other bytes", "type", "no type", "sha256", "public", "metadata"],
 )
-async def test_04_a_link_takes_only_what_was_announced(
+async def test_a_link_takes_only_what_was_announced(
     store: S3BlobStore, key: str, attack: Mapping[str, Any]
 ) -> None:
     """Type, length and sha256 are in the signature: S3 itself refuses everything else."""
@@ -96,9 +98,8 @@ async def test_04_a_link_takes_only_what_was_announced(
     assert await store.fetch(key, 10_000) is None
 
 
-async def test_04_a_link_is_for_one_key_one_method_and_a_while(
-    store: S3BlobStore, key: str
-) -> None:
+@pytest.mark.uploads
+async def test_a_link_is_for_one_key_one_method_and_a_while(store: S3BlobStore, key: str) -> None:
     """Not for another object, not for reading, not for longer."""
     link, other = await store.upload_link(key, UPLOAD, 60), f"uploads/{'0' * 64}/{uuid4()}"
     assert await send(link, url=link.url.replace(key, other)) == 403
@@ -112,15 +113,17 @@ async def test_04_a_link_is_for_one_key_one_method_and_a_while(
             await asyncio.sleep(0.2)
 
 
-async def test_04_a_length_is_enough(store: S3BlobStore, key: str) -> None:
+@pytest.mark.uploads
+async def test_a_length_is_enough(store: S3BlobStore, key: str) -> None:
     """Who does not know the sha256 beforehand need not send it; the length still counts."""
     link = await store.upload_link(key, NewUpload("image/png", len(DATA)), 60)
     assert await send(link, DATA + b"x") == 403
     assert await send(link, DATA[::-1]) == 200
 
 
+@pytest.mark.uploads
 @pytest.mark.parametrize("kind", ["s3", "memory"])
-async def test_04_what_is_fetched_is_bounded(s3: S3Access, key: str, kind: str) -> None:
+async def test_what_is_fetched_is_bounded(s3: S3Access, key: str, kind: str) -> None:
     """One byte more than allowed tells that it is too large; no more is ever read."""
     store: BlobStore = _s3(s3) if kind == "s3" else MemoryBlobStore()
     assert await store.fetch(key, 10) is None
@@ -132,7 +135,8 @@ async def test_04_what_is_fetched_is_bounded(s3: S3Access, key: str, kind: str) 
         await store.aclose()
 
 
-async def test_07_what_is_delivered_is_an_attachment_of_its_own_type(
+@pytest.mark.results
+async def test_what_is_delivered_is_an_attachment_of_its_own_type(
     store: S3BlobStore,
 ) -> None:
     """By the signature, whatever the object says; and by the object too, for CloudFront."""
@@ -195,7 +199,8 @@ def verified(url: str, key: rsa.RSAPrivateKey) -> bool:
     return query["Key-Pair-Id"] == "K2JCJMDEHXQW5F"
 
 
-async def test_07_cloudfronts_urls_are_signed(s3: S3Access, private_key: rsa.RSAPrivateKey) -> None:
+@pytest.mark.results
+async def test_cloudfronts_urls_are_signed(s3: S3Access, private_key: rsa.RSAPrivateKey) -> None:
     """A canned policy over the URL and its end: neither the key nor the time can be changed."""
     store = _s3(
         s3, cloudfront=CloudFront.from_settings(load_settings(cloudfront(pem(private_key))))
@@ -209,7 +214,8 @@ async def test_07_cloudfronts_urls_are_signed(s3: S3Access, private_key: rsa.RSA
     await store.aclose()
 
 
-def test_07_cloudfronts_key_may_be_a_file(tmp_path: Path, private_key: rsa.RSAPrivateKey) -> None:
+@pytest.mark.results
+def test_cloudfronts_key_may_be_a_file(tmp_path: Path, private_key: rsa.RSAPrivateKey) -> None:
     """A secret need not be in the environment."""
     (tmp_path / "key.pem").write_text(pem(private_key))
     named = cloudfront("") | {"CLOUDFRONT_PRIVATE_KEY_FILE": str(tmp_path / "key.pem")}
@@ -217,6 +223,7 @@ def test_07_cloudfronts_key_may_be_a_file(tmp_path: Path, private_key: rsa.RSAPr
     assert CloudFront.from_settings(load_settings(environ())) is None
 
 
+@pytest.mark.results
 @pytest.mark.parametrize(
     "changes",
     [
@@ -227,14 +234,15 @@ def test_07_cloudfronts_key_may_be_a_file(tmp_path: Path, private_key: rsa.RSAPr
     ],
     ids=["no id", "no key", "neither", "no domain"],
 )
-def test_07_cloudfront_without_a_signature_is_refused(changes: dict[str, str]) -> None:
+def test_cloudfront_without_a_signature_is_refused(changes: dict[str, str]) -> None:
     """Unsigned, results would be open to whoever guesses a URL, or to nobody: neither is meant."""
     with pytest.raises(InvalidSettings, match="must be set together"):
         load_settings(cloudfront("secret") | changes)
 
 
+@pytest.mark.results
 @pytest.mark.parametrize("kind", ["garbage", "elliptic"])
-def test_07_a_key_that_cannot_sign_is_refused_at_the_start(kind: str) -> None:
+def test_a_key_that_cannot_sign_is_refused_at_the_start(kind: str) -> None:
     """Not at the first result; and the message does not repeat the key."""
     found = cloudfront("hunter2-not-a-key")
     if kind == "elliptic":

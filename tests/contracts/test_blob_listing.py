@@ -43,7 +43,8 @@ async def _listed(store: BlobStore, prefix: str, age: timedelta) -> list[str]:
 NOW, AN_HOUR = timedelta(minutes=-1), timedelta(hours=1)  # clocks may differ a little
 
 
-async def test_14_a_listing_knows_prefix_and_age(store: BlobStore, prefix: str) -> None:
+@pytest.mark.retention
+async def test_a_listing_knows_prefix_and_age(store: BlobStore, prefix: str) -> None:
     """Every key below the prefix, none beside it, and none that is younger than asked for."""
     keys = [f"{prefix}{name}" for name in ("a.png", "b/1.png", "b/2.png", "ü &+%20.png")]
     for key in [*keys, prefix.rstrip("/") + "-beside.png"]:
@@ -53,7 +54,8 @@ async def test_14_a_listing_knows_prefix_and_age(store: BlobStore, prefix: str) 
     assert await _listed(store, f"{prefix}none/", NOW) == []
 
 
-async def test_14_many_are_deleted_at_once(store: BlobStore, prefix: str) -> None:
+@pytest.mark.retention
+async def test_many_are_deleted_at_once(store: BlobStore, prefix: str) -> None:
     """What is named goes, what is not stays, and what is not there is no error."""
     keys = [f"{prefix}{name}" for name in ("1.png", "2.png", "ü &+%20.png")]
     for key in keys:
@@ -64,7 +66,8 @@ async def test_14_many_are_deleted_at_once(store: BlobStore, prefix: str) -> Non
     assert await _listed(store, prefix, NOW) == keys[:1]
 
 
-async def test_14_a_listing_of_pages_goes_on_while_they_are_deleted(
+@pytest.mark.retention
+async def test_a_listing_of_pages_goes_on_while_they_are_deleted(
     s3: S3Access, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each key is on one page, though the keys of earlier pages are gone by then."""

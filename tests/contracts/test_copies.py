@@ -31,7 +31,8 @@ def key() -> str:
     return f"outputs/{uuid4()}/1.png"
 
 
-async def test_05_the_first_reader_does_not_ask_s3(copies: RedisCopies, key: str) -> None:
+@pytest.mark.cache
+async def test_the_first_reader_does_not_ask_s3(copies: RedisCopies, key: str) -> None:
     """Whoever reads first has the copy, also in another process; whoever reads next has S3's."""
     s3 = MemoryBlobStore()
     artifact = await CopiedBlobs(s3, copies).put(key, DATA, "image/png")
@@ -43,7 +44,8 @@ async def test_05_the_first_reader_does_not_ask_s3(copies: RedisCopies, key: str
     assert await CopiedBlobs(s3, copies).get(artifact) == DATA
 
 
-async def test_01_only_the_very_object_is_taken(copies: RedisCopies, key: str) -> None:
+@pytest.mark.cache
+async def test_only_the_very_object_is_taken(copies: RedisCopies, key: str) -> None:
     """Bytes that were written under the same key later, or for another object, are not it."""
     blobs = CopiedBlobs(MemoryBlobStore(), copies)
     artifact = await blobs.put(key, DATA, "image/png")
@@ -55,7 +57,8 @@ async def test_01_only_the_very_object_is_taken(copies: RedisCopies, key: str) -
         await blobs.get(replace(other, sha256="0" * 64))
 
 
-async def test_01_nothing_is_stored_that_s3_does_not_have(copies: RedisCopies, key: str) -> None:
+@pytest.mark.cache
+async def test_nothing_is_stored_that_s3_does_not_have(copies: RedisCopies, key: str) -> None:
     """A PUT that failed has failed, whatever lies in Redis."""
     s3 = MemoryBlobStore(down=True)
     with pytest.raises(DependencyUnavailable):

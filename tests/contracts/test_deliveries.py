@@ -52,8 +52,9 @@ ENDS: dict[str, End] = {
 }
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
-async def test_11_every_end_is_to_be_told_once(store: JobStore, end: End) -> None:
+async def test_every_end_is_to_be_told_once(store: JobStore, end: End) -> None:
     """However a job ends, its webhook is pending and due; before, there is none."""
     job = await _claimed(store, max_attempts=1)
     assert await store.deliveries([job.id]) == {}
@@ -65,7 +66,8 @@ async def test_11_every_end_is_to_be_told_once(store: JobStore, end: End) -> Non
     assert delivery.next_try_at == ended.finished_at
 
 
-async def test_11_a_job_that_is_cancelled_before_it_ran_is_told(store: JobStore) -> None:
+@pytest.mark.webhooks
+async def test_a_job_that_is_cancelled_before_it_ran_is_told(store: JobStore) -> None:
     """The end of a waiting job is an end like any other; to repeat the cancel adds nothing."""
     job, _ = await store.insert(new_job(webhook_url=URL))
     assert (await store.request_cancel(job.id)).status is JobStatus.CANCELLED
@@ -75,7 +77,8 @@ async def test_11_a_job_that_is_cancelled_before_it_ran_is_told(store: JobStore)
     assert await store.deliveries([job.id]) == first
 
 
-async def test_11_what_does_not_end_a_job_is_not_told(store: JobStore) -> None:
+@pytest.mark.webhooks
+async def test_what_does_not_end_a_job_is_not_told(store: JobStore) -> None:
     """Handed back, lost, asked to be cancelled: the job goes on, and nobody is told."""
     job = await _claimed(store)
     await store.release(job.ref, FAILURE)
@@ -85,7 +88,8 @@ async def test_11_what_does_not_end_a_job_is_not_told(store: JobStore) -> None:
     assert await store.deliveries([job.id]) == {}
 
 
-async def test_11_who_asked_for_none_gets_none(store: JobStore) -> None:
+@pytest.mark.webhooks
+async def test_who_asked_for_none_gets_none(store: JobStore) -> None:
     """Only jobs with a URL have a delivery; unknown jobs have none."""
     await store.insert(new_job())
     job = await store.claim("w", 60, ["restore"])
@@ -94,7 +98,8 @@ async def test_11_who_asked_for_none_gets_none(store: JobStore) -> None:
     assert await store.deliveries([job.id, uuid4()]) == {}
 
 
-async def test_11_a_repeated_success_is_told_once(store: JobStore) -> None:
+@pytest.mark.webhooks
+async def test_a_repeated_success_is_told_once(store: JobStore) -> None:
     """A worker that repeats its success, because the answer was lost, makes no second webhook."""
     job = await _claimed(store)
     for _ in range(2):

@@ -40,12 +40,14 @@ async def claim(jobs: JobStore) -> Job:
     return job
 
 
-async def test_02_nothing_is_no_demand(jobs: JobStore) -> None:
+@pytest.mark.scaling
+async def test_nothing_is_no_demand(jobs: JobStore) -> None:
     """An empty queue asks for nobody."""
     assert await jobs.demand() == Demand(0, 0, 0, 0)
 
 
-async def test_02_demand_is_what_waits_and_what_is_in_hand(jobs: JobStore) -> None:
+@pytest.mark.scaling
+async def test_demand_is_what_waits_and_what_is_in_hand(jobs: JobStore) -> None:
     """Each job counts from its submission to its end, those being cancelled too, by class."""
     for priority in (Priority.INTERACTIVE, Priority.INTERACTIVE, Priority.BATCH):
         await jobs.insert(of(priority))
@@ -62,7 +64,8 @@ async def test_02_demand_is_what_waits_and_what_is_in_hand(jobs: JobStore) -> No
     assert await jobs.demand() == Demand(1, 0, 0, 0)
 
 
-async def test_02_a_job_to_be_tried_again_later_is_demand(jobs: JobStore) -> None:
+@pytest.mark.scaling
+async def test_a_job_to_be_tried_again_later_is_demand(jobs: JobStore) -> None:
     """Its worker is not sent away while it waits for its next attempt."""
     await jobs.insert(of(Priority.BATCH))
     job = await claim(jobs)
@@ -72,7 +75,8 @@ async def test_02_a_job_to_be_tried_again_later_is_demand(jobs: JobStore) -> Non
     assert await jobs.demand() == Demand(1, 0, 0, 0)
 
 
-async def test_02_what_may_not_start_asks_for_nobody(jobs: JobStore) -> None:
+@pytest.mark.scaling
+async def test_what_may_not_start_asks_for_nobody(jobs: JobStore) -> None:
     """Of an owner with a limit on running jobs, only those count that could run now."""
     for _ in range(5):
         await jobs.insert(of(Priority.BATCH, owner="alice"), Quotas(running_jobs=2))

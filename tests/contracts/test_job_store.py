@@ -100,7 +100,8 @@ class TestIdempotency:
         assert second.id != first.id
         assert await store.insert(asked) == (first, False)
 
-    async def test_08_of_concurrent_inserts_of_a_key_one_creates(self, store: JobStore) -> None:
+    @pytest.mark.idempotency
+    async def test_of_concurrent_inserts_of_a_key_one_creates(self, store: JobStore) -> None:
         """However many arrive at once, there is one job and everybody gets it."""
         inserts = [
             store.insert(new_job(idempotency_key="k", request_digest="d")) for _ in range(16)
@@ -173,7 +174,8 @@ class TestFinish:
         assert done.finished_at is not None
         assert await store.claim("w", LEASE_S, ["restore"]) is None
 
-    async def test_02_heartbeats_extend_the_lease(self, store: JobStore) -> None:
+    @pytest.mark.lease
+    async def test_heartbeats_extend_the_lease(self, store: JobStore) -> None:
         """A heartbeat keeps a job that would have been reclaimed, and hears of a cancel."""
         job = await claimed(store, LAPSED_S)
         assert await store.heartbeat(job.ref, LEASE_S) is JobStatus.RUNNING

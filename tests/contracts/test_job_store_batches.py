@@ -104,7 +104,8 @@ def new_batch(
     return replace(batch, **changes), jobs
 
 
-async def test_12_a_batch_and_its_jobs_are_recorded(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_a_batch_and_its_jobs_are_recorded(stores: Stores) -> None:
     """Each accepted photo is a queued job that knows its batch, each refused one says why."""
     batch = await stores.insert(2, refused=1)
     assert batch == await stores.batches.get(batch.id, owner="alice")
@@ -121,15 +122,17 @@ async def test_12_a_batch_and_its_jobs_are_recorded(stores: Stores) -> None:
     assert (job.batch_id, job.batch_index) == (batch.id, 1)
 
 
-async def test_12_jobs_go_in_the_order_of_the_batch(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_jobs_go_in_the_order_of_the_batch(stores: Stores) -> None:
     """Jobs of one transaction are of one age; ids that rise with the index keep their order."""
     await stores.insert(20)
     claimed = [(await stores.claim()).batch_index for _ in range(20)]
     assert claimed == list(range(20))
 
 
+@pytest.mark.batches
 @pytest.mark.parametrize("stores", ["postgres"], indirect=True)  # memory has no transactions
-async def test_12_it_is_all_or_nothing(stores: Stores) -> None:
+async def test_it_is_all_or_nothing(stores: Stores) -> None:
     """Where one job cannot be recorded there is no batch, and none of the other jobs."""
     batch, jobs = new_batch(3)
     jobs[2] = replace(jobs[2], params={"strength": float("nan")})
@@ -140,7 +143,8 @@ async def test_12_it_is_all_or_nothing(stores: Stores) -> None:
     assert list(await stores.jobs.waiting(10)) == []
 
 
-async def test_12_counts_follow_the_jobs(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_counts_follow_the_jobs(stores: Stores) -> None:
     """Whatever happens to a job shows in its batch, and the end of the last one is its end."""
     batch = await stores.insert(3, refused=1)
     await stores.jobs.succeed((await stores.claim()).ref, artifact(), {})
@@ -157,7 +161,8 @@ async def test_12_counts_follow_the_jobs(stores: Stores) -> None:
     assert (await stores.batches.items(batch.id))[1].failure == FAILURE
 
 
-async def test_12_missing_and_foreign_batches_look_the_same(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_missing_and_foreign_batches_look_the_same(stores: Stores) -> None:
     """A batch of another owner does not exist for the one who asks, whatever is asked."""
     batch = await stores.insert(1)
     missing = uuid4()
@@ -172,7 +177,8 @@ async def test_12_missing_and_foreign_batches_look_the_same(stores: Stores) -> N
     assert await stores.counts(batch) == BatchCounts(queued=1)
 
 
-async def test_12_the_same_key_is_the_same_batch(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_the_same_key_is_the_same_batch(stores: Stores) -> None:
     """A key returns its batch, for the same request of the same owner only, and adds no job."""
     first = await stores.insert(2, idempotency_key="k", request_digest="d")
     repeated = new_batch(2, idempotency_key="k", request_digest="d")
@@ -185,7 +191,8 @@ async def test_12_the_same_key_is_the_same_batch(stores: Stores) -> None:
     assert len(await stores.jobs.waiting(10)) == 3
 
 
-async def test_12_inserting_a_batch_again_changes_nothing(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_inserting_a_batch_again_changes_nothing(stores: Stores) -> None:
     """A call whose answer was lost may be made again, with or without a key."""
     batch, jobs = new_batch(2)
     first, created = await stores.batches.insert(batch, jobs)
@@ -194,7 +201,8 @@ async def test_12_inserting_a_batch_again_changes_nothing(stores: Stores) -> Non
     assert len(await stores.jobs.waiting(10)) == 2
 
 
-async def test_12_of_concurrent_inserts_of_a_key_one_creates(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_of_concurrent_inserts_of_a_key_one_creates(stores: Stores) -> None:
     """However many arrive at once, there is one batch and everybody gets it."""
     inserts = [
         stores.batches.insert(*new_batch(5, idempotency_key="k", request_digest="d"))
@@ -206,7 +214,8 @@ async def test_12_of_concurrent_inserts_of_a_key_one_creates(stores: Stores) -> 
     assert len(await stores.jobs.waiting(100)) == 5
 
 
-async def test_12_cancel_ends_all_that_has_not_ended(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_cancel_ends_all_that_has_not_ended(stores: Stores) -> None:
     """Waiting jobs are cancelled at once, running ones asked, ended ones left; repeatable."""
     batch = await stores.insert(4, refused=1)
     other = await stores.insert(1)
@@ -223,7 +232,8 @@ async def test_12_cancel_ends_all_that_has_not_ended(stores: Stores) -> None:
     assert await stores.counts(other) == BatchCounts(queued=1)
 
 
-async def test_12_a_cancel_reaches_every_job_of_a_large_batch(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_a_cancel_reaches_every_job_of_a_large_batch(stores: Stores) -> None:
     """One call is enough, however many transactions it takes, and claims in between are caught."""
     size = 2 * CANCEL_BATCH + 5
     batch = await stores.insert(size)
@@ -234,7 +244,8 @@ async def test_12_a_cancel_reaches_every_job_of_a_large_batch(stores: Stores) ->
     assert await stores.jobs.claim("w", 60, ["restore"]) is None
 
 
-async def test_12_items_come_in_pages(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_items_come_in_pages(stores: Stores) -> None:
     """Pages by index, of accepted and refused photos alike; behind the last there is nothing."""
     batch = await stores.insert(3, refused=2)
     pages = [
@@ -244,7 +255,8 @@ async def test_12_items_come_in_pages(stores: Stores) -> None:
     assert pages == [[0, 1], [2, 3], [4], []]
 
 
-async def test_12_batches_are_listed_newest_first(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_batches_are_listed_newest_first(stores: Stores) -> None:
     """An owner's own, each on one page, with their counts; a garbled cursor is refused."""
     mine = [await stores.insert(1, refused=n) for n in range(5)]
     await stores.insert(1, owner="bob")
@@ -260,7 +272,8 @@ async def test_12_batches_are_listed_newest_first(stores: Stores) -> None:
         await stores.batches.list("alice", cursor="bm90IG91cnM=")
 
 
-async def test_12_a_key_is_forgotten_in_the_end(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_a_key_is_forgotten_in_the_end(stores: Stores) -> None:
     """A key whose time is over is as good as new, and no longer finds the batch it made."""
     first = await stores.insert(1, idempotency_key="k", request_digest="d")
     forgetful = stores.forgetful()
@@ -273,7 +286,8 @@ async def test_12_a_key_is_forgotten_in_the_end(stores: Stores) -> None:
     assert await stores.counts(first) == BatchCounts(queued=1)
 
 
-async def test_12_jobs_that_are_forgotten_leave_their_places(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_jobs_that_are_forgotten_leave_their_places(stores: Stores) -> None:
     """Once retention has deleted rows, counts still add up to the size, and items say which."""
     batch = await stores.insert(2, refused=1)
     await stores.forget((await stores.claim()).id)
@@ -284,7 +298,8 @@ async def test_12_jobs_that_are_forgotten_leave_their_places(stores: Stores) -> 
     assert refused.failure == BROKEN
 
 
-async def test_12_rows_of_a_batch_hold_together(database_url: str) -> None:
+@pytest.mark.batches
+async def test_rows_of_a_batch_hold_together(database_url: str) -> None:
     """A job cannot name a batch that is not there, nor a place twice, nor half of it."""
     database = Database(database_url)
     try:
@@ -308,7 +323,8 @@ def _same_place_twice() -> tuple[NewBatch, list[NewJob]]:
     return batch, [jobs[0], replace(jobs[1], batch_index=0)]
 
 
-async def test_09_a_batch_for_which_there_is_no_room_leaves_nothing(stores: Stores) -> None:
+@pytest.mark.batches
+async def test_a_batch_for_which_there_is_no_room_leaves_nothing(stores: Stores) -> None:
     """It is refused whole, so that it can be sent again as it is."""
     batches = stores.narrow(room=3)
     await batches.insert(*new_batch(3, owner="alice"))

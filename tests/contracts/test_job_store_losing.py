@@ -26,8 +26,9 @@ async def store(database_url: str) -> AsyncIterator[JobStore]:
 
 
 class TestFencing:
+    @pytest.mark.lease
     @pytest.mark.parametrize("how", ["released", "reclaimed", "claimed again"])
-    async def test_02_an_attempt_that_lost_the_job_cannot_touch_it(
+    async def test_an_attempt_that_lost_the_job_cannot_touch_it(
         self, store: JobStore, how: str
     ) -> None:
         """Once the job has been taken away, no call for the old attempt changes the row."""
@@ -40,8 +41,9 @@ class TestFencing:
             assert await store.claim("other", LEASE_S, ["restore"]) is not None
         await _assert_refused(store, job.ref)
 
+    @pytest.mark.lease
     @pytest.mark.parametrize("end", ["succeed", "fail", "cancel"])
-    async def test_02_what_has_ended_stays_as_it_is(self, store: JobStore, end: str) -> None:
+    async def test_what_has_ended_stays_as_it_is(self, store: JobStore, end: str) -> None:
         """No call brings a final state back; success alone may be repeated."""
         job = await claimed(store)
         match end:
@@ -81,7 +83,8 @@ async def _assert_refused(store: JobStore, ref: AttemptRef, *, repeatable: bool 
 
 
 class TestCancel:
-    async def test_05_of_a_waiting_job_is_immediate(self, store: JobStore) -> None:
+    @pytest.mark.cancel
+    async def test_of_a_waiting_job_is_immediate(self, store: JobStore) -> None:
         """A job that waits is cancelled at once, and asking again changes nothing."""
         job = await queued(store)
         done = await store.request_cancel(job.id)
@@ -90,15 +93,17 @@ class TestCancel:
         assert await store.request_cancel(job.id) == done
         assert await store.claim("w", LEASE_S, ["restore"]) is None
 
-    async def test_05_of_a_running_job_asks_its_worker(self, store: JobStore) -> None:
+    @pytest.mark.cancel
+    async def test_of_a_running_job_asks_its_worker(self, store: JobStore) -> None:
         """A running job becomes CANCELLING, and its attempt goes on owning it."""
         job = await claimed(store)
         asked = await store.request_cancel(job.id, owner="alice")
         assert (asked.status, asked.worker) == (JobStatus.CANCELLING, "w")
         assert await store.request_cancel(job.id) == asked
 
+    @pytest.mark.cancel
     @pytest.mark.parametrize("cancel_first", [True, False])
-    async def test_05_success_wins_over_a_cancel_that_came_too_late(
+    async def test_success_wins_over_a_cancel_that_came_too_late(
         self, store: JobStore, cancel_first: bool
     ) -> None:
         """An attempt that has a result keeps it, on whichever side of the cancel it finished."""
@@ -108,7 +113,8 @@ class TestCancel:
         await store.succeed(job.ref, artifact(), {})
         assert (await store.request_cancel(job.id)).status is JobStatus.SUCCEEDED
 
-    async def test_05_racing_a_finish_leaves_one_truth(self, store: JobStore) -> None:
+    @pytest.mark.cancel
+    async def test_racing_a_finish_leaves_one_truth(self, store: JobStore) -> None:
         """Concurrent cancels and finishes always end in a state that the finish can explain."""
         for _ in range(20):
             job = await claimed(store)
@@ -119,7 +125,8 @@ class TestCancel:
             assert seen.status in {JobStatus.CANCELLING, JobStatus.SUCCEEDED}
             assert await store.get(job.id) == done
 
-    async def test_05_racing_a_claim_leaves_one_truth(self, store: JobStore) -> None:
+    @pytest.mark.cancel
+    async def test_racing_a_claim_leaves_one_truth(self, store: JobStore) -> None:
         """Either the claim comes first and the worker is asked, or nobody gets the job."""
         for _ in range(20):
             job = await queued(store)
@@ -131,7 +138,8 @@ class TestCancel:
 
 
 class TestReclaim:
-    async def test_02_a_lapsed_lease_costs_an_attempt(self, store: JobStore) -> None:
+    @pytest.mark.lease
+    async def test_a_lapsed_lease_costs_an_attempt(self, store: JobStore) -> None:
         """A job whose worker fell silent waits again, until its attempts are used up."""
         job = await claimed(store, LAPSED_S, max_attempts=2)
         [back] = await store.reclaim()
@@ -142,15 +150,15 @@ class TestReclaim:
         assert ended.failure is not None
         assert ended.failure.code == "worker_lost"
 
-    async def test_05_a_lost_worker_that_was_cancelling_has_cancelled(
-        self, store: JobStore
-    ) -> None:
+    @pytest.mark.cancel
+    async def test_a_lost_worker_that_was_cancelling_has_cancelled(self, store: JobStore) -> None:
         """Nobody wants the job any more, so it does not run again."""
         job = await claimed(store, LAPSED_S)
         await store.request_cancel(job.id)
         assert [j.status for j in await store.reclaim()] == [JobStatus.CANCELLED]
 
-    async def test_02_of_a_dead_worker_does_not_wait_for_leases(self, store: JobStore) -> None:
+    @pytest.mark.lease
+    async def test_of_a_dead_worker_does_not_wait_for_leases(self, store: JobStore) -> None:
         """A worker known to be dead loses its jobs at once, and nobody else loses any."""
         job = await claimed(store)
         await queued(store)

@@ -26,7 +26,8 @@ def store(open_store: OpenStore) -> JobStore:
 
 
 class TestHistory:
-    async def test_03_every_attempt_is_kept_with_what_became_of_it(self, store: JobStore) -> None:
+    @pytest.mark.retry
+    async def test_every_attempt_is_kept_with_what_became_of_it(self, store: JobStore) -> None:
         """Number, worker, times and outcome of each attempt, whether it counted or not."""
         await queued(store)
         lost = await store.claim("w1", -1.0, ["restore"])
@@ -48,9 +49,8 @@ class TestHistory:
         assert all(r.started_at <= r.ended_at for r in done.attempts)
         assert await store.get(done.id) == done
 
-    async def test_03_who_runs_out_of_attempts_fails_with_the_history(
-        self, store: JobStore
-    ) -> None:
+    @pytest.mark.retry
+    async def test_who_runs_out_of_attempts_fails_with_the_history(self, store: JobStore) -> None:
         """The failure is the last attempt's, and the history has each of them."""
         await queued(store, max_attempts=2)
         await store.release((await claim(store, "w1")).ref, FAILURE)
@@ -60,7 +60,8 @@ class TestHistory:
         assert [r.code for r in ended.attempts] == [FAILURE.code, last.code]
         assert {r.outcome for r in ended.attempts} == {AttemptOutcome.FAILED}
 
-    async def test_03_whatever_a_node_said_is_in_it(self, store: JobStore) -> None:
+    @pytest.mark.retry
+    async def test_whatever_a_node_said_is_in_it(self, store: JobStore) -> None:
         """A message that Postgres' text and JSON cannot hold as it is comes back readable."""
         await queued(store)
         failure = Failure.of(EngineFailed("a NUL: \0, half a pair: \ud83d, é"))
@@ -68,7 +69,8 @@ class TestHistory:
         assert failed.failure == failure
         assert failed.attempts[0].message == "a NUL: \N{REPLACEMENT CHARACTER}, half a pair: ?, é"
 
-    async def test_03_permanent_failures_and_cancels_are_in_it(self, store: JobStore) -> None:
+    @pytest.mark.retry
+    async def test_permanent_failures_and_cancels_are_in_it(self, store: JobStore) -> None:
         """An attempt that `fail` or a cancel ends is recorded like any other."""
         await queued(store)
         failed = await store.fail((await claim(store)).ref, FAILURE)
@@ -81,7 +83,8 @@ class TestHistory:
         never_ran = await store.request_cancel((await queued(store)).id)
         assert never_ran.attempts == ()
 
-    async def test_03_it_has_a_bound(self, store: JobStore) -> None:
+    @pytest.mark.retry
+    async def test_it_has_a_bound(self, store: JobStore) -> None:
         """A job that is handed back without end keeps its newest attempts."""
         job = await queued(store)
         for _ in range(MAX_RECORDS + 3):
@@ -90,7 +93,8 @@ class TestHistory:
 
 
 class TestRetries:
-    async def test_03_a_failure_that_is_not_charged_never_ends_a_job(self, store: JobStore) -> None:
+    @pytest.mark.retry
+    async def test_a_failure_that_is_not_charged_never_ends_a_job(self, store: JobStore) -> None:
         """It is in the history, and costs no attempt, however often it happens."""
         await queued(store, max_attempts=1)
         for n in range(3):
@@ -100,7 +104,8 @@ class TestRetries:
             (AttemptOutcome.HANDED_BACK, FAILURE.code)
         ] * 3
 
-    async def test_03_another_worker_is_preferred(self, store: JobStore) -> None:
+    @pytest.mark.retry
+    async def test_another_worker_is_preferred(self, store: JobStore) -> None:
         """The worker that just failed a job is passed over; any other gets it at once."""
         job = await queued(store)
         await store.release((await claim(store, "w1")).ref, FAILURE)
@@ -108,20 +113,23 @@ class TestRetries:
         assert list(await store.waiting(1)) == [AttemptRef(job.id, 2)]
         assert (await claim(store, "w2")).id == job.id
 
-    async def test_03_but_not_waited_for_in_vain(self, store: JobStore) -> None:
+    @pytest.mark.retry
+    async def test_but_not_waited_for_in_vain(self, store: JobStore) -> None:
         """When nobody else took the job for a while, the same worker may have it."""
         job = await queued(store)
         await store.release((await claim(store, "w1")).ref, FAILURE, delay_s=-ELSEWHERE_S - 1)
         assert (await claim(store, "w1")).id == job.id
 
-    async def test_03_who_is_passed_over_takes_the_next_job(self, store: JobStore) -> None:
+    @pytest.mark.retry
+    async def test_who_is_passed_over_takes_the_next_job(self, store: JobStore) -> None:
         """A worker that may not have one job is given another, of the same owner or not."""
         await queued(store)
         other = await queued(store)
         await store.release((await claim(store, "w1")).ref, FAILURE)
         assert (await claim(store, "w1")).id == other.id
 
-    async def test_03_a_job_is_sent_again_once(self, store: JobStore) -> None:
+    @pytest.mark.retry
+    async def test_a_job_is_sent_again_once(self, store: JobStore) -> None:
         """Of several retries of one job, at once too, there is one new job."""
         source = await store.request_cancel((await queued(store, request_digest="d")).id)
         inserts = [store.insert(new_job(retry_of=source.id, request_digest="d")) for _ in range(8)]
@@ -130,14 +138,16 @@ class TestRetries:
         assert len({job.id for job, _ in outcomes}) == 1
         assert outcomes[0][0].retry_of == source.id
 
-    async def test_03_a_job_whose_row_is_gone_is_not_sent_again(self, store: JobStore) -> None:
+    @pytest.mark.retry
+    async def test_a_job_whose_row_is_gone_is_not_sent_again(self, store: JobStore) -> None:
         """Removed between the question and the retry: its photo may be gone as well."""
         with pytest.raises(JobNotFound):
             await store.insert(new_job(retry_of=uuid4()))
 
 
 class TestQueueDeadline:
-    async def test_06_a_job_that_starts_too_late_never_starts(self, store: JobStore) -> None:
+    @pytest.mark.deadlines
+    async def test_a_job_that_starts_too_late_never_starts(self, store: JobStore) -> None:
         """Past its deadline it is not claimed, and fails with a code that says so."""
         late = await queued(store, queue_limit_s=OVERDUE_S)
         in_time = await queued(store)
@@ -149,7 +159,8 @@ class TestQueueDeadline:
         assert failed.failure.code == "queue_timeout"
         assert list(await store.expire()) == []
 
-    async def test_06_the_deadline_is_for_the_first_start(self, store: JobStore) -> None:
+    @pytest.mark.deadlines
+    async def test_the_deadline_is_for_the_first_start(self, store: JobStore) -> None:
         """A job that has started once waits for its next attempt as long as it takes."""
         await queued(store, queue_limit_s=3)
         back = await store.release((await claim(store)).ref, None)
@@ -160,7 +171,8 @@ class TestQueueDeadline:
         assert [job.id for job in expired] == [late.id]
         assert (await claim(store)).id == back.id
 
-    async def test_06_more_than_a_batch(self, store: JobStore) -> None:
+    @pytest.mark.deadlines
+    async def test_more_than_a_batch(self, store: JobStore) -> None:
         """One call fails all that are overdue, up to a bound far above this."""
         count = RECLAIM_BATCH + 5
         for n in range(count):
@@ -168,7 +180,8 @@ class TestQueueDeadline:
         assert len(await store.expire()) == count
         assert list(await store.waiting(1)) == []
 
-    async def test_06_the_limits_of_a_job_come_back(self, store: JobStore) -> None:
+    @pytest.mark.deadlines
+    async def test_the_limits_of_a_job_come_back(self, store: JobStore) -> None:
         """The deadline counts from the submission; a run limit is the request's, if it had one."""
         job = await queued(store, queue_limit_s=90, run_limit_s=7)
         assert (job.queue_deadline_at - job.created_at).total_seconds() == 90
@@ -177,9 +190,8 @@ class TestQueueDeadline:
 
 
 class TestKeysLive:
-    async def test_08_the_same_key_is_the_same_job_while_it_lives(
-        self, open_store: OpenStore
-    ) -> None:
+    @pytest.mark.idempotency
+    async def test_the_same_key_is_the_same_job_while_it_lives(self, open_store: OpenStore) -> None:
         """Within its time a key means its first request."""
         store = open_store(QueuePolicy(idempotency_ttl_s=3600))
         first, _ = await store.insert(new_job(idempotency_key="k", request_digest="d"))
@@ -188,7 +200,8 @@ class TestKeysLive:
         with pytest.raises(IdempotencyConflict):
             await store.insert(new_job(idempotency_key="k", request_digest="other"))
 
-    async def test_08_after_its_time_a_key_is_free(self, open_store: OpenStore) -> None:
+    @pytest.mark.idempotency
+    async def test_after_its_time_a_key_is_free(self, open_store: OpenStore) -> None:
         """An old key makes a new job, for another request too; the earlier job goes on."""
         store = open_store(QueuePolicy(idempotency_ttl_s=1e-6))
         first, _ = await store.insert(new_job(idempotency_key="k", request_digest="d"))
@@ -200,10 +213,11 @@ class TestKeysLive:
 
 
 class TestBackPressure:
+    @pytest.mark.admission
     @pytest.mark.parametrize(
         "policy", [QueuePolicy(max_waiting=3), QueuePolicy(quotas=Quotas(waiting_jobs=3))]
     )
-    async def test_09_beyond_the_limit_nothing_is_taken(
+    async def test_beyond_the_limit_nothing_is_taken(
         self, open_store: OpenStore, policy: QueuePolicy
     ) -> None:
         """The refusal says when to come back; room appears as soon as a job has started."""
@@ -220,7 +234,8 @@ class TestBackPressure:
         await claim(store)
         await store.insert(refused)
 
-    async def test_09_one_owner_leaves_room_for_others(self, open_store: OpenStore) -> None:
+    @pytest.mark.admission
+    async def test_one_owner_leaves_room_for_others(self, open_store: OpenStore) -> None:
         """An owner's limit is that owner's, over both classes; the limit in all is everybody's."""
         store = open_store(QueuePolicy(quotas=Quotas(waiting_jobs=2), max_waiting=3))
         await queued(store)
@@ -231,7 +246,8 @@ class TestBackPressure:
         with pytest.raises(QueueFull):
             await store.insert(new_job(owner="bob"))
 
-    async def test_09_what_was_accepted_is_never_refused(self, open_store: OpenStore) -> None:
+    @pytest.mark.admission
+    async def test_what_was_accepted_is_never_refused(self, open_store: OpenStore) -> None:
         """In a full system keys are answered, jobs handed back wait again, and all can be read."""
         store = open_store(QueuePolicy(max_waiting=1))
         first = new_job(idempotency_key="k", request_digest="d")
@@ -243,7 +259,8 @@ class TestBackPressure:
         assert (again.id, created) == (first.id, False)
         assert (await store.get(first.id)).id == first.id
 
-    async def test_09_the_limit_of_an_owner_holds_under_concurrency(
+    @pytest.mark.admission
+    async def test_the_limit_of_an_owner_holds_under_concurrency(
         self, open_store: OpenStore
     ) -> None:
         """Of many submissions at once exactly as many are taken as there is room for."""

@@ -27,7 +27,8 @@ async def _claimed_owners(store: JobStore, count: int) -> str:
 
 
 class TestResumption:
-    async def test_02_a_job_that_lost_its_worker_has_the_next_turn(self, store: JobStore) -> None:
+    @pytest.mark.lease
+    async def test_a_job_that_lost_its_worker_has_the_next_turn(self, store: JobStore) -> None:
         """Before every other owner, and a batch job before interactive ones: it had its turn."""
         await queued(store, owner="bob", priority=Priority.BATCH)
         lost = await claim(store, "dead")
@@ -41,7 +42,8 @@ class TestResumption:
         await store.promote()
         assert await _claimed_owners(store, 4) == "acab"
 
-    async def test_02_so_have_all_jobs_of_an_owner_that_lost_theirs(self, store: JobStore) -> None:
+    @pytest.mark.lease
+    async def test_so_have_all_jobs_of_an_owner_that_lost_theirs(self, store: JobStore) -> None:
         """Each counts as interactive until it runs again; the rest of the batch does not."""
         for _ in range(3):
             await queued(store, owner="bob", priority=Priority.BATCH)
@@ -59,14 +61,16 @@ class TestResumption:
 
 
 class TestTurns:
-    async def test_10_owners_take_turns(self, store: JobStore) -> None:
+    @pytest.mark.turns
+    async def test_owners_take_turns(self, store: JobStore) -> None:
         """Each owner's oldest job, one owner after the other, whoever came first with many."""
         for owner, count in (("alice", 6), ("bob", 2), ("carol", 1)):
             for _ in range(count):
                 await queued(store, owner=owner)
         assert await _claimed_owners(store, 9) == "abcabaaaa"
 
-    async def test_10_a_single_job_waits_for_nobodys_backlog(self, store: JobStore) -> None:
+    @pytest.mark.turns
+    async def test_a_single_job_waits_for_nobodys_backlog(self, store: JobStore) -> None:
         """Whoever comes while others' backlogs are worked off has the next turn."""
         for _ in range(20):
             await queued(store, owner="alice")
@@ -76,7 +80,8 @@ class TestTurns:
         await queued(store, owner="bob")
         assert await _claimed_owners(store, 2) == "ba"
 
-    async def test_10_interactive_before_batch(self, store: JobStore) -> None:
+    @pytest.mark.turns
+    async def test_interactive_before_batch(self, store: JobStore) -> None:
         """A class's turns come before the other's, and an owner has a turn in each."""
         for owner in ("alice", "alice", "bob"):
             await queued(store, owner=owner, priority=Priority.BATCH)
@@ -85,7 +90,8 @@ class TestTurns:
         await queued(store, owner="carol")
         assert await _claimed_owners(store, 4) == "acba"
 
-    async def test_10_waiting_long_raises_priority(self, open_store: OpenStore) -> None:
+    @pytest.mark.turns
+    async def test_waiting_long_raises_priority(self, open_store: OpenStore) -> None:
         """Batch jobs that have waited for `aging_s` take turns with interactive ones."""
         store = open_store(QueuePolicy(aging_s=1e-6))
         await queued(store, owner="bob", priority=Priority.BATCH)
@@ -96,7 +102,8 @@ class TestTurns:
         await store.promote()
         assert await _claimed_owners(store, 4) == "baba"
 
-    async def test_10_young_batch_jobs_are_not_promoted(self, store: JobStore) -> None:
+    @pytest.mark.turns
+    async def test_young_batch_jobs_are_not_promoted(self, store: JobStore) -> None:
         """Before its time a batch job waits for every interactive one."""
         await queued(store, owner="bob", priority=Priority.BATCH)
         await queued(store, owner="alice")
@@ -104,7 +111,8 @@ class TestTurns:
         await store.promote()
         assert await _claimed_owners(store, 3) == "aab"
 
-    async def test_10_a_job_kept_back_does_not_hold_up_its_owner(self, store: JobStore) -> None:
+    @pytest.mark.turns
+    async def test_a_job_kept_back_does_not_hold_up_its_owner(self, store: JobStore) -> None:
         """While one job of an owner waits for its delay, the owner's turn goes to the next."""
         await queued(store, owner="alice")
         second = await queued(store, owner="alice")
@@ -113,7 +121,8 @@ class TestTurns:
         assert await _claimed_owners(store, 1) == "b"
         assert (await claim(store)).id == second.id
 
-    async def test_10_turns_hold_under_concurrency(self, store: JobStore) -> None:
+    @pytest.mark.turns
+    async def test_turns_hold_under_concurrency(self, store: JobStore) -> None:
         """Eight workers at once: each job once, and no owner more than a turn a worker ahead.
 
         By the store's own clock, and not by when a worker notes its claim, which may be late. What
@@ -134,7 +143,8 @@ class TestTurns:
         order = [job.owner for job in sorted(claimed, key=_claimed_at)]
         assert _greatest_lead(order) <= 1 + 2 * workers
 
-    async def test_10_what_waits_is_listed_for_tickets(self, store: JobStore) -> None:
+    @pytest.mark.turns
+    async def test_what_waits_is_listed_for_tickets(self, store: JobStore) -> None:
         """`waiting` names the best first, jobs of every owner, and no job twice."""
         for owner in ("alice", "alice", "bob"):
             await queued(store, owner=owner)
@@ -165,7 +175,8 @@ def test_the_measure_of_fairness_measures() -> None:
 
 
 class TestAffinity:
-    async def test_03_a_worker_prefers_what_it_has_loaded(self, store: JobStore) -> None:
+    @pytest.mark.affinity
+    async def test_a_worker_prefers_what_it_has_loaded(self, store: JobStore) -> None:
         """Of another owner, or later in the same one's line; without it, the best is taken."""
         for owner, workflow in (("alice", "restore"), ("bob", "enlarge"), ("alice", "enlarge")):
             await queued(store, owner=owner, workflow=workflow)
@@ -178,7 +189,8 @@ class TestAffinity:
         assert plain is not None
         assert (plain.owner, plain.workflow) == ("bob", "enlarge")
 
-    async def test_03_a_worker_passes_a_job_over_once(self, store: JobStore) -> None:
+    @pytest.mark.affinity
+    async def test_a_worker_passes_a_job_over_once(self, store: JobStore) -> None:
         """However much of what it has loaded waits, the next job it takes is the best one."""
         await queued(store, owner="bob", workflow="restore")
         for _ in range(6):
@@ -187,7 +199,8 @@ class TestAffinity:
         jobs = [await store.claim("w", LEASE_S, ["restore", "enlarge"], affinity) for _ in range(3)]
         assert [job.owner for job in jobs if job] == ["alice", "bob", "alice"]
 
-    async def test_03_it_never_goes_before_a_better_class(self, store: JobStore) -> None:
+    @pytest.mark.affinity
+    async def test_it_never_goes_before_a_better_class(self, store: JobStore) -> None:
         """A batch job whose models are loaded waits for interactive ones all the same."""
         await queued(store, workflow="enlarge", priority=Priority.BATCH)
         await queued(store, workflow="restore")
@@ -196,7 +209,8 @@ class TestAffinity:
         assert first is not None
         assert first.workflow == "restore"
 
-    async def test_03_it_sees_no_further_than_its_window(self, store: JobStore) -> None:
+    @pytest.mark.affinity
+    async def test_it_sees_no_further_than_its_window(self, store: JobStore) -> None:
         """Neither far down an owner's line nor among owners whose turn is far off."""
         for _ in range(WINDOW_JOBS):
             await queued(store, owner="owner-0", workflow="restore")
@@ -209,7 +223,8 @@ class TestAffinity:
         assert first is not None
         assert (first.owner, first.workflow) == ("owner-0", "restore")
 
-    async def test_03_workers_at_once_take_each_job_once(self, store: JobStore) -> None:
+    @pytest.mark.affinity
+    async def test_workers_at_once_take_each_job_once(self, store: JobStore) -> None:
         """More workers than the window has jobs: nobody goes away empty-handed."""
         count = WINDOW_JOBS + 4
         for _ in range(count):
@@ -222,7 +237,8 @@ class TestAffinity:
         assert len(set(claimed)) == len(claimed) == count
 
 
-async def test_06_a_version_is_claimed_by_workers_that_know_it(store: JobStore) -> None:
+@pytest.mark.versions
+async def test_a_version_is_claimed_by_workers_that_know_it(store: JobStore) -> None:
     """While a release is rolled out, jobs of either version wait for a worker that has theirs."""
     old = await queued(store, workflow_version="1")
     new = await queued(store, workflow_version="2")

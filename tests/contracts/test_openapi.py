@@ -95,7 +95,8 @@ def test_it_describes_every_route(document: Document) -> None:
     }
 
 
-def test_02_every_route_but_health_wants_a_token_with_a_scope(document: Document) -> None:
+@pytest.mark.auth
+def test_every_route_but_health_wants_a_token_with_a_scope(document: Document) -> None:
     """The bearer scheme is declared, and required with one of our scopes wherever it is; 401 and
     403 are documented there."""
     scheme = document["components"]["securitySchemes"]["bearer"]
@@ -168,7 +169,8 @@ def test_the_form_and_the_headers_are_described(document: Document) -> None:
     assert {"Idempotent-Replayed", "Preference-Applied"} <= set(post["responses"]["200"]["headers"])
 
 
-def test_05_the_form_of_a_run_is_described(document: Document) -> None:
+@pytest.mark.runs
+def test_the_form_of_a_run_is_described(document: Document) -> None:
     """A graph and a photo, sent with it or before, and what may be asked of any job."""
     post = document["paths"][RUNS]["post"]
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]

@@ -75,7 +75,8 @@ def _batch(count: int, size_bytes: int = 1, owner: str = "alice") -> tuple[NewBa
 
 
 class TestRunning:
-    async def test_03_no_more_run_than_may(self, stores: Stores) -> None:
+    @pytest.mark.quotas
+    async def test_no_more_run_than_may(self, stores: Stores) -> None:
         """The owner's other jobs wait, of either class; those of others do not."""
         two = Quotas(running_jobs=2)
         for priority in (Priority.INTERACTIVE, Priority.BATCH, Priority.BATCH):
@@ -86,8 +87,9 @@ class TestRunning:
         assert Counter(job.owner for job in await stores.claim_all()) == {"alice": 2, "bob": 3}
         assert list(await stores.jobs.waiting(10)) == []
 
+    @pytest.mark.quotas
     @pytest.mark.parametrize("end", ["succeed", "fail", "release", "cancel"])
-    async def test_03_an_end_makes_room(self, stores: Stores, end: str) -> None:
+    async def test_an_end_makes_room(self, stores: Stores, end: str) -> None:
         """However an attempt ends, there is a place for one more, and the dispatcher sees it."""
         one = Quotas(running_jobs=1)
         for _ in range(2):
@@ -107,7 +109,8 @@ class TestRunning:
         assert len(await stores.jobs.waiting(1)) == 1
         assert len(await stores.claim_all()) == 1
 
-    async def test_03_a_lost_worker_makes_room(self, stores: Stores) -> None:
+    @pytest.mark.quotas
+    async def test_a_lost_worker_makes_room(self, stores: Stores) -> None:
         """A job that lost its worker waits again, and counts as running no more."""
         one = Quotas(running_jobs=1)
         for _ in range(2):
@@ -119,7 +122,8 @@ class TestRunning:
         assert again.id == running.id
         assert await stores.claim("another") is None
 
-    async def test_03_the_newest_submission_says_how_many(self, stores: Stores) -> None:
+    @pytest.mark.quotas
+    async def test_the_newest_submission_says_how_many(self, stores: Stores) -> None:
         """A limit that is raised, lowered or lifted holds from the next submission on."""
         await stores.insert(Quotas(running_jobs=1))
         await stores.insert(Quotas(running_jobs=2))
@@ -129,7 +133,8 @@ class TestRunning:
         await stores.insert()
         assert len(await stores.claim_all()) == 2
 
-    async def test_03_somebody_elses_retry_changes_no_limit(self, stores: Stores) -> None:
+    @pytest.mark.quotas
+    async def test_somebody_elses_retry_changes_no_limit(self, stores: Stores) -> None:
         """An operator who sends a job again brings no quotas, and lifts none."""
         one = Quotas(running_jobs=1)
         for _ in range(3):
@@ -139,7 +144,8 @@ class TestRunning:
         await stores.jobs.insert(new_job(retry_of=failed.id, input=failed.input), None)
         assert len(await stores.claim_all()) == 1
 
-    async def test_03_claims_at_the_same_moment_keep_to_it(self, stores: Stores) -> None:
+    @pytest.mark.quotas
+    async def test_claims_at_the_same_moment_keep_to_it(self, stores: Stores) -> None:
         """The limit is exact: whoever comes second takes another owner's job, or none."""
         for _ in range(4 * CLAIMERS):
             await stores.insert(Quotas(running_jobs=3))
@@ -165,7 +171,8 @@ async def _running(stores: Stores, owner: str) -> int:
 
 
 class TestWaiting:
-    async def test_03_a_call_may_bring_its_own_limit(self, stores: Stores) -> None:
+    @pytest.mark.quotas
+    async def test_a_call_may_bring_its_own_limit(self, stores: Stores) -> None:
         """More than the store's, less, and 0 for none."""
         strict = Quotas(waiting_jobs=1)
         await stores.insert(strict)
@@ -176,7 +183,8 @@ class TestWaiting:
         await stores.insert(Quotas(waiting_jobs=0))
         assert len((await stores.jobs.list("alice")).jobs) == 3
 
-    async def test_03_a_batch_counts_by_its_photos(self, stores: Stores) -> None:
+    @pytest.mark.quotas
+    async def test_a_batch_counts_by_its_photos(self, stores: Stores) -> None:
         """It has room as a whole, or is not recorded at all."""
         quotas = Quotas(waiting_jobs=3)
         await stores.batches.insert(*_batch(2), quotas)
@@ -187,7 +195,8 @@ class TestWaiting:
 
 
 class TestStored:
-    async def test_03_no_more_is_stored_than_may_be(self, stores: Stores) -> None:
+    @pytest.mark.quotas
+    async def test_no_more_is_stored_than_may_be(self, stores: Stores) -> None:
         """Inputs count from their submission on, and an upload is refused before it is stored."""
         quotas = Quotas(stored_bytes=100)
         await stores.insert(quotas, input=_sized(60))
@@ -203,7 +212,8 @@ class TestStored:
         await stores.insert(quotas, owner="bob", input=_sized(100))
         assert len((await stores.jobs.list("alice")).jobs) == 2
 
-    async def test_03_results_count_as_well(self, stores: Stores) -> None:
+    @pytest.mark.quotas
+    async def test_results_count_as_well(self, stores: Stores) -> None:
         """Never refused themselves, they take the room of what comes next."""
         quotas = Quotas(stored_bytes=100)
         await stores.insert(quotas, input=_sized(10))
@@ -213,7 +223,8 @@ class TestStored:
         with pytest.raises(StorageFull):
             await stores.insert(quotas, input=_sized(1))
 
-    async def test_03_a_job_that_is_sent_again_shares_its_photo(self, stores: Stores) -> None:
+    @pytest.mark.quotas
+    async def test_a_job_that_is_sent_again_shares_its_photo(self, stores: Stores) -> None:
         """One object counts once."""
         quotas = Quotas(stored_bytes=100)
         first = await stores.insert(quotas, input=_sized(60))
@@ -221,7 +232,8 @@ class TestStored:
         await stores.insert(quotas, input=first.input, retry_of=first.id)
         await stores.insert(quotas, input=_sized(40))
 
-    async def test_03_a_batch_counts_all_its_photos(self, stores: Stores) -> None:
+    @pytest.mark.quotas
+    async def test_a_batch_counts_all_its_photos(self, stores: Stores) -> None:
         """Their sum decides; what is refused leaves nothing behind."""
         quotas = Quotas(stored_bytes=100)
         await stores.batches.insert(*_batch(3, size_bytes=20), quotas)
@@ -231,10 +243,11 @@ class TestStored:
         assert len((await stores.jobs.list("alice")).jobs) == 5
 
 
+@pytest.mark.quotas
 @pytest.mark.parametrize(
     "policy", [QueuePolicy(quotas=Quotas(stored_bytes=1)), QueuePolicy(quotas=Quotas())]
 )
-async def test_03_no_quotas_are_those_of_the_store(policy: QueuePolicy, database_url: str) -> None:
+async def test_no_quotas_are_those_of_the_store(policy: QueuePolicy, database_url: str) -> None:
     """A submission that brings none, as from a batch script, is held to the settings."""
     database = Database(database_url)
     results: Sequence[object] = []

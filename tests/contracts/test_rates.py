@@ -32,7 +32,8 @@ def owner() -> str:
     return str(uuid4())
 
 
-async def test_03_a_minutes_requests_may_come_at_once(rates: RateLimiter, owner: str) -> None:
+@pytest.mark.quotas
+async def test_a_minutes_requests_may_come_at_once(rates: RateLimiter, owner: str) -> None:
     """Each leaves one less; the first too many is told how long a request takes to come back."""
     taken = [await rates.take(owner, 3) for _ in range(4)]
     assert [(rate.left, rate.allowed) for rate in taken] == [
@@ -43,7 +44,8 @@ async def test_03_a_minutes_requests_may_come_at_once(rates: RateLimiter, owner:
     assert 1 <= taken[-1].retry_after_s <= 20
 
 
-async def test_03_a_refused_request_costs_nothing(rates: RateLimiter, owner: str) -> None:
+@pytest.mark.quotas
+async def test_a_refused_request_costs_nothing(rates: RateLimiter, owner: str) -> None:
     """Whoever goes on asking is not kept out for longer by it: a place comes back in its time."""
     while (await rates.take(owner, 600)).allowed:
         pass
@@ -54,14 +56,16 @@ async def test_03_a_refused_request_costs_nothing(rates: RateLimiter, owner: str
     await until(is_allowed)
 
 
-async def test_03_owners_do_not_share(rates: RateLimiter, owner: str) -> None:
+@pytest.mark.quotas
+async def test_owners_do_not_share(rates: RateLimiter, owner: str) -> None:
     """One owner's requests leave another's as they were."""
     assert (await rates.take(owner, 1)).allowed
     assert not (await rates.take(owner, 1)).allowed
     assert (await rates.take(f"{owner}-2", 1)).allowed
 
 
-async def test_03_a_limit_may_change(rates: RateLimiter, owner: str) -> None:
+@pytest.mark.quotas
+async def test_a_limit_may_change(rates: RateLimiter, owner: str) -> None:
     """What has been spent counts against whatever limit the next token brings."""
     for _ in range(5):
         await rates.take(owner, 10)
@@ -69,7 +73,8 @@ async def test_03_a_limit_may_change(rates: RateLimiter, owner: str) -> None:
     assert (await rates.take(owner, 1000)).allowed
 
 
-async def test_03_requests_at_the_same_moment_are_counted_one_by_one(
+@pytest.mark.quotas
+async def test_requests_at_the_same_moment_are_counted_one_by_one(
     rates: RateLimiter, owner: str
 ) -> None:
     """However many arrive at once, as many as may are let in, and no more."""
@@ -77,7 +82,8 @@ async def test_03_requests_at_the_same_moment_are_counted_one_by_one(
     assert sum(rate.allowed for rate in taken) == 5
 
 
-async def test_03_counts_are_forgotten_with_their_minute(redis_url: str, owner: str) -> None:
+@pytest.mark.quotas
+async def test_counts_are_forgotten_with_their_minute(redis_url: str, owner: str) -> None:
     """Redis keeps nothing of an owner who sends nothing."""
     limiter = RedisRateLimiter(redis_url)
     await limiter.take(owner, 6)
@@ -86,7 +92,8 @@ async def test_03_counts_are_forgotten_with_their_minute(redis_url: str, owner: 
         assert 0 < await client.pttl(f"restore:rate:{owner}") <= 10_000
 
 
-async def test_03_a_server_that_is_not_there_is_said_at_once() -> None:
+@pytest.mark.quotas
+async def test_a_server_that_is_not_there_is_said_at_once() -> None:
     """The caller decides what that means; nothing else comes out."""
     limiter = RedisRateLimiter("redis://127.0.0.1:9")
     with pytest.raises(DependencyUnavailable):
@@ -94,7 +101,8 @@ async def test_03_a_server_that_is_not_there_is_said_at_once() -> None:
     await limiter.aclose()
 
 
-def test_03_the_headers_are_those_of_the_draft() -> None:
+@pytest.mark.quotas
+def test_the_headers_are_those_of_the_draft() -> None:
     """Structured fields: a policy by name with quota and window, and what is left of it."""
     assert Rate(600, 599, 0.1).headers() == {
         "RateLimit-Policy": '"requests";q=600;w=60',

@@ -77,7 +77,8 @@ def reusing(source: UUID = SOURCE, size_bytes: int = 1, **changes: Any) -> NewJo
     return replace(job, reused=Reused(source, output))
 
 
-async def test_04_the_newest_result_of_the_same_work_is_found(stores: Stores) -> None:
+@pytest.mark.reuse
+async def test_the_newest_result_of_the_same_work_is_found(stores: Stores) -> None:
     """Of jobs that succeeded, whoever they were for; asking changes nothing."""
     asked = new_job()
     assert await stores.jobs.find_result(asked) is None
@@ -93,7 +94,8 @@ async def test_04_the_newest_result_of_the_same_work_is_found(stores: Stores) ->
     assert await stores.jobs.find_result(replace(asked, params={"seed": 1})) is None
 
 
-async def test_04_a_reused_result_is_a_job_that_has_succeeded(stores: Stores) -> None:
+@pytest.mark.reuse
+async def test_a_reused_result_is_a_job_that_has_succeeded(stores: Stores) -> None:
     """Recorded once and for all: nobody can claim, cancel or finish it; others may reuse it."""
     new = reusing()
     job, created = await stores.jobs.insert(new)
@@ -110,7 +112,8 @@ async def test_04_a_reused_result_is_a_job_that_has_succeeded(stores: Stores) ->
     assert await stores.jobs.find_result(new_job()) == job
 
 
-async def test_04_its_webhook_is_sent_like_any_other(stores: Stores) -> None:
+@pytest.mark.reuse
+async def test_its_webhook_is_sent_like_any_other(stores: Stores) -> None:
     """The delivery is recorded with the job, once, also when the call is repeated."""
     new = reusing(webhook_url="https://example.com/hook")
     await stores.jobs.insert(new)
@@ -119,7 +122,8 @@ async def test_04_its_webhook_is_sent_like_any_other(stores: Stores) -> None:
     assert delivery.status is DeliveryStatus.PENDING
 
 
-async def test_04_a_batch_counts_what_was_answered_at_once(stores: Stores) -> None:
+@pytest.mark.reuse
+async def test_a_batch_counts_what_was_answered_at_once(stores: Stores) -> None:
     """Beside jobs that wait; and one of which nothing is left to do has ended."""
     batch = NewBatch(uuid4(), "alice", ("a.png", "b.png"), ())
     hook = "https://example.com/hook"
@@ -140,7 +144,8 @@ async def test_04_a_batch_counts_what_was_answered_at_once(stores: Stores) -> No
     assert item.status is JobStatus.SUCCEEDED
 
 
-async def test_04_a_reused_result_is_stored_and_counted(stores: Stores) -> None:
+@pytest.mark.reuse
+async def test_a_reused_result_is_stored_and_counted(stores: Stores) -> None:
     """It is there at once, so that it counts at once: one over the quota is refused whole."""
     quotas = Quotas(stored_bytes=100)
     await stores.jobs.insert(reusing(size_bytes=90), quotas)
@@ -153,14 +158,16 @@ async def test_04_a_reused_result_is_stored_and_counted(stores: Stores) -> None:
     assert await stores.jobs.ended([refused.id]) == []
 
 
-async def test_04_equal_jobs_at_the_same_time_disturb_nobody(stores: Stores) -> None:
+@pytest.mark.reuse
+async def test_equal_jobs_at_the_same_time_disturb_nobody(stores: Stores) -> None:
     """Each is a job of its own."""
     ended = await asyncio.gather(*(stores.jobs.insert(reusing()) for _ in range(8)))
     assert {job.status for job, _ in ended} == {JobStatus.SUCCEEDED}
     assert len({job.id for job, _ in ended}) == 8
 
 
-async def test_04_a_copy_stands_by_itself(blobs: BlobStore) -> None:
+@pytest.mark.reuse
+async def test_a_copy_stands_by_itself(blobs: BlobStore) -> None:
     """The same bytes and type under another key, which outlive the first."""
     first = await blobs.put(f"outputs/{uuid4()}/1.png", DATA, "image/png")
     key = f"outputs/{uuid4()}/copy-1.png"
@@ -170,8 +177,9 @@ async def test_04_a_copy_stands_by_itself(blobs: BlobStore) -> None:
     assert await blobs.get(copied) == DATA
 
 
+@pytest.mark.reuse
 @pytest.mark.parametrize("what", ["gone", "longer", "other bytes"])
-async def test_04_what_is_copied_is_what_was_promised(blobs: BlobStore, what: str) -> None:
+async def test_what_is_copied_is_what_was_promised(blobs: BlobStore, what: str) -> None:
     """An object that is not that of its artifact is ArtifactCorrupt, and leaves no copy."""
     first = await blobs.put(f"outputs/{uuid4()}/1.png", DATA, "image/png")
     if what == "gone":
@@ -185,7 +193,8 @@ async def test_04_what_is_copied_is_what_was_promised(blobs: BlobStore, what: st
     assert await blobs.fetch(key, 10) is None
 
 
-async def test_04_a_copy_is_saved_under_its_own_jobs_name(s3: S3Access) -> None:
+@pytest.mark.reuse
+async def test_a_copy_is_saved_under_its_own_jobs_name(s3: S3Access) -> None:
     """As whoever follows its link sees it, CloudFront's among them."""
     store = S3BlobStore(
         s3.bucket,

@@ -225,20 +225,23 @@ class TestFollow:
         await _publish(board, job_id, DONE)
         assert [stamped.event for stamped in await _take(board, job_id, 1)] == [DONE]
 
-    async def test_05_an_end_comes_with_its_row(self, board: RedisStatusBoard) -> None:
+    @pytest.mark.progress
+    async def test_an_end_comes_with_its_row(self, board: RedisStatusBoard) -> None:
         """Followers get all of the job as it was committed; the event is what it always is."""
         [stamped] = await _concluded(board, job := ended_job(params=PARAMS))
         assert stamped.event == StateChanged(job.status, job.attempt)
         assert stamped.row == job
         assert await board.latest([job.id]) == {job.id: [stamped.event]}
 
-    async def test_05_a_large_row_stays_in_postgres(self, board: RedisStatusBoard) -> None:
+    @pytest.mark.progress
+    async def test_a_large_row_stays_in_postgres(self, board: RedisStatusBoard) -> None:
         """A graph of the user's own is not carried to every follower: they are told the end."""
         [stamped] = await _concluded(board, job := ended_job(params={"graph": "x" * 20_000}))
         assert stamped.event == StateChanged(job.status, job.attempt)
         assert stamped.row is None
 
-    async def test_05_a_row_that_cannot_be_read_is_none(
+    @pytest.mark.progress
+    async def test_a_row_that_cannot_be_read_is_none(
         self, board: RedisStatusBoard, redis: Redis, job_id: UUID
     ) -> None:
         """The end of a job that a newer version has ended is told without its row."""

@@ -37,7 +37,8 @@ async def _attempt(owner: str, workflow: str = "restore") -> Job:
     return replace(job, attempt=1)
 
 
-async def test_09_every_attempt_is_summed(ledger: UsageLedger) -> None:
+@pytest.mark.usage
+async def test_every_attempt_is_summed(ledger: UsageLedger) -> None:
     """Those that failed cost too: a job that was tried three times is one job, three attempts."""
     owner = f"ann-{uuid4()}"
     job = await _attempt(owner)
@@ -47,7 +48,8 @@ async def test_09_every_attempt_is_summed(ledger: UsageLedger) -> None:
     assert await ledger.since(LONG_AGO, owner) == [Usage(owner, "restore", 2, 4, 10.5)]
 
 
-async def test_09_a_job_counts_whichever_of_its_attempts_cost(ledger: UsageLedger) -> None:
+@pytest.mark.usage
+async def test_a_job_counts_whichever_of_its_attempts_cost(ledger: UsageLedger) -> None:
     """One whose first attempt never executed, or executed before that time, is one job."""
     job = await _attempt(owner := f"ann-{uuid4()}")
     for attempt in (2, 4):
@@ -55,7 +57,8 @@ async def test_09_a_job_counts_whichever_of_its_attempts_cost(ledger: UsageLedge
     assert await ledger.since(LONG_AGO, owner) == [Usage(owner, "restore", 1, 2, 2.0)]
 
 
-async def test_09_a_figure_replaces_a_smaller_one(ledger: UsageLedger) -> None:
+@pytest.mark.usage
+async def test_a_figure_replaces_a_smaller_one(ledger: UsageLedger) -> None:
     """An attempt tells again and again; what comes late or twice adds nothing."""
     job = await _attempt(owner := f"ann-{uuid4()}")
     for gpu_s in (1.0, 2.0, 2.0, 1.5):
@@ -63,7 +66,8 @@ async def test_09_a_figure_replaces_a_smaller_one(ledger: UsageLedger) -> None:
     assert await ledger.since(LONG_AGO, owner) == [Usage(owner, "restore", 1, 1, 2.0)]
 
 
-async def test_09_sums_are_by_owner_and_workflow_the_largest_first(ledger: UsageLedger) -> None:
+@pytest.mark.usage
+async def test_sums_are_by_owner_and_workflow_the_largest_first(ledger: UsageLedger) -> None:
     """All owners, or one who sees nothing of the others."""
     ann, bob = f"ann-{uuid4()}", f"bob-{uuid4()}"
     attempts = await _attempt(ann), await _attempt(ann, "enlarge"), await _attempt(bob)
@@ -77,7 +81,8 @@ async def test_09_sums_are_by_owner_and_workflow_the_largest_first(ledger: Usage
     assert [usage.owner for usage in await ledger.since(LONG_AGO, bob)] == [bob]
 
 
-async def test_09_only_what_began_since_then(ledger: UsageLedger) -> None:
+@pytest.mark.usage
+async def test_only_what_began_since_then(ledger: UsageLedger) -> None:
     """An attempt belongs to the moment in which it began to execute."""
     await ledger.record([Cost(await _attempt(owner := f"ann-{uuid4()}"), 1.0)])
     assert await ledger.since(datetime.now(UTC) + timedelta(hours=1), owner) == []

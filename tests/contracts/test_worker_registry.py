@@ -49,7 +49,8 @@ def _report(worker: str, node: str = "node", *in_hand: JobInHand) -> WorkerRepor
     return WorkerReport(worker, node, url, EngineState.READY, 1, in_hand, 0, version)
 
 
-async def test_08_the_roll_has_the_newest_report_of_each(stores: Stores) -> None:
+@pytest.mark.fleet
+async def test_the_roll_has_the_newest_report_of_each(stores: Stores) -> None:
     """By node, and word for word."""
     job = JobInHand(uuid4(), "restore", Stage.EXECUTING, datetime(2030, 1, 1, tzinfo=UTC))
     await stores.registry.report(_report("worker-2", "node-2"))
@@ -63,7 +64,8 @@ async def test_08_the_roll_has_the_newest_report_of_each(stores: Stores) -> None
     assert all(state.started_at <= state.seen_at <= roll.at for state in roll.workers)
 
 
-async def test_08_orders_stay_until_they_are_taken_back(stores: Stores) -> None:
+@pytest.mark.fleet
+async def test_orders_stay_until_they_are_taken_back(stores: Stores) -> None:
     """Every report's answer has them, whatever else the report says; nobody else's changes."""
     for worker in ("worker-1", "worker-2"):
         assert await stores.registry.report(_report(worker)) == WorkerOrders()
@@ -79,7 +81,8 @@ async def test_08_orders_stay_until_they_are_taken_back(stores: Stores) -> None:
     assert orders == WorkerOrders(drained=False, restarts_asked=1)
 
 
-async def test_08_an_unknown_worker_cannot_be_told_anything(stores: Stores) -> None:
+@pytest.mark.fleet
+async def test_an_unknown_worker_cannot_be_told_anything(stores: Stores) -> None:
     """Neither one that never was, nor one that has left."""
     await stores.registry.report(_report("worker-1"))
     await stores.registry.leave("worker-1")
@@ -91,7 +94,8 @@ async def test_08_an_unknown_worker_cannot_be_told_anything(stores: Stores) -> N
     assert (await stores.registry.roll()).workers == ()
 
 
-async def test_08_the_queue_has_a_line_for_each_class(stores: Stores) -> None:
+@pytest.mark.fleet
+async def test_the_queue_has_a_line_for_each_class(stores: Stores) -> None:
     """Counts of what waits and runs, and since when the oldest waits, of whatever owner."""
     first, *_ = [
         (await stores.jobs.insert(new_job(owner=owner)))[0] for owner in ("ann", "bob", "bob")
@@ -106,7 +110,8 @@ async def test_08_the_queue_has_a_line_for_each_class(stores: Stores) -> None:
     assert counts == [(Priority.INTERACTIVE, 2, 1), (Priority.BATCH, 1, 0)]
 
 
-async def test_08_a_line_of_an_empty_queue_says_so(stores: Stores) -> None:
+@pytest.mark.fleet
+async def test_a_line_of_an_empty_queue_says_so(stores: Stores) -> None:
     """No jobs, and nobody who waits."""
     lines = (await stores.registry.queue()).lines
     assert [(line.waiting, line.running, line.oldest_at) for line in lines] == [(0, 0, None)] * 2

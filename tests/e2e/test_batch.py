@@ -30,7 +30,8 @@ def scans(tmp_path: Path) -> Path:
     return folder
 
 
-def test_12_a_folder_is_restored_from_a_terminal(stack: Stack, scans: Path, tmp_path: Path) -> None:
+@pytest.mark.batches
+def test_a_folder_is_restored_from_a_terminal(stack: Stack, scans: Path, tmp_path: Path) -> None:
     """Every photo's own restoration under its own name; the one that is none is told."""
     results = tmp_path / "results"
     done = stack.restore(
@@ -53,7 +54,8 @@ def width_of(path: Path) -> int:
         return image.width
 
 
-def test_12_files_are_one_batch_through_handles(stack: Stack, scans: Path) -> None:
+@pytest.mark.batches
+def test_files_are_one_batch_through_handles(stack: Stack, scans: Path) -> None:
     """Submitted, watched and cancelled as one; errors cross the cluster as what they are."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.e2e.batch_handles", *sorted(scans.iterdir())],

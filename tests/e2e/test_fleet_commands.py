@@ -41,9 +41,8 @@ def _engines_are(stack: Stack, state: str) -> bool:
     return all(each["engine"] == state for each in workers)
 
 
-def test_08_a_drained_fleet_takes_no_job_until_it_is_undrained(
-    stack: Stack, ids: list[str]
-) -> None:
+@pytest.mark.fleet
+def test_a_drained_fleet_takes_no_job_until_it_is_undrained(stack: Stack, ids: list[str]) -> None:
     """The job waits, which `status` shows beside the drained workers, and then it is done."""
     for worker in ids:
         stack.restore("drain", worker)
@@ -81,7 +80,8 @@ def _ends(client: RestorationClient, job_id: str) -> JobStatus:
     return client.wait(job_id).status
 
 
-def test_08_an_engine_is_started_anew_on_request(stack: Stack, ids: list[str]) -> None:
+@pytest.mark.fleet
+def test_an_engine_is_started_anew_on_request(stack: Stack, ids: list[str]) -> None:
     """Another process on the same port; the other worker's engine stays as it is."""
     [port] = [port for port, worker in stack.workers().items() if worker.id == ids[0]]
     before = engines(stack.state_dir)
@@ -95,7 +95,8 @@ def test_08_an_engine_is_started_anew_on_request(stack: Stack, ids: list[str]) -
     ]
 
 
-def test_08_an_unknown_worker_is_named(stack: Stack, ids: list[str]) -> None:
+@pytest.mark.fleet
+def test_an_unknown_worker_is_named(stack: Stack, ids: list[str]) -> None:
     """One line that says who is there, and exit status 1."""
     done = stack.restore("drain", "nobody", check=False)
     assert done.returncode == 1

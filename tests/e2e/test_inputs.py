@@ -107,7 +107,8 @@ def test_the_documented_answers_are_these() -> None:
     assert table() in Path("docs/inputs.md").read_text()
 
 
-def test_05_a_graph_that_moves_pixels_moves_no_transparency(stack: Stack) -> None:
+@pytest.mark.images
+def test_a_graph_that_moves_pixels_moves_no_transparency(stack: Stack) -> None:
     """The right half is seen through: flipped and padded it is the left one, and white. Padding
     that is to feather for minutes, by a mask that nobody takes, is done in no time."""
     photo = Image.new("RGBA", (600, 400), (200, 0, 0, 255))

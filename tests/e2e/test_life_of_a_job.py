@@ -168,7 +168,8 @@ def test_a_waiting_client_gets_the_finished_job(stack: Stack, small: bytes) -> N
     assert answer.json()["status"] == "succeeded"
 
 
-def test_05_a_waiting_client_gets_the_picture_if_it_accepts_one(
+@pytest.mark.results
+def test_a_waiting_client_gets_the_picture_if_it_accepts_one(
     stack: Stack, client: RestorationClient, small: bytes, tmp_path: Path
 ) -> None:
     """One request through the proxy and back: the same bytes that the job's result has."""
@@ -185,7 +186,8 @@ def test_05_a_waiting_client_gets_the_picture_if_it_accepts_one(
     assert answer.content == (tmp_path / "restored.png").read_bytes()
 
 
-def test_08_an_idempotency_key_makes_one_job(client: RestorationClient, small: bytes) -> None:
+@pytest.mark.idempotency
+def test_an_idempotency_key_makes_one_job(client: RestorationClient, small: bytes) -> None:
     """The same request under the same key is the same job; another request is refused."""
     key = str(uuid.uuid4())
     first = client.submit(small, workflow="enlarge", idempotency_key=key)
@@ -210,7 +212,8 @@ def test_somebody_elses_job_does_not_exist(stack: Stack, small: bytes) -> None:
         assert stranger.get(API).json()["restorations"] == []
 
 
-def test_05_a_waiting_job_is_cancelled_at_once(client: RestorationClient, small: bytes) -> None:
+@pytest.mark.cancel
+def test_a_waiting_job_is_cancelled_at_once(client: RestorationClient, small: bytes) -> None:
     """Behind two running jobs, a third is cancelled without ever having started."""
     photo = png(degrade(original("flower")))
     busy = [client.submit(photo).id for _ in range(2)]
@@ -221,7 +224,8 @@ def test_05_a_waiting_job_is_cancelled_at_once(client: RestorationClient, small:
         assert client.wait(job_id).status is JobStatus.SUCCEEDED
 
 
-def test_05_a_running_job_is_cancelled(stack: Stack, client: RestorationClient) -> None:
+@pytest.mark.cancel
+def test_a_running_job_is_cancelled(stack: Stack, client: RestorationClient) -> None:
     """Its engine is interrupted, it ends as cancelled, and has no result; the GPU is free then."""
     job = client.submit(png(degrade(original("china"))))
     for event in client.events(job.id):

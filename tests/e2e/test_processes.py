@@ -97,7 +97,8 @@ def assert_ran_again(client: RestorationClient, job_id: UUID, out: Path) -> Rest
     return ended
 
 
-def test_02_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
+@pytest.mark.lease
+def test_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
     stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
 ) -> None:
     """SIGKILL of the replica: its ComfyUI is gone, another attempt makes the one result. The job
@@ -130,7 +131,8 @@ def stored_results(stack: Stack, job: Restoration) -> list[str]:
     return [item["Key"] for item in listing["Contents"]]
 
 
-def test_07_a_killed_engine_is_started_again_and_its_job_runs_again(
+@pytest.mark.engine_health
+def test_a_killed_engine_is_started_again_and_its_job_runs_again(
     stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
 ) -> None:
     """SIGKILL of ComfyUI: the job is handed back at once, and the worker starts a new engine."""
@@ -217,7 +219,8 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def test_13_ctrl_c_stops_all_that_restore_up_started_and_loses_no_job(
+@pytest.mark.drain
+def test_ctrl_c_stops_all_that_restore_up_started_and_loses_no_job(
     terminal: Terminal, attached: Stack, photo: bytes
 ) -> None:
     """A terminal sends SIGINT to every process of the group, whatever Ray has put there: it is an
@@ -241,7 +244,8 @@ def test_13_ctrl_c_stops_all_that_restore_up_started_and_loses_no_job(
     assert outcomes <= {AttemptOutcome.HANDED_BACK, AttemptOutcome.SUCCEEDED}
 
 
-def test_13_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
+@pytest.mark.drain
+def test_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
     stack: Stack, attached: Stack, photo: bytes
 ) -> None:
     """What `restore down` asks for leaves no process but the ComfyUI that is not its own. A job
@@ -267,7 +271,8 @@ def test_13_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
         assert {client.wait(job.id).status for job in jobs} == {JobStatus.SUCCEEDED}
 
 
-def test_01_a_stack_that_is_killed_leaves_nothing_but_its_jobs(
+@pytest.mark.durability
+def test_a_stack_that_is_killed_leaves_nothing_but_its_jobs(
     stack: Stack, attached: Stack, photo: bytes
 ) -> None:
     """SIGKILL of `restore up` at work: databases, Ray and workers end by themselves; all but two

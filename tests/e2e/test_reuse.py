@@ -15,7 +15,8 @@ from tests.support.stack import Stack
 pytestmark = pytest.mark.real_engine
 
 
-def test_04_the_second_time_no_engine_runs(stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.reuse
+def test_the_second_time_no_engine_runs(stack: Stack, tmp_path: Path) -> None:
     """The same bytes, as a job of its own that succeeded without an attempt; a batch gets them by
     default, and who says `never` has the photo restored again."""
     photo = tmp_path / "photo.jpg"
@@ -40,7 +41,8 @@ def test_04_the_second_time_no_engine_runs(stack: Stack, tmp_path: Path) -> None
         client.cancel_batch(anew.id)
 
 
-def test_04_from_a_terminal(stack: Stack, tmp_path: Path) -> None:
+@pytest.mark.reuse
+def test_from_a_terminal(stack: Stack, tmp_path: Path) -> None:
     """`--reuse` is for those who ask; the result is on disk all the same, and is called what it
     is."""
     photo, result = tmp_path / "photo.jpg", tmp_path / "restored.png"

@@ -54,7 +54,8 @@ SPANS = {
 }
 
 
-async def test_07_one_trace_from_the_request_to_the_last_node(
+@pytest.mark.metrics
+async def test_one_trace_from_the_request_to_the_last_node(
     stack: Stack, collector: Collector
 ) -> None:
     """The caller's trace has the request, the submission, the wait, the attempt, its stages, each
@@ -88,7 +89,8 @@ def _submit_in(trace_id: str, stack: Stack, receiver: Receiver) -> None:
     assert answer.json()["trace_id"] == trace_id
 
 
-def test_09_gpu_seconds_of_a_job_are_summed(stack: Stack) -> None:
+@pytest.mark.usage
+def test_gpu_seconds_of_a_job_are_summed(stack: Stack) -> None:
     """Those of its execution, as its timings have it; on the command line too."""
     sub = f"payer-{secrets.token_hex(4)}"
     with stack.client(sub) as client:
@@ -107,7 +109,8 @@ def test_09_gpu_seconds_of_a_job_are_summed(stack: Stack) -> None:
     assert f"{row.gpu_s:.1f}" in told
 
 
-async def test_07_what_is_documented_is_exported(stack: Stack) -> None:
+@pytest.mark.metrics
+async def test_what_is_documented_is_exported(stack: Stack) -> None:
     """After a job, a webhook and a refusal, Ray's agent has each metric, with its labels and
     no others; those of a GPU's memory where there is a GPU."""
     async with receiving() as receiver:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
 from restoration.webhooks.messages import DeliveryStatus
 from tests.fakes.receiver import Receiver, receiving, verify
 from tests.fakes.site import photo
@@ -12,7 +14,8 @@ from tests.support.polling import until
 from tests.support.stack import Stack
 
 
-async def test_11_the_end_of_a_job_is_told(stack: Stack) -> None:
+@pytest.mark.webhooks
+async def test_the_end_of_a_job_is_told(stack: Stack) -> None:
     """Whoever submitted a photo is told of its end, signed with the stack's own secret."""
     async with receiving() as receiver:
         job_id = await asyncio.to_thread(_submit, stack, receiver)

@@ -43,7 +43,8 @@ def stack(engine_install: EngineInstall) -> Iterator[Stack]:
         yield stack
 
 
-def test_06_a_deployment_over_running_jobs_loses_none(stack: Stack) -> None:
+@pytest.mark.upgrades
+def test_a_deployment_over_running_jobs_loses_none(stack: Stack) -> None:
     """Jobs from before, from meanwhile and from after all succeed, each after one attempt; every
     worker is another process. Both of the first jobs ran when the deployment began, and a worker
     was told to go with a job in hand: else nothing of this would be shown."""

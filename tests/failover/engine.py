@@ -40,7 +40,8 @@ def _next_release(engine: EngineInstall, folder: Path) -> dict[str, str]:
     return {"COMFYUI_DIR": str(checkout), "COMFYUI_PYTHON": str(engine.python)}
 
 
-async def test_06_a_new_engine_is_rolled_out_over_running_jobs(
+@pytest.mark.upgrades
+async def test_a_new_engine_is_rolled_out_over_running_jobs(
     fleet: Fleet, engine: EngineInstall, tmp_path: Path
 ) -> None:
     """Jobs that run, one that waits and those that come meanwhile end well, each after one attempt

@@ -21,7 +21,8 @@ async def fleet() -> AsyncIterator[Fleet]:
         yield fleet
 
 
-async def test_04_the_jobs_of_a_lost_node_run_elsewhere(fleet: Fleet) -> None:
+@pytest.mark.failover
+async def test_the_jobs_of_a_lost_node_run_elsewhere(fleet: Fleet) -> None:
     """A node is killed under its jobs: they run again on another, and all end well."""
     ids = await fleet.submit(2, seconds=LONG_S)
     first = await fleet.reach(ids, JobStatus.RUNNING)

@@ -113,23 +113,27 @@ def _restore_over_http(service: Service[TwoNodes]) -> Restoration:
         return client.wait(job.id)
 
 
-def test_04_jobs_end_while_there_is_no_head(story: Story) -> None:
+@pytest.mark.failover
+def test_jobs_end_while_there_is_no_head(story: Story) -> None:
     """A worker without a head sees its job through, and records it: once, at the first attempt."""
     assert _ended(story.short) == [(1, AttemptOutcome.SUCCEEDED)]
 
 
-def test_04_the_head_s_return_disturbs_no_job(story: Story) -> None:
+@pytest.mark.failover
+def test_the_head_s_return_disturbs_no_job(story: Story) -> None:
     """A job that was executing all the while ends on its worker, at the first attempt."""
     assert _ended(story.long) == [(1, AttemptOutcome.SUCCEEDED)]
 
 
-def test_04_workers_outlive_the_head(story: Story) -> None:
+@pytest.mark.failover
+def test_workers_outlive_the_head(story: Story) -> None:
     """The same processes work for the new head, each with the same engine."""
     assert len(story.before.workers) == len(story.before.engines) == GPUS
     assert story.after == story.before
 
 
-def test_04_serve_comes_back_with_the_head(story: Story, service: Service[TwoNodes]) -> None:
+@pytest.mark.failover
+def test_serve_comes_back_with_the_head(story: Story, service: Service[TwoNodes]) -> None:
     """Nothing is deployed anew, and what was submitted meanwhile runs, on a worker of before."""
     assert _ended(story.meanwhile) == [(1, AttemptOutcome.SUCCEEDED)]
     assert story.meanwhile.worker in {story.short.worker, story.long.worker}

@@ -93,7 +93,8 @@ def files(folder: Path, *contents: bytes) -> list[Path]:
     return paths
 
 
-async def test_12_files_become_one_batch(site: Site, tmp_path: Path) -> None:
+@pytest.mark.batches
+async def test_files_become_one_batch(site: Site, tmp_path: Path) -> None:
     """Each file is a job or has a reason why not, and the batch is watched and cancelled as one."""
     paths = files(tmp_path, photo(), b"?", photo((9, 9)), b"")
 
@@ -121,6 +122,7 @@ async def test_12_files_become_one_batch(site: Site, tmp_path: Path) -> None:
     assert {job.status for job in site.jobs.rows.values()} == {JobStatus.CANCELLED}
 
 
+@pytest.mark.batches
 @pytest.mark.parametrize(
     ("asked", "error"),
     [
@@ -132,7 +134,7 @@ async def test_12_files_become_one_batch(site: Site, tmp_path: Path) -> None:
     ],
     ids=["workflow", "parameters", "no file", "missing file", "too many"],
 )
-async def test_12_what_is_wrong_with_all_of_it_is_raised(
+async def test_what_is_wrong_with_all_of_it_is_raised(
     site: Site, tmp_path: Path, asked: dict[str, Any], error: type[Exception]
 ) -> None:
     """Nothing is recorded then, and no job will run."""
@@ -142,7 +144,8 @@ async def test_12_what_is_wrong_with_all_of_it_is_raised(
     assert (site.jobs.rows, site.batches.rows) == ({}, {})
 
 
-async def test_12_an_outage_while_submitting_is_waited_out(
+@pytest.mark.batches
+async def test_an_outage_while_submitting_is_waited_out(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With S3 gone for a moment, and the answer to the last call lost, there is one batch."""
@@ -174,9 +177,8 @@ async def test_12_an_outage_while_submitting_is_waited_out(
     assert len(site.blobs.objects) == 2
 
 
-async def test_12_a_full_queue_is_waited_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.batches
+async def test_a_full_queue_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that found no room is recorded as soon as there is some, with all its photos."""
     monkeypatch.setattr(retry, "RETRY_AFTER_S", 0)
     async with open_site(max_waiting_jobs=2) as site:
@@ -199,7 +201,8 @@ async def test_12_a_full_queue_is_waited_out(
             assert await site.blobs.get(site.jobs.rows[job_id].input) == path.read_bytes()
 
 
-async def test_12_a_batch_that_waited_too_long_is_not_recorded(
+@pytest.mark.batches
+async def test_a_batch_that_waited_too_long_is_not_recorded(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has no row for half a day is swept away: after half of that nothing counts on it."""
@@ -210,7 +213,8 @@ async def test_12_a_batch_that_waited_too_long_is_not_recorded(
     assert (site.jobs.rows, site.batches.rows) == ({}, {})
 
 
-async def test_12_nor_is_one_called_too_old_that_was_recorded(
+@pytest.mark.batches
+async def test_nor_is_one_called_too_old_that_was_recorded(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Recorded in the last moment, with the answer lost, it is what the next call tells of."""
@@ -229,7 +233,8 @@ async def test_12_nor_is_one_called_too_old_that_was_recorded(
     assert set(site.jobs.rows) == set(accepted.jobs)
 
 
-async def test_12_a_batch_that_is_not_there(site: Site) -> None:
+@pytest.mark.batches
+async def test_a_batch_that_is_not_there(site: Site) -> None:
     """Asking for it says so, through the handle as well."""
     with pytest.raises(BatchNotFound):
         await _call(site, lambda batch: batch.batch_status(UUID(int=0)))

@@ -26,7 +26,8 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     await database.aclose()
 
 
-async def test_07_jobs_are_counted_by_state_class_and_kind_of_owner(database: Database) -> None:
+@pytest.mark.metrics
+async def test_jobs_are_counted_by_state_class_and_kind_of_owner(database: Database) -> None:
     """Each unfinished job is in one gauge; owners of one class are counted together, and what is
     not there any more is 0."""
     jobs, meter = PostgresJobStore(database), MemoryMeter()
@@ -48,7 +49,8 @@ async def test_07_jobs_are_counted_by_state_class_and_kind_of_owner(database: Da
     assert meter.gauged(JOBS) == 3
 
 
-async def test_07_each_end_is_counted_once(database: Database, database_url: str) -> None:
+@pytest.mark.metrics
+async def test_each_end_is_counted_once(database: Database, database_url: str) -> None:
     """Whoever ended the job, and however often is asked; ends before the lead are not counted."""
     jobs = PostgresJobStore(database)
     census = Census(database)
@@ -70,7 +72,8 @@ async def test_07_each_end_is_counted_once(database: Database, database_url: str
     assert (await census.finished(later))[0] == []
 
 
-async def test_07_only_while_it_leads(database: Database) -> None:
+@pytest.mark.metrics
+async def test_only_while_it_leads(database: Database) -> None:
     """A dispatcher that leads no more tells 0 jobs: its successor tells of them."""
     jobs, meter = PostgresJobStore(database), MemoryMeter()
     await jobs.insert(new_job())
@@ -87,8 +90,9 @@ async def test_07_only_while_it_leads(database: Database) -> None:
     assert meter.counted(JOBS_FINISHED) == 0
 
 
+@pytest.mark.metrics
 @pytest.mark.parametrize("owner", ["auth0|1", "x@clients", "plain", "50%_off", "odd|@clients"])
-async def test_07_sql_and_python_agree_on_owners(database: Database, owner: str) -> None:
+async def test_sql_and_python_agree_on_owners(database: Database, owner: str) -> None:
     """The class that a query finds is the one that the function tells."""
     await PostgresJobStore(database).insert(new_job(owner=owner))
     [group] = await Census(database).unfinished()

@@ -78,7 +78,8 @@ def folder(path: Path, **contents: bytes) -> Path:
     return path
 
 
-async def test_12_a_folder_is_restored_into_another(live: LiveSite, tmp_path: Path) -> None:
+@pytest.mark.batches
+async def test_a_folder_is_restored_into_another(live: LiveSite, tmp_path: Path) -> None:
     """Photos of folders by name, and files as given; each result is named after its photo."""
     scans = folder(tmp_path / "scans", b_png=photo(), a_jpg=photo(), notes_txt=b"?")
     single = folder(tmp_path / "single", a_png=photo()) / "a.png"
@@ -181,7 +182,8 @@ async def test_what_was_left_out_of_a_folder_is_said(live: LiveSite, tmp_path: P
     assert "left out 1, folders, whose photos --recursive takes: more" in done.output
 
 
-async def test_12_no_file_is_overwritten(live: LiveSite, tmp_path: Path) -> None:
+@pytest.mark.batches
+async def test_no_file_is_overwritten(live: LiveSite, tmp_path: Path) -> None:
     """Results beside their photos, with names that meet: all of both are there in the end."""
     scans = folder(tmp_path / "scans")
     names = ("IMG-2.jpg", "IMG-3.jpg", "IMG.jpg", "IMG.png", "Z.png")
@@ -196,7 +198,8 @@ async def test_12_no_file_is_overwritten(live: LiveSite, tmp_path: Path) -> None
     assert sorted(results) == [f"restored {index}" for index in range(5)]
 
 
-async def test_12_every_photo_that_failed_is_told(live: LiveSite, tmp_path: Path) -> None:
+@pytest.mark.batches
+async def test_every_photo_that_failed_is_told(live: LiveSite, tmp_path: Path) -> None:
     """Exit status 1, a line for each photo without a result, and the results of the others."""
     scans = folder(tmp_path / "scans", a_png=photo(), b_png=b"broken", c_png=photo())
     results = tmp_path / "results"
@@ -210,7 +213,8 @@ async def test_12_every_photo_that_failed_is_told(live: LiveSite, tmp_path: Path
     assert [path.name for path in results.iterdir()] == ["a.png"]
 
 
-async def test_12_a_result_that_cannot_be_had_is_told(live: LiveSite, tmp_path: Path) -> None:
+@pytest.mark.batches
+async def test_a_result_that_cannot_be_had_is_told(live: LiveSite, tmp_path: Path) -> None:
     """A download that arrives damaged leaves no file, and fails the command."""
     scans = folder(tmp_path / "scans", a_png=photo(), b_png=photo())
     async with asyncio.TaskGroup() as group:
@@ -226,7 +230,8 @@ async def test_12_a_result_that_cannot_be_had_is_told(live: LiveSite, tmp_path: 
     assert [path.name for path in results.iterdir()] == ["b.png"]
 
 
-async def test_12_batches_are_shown_listed_and_cancelled(live: LiveSite, tmp_path: Path) -> None:
+@pytest.mark.batches
+async def test_batches_are_shown_listed_and_cancelled(live: LiveSite, tmp_path: Path) -> None:
     """`show` is JSON with every photo, `list` one line for each batch, `cancel` waits."""
     scans = folder(tmp_path / "scans", a_png=photo(), b_png=photo())
     async with asyncio.TaskGroup() as group:
@@ -245,7 +250,8 @@ async def test_12_batches_are_shown_listed_and_cancelled(live: LiveSite, tmp_pat
     assert {job.status for job in live.site.jobs.rows.values()} == {JobStatus.CANCELLED}
 
 
-async def test_12_no_photos_are_no_batch(live: LiveSite, tmp_path: Path) -> None:
+@pytest.mark.batches
+async def test_no_photos_are_no_batch(live: LiveSite, tmp_path: Path) -> None:
     """An empty folder is wrong usage, and so are more photos than a batch holds."""
     empty = folder(tmp_path / "empty")
     done = await restore(live, "submit", empty)

@@ -102,7 +102,8 @@ def test_spot_is_taken_before_on_demand(cluster: Config) -> None:
     assert chosen == {"gpu.spot": 8, "gpu.ondemand": 2}
 
 
-def test_01_nodes_of_four_gpus_are_for_more_than_single_ones_give(cluster: Config) -> None:
+@pytest.mark.cluster
+def test_nodes_of_four_gpus_are_for_more_than_single_ones_give(cluster: Config) -> None:
     """Four workers find room on one node, spot first, once the single ones are at their limits."""
     demand = [{"GPU": 1, "CPU": 3}] * 20
 
@@ -192,7 +193,8 @@ def test_a_worker_fits_each_gpu_node(cluster: Config, serve_config: Config) -> N
     assert args.workers_max * args.worker_gpus <= cluster["max_workers"] * gpus_per_node
 
 
-def test_08_the_cluster_opens_two_ports_to_others(cluster: Config, serve_config: Config) -> None:
+@pytest.mark.exposure
+def test_the_cluster_opens_two_ports_to_others(cluster: Config, serve_config: Config) -> None:
     """The rules that `ray up` writes: everything between the nodes, HTTP from the VPC where the
     load balancer is, and SSH, by key, which Ray opens by itself."""
     group = cluster["provider"]["security_group"]
@@ -210,7 +212,8 @@ def test_08_the_cluster_opens_two_ports_to_others(cluster: Config, serve_config:
         assert kind["node_config"]["MetadataOptions"] == {"HttpTokens": "required"}
 
 
-def test_08_the_cluster_asks_for_tokens_and_hides_its_dashboard(cluster: Config) -> None:
+@pytest.mark.exposure
+def test_the_cluster_asks_for_tokens_and_hides_its_dashboard(cluster: Config) -> None:
     """Ray's own ports answer holders of its token; its dashboard is on the head's loopback."""
     [profile] = [each for each in cluster["setup_commands"] if "comfy-restore.sh" in each]
     starts = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]

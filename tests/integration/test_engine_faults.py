@@ -97,7 +97,8 @@ async def test_validation_that_fails_in_part(tmp_path: Path) -> None:
         assert (fake.worker.pending, fake.worker.running, fake.worker.history) == ([], None, {})
 
 
-async def test_05_a_lost_interrupt_is_repeated(tmp_path: Path) -> None:
+@pytest.mark.cancel
+async def test_a_lost_interrupt_is_repeated(tmp_path: Path) -> None:
     """Rule 8: the answer 200 proves nothing; it is asked again until the outcome shows."""
     async with scripted(tmp_path, Script(ignore_interrupts=3)) as (fake, engine):
         run = graphs.through(graphs.steps(1000, 0.02))
@@ -129,7 +130,8 @@ async def test_a_run_that_cannot_be_stopped_is_given_up(tmp_path: Path) -> None:
             await running
 
 
-async def test_05_an_interrupt_before_the_prompt_is_there(tmp_path: Path) -> None:
+@pytest.mark.cancel
+async def test_an_interrupt_before_the_prompt_is_there(tmp_path: Path) -> None:
     """A run that is stopped while its picture is on the way is never submitted."""
     async with scripted(tmp_path, Script(hello_delay_s=2.0)) as (fake, engine):
         run = graphs.through()

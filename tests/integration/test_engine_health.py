@@ -49,7 +49,8 @@ def command(tmp_path: Path) -> EngineCommand:
     return stand_in(tmp_path)
 
 
-async def test_06_a_run_that_waits_its_turn_does_not_stall(tmp_path: Path) -> None:
+@pytest.mark.deadlines
+async def test_a_run_that_waits_its_turn_does_not_stall(tmp_path: Path) -> None:
     """Only the run that executes owes events: the one behind it may wait for longer than that."""
     limits = replace(LIMITS, stall_s=2.0)
     async with scripted(tmp_path, Script(), limits) as (_, engine):
@@ -57,14 +58,16 @@ async def test_06_a_run_that_waits_its_turn_does_not_stall(tmp_path: Path) -> No
         assert all(await asyncio.gather(*(engine.run(run, ignore) for run in runs)))
 
 
-async def test_06_a_run_that_cannot_be_heard_does_not_stall(tmp_path: Path) -> None:
+@pytest.mark.deadlines
+async def test_a_run_that_cannot_be_heard_does_not_stall(tmp_path: Path) -> None:
     """A dropped socket explains the silence: it costs the run nothing but its progress."""
     limits = replace(LIMITS, stall_s=2.0)
     async with scripted(tmp_path, Script(drop_sockets_at="executing"), limits) as (_, engine):
         assert await engine.run(graphs.through(graphs.steps(12, 0.25)), ignore)
 
 
-async def test_06_an_engine_that_begins_nothing_is_hung(tmp_path: Path) -> None:
+@pytest.mark.deadlines
+async def test_an_engine_that_begins_nothing_is_hung(tmp_path: Path) -> None:
     """A ComfyUI whose execution thread has died takes prompts, answers, and does nothing."""
     limits = replace(LIMITS, stall_s=0.2, stall_stop_s=0.2)
     async with scripted(tmp_path, Script(begin_nothing=True), limits) as (fake, engine):
@@ -75,7 +78,8 @@ async def test_06_an_engine_that_begins_nothing_is_hung(tmp_path: Path) -> None:
         assert fake.worker.pending == []
 
 
-async def test_06_a_cancel_of_a_stalled_run_is_a_cancel(tmp_path: Path) -> None:
+@pytest.mark.cancel
+async def test_a_cancel_of_a_stalled_run_is_a_cancel(tmp_path: Path) -> None:
     """Whoever asked for the end of a run that stalls as well is told that it was stopped."""
     limits = replace(LIMITS, stall_s=0.2)
     async with scripted(tmp_path, Script(), limits) as (fake, engine):
@@ -87,7 +91,8 @@ async def test_06_a_cancel_of_a_stalled_run_is_a_cancel(tmp_path: Path) -> None:
             await running
 
 
-async def test_07_a_fault_while_idle_is_mended(command: EngineCommand) -> None:
+@pytest.mark.engine_health
+async def test_a_fault_while_idle_is_mended(command: EngineCommand) -> None:
     """The health probe notices; a run, or a worker that starts it, has it well again."""
     host = OwnedHost(command)
     async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, EngineLimits(probe_s=0.5)) as engine:
@@ -105,7 +110,8 @@ async def test_07_a_fault_while_idle_is_mended(command: EngineCommand) -> None:
         assert await engine.healthy()
 
 
-async def test_07_an_engine_is_started_anew_after_so_many_runs(command: EngineCommand) -> None:
+@pytest.mark.engine_health
+async def test_an_engine_is_started_anew_after_so_many_runs(command: EngineCommand) -> None:
     """It serves that many runs and no more; what it did of them does not matter."""
     host = OwnedHost(command)
     limits = replace(PAUSES, restart_after_runs=2)
@@ -117,7 +123,8 @@ async def test_07_an_engine_is_started_anew_after_so_many_runs(command: EngineCo
         assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [2, 1]
 
 
-async def test_07_an_engine_is_never_started_anew_under_a_run(command: EngineCommand) -> None:
+@pytest.mark.engine_health
+async def test_an_engine_is_never_started_anew_under_a_run(command: EngineCommand) -> None:
     """The run that finds the engine worn waits until those in it have ended."""
     host = OwnedHost(command)
     limits = replace(PAUSES, restart_after_runs=1)
@@ -135,8 +142,9 @@ async def test_07_an_engine_is_never_started_anew_under_a_run(command: EngineCom
         assert host.pid != worn
 
 
+@pytest.mark.engine_health
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_07_memory_is_that_of_the_whole_tree() -> None:
+def test_memory_is_that_of_the_whole_tree() -> None:
     """What an engine's children hold counts as the engine's."""
     alone = resident_bytes(os.getpid())
     program = "import sys; held = bytearray(b'x') * 50_000_000; print(); sys.stdin.read()"
@@ -149,7 +157,8 @@ def test_07_memory_is_that_of_the_whole_tree() -> None:
         child.kill()
 
 
-async def test_07_an_engine_that_cannot_start_is_broken(command: EngineCommand) -> None:
+@pytest.mark.engine_health
+async def test_an_engine_that_cannot_start_is_broken(command: EngineCommand) -> None:
     """After so many failed starts it says so, with its last words; a start that works mends it."""
     await asyncio.to_thread(spoil, command.app_dir, "no such device")
     engine = ComfyEngine(OwnedHost(command), replace(PAUSES, broken_after_starts=3))
@@ -166,7 +175,8 @@ async def test_07_an_engine_that_cannot_start_is_broken(command: EngineCommand) 
         await engine.aclose()
 
 
-async def test_07_the_pause_before_a_start_ends_with_the_engine(command: EngineCommand) -> None:
+@pytest.mark.engine_health
+async def test_the_pause_before_a_start_ends_with_the_engine(command: EngineCommand) -> None:
     """Closing waits for no backoff, and whoever waited for the start is told."""
     await asyncio.to_thread(spoil, command.app_dir, "no such device")
     engine = ComfyEngine(OwnedHost(command), EngineLimits(first_pause_s=600, longest_pause_s=600))
@@ -180,7 +190,8 @@ async def test_07_the_pause_before_a_start_ends_with_the_engine(command: EngineC
             await waiting
 
 
-async def test_07_the_doctor_shows_why_an_engine_does_not_start(tmp_path: Path) -> None:
+@pytest.mark.engine_health
+async def test_the_doctor_shows_why_an_engine_does_not_start(tmp_path: Path) -> None:
     """Its last lines while the last start failed, and no complaint once one went well."""
     command = replace(stand_in(tmp_path), base_dir=tmp_path / "engines" / "8188")
     await asyncio.to_thread(spoil, command.app_dir, "no such device")
@@ -208,14 +219,16 @@ def leftover(command: EngineCommand) -> Path:
     return folder
 
 
-async def test_07_leftovers_are_cleared(command: EngineCommand, leftover: Path) -> None:
+@pytest.mark.engine_health
+async def test_leftovers_are_cleared(command: EngineCommand, leftover: Path) -> None:
     """What a predecessor's runs left is gone once its successor's engine is ready."""
     async with asyncio.timeout(DEADLINE_S), ComfyEngine(OwnedHost(command)) as engine:
         assert not await asyncio.to_thread(leftover.exists)
         assert await engine.healthy()
 
 
-async def test_06_an_engine_that_was_started_has_its_version(tmp_path: Path) -> None:
+@pytest.mark.upgrades
+async def test_an_engine_that_was_started_has_its_version(tmp_path: Path) -> None:
     """As the engine itself says, for the worker's reports."""
     async with scripted(tmp_path, Script(), LIMITS) as (_, engine):
         assert engine.version == "fake"

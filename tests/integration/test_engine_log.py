@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from structlog.testing import capture_logs
 
 from comfy_pool.engine import ComfyEngine
@@ -36,7 +37,8 @@ class NotedHost(AttachedHost):
         self.told.append(log_context)
 
 
-async def test_07_the_host_is_told_what_is_executed(tmp_path: Path) -> None:
+@pytest.mark.metrics
+async def test_the_host_is_told_what_is_executed(tmp_path: Path) -> None:
     """Each run in its turn, also when the next one waits behind it; nothing once all are over."""
     first, second = (
         replace(graphs.through(graphs.hold(0.1)), log_context={"job_id": name})
@@ -51,7 +53,8 @@ async def test_07_the_host_is_told_what_is_executed(tmp_path: Path) -> None:
     assert jobs[-1] is None
 
 
-async def test_07_its_lines_carry_the_job(tmp_path: Path) -> None:
+@pytest.mark.metrics
+async def test_its_lines_carry_the_job(tmp_path: Path) -> None:
     """While a run is executed and at no other time."""
     command = stand_in(tmp_path)
     program = command.app_dir / "main.py"

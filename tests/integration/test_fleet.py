@@ -49,13 +49,15 @@ async def burst(fleet: Fleet) -> Burst:
     return Burst(before, await fleet.reach(ids, JobStatus.SUCCEEDED), engines, long)
 
 
-async def test_03_a_burst_brings_nodes_and_the_jobs_end(burst: Burst) -> None:
+@pytest.mark.scaling
+async def test_a_burst_brings_nodes_and_the_jobs_end(burst: Burst) -> None:
     """Jobs for a cluster without a GPU node get all nodes that they need, and each runs once."""
     assert burst.nodes_before == 0
     assert [(job.status, job.attempt) for job in burst.jobs] == [(JobStatus.SUCCEEDED, 1)] * WORKERS
 
 
-async def test_03_workers_go_while_a_job_runs(burst: Burst) -> None:
+@pytest.mark.scaling
+async def test_workers_go_while_a_job_runs(burst: Burst) -> None:
     """Those without a job are let go while another's runs, and it ends at its first attempt, on
     whichever worker was told to go."""
     long = burst.long_when_workers_went
@@ -64,7 +66,8 @@ async def test_03_workers_go_while_a_job_runs(burst: Burst) -> None:
     assert [attempt.outcome for attempt in ended.attempts] == [AttemptOutcome.SUCCEEDED]
 
 
-async def test_05_each_engine_has_its_gpu_and_its_port(fleet: Fleet, burst: Burst) -> None:
+@pytest.mark.cluster
+async def test_each_engine_has_its_gpu_and_its_port(fleet: Fleet, burst: Burst) -> None:
     """On each node the first GPU's engine has the node's first port, the second's the next, and
     each sees its own GPU alone."""
     places = {fleet.cluster.place(engine.port): engine.gpus for engine in burst.engines}
@@ -74,7 +77,8 @@ async def test_05_each_engine_has_its_gpu_and_its_port(fleet: Fleet, burst: Burs
     assert {node for node, _ in places} == set(range(1, NODES + 1))
 
 
-async def test_03_nodes_go_when_nothing_waits(fleet: Fleet, burst: Burst) -> None:
+@pytest.mark.scaling
+async def test_nodes_go_when_nothing_waits(fleet: Fleet, burst: Burst) -> None:
     """After the last job the fleet is at zero, engines included."""
     assert burst.jobs
     await fleet.has_nodes(0)

@@ -105,7 +105,8 @@ async def is_there(blobs: BlobStore, stored: Artifact | None) -> bool:
     return True
 
 
-async def test_14_each_goes_when_its_time_is_up(
+@pytest.mark.retention
+async def test_each_goes_when_its_time_is_up(
     database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
 ) -> None:
     """The input after 7 days, the result after 30, the row after 90, and none of them before."""
@@ -128,7 +129,8 @@ async def test_14_each_goes_when_its_time_is_up(
     assert (told["event"], told["rows"]) == ("expired_removed", 1)
 
 
-async def test_14_what_is_kept_for_ever_is_kept(
+@pytest.mark.retention
+async def test_what_is_kept_for_ever_is_kept(
     database: Database, store: PostgresJobStore, blobs: BlobStore
 ) -> None:
     """0 keeps; a row stays for as long as one of its objects does."""
@@ -141,7 +143,8 @@ async def test_14_what_is_kept_for_ever_is_kept(
     assert not await is_there(blobs, job.input)
 
 
-async def test_14_a_job_that_goes_on_keeps_everything(
+@pytest.mark.retention
+async def test_a_job_that_goes_on_keeps_everything(
     database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
 ) -> None:
     """Waiting or running, however old: only an end starts the clock."""
@@ -154,7 +157,8 @@ async def test_14_a_job_that_goes_on_keeps_everything(
     assert await is_there(blobs, waiting.input)
 
 
-async def test_14_failed_and_cancelled_jobs_are_swept_too(
+@pytest.mark.retention
+async def test_failed_and_cancelled_jobs_are_swept_too(
     database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
 ) -> None:
     """A job without a result leaves an input and a row."""
@@ -167,7 +171,8 @@ async def test_14_failed_and_cancelled_jobs_are_swept_too(
         await store.get(job.id)
 
 
-async def test_14_an_input_stays_while_another_job_needs_it(
+@pytest.mark.retention
+async def test_an_input_stays_while_another_job_needs_it(
     database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
 ) -> None:
     """Of jobs on the same input the last one to expire decides, ended or not."""
@@ -187,7 +192,8 @@ async def test_14_an_input_stays_while_another_job_needs_it(
     assert (await store.get(second.id)).input_expired_at is not None
 
 
-async def test_14_a_sweep_does_not_overtake_a_job_made_on_an_old_input(
+@pytest.mark.retention
+async def test_a_sweep_does_not_overtake_a_job_made_on_an_old_input(
     database: Database, store: PostgresJobStore, blobs: BlobStore
 ) -> None:
     """Whoever locks the old job's row and then inserts a new one on its input finds it there."""
@@ -213,7 +219,8 @@ async def test_14_a_sweep_does_not_overtake_a_job_made_on_an_old_input(
     assert (await store.get(old.id)).input_expired_at is None
 
 
-async def test_14_a_row_stays_until_its_receiver_knows(
+@pytest.mark.retention
+async def test_a_row_stays_until_its_receiver_knows(
     database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
 ) -> None:
     """A pending webhook keeps its job; one that is over goes with it."""
@@ -227,7 +234,8 @@ async def test_14_a_row_stays_until_its_receiver_knows(
     assert await store.deliveries([job.id]) == {}
 
 
-async def test_14_two_sweepers_and_many_batches(
+@pytest.mark.retention
+async def test_two_sweepers_and_many_batches(
     database: Database,
     store: PostgresJobStore,
     blobs: BlobStore,
@@ -243,7 +251,8 @@ async def test_14_two_sweepers_and_many_batches(
     assert await database.run(lambda connection: connection.scalar(count)) == 0
 
 
-async def test_14_orphans(
+@pytest.mark.retention
+async def test_orphans(
     database: Database,
     store: PostgresJobStore,
     blobs: BlobStore,
@@ -281,7 +290,8 @@ async def test_14_orphans(
     assert not await is_there(blobs, coming)
 
 
-async def test_14_an_outage_in_the_middle_loses_track_of_nothing(
+@pytest.mark.retention
+async def test_an_outage_in_the_middle_loses_track_of_nothing(
     database: Database, store: PostgresJobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """S3 going away after a row was marked leaves an orphan, and the next sweep finds it."""
@@ -299,7 +309,8 @@ async def test_14_an_outage_in_the_middle_loses_track_of_nothing(
     assert blobs.objects == {}
 
 
-async def test_04_uploads_that_nobody_uses_are_removed(
+@pytest.mark.uploads
+async def test_uploads_that_nobody_uses_are_removed(
     blobs: BlobStore, keeper: Housekeeping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An hour after they were sent, and not before."""
@@ -312,7 +323,8 @@ async def test_04_uploads_that_nobody_uses_are_removed(
     assert await blobs.fetch(key, 100) is None
 
 
-async def test_14_sweeping_goes_on_whatever_happens(
+@pytest.mark.retention
+async def test_sweeping_goes_on_whatever_happens(
     database: Database,
     store: PostgresJobStore,
     monkeypatch: pytest.MonkeyPatch,
@@ -347,7 +359,9 @@ async def _is_gone(store: PostgresJobStore, job: Job) -> bool:
     return False
 
 
-async def test_11_14_the_process_does_both(
+@pytest.mark.webhooks
+@pytest.mark.retention
+async def test_the_process_does_both(
     database: Database,
     database_url: str,
     store: PostgresJobStore,

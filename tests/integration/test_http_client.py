@@ -93,7 +93,8 @@ async def test_everything_that_the_api_offers(live: LiveSite, tmp_path: Path) ->
     await live.call(work)
 
 
-async def test_03_failed_jobs_are_listed_and_sent_again_from_a_terminal(live: LiveSite) -> None:
+@pytest.mark.retry
+async def test_failed_jobs_are_listed_and_sent_again_from_a_terminal(live: LiveSite) -> None:
     """`restore jobs --failed` shows them with their code, `restore retry` prints the new job."""
     failed = await live.site.start(await live.site.submit())
     await live.site.fail(failed)
@@ -114,7 +115,8 @@ async def test_03_failed_jobs_are_listed_and_sent_again_from_a_terminal(live: Li
     assert "engine_failed" in await asyncio.to_thread(restore, "show", str(failed.id))
 
 
-async def test_09_the_client_comes_back_when_the_queue_has_room() -> None:
+@pytest.mark.admission
+async def test_the_client_comes_back_when_the_queue_has_room() -> None:
     """It waits for as long as Retry-After says, if it has the patience, and then gets in."""
     async with open_live_site(max_waiting_jobs=1) as live:
         waiting = await live.site.submit()

@@ -22,7 +22,8 @@ async def live() -> AsyncIterator[LiveSite]:
         yield live
 
 
-async def test_12_a_batch_from_files(live: LiveSite, tmp_path: Path) -> None:
+@pytest.mark.batches
+async def test_a_batch_from_files(live: LiveSite, tmp_path: Path) -> None:
     """Files become a batch in the order given; each one's outcome is shown."""
     paths = []
     for index in range(150):
@@ -50,7 +51,8 @@ async def test_12_a_batch_from_files(live: LiveSite, tmp_path: Path) -> None:
     await live.call(work)
 
 
-async def test_12_an_answer_lost_on_the_way_makes_no_second_batch(
+@pytest.mark.batches
+async def test_an_answer_lost_on_the_way_makes_no_second_batch(
     live: LiveSite, tmp_path: Path
 ) -> None:
     """The client sends the files again with the same key, and gets the batch of the first time."""
@@ -64,18 +66,16 @@ async def test_12_an_answer_lost_on_the_way_makes_no_second_batch(
     assert len(live.site.jobs.rows) == len(live.site.blobs.objects) == 2
 
 
-async def test_12_a_file_that_cannot_be_read_submits_nothing(
-    live: LiveSite, tmp_path: Path
-) -> None:
+@pytest.mark.batches
+async def test_a_file_that_cannot_be_read_submits_nothing(live: LiveSite, tmp_path: Path) -> None:
     """A missing file is the caller's to mend, before anything has been sent."""
     with pytest.raises(FileNotFoundError):
         await live.call(lambda client: client.submit_batch([tmp_path / "missing.png"]))
     assert live.site.batches.rows == {}
 
 
-async def test_12_a_batch_is_followed_while_the_server_is_away(
-    live: LiveSite, tmp_path: Path
-) -> None:
+@pytest.mark.batches
+async def test_a_batch_is_followed_while_the_server_is_away(live: LiveSite, tmp_path: Path) -> None:
     """A cut stream of a batch is taken up again, and followed to the end."""
     path = tmp_path / "photo.png"
     path.write_bytes(photo())
@@ -99,7 +99,8 @@ async def test_12_a_batch_is_followed_while_the_server_is_away(
     assert watching.result()[-1] is BatchStatus.SUCCEEDED
 
 
-async def test_12_events_of_no_batch_end(live: LiveSite) -> None:
+@pytest.mark.batches
+async def test_events_of_no_batch_end(live: LiveSite) -> None:
     """Events of a batch that does not exist are an error, and no endless wait."""
     with pytest.raises(ApiError, match="batch_not_found"):
         await live.call(lambda client: list(client.batch_events(UUID(int=0))))

@@ -124,7 +124,8 @@ async def test_an_upload_that_is_too_large_is_told_so(
     assert (answer.status_code, answer.json()["code"]) == (413, "image_too_large")
 
 
-async def test_05_a_body_that_trickles_is_told_so(
+@pytest.mark.uploads
+async def test_a_body_that_trickles_is_told_so(
     live: LiveSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that reads while it sends has the 408. Then its connection ends, or what it goes on
@@ -154,7 +155,8 @@ async def _trickle(writer: asyncio.StreamWriter) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_05_a_stream_outlives_the_patience_with_bodies(
+@pytest.mark.uploads
+async def test_a_stream_outlives_the_patience_with_bodies(
     live: LiveSite, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request without a body is complete at once, however long its answer takes."""

@@ -54,7 +54,8 @@ def autoscaling(ray_cluster: Config) -> Config:
     return config
 
 
-def test_01_ray_reads_the_cluster(ray_cluster: Config) -> None:
+@pytest.mark.cluster
+def test_ray_reads_the_cluster(ray_cluster: Config) -> None:
     """Ray's autoscaler finds a head that takes no work, and GPU nodes of two sizes and markets."""
     config = autoscaling(ray_cluster)
     types = config["available_node_types"]
@@ -71,6 +72,7 @@ def test_01_ray_reads_the_cluster(ray_cluster: Config) -> None:
     assert {types[name]["min_workers"] for name in gpus} == {0}
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize(
     ("group", "key", "wrong", "error"),
     [
@@ -79,7 +81,7 @@ def test_01_ray_reads_the_cluster(ray_cluster: Config) -> None:
         pytest.param(2, "rayStartParams", {"num-cpus": "many"}, ValueError, id="no number"),
     ],
 )
-def test_01_ray_refuses_a_planted_error(
+def test_ray_refuses_a_planted_error(
     ray_cluster: Config, group: int, key: str, wrong: object, error: type[Exception]
 ) -> None:
     """The reading above can fail: Ray refuses each of these mistakes."""
@@ -89,7 +91,8 @@ def test_01_ray_refuses_a_planted_error(
         autoscaling(ray_cluster)
 
 
-def test_01_serve_gets_the_configuration_of_the_repository(service: Config) -> None:
+@pytest.mark.cluster
+def test_serve_gets_the_configuration_of_the_repository(service: Config) -> None:
     """The service on Kubernetes is that of serve_config.yaml, in every figure, and Serve takes
     it."""
     embedded = yaml.safe_load(service["spec"]["serveConfigV2"])
@@ -99,7 +102,8 @@ def test_01_serve_gets_the_configuration_of_the_repository(service: Config) -> N
     assert application.external_scaler_enabled
 
 
-def test_01_the_fleet_has_room_for_every_worker(ray_cluster: Config, service: Config) -> None:
+@pytest.mark.cluster
+def test_the_fleet_has_room_for_every_worker(ray_cluster: Config, service: Config) -> None:
     """A worker fits each group's pod, and all workers together fit the spot groups alone."""
     [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
     args = PoolArgs.model_validate(application["args"])
@@ -114,7 +118,8 @@ def test_01_the_fleet_has_room_for_every_worker(ray_cluster: Config, service: Co
     assert spot >= args.workers_max
 
 
-def test_01_versions_are_those_of_the_release(service: Config) -> None:
+@pytest.mark.cluster
+def test_versions_are_those_of_the_release(service: Config) -> None:
     """Ray and the wheel are the ones that pyproject.toml names."""
     project = (ROOT / "pyproject.toml").read_text()
     [ray] = re.findall(r"ray\[serve\]==([0-9.]+)", project)
@@ -144,7 +149,8 @@ def test_images_are_named_by_digest() -> None:
     assert "\nARG RAY_DIGEST\n" in dockerfile  # without a default: a build has to name it
 
 
-def test_01_pods_have_the_environment_of_the_nodes(service: Config) -> None:
+@pytest.mark.cluster
+def test_pods_have_the_environment_of_the_nodes(service: Config) -> None:
     """Ray's and glibc's variables are those of cluster.yaml, but for the token, the operator's,
     and for where programs and files lie."""
     exported = re.findall(r"export ((?:RAY|MALLOC)_\w+)=(\S+)", (ROOT / "cluster.yaml").read_text())
@@ -278,8 +284,9 @@ def _pods(service: Config) -> Iterator[Config]:
         yield group["template"]["spec"]
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("folder", [KUBERAY / "base", OVERLAY], ids=["base", "aws"])
-def test_01_a_kustomization_names_what_is_there(folder: Path) -> None:
+def test_a_kustomization_names_what_is_there(folder: Path) -> None:
     """Each file of the folder is used, each that is named exists, and each patch has a target."""
     [kustomization] = _documents(folder / "kustomization.yaml")
     patches = [patch["path"] for patch in kustomization.get("patches", [])]
@@ -301,7 +308,8 @@ def test_01_a_kustomization_names_what_is_there(folder: Path) -> None:
             assert (each["kind"], each["metadata"]["name"]) in base
 
 
-def test_01_every_image_is_replaced_by_the_overlay(service: Config) -> None:
+@pytest.mark.cluster
+def test_every_image_is_replaced_by_the_overlay(service: Config) -> None:
     """The base's image names are placeholders, and kustomize is told where they stand."""
     [overlay] = _documents(OVERLAY / "kustomization.yaml")
     pods = list(_pods(service))

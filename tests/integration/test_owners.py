@@ -62,7 +62,8 @@ def _counts(connection: Connection) -> dict[str, tuple[int, int]]:
     return {row.owner: (row.running, row.stored_bytes) for row in connection.execute(query)}
 
 
-def test_03_counts_are_right_whoever_writes(engine: Engine) -> None:
+@pytest.mark.quotas
+def test_counts_are_right_whoever_writes(engine: Engine) -> None:
     """Editing and deleting rows by hand, many at once, leaves them as true as before."""
     some = "WHERE id IN (SELECT id FROM jobs WHERE owner = 'owner-1' ORDER BY id LIMIT 4)"
     with engine.begin() as connection:
@@ -82,7 +83,8 @@ def test_03_counts_are_right_whoever_writes(engine: Engine) -> None:
         }  # fmt: skip
 
 
-async def test_03_retention_gives_room_back(database: Database, store: PostgresJobStore) -> None:
+@pytest.mark.quotas
+async def test_retention_gives_room_back(database: Database, store: PostgresJobStore) -> None:
     """Each object that expires is stored no more; owners with nothing left are forgotten."""
     quotas = Quotas(stored_bytes=100)
     photo = Artifact("inputs/a.png", "0" * 64, 60, "image/png")
@@ -101,7 +103,8 @@ async def test_03_retention_gives_room_back(database: Database, store: PostgresJ
     assert await database.run(_counts) == {}
 
 
-async def test_03_a_photo_that_was_sent_again_counts_until_it_goes(
+@pytest.mark.quotas
+async def test_a_photo_that_was_sent_again_counts_until_it_goes(
     database: Database, store: PostgresJobStore
 ) -> None:
     """The object is one, and expires for both of its jobs at once."""
@@ -114,7 +117,8 @@ async def test_03_a_photo_that_was_sent_again_counts_until_it_goes(
     assert await database.run(_counts) == {"alice": (0, 0)}
 
 
-async def test_03_jobs_from_before_the_migration_are_counted(
+@pytest.mark.quotas
+async def test_jobs_from_before_the_migration_are_counted(
     engine: Engine, store: PostgresJobStore
 ) -> None:
     """What was there is in the counts after the upgrade, and goes on as before."""
@@ -132,9 +136,8 @@ async def test_03_jobs_from_before_the_migration_are_counted(
         assert _counts(connection) == {"owner-0": (0, 33), "owner-1": (1, 32)}
 
 
-async def test_03_a_held_owner_costs_a_claim_nothing(
-    engine: Engine, store: PostgresJobStore
-) -> None:
+@pytest.mark.quotas
+async def test_a_held_owner_costs_a_claim_nothing(engine: Engine, store: PostgresJobStore) -> None:
     """The turns of owners who run as many as they may are not in the index that claims go by."""
     for number in range(50):
         for _ in range(2):
@@ -150,7 +153,8 @@ async def test_03_a_held_owner_costs_a_claim_nothing(
     assert job.owner == "bob"
 
 
-async def test_03_workers_sweepers_and_owners_do_not_lock_each_other_out(
+@pytest.mark.quotas
+async def test_workers_sweepers_and_owners_do_not_lock_each_other_out(
     database: Database, store: PostgresJobStore
 ) -> None:
     """Claims, ends, cancels, lost workers, new jobs and retention of the same few owners, all at
@@ -197,7 +201,8 @@ async def test_03_workers_sweepers_and_owners_do_not_lock_each_other_out(
     assert all(count <= 2 for count in running.values())
 
 
-async def test_03_room_is_news_for_the_dispatcher(
+@pytest.mark.quotas
+async def test_room_is_news_for_the_dispatcher(
     database: Database, store: PostgresJobStore, database_url: str
 ) -> None:
     """The end of a job of a held owner wakes whoever waits for jobs, as a new job does."""
@@ -219,8 +224,9 @@ async def test_03_room_is_news_for_the_dispatcher(
         await until(is_told)
 
 
+@pytest.mark.quotas
 @pytest.mark.parametrize("what", ["inputs", "outputs"])
-async def test_03_sweepers_take_owners_in_one_order(
+async def test_sweepers_take_owners_in_one_order(
     engine: Engine, database: Database, store: PostgresJobStore, what: str
 ) -> None:
     """Whoever waits for one owner holds none that comes after, whichever of the jobs is older: so

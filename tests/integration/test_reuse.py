@@ -60,7 +60,8 @@ async def _finish(store: PostgresJobStore, blobs: S3BlobStore) -> Job:
     return await store.succeed(job.ref, await blobs.put(key, b"restored", "image/png"), {})
 
 
-async def test_04_a_copy_outlives_the_job_that_was_executed(
+@pytest.mark.reuse
+async def test_a_copy_outlives_the_job_that_was_executed(
     database: Database, blobs: S3BlobStore
 ) -> None:
     """The earlier result, its object and its row go in their time; the later job's does not, nor
@@ -84,7 +85,8 @@ async def test_04_a_copy_outlives_the_job_that_was_executed(
     assert await store.find_result(new_job()) == await store.get(job.id)
 
 
-async def test_04_the_lookup_is_one_step_in_an_index(database: Database) -> None:
+@pytest.mark.reuse
+async def test_the_lookup_is_one_step_in_an_index(database: Database) -> None:
     """However many results of the same work there are: the newest is the first."""
     asked = new_job()
     statements: list[tuple[str, Any]] = []
@@ -109,6 +111,7 @@ async def test_04_the_lookup_is_one_step_in_an_index(database: Database) -> None
     assert not any("Sort" in step for step in steps), steps
 
 
+@pytest.mark.reuse
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -119,7 +122,7 @@ async def test_04_the_lookup_is_one_step_in_an_index(database: Database) -> None
     ],
     ids=["success without attempt", "attempt", "failed"],
 )
-async def test_04_the_table_refuses_what_reuse_cannot_be(database: Database, wrong: str) -> None:
+async def test_the_table_refuses_what_reuse_cannot_be(database: Database, wrong: str) -> None:
     """Nobody succeeds without an attempt but by reuse, and reuse is nothing but a success."""
     new = new_job()
     key = copy_key(new.id, OutputFormat.PNG)

@@ -87,7 +87,8 @@ async def test_every_way_to_start_waiting_is_announced(
     assert await leader.wait(LONG_S)
 
 
-async def test_01_a_new_job_is_announced_by_name(leader: Leadership, database: Database) -> None:
+@pytest.mark.dispatch
+async def test_a_new_job_is_announced_by_name(leader: Leadership, database: Database) -> None:
     """Unless so many of its owner's run already that it may have to wait: then the table tells."""
     store = PostgresJobStore(database)
     job, _ = await store.insert(new_job())

@@ -154,7 +154,8 @@ async def test_connections_that_linger_hold_no_port(tmp_path: Path, base_port: i
         assert slot.port == base_port
 
 
-async def test_08_doctor_tells_whose_port_is_taken_by_whom(tmp_path: Path, base_port: int) -> None:
+@pytest.mark.fleet
+async def test_doctor_tells_whose_port_is_taken_by_whom(tmp_path: Path, base_port: int) -> None:
     """Of four GPUs one has its engine, one a stranger on its port, which alone is amiss and has a
     mend; a lease that was given back is no longer an engine's."""
     with await acquire_slot([3], tmp_path, base_port=base_port):
@@ -171,7 +172,8 @@ async def test_08_doctor_tells_whose_port_is_taken_by_whom(tmp_path: Path, base_
     assert "GPU 2" in found[2].detail
 
 
-async def test_08_doctor_names_the_port_of_the_next_engine(tmp_path: Path, base_port: int) -> None:
+@pytest.mark.fleet
+async def test_doctor_names_the_port_of_the_next_engine(tmp_path: Path, base_port: int) -> None:
     """Without numbered GPUs a port that is taken is passed over, and said if it is a stranger's."""
     with await acquire_slot([], tmp_path, base_port=base_port) as slot, listen(slot.port):
         [next_one] = examine_ports(tmp_path, base_port, gpus=0)
@@ -183,7 +185,8 @@ async def test_08_doctor_names_the_port_of_the_next_engine(tmp_path: Path, base_
     assert f"passed over: {base_port + 1}, not ours" in after_a_stranger.detail
 
 
-def test_08_doctor_looks_at_ports_and_takes_none(tmp_path: Path, base_port: int) -> None:
+@pytest.mark.fleet
+def test_doctor_looks_at_ports_and_takes_none(tmp_path: Path, base_port: int) -> None:
     """Not a file is made, on a machine that never had an engine."""
     with listen(base_port):
         examine_ports(tmp_path / "slots", base_port, gpus=2)

@@ -66,7 +66,8 @@ async def _anns(site: Site) -> dict[str, UUID]:
     return {"batch_id": UUID(batch["id"]), "job_id": UUID(batch["items"][0]["job_id"])}
 
 
-async def test_02_the_same_queries_for_foreign_and_for_missing(site: Site) -> None:
+@pytest.mark.tenants
+async def test_the_same_queries_for_foreign_and_for_missing(site: Site) -> None:
     """By every route: nothing is read first and compared with its owner afterwards, which would
     take a different time. The owner is part of each question."""
     anns = await _anns(site)

@@ -44,7 +44,8 @@ def _fill(connection: Connection, rows: int, owners: int) -> None:
     connection.execute(text(BACKLOG), {"rows": rows, "owners": owners})
 
 
-async def test_10_a_backlog_of_10000_delays_nobody(engine: Engine, store: PostgresJobStore) -> None:
+@pytest.mark.turns
+async def test_a_backlog_of_10000_delays_nobody(engine: Engine, store: PostgresJobStore) -> None:
     """Four GPUs work one owner's jobs off; the next that is free takes the newcomer's."""
     with engine.begin() as connection:
         _fill(connection, 10_000, owners=1)
@@ -56,7 +57,8 @@ async def test_10_a_backlog_of_10000_delays_nobody(engine: Engine, store: Postgr
     assert best.id == single.id
 
 
-async def test_10_an_endless_stream_of_new_owners_starves_nobody(
+@pytest.mark.turns
+async def test_an_endless_stream_of_new_owners_starves_nobody(
     engine: Engine, store: PostgresJobStore
 ) -> None:
     """A newcomer goes first, but not before an owner whose last turn was ten minutes ago."""
@@ -73,8 +75,9 @@ async def test_10_an_endless_stream_of_new_owners_starves_nobody(
     assert [job.owner for job in (first, second) if job] == ["bob", "alice"]
 
 
+@pytest.mark.turns
 @pytest.mark.parametrize("planned_for", [1, 50])
-def test_10_a_claim_locks_one_job(engine: Engine, planned_for: int) -> None:
+def test_a_claim_locks_one_job(engine: Engine, planned_for: int) -> None:
     """Whatever the planner believes of the table, the other owners' jobs stay free for others."""
     with engine.begin() as connection:
         _fill(connection, planned_for, owners=planned_for)
@@ -89,7 +92,8 @@ def test_10_a_claim_locks_one_job(engine: Engine, planned_for: int) -> None:
     assert claimed.id not in free
 
 
-def test_10_turns_are_right_whoever_writes(engine: Engine) -> None:
+@pytest.mark.turns
+def test_turns_are_right_whoever_writes(engine: Engine) -> None:
     """Deleting and editing rows by hand, many at once, leaves the counts as true as before."""
     with engine.begin() as connection:
         _fill(connection, 60, owners=3)
@@ -107,7 +111,8 @@ def test_10_turns_are_right_whoever_writes(engine: Engine) -> None:
         assert "owner-2" not in counted
 
 
-async def test_10_owners_that_were_away_for_long_are_forgotten(
+@pytest.mark.turns
+async def test_owners_that_were_away_for_long_are_forgotten(
     engine: Engine, store: PostgresJobStore
 ) -> None:
     """The table holds who waits, and who had a turn of late; it does not grow for ever."""
@@ -122,7 +127,8 @@ async def test_10_owners_that_were_away_for_long_are_forgotten(
         assert connection.execute(select(turns.c.owner)).scalars().all() == ["bob"]
 
 
-async def test_10_jobs_from_before_the_migration_have_their_turns(
+@pytest.mark.turns
+async def test_jobs_from_before_the_migration_have_their_turns(
     engine: Engine, store: PostgresJobStore
 ) -> None:
     """What waited in a database of the release before is claimed after the upgrade."""

@@ -115,7 +115,8 @@ def delivered(delivery: Delivery) -> bool:
     return delivery.status is DeliveryStatus.DELIVERED
 
 
-async def test_11_delivered_once_and_signed(
+@pytest.mark.webhooks
+async def test_delivered_once_and_signed(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """A receiver hears of the end once, at once, where it asked to, and can tell who says so."""
@@ -133,7 +134,8 @@ async def test_11_delivered_once_and_signed(
     assert (said["type"], said["data"]["id"]) == ("restoration.succeeded", str(job.id))
 
 
-async def test_11_what_was_left_is_sent_by_the_next_sender(
+@pytest.mark.webhooks
+async def test_what_was_left_is_sent_by_the_next_sender(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """Jobs that end while nobody sends are told as soon as somebody does."""
@@ -143,7 +145,8 @@ async def test_11_what_was_left_is_sent_by_the_next_sender(
             await until(store, job.id, delivered)
 
 
-async def test_11_tried_again_under_the_same_id(
+@pytest.mark.webhooks
+async def test_tried_again_under_the_same_id(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """After errors it is sent again, signed afresh, until the receiver has it."""
@@ -156,7 +159,8 @@ async def test_11_tried_again_under_the_same_id(
     assert all(verify(SECRET, seen.headers, seen.body) for seen in receiver.seen)
 
 
-async def test_11_failures_are_visible_and_wait_their_turn(
+@pytest.mark.webhooks
+async def test_failures_are_visible_and_wait_their_turn(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """The row says what went wrong and when it is tried again: 2.5 to 5 s after the first try."""
@@ -172,7 +176,8 @@ async def test_11_failures_are_visible_and_wait_their_turn(
     assert len(receiver.seen) == 1
 
 
-async def test_11_a_receiver_that_is_busy_says_how_long(
+@pytest.mark.webhooks
+async def test_a_receiver_that_is_busy_says_how_long(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """Retry-After is honoured."""
@@ -185,8 +190,9 @@ async def test_11_a_receiver_that_is_busy_says_how_long(
     assert 990 < (failed.next_try_at - job.finished_at).total_seconds() < 1100
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize("answer", [silence, drip], ids=["silence", "drip"])
-async def test_11_a_slow_answer_is_cut_off(
+async def test_a_slow_answer_is_cut_off(
     database: Database,
     database_url: str,
     store: PostgresJobStore,
@@ -201,7 +207,8 @@ async def test_11_a_slow_answer_is_cut_off(
     assert failed.last_error == "no answer within 0.3 s"
 
 
-async def test_11_a_slow_host_holds_up_nobody_else(
+@pytest.mark.webhooks
+async def test_a_slow_host_holds_up_nobody_else(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """With a host silent, and more for it waiting than may be sent at a time, others get theirs."""
@@ -228,7 +235,8 @@ async def test_11_a_slow_host_holds_up_nobody_else(
                 await until(store, job.id, delivered)
 
 
-async def test_11_gone_is_for_good(
+@pytest.mark.webhooks
+async def test_gone_is_for_good(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """410 ends it at once, visibly."""
@@ -239,7 +247,8 @@ async def test_11_gone_is_for_good(
     assert dead == Delivery(DeliveryStatus.DEAD, 1, "HTTP 410", None)
 
 
-async def test_11_after_a_day_it_is_dead_and_visible(
+@pytest.mark.webhooks
+async def test_after_a_day_it_is_dead_and_visible(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """A delivery that fails 24 h after the job's end is not tried again, and says why."""
@@ -257,7 +266,8 @@ def _make_a_day_older(connection: Connection) -> None:
     connection.execute(text("UPDATE deliveries SET created_at = created_at - interval '24 hours'"))
 
 
-async def test_11_a_redirect_is_not_followed(
+@pytest.mark.webhooks
+async def test_a_redirect_is_not_followed(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """Nobody can send us elsewhere: a redirect is a failure like another."""
@@ -269,7 +279,8 @@ async def test_11_a_redirect_is_not_followed(
     assert [seen.target for seen in receiver.seen] == ["/hook?token=1"]
 
 
-async def test_11_an_endless_answer_is_not_read(
+@pytest.mark.webhooks
+async def test_an_endless_answer_is_not_read(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """The status counts, and of the body no more than is needed to be polite."""
@@ -279,7 +290,8 @@ async def test_11_an_endless_answer_is_not_read(
         assert (await until(store, job.id, delivered)).tries == 1
 
 
-async def test_11_nothing_of_a_receiver_is_remembered(
+@pytest.mark.webhooks
+async def test_nothing_of_a_receiver_is_remembered(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """A cookie that one delivery was given does not travel with the next."""
@@ -290,7 +302,8 @@ async def test_11_nothing_of_a_receiver_is_remembered(
     assert all("cookie" not in seen.headers for seen in receiver.seen)
 
 
-async def test_11_nobody_there_is_a_failure_like_another(
+@pytest.mark.webhooks
+async def test_nobody_there_is_a_failure_like_another(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """A refused connection and an answer that is no HTTP are told, and tried again."""
@@ -306,7 +319,8 @@ async def test_11_nobody_there_is_a_failure_like_another(
         assert "ConnectError" in str((await until(store, refused.id, tried)).last_error)
 
 
-async def test_11_a_try_whose_sender_died_is_repeated_under_the_same_id(
+@pytest.mark.webhooks
+async def test_a_try_whose_sender_died_is_repeated_under_the_same_id(
     database: Database, store: PostgresJobStore, receiver: Receiver
 ) -> None:
     """What was taken and never reported comes back when its lease lapses; a late failure of the
@@ -327,7 +341,8 @@ async def test_11_a_try_whose_sender_died_is_repeated_under_the_same_id(
     assert (await store.deliveries([job.id]))[job.id].status is DeliveryStatus.DELIVERED
 
 
-async def test_11_two_senders_share_the_outbox_out(
+@pytest.mark.webhooks
+async def test_two_senders_share_the_outbox_out(
     database: Database, store: PostgresJobStore
 ) -> None:
     """Nothing is taken twice, though both take at the same time."""
@@ -346,7 +361,8 @@ def _list(claim: object) -> list[DueDelivery]:
     return claim
 
 
-async def test_11_hosts_take_turns(database: Database, store: PostgresJobStore) -> None:
+@pytest.mark.webhooks
+async def test_hosts_take_turns(database: Database, store: PostgresJobStore) -> None:
     """A claim takes a few of each host, the longest overdue first, and none of those left out."""
     for _ in range(5):
         await end_one(store, "https://many.example.com/")
@@ -360,7 +376,8 @@ async def test_11_hosts_take_turns(database: Database, store: PostgresJobStore) 
     assert len(await outbox.claim(1, 2, 60)) == 1
 
 
-async def test_11_owners_take_turns(database: Database, store: PostgresJobStore) -> None:
+@pytest.mark.webhooks
+async def test_owners_take_turns(database: Database, store: PostgresJobStore) -> None:
     """However many hosts an owner has, all of them slow, another's webhook is with the next."""
     for number in range(6):
         await end_one(store, f"https://n{number}.example.com/")
@@ -371,7 +388,8 @@ async def test_11_owners_take_turns(database: Database, store: PostgresJobStore)
     assert len(await outbox.claim(10, 4, lease_s=60)) == 5
 
 
-async def test_11_the_end_and_its_delivery_are_one(
+@pytest.mark.webhooks
+async def test_the_end_and_its_delivery_are_one(
     database: Database, store: PostgresJobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A crash between the two is impossible: if one is not written, neither is the other."""

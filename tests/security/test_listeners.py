@@ -43,7 +43,8 @@ def _is_loopback(address: str) -> bool:
     return parsed.is_loopback
 
 
-def test_08_what_can_be_reached_from_outside_asks_for_rays_token(stack: Stack) -> None:
+@pytest.mark.exposure
+def test_what_can_be_reached_from_outside_asks_for_rays_token(stack: Stack) -> None:
     """Engines, Postgres, Redis, S3, the issuer, HTTP and Ray listen on loopback, and so do HAProxy,
     its metrics and its statistics where it is in front. Every interface has one port of each
     replica (Serve's, between deployments; its address cannot be set), where a call without Ray's
@@ -72,6 +73,7 @@ def _answer(port: int, metadata: tuple[tuple[str, str], ...]) -> grpc.StatusCode
     return code
 
 
+@pytest.mark.exposure
 @pytest.mark.parametrize(
     "path",
     [
@@ -83,7 +85,7 @@ def _answer(port: int, metadata: tuple[tuple[str, str], ...]) -> grpc.StatusCode
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_08_comfyui_is_not_behind_the_ingress(stack: Stack, path: str, method: str) -> None:
+def test_comfyui_is_not_behind_the_ingress(stack: Stack, path: str, method: str) -> None:
     """None of its paths leads anywhere, and an answer is a problem of ours."""
     url, user = stack.record.url, {"Authorization": f"Bearer {stack.token()}"}
     answer = send_raw(url, method, path, user)
@@ -93,8 +95,9 @@ def test_08_comfyui_is_not_behind_the_ingress(stack: Stack, path: str, method: s
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.exposure
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_08_the_ingress_is_nobodys_proxy(stack: Stack, method: str) -> None:
+def test_the_ingress_is_nobodys_proxy(stack: Stack, method: str) -> None:
     """A request line with an engine's whole address is answered by the service, with a refusal."""
     user = {"Authorization": f"Bearer {stack.token()}"}
     target = f"{stack.comfyui_url()}/prompt"
@@ -103,7 +106,8 @@ def test_08_the_ingress_is_nobodys_proxy(stack: Stack, method: str) -> None:
     assert 400 <= send_raw(stack.record.url, "GET", target, user | UPGRADE).status < 500
 
 
-def test_08_comfyui_is_there_to_be_protected(stack: Stack) -> None:
+@pytest.mark.exposure
+def test_comfyui_is_there_to_be_protected(stack: Stack) -> None:
     """On loopback it answers: the paths above are its own."""
     answer = httpx.get(f"{stack.comfyui_url()}/system_stats", trust_env=False, timeout=300)
     assert answer.status_code == 200

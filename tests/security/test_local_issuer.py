@@ -65,7 +65,8 @@ def _addresses_of(port: int) -> set[str]:
     return {address for address, number in listening if int(number, 16) == port}
 
 
-def test_09_with_auth0_there_is_no_local_issuer(
+@pytest.mark.auth
+def test_with_auth0_there_is_no_local_issuer(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither its process nor a port, a key or an address of it."""
@@ -77,7 +78,8 @@ def test_09_with_auth0_there_is_no_local_issuer(
     assert not state.exists() or "issuer" not in state.read_text()
 
 
-def test_09_without_auth0_there_is_one(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.auth
+def test_without_auth0_there_is_one(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same start without the variables: what the test above does not find is there."""
     addresses, issuers = _started(state_dir, monkeypatch, {})
     assert len(issuers) == 1
@@ -85,7 +87,8 @@ def test_09_without_auth0_there_is_one(state_dir: Path, monkeypatch: pytest.Monk
     assert (issuer_folder(state_dir) / KEY_FILE).exists()
 
 
-def test_09_with_auth0_no_token_is_minted(state_dir: Path) -> None:
+@pytest.mark.auth
+def test_with_auth0_no_token_is_minted(state_dir: Path) -> None:
     """`restore token` says in one line where tokens come from, even with a key from before."""
     ensure_key(issuer_folder(state_dir))
     with StateDir.locked(state_dir, lambda _port: True):
@@ -98,8 +101,9 @@ def test_09_with_auth0_no_token_is_minted(state_dir: Path) -> None:
     ]
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize("umask", [0, 0o022])
-def test_09_the_key_is_its_owners_alone(state_dir: Path, umask: int) -> None:
+def test_the_key_is_its_owners_alone(state_dir: Path, umask: int) -> None:
     """Whatever the umask, and even where somebody has opened it up since."""
     folder = issuer_folder(state_dir)
     before = os.umask(umask)
@@ -121,7 +125,8 @@ def _modes(folder: Path) -> tuple[int, int]:
     )
 
 
-def test_09_a_running_stacks_issuer_is_on_loopback(stack: Stack) -> None:
+@pytest.mark.auth
+def test_a_running_stacks_issuer_is_on_loopback(stack: Stack) -> None:
     """Its port is open on 127.0.0.1 and nowhere else, and its key is private."""
     issuer = stack.record.issuer
     assert issuer is not None
@@ -133,7 +138,8 @@ def test_09_a_running_stacks_issuer_is_on_loopback(stack: Stack) -> None:
         pass  # somebody does listen there
 
 
-def test_09_the_key_is_not_served(stack: Stack) -> None:
+@pytest.mark.auth
+def test_the_key_is_not_served(stack: Stack) -> None:
     """The issuer answers with its two documents, and with no file of its folder."""
     issuer = stack.record.issuer
     assert issuer is not None

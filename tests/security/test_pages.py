@@ -44,8 +44,9 @@ def _demand_harmless(html: str) -> None:
         assert name != "href" or re.fullmatch(r"[a-z./]+", value or ""), value
 
 
+@pytest.mark.exposure
 @pytest.mark.parametrize("path", ["/docs", "/docs/reference.css", "/openapi.json", "/healthz", API])
-def test_10_the_stacks_answers_are_shut(stack: Stack, path: str) -> None:
+def test_the_stacks_answers_are_shut(stack: Stack, path: str) -> None:
     """Every answer forbids sniffing, framing, referrers and other hosts, each header once."""
     answer = httpx.get(stack.record.url + path, trust_env=False)
     for name, value in SECURITY_HEADERS.items():
@@ -56,7 +57,8 @@ def test_10_the_stacks_answers_are_shut(stack: Stack, path: str) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_10_the_stacks_one_page_has_no_script(stack: Stack) -> None:
+@pytest.mark.exposure
+def test_the_stacks_one_page_has_no_script(stack: Stack) -> None:
     """The reference loads one style sheet from where it comes from, and nothing else."""
     with stack.http() as http:
         page, style = http.get("/docs"), http.get("/docs/reference.css")
@@ -79,7 +81,8 @@ def test_10_the_stacks_one_page_has_no_script(stack: Stack) -> None:
     assert "@import" not in style.text
 
 
-async def test_10_there_is_no_other_page() -> None:
+@pytest.mark.exposure
+async def test_there_is_no_other_page() -> None:
     """Nothing that is served, whatever is asked for, is HTML but the reference."""
     async with open_site() as site, site.client(None) as client:
         document = (await client.get("/openapi.json")).json()
@@ -91,7 +94,8 @@ async def test_10_there_is_no_other_page() -> None:
     assert [path for path, kind in kinds.items() if "html" in kind] == ["/docs"]
 
 
-async def test_10_every_operation_is_in_the_reference() -> None:
+@pytest.mark.exposure
+async def test_every_operation_is_in_the_reference() -> None:
     """It shows what the document says of each."""
     async with open_site() as site, site.client(None) as client:
         document = (await client.get("/openapi.json")).json()
@@ -102,7 +106,8 @@ async def test_10_every_operation_is_in_the_reference() -> None:
             assert f'<section id="{operation["operationId"]}">' in page
 
 
-def test_10_what_the_document_says_stays_text() -> None:
+@pytest.mark.exposure
+def test_what_the_document_says_stays_text() -> None:
     """A description with markup in it is shown, not obeyed, wherever it stands."""
     evil = '"><script src=//evil>`</code><img onerror=x>`'
     operation: dict[str, Any] = {
@@ -126,8 +131,9 @@ def _preflight(origin: str) -> dict[str, str]:
     }
 
 
+@pytest.mark.exposure
 @pytest.mark.parametrize("origin", [LISTED, "null", "https://evil.example"])
-def test_10_the_stack_shares_with_no_origin(stack: Stack, origin: str) -> None:
+def test_the_stack_shares_with_no_origin(stack: Stack, origin: str) -> None:
     """Without CORS_ORIGINS there is no CORS: a preflight is a method that does not exist."""
     asked = httpx.options(stack.record.url + API, headers=_preflight(origin), trust_env=False)
     got = httpx.get(stack.record.url + "/healthz", headers={"Origin": origin}, trust_env=False)
@@ -136,6 +142,7 @@ def test_10_the_stack_shares_with_no_origin(stack: Stack, origin: str) -> None:
         assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
+@pytest.mark.exposure
 @pytest.mark.parametrize(
     ("origin", "allowed"),
     [
@@ -149,7 +156,7 @@ def test_10_the_stack_shares_with_no_origin(stack: Stack, origin: str) -> None:
         ("HTTPS://APP.EXAMPLE.COM", False),
     ],
 )
-async def test_10_only_listed_origins_are_answered(origin: str, allowed: bool) -> None:
+async def test_only_listed_origins_are_answered(origin: str, allowed: bool) -> None:
     """Word for word, in preflights and in answers; never with credentials, never `*`."""
     async with open_site(cors_origins=(LISTED,)) as site, site.client() as client:
         asked = await client.options(API, headers=_preflight(origin))
@@ -161,16 +168,18 @@ async def test_10_only_listed_origins_are_answered(origin: str, allowed: bool) -
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.exposure
 @pytest.mark.parametrize(
     "origin", ["*", "null", "https://app.example.com/", "app.example.com", "https://*.example.com"]
 )
-def test_10_what_is_no_origin_is_refused(origin: str) -> None:
+def test_what_is_no_origin_is_refused(origin: str) -> None:
     """A list that would let anybody in, or nobody by mistake, stops the service at its start."""
     with pytest.raises(InvalidSettings, match=r"CORS_ORIGINS.*no origin"):
         load_settings({**MINIMAL, "CORS_ORIGINS": f"{LISTED},{origin}"})
 
 
-async def test_10_problems_are_no_pages() -> None:
+@pytest.mark.exposure
+async def test_problems_are_no_pages() -> None:
     """Markup in a request comes back as JSON, if at all."""
     async with open_site() as site, site.client() as client:
         answer = await client.get(f"{API}/<script>alert(1)</script>")

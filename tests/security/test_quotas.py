@@ -20,6 +20,7 @@ def _client(stack: Stack, owner: str, **quotas: int) -> httpx.Client:
     return client
 
 
+@pytest.mark.quotas
 @pytest.mark.parametrize(
     ("quotas", "code"),
     [
@@ -27,7 +28,7 @@ def _client(stack: Stack, owner: str, **quotas: int) -> httpx.Client:
         ({"stored_bytes": 3 * len(photo()) - 1}, "storage_full"),
     ],
 )
-def test_03_beyond_a_quota_is_429(stack: Stack, quotas: dict[str, int], code: str) -> None:
+def test_beyond_a_quota_is_429(stack: Stack, quotas: dict[str, int], code: str) -> None:
     """After two submissions the third is refused, says why and when to come back; what was
     accepted can be read all the same."""
     with _client(stack, f"quota-{code}", **quotas) as client:
@@ -40,7 +41,8 @@ def test_03_beyond_a_quota_is_429(stack: Stack, quotas: dict[str, int], code: st
     assert [answer.status_code for answer in shown] == [200, 200]
 
 
-def test_03_answers_tell_what_is_left(stack: Stack) -> None:
+@pytest.mark.quotas
+def test_answers_tell_what_is_left(stack: Stack) -> None:
     """The headers of the draft, from the counts in Redis."""
     with _client(stack, "quota-headers", requests_per_minute=60) as client:
         answer = client.post(f"{API}/{uuid4()}/cancel")
@@ -49,7 +51,8 @@ def test_03_answers_tell_what_is_left(stack: Stack) -> None:
     assert answer.headers["ratelimit"].startswith('"requests";r=59;t=')
 
 
-def test_03_jobs_beyond_the_quota_wait_and_run(stack: Stack) -> None:
+@pytest.mark.quotas
+def test_jobs_beyond_the_quota_wait_and_run(stack: Stack) -> None:
     """An owner who may run one job has three done nevertheless: the end of one starts the next,
     through dispatcher and workers. That no two run at once is shown on the store itself."""
     with _client(stack, "quota-running", running_jobs=1) as client:

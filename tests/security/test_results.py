@@ -43,7 +43,8 @@ def get(url: str) -> httpx.Response:
     return httpx.get(url, timeout=300, trust_env=False)
 
 
-def test_07_a_link_delivers_an_attachment(delivered: Delivered) -> None:
+@pytest.mark.results
+def test_a_link_delivers_an_attachment(delivered: Delivered) -> None:
     """With its type and its file name from the signature, whatever a browser would like."""
     answer = get(delivered.link)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
@@ -51,7 +52,8 @@ def test_07_a_link_delivers_an_attachment(delivered: Delivered) -> None:
     assert answer.headers["content-disposition"].startswith(wanted)
 
 
-def test_07_what_the_service_delivers_is_an_attachment(stack: Stack, delivered: Delivered) -> None:
+@pytest.mark.results
+def test_what_the_service_delivers_is_an_attachment(stack: Stack, delivered: Delivered) -> None:
     """And nobody sniffs what it might be, or keeps it in a shared cache."""
     with stack.http("photographer") as http:
         answer = http.get(delivered.path, params={"download": 1})
@@ -99,7 +101,8 @@ def test_a_head_has_the_headers_of_the_download(stack: Stack, delivered: Deliver
         assert head.headers[name] == got.headers[name]
 
 
-def test_07_the_bucket_is_private(delivered: Delivered) -> None:
+@pytest.mark.results
+def test_the_bucket_is_private(delivered: Delivered) -> None:
     """Without a signature there is neither the object, nor a listing, nor a way to write."""
     parts = urlsplit(delivered.link)
     bucket = "/" + parts.path.split("/")[1]
@@ -112,7 +115,8 @@ def test_07_the_bucket_is_private(delivered: Delivered) -> None:
     assert httpx.delete(plain, trust_env=False).status_code == 403
 
 
-def test_07_a_link_is_for_one_object_and_a_while(delivered: Delivered) -> None:
+@pytest.mark.results
+def test_a_link_is_for_one_object_and_a_while(delivered: Delivered) -> None:
     """Neither the key, nor the end, nor the name, nor the type can be changed."""
     assert get(delivered.link.replace("/1.png", "/2.png")).status_code == 403
     assert get(delivered.link.replace("X-Amz-Expires=3600", "X-Amz-Expires=9")).status_code == 403
@@ -125,7 +129,8 @@ def test_07_a_link_is_for_one_object_and_a_while(delivered: Delivered) -> None:
     assert httpx.put(delivered.link, content=b"x", trust_env=False).status_code == 403
 
 
-def test_07_only_its_owner_is_given_a_link(stack: Stack, delivered: Delivered) -> None:
+@pytest.mark.results
+def test_only_its_owner_is_given_a_link(stack: Stack, delivered: Delivered) -> None:
     """A stranger gets the 404 of a job that never was, by either way."""
     with stack.http("stranger") as stranger:
         for params in ({}, {"download": 1}):

@@ -37,7 +37,8 @@ def send(http: httpx.Client, sent: Graph, **headers: str) -> httpx.Response:
     return http.post(RUNS, files=files, data={"graph": json.dumps(sent)}, headers=headers)
 
 
-def test_05_a_graph_of_ones_own_runs(stack: Stack, runner: httpx.Client, tmp_path: Path) -> None:
+@pytest.mark.runs
+def test_a_graph_of_ones_own_runs(stack: Stack, runner: httpx.Client, tmp_path: Path) -> None:
     """Through the same queue, with the same events and the same kind of result."""
     answer = send(runner, graph(node("ImageInvert"), scale(2.0)))
     assert answer.status_code == 202, answer.text
@@ -62,9 +63,8 @@ def test_an_export_with_a_preview_runs(runner: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["status"]) == (200, JobStatus.SUCCEEDED)
 
 
-def test_05_every_allowed_node_is_one_that_the_engine_has(
-    stack: Stack, runner: httpx.Client
-) -> None:
+@pytest.mark.runs
+def test_every_allowed_node_is_one_that_the_engine_has(stack: Stack, runner: httpx.Client) -> None:
     """The default list names stock ComfyUI's classes as they are spelt there."""
     known = httpx.get(f"{stack.comfyui_url()}/object_info", timeout=300, trust_env=False).json()
     problem = send(runner, graph(node("Nothing"))).json()["details"]["problem"]
@@ -109,8 +109,9 @@ HOSTILE: dict[str, Graph] = {
 }
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("name", HOSTILE)
-def test_05_a_hostile_graph_is_refused(runner: httpx.Client, name: str) -> None:
+def test_a_hostile_graph_is_refused(runner: httpx.Client, name: str) -> None:
     """422 with the node and the reason, and no job of it."""
     before = _jobs(runner)
     answer = send(runner, HOSTILE[name])
@@ -125,7 +126,8 @@ def _jobs(http: httpx.Client) -> list[str]:
     return [job["id"] for job in http.get(API).json()["restorations"]]
 
 
-def test_05_it_takes_the_scope(stack: Stack) -> None:
+@pytest.mark.runs
+def test_it_takes_the_scope(stack: Stack) -> None:
     """Neither a user nor an admin runs graphs without it; the answer names what is missing."""
     for scopes in (USER_SCOPES, (Scope.ADMIN,)):
         with stack.http("user", scopes) as http:
@@ -134,7 +136,8 @@ def test_05_it_takes_the_scope(stack: Stack) -> None:
         assert 'scope="workflows:run"' in answer.headers["www-authenticate"]
 
 
-def test_05_a_run_is_its_owners(stack: Stack, runner: httpx.Client) -> None:
+@pytest.mark.runs
+def test_a_run_is_its_owners(stack: Stack, runner: httpx.Client) -> None:
     """Like every job: another owner gets the 404 of one that never was."""
     job = send(runner, graph()).json()
     with stack.http("stranger", (*USER_SCOPES, Scope.RUN)) as stranger:

@@ -52,13 +52,15 @@ def secrets(stack: Stack) -> Mapping[str, bytes]:
     return found
 
 
-def test_08_every_secret_is_known_to_this_test(secrets: Mapping[str, bytes]) -> None:
+@pytest.mark.secrets
+def test_every_secret_is_known_to_this_test(secrets: Mapping[str, bytes]) -> None:
     """What is searched for below is long enough to be found by accident nowhere."""
     assert len(secrets) >= 10
     assert all(len(secret) >= 16 for secret in secrets.values()), secrets.keys()
 
 
-def test_08_no_secret_is_in_a_log(stack: Stack, secrets: Mapping[str, bytes]) -> None:
+@pytest.mark.secrets
+def test_no_secret_is_in_a_log(stack: Stack, secrets: Mapping[str, bytes]) -> None:
     """Neither in the stack's own nor in Ray's, which hold what every process prints."""
     logs = [*_logs(stack)]
     assert len(logs) > 10
@@ -66,7 +68,8 @@ def test_08_no_secret_is_in_a_log(stack: Stack, secrets: Mapping[str, bytes]) ->
     assert {(name, str(path)) for path in logs for name in _found(path, secrets)} == set()
 
 
-def test_08_no_secret_is_on_a_command_line(stack: Stack, secrets: Mapping[str, bytes]) -> None:
+@pytest.mark.secrets
+def test_no_secret_is_on_a_command_line(stack: Stack, secrets: Mapping[str, bytes]) -> None:
     """Every user of a machine may read them."""
     processes = of_stack(stack.state_dir, stack.record.pid)
     assert len(processes) > 10
@@ -74,7 +77,8 @@ def test_08_no_secret_is_on_a_command_line(stack: Stack, secrets: Mapping[str, b
         assert not [name for name, secret in secrets.items() if secret in each.command.encode()]
 
 
-def test_08_engines_have_no_secret(stack: Stack, secrets: Mapping[str, bytes]) -> None:
+@pytest.mark.secrets
+def test_engines_have_no_secret(stack: Stack, secrets: Mapping[str, bytes]) -> None:
     """What runs users' graphs has nothing of ours in its environment, nor has its guard."""
     found = engines(stack.state_dir)
     assert len(found) == 2
@@ -84,12 +88,11 @@ def test_08_engines_have_no_secret(stack: Stack, secrets: Mapping[str, bytes]) -
             assert not [name for name, secret in secrets.items() if secret in environ]
 
 
+@pytest.mark.secrets
 @pytest.mark.parametrize(
     "path", ["/readyz", "/healthz", "/openapi.json", "/docs", API, f"{API}/nonsense", "/nowhere"]
 )
-def test_08_no_secret_is_in_an_answer(
-    stack: Stack, secrets: Mapping[str, bytes], path: str
-) -> None:
+def test_no_secret_is_in_an_answer(stack: Stack, secrets: Mapping[str, bytes], path: str) -> None:
     """With a token or without, answer or problem."""
     anybody = httpx.get(stack.record.url + path, trust_env=False, timeout=300)
     with stack.http("secretive") as http:
@@ -99,7 +102,8 @@ def test_08_no_secret_is_in_an_answer(
         assert not [name for name, secret in secrets.items() if secret in said]
 
 
-def test_08_files_with_secrets_are_their_owners(stack: Stack, secrets: Mapping[str, bytes]) -> None:
+@pytest.mark.secrets
+def test_files_with_secrets_are_their_owners(stack: Stack, secrets: Mapping[str, bytes]) -> None:
     """Whatever in the state folder holds one is closed to others, itself or a folder above it."""
     holders = {
         path: found
@@ -110,7 +114,8 @@ def test_08_files_with_secrets_are_their_owners(stack: Stack, secrets: Mapping[s
     assert [path for path in holders if not _is_private(path, stack.state_dir)] == []
 
 
-def test_08_no_secret_is_an_argument_of_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.secrets
+def test_no_secret_is_an_argument_of_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is built here and sent to the replicas holds sizes; they have an environment each."""
     secret = "no-one-may-see-this"
     for name in ("DATABASE_URL", "REDIS_URL", "AWS_SECRET_ACCESS_KEY", "WEBHOOK_SECRET"):

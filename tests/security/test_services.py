@@ -53,17 +53,17 @@ def _altered(url: str, query: dict[str, str] | None = None, **parts: Any) -> str
     return changed.render_as_string(hide_password=False)
 
 
-async def test_08_each_service_answers_its_own_password(
-    services: LocalServices, s3: S3Access
-) -> None:
+@pytest.mark.secrets
+async def test_each_service_answers_its_own_password(services: LocalServices, s3: S3Access) -> None:
     """What the refusals below are compared with."""
     await _ask_postgres(services.urls.database_url)
     await _ask_redis(services.urls.redis_url)
     await _ask_s3(s3)
 
 
+@pytest.mark.secrets
 @pytest.mark.parametrize("password", ["wrong", ""])
-async def test_08_postgres_wants_its_password(services: LocalServices, password: str) -> None:
+async def test_postgres_wants_its_password(services: LocalServices, password: str) -> None:
     """And does not say which part of a login was wrong, nor do we say the password."""
     with pytest.raises(DependencyUnavailable):
         await _ask_postgres(_altered(services.urls.database_url, password=password))
@@ -71,23 +71,26 @@ async def test_08_postgres_wants_its_password(services: LocalServices, password:
         await _ask_postgres(_altered(services.urls.database_url, username="postgres"))
 
 
+@pytest.mark.secrets
 @pytest.mark.parametrize("login", ["", ":wrong@", "default:wrong@"])
-async def test_08_redis_wants_its_password(services: LocalServices, login: str) -> None:
+async def test_redis_wants_its_password(services: LocalServices, login: str) -> None:
     """A connection without one may not even ask whether it lives."""
     address = services.urls.redis_url.rpartition("@")[2]
     with pytest.raises(DependencyUnavailable):
         await _ask_redis(f"redis://{login}{address}")
 
 
+@pytest.mark.secrets
 @pytest.mark.parametrize("changes", [{"secret_key": "wrong"}, {"access_key": "wrong"}])
-async def test_08_s3_wants_its_keys(s3: S3Access, changes: dict[str, str]) -> None:
+async def test_s3_wants_its_keys(s3: S3Access, changes: dict[str, str]) -> None:
     """Each of the two."""
     with pytest.raises(DependencyUnavailable):
         await _ask_s3(replace(s3, **changes))
 
 
+@pytest.mark.secrets
 @pytest.mark.parametrize("mode", ["require", "verify-ca", "verify-full"])
-async def test_08_postgres_without_tls_is_refused_where_the_url_asks_for_it(
+async def test_postgres_without_tls_is_refused_where_the_url_asks_for_it(
     services: LocalServices, mode: str
 ) -> None:
     """There is no falling back to plain text."""
@@ -95,7 +98,8 @@ async def test_08_postgres_without_tls_is_refused_where_the_url_asks_for_it(
         await _ask_postgres(_altered(services.urls.database_url, {"sslmode": mode}))
 
 
-async def test_08_redis_without_tls_is_refused_where_the_url_asks_for_it(
+@pytest.mark.secrets
+async def test_redis_without_tls_is_refused_where_the_url_asks_for_it(
     services: LocalServices,
 ) -> None:
     """rediss:// against a server that speaks redis://."""
@@ -103,7 +107,8 @@ async def test_08_redis_without_tls_is_refused_where_the_url_asks_for_it(
         await _ask_redis(services.urls.redis_url.replace("redis://", "rediss://", 1))
 
 
-async def test_08_s3_without_tls_is_refused_where_the_url_asks_for_it(s3: S3Access) -> None:
+@pytest.mark.secrets
+async def test_s3_without_tls_is_refused_where_the_url_asks_for_it(s3: S3Access) -> None:
     """https:// against a server that speaks http://."""
     plain = s3.endpoint_url.replace("http://", "https://", 1)
     with pytest.raises(DependencyUnavailable):
@@ -122,6 +127,7 @@ async def _ask_for_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     await writer.drain()
 
 
+@pytest.mark.secrets
 @pytest.mark.parametrize(
     ("certified", "mode", "accepted"),
     [
@@ -130,7 +136,7 @@ async def _ask_for_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
         ("other.example.com", "verify-ca", True),
     ],
 )
-async def test_08_postgres_must_be_who_its_url_says(
+async def test_postgres_must_be_who_its_url_says(
     services: LocalServices, authority: Authority, certified: str, mode: str, accepted: bool
 ) -> None:
     """verify-full holds the certificate to the host's name; that it reaches libpq is ours."""
@@ -143,10 +149,11 @@ async def test_08_postgres_must_be_who_its_url_says(
             await _ask_postgres(behind_tls)
 
 
+@pytest.mark.secrets
 @pytest.mark.parametrize(
     ("certified", "accepted"), [("localhost", True), ("other.example.com", False)]
 )
-async def test_08_redis_must_be_who_its_url_says(
+async def test_redis_must_be_who_its_url_says(
     services: LocalServices, authority: Authority, certified: str, accepted: bool
 ) -> None:
     """rediss:// looks at the certificate and its name, without being asked to."""

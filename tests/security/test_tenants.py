@@ -36,7 +36,8 @@ def _make(stack: Stack, owner: str) -> dict[str, UUID]:
     return {"job_id": UUID(job["id"]), "batch_id": UUID(batch["id"])}
 
 
-def test_02_every_route_with_every_other_owners_identifiers(
+@pytest.mark.tenants
+def test_every_route_with_every_other_owners_identifiers(
     stack: Stack, routes: list[Route], owned: Mapping[str, Mapping[str, UUID]]
 ) -> None:
     """The answer is that for an identifier which nothing has."""
@@ -50,9 +51,8 @@ def test_02_every_route_with_every_other_owners_identifiers(
                 assert_as_if_missing(foreign, missing, foreign_id, missing_id)
 
 
-def test_02_owners_have_what_is_theirs(
-    stack: Stack, owned: Mapping[str, Mapping[str, UUID]]
-) -> None:
+@pytest.mark.tenants
+def test_owners_have_what_is_theirs(stack: Stack, owned: Mapping[str, Mapping[str, UUID]]) -> None:
     """Nothing that the others tried has taken it away, or ended it as cancelled."""
     for owner in OWNERS:
         with stack.http(owner) as client:
@@ -64,9 +64,8 @@ def test_02_owners_have_what_is_theirs(
         assert {each["batch_id"] for each in listed} == {None, batch["id"]}
 
 
-def test_02_an_admin_reaches_all_of_it(
-    stack: Stack, owned: Mapping[str, Mapping[str, UUID]]
-) -> None:
+@pytest.mark.tenants
+def test_an_admin_reaches_all_of_it(stack: Stack, owned: Mapping[str, Mapping[str, UUID]]) -> None:
     """By the routes that owners use; and nobody else may list what others own."""
     with stack.http("operator", [Scope.ADMIN]) as admin:
         for owner in OWNERS:

@@ -104,19 +104,22 @@ def _base64(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-def test_01_what_the_forge_makes_is_good(forge: Forge) -> None:
+@pytest.mark.auth
+def test_what_the_forge_makes_is_good(forge: Forge) -> None:
     """The attacks below differ in one thing each from a token that is let in."""
     assert forge.present(forge.sign()).status_code == 200
 
 
-def test_01_a_request_without_a_token_is_told_how_to_authenticate(forge: Forge) -> None:
+@pytest.mark.auth
+def test_a_request_without_a_token_is_told_how_to_authenticate(forge: Forge) -> None:
     """401 with the scheme, and nothing about a token that was not there (RFC 6750)."""
     answer = forge.http.get(API)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == 'Bearer realm="comfy-restore"'
 
 
-def test_01_a_missing_scope_is_named(forge: Forge) -> None:
+@pytest.mark.auth
+def test_a_missing_scope_is_named(forge: Forge) -> None:
     """403, and the header says which scope to ask the issuer for."""
     token = forge.sign(forge.claims(scope="restorations:read"))
     headers = {"Authorization": f"Bearer {token}"}
@@ -127,16 +130,18 @@ def test_01_a_missing_scope_is_named(forge: Forge) -> None:
     )
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize("alg", ["none", "None", "nOnE", ""])
-def test_01_alg_none(forge: Forge, alg: str) -> None:
+def test_alg_none(forge: Forge, alg: str) -> None:
     """A token that says it needs no signature."""
     header, claims = _part({"alg": alg, "typ": "JWT", "kid": forge.kid}), _part(forge.claims())
     forge.assert_refused(f"{header}.{claims}.")
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize("form", ["pem", "der", "jwk"])
 @pytest.mark.parametrize("alg", ["HS256", "RS256"])
-def test_01_hmac_with_the_public_key(forge: Forge, alg: str, form: str) -> None:
+def test_hmac_with_the_public_key(forge: Forge, alg: str, form: str) -> None:
     """The public key is no secret to sign with, in whatever form and whatever the header says."""
     public = forge.key.public_key()
     secret = {
@@ -149,32 +154,35 @@ def test_01_hmac_with_the_public_key(forge: Forge, alg: str, form: str) -> None:
     forge.assert_refused(f"{signed}.{_base64(mac)}")
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize("algorithm", ["RS384", "RS512"])
-def test_01_another_algorithm_with_the_right_key(forge: Forge, algorithm: str) -> None:
+def test_another_algorithm_with_the_right_key(forge: Forge, algorithm: str) -> None:
     """RS256 is pinned: the issuer's own signature by another algorithm will not do."""
     forge.assert_refused(forge.sign(algorithm=algorithm))
 
 
-def test_01_a_key_of_ones_own(forge: Forge, own_key: rsa.RSAPrivateKey) -> None:
+@pytest.mark.auth
+def test_a_key_of_ones_own(forge: Forge, own_key: rsa.RSAPrivateKey) -> None:
     """Signed by somebody else in the name of the issuer's key."""
     forge.assert_refused(forge.sign(key=own_key))
 
 
-def test_01_an_unknown_kid(forge: Forge, own_key: rsa.RSAPrivateKey) -> None:
+@pytest.mark.auth
+def test_an_unknown_kid(forge: Forge, own_key: rsa.RSAPrivateKey) -> None:
     """A key that the issuer does not have, with its own signature and with the issuer's."""
     forge.assert_refused(forge.sign(key=own_key, kid="mine"))
     forge.assert_refused(forge.sign(kid="../../issuer-key.pem"))
 
 
-def test_01_a_missing_kid(forge: Forge) -> None:
+@pytest.mark.auth
+def test_a_missing_kid(forge: Forge) -> None:
     """Keys are not tried one after the other."""
     forge.assert_refused(forge.sign(kid=None))
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize("field", ["jku", "x5u", "jwk", "x5c"])
-def test_01_a_header_that_brings_a_key(
-    forge: Forge, own_key: rsa.RSAPrivateKey, field: str
-) -> None:
+def test_a_header_that_brings_a_key(forge: Forge, own_key: rsa.RSAPrivateKey, field: str) -> None:
     """Refused with the attacker's signature, and even with the issuer's own."""
     numbers = own_key.public_key().public_numbers()
     jwk = {
@@ -187,37 +195,43 @@ def test_01_a_header_that_brings_a_key(
     forge.assert_refused(forge.sign(**{field: value}))
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize("audience", ["another-service", ["a", "b"], [], None])
-def test_01_another_audience(forge: Forge, audience: object) -> None:
+def test_another_audience(forge: Forge, audience: object) -> None:
     """A token for another service of the same issuer."""
     forge.assert_refused(forge.sign(forge.claims(aud=audience)))
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize("issuer", ["https://evil.example.com/", "", None])
-def test_01_another_issuer(forge: Forge, issuer: str | None) -> None:
+def test_another_issuer(forge: Forge, issuer: str | None) -> None:
     """A token that says somebody else made it, or does not say."""
     forge.assert_refused(forge.sign(forge.claims(iss=issuer)))
 
 
-def test_01_an_expired_token(forge: Forge) -> None:
+@pytest.mark.auth
+def test_an_expired_token(forge: Forge) -> None:
     """Over is over, a little leeway for clocks aside; and every token ends."""
     forge.assert_refused(forge.sign(forge.claims(exp=int(time.time()) - LEEWAY_S - 10)))
     forge.assert_refused(forge.sign(forge.claims(exp=None)))
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize("claim", ["nbf", "iat"])
-def test_01_a_token_that_is_not_valid_yet(forge: Forge, claim: str) -> None:
+def test_a_token_that_is_not_valid_yet(forge: Forge, claim: str) -> None:
     """Neither one for later nor one that was issued in the future."""
     forge.assert_refused(forge.sign(forge.claims(**{claim: int(time.time()) + HOUR_S})))
 
 
-def test_01_an_encrypted_token(forge: Forge) -> None:
+@pytest.mark.auth
+def test_an_encrypted_token(forge: Forge) -> None:
     """Five parts, as a JWE has; nothing of it is decrypted or unpacked."""
     header = {"alg": "RSA-OAEP", "enc": "A256GCM", "zip": "DEF", "kid": forge.kid}
     forge.assert_refused(".".join([_part(header), *(_base64(os.urandom(64)) for _ in range(4))]))
 
 
-def test_01_missing_dots(forge: Forge) -> None:
+@pytest.mark.auth
+def test_missing_dots(forge: Forge) -> None:
     """A token without one of its dots, or both, or a part between them."""
     header, claims, signature = forge.sign().split(".")
     for token in (
@@ -232,13 +246,15 @@ def test_01_missing_dots(forge: Forge) -> None:
         forge.assert_refused(token)
 
 
-def test_01_claims_that_were_not_signed(forge: Forge) -> None:
+@pytest.mark.auth
+def test_claims_that_were_not_signed(forge: Forge) -> None:
     """The signature of one token under the claims of another."""
     header, _, signature = forge.sign().split(".")
     forge.assert_refused(f"{header}.{_part(forge.claims(sub='root', scope='admin'))}.{signature}")
 
 
-def test_01_a_megabyte_of_token(forge: Forge) -> None:
+@pytest.mark.auth
+def test_a_megabyte_of_token(forge: Forge) -> None:
     """A token that is too long is refused, signed or not, wherever it is noticed first."""
     signed = forge.sign(forge.claims(padding="x" * 2**20))
     for token in (signed, "x" * 2**20, "." * 2**20):
@@ -250,20 +266,23 @@ def test_01_a_megabyte_of_token(forge: Forge) -> None:
     assert forge.present(forge.sign()).status_code == 200
 
 
-def test_01_a_token_that_just_fits_a_header_is_too_long(forge: Forge) -> None:
+@pytest.mark.auth
+def test_a_token_that_just_fits_a_header_is_too_long(forge: Forge) -> None:
     """Below what servers in front refuse, the limit is ours."""
     forge.assert_refused(forge.sign(forge.claims(padding="x" * 20_000)))
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize("name", ["access_token", "token", "bearer", "authorization"])
-def test_01_a_token_in_the_query_string_is_not_read(forge: Forge, name: str) -> None:
+def test_a_token_in_the_query_string_is_not_read(forge: Forge, name: str) -> None:
     """Addresses end up in logs and histories: a good token there is as none at all."""
     answer = forge.http.get(API, params={name: forge.sign()})
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == 'Bearer realm="comfy-restore"'
 
 
-def test_01_a_token_elsewhere_is_not_read(forge: Forge) -> None:
+@pytest.mark.auth
+def test_a_token_elsewhere_is_not_read(forge: Forge) -> None:
     """Neither in a cookie nor in the form, nor under another scheme."""
     token = forge.sign()
     for headers in (
@@ -277,7 +296,8 @@ def test_01_a_token_elsewhere_is_not_read(forge: Forge) -> None:
     assert forge.http.post(API, **submission(access_token=token)).status_code == 401
 
 
-def test_01_known_keys_serve_while_the_issuer_hangs(stack: Stack, forge: Forge) -> None:
+@pytest.mark.auth
+def test_known_keys_serve_while_the_issuer_hangs(stack: Stack, forge: Forge) -> None:
     """An issuer that does not answer locks nobody out, and lets nobody in."""
     assert forge.present(forge.sign()).status_code == 200
     [issuer] = [

@@ -58,14 +58,16 @@ def with_exif() -> bytes:
     return file(noise(), "JPEG", exif=exif.tobytes())
 
 
-def test_04_a_body_that_says_it_is_too_large_is_not_read(http: httpx.Client) -> None:
+@pytest.mark.uploads
+def test_a_body_that_says_it_is_too_large_is_not_read(http: httpx.Client) -> None:
     """413 by its Content-Length, from whatever has been sent of it by then."""
     head = {"Content-Type": "multipart/form-data; boundary=b"}
     body = b"--b\r\n" + bytes(LIMIT + 2 * 2**20)
     assert refusal(http.post(API, content=body, headers=head)) == (413, "image_too_large")
 
 
-def test_04_a_body_without_a_length_is_counted(http: httpx.Client) -> None:
+@pytest.mark.uploads
+def test_a_body_without_a_length_is_counted(http: httpx.Client) -> None:
     """It is refused while it arrives, at the limit."""
 
     def endless() -> Iterator[bytes]:
@@ -77,7 +79,8 @@ def test_04_a_body_without_a_length_is_counted(http: httpx.Client) -> None:
     assert refusal(http.post(API, content=endless(), headers=head)) == (413, "image_too_large")
 
 
-def test_04_a_decompression_bomb_is_not_decoded(http: httpx.Client) -> None:
+@pytest.mark.uploads
+def test_a_decompression_bomb_is_not_decoded(http: httpx.Client) -> None:
     """A picture of 10 kB that says it has a hundred million pixels, or more than Pillow opens."""
     for side in (10_000, 60_000):
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
@@ -93,7 +96,8 @@ def image_processes(stack: Stack) -> list[Process]:
     ]
 
 
-def test_04_uploads_are_decoded_apart(stack: Stack, http: httpx.Client) -> None:
+@pytest.mark.uploads
+def test_uploads_are_decoded_apart(stack: Stack, http: httpx.Client) -> None:
     """In processes without a secret, whose end costs nobody anything."""
     assert refusal(send(http, file(noise(), "JPEG")[:500])) == (422, "broken_image")
     found = image_processes(stack)
@@ -115,8 +119,9 @@ def test_04_uploads_are_decoded_apart(stack: Stack, http: httpx.Client) -> None:
     assert not set(image_processes(stack)).intersection(found)
 
 
+@pytest.mark.uploads
 @pytest.mark.parametrize("wanted", OutputFormat)
-def test_04_a_result_does_not_tell_where_the_photo_was_taken(
+def test_a_result_does_not_tell_where_the_photo_was_taken(
     client: RestorationClient, wanted: OutputFormat, tmp_path: Path
 ) -> None:
     """No EXIF, no text, no comment in it: not of the photo, and not of the engine."""
@@ -132,7 +137,8 @@ def test_04_a_result_does_not_tell_where_the_photo_was_taken(
     assert b"ACME" not in (tmp_path / "result").read_bytes()
 
 
-def test_04_metadata_is_kept_for_who_asks(client: RestorationClient, tmp_path: Path) -> None:
+@pytest.mark.uploads
+def test_metadata_is_kept_for_who_asks(client: RestorationClient, tmp_path: Path) -> None:
     """Place, time and camera; the picture is upright, and says nothing else."""
     sent = client.submit(with_exif(), workflow="enlarge", keep_metadata=True)
     client.wait(sent.id)
@@ -167,7 +173,8 @@ def use(http: httpx.Client, upload_id: str, **fields: str) -> httpx.Response:
     return http.post(API, files={name: (None, text.encode()) for name, text in parts.items()})
 
 
-def test_04_a_photo_goes_past_the_service_and_is_restored(
+@pytest.mark.uploads
+def test_a_photo_goes_past_the_service_and_is_restored(
     client: RestorationClient, tmp_path: Path
 ) -> None:
     """Sent to S3 by its link, submitted by its id, and restored like any other."""
@@ -178,7 +185,8 @@ def test_04_a_photo_goes_past_the_service_and_is_restored(
         assert image.size == (256, 192)
 
 
-def test_04_a_link_is_for_what_was_announced(http: httpx.Client) -> None:
+@pytest.mark.uploads
+def test_a_link_is_for_what_was_announced(http: httpx.Client) -> None:
     """S3 refuses another type, another length, another key and other rights."""
     data = file(noise(), "PNG")
     upload = begin(http, len(data))
@@ -190,6 +198,7 @@ def test_04_a_link_is_for_what_was_announced(http: httpx.Client) -> None:
     assert use(http, upload["id"]).status_code == 404  # nothing of it was stored
 
 
+@pytest.mark.uploads
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -200,7 +209,7 @@ def test_04_a_link_is_for_what_was_announced(http: httpx.Client) -> None:
     ],
     ids=["gif", "html", "cut off", "too wide"],
 )
-def test_04_what_was_uploaded_is_checked_like_any_other(
+def test_what_was_uploaded_is_checked_like_any_other(
     http: httpx.Client, data: bytes, expected: tuple[int, str]
 ) -> None:
     """Before anything is recorded, and whatever type was announced."""
@@ -211,7 +220,8 @@ def test_04_what_was_uploaded_is_checked_like_any_other(
     assert http.get(API, params={"limit": 1}).json()["restorations"] == before["restorations"]
 
 
-def test_04_an_upload_is_its_owners_and_for_one_job(stack: Stack, http: httpx.Client) -> None:
+@pytest.mark.uploads
+def test_an_upload_is_its_owners_and_for_one_job(stack: Stack, http: httpx.Client) -> None:
     """A stranger's 404 is the one of an id that never was; a second job is refused."""
     data = file(noise(), "PNG")
     upload = begin(http, len(data))

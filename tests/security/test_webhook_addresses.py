@@ -27,6 +27,7 @@ NAME = "hooks.example.com"
 REFUSED = "does not resolve to public addresses alone"
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     "address",
     [
@@ -35,11 +36,12 @@ REFUSED = "does not resolve to public addresses alone"
         *("2606:4700:4700::1111", "2a00:1450::1", "2001:4860:4860::8888", "2400:cb00::1"),
     ],
 )
-def test_06_public_addresses_are_public(address: str) -> None:
+def test_public_addresses_are_public(address: str) -> None:
     """Those right beside a private range among them."""
     assert is_public(ip_address(address))
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     "address",
     [
@@ -57,7 +59,7 @@ def test_06_public_addresses_are_public(address: str) -> None:
         "2606:4700:4700::1111%eth0",
     ],
 )
-def test_06_no_other_address_is(address: str) -> None:
+def test_no_other_address_is(address: str) -> None:
     """Everything that IANA gave another purpose, clouds' metadata, and IPv4 inside of IPv6."""
     assert not is_public(ip_address(address))
 
@@ -81,6 +83,7 @@ async def post(
         return await http.post(url, content=b"{}")
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     "addresses",
     [
@@ -95,7 +98,7 @@ async def post(
     ],
     ids=str,
 )
-async def test_06_a_name_that_leads_inside_is_not_connected_to(addresses: list[str]) -> None:
+async def test_a_name_that_leads_inside_is_not_connected_to(addresses: list[str]) -> None:
     """One address that is not permitted among a name's own, and nothing is sent to any."""
     async with receiving() as receiver:
         url = f"https://{NAME}:{receiver.port}/"
@@ -104,7 +107,8 @@ async def test_06_a_name_that_leads_inside_is_not_connected_to(addresses: list[s
     assert receiver.seen == []
 
 
-async def test_06_a_name_that_does_not_exist_looks_like_one_that_leads_inside() -> None:
+@pytest.mark.webhooks
+async def test_a_name_that_does_not_exist_looks_like_one_that_leads_inside() -> None:
     """What a failed webhook says of a name tells nobody whether the inside knows it."""
 
     class Unknown(Names):
@@ -115,7 +119,8 @@ async def test_06_a_name_that_does_not_exist_looks_like_one_that_leads_inside() 
         await post(f"https://{NAME}/", STRICT, Unknown([]))
 
 
-async def test_06_the_real_resolver_is_held_to_the_rules() -> None:
+@pytest.mark.webhooks
+async def test_the_real_resolver_is_held_to_the_rules() -> None:
     """A name from this machine's own resolver that leads to loopback is refused."""
     assert {ip_address(each).is_loopback for each in await resolve("localhost", 443)} == {True}
     elsewhere = WebhookRules(enabled=True, networks=(ip_network("10.0.0.0/8"),))
@@ -124,7 +129,8 @@ async def test_06_the_real_resolver_is_held_to_the_rules() -> None:
             await http.post("https://localhost/")
 
 
-async def test_06_the_rules_hold_when_it_is_sent_as_well() -> None:
+@pytest.mark.webhooks
+async def test_the_rules_hold_when_it_is_sent_as_well() -> None:
     """What was accepted under looser rules is not sent under stricter ones."""
     async with receiving() as receiver:
         with pytest.raises(httpx.ConnectError, match="must begin with https"):
@@ -132,7 +138,8 @@ async def test_06_the_rules_hold_when_it_is_sent_as_well() -> None:
     assert receiver.seen == []
 
 
-async def test_06_no_proxy_from_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.webhooks
+async def test_no_proxy_from_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy would resolve the name by itself, and see the signed request."""
     local = WebhookRules(enabled=True, allow_http=True, networks=(LOOPBACK,))
     async with receiving() as proxy, receiving() as receiver:
@@ -162,7 +169,8 @@ async def receiving_tls(
             yield Receiver(port=port, seen=plain.seen)
 
 
-async def test_06_what_was_looked_at_is_what_is_connected_to(authority: Authority) -> None:
+@pytest.mark.webhooks
+async def test_what_was_looked_at_is_what_is_connected_to(authority: Authority) -> None:
     """A name that leads elsewhere the moment after (DNS rebinding) is asked about once only; the
     handshake, the certificate and the Host header are the name's all the same."""
     handshakes: list[str | None] = []
@@ -179,7 +187,8 @@ async def test_06_what_was_looked_at_is_what_is_connected_to(authority: Authorit
     assert (seen.target, seen.headers["host"]) == ("/hook?a=b", f"{NAME}:{receiver.port}")
 
 
-async def test_06_the_certificate_must_be_the_names(authority: Authority) -> None:
+@pytest.mark.webhooks
+async def test_the_certificate_must_be_the_names(authority: Authority) -> None:
     """Another's certificate, or one of an authority that nobody knows, and nothing is sent."""
     names = Names([["127.0.0.1"]])
     async with receiving_tls(authority, "other.example.com", []) as receiver:
@@ -192,7 +201,8 @@ async def test_06_the_certificate_must_be_the_names(authority: Authority) -> Non
     assert receiver.seen == stranger.seen == []
 
 
-async def test_06_two_names_with_one_address_share_no_connection(authority: Authority) -> None:
+@pytest.mark.webhooks
+async def test_two_names_with_one_address_share_no_connection(authority: Authority) -> None:
     """What one name's certificate vouched for is not used for another name."""
     handshakes: list[str | None] = []
     names = Names([["127.0.0.1"]])
@@ -207,7 +217,8 @@ async def test_06_two_names_with_one_address_share_no_connection(authority: Auth
     assert len(receiver.seen) == 1
 
 
-async def test_06_a_dead_address_among_others_does_no_harm() -> None:
+@pytest.mark.webhooks
+async def test_a_dead_address_among_others_does_no_harm() -> None:
     """The second address of a name is tried when the first takes no connection."""
     local = WebhookRules(enabled=True, allow_http=True, networks=(LOOPBACK,))
     async with receiving() as receiver:
@@ -217,7 +228,8 @@ async def test_06_a_dead_address_among_others_does_no_harm() -> None:
     assert names.asked == [NAME]
 
 
-async def test_06_a_redirect_leads_nowhere() -> None:
+@pytest.mark.webhooks
+async def test_a_redirect_leads_nowhere() -> None:
     """Not even to where the rules would permit."""
     local = WebhookRules(enabled=True, allow_http=True, networks=(LOOPBACK,))
     async with receiving() as receiver, receiving() as elsewhere:
@@ -227,7 +239,8 @@ async def test_06_a_redirect_leads_nowhere() -> None:
     assert elsewhere.seen == []
 
 
-def test_06_no_spelling_of_an_address_gets_around() -> None:
+@pytest.mark.webhooks
+def test_no_spelling_of_an_address_gets_around() -> None:
     """Decimal, octal, hex and short forms, users, unicode digits, trailing dots, zones."""
     for host in (
         *("2130706433", "0177.0.0.1", "0x7f000001", "0x7f.1", "127.1", "127.0.0.1.", "0"),

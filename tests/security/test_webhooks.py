@@ -16,6 +16,7 @@ from tests.support.polling import until
 from tests.support.stack import Stack
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     "url",
     [
@@ -36,14 +37,15 @@ from tests.support.stack import Stack
         "file:///etc/passwd",
     ],
 )
-def test_06_the_stack_is_not_sent_inside(stack: Stack, url: str) -> None:
+def test_the_stack_is_not_sent_inside(stack: Stack, url: str) -> None:
     """Metadata, private networks and what looks like something else: refused at the door."""
     with stack.http() as http:
         answer = http.post(API, **submission(webhook_url=url))
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_webhook")
 
 
-async def test_06_the_stack_follows_no_redirect(stack: Stack) -> None:
+@pytest.mark.webhooks
+async def test_the_stack_follows_no_redirect(stack: Stack) -> None:
     """A receiver that sends it on gets a failed delivery, and the other place gets nothing."""
     async with receiving() as receiver, receiving() as elsewhere:
         receiver.default = status(307, Location=elsewhere.url())
@@ -52,7 +54,8 @@ async def test_06_the_stack_follows_no_redirect(stack: Stack) -> None:
     assert elsewhere.seen == []
 
 
-async def test_06_the_stack_waits_for_no_dripping_answer(stack: Stack) -> None:
+@pytest.mark.webhooks
+async def test_the_stack_waits_for_no_dripping_answer(stack: Stack) -> None:
     """A header every moment, for ever, ends after the seconds that a try has in all."""
     async with receiving() as receiver:
         receiver.default = drip

@@ -62,7 +62,8 @@ def _ended(job: Job, outcome: AttemptOutcome, code: str | None = None) -> Job:
     return replace(job, status=JobStatus.QUEUED, attempts=(record,))
 
 
-def test_07_each_stage_is_one_observation(watch: Stopwatch, job: Job) -> None:
+@pytest.mark.metrics
+def test_each_stage_is_one_observation(watch: Stopwatch, job: Job) -> None:
     """Queue from when the attempt could have begun; the engine's time is that of loaders and of
     other nodes."""
     meter = MemoryMeter()
@@ -73,6 +74,7 @@ def test_07_each_stage_is_one_observation(watch: Stopwatch, job: Job) -> None:
     assert len(meter.observed(STAGES)) == len(stages)
 
 
+@pytest.mark.metrics
 @pytest.mark.parametrize(
     ("outcome", "code", "told"),
     [
@@ -81,7 +83,7 @@ def test_07_each_stage_is_one_observation(watch: Stopwatch, job: Job) -> None:
         (AttemptOutcome.HANDED_BACK, None, ("handed_back", "none")),
     ],
 )
-def test_07_an_attempt_counts_by_how_it_ended(
+def test_an_attempt_counts_by_how_it_ended(
     job: Job, outcome: AttemptOutcome, code: str | None, told: tuple[str, str]
 ) -> None:
     """By the outcome and the code that the job's history has."""
@@ -90,21 +92,24 @@ def test_07_an_attempt_counts_by_how_it_ended(
     assert meter.counted(ATTEMPTS, outcome=told[0], code=told[1]) == 1
 
 
-def test_07_an_attempt_that_was_taken_away_is_lost(job: Job) -> None:
+@pytest.mark.metrics
+def test_an_attempt_that_was_taken_away_is_lost(job: Job) -> None:
     """Its worker did not end it."""
     meter = MemoryMeter()
     Measured(meter).ended(job, Stopwatch(), None)
     assert meter.counted(ATTEMPTS, outcome="lost", code="none") == 1
 
 
-def test_09_gpu_seconds_are_those_of_the_engine(watch: Stopwatch, clock: Clock) -> None:
+@pytest.mark.usage
+def test_gpu_seconds_are_those_of_the_engine(watch: Stopwatch, clock: Clock) -> None:
     """Neither waiting for the turn nor fetching and encoding count."""
     assert watch.gpu_s == pytest.approx(7)
     clock.now_s += 100
     assert watch.gpu_s == pytest.approx(7)
 
 
-def test_09_gpu_seconds_grow_while_the_engine_executes(clock: Clock, job: Job) -> None:
+@pytest.mark.usage
+def test_gpu_seconds_grow_while_the_engine_executes(clock: Clock, job: Job) -> None:
     """What is taken is what has come since, so that a sum of it is right at any moment."""
     watch, meter = Stopwatch(clock), MemoryMeter()
     measured = Measured(meter)

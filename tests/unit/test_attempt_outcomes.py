@@ -51,7 +51,8 @@ async def _attempt(error: EngineError | None, **changes: object) -> tuple[Job, M
     return ended, jobs
 
 
-async def test_03_an_engine_that_did_not_start_costs_the_job_nothing() -> None:
+@pytest.mark.retry
+async def test_an_engine_that_did_not_start_costs_the_job_nothing() -> None:
     """Handed back with the reason in its history, though the job had but one attempt."""
     job, _ = await _attempt(EngineUnavailable("no engine"), max_attempts=1)
     assert (job.status, job.failed_attempts) == (JobStatus.QUEUED, 0)
@@ -62,21 +63,24 @@ async def test_03_an_engine_that_did_not_start_costs_the_job_nothing() -> None:
     assert job.available_at > job.attempts[0].ended_at
 
 
+@pytest.mark.retry
 @pytest.mark.parametrize("error", [EngineCrashed("it died"), EngineOutOfMemory("no memory")])
-async def test_03_transient_errors_are_charged_and_tried_again(error: EngineError) -> None:
+async def test_transient_errors_are_charged_and_tried_again(error: EngineError) -> None:
     """The job waits again, one attempt poorer, and not for the same worker."""
     job, jobs = await _attempt(error, max_attempts=2)
     assert (job.status, job.failed_attempts) == (JobStatus.QUEUED, 1)
     assert jobs.turns.workers == {job.id: "w"}
 
 
-async def test_03_permanent_errors_are_never_tried_again() -> None:
+@pytest.mark.retry
+async def test_permanent_errors_are_never_tried_again() -> None:
     """A graph that does not validate fails at its first attempt."""
     job, _ = await _attempt(EngineRejected("bad graph"), max_attempts=3)
     assert job.failure is not None
     assert (job.status, job.failure.code) == (JobStatus.FAILED, "engine_rejected")
 
 
+@pytest.mark.retry
 @pytest.mark.parametrize(
     ("said", "stored"),
     [
@@ -87,20 +91,22 @@ async def test_03_permanent_errors_are_never_tried_again() -> None:
     ],
     ids=["NUL", "half a pair", "as it is", "long"],
 )
-async def test_03_whatever_a_node_says_can_be_recorded(said: str, stored: str) -> None:
+async def test_whatever_a_node_says_can_be_recorded(said: str, stored: str) -> None:
     """What Postgres' text cannot hold is replaced, so that the attempt ends as it ended."""
     job, _ = await _attempt(EngineFailed(said))
     assert job.failure == Failure("engine_failed", stored)
 
 
-def test_03_the_pause_before_a_retry_has_a_bound() -> None:
+@pytest.mark.retry
+def test_the_pause_before_a_retry_has_a_bound() -> None:
     """However often a job was handed back, the delay grows to `longest_s` and no further."""
     policy = RetryPolicy(first_s=1, longest_s=8)
     assert 0.5 <= policy.delay_s(0) <= 1
     assert all(4 <= policy.delay_s(failures) <= 8 for failures in (3, 100, 5_000))
 
 
-async def test_06_a_shorter_run_limit_ends_the_attempt() -> None:
+@pytest.mark.deadlines
+async def test_a_shorter_run_limit_ends_the_attempt() -> None:
     """The request's limit holds where it is shorter than the workflow's."""
     job, _ = await _attempt(None, run_limit_s=0.05)
     assert job.failure is not None
@@ -119,7 +125,8 @@ class NoHints(Leadership):
         return ()
 
 
-async def test_06_the_leader_fails_what_is_overdue() -> None:
+@pytest.mark.deadlines
+async def test_the_leader_fails_what_is_overdue() -> None:
     """A job that nobody started in time ends without a worker, and gets no ticket."""
     jobs, tickets = MemoryJobStore(), list[AttemptRef]()
     late, _ = await jobs.insert(new_job(queue_limit_s=-1))

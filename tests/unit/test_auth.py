@@ -215,8 +215,9 @@ async def test_a_key_that_the_token_brings_along(authenticator: Authenticator, k
             await authenticator.authenticate(token)
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize("field", ["jku", "jwk", "x5u", "x5c"])
-async def test_01_a_token_that_offers_a_key_is_refused(
+async def test_a_token_that_offers_a_key_is_refused(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str, field: str
 ) -> None:
     """Even where its signature is good: the fields are refused, not ignored."""
@@ -224,7 +225,8 @@ async def test_01_a_token_that_offers_a_key_is_refused(
         await authenticator.authenticate(_signed(key, kid, _claims(), **{field: "https://evil"}))
 
 
-async def test_01_an_encrypted_token_is_refused(authenticator: Authenticator, kid: str) -> None:
+@pytest.mark.auth
+async def test_an_encrypted_token_is_refused(authenticator: Authenticator, kid: str) -> None:
     """The five parts of a JWE are none of ours, whatever its header says."""
     for alg in ("RSA-OAEP", "dir", "RS256"):
         header = _part({"alg": alg, "enc": "A256GCM", "zip": "DEF", "kid": kid})
@@ -233,7 +235,8 @@ async def test_01_an_encrypted_token_is_refused(authenticator: Authenticator, ki
             await authenticator.authenticate(token.decode())
 
 
-async def test_01_a_token_of_a_megabyte_is_not_parsed(
+@pytest.mark.auth
+async def test_a_token_of_a_megabyte_is_not_parsed(
     authenticator: Authenticator,
     key: rsa.RSAPrivateKey,
     kid: str,
@@ -250,7 +253,8 @@ async def test_01_a_token_of_a_megabyte_is_not_parsed(
         await authenticator.authenticate(token)
 
 
-async def test_01_roles_permissions_and_scope_are_both_read(
+@pytest.mark.auth
+async def test_roles_permissions_and_scope_are_both_read(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
 ) -> None:
     """Auth0's two claims make one set of scopes; a claim of another type refuses the token."""

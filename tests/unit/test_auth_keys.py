@@ -85,7 +85,8 @@ async def test_a_new_key_is_found(
         await keys.find(_kid(documents[0]))
 
 
-async def test_01_rotation_refuses_nobody(
+@pytest.mark.auth
+async def test_rotation_refuses_nobody(
     issuer: FakeIssuer, keys: KeySet, documents: list[dict[str, Any]]
 ) -> None:
     """An issuer that publishes the next key beside the old one, then signs with it, then withdraws

@@ -207,7 +207,8 @@ class TestSubmitFiles:
         assert len(ingress.requests) == 2
         assert ingress.requests[0] == ingress.requests[1]
 
-    def test_09_a_full_queue_is_waited_for(
+    @pytest.mark.admission
+    def test_a_full_queue_is_waited_for(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A script is in no hurry: it tries again until there is room, with the same key."""

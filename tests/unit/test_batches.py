@@ -13,6 +13,7 @@ from restoration.batches import MAX_ITEM_NAME_CHARS, BatchCounts, BatchStatus, i
 COUNTS = st.builds(BatchCounts, **dict.fromkeys(BatchCounts.__slots__, st.integers(0, 3)))
 
 
+@pytest.mark.batches
 @pytest.mark.parametrize(
     ("counts", "status"),
     [
@@ -30,26 +31,29 @@ COUNTS = st.builds(BatchCounts, **dict.fromkeys(BatchCounts.__slots__, st.intege
         (BatchCounts(failed=1, expired=9), BatchStatus.PARTLY_FAILED),
     ],
 )
-def test_12_the_status_follows_from_the_counts(counts: BatchCounts, status: BatchStatus) -> None:
+def test_the_status_follows_from_the_counts(counts: BatchCounts, status: BatchStatus) -> None:
     """Running until the last job has ended; then what became of the photos decides."""
     assert counts.status is status
     assert counts.total == 10
 
 
+@pytest.mark.batches
 @given(COUNTS)
-def test_12_a_batch_is_final_when_nothing_can_change_any_more(counts: BatchCounts) -> None:
+def test_a_batch_is_final_when_nothing_can_change_any_more(counts: BatchCounts) -> None:
     """Exactly while a job waits, runs or is being cancelled, the batch runs."""
     open_jobs = counts.queued + counts.running + counts.cancelling
     assert counts.status.is_final is (open_jobs == 0)
     assert counts.ended + open_jobs == counts.total
 
 
+@pytest.mark.batches
 @given(COUNTS)
-def test_12_one_more_photo_never_turns_failure_into_success(counts: BatchCounts) -> None:
+def test_one_more_photo_never_turns_failure_into_success(counts: BatchCounts) -> None:
     """`succeeded` means every photo: with one refused, no batch says it."""
     assert replace(counts, refused=counts.refused + 1).status is not BatchStatus.SUCCEEDED
 
 
+@pytest.mark.batches
 @pytest.mark.parametrize(
     ("name", "kept"),
     [
@@ -62,6 +66,6 @@ def test_12_one_more_photo_never_turns_failure_into_success(counts: BatchCounts)
         ("x" * 300, "x" * MAX_ITEM_NAME_CHARS),
     ],
 )
-def test_12_names_are_fit_to_be_stored_and_shown(name: str, kept: str) -> None:
+def test_names_are_fit_to_be_stored_and_shown(name: str, kept: str) -> None:
     """What no terminal, log line or database should be handed is replaced, and length bounded."""
     assert item_name(name) == kept

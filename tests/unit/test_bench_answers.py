@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from PIL import Image
 
 from benchmarks.answers import answers, is_right
@@ -19,7 +20,8 @@ def _enlarged(photo: bytes, side: int = HELD.side) -> bytes:
     return out.getvalue()
 
 
-def test_06_only_the_photos_own_enlargement_is_right() -> None:
+@pytest.mark.bench
+def test_only_the_photos_own_enlargement_is_right() -> None:
     """Not another photo's, which a service that mixes jobs up would send, nor another size."""
     china, flower = HELD.photo("china"), HELD.photo("flower")
     assert is_right(_enlarged(china), china, HELD.side)
@@ -28,7 +30,8 @@ def test_06_only_the_photos_own_enlargement_is_right() -> None:
     assert not is_right(_enlarged(china, 128), china, HELD.side)
 
 
-async def test_06_wrong_answers_and_none_are_counted() -> None:
+@pytest.mark.bench
+async def test_wrong_answers_and_none_are_counted() -> None:
     """A service that mixes up every second job, and one that fails all of them."""
     china = HELD.photo("china")
 

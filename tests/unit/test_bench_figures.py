@@ -10,6 +10,7 @@ from benchmarks.events import known_at
 from benchmarks.figures import Figure, Goal
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize(
     ("goal", "value", "met", "missed"),
     [
@@ -24,7 +25,7 @@ from benchmarks.figures import Figure, Goal
         (Goal(0.98, at_least=True, tolerance=0), 0.979, False, True),
     ],
 )
-def test_05_a_goal_is_met_exactly_and_missed_beyond_its_tolerance(
+def test_a_goal_is_met_exactly_and_missed_beyond_its_tolerance(
     goal: Goal, value: float, met: bool, missed: bool
 ) -> None:
     """The table tells what is not met; the run fails of what is missed by more than figures of that
@@ -32,6 +33,7 @@ def test_05_a_goal_is_met_exactly_and_missed_beyond_its_tolerance(
     assert (goal.met(value), goal.missed(value)) == (met, missed)
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize(
     ("goal", "value", "reach"),
     [
@@ -42,12 +44,13 @@ def test_05_a_goal_is_met_exactly_and_missed_beyond_its_tolerance(
         (Goal(0, at_least=False), 1.0, 0.0),
     ],
 )
-def test_05_what_is_better_is_drawn_further_on(goal: Goal, value: float, reach: float) -> None:
+def test_what_is_better_is_drawn_further_on(goal: Goal, value: float, reach: float) -> None:
     """Of what should stay small nothing, or less than nothing, is no miss."""
     assert goal.reach(value) == reach
 
 
-def test_05_a_figure_is_its_median_and_is_told_with_its_extremes() -> None:
+@pytest.mark.bench
+def test_a_figure_is_its_median_and_is_told_with_its_extremes() -> None:
     """One good round makes no figure good."""
     figure = Figure("jobs/s", [2.5, 1.6, 1.7], Goal(1.8, at_least=True))
     assert figure.as_json() == {
@@ -61,7 +64,8 @@ def test_05_a_figure_is_its_median_and_is_told_with_its_extremes() -> None:
     }
 
 
-def test_05_a_step_without_an_event_counts_until_the_next_one() -> None:
+@pytest.mark.bench
+def test_a_step_without_an_event_counts_until_the_next_one() -> None:
     """What a client was not told of in time makes the figure worse, and is not left out of it."""
     seen = {1: 10.0, 3: 12.5, 4: 13.0}
     assert [known_at(step, seen) for step in (1, 2, 3)] == [10.0, 12.5, 12.5]

@@ -74,7 +74,8 @@ def test_an_end_that_a_client_was_told_otherwise_is_a_second_end() -> None:
     assert verdict_on(row, ledger=ledger).doubled == 1
 
 
-def test_02_the_result_of_another_attempt_is_a_hole_in_the_fence() -> None:
+@pytest.mark.lease
+def test_the_result_of_another_attempt_is_a_hole_in_the_fence() -> None:
     """Although it has the right pixels: every attempt at a job yields the same."""
     late = job_row(uuid4(), SUCCEEDED, result_of=1)
     verdict = verdict_on(late, job_row(uuid4(), SUCCEEDED), job_row(uuid4(), RUNNING))
@@ -82,13 +83,15 @@ def test_02_the_result_of_another_attempt_is_a_hole_in_the_fence() -> None:
     assert f"{late.job_id} has the result outputs/{late.job_id}/1.png" in verdict.offenders
 
 
-def test_02_a_result_of_another_attempt_fails_the_run() -> None:
+@pytest.mark.lease
+def test_a_result_of_another_attempt_fails_the_run() -> None:
     """Its row says that the second attempt ended the job, with what the first has stored."""
     assert verdict_on(job_row(uuid4(), SUCCEEDED)).ok
     assert not verdict_on(job_row(uuid4(), SUCCEEDED, result_of=1)).ok
 
 
-def test_11_an_end_that_no_webhook_told_is_untold() -> None:
+@pytest.mark.webhooks
+def test_an_end_that_no_webhook_told_is_untold() -> None:
     """Whoever asked for a webhook gets one; whoever did not misses none."""
     asked, not_asked = (job_row(uuid4(), SUCCEEDED, wants_webhook=wants) for wants in (True, False))
     verdict = verdict_on(asked, not_asked)
@@ -96,7 +99,8 @@ def test_11_an_end_that_no_webhook_told_is_untold() -> None:
     assert verdict.offenders == [f"{asked.job_id} had no webhook"]
 
 
-def test_11_a_webhook_tells_an_end_as_any_client_is_told() -> None:
+@pytest.mark.webhooks
+def test_a_webhook_tells_an_end_as_any_client_is_told() -> None:
     """One that tells another end than the row's makes it a second end."""
     row = job_row(uuid4(), SUCCEEDED, wants_webhook=True)
     ledger = Ledger()
@@ -105,7 +109,8 @@ def test_11_a_webhook_tells_an_end_as_any_client_is_told() -> None:
     assert (verdict.untold, verdict.webhooks, verdict.doubled) == (0, 1, 1)
 
 
-def test_11_a_webhook_with_a_foreign_signature_tells_nothing() -> None:
+@pytest.mark.webhooks
+def test_a_webhook_with_a_foreign_signature_tells_nothing() -> None:
     """A receiver would not believe it, so the end is untold."""
     row = job_row(uuid4(), SUCCEEDED, wants_webhook=True)
     ledger = Ledger()

@@ -119,8 +119,9 @@ class TestEncode:
         png = ACCEPTED["png"][1]
         assert encode(png, OutputFormat.PNG, 1) is png
 
+    @pytest.mark.pixels
     @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-    def test_02_pixels_become_a_png_of_those_pixels(self, mode: str) -> None:
+    def test_pixels_become_a_png_of_those_pixels(self, mode: str) -> None:
         """What was handed over comes out of the file again, whatever its channels."""
         picture = noise(mode)
         pixels = handed_over(picture)
@@ -128,8 +129,9 @@ class TestEncode:
         assert result.mode == mode
         assert np.array_equal(np.asarray(result), np.asarray(picture))
 
+    @pytest.mark.pixels
     @pytest.mark.parametrize("wanted", list(OutputFormat))
-    def test_02_pixels_and_their_png_come_out_alike(self, wanted: OutputFormat) -> None:
+    def test_pixels_and_their_png_come_out_alike(self, wanted: OutputFormat) -> None:
         """In each format, with transparency too: the same picture, however it came."""
         pixels = handed_over(noise())
         alpha = np.asarray(half_transparent().getchannel("A"))

@@ -54,9 +54,8 @@ class TestTickets:
         job, _ = await bench.jobs.insert(new_job())
         await bench.sent(AttemptRef(job.id, 1))
 
-    async def test_01_an_attempt_that_is_named_needs_no_look_at_the_table(
-        self, bench: Bench
-    ) -> None:
+    @pytest.mark.dispatch
+    async def test_an_attempt_that_is_named_needs_no_look_at_the_table(self, bench: Bench) -> None:
         """Its ticket is out before anything is read, and once only."""
         bench.lead()
         first = await bench.submit()
@@ -67,7 +66,8 @@ class TestTickets:
         await bench.sent(first, unseen)
         assert bench.workers.sent == Counter([first, unseen])
 
-    async def test_01_nor_does_it_go_past_the_window(self, bench: Bench) -> None:
+    @pytest.mark.dispatch
+    async def test_nor_does_it_go_past_the_window(self, bench: Bench) -> None:
         """An attempt that is named while the window is full waits for its place like others."""
         refs = [await bench.submit() for _ in range(WINDOW)]
         bench.lead()
@@ -108,7 +108,8 @@ class TestTickets:
         bench.workers.out[ref].set_result("succeeded")
         await until(lambda: bench.workers.sent[ref] == 2)
 
-    async def test_01_tickets_that_found_nothing_keep_nobody_waiting(self, bench: Bench) -> None:
+    @pytest.mark.dispatch
+    async def test_tickets_that_found_nothing_keep_nobody_waiting(self, bench: Bench) -> None:
         """A window full of those whose jobs others have taken has room for a job that comes."""
         refs = [await bench.submit() for _ in range(WINDOW)]
         bench.lead()
@@ -138,7 +139,8 @@ class TestTickets:
         bench.workers.out[ref].set_result(NOTHING_WAITS)
         await until(lambda: bench.workers.sent[ref] == 2)
 
-    async def test_01_a_ticket_that_was_of_no_use_is_offered_again(self, bench: Bench) -> None:
+    @pytest.mark.dispatch
+    async def test_a_ticket_that_was_of_no_use_is_offered_again(self, bench: Bench) -> None:
         """At once, because another worker may have nothing to do; each time held for longer."""
         ref = await bench.submit()
         bench.lead()
@@ -149,7 +151,8 @@ class TestTickets:
         assert holds_s[:3] == [FIRST_HOLD_S, 2 * FIRST_HOLD_S, 4 * FIRST_HOLD_S]
         assert holds_s[-1] == LONGEST_HOLD_S
 
-    async def test_01_unless_the_job_waits_no_more(self, bench: Bench) -> None:
+    @pytest.mark.dispatch
+    async def test_unless_the_job_waits_no_more(self, bench: Bench) -> None:
         """A job that was cancelled asks for no worker."""
         ref = await bench.submit()
         bench.lead()
@@ -172,7 +175,8 @@ def _refusal(error: Exception) -> RayTaskError:
 
 
 class TestBadEnds:
-    async def test_02_a_dead_workers_jobs_are_queued_at_once(self, bench: Bench) -> None:
+    @pytest.mark.lease
+    async def test_a_dead_workers_jobs_are_queued_at_once(self, bench: Bench) -> None:
         """Their leases have an hour to go; the next attempt's ticket is out all the same."""
         ref = await bench.submit()
         bench.lead()
@@ -247,7 +251,8 @@ class TestBadEnds:
 
 
 class TestLeading:
-    async def test_02_lapsed_leases_are_queued_again(self, bench: Bench) -> None:
+    @pytest.mark.lease
+    async def test_lapsed_leases_are_queued_again(self, bench: Bench) -> None:
         """A worker that no ticket of ours tells about is known by its silence."""
         bench.lease_s = 0
         ref = await bench.submit()
@@ -267,7 +272,8 @@ class TestLeading:
             bench.workers.out[ref].set_result("succeeded")
         assert bench.jobs.rows[lapsed.id].status is JobStatus.RUNNING
 
-    async def test_02_named_attempts_keep_nobody_from_looking(self, bench: Bench) -> None:
+    @pytest.mark.lease
+    async def test_named_attempts_keep_nobody_from_looking(self, bench: Bench) -> None:
         """While hints come faster than ticks, a delayed retry is found in time all the same."""
         now = datetime.now(UTC)
         bench.jobs.clock = lambda: now

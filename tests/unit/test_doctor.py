@@ -27,7 +27,8 @@ def _nvidia_smi(path: Path, script: str) -> None:
     program.chmod(0o755)
 
 
-def test_08_each_gpu_is_named_with_its_driver(path: Path) -> None:
+@pytest.mark.fleet
+def test_each_gpu_is_named_with_its_driver(path: Path) -> None:
     """A line of nvidia-smi each, in its order."""
     _nvidia_smi(path, "echo 'NVIDIA A10G, 23028 MiB, 570.86'; echo 'NVIDIA L4, 23034 MiB, 570.86'")
     found = examine_gpus("cuda")
@@ -37,8 +38,9 @@ def test_08_each_gpu_is_named_with_its_driver(path: Path) -> None:
     ]
 
 
+@pytest.mark.fleet
 @pytest.mark.parametrize("script", [None, "echo 'no devices were found'; exit 6"])
-def test_08_a_missing_gpu_has_a_mend(path: Path, script: str | None) -> None:
+def test_a_missing_gpu_has_a_mend(path: Path, script: str | None) -> None:
     """Without a driver, and with one that finds nothing."""
     if script is not None:
         _nvidia_smi(path, script)
@@ -47,13 +49,15 @@ def test_08_a_missing_gpu_has_a_mend(path: Path, script: str | None) -> None:
     assert "NVIDIA driver" in found.mend
 
 
-def test_08_no_gpu_is_missed_where_engines_run_on_the_cpu() -> None:
+@pytest.mark.fleet
+def test_no_gpu_is_missed_where_engines_run_on_the_cpu() -> None:
     """The default variant needs none."""
     [found] = examine_gpus("cpu")
     assert found.ok
 
 
-async def test_08_an_attached_engine_is_asked_and_nothing_is_installed_for_it(
+@pytest.mark.fleet
+async def test_an_attached_engine_is_asked_and_nothing_is_installed_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With COMFYUI_URL nothing of the engine is ours: it answers, or it does not."""
@@ -65,7 +69,8 @@ async def test_08_an_attached_engine_is_asked_and_nothing_is_installed_for_it(
     assert (engine.ok, engine.mend) == (False, "start it, or correct COMFYUI_URL")
 
 
-async def test_08_services_that_do_not_answer_have_a_mend() -> None:
+@pytest.mark.fleet
+async def test_services_that_do_not_answer_have_a_mend() -> None:
     """Each by its name and the settings to correct; nothing is said of a clock nobody could ask."""
     nobody = {
         "DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:9/d",
@@ -85,7 +90,8 @@ async def test_08_services_that_do_not_answer_have_a_mend() -> None:
     assert "hunter2" not in str(found)
 
 
-async def test_08_settings_that_do_not_load_are_said_so() -> None:
+@pytest.mark.fleet
+async def test_settings_that_do_not_load_are_said_so() -> None:
     """By the variable's name; without any, the local stack brings its own services."""
     [found] = await examine_services({"DATABASE_URL": "postgresql://u@h/d"})
     assert (found.name, found.ok) == ("settings", False)
@@ -93,7 +99,8 @@ async def test_08_settings_that_do_not_load_are_said_so() -> None:
     assert await examine_services({}) == []
 
 
-def test_08_a_clock_that_is_off_has_a_mend() -> None:
+@pytest.mark.fleet
+def test_a_clock_that_is_off_has_a_mend() -> None:
     """Tokens and signed URLs go by it."""
     assert clock_finding(CLOCK_OFF_S).ok
     off = clock_finding(90)

@@ -22,7 +22,8 @@ def pauses(starts: Starts, count: int) -> list[float]:
     return found
 
 
-def test_07_starts_are_further_and_further_apart() -> None:
+@pytest.mark.engine_health
+def test_starts_are_further_and_further_apart() -> None:
     """0.5 s, doubled up to 30 s, each with jitter of up to a half, however many: an engine
     that dies while it has nothing to do is started for hours."""
     starts = Starts(EngineLimits())
@@ -32,7 +33,8 @@ def test_07_starts_are_further_and_further_apart() -> None:
         assert 0.4 * ceiling < pause_s <= ceiling
 
 
-def test_07_a_run_that_succeeds_ends_the_backoff() -> None:
+@pytest.mark.engine_health
+def test_a_run_that_succeeds_ends_the_backoff() -> None:
     """After it an engine that dies is back at once, and the next pauses are short again."""
     starts = Starts(EngineLimits())
     pauses(starts, 10)
@@ -41,7 +43,8 @@ def test_07_a_run_that_succeeds_ends_the_backoff() -> None:
     assert pauses(starts, 1)[0] <= 0.5
 
 
-def test_07_only_starts_that_fail_in_a_row_break_an_engine() -> None:
+@pytest.mark.engine_health
+def test_only_starts_that_fail_in_a_row_break_an_engine() -> None:
     """One that goes well in between begins the count anew; the last error is the one shown."""
     starts = Starts(EngineLimits(broken_after_starts=2))
     starts.failed(EngineUnavailable("first"))
@@ -67,7 +70,8 @@ def blamed(link: EngineSession, *runs: str) -> list[str]:
     return [run for run in runs if not isinstance(link.end_for(run), EngineUnavailable)]
 
 
-async def test_04_the_run_that_executed_is_held_responsible(link: EngineSession) -> None:
+@pytest.mark.isolation
+async def test_the_run_that_executed_is_held_responsible(link: EngineSession) -> None:
     """One of those in the engine, and it alone: nothing of the others was executed."""
     for run in "abc":
         link.submitted(run)
@@ -78,7 +82,8 @@ async def test_04_the_run_that_executed_is_held_responsible(link: EngineSession)
     assert blamed(link, "a", "b", "c", "uploading") == ["b"]
 
 
-async def test_04_without_events_the_first_in_line_is_held_responsible(link: EngineSession) -> None:
+@pytest.mark.isolation
+async def test_without_events_the_first_in_line_is_held_responsible(link: EngineSession) -> None:
     """A prompt that kills the engine at once is found out although its start was never told."""
     for run in "abc":
         link.submitted(run)
@@ -87,7 +92,8 @@ async def test_04_without_events_the_first_in_line_is_held_responsible(link: Eng
     assert blamed(link, "a", "b", "c") == ["b"]
 
 
-async def test_04_the_blame_stays_when_the_blamed_has_left(link: EngineSession) -> None:
+@pytest.mark.isolation
+async def test_the_blame_stays_when_the_blamed_has_left(link: EngineSession) -> None:
     """Runs hear of the end one after the other; the second in line does not move up."""
     for run in "ab":
         link.submitted(run)
@@ -97,7 +103,8 @@ async def test_04_the_blame_stays_when_the_blamed_has_left(link: EngineSession) 
     assert blamed(link, "b") == []
 
 
-async def test_04_an_engine_that_hangs_speaks_against_one_run(link: EngineSession) -> None:
+@pytest.mark.isolation
+async def test_an_engine_that_hangs_speaks_against_one_run(link: EngineSession) -> None:
     """Whichever run notices first that nothing answers, the one that executed has stalled."""
     for run in "ab":
         link.submitted(run)

@@ -97,7 +97,8 @@ class TestSuccess:
             )
         ]
 
-    async def test_05_the_end_is_told_with_its_row(self, bench: Bench) -> None:
+    @pytest.mark.progress
+    async def test_the_end_is_told_with_its_row(self, bench: Bench) -> None:
         """Watchers are given what was committed, and nothing that was not."""
         job = await bench.claimed()
         await bench.run(job)
@@ -115,7 +116,8 @@ class TestSuccess:
         assert inputs["result"]["filename_prefix"] == f"{run.id}/output"
         assert inputs["blended"]["blend_factor"] == 0.5
 
-    async def test_05_a_graph_that_moves_pixels_gets_them_on_white(self, bench: Bench) -> None:
+    @pytest.mark.images
+    async def test_a_graph_that_moves_pixels_gets_them_on_white(self, bench: Bench) -> None:
         """The transparency of the photo is put over no other part of it."""
         clear = io.BytesIO()
         Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(clear, "PNG")
@@ -173,6 +175,7 @@ class TestSuccess:
 
 
 class TestFailure:
+    @pytest.mark.retry
     @pytest.mark.parametrize(
         ("error", "held_against_it"),
         [
@@ -183,7 +186,7 @@ class TestFailure:
             (DependencyUnavailable, 0),  # an outage says nothing about the job
         ],
     )
-    async def test_03_what_may_pass_is_tried_again(
+    async def test_what_may_pass_is_tried_again(
         self, bench: Bench, error: type[RestorationError], held_against_it: int
     ) -> None:
         """The job is queued with a delay; an attempt that says something of it is counted."""
@@ -280,7 +283,8 @@ class TestFailure:
         assert bench.engine.stopped == [run.id for run in bench.engine.runs]
         assert bench.visit.told == ["staged 64", "began"]
 
-    async def test_06_a_job_runs_the_version_it_was_submitted_with(self, bench: Bench) -> None:
+    @pytest.mark.versions
+    async def test_a_job_runs_the_version_it_was_submitted_with(self, bench: Bench) -> None:
         """The newest may have come since: another graph, which nobody asked for."""
         older = bench.catalog.find("restore")
         nodes = {name: dict(node) for name, node in older.graph.items()}
@@ -296,7 +300,8 @@ class TestFailure:
             prompt = bench.engine.runs[-1].render("photo.png", "prefix")
             assert ("extra" in prompt) is has_extra
 
-    async def test_06_the_time_limit_is_for_execution(self, bench: Bench) -> None:
+    @pytest.mark.deadlines
+    async def test_the_time_limit_is_for_execution(self, bench: Bench) -> None:
         """A job that is staged behind another's long one loses nothing of its own time."""
         bench.engine.turn.clear()
         bench.engine.go_on.clear()

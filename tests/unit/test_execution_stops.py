@@ -22,7 +22,8 @@ async def bench() -> AsyncIterator[Bench]:
 
 
 class TestCancel:
-    async def test_05_a_running_job_is_interrupted(self, bench: Bench) -> None:
+    @pytest.mark.cancel
+    async def test_a_running_job_is_interrupted(self, bench: Bench) -> None:
         """A heartbeat brings the news, the engine is interrupted, the job ends as cancelled."""
         job = await bench.claimed()
         task = await bench.start(job)
@@ -36,7 +37,8 @@ class TestCancel:
         assert bench.states()[-1] is JobStatus.CANCELLED
         assert not bench.outputs()
 
-    async def test_05_a_cancel_before_the_engine_has_the_run_is_not_lost(
+    @pytest.mark.cancel
+    async def test_a_cancel_before_the_engine_has_the_run_is_not_lost(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It is asked again with each heartbeat, until there is something to interrupt."""
@@ -134,7 +136,8 @@ class TestLease:
         bench.engine.go_on.set()
         await task
 
-    async def test_02_who_loses_it_stops_at_once(self, bench: Bench) -> None:
+    @pytest.mark.lease
+    async def test_who_loses_it_stops_at_once(self, bench: Bench) -> None:
         """The engine's run is stopped; neither an object, nor the row, nor an end is written."""
         job = await bench.claimed()
         task = await bench.start(job)
@@ -146,7 +149,8 @@ class TestLease:
         assert bench.states() == [JobStatus.RUNNING]
         assert not bench.outputs()
 
-    async def test_02_who_lost_it_unnoticed_changes_nothing(self, bench: Bench) -> None:
+    @pytest.mark.lease
+    async def test_who_lost_it_unnoticed_changes_nothing(self, bench: Bench) -> None:
         """A result that comes after another attempt has begun is not the job's."""
         job = await bench.claimed()
         anothers = replace(bench.row(job), attempt=2, worker="worker-2")

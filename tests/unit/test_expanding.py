@@ -60,12 +60,14 @@ def _asks(column: str) -> bool:
     return "NOT NULL" in column.upper() and "DEFAULT" not in column.upper()
 
 
+@pytest.mark.upgrades
 @pytest.mark.parametrize("migration", _migrations(), ids=lambda each: each.revision)
-def test_06_a_migration_only_adds(migration: Script) -> None:
+def test_a_migration_only_adds(migration: Script) -> None:
     """Nothing that old code reads goes, and nothing is asked for that it does not write."""
     assert _contradictions(_sql(migration)) == []
 
 
+@pytest.mark.upgrades
 @pytest.mark.parametrize(
     "sql",
     [
@@ -78,11 +80,12 @@ def test_06_a_migration_only_adds(migration: Script) -> None:
         "DROP TABLE turns",
     ],
 )
-def test_06_what_takes_away_is_found(sql: str) -> None:
+def test_what_takes_away_is_found(sql: str) -> None:
     """The rule can be broken, and then says where."""
     assert _contradictions(sql)
 
 
-def test_06_there_is_one_line_of_migrations() -> None:
+@pytest.mark.upgrades
+def test_there_is_one_line_of_migrations() -> None:
     """Two heads would leave it to chance which tables a database has."""
     assert len(_script().get_heads()) == 1

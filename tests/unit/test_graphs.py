@@ -56,7 +56,8 @@ def refused(found: object, rules: GraphRules = RULES) -> GraphRefused:
 
 
 class TestWhatIsAccepted:
-    def test_05_a_graph_is_rebuilt_from_what_was_looked_at(self) -> None:
+    @pytest.mark.runs
+    def test_a_graph_is_rebuilt_from_what_was_looked_at(self) -> None:
         """Nothing else of what was sent goes on: no titles, no fields that nobody knows."""
         sent = graph(scale(2.0))
         sent["1"] |= {"_meta": {"title": "../../etc"}, "is_changed": "x"}
@@ -66,7 +67,8 @@ class TestWhatIsAccepted:
         assert checked["2"] == sent["2"]
         assert checked["3"]["inputs"] == {"images": ["2", 0], "filename_prefix": ""}
 
-    def test_05_it_runs_as_a_workflow(self) -> None:
+    @pytest.mark.runs
+    def test_it_runs_as_a_workflow(self) -> None:
         """Through a row and back, and into the prompt: with the job's own file names, only."""
         checked = check_graph(graph(scale(2.0)), RULES)
         stored = json.loads(json.dumps(params_of(checked)))
@@ -75,7 +77,8 @@ class TestWhatIsAccepted:
         assert prompt["3"]["inputs"] == {"images": ["2", 0], "filename_prefix": "run/output"}
         assert prompt["2"] == checked["2"]
 
-    def test_05_padding_feathers_nothing_that_nobody_takes(self) -> None:
+    @pytest.mark.runs
+    def test_padding_feathers_nothing_that_nobody_takes(self) -> None:
         """ComfyUI makes that mask pixel by pixel, and nothing can stop it meanwhile."""
         assert check_graph(graph(PAD), RULES)["2"]["inputs"]["feathering"] == 0
         rules = GraphRules(RULES.allowed | {"MaskToImage", "InvertMask"}, RULES.models)
@@ -89,6 +92,7 @@ class TestWhatIsAccepted:
         del seen["3"]["inputs"]["image"]
         assert check_graph(seen, rules)["2"]["inputs"]["feathering"] == 4899
 
+    @pytest.mark.runs
     @pytest.mark.parametrize(
         ("between", "moves"),
         [
@@ -98,11 +102,12 @@ class TestWhatIsAccepted:
             (node("ImageScale", width=9, height=9, upscale_method="area", crop="disabled"), False),
         ],
     )
-    def test_05_what_moves_pixels_is_known(self, between: dict[str, Any], moves: bool) -> None:
+    def test_what_moves_pixels_is_known(self, between: dict[str, Any], moves: bool) -> None:
         """So that no transparency is put over another part of the picture than its own."""
         assert moves_pixels(check_graph(graph(between), RULES)) is moves
 
-    def test_05_models_of_the_catalogue_may_be_named(self) -> None:
+    @pytest.mark.runs
+    def test_models_of_the_catalogue_may_be_named(self) -> None:
         """And no others."""
         sent = graph(node("ImageUpscaleWithModel", upscale_model=["m", 0]))
         sent["m"] = node("UpscaleModelLoader", model_name=MODEL)
@@ -187,8 +192,9 @@ class TestWhatIsAccepted:
         sent["1"]["inputs"] |= {"upload": "image", "choose file to upload": "image"}
         assert check_graph(sent, RULES)["1"] == node("LoadImage", image="image")
 
+    @pytest.mark.runs
     @pytest.mark.parametrize("workflow", ["restore", "enlarge"])
-    def test_05_our_own_workflows_would_pass(self, workflow: str) -> None:
+    def test_our_own_workflows_would_pass(self, workflow: str) -> None:
         """What the service itself runs is within the rules for users."""
         catalog = load_catalog()
         rules = GraphRules(
@@ -200,6 +206,7 @@ class TestWhatIsAccepted:
 
 
 class TestWhatIsRefused:
+    @pytest.mark.runs
     @pytest.mark.parametrize(
         "class_type",
         [
@@ -208,7 +215,7 @@ class TestWhatIsRefused:
             *("ExecPython", "HTTPRequest", "loadimage", "", "LoadImage ", "__class__"),
         ],
     )
-    def test_05_other_classes(self, class_type: str) -> None:
+    def test_other_classes(self, class_type: str) -> None:
         """The list of what is allowed decides, to the letter; the refusal names the node."""
         error = refused(graph(node(class_type)))
         assert (error.code, error.details["node"]) == ("graph_refused", "2")
@@ -320,13 +327,15 @@ class TestWhatIsRefused:
         sent = {"1": graph()["1"], "2": node("PreviewImage", images=["1", 0])}
         assert "one SaveImage node; it has 0; what is only previewed" in refused(sent).message
 
+    @pytest.mark.runs
     @pytest.mark.parametrize("class_type", [None, 1, [], {}, ["LoadImage"]])
-    def test_05_a_class_that_is_no_text(self, class_type: object) -> None:
+    def test_a_class_that_is_no_text(self, class_type: object) -> None:
         """Of whatever type it is, hashable or not."""
         sent = graph()
         sent["1"]["class_type"] = class_type
         assert refused(sent).details["node"] == "1"
 
+    @pytest.mark.runs
     @pytest.mark.parametrize(
         "text",
         [
@@ -336,22 +345,24 @@ class TestWhatIsRefused:
         ],
     )
     @pytest.mark.parametrize("place", ["ImageBlur", "LoadImage", "SaveImage"])
-    def test_05_paths_addresses_and_models(self, place: str, text: str) -> None:
+    def test_paths_addresses_and_models(self, place: str, text: str) -> None:
         """In any input of any node, whether or not it is one that the node knows."""
         sent = graph(node("ImageBlur"))
         at = next(key for key, each in sent.items() if each["class_type"] == place)
         sent[at]["inputs"]["filename_prefix" if place == "SaveImage" else "anything"] = text
         assert refused(sent).details["node"] == at
 
+    @pytest.mark.runs
     @pytest.mark.parametrize(
         "name",
         ["example.png", "image [output]", "comfy-restore/0/input.png", 1, None, ["1", 0], {"a": 1}],
     )
-    def test_05_files_of_others(self, name: object) -> None:
+    def test_files_of_others(self, name: object) -> None:
         """LoadImage reads the job's own photo: no file of another run, no output."""
         assert refused(graph() | {"1": node("LoadImage", image=name)}).details["node"] == "1"
 
-    def test_05_one_way_in_and_one_way_out(self) -> None:
+    @pytest.mark.runs
+    def test_one_way_in_and_one_way_out(self) -> None:
         """There is one photo and one result; a second SaveImage would write beside it."""
         load, save = graph()["1"], graph()["2"]
         assert "one LoadImage node; it has 2" in refused({"1": load, "2": save, "x": load}).message
@@ -360,6 +371,7 @@ class TestWhatIsRefused:
         unfed = {"1": node("SaveImage", images="none")}
         assert "must be a link" in refused(unfed).message
 
+    @pytest.mark.runs
     @pytest.mark.parametrize(
         "value",
         [
@@ -384,25 +396,28 @@ class TestWhatIsRefused:
         ],
         ids=str,
     )
-    def test_05_values_of_other_kinds(self, value: object) -> None:
+    def test_values_of_other_kinds(self, value: object) -> None:
         """Neither nested nor endless, and a link leads to a node of the graph."""
         assert refused(graph(node("ImageBlur", sigma=value))).details["node"] == "2"
 
+    @pytest.mark.runs
     @pytest.mark.parametrize("value", [2, 0, "1", True, ["1", 0], 1.5])
-    def test_05_many_pictures_of_one(self, value: object) -> None:
+    def test_many_pictures_of_one(self, value: object) -> None:
         """Batches and repetitions stay at one, also in classes that an operator adds."""
         rules = GraphRules(RULES.allowed | {"RepeatImageBatch"}, RULES.models)
         assert refused(graph(node("RepeatImageBatch", amount=value)), rules).details["node"] == "2"
         check_graph(graph(node("RepeatImageBatch", amount=1)), rules)
 
-    def test_05_circles(self) -> None:
+    @pytest.mark.runs
+    def test_circles(self) -> None:
         """A node that needs itself, by way of others or directly, would never run."""
         sent = graph(node("ImageInvert"), node("ImageInvert"))
         sent["2"]["inputs"]["image"] = ["3", 0]
         assert "itself" in refused(sent).message
         assert "itself" in refused(graph(node("ImageInvert", image=["2", 0]))).message
 
-    def test_05_too_much(self) -> None:
+    @pytest.mark.runs
+    def test_too_much(self) -> None:
         """Nodes, inputs and names have bounds."""
         check_graph(graph(*[node("ImageInvert")] * 48), RULES)
         assert "50" in refused(graph(*[node("ImageInvert")] * 49)).message
@@ -410,13 +425,15 @@ class TestWhatIsRefused:
         refused(graph(node("ImageInvert", **{"n" * 65: 1})))
         refused(graph() | {"i" * 65: node("ImageInvert")})
 
+    @pytest.mark.runs
     @pytest.mark.parametrize("found", [None, [], {}, "graph", 1, {"1": None}, {"1": []}, {"": {}}])
-    def test_05_what_is_no_graph(self, found: object) -> None:
+    def test_what_is_no_graph(self, found: object) -> None:
         """Whatever else JSON can hold."""
         refused(found)
 
 
 class TestSizes:
+    @pytest.mark.runs
     @pytest.mark.parametrize(
         ("between", "size"),
         [
@@ -433,12 +450,13 @@ class TestSizes:
         ],
         ids=str,
     )
-    def test_05_each_change_is_followed(
+    def test_each_change_is_followed(
         self, between: list[dict[str, Any]], size: tuple[int, int]
     ) -> None:
         """To the result: never less than what the engine makes."""
         assert check_sizes(check_graph(graph(*between), RULES), RULES, 100, 50, LIMITS) == size
 
+    @pytest.mark.runs
     @pytest.mark.parametrize(
         "between",
         [
@@ -453,7 +471,7 @@ class TestSizes:
         ],
         ids=str,
     )
-    def test_05_a_picture_too_large_on_the_way(self, between: list[dict[str, Any]]) -> None:
+    def test_a_picture_too_large_on_the_way(self, between: list[dict[str, Any]]) -> None:
         """Refused before anything runs, by the node that would make it."""
         with pytest.raises(GraphRefused, match="pixels"):
             check_sizes(check_graph(graph(*between), RULES), RULES, 1000, 500, LIMITS)
@@ -469,8 +487,9 @@ class TestSizes:
         with pytest.raises(GraphRefused, match="node 2: it feathers a picture of 1025x1024"):
             check_sizes(checked, rules, 1025, 1024, LIMITS)
 
+    @pytest.mark.runs
     @pytest.mark.parametrize(("model", "times"), [(MODEL, 4), (LARGER_MODEL, 8)])
-    def test_05_a_model_enlarges_as_its_manifest_says(self, model: str, times: int) -> None:
+    def test_a_model_enlarges_as_its_manifest_says(self, model: str, times: int) -> None:
         """Each by its own factor, each time that it is applied."""
         once, twice = ([node("ImageUpscaleWithModel", upscale_model=["m", 0])] * n for n in (1, 2))
         loader = {"m": node("UpscaleModelLoader", model_name=model)}
@@ -479,14 +498,16 @@ class TestSizes:
         with pytest.raises(GraphRefused, match="pixels"):
             check_sizes(check_graph(graph(*twice) | loader, RULES), RULES, 4000, 4000, LIMITS)
 
+    @pytest.mark.runs
     @pytest.mark.parametrize("link", [["1", 0], "m", None])
-    def test_05_a_model_from_elsewhere_has_no_known_factor(self, link: object) -> None:
+    def test_a_model_from_elsewhere_has_no_known_factor(self, link: object) -> None:
         """Only a loader says which model it is."""
         sent = graph(node("ImageUpscaleWithModel", upscale_model=link or 1))
         with pytest.raises(GraphRefused, match="UpscaleModelLoader"):
             check_sizes(check_graph(sent, RULES), RULES, 10, 10, LIMITS)
 
-    def test_05_too_many_large_pictures_together(self) -> None:
+    @pytest.mark.runs
+    def test_too_many_large_pictures_together(self) -> None:
         """ComfyUI keeps them all until the end: three of the largest are taken, fifty are not."""
         large = node("ImageScale", width=10_000, height=10_000)
         few = graph(large, node("ImageInvert"))
@@ -495,21 +516,24 @@ class TestSizes:
         with pytest.raises(GraphRefused, match="together"):
             check_sizes(check_graph(many, RULES), RULES, 8, 8, LIMITS)
 
+    @pytest.mark.runs
     @pytest.mark.parametrize("value", ["8", True, ["1", 0], -1, None])
-    def test_05_a_size_that_cannot_be_told(self, value: object) -> None:
+    def test_a_size_that_cannot_be_told(self, value: object) -> None:
         """ComfyUI would make a number of a text, and a link could bring any: neither is taken."""
         sent = graph(scale(value) if value is not None else node("ImageScaleBy"))
         with pytest.raises(GraphRefused, match="scale_by"):
             check_sizes(check_graph(sent, RULES), RULES, 10, 10, LIMITS)
 
+    @pytest.mark.runs
     @pytest.mark.parametrize(("width", "height"), [(0, 1000), (1000, 0), (0, 0)])
-    def test_05_proportions_are_not_taken_for_a_size(self, width: int, height: int) -> None:
+    def test_proportions_are_not_taken_for_a_size(self, width: int, height: int) -> None:
         """0 means "as wide as it is high", which depends on what came before."""
         sent = graph(node("ImageScale", width=width, height=height))
         with pytest.raises(GraphRefused, match="above 0"):
             check_sizes(check_graph(sent, RULES), RULES, 16_000, 1, LIMITS)
 
-    def test_05_a_blend_has_the_size_of_its_first_picture(self) -> None:
+    @pytest.mark.runs
+    def test_a_blend_has_the_size_of_its_first_picture(self) -> None:
         """As ComfyUI fits them to each other."""
         sent = graph(scale(4))
         sent["b"] = node("ImageBlend", image1=["1", 0], image2=["2", 0])
@@ -538,10 +562,11 @@ _nodes = st.fixed_dictionaries(
 _graphs = st.dictionaries(st.sampled_from("1234"), _nodes | _json, max_size=4)
 
 
+@pytest.mark.runs
 @pytest.mark.minutes(5)
 @given(_json | _graphs | _graphs.map(lambda extra: {**graph(scale(2)), **extra}))
 @example(graph(scale(2)))
-def test_05_no_graph_raises_anything_else(sent: object) -> None:
+def test_no_graph_raises_anything_else(sent: object) -> None:
     """Whatever is sent is refused with a reason, or is a graph that can be rendered."""
     try:
         checked = check_graph(sent, RULES)

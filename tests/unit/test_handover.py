@@ -16,7 +16,8 @@ from restoration.errors import EngineFailed
 from workflows.catalog import load_catalog
 
 
-def test_02_saveimage_is_replaced_in_what_is_sent_only() -> None:
+@pytest.mark.pixels
+def test_saveimage_is_replaced_in_what_is_sent_only() -> None:
     """The node takes the same image under the run's name; the workflow's graph stays as it is."""
     graph = load_catalog().find("restore").graph
     prompt = bound(graph, "result", "a-run")
@@ -28,16 +29,18 @@ def test_02_saveimage_is_replaced_in_what_is_sent_only() -> None:
     assert {**prompt, "result": graph["result"]} == graph
 
 
-def test_02_another_output_node_is_left_alone() -> None:
+@pytest.mark.pixels
+def test_another_output_node_is_left_alone() -> None:
     """A workflow that saves in a way of its own goes through the plain protocol."""
     prompt = {"9": {"class_type": "SaveAsItLikes", "inputs": {"images": ["1", 0]}}}
     assert bound(prompt, "9", "a-run") == prompt
 
 
+@pytest.mark.pixels
 @pytest.mark.parametrize(
     ("name", "width"), [("another-run", 4), ("a-run", 5)], ids=["name", "size"]
 )
-def test_02_only_what_was_told_of_is_taken(tmp_path: Path, name: str, width: int) -> None:
+def test_only_what_was_told_of_is_taken(tmp_path: Path, name: str, width: int) -> None:
     """Neither another run's pixels nor a file of another size is this run's result."""
     (tmp_path / "a-run").write_bytes(bytes(4 * 2 * 3))
     assert taken(HandedOver("a-run", 4, 2, 3), tmp_path / "a-run").width == 4
@@ -45,7 +48,8 @@ def test_02_only_what_was_told_of_is_taken(tmp_path: Path, name: str, width: int
         taken(HandedOver(name, width, 2, 3), tmp_path / "a-run")
 
 
-def test_02_what_a_killed_worker_left_is_removed(
+@pytest.mark.pixels
+def test_what_a_killed_worker_left_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the next one of that name, wherever it lies; other engines' folders stay."""
@@ -63,7 +67,8 @@ def test_02_what_a_killed_worker_left_is_removed(
     assert [path.name for path in otherwise.iterdir()] == ["comfy-restore-8189-busy"]
 
 
-def test_02_without_enough_memory_the_disk_will_do(
+@pytest.mark.pixels
+def test_without_enough_memory_the_disk_will_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where shared memory is small, as in most containers, or missing, nothing else changes."""
@@ -74,8 +79,9 @@ def test_02_without_enough_memory_the_disk_will_do(
             assert folder.parent == tmp_path / "base"
 
 
+@pytest.mark.pixels
 @pytest.mark.parametrize("ours", [True, False])
-def test_02_what_an_engine_has_loaded_is_not_looked_through_again(ours: bool) -> None:
+def test_what_an_engine_has_loaded_is_not_looked_through_again(ours: bool) -> None:
     """Garbage collections pass over it in an engine of ours, and in no other process."""
     told = subprocess.run(
         [sys.executable, "-c", "import gc, comfy_pool.nodes; print(gc.get_freeze_count())"],

@@ -25,7 +25,8 @@ async def site() -> AsyncIterator[Site]:
         yield site
 
 
-async def test_08_workers_are_listed_with_what_they_have_in_hand(site: Site) -> None:
+@pytest.mark.fleet
+async def test_workers_are_listed_with_what_they_have_in_hand(site: Site) -> None:
     """As they last reported it, beside the clock that its times are of."""
     async with site.client(scopes=[Scope.ADMIN]) as admin:
         answer = (await admin.get(f"{ADMIN}/workers")).json()
@@ -43,7 +44,8 @@ async def test_08_workers_are_listed_with_what_they_have_in_hand(site: Site) -> 
     assert worker["seen_at"] <= answer["at"]
 
 
-async def test_08_orders_reach_the_worker(site: Site) -> None:
+@pytest.mark.fleet
+async def test_orders_reach_the_worker(site: Site) -> None:
     """Each answers how the worker stands now, and the worker's next report brings it."""
     async with site.client(scopes=[Scope.ADMIN]) as admin:
         assert (await admin.post(f"{ADMIN}/workers/w1/drain")).json()["drained"] is True
@@ -55,8 +57,9 @@ async def test_08_orders_reach_the_worker(site: Site) -> None:
         assert not (await site.workers.report(REPORT)).drained
 
 
+@pytest.mark.fleet
 @pytest.mark.parametrize("order", ["drain", "undrain", "restart-engine"])
-async def test_08_an_unknown_worker_is_404(site: Site, order: str) -> None:
+async def test_an_unknown_worker_is_404(site: Site, order: str) -> None:
     """A problem with a code of its own; nothing is kept for a worker to come."""
     async with site.client(scopes=[Scope.ADMIN]) as admin:
         answer = await admin.post(f"{ADMIN}/workers/w2/{order}")
@@ -65,7 +68,8 @@ async def test_08_an_unknown_worker_is_404(site: Site, order: str) -> None:
     assert list(site.workers.states) == ["w1"]
 
 
-async def test_08_the_queue_counts_everybodys_jobs(site: Site) -> None:
+@pytest.mark.fleet
+async def test_the_queue_counts_everybodys_jobs(site: Site) -> None:
     """By class, with the age of the oldest."""
     await site.submit("ann")
     await site.submit("bob", priority="batch")
@@ -76,7 +80,8 @@ async def test_08_the_queue_counts_everybodys_jobs(site: Site) -> None:
     assert all(line["oldest_at"] <= queue["at"] for line in queue["lines"])
 
 
-async def test_08_users_are_refused(site: Site) -> None:
+@pytest.mark.fleet
+async def test_users_are_refused(site: Site) -> None:
     """What a person needs to have photos restored opens none of it."""
     async with site.client() as user:
         for path in ("workers", "queue"):

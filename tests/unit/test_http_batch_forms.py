@@ -30,6 +30,7 @@ async def site() -> AsyncIterator[Site]:
         yield site
 
 
+@pytest.mark.batches
 @pytest.mark.parametrize(
     ("fields", "status", "code"),
     [
@@ -44,7 +45,7 @@ async def site() -> AsyncIterator[Site]:
         ({name: "x" for name in "abcdefgh"}, 422, "malformed_request"),
     ],
 )
-async def test_12_a_request_that_is_wrong_as_a_whole(
+async def test_a_request_that_is_wrong_as_a_whole(
     site: Site, fields: dict[str, Any], status: int, code: str
 ) -> None:
     """What concerns every photo refuses them all, and nothing is stored."""
@@ -54,6 +55,7 @@ async def test_12_a_request_that_is_wrong_as_a_whole(
     assert (site.jobs.rows, site.blobs.objects, site.batches.rows) == ({}, {}, {})
 
 
+@pytest.mark.batches
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
@@ -95,7 +97,7 @@ async def test_12_a_request_that_is_wrong_as_a_whole(
         "no name",
     ],
 )
-async def test_12_a_body_that_is_no_batch(
+async def test_a_body_that_is_no_batch(
     site: Site, body: dict[str, Any], status: int, code: str
 ) -> None:
     """Whatever comes instead of the form is the client's mistake, and leaves nothing behind."""
@@ -105,7 +107,8 @@ async def test_12_a_body_that_is_no_batch(
     assert (site.jobs.rows, site.blobs.objects, site.batches.rows) == ({}, {}, {})
 
 
-async def test_12_a_form_may_arrive_in_any_pieces(site: Site) -> None:
+@pytest.mark.batches
+async def test_a_form_may_arrive_in_any_pieces(site: Site) -> None:
     """Photos are put together right wherever the network cuts the body."""
     body = (
         form_part("workflow", b"enlarge")
@@ -126,7 +129,8 @@ async def test_12_a_form_may_arrive_in_any_pieces(site: Site) -> None:
     assert (job.workflow, site.blobs.objects[job.input.key]) == ("enlarge", photo())
 
 
-async def test_12_no_more_than_a_thousand(site: Site) -> None:
+@pytest.mark.batches
+async def test_no_more_than_a_thousand(site: Site) -> None:
     """The photo that is one too many refuses the batch, and what was stored of it is removed."""
     image = photo((1, 1), "BMP")
     async with site.client() as client:
@@ -135,7 +139,8 @@ async def test_12_no_more_than_a_thousand(site: Site) -> None:
     assert (site.jobs.rows, site.blobs.objects) == ({}, {})
 
 
-async def test_12_no_more_bytes_than_allowed() -> None:
+@pytest.mark.batches
+async def test_no_more_bytes_than_allowed() -> None:
     """A batch has a limit of its own, above that of an upload, and is cut off behind it."""
     sent = 0
 
@@ -154,7 +159,8 @@ async def test_12_no_more_bytes_than_allowed() -> None:
     assert sent == 3
 
 
-async def test_12_nobody_is_asked_for_a_batch_before_a_token(site: Site) -> None:
+@pytest.mark.batches
+async def test_nobody_is_asked_for_a_batch_before_a_token(site: Site) -> None:
     """An upload without a token is refused without reading it."""
 
     async def never() -> AsyncIterator[bytes]:
@@ -166,7 +172,8 @@ async def test_12_nobody_is_asked_for_a_batch_before_a_token(site: Site) -> None
     assert answer.status_code == 401
 
 
-async def test_12_photos_are_not_held_in_memory(site: Site, monkeypatch: Any) -> None:
+@pytest.mark.batches
+async def test_photos_are_not_held_in_memory(site: Site, monkeypatch: Any) -> None:
     """However large the batch, only the photos that are being checked are in memory."""
     at_once = most = 0
     examine = site.services.submission.prepare
@@ -208,7 +215,8 @@ async def test_12_photos_are_not_held_in_memory(site: Site, monkeypatch: Any) ->
     assert peak_bytes < (2 * IN_FLIGHT + 4) * size < count * size
 
 
-async def test_12_a_thousand_photos(site: Site) -> None:
+@pytest.mark.batches
+async def test_a_thousand_photos(site: Site) -> None:
     """The largest batch: accepted in order, within bounds of time and of open files."""
     image = photo((2, 2))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -231,7 +239,8 @@ async def test_12_a_thousand_photos(site: Site) -> None:
     assert (len(paths), seen) == (4, batch["items"])
 
 
-async def test_12_a_photo_in_trouble_takes_its_batch_back(
+@pytest.mark.batches
+async def test_a_photo_in_trouble_takes_its_batch_back(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When S3 goes down half way, what had been stored by then is removed again."""
@@ -253,7 +262,8 @@ async def test_12_a_photo_in_trouble_takes_its_batch_back(
     assert (site.jobs.rows, site.blobs.objects) == ({}, {})
 
 
-async def test_12_a_client_that_goes_away_leaves_nothing(site: Site) -> None:
+@pytest.mark.batches
+async def test_a_client_that_goes_away_leaves_nothing(site: Site) -> None:
     """A connection that breaks while photos arrive takes the batch back as a whole."""
     app, arrived = build_asgi_app(site.services), [IMAGE * 3, IMAGE * 3]
 

@@ -33,7 +33,8 @@ async def run(site: Site, job_id: str) -> Job:
     return await site.start(UUID(job_id))
 
 
-async def test_12_one_call_submits_many_photos(site: Site) -> None:
+@pytest.mark.batches
+async def test_one_call_submits_many_photos(site: Site) -> None:
     """202: every photo is stored under a job of its own, and all ask for the same."""
     images = [photo((8, side)) for side in (8, 9, 10)]
     async with site.client() as client:
@@ -64,7 +65,8 @@ async def test_12_one_call_submits_many_photos(site: Site) -> None:
         assert (str(job.batch_id), job.batch_index) == (body["id"], index)
 
 
-async def test_12_jobs_of_a_batch_are_jobs(site: Site) -> None:
+@pytest.mark.batches
+async def test_jobs_of_a_batch_are_jobs(site: Site) -> None:
     """Each is listed, shown and cancelled by itself too, and says which batch it came in."""
     batch = await submit(site, photo(), photo())
     async with site.client() as client:
@@ -75,7 +77,8 @@ async def test_12_jobs_of_a_batch_are_jobs(site: Site) -> None:
     assert (counts["queued"], counts["cancelled"]) == (1, 1)
 
 
-async def test_12_a_bad_photo_does_not_sink_the_others(site: Site) -> None:
+@pytest.mark.batches
+async def test_a_bad_photo_does_not_sink_the_others(site: Site) -> None:
     """Each photo that cannot be used says why, and every other one becomes a job."""
     async with open_site(upload_max_bytes=2000) as site:
         images = [photo(), BROKEN, photo(), b"GIF89a", b"", b"\x89PNG\r\n\x1a\n" + bytes(5000)]
@@ -97,13 +100,15 @@ async def test_12_a_bad_photo_does_not_sink_the_others(site: Site) -> None:
     assert len(site.jobs.rows) == len(site.blobs.objects) == 2
 
 
-async def test_12_a_batch_of_bad_photos_has_failed(site: Site) -> None:
+@pytest.mark.batches
+async def test_a_batch_of_bad_photos_has_failed(site: Site) -> None:
     """Nothing is left to be waited for, and every photo says why."""
     batch = await submit(site, BROKEN, b"?")
     assert (batch["status"], batch["counts"]["refused"]) == ("failed", 2)
 
 
-async def test_12_a_queue_that_fills_up_meanwhile_keeps_no_photo(
+@pytest.mark.batches
+async def test_a_queue_that_fills_up_meanwhile_keeps_no_photo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Refused at the last moment, a batch takes its objects away again."""
@@ -119,7 +124,8 @@ async def test_12_a_queue_that_fills_up_meanwhile_keeps_no_photo(
     assert list(site.blobs.objects) == [kept]
 
 
-async def test_12_a_batch_that_took_too_long_is_not_recorded(
+@pytest.mark.batches
+async def test_a_batch_that_took_too_long_is_not_recorded(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """408, and nothing is left of it: its first photos might have been swept away by then."""
@@ -130,7 +136,8 @@ async def test_12_a_batch_that_took_too_long_is_not_recorded(
     assert (site.jobs.rows, site.batches.rows, site.blobs.objects) == ({}, {}, {})
 
 
-async def test_12_repeating_a_batch_makes_no_second_one(site: Site) -> None:
+@pytest.mark.batches
+async def test_repeating_a_batch_makes_no_second_one(site: Site) -> None:
     """The same key and photos: 200 with the first batch as it is by now, refusals included."""
     headers = {"Idempotency-Key": "k-1"}
     async with site.client() as client:
@@ -145,6 +152,7 @@ async def test_12_repeating_a_batch_makes_no_second_one(site: Site) -> None:
     assert len(site.jobs.rows) == len(site.blobs.objects) == len(site.batches.rows) == 1
 
 
+@pytest.mark.batches
 @pytest.mark.parametrize(
     ("images", "fields"),
     [
@@ -156,7 +164,7 @@ async def test_12_repeating_a_batch_makes_no_second_one(site: Site) -> None:
     ],
     ids=["fewer", "other order", "another", "more", "other workflow"],
 )
-async def test_12_a_key_means_one_batch(
+async def test_a_key_means_one_batch(
     site: Site, images: list[bytes], fields: dict[str, str]
 ) -> None:
     """The same key with anything else is a conflict; another owner's key is another key."""
@@ -169,7 +177,8 @@ async def test_12_a_key_means_one_batch(
     assert bobs.status_code == 202
 
 
-async def test_12_of_two_at_once_with_a_key_one_creates(site: Site) -> None:
+@pytest.mark.batches
+async def test_of_two_at_once_with_a_key_one_creates(site: Site) -> None:
     """Both get the same batch, and the inputs of the one that came too late are removed."""
     headers = {"Idempotency-Key": "k-1"}
     async with site.client() as client:
@@ -181,8 +190,9 @@ async def test_12_of_two_at_once_with_a_key_one_creates(site: Site) -> None:
     assert len(site.jobs.rows) == len(site.blobs.objects) == 2
 
 
+@pytest.mark.batches
 @pytest.mark.parametrize("store", ["blobs", "jobs"])
-async def test_12_an_outage_is_no_refusal(
+async def test_an_outage_is_no_refusal(
     site: Site, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     """Without S3 or Postgres the whole batch is to be sent again, and no photo is blamed."""
@@ -193,7 +203,8 @@ async def test_12_an_outage_is_no_refusal(
     assert (site.jobs.rows, site.batches.rows) == ({}, {})
 
 
-async def test_12_a_batch_is_watched_to_its_end(site: Site) -> None:
+@pytest.mark.batches
+async def test_a_batch_is_watched_to_its_end(site: Site) -> None:
     """Counts follow the jobs, and the status says how all of it ended."""
     batch = await submit(site, photo(), photo(), BROKEN)
     first, second, _ = batch["items"]
@@ -211,7 +222,8 @@ async def test_12_a_batch_is_watched_to_its_end(site: Site) -> None:
     assert items[1]["failure"] == {"code": "engine_failed", "message": "a node raised"}
 
 
-async def test_12_cancel_ends_a_batch(site: Site) -> None:
+@pytest.mark.batches
+async def test_cancel_ends_a_batch(site: Site) -> None:
     """202 while an engine still has to stop, 200 once all has ended; repeating changes nothing."""
     batch = await submit(site, photo(), photo(), photo())
     running = await run(site, batch["items"][0]["job_id"])
@@ -225,10 +237,11 @@ async def test_12_cancel_ends_a_batch(site: Site) -> None:
             assert (ended.status_code, ended.json()["status"]) == (200, "cancelled")
 
 
+@pytest.mark.batches
 @pytest.mark.parametrize(
     ("method", "suffix"), [("GET", ""), ("GET", "/items"), ("GET", "/events"), ("POST", "/cancel")]
 )
-async def test_12_another_owners_batch_does_not_exist(site: Site, method: str, suffix: str) -> None:
+async def test_another_owners_batch_does_not_exist(site: Site, method: str, suffix: str) -> None:
     """Somebody else's batch is 404 like one that never was, and stays as it is."""
     batch = await submit(site, photo())
     async with site.client("mallory") as client:
@@ -241,7 +254,8 @@ async def test_12_another_owners_batch_does_not_exist(site: Site, method: str, s
     assert [job.status for job in site.jobs.rows.values()] == [JobStatus.QUEUED]
 
 
-async def test_12_batches_are_listed_in_pages(site: Site) -> None:
+@pytest.mark.batches
+async def test_batches_are_listed_in_pages(site: Site) -> None:
     """Newest first, each once; `next` leads on."""
     ids = [(await submit(site, photo()))["id"] for _ in range(3)]
     async with site.client() as client:
@@ -251,7 +265,8 @@ async def test_12_batches_are_listed_in_pages(site: Site) -> None:
     assert last["next"] is None
 
 
-async def test_12_events_tell_every_change_and_end(
+@pytest.mark.batches
+async def test_events_tell_every_change_and_end(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The counts as they are, then each time they have changed, then the end; comments between."""
@@ -284,7 +299,8 @@ async def test_12_events_tell_every_change_and_end(
     ] == [("running", 2, 0), ("running", 1, 1), ("succeeded", 0, 2)]
 
 
-async def test_12_an_idle_batch_is_asked_for_less_often(
+@pytest.mark.batches
+async def test_an_idle_batch_is_asked_for_less_often(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At most twice a second while it changes, and a quarter of that while it does not."""
@@ -314,7 +330,8 @@ async def test_12_an_idle_batch_is_asked_for_less_often(
     assert [after - before for before, after in pairwise([0, *read_in])] == [1, 2, 4, 4, 4, 1]
 
 
-async def test_12_a_batch_that_has_ended_shows_its_end_at_once(site: Site) -> None:
+@pytest.mark.batches
+async def test_a_batch_that_has_ended_shows_its_end_at_once(site: Site) -> None:
     """Whoever comes late gets one event, and the stream closes."""
     batch = await submit(site, BROKEN)
     async with site.client() as client:

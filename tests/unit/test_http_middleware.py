@@ -63,7 +63,8 @@ async def test_a_body_is_refused_while_it_is_read(site: Site) -> None:
     assert sent <= 2
 
 
-async def test_05_a_body_that_trickles_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.uploads
+async def test_a_body_that_trickles_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds the place of an upload for its time, and no longer."""
     monkeypatch.setattr(BodyPace, "PATIENCE_S", 0.5)
 
@@ -82,7 +83,8 @@ async def test_05_a_body_that_trickles_is_refused(monkeypatch: pytest.MonkeyPatc
     assert next_one.status_code == 202
 
 
-async def test_05_a_sender_that_keeps_up_may_take_its_time(
+@pytest.mark.uploads
+async def test_a_sender_that_keeps_up_may_take_its_time(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has arrived earns time: a long upload is not a slow one."""

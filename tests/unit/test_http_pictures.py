@@ -36,8 +36,9 @@ async def _have_one_already(site: Site, **fields: str) -> None:
     await site.succeed(await site.start(await site.submit(**fields)))
 
 
+@pytest.mark.results
 @pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
-async def test_05_who_accepts_pictures_has_the_result_in_the_answer(
+async def test_who_accepts_pictures_has_the_result_in_the_answer(
     site: Site, output_format: str
 ) -> None:
     """As `?download=1` has it, under its type and file name; the headers say which job it was."""
@@ -53,15 +54,17 @@ async def test_05_who_accepts_pictures_has_the_result_in_the_answer(
         assert answer.headers[name] == again.headers[name]
 
 
+@pytest.mark.results
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "image/webp", "text/html"])
-async def test_05_others_have_the_job(site: Site, accept: str) -> None:
+async def test_others_have_the_job(site: Site, accept: str) -> None:
     """JSON, where the result's type is not what they would rather have."""
     await _have_one_already(site)
     answer = await _post(site, accept)
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
 
 
-async def test_05_a_job_that_goes_on_is_no_picture_yet(site: Site) -> None:
+@pytest.mark.results
+async def test_a_job_that_goes_on_is_no_picture_yet(site: Site) -> None:
     """202 with the job, as without the header: who waited knows where to look."""
     async with site.client() as client:
         headers = {"Accept": PICTURE, "Prefer": "wait=0"}
@@ -69,7 +72,8 @@ async def test_05_a_job_that_goes_on_is_no_picture_yet(site: Site) -> None:
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
 
 
-async def test_05_a_job_that_failed_is_no_picture_at_all(site: Site) -> None:
+@pytest.mark.results
+async def test_a_job_that_failed_is_no_picture_at_all(site: Site) -> None:
     """409, as for its result, and it says which job: nobody saves an error as a picture."""
     job_id, headers = await _submit(site, "k-1")
     await site.fail(await site.start(job_id))
@@ -88,14 +92,16 @@ async def _submit(site: Site, key: str) -> tuple[UUID, dict[str, str]]:
     return UUID(answer.json()["id"]), headers
 
 
-async def test_05_only_readers_have_the_picture(site: Site) -> None:
+@pytest.mark.results
+async def test_only_readers_have_the_picture(site: Site) -> None:
     """A token that may submit and not read gets the job, as it always did."""
     await _have_one_already(site)
     answer = await _post(site, PICTURE, scopes=[Scope.WRITE])
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
 
 
-async def test_05_without_s3_the_job_is_there_all_the_same(site: Site) -> None:
+@pytest.mark.results
+async def test_without_s3_the_job_is_there_all_the_same(site: Site) -> None:
     """An answer of 503 would have the photo submitted again."""
     job_id, headers = await _submit(site, "k-1")
     await site.succeed(await site.start(job_id))
@@ -105,6 +111,7 @@ async def test_05_without_s3_the_job_is_there_all_the_same(site: Site) -> None:
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
 
 
+@pytest.mark.results
 @pytest.mark.parametrize(
     ("accept", "preferred"),
     [
@@ -121,6 +128,6 @@ async def test_05_without_s3_the_job_is_there_all_the_same(site: Site) -> None:
         (["image", "", ",,"], False),
     ],
 )
-def test_05_the_accept_header(accept: list[str], preferred: bool) -> None:
+def test_the_accept_header(accept: list[str], preferred: bool) -> None:
     """RFC 9110: the most specific range counts, and among equals nothing is preferred."""
     assert prefers("image/png", "application/json", accept) is preferred

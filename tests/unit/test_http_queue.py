@@ -33,7 +33,8 @@ async def _failed(site: Site, **fields: str) -> UUID:
     return job_id
 
 
-async def test_03_every_attempt_is_shown(site: Site, client: httpx.AsyncClient) -> None:
+@pytest.mark.retry
+async def test_every_attempt_is_shown(site: Site, client: httpx.AsyncClient) -> None:
     """Outcome, times and reason of each attempt that is over, and nothing of its worker."""
     job = await site.start(await site.submit())
     await site.jobs.release(job.ref, FAILURE, delay_s=-60)
@@ -48,7 +49,8 @@ async def test_03_every_attempt_is_shown(site: Site, client: httpx.AsyncClient) 
     assert "worker-1" not in answer.text
 
 
-async def test_03_a_failed_job_is_sent_again_as_a_new_one(
+@pytest.mark.retry
+async def test_a_failed_job_is_sent_again_as_a_new_one(
     site: Site, client: httpx.AsyncClient
 ) -> None:
     """202 with the new job's Location; it asks for the same, and the old one stays failed."""
@@ -64,7 +66,8 @@ async def test_03_a_failed_job_is_sent_again_as_a_new_one(
     assert old.status is JobStatus.FAILED
 
 
-async def test_03_sending_again_twice_makes_one_job(site: Site, client: httpx.AsyncClient) -> None:
+@pytest.mark.retry
+async def test_sending_again_twice_makes_one_job(site: Site, client: httpx.AsyncClient) -> None:
     """The second answer is 200 with the first one's job."""
     job_id = await _failed(site)
     first, again = [await client.post(f"{API}/{job_id}/retry") for _ in range(2)]
@@ -73,14 +76,16 @@ async def test_03_sending_again_twice_makes_one_job(site: Site, client: httpx.As
     assert again.headers["idempotent-replayed"] == "true"
 
 
-async def test_03_a_cancelled_job_may_be_sent_again(site: Site, client: httpx.AsyncClient) -> None:
+@pytest.mark.retry
+async def test_a_cancelled_job_may_be_sent_again(site: Site, client: httpx.AsyncClient) -> None:
     """Cancelled is as good a reason as failed."""
     job_id = await site.submit()
     await client.post(f"{API}/{job_id}/cancel")
     assert (await client.post(f"{API}/{job_id}/retry")).status_code == 202
 
 
-async def test_03_only_what_failed_is_sent_again(site: Site, client: httpx.AsyncClient) -> None:
+@pytest.mark.retry
+async def test_only_what_failed_is_sent_again(site: Site, client: httpx.AsyncClient) -> None:
     """409 for a job that waits, runs or succeeded; 404 for somebody else's."""
     job_id = await site.submit()
     assert (await client.post(f"{API}/{job_id}/retry")).status_code == 409
@@ -94,9 +99,8 @@ async def test_03_only_what_failed_is_sent_again(site: Site, client: httpx.Async
     assert len(site.jobs.rows) == 1
 
 
-async def test_06_a_request_may_ask_for_shorter_limits(
-    site: Site, client: httpx.AsyncClient
-) -> None:
+@pytest.mark.deadlines
+async def test_a_request_may_ask_for_shorter_limits(site: Site, client: httpx.AsyncClient) -> None:
     """Both limits reach the job; without them the workflow's hold."""
     answer = await client.post(API, **submission(queue_limit_s="30", run_limit_s="2.5"))
     job = site.jobs.rows[UUID(answer.json()["id"])]
@@ -108,6 +112,7 @@ async def test_06_a_request_may_ask_for_shorter_limits(
     assert (waits_s, usual.run_limit_s) == (manifest.queue_limit_s, None)
 
 
+@pytest.mark.deadlines
 @pytest.mark.parametrize(
     ("field", "value", "status"),
     [
@@ -120,7 +125,7 @@ async def test_06_a_request_may_ask_for_shorter_limits(
         ("run_limit_s", "soon", 422),
     ],
 )
-async def test_06_and_for_no_longer_ones(site: Site, field: str, value: str, status: int) -> None:
+async def test_and_for_no_longer_ones(site: Site, field: str, value: str, status: int) -> None:
     """A limit above the workflow's is refused, like one that is no length of time."""
     async with site.client() as client:
         answer = await client.post(API, **submission(**{field: value}))
@@ -129,7 +134,8 @@ async def test_06_and_for_no_longer_ones(site: Site, field: str, value: str, sta
     assert not site.jobs.rows
 
 
-async def test_06_another_limit_is_another_request(client: httpx.AsyncClient) -> None:
+@pytest.mark.deadlines
+async def test_another_limit_is_another_request(client: httpx.AsyncClient) -> None:
     """The same key with another limit is a conflict."""
     headers = {"Idempotency-Key": "k"}
     await client.post(API, **submission(run_limit_s="5"), headers=headers)
@@ -137,7 +143,8 @@ async def test_06_another_limit_is_another_request(client: httpx.AsyncClient) ->
     assert (answer.status_code, answer.json()["code"]) == (409, "idempotency_conflict")
 
 
-async def test_09_a_full_queue_says_when_to_come_back() -> None:
+@pytest.mark.admission
+async def test_a_full_queue_says_when_to_come_back() -> None:
     """429 with Retry-After before anything is stored; jobs that exist are answered as ever."""
     async with open_site(max_waiting_per_owner=1) as site, site.client() as client:
         key = {"Idempotency-Key": "k"}
@@ -154,7 +161,8 @@ async def test_09_a_full_queue_says_when_to_come_back() -> None:
             assert (await bob.post(API, **submission())).status_code == 202
 
 
-async def test_09_a_queue_that_fills_up_meanwhile_keeps_no_upload(
+@pytest.mark.admission
+async def test_a_queue_that_fills_up_meanwhile_keeps_no_upload(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Refused at the last moment, a submission takes its object away again."""
@@ -170,7 +178,8 @@ async def test_09_a_queue_that_fills_up_meanwhile_keeps_no_upload(
     assert len(site.blobs.objects) == 1
 
 
-async def test_09_a_retry_needs_room_as_well() -> None:
+@pytest.mark.admission
+async def test_a_retry_needs_room_as_well() -> None:
     """Sending a job again is refused like any other submission."""
     async with open_site(max_waiting_jobs=1) as site, site.client() as client:
         job_id = await _failed(site)
@@ -179,7 +188,8 @@ async def test_09_a_retry_needs_room_as_well() -> None:
     assert (answer.status_code, "retry-after" in answer.headers) == (429, True)
 
 
-async def test_09_uploads_in_flight_have_a_limit() -> None:
+@pytest.mark.admission
+async def test_uploads_in_flight_have_a_limit() -> None:
     """One too many is refused before its body is read; the slot comes back with the first."""
     async with open_site(max_uploads_in_flight=1) as site, site.client() as client:
         reading, go_on = asyncio.Event(), asyncio.Event()
@@ -207,7 +217,8 @@ async def test_09_uploads_in_flight_have_a_limit() -> None:
         assert (await client.post(API, **submission())).status_code == 202
 
 
-async def test_09_neither_a_bad_upload_nor_a_waiting_client_keeps_a_slot() -> None:
+@pytest.mark.admission
+async def test_neither_a_bad_upload_nor_a_waiting_client_keeps_a_slot() -> None:
     """The slot is given back when the upload failed, and before its job is waited for."""
     async with open_site(max_uploads_in_flight=1) as site, site.client() as client:
         for _ in range(2):

@@ -22,7 +22,8 @@ def _client(site: Site, **quotas: object) -> httpx.AsyncClient:
     return client
 
 
-async def test_03_answers_tell_what_is_left() -> None:
+@pytest.mark.quotas
+async def test_answers_tell_what_is_left() -> None:
     """Whatever the answer to a request that counts, it has the headers of the draft."""
     async with open_site(max_requests_per_minute=10) as site, site.client() as client:
         accepted = await client.post(API, **submission())
@@ -33,7 +34,8 @@ async def test_03_answers_tell_what_is_left() -> None:
         assert answer.headers["ratelimit"].startswith(f'"requests";r={left};t=')
 
 
-async def test_03_too_many_requests_are_refused() -> None:
+@pytest.mark.quotas
+async def test_too_many_requests_are_refused() -> None:
     """429 before the body is read, with the time after which one is let in; others are not."""
     async with open_site(max_requests_per_minute=2) as site, site.client() as client:
         job_id = await site.submit()
@@ -47,7 +49,8 @@ async def test_03_too_many_requests_are_refused() -> None:
     assert len(site.jobs.rows) == 2
 
 
-async def test_03_reads_are_never_refused() -> None:
+@pytest.mark.quotas
+async def test_reads_are_never_refused() -> None:
     """A client that polls gets to know how its job ended, whatever it has spent."""
     async with open_site(max_requests_per_minute=1) as site, site.client() as client:
         job_id = await site.submit()
@@ -58,7 +61,8 @@ async def test_03_reads_are_never_refused() -> None:
     assert site.rates.asked == 1
 
 
-async def test_03_without_redis_requests_are_let_in() -> None:
+@pytest.mark.quotas
+async def test_without_redis_requests_are_let_in() -> None:
     """Losing the counts is no outage; the answers say nothing about them then."""
     async with open_site(max_requests_per_minute=1) as site, site.client() as client:
         site.rates.down = True
@@ -68,7 +72,8 @@ async def test_03_without_redis_requests_are_let_in() -> None:
             assert "ratelimit" not in answer.headers
 
 
-async def test_03_one_question_a_request() -> None:
+@pytest.mark.quotas
+async def test_one_question_a_request() -> None:
     """However many dependencies ask who calls, a request is counted once; and not at all where
     there is no limit, or for a token that is refused."""
     async with open_site() as site, site.client() as client, site.client(None) as nobody:
@@ -83,7 +88,8 @@ async def test_03_one_question_a_request() -> None:
         assert site.rates.asked == 1
 
 
-async def test_03_storage_that_is_full() -> None:
+@pytest.mark.quotas
+async def test_storage_that_is_full() -> None:
     """429 with the limit, single or in a batch; nothing of the refused upload is kept."""
     size_bytes = len(photo())
     async with open_site(max_stored_bytes_per_owner=2 * size_bytes) as site, site.client() as ann:
@@ -99,6 +105,7 @@ async def test_03_storage_that_is_full() -> None:
     assert len(site.blobs.objects) == 2
 
 
+@pytest.mark.quotas
 @pytest.mark.parametrize(
     ("quotas", "code"),
     [
@@ -107,7 +114,7 @@ async def test_03_storage_that_is_full() -> None:
         ({"stored_bytes": 1 + len(photo())}, "storage_full"),
     ],
 )
-async def test_03_a_token_may_say_less(quotas: dict[str, int], code: str) -> None:
+async def test_a_token_may_say_less(quotas: dict[str, int], code: str) -> None:
     """The claim replaces what the settings give, each for itself."""
     async with open_site() as site, _client(site, **quotas) as client:
         assert (await client.post(API, **submission())).status_code == 202
@@ -115,7 +122,8 @@ async def test_03_a_token_may_say_less(quotas: dict[str, int], code: str) -> Non
     assert (refused.status_code, refused.json()["code"]) == (429, code)
 
 
-async def test_03_a_token_may_say_more() -> None:
+@pytest.mark.quotas
+async def test_a_token_may_say_more() -> None:
     """A customer who pays for it is held to no limit of the others."""
     limits = {"max_requests_per_minute": 1, "max_waiting_per_owner": 1}
     more = {"requests_per_minute": 100, "waiting_jobs": 0}
@@ -124,7 +132,8 @@ async def test_03_a_token_may_say_more() -> None:
             assert (await client.post(API, **submission())).status_code == 202
 
 
-async def test_03_a_token_limits_what_runs() -> None:
+@pytest.mark.quotas
+async def test_a_token_limits_what_runs() -> None:
     """The claim goes with the job into the store, and claims keep to it."""
     async with open_site() as site, _client(site, running_jobs=1) as client:
         for _ in range(2):
@@ -133,7 +142,8 @@ async def test_03_a_token_limits_what_runs() -> None:
         assert await site.jobs.claim("w", 60, ["restore"]) is None
 
 
-async def test_03_an_operators_quotas_are_not_the_owners() -> None:
+@pytest.mark.quotas
+async def test_an_operators_quotas_are_not_the_owners() -> None:
     """Who sends somebody else's job again does it under the settings."""
     async with open_site() as site:
         job_id = await site.submit("ann")
@@ -147,6 +157,7 @@ async def test_03_an_operators_quotas_are_not_the_owners() -> None:
     assert site.jobs.rows[job_id].status is JobStatus.CANCELLED
 
 
+@pytest.mark.quotas
 @pytest.mark.parametrize(
     "claim",
     [
@@ -156,7 +167,7 @@ async def test_03_an_operators_quotas_are_not_the_owners() -> None:
     ],
     ids=str,
 )
-async def test_03_a_claim_that_is_wrong_refuses_the_token(claim: Any) -> None:
+async def test_a_claim_that_is_wrong_refuses_the_token(claim: Any) -> None:
     """Rather than to be ignored: the defaults might be more than its owner was to have."""
     async with open_site() as site, site.client(None) as client:
         token = site.token("ann", claims={QUOTAS_CLAIM: claim})

@@ -34,7 +34,8 @@ async def _post(site: Site, sub: str = "ann", **fields: str) -> httpx.Response:
         return await client.post(API, **submission(**fields))
 
 
-async def test_04_the_answer_says_whose_result_it_is(site: Site) -> None:
+@pytest.mark.reuse
+async def test_the_answer_says_whose_result_it_is(site: Site) -> None:
     """200 with the job at its end; it can be fetched, listed and watched like any other."""
     earlier = await _finish(site)
     answer = await _post(site, reuse="allow")
@@ -52,7 +53,8 @@ async def test_04_the_answer_says_whose_result_it_is(site: Site) -> None:
     assert [job["id"] for job in listed] == [body["id"], earlier]
 
 
-async def test_04_waiting_for_it_takes_no_time(site: Site) -> None:
+@pytest.mark.reuse
+async def test_waiting_for_it_takes_no_time(site: Site) -> None:
     """With `Prefer: wait` the answer is the same."""
     await _finish(site)
     async with site.client() as client:
@@ -62,6 +64,7 @@ async def test_04_waiting_for_it_takes_no_time(site: Site) -> None:
     assert answer.headers["preference-applied"] == "wait=60"
 
 
+@pytest.mark.reuse
 @pytest.mark.parametrize(
     "fields",
     [
@@ -75,7 +78,7 @@ async def test_04_waiting_for_it_takes_no_time(site: Site) -> None:
     ],
     ids=lambda fields: ", ".join(fields) or "nothing",
 )
-async def test_04_another_job_is_executed(site: Site, fields: dict[str, Any]) -> None:
+async def test_another_job_is_executed(site: Site, fields: dict[str, Any]) -> None:
     """202 for whoever did not ask for reuse, or asks for anything else, or is somebody else."""
     await _finish(site)
     answer = await _post(site, **fields)
@@ -83,13 +86,15 @@ async def test_04_another_job_is_executed(site: Site, fields: dict[str, Any]) ->
     assert answer.json()["reused_from"] is None
 
 
-async def test_04_what_reuse_may_be_is_stated(site: Site) -> None:
+@pytest.mark.reuse
+async def test_what_reuse_may_be_is_stated(site: Site) -> None:
     """Any other word is malformed."""
     answer = await _post(site, reuse="maybe")
     assert (answer.status_code, answer.json()["code"]) == (422, "malformed_request")
 
 
-async def test_04_batches_reuse_unless_told_otherwise(site: Site) -> None:
+@pytest.mark.reuse
+async def test_batches_reuse_unless_told_otherwise(site: Site) -> None:
     """Photos that were restored before have succeeded at once, the others wait; with `never`
     all of them wait."""
     earlier = await _finish(site)
@@ -104,7 +109,8 @@ async def test_04_batches_reuse_unless_told_otherwise(site: Site) -> None:
     assert again["counts"]["queued"] == 2
 
 
-async def test_04_a_batch_that_was_done_before_has_ended(site: Site) -> None:
+@pytest.mark.reuse
+async def test_a_batch_that_was_done_before_has_ended(site: Site) -> None:
     """Its answer and its events say so, though no worker was ever asked."""
     await _finish(site)
     async with site.client() as client:
@@ -115,7 +121,8 @@ async def test_04_a_batch_that_was_done_before_has_ended(site: Site) -> None:
     assert site.jobs.rows[next(reversed(site.jobs.rows))].status is JobStatus.SUCCEEDED
 
 
-async def test_04_a_graph_of_ones_own_counts_as_its_work(site: Site) -> None:
+@pytest.mark.reuse
+async def test_a_graph_of_ones_own_counts_as_its_work(site: Site) -> None:
     """The same graph on the same photo; its numbers are all written out, seeds among them."""
     asked = submission(graph=json.dumps(graph(scale(2))))
     async with site.client("ann", (*USER_SCOPES, Scope.RUN)) as client:

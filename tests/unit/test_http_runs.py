@@ -40,7 +40,8 @@ def run(sent: object = None, **fields: str) -> dict[str, Any]:
     return {"files": {"image": ("photo.png", photo())}, "data": {"graph": text, **fields}}
 
 
-async def test_05_a_graph_becomes_a_job(site: Site, client: httpx.AsyncClient) -> None:
+@pytest.mark.runs
+async def test_a_graph_becomes_a_job(site: Site, client: httpx.AsyncClient) -> None:
     """Of the same kind, at the same place, with the checked graph in its row."""
     answer = await client.post(RUNS, **run(output_format="webp", priority="batch"))
     body = answer.json()
@@ -53,8 +54,9 @@ async def test_05_a_graph_becomes_a_job(site: Site, client: httpx.AsyncClient) -
     assert site.blobs.objects[job.input.key] == photo()
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("scopes", [USER_SCOPES, (Scope.ADMIN,), ()])
-async def test_05_it_takes_a_scope_of_its_own(site: Site, scopes: tuple[str, ...]) -> None:
+async def test_it_takes_a_scope_of_its_own(site: Site, scopes: tuple[str, ...]) -> None:
     """To restore photos, or to look after others' jobs, is no permission to run graphs."""
     async with site.client("ann", scopes) as client:
         answer = await client.post(RUNS, **run())
@@ -62,7 +64,8 @@ async def test_05_it_takes_a_scope_of_its_own(site: Site, scopes: tuple[str, ...
     assert site.jobs.rows == {}
 
 
-async def test_05_no_other_way_in(site: Site, client: httpx.AsyncClient) -> None:
+@pytest.mark.runs
+async def test_no_other_way_in(site: Site, client: httpx.AsyncClient) -> None:
     """The name of such jobs' workflow is no workflow: neither alone nor in a batch, nor listed."""
     params = json.dumps({"graph": json.dumps(graph())})
     form = {"data": {"workflow": CUSTOM, "params": params}, "files": {"image": photo()}}
@@ -73,6 +76,7 @@ async def test_05_no_other_way_in(site: Site, client: httpx.AsyncClient) -> None
     assert site.jobs.rows == {}
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     ("sent", "status", "code"),
     [
@@ -85,7 +89,7 @@ async def test_05_no_other_way_in(site: Site, client: httpx.AsyncClient) -> None
     ],
     ids=["class", "size", "list", "null", "empty", "long"],
 )
-async def test_05_a_refusal_says_why(
+async def test_a_refusal_says_why(
     site: Site, client: httpx.AsyncClient, sent: object, status: int, code: str
 ) -> None:
     """A problem with a code; of a graph, the node too. Nothing is stored."""
@@ -112,7 +116,8 @@ async def test_what_the_editor_saves_is_told_how_to_export(client: httpx.AsyncCl
     assert "Export (API)" in answer.json()["detail"]
 
 
-async def test_05_deep_json_is_no_crash(site: Site, client: httpx.AsyncClient) -> None:
+@pytest.mark.runs
+async def test_deep_json_is_no_crash(site: Site, client: httpx.AsyncClient) -> None:
     """Brackets without end are malformed."""
     for text in ('{"1":' * 9000, "[" * 60_000, '{"a":' * 150 + "1" + "}" * 150):
         answer = await client.post(RUNS, **run() | {"data": {"graph": text}})
@@ -122,14 +127,16 @@ async def test_05_deep_json_is_no_crash(site: Site, client: httpx.AsyncClient) -
         }
 
 
-async def test_05_a_result_must_fit_its_format(client: httpx.AsyncClient) -> None:
+@pytest.mark.runs
+async def test_a_result_must_fit_its_format(client: httpx.AsyncClient) -> None:
     """As for a workflow of ours: no WebP has a side above 16,383."""
     sent = graph(node("ImageScale", width=20_000, height=10))
     answer = await client.post(RUNS, **run(sent, output_format="webp"))
     assert (answer.status_code, answer.json()["code"]) == (413, "image_too_large")
 
 
-async def test_05_a_run_may_use_an_upload(site: Site, client: httpx.AsyncClient) -> None:
+@pytest.mark.runs
+async def test_a_run_may_use_an_upload(site: Site, client: httpx.AsyncClient) -> None:
     """Its own owner's, once; another's is not there."""
     mine, anothers = uuid4(), uuid4()
     await site.blobs.put(upload_key("ann", mine), photo(), "image/png")
@@ -143,7 +150,8 @@ async def test_05_a_run_may_use_an_upload(site: Site, client: httpx.AsyncClient)
     assert [await send(mine), await send(mine), await send(anothers)] == [202, 200, 404]
 
 
-async def test_05_the_same_key_means_the_same_graph(client: httpx.AsyncClient) -> None:
+@pytest.mark.runs
+async def test_the_same_key_means_the_same_graph(client: httpx.AsyncClient) -> None:
     """Another graph under a key that was used is a conflict."""
     headers = {"Idempotency-Key": "k"}
     first = await client.post(RUNS, **run(), headers=headers)
@@ -152,7 +160,8 @@ async def test_05_the_same_key_means_the_same_graph(client: httpx.AsyncClient) -
     assert [first.status_code, again.status_code, other.status_code] == [202, 200, 409]
 
 
-async def test_05_limits_and_queue_are_those_of_jobs() -> None:
+@pytest.mark.runs
+async def test_limits_and_queue_are_those_of_jobs() -> None:
     """A full queue refuses a run as it refuses a restoration, and one counts for the other."""
     async with open_site(max_waiting_per_owner=1) as site, site.client("ann", RUNNER) as client:
         assert (await client.post(RUNS, **run(run_limit_s="601"))).status_code == 400
@@ -160,7 +169,8 @@ async def test_05_limits_and_queue_are_those_of_jobs() -> None:
         assert (await client.post(RUNS, **run())).status_code == 429
 
 
-async def test_05_a_retry_runs_under_the_rules_of_its_time(site: Site) -> None:
+@pytest.mark.runs
+async def test_a_retry_runs_under_the_rules_of_its_time(site: Site) -> None:
     """For a token that may run graphs; a graph that is not allowed any more stays ended."""
     async with site.client("ann", RUNNER) as runner, site.client("ann") as user:
         body = (await runner.post(RUNS, **run())).json()

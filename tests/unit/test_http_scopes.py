@@ -38,7 +38,8 @@ def _guarded(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
                 yield method, filled, requirement["bearer"][0]
 
 
-async def test_02_every_route_refuses_a_token_without_its_scope(site: Site) -> None:
+@pytest.mark.auth
+async def test_every_route_refuses_a_token_without_its_scope(site: Site) -> None:
     """With every scope but the needed one the answer is 403 and names it, before anything else
     about the request is looked at; with that one alone it is not."""
     operations = await _operations(site)
@@ -57,14 +58,16 @@ async def test_02_every_route_refuses_a_token_without_its_scope(site: Site) -> N
         assert allowed.status_code not in (401, 403), path
 
 
-async def test_02_a_token_without_scopes_opens_nothing(site: Site) -> None:
+@pytest.mark.auth
+async def test_a_token_without_scopes_opens_nothing(site: Site) -> None:
     """Who calls is not enough: no route is content with a signature."""
     async with site.client(scopes=[]) as client:
         for method, path, _ in await _operations(site):
             assert (await client.request(method, path)).status_code == 403, path
 
 
-async def test_02_a_photo_is_not_read_for_a_token_that_may_not_send_it(site: Site) -> None:
+@pytest.mark.auth
+async def test_a_photo_is_not_read_for_a_token_that_may_not_send_it(site: Site) -> None:
     """A submission without the scope to write is refused before its body arrives."""
 
     async def endless() -> AsyncIterator[bytes]:
@@ -78,6 +81,7 @@ async def test_02_a_photo_is_not_read_for_a_token_that_may_not_send_it(site: Sit
             assert answer.status_code == 403
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize(
     ("claims", "scopes"),
     [
@@ -94,7 +98,7 @@ async def test_02_a_photo_is_not_read_for_a_token_that_may_not_send_it(site: Sit
         ({}, set()),
     ],
 )  # fmt: skip
-def test_02_both_claims_count(claims: dict[str, Any], scopes: set[str]) -> None:
+def test_both_claims_count(claims: dict[str, Any], scopes: set[str]) -> None:
     """Auth0 puts permissions of roles in one claim and what was asked for in another; admin
     stands for what users may, and nothing stands for workflows:run."""
     assert granted(claims) == scopes
@@ -112,18 +116,20 @@ def test_scopes_are_parted_by_spaces_alone(code: int) -> None:
     assert granted({"permissions": [claim, "openid admin"]}) == {claim, "openid admin"}
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize(
     "claims",
     [{"scope": ["admin"]}, {"scope": None}, {"permissions": "admin"}, {"permissions": [["admin"]]},
      {"permissions": {"admin": True}}],
 )  # fmt: skip
-def test_02_scopes_of_other_types_are_refused(claims: dict[str, Any]) -> None:
+def test_scopes_of_other_types_are_refused(claims: dict[str, Any]) -> None:
     """A claim that is not what it should be is not guessed at."""
     with pytest.raises(ValueError, match="its"):
         granted(claims)
 
 
-async def test_02_an_admin_sees_and_cancels_everybodys_jobs(site: Site) -> None:
+@pytest.mark.auth
+async def test_an_admin_sees_and_cancels_everybodys_jobs(site: Site) -> None:
     """Through the routes that owners use, by identifier; its own listing shows its own."""
     job_id = await site.submit("ann")
     async with site.client("root", scopes=[Scope.ADMIN]) as admin:
@@ -136,8 +142,9 @@ async def test_02_an_admin_sees_and_cancels_everybodys_jobs(site: Site) -> None:
         assert (await ann.get(f"{API}/{sent_again['id']}")).status_code == 200
 
 
+@pytest.mark.auth
 @pytest.mark.parametrize("path", [API, BATCHES])
-async def test_02_an_admin_lists_an_owners_jobs(site: Site, path: str) -> None:
+async def test_an_admin_lists_an_owners_jobs(site: Site, path: str) -> None:
     """`owner` says whose, on every page; for others than oneself it takes admin."""
     ids = [str(await site.submit("ann")) for _ in range(3)]
     async with site.client("root", scopes=[Scope.ADMIN]) as admin:

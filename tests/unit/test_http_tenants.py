@@ -123,8 +123,9 @@ class _Tenants(RuleBasedStateMachine):
         assert self._do(shown()) == {str(row.id) for row in rows if row.owner == caller}
 
 
+@pytest.mark.tenants
 @pytest.mark.minutes(5)
-def test_02_any_history_of_several_owners() -> None:
+def test_any_history_of_several_owners() -> None:
     """Whatever is there and in whatever state, others get what they would if it were not."""
     run_state_machine_as_test(
         _Tenants,
@@ -137,8 +138,9 @@ def test_02_any_history_of_several_owners() -> None:
     )
 
 
+@pytest.mark.tenants
 @pytest.mark.parametrize("path", [API, BATCHES])
-async def test_02_a_cursor_of_somebody_else_leads_nowhere_else(path: str) -> None:
+async def test_a_cursor_of_somebody_else_leads_nowhere_else(path: str) -> None:
     """A place in Ann's listing, given to Bob, shows what is Bob's or is refused."""
     async with open_site() as site:
         for _ in range(3):
@@ -155,7 +157,8 @@ async def test_02_a_cursor_of_somebody_else_leads_nowhere_else(path: str) -> Non
     assert {each["id"] for each in answer.json().get(name, ())} <= bobs
 
 
-async def test_02_an_idempotency_key_is_its_owners() -> None:
+@pytest.mark.tenants
+async def test_an_idempotency_key_is_its_owners() -> None:
     """The key that Ann has used makes a job of Bob's own."""
     async with open_site() as site:
         for sub in ("ann", "bob"):

@@ -45,7 +45,8 @@ def stored(site: Site) -> list[str]:
     return [key for key in site.blobs.objects if key.startswith(UPLOADS)]
 
 
-async def test_04_an_upload_says_where_and_how(site: Site) -> None:
+@pytest.mark.uploads
+async def test_an_upload_says_where_and_how(site: Site) -> None:
     """201 with the id, and all that a client needs to send the photo by itself."""
     async with site.client() as client:
         answer = await client.post(UPLOADS_API, json={**GOOD, "sha256": "0" * 64})
@@ -56,6 +57,7 @@ async def test_04_an_upload_says_where_and_how(site: Site) -> None:
     assert answer.headers["cache-control"] == "no-store"
 
 
+@pytest.mark.uploads
 @pytest.mark.parametrize(
     ("changes", "status", "code"),
     [
@@ -68,7 +70,7 @@ async def test_04_an_upload_says_where_and_how(site: Site) -> None:
         ({"key": "outputs/x"}, 422, "malformed_request"),
     ],
 )
-async def test_04_what_could_not_be_a_photo_gets_no_link(
+async def test_what_could_not_be_a_photo_gets_no_link(
     site: Site, changes: dict[str, object], status: int, code: str
 ) -> None:
     """Too large, no picture, or an attempt to name the key: refused before anything is signed."""
@@ -122,8 +124,9 @@ async def test_a_body_that_is_not_sent_as_json_is_told_how(site: Site, content: 
     assert "sent as application/json" in answer.json()["detail"]
 
 
+@pytest.mark.uploads
 @pytest.mark.parametrize("body", [b"{", b'"\xff', b"[]"], ids=["cut", "no text", "no object"])
-async def test_04_a_stranger_is_not_told_what_is_wrong(site: Site, body: bytes) -> None:
+async def test_a_stranger_is_not_told_what_is_wrong(site: Site, body: bytes) -> None:
     """Who calls is asked before the body is looked at."""
     async with site.client() as client:
         headers = {"Content-Type": "application/json", "Authorization": "Bearer none"}
@@ -133,7 +136,8 @@ async def test_04_a_stranger_is_not_told_what_is_wrong(site: Site, body: bytes) 
     assert known.status_code in {400, 422}
 
 
-async def test_04_a_large_body_is_not_read(site: Site) -> None:
+@pytest.mark.uploads
+async def test_a_large_body_is_not_read(site: Site) -> None:
     """The request describes an upload; it is none."""
     async with site.client() as client:
         long = await client.post(UPLOADS_API, content=b" " * 20_000)
@@ -142,7 +146,8 @@ async def test_04_a_large_body_is_not_read(site: Site) -> None:
     assert (nested.status_code, nested.json()["code"]) == (422, "malformed_request")
 
 
-async def test_04_an_upload_becomes_a_job(site: Site) -> None:
+@pytest.mark.uploads
+async def test_an_upload_becomes_a_job(site: Site) -> None:
     """As a photo in the form would; its object is then the job's input, and the upload is gone."""
     upload_id = await uploaded(site, photo())
     async with site.client() as client:
@@ -153,7 +158,8 @@ async def test_04_an_upload_becomes_a_job(site: Site) -> None:
     assert stored(site) == []
 
 
-async def test_04_an_upload_is_checked_like_any_other(site: Site) -> None:
+@pytest.mark.uploads
+async def test_an_upload_is_checked_like_any_other(site: Site) -> None:
     """What is no picture gets the same answer as in the form, and nothing is recorded."""
     for data, status, code in (
         (b"", 400, "invalid_request"),
@@ -169,7 +175,8 @@ async def test_04_an_upload_is_checked_like_any_other(site: Site) -> None:
     assert site.jobs.rows == {}
 
 
-async def test_04_somebody_elses_upload_does_not_exist(site: Site) -> None:
+@pytest.mark.uploads
+async def test_somebody_elses_upload_does_not_exist(site: Site) -> None:
     """The same 404 as for an id that never was, and for one that nothing was sent to."""
     anns = await uploaded(site, photo(), "ann")
     async with site.client("bob") as bob:
@@ -182,7 +189,8 @@ async def test_04_somebody_elses_upload_does_not_exist(site: Site) -> None:
     assert site.jobs.rows == {}
 
 
-async def test_04_an_upload_is_used_once(site: Site) -> None:
+@pytest.mark.uploads
+async def test_an_upload_is_used_once(site: Site) -> None:
     """The same request again is answered with the same job, another one with a conflict."""
     upload_id = await uploaded(site, photo())
     async with site.client() as client:
@@ -195,7 +203,8 @@ async def test_04_an_upload_is_used_once(site: Site) -> None:
     assert len(site.jobs.rows) == 1
 
 
-async def test_04_a_race_for_an_upload_has_one_winner(site: Site) -> None:
+@pytest.mark.uploads
+async def test_a_race_for_an_upload_has_one_winner(site: Site) -> None:
     """However many use it at once, there is one job, and its input stays."""
     upload_id = await uploaded(site, photo())
     async with site.client() as client:
@@ -207,7 +216,8 @@ async def test_04_a_race_for_an_upload_has_one_winner(site: Site) -> None:
     assert site.blobs.objects == {job.input.key: photo()}
 
 
-async def test_04_a_full_queue_keeps_the_upload() -> None:
+@pytest.mark.uploads
+async def test_a_full_queue_keeps_the_upload() -> None:
     """429 is to be tried again: the photo need not be sent twice."""
     async with open_site(max_waiting_per_owner=1) as site:
         upload_id = await uploaded(site, photo())
@@ -219,7 +229,8 @@ async def test_04_a_full_queue_keeps_the_upload() -> None:
             assert (await client.post(UPLOADS_API, json=GOOD)).status_code == 429
 
 
-async def test_04_an_owner_without_room_gets_no_link() -> None:
+@pytest.mark.uploads
+async def test_an_owner_without_room_gets_no_link() -> None:
     """What an upload announces counts against the bytes that its owner may store."""
     async with open_site(max_stored_bytes_per_owner=1000) as site, site.client() as client:
         assert (await client.post(UPLOADS_API, json=GOOD)).status_code == 201
@@ -227,6 +238,7 @@ async def test_04_an_owner_without_room_gets_no_link() -> None:
     assert (answer.status_code, answer.json()["code"]) == (429, "storage_full")
 
 
+@pytest.mark.uploads
 @pytest.mark.parametrize(
     "parts",
     [
@@ -237,14 +249,15 @@ async def test_04_an_owner_without_room_gets_no_link() -> None:
     ],
     ids=["both", "no id", "a path", "a file"],
 )
-async def test_04_a_form_has_a_photo_or_an_upload(site: Site, parts: dict[str, Any]) -> None:
+async def test_a_form_has_a_photo_or_an_upload(site: Site, parts: dict[str, Any]) -> None:
     """One of the two, and an id is an id: no key can be smuggled in."""
     async with site.client() as client:
         answer = await client.post(API, files=parts)
     assert (answer.status_code, answer.json()["code"]) == (422, "malformed_request")
 
 
-async def test_04_a_batch_takes_no_upload(site: Site) -> None:
+@pytest.mark.uploads
+async def test_a_batch_takes_no_upload(site: Site) -> None:
     """Its photos are sent as files."""
     async with site.client() as client:
         parts = {"upload_id": (None, str(uuid4()).encode()), "image": ("a.png", photo())}

@@ -23,7 +23,8 @@ async def site() -> AsyncIterator[Site]:
         yield site
 
 
-async def test_11_who_asks_for_a_webhook_sees_how_it_stands(site: Site) -> None:
+@pytest.mark.webhooks
+async def test_who_asks_for_a_webhook_sees_how_it_stands(site: Site) -> None:
     """Pending until the end and while it is tried, then delivered or dead; in listings as well."""
     async with site.client() as client:
         body = (await client.post(API, **submission(webhook_url=URL))).json()
@@ -41,7 +42,8 @@ async def test_11_who_asks_for_a_webhook_sees_how_it_stands(site: Site) -> None:
     assert listed["webhook"] == waits | {"status": "dead", "tries": 7, "last_error": "HTTP 500"}
 
 
-async def test_11_the_links_of_a_webhook_are_the_apis_own(site: Site) -> None:
+@pytest.mark.webhooks
+async def test_the_links_of_a_webhook_are_the_apis_own(site: Site) -> None:
     """What a receiver is told to fetch is where the API says it is."""
     job_id = await site.submit(webhook_url=URL)
     await site.succeed(await site.start(job_id))
@@ -54,12 +56,14 @@ async def test_11_the_links_of_a_webhook_are_the_apis_own(site: Site) -> None:
     }
 
 
-async def test_11_no_webhook_unless_asked_for(site: Site) -> None:
+@pytest.mark.webhooks
+async def test_no_webhook_unless_asked_for(site: Site) -> None:
     """Other jobs have none."""
     async with site.client() as client:
         assert (await client.post(API, **submission())).json()["webhook"] is None
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     ("values", "url", "reason"),
     [
@@ -69,7 +73,7 @@ async def test_11_no_webhook_unless_asked_for(site: Site) -> None:
         ({"webhook_secret": SECRET}, "nonsense", "must read like"),
     ],
 )
-async def test_11_a_webhook_that_cannot_be_sent_is_refused(
+async def test_a_webhook_that_cannot_be_sent_is_refused(
     values: dict[str, object], url: str, reason: str
 ) -> None:
     """422 with the reason, and nothing is stored."""
@@ -80,7 +84,8 @@ async def test_11_a_webhook_that_cannot_be_sent_is_refused(
     assert (site.jobs.rows, site.blobs.objects) == ({}, {})
 
 
-async def test_11_another_webhook_is_another_request(site: Site) -> None:
+@pytest.mark.webhooks
+async def test_another_webhook_is_another_request(site: Site) -> None:
     """Under one Idempotency-Key there is one place to tell."""
     headers = {"Idempotency-Key": "k"}
     async with site.client() as client:
@@ -89,8 +94,9 @@ async def test_11_another_webhook_is_another_request(site: Site) -> None:
     assert (other.status_code, other.json()["code"]) == (409, "idempotency_conflict")
 
 
+@pytest.mark.retention
 @pytest.mark.parametrize("query", ["", "?download=1"])
-async def test_14_an_expired_result_is_gone(site: Site, query: str) -> None:
+async def test_an_expired_result_is_gone(site: Site, query: str) -> None:
     """410 `result_expired`, and the job says since when."""
     job_id = await site.submit()
     await site.succeed(await site.start(job_id))

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from uuid import UUID
 
+import pytest
+
 from tests.fakes.receiver import SECRET
 from tests.fakes.site import API, open_site, submission
 from workflows.catalog import BUILT_IN
@@ -22,7 +24,8 @@ def _write_workflow(folder: Path, **changes: str) -> None:
     manifest.write_text(text)
 
 
-async def test_04_without_a_format_the_workflow_chooses(tmp_path: Path) -> None:
+@pytest.mark.images
+async def test_without_a_format_the_workflow_chooses(tmp_path: Path) -> None:
     """For a job and for a batch; one that cannot write PNG is no trap."""
     _write_workflow(tmp_path, formats='["webp"]', default_format='"webp"')
     async with open_site(workflows_dir=str(tmp_path)) as site, site.client() as client:
@@ -33,7 +36,8 @@ async def test_04_without_a_format_the_workflow_chooses(tmp_path: Path) -> None:
     assert (refused.status_code, "choose from webp" in refused.json()["detail"]) == (400, True)
 
 
-async def test_03_a_retry_is_checked_as_the_first_request_was(tmp_path: Path) -> None:
+@pytest.mark.retry
+async def test_a_retry_is_checked_as_the_first_request_was(tmp_path: Path) -> None:
     """By the workflow and the rules of its time: the format is written no more, the limit is
     shorter, and webhooks are not sent any more."""
     _write_workflow(tmp_path, run_limit_s="100")

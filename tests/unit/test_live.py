@@ -83,7 +83,8 @@ async def test_watchers_of_a_job_share_its_events(
     assert asked == {"follow": 1, "get": 1}
 
 
-async def test_05_an_end_that_brings_its_row_is_not_read_again(
+@pytest.mark.progress
+async def test_an_end_that_brings_its_row_is_not_read_again(
     site: Site, job: Job, asked: Counter[str]
 ) -> None:
     """Who ended the job has left what was committed beside the event: nobody wakes Postgres."""

@@ -8,6 +8,7 @@ from ray._private import ray_constants
 from actors.cluster.local import find_ray
 
 
+@pytest.mark.exposure
 @pytest.mark.parametrize(
     ("address", "stays"),
     [
@@ -18,7 +19,7 @@ from actors.cluster.local import find_ray
     ],
 )
 @pytest.mark.parametrize("by", ["argument", "variable"])
-def test_08_only_a_ray_on_loopback_is_looked_for_there(
+def test_only_a_ray_on_loopback_is_looked_for_there(
     monkeypatch: pytest.MonkeyPatch, address: str, stays: bool, by: str
 ) -> None:
     """Ray would replace 127.0.0.1 by the machine's own address, where nobody listens."""

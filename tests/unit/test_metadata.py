@@ -66,9 +66,10 @@ def readable(data: bytes) -> bytes:
     return b"".join(found)
 
 
+@pytest.mark.images
 @EVERY_FORMAT
 @pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "with alpha"])
-def test_04_a_result_has_no_metadata_of_its_own(wanted: OutputFormat, alpha: bool) -> None:
+def test_a_result_has_no_metadata_of_its_own(wanted: OutputFormat, alpha: bool) -> None:
     """Neither the graph that ComfyUI writes into its pictures nor EXIF, in any format."""
     mask = np.full((HEIGHT, WIDTH), 99, np.uint8) if alpha else None
     assert SECRET in engines_png()
@@ -80,9 +81,10 @@ def test_04_a_result_has_no_metadata_of_its_own(wanted: OutputFormat, alpha: boo
     assert not {"prompt", "workflow", "parameters", "comment", "exif", "xmp"} & image.info.keys()
 
 
+@pytest.mark.images
 @EVERY_FORMAT
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_04_metadata_is_kept_on_request(wanted: OutputFormat, format: str) -> None:
+def test_metadata_is_kept_on_request(wanted: OutputFormat, format: str) -> None:
     """Camera, capture time and place are the photo's; how it was held is not: it is upright."""
     photo = file(noise(), format, exif=camera_exif().tobytes())
     image = read(photo, UploadLimits(), keep_metadata=True)
@@ -95,13 +97,15 @@ def test_04_metadata_is_kept_on_request(wanted: OutputFormat, format: str) -> No
     assert exif.get_ifd(IFD.GPSInfo)[GPS.GPSLatitude] == LATITUDE
 
 
-def test_04_nothing_is_read_that_is_not_asked_for() -> None:
+@pytest.mark.images
+def test_nothing_is_read_that_is_not_asked_for() -> None:
     """Without the request there is no EXIF for an encoder to write by mistake."""
     assert read(file(noise(), "JPEG", exif=camera_exif().tobytes()), UploadLimits()).exif is None
 
 
+@pytest.mark.images
 @EVERY_FORMAT
-def test_04_a_photo_without_metadata_gives_none(wanted: OutputFormat) -> None:
+def test_a_photo_without_metadata_gives_none(wanted: OutputFormat) -> None:
     """Asking to keep what is not there changes nothing."""
     image = read(file(noise(), "PNG"), UploadLimits(), keep_metadata=True)
     assert image.exif is None
@@ -268,8 +272,9 @@ def test_entries_that_share_their_bytes_make_no_large_exif() -> None:
 PLAIN = ACCEPTED["png"][1]
 
 
+@pytest.mark.images
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
-def test_04_pixels_are_untouched(mode: str) -> None:
+def test_pixels_are_untouched(mode: str) -> None:
     """The same mode, palette and pixels, to the bit: only chunks beside them are gone."""
     picture = noise("P") if mode == "P" else noise(mode)
     before, after = opened(engines_png(picture)), opened(bare_png(engines_png(picture)))
@@ -278,21 +283,24 @@ def test_04_pixels_are_untouched(mode: str) -> None:
     assert np.array_equal(np.asarray(before), np.asarray(after))
 
 
-def test_04_what_is_bare_already_is_the_same_bytes() -> None:
+@pytest.mark.images
+def test_what_is_bare_already_is_the_same_bytes() -> None:
     """A PNG without metadata passes through, and is its own reference byte by byte."""
     assert bare_png(PLAIN) is PLAIN
     assert bare_png(engines_png()) == bare_png(bare_png(engines_png()))
 
 
-def test_04_unknown_chunks_and_what_follows_the_end_are_dropped() -> None:
+@pytest.mark.images
+def test_unknown_chunks_and_what_follows_the_end_are_dropped() -> None:
     """Nothing hides in a chunk that nobody knows, nor behind the picture."""
     hidden = PLAIN[:-12] + chunk(b"prVt", SECRET) + chunk(b"tIME", bytes(7)) + PLAIN[-12:] + SECRET
     assert bare_png(hidden) == PLAIN
     assert bare_png(PLAIN + SECRET) == PLAIN
 
 
+@pytest.mark.images
 @pytest.mark.parametrize("data", [b"", b"GIF89a", PLAIN[:8], PLAIN[:40], PLAIN[:-5]])
-def test_04_what_is_no_whole_png_is_no_result(data: bytes) -> None:
+def test_what_is_no_whole_png_is_no_result(data: bytes) -> None:
     """Of what cannot be read, nobody could say that it carries nothing."""
     with pytest.raises(EngineFailed):
         bare_png(data)

@@ -41,7 +41,8 @@ class Engine:
         return self.gpu
 
 
-async def test_07_an_engine_is_up_down_and_started_anew() -> None:
+@pytest.mark.metrics
+async def test_an_engine_is_up_down_and_started_anew() -> None:
     """Each start counts once, however often is looked."""
     meter, engine = MemoryMeter(), Engine()
     watch = EngineWatch(engine, meter)
@@ -56,7 +57,8 @@ async def test_07_an_engine_is_up_down_and_started_anew() -> None:
     assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (1, 3)
 
 
-async def test_07_memory_is_told_where_there_is_a_gpu() -> None:
+@pytest.mark.metrics
+async def test_memory_is_told_where_there_is_a_gpu() -> None:
     """And of an engine on the CPU nothing is."""
     meter, engine = MemoryMeter(), Engine()
     watch = EngineWatch(engine, meter)
@@ -67,15 +69,17 @@ async def test_07_memory_is_told_where_there_is_a_gpu() -> None:
     assert (meter.gauged(VRAM_TOTAL), meter.gauged(VRAM_FREE)) == (24, 20)
 
 
+@pytest.mark.metrics
 @pytest.mark.parametrize(
     ("devices", "expected"), [([GPU], Vram(24, 20)), ([CPU], None), ([], None)]
 )
-def test_07_vram_as_comfyui_tells_it(devices: list[object], expected: Vram | None) -> None:
+def test_vram_as_comfyui_tells_it(devices: list[object], expected: Vram | None) -> None:
     """The machine's memory, which it tells of for a CPU, is not a GPU's."""
     assert parse_vram(json.dumps({"system": {}, "devices": devices}).encode()) == expected
 
 
-def test_07_open_streams_are_counted_until_they_are_closed() -> None:
+@pytest.mark.metrics
+def test_open_streams_are_counted_until_they_are_closed() -> None:
     """However each ends."""
     meter = MemoryMeter()
     streams = OpenStreams(meter, limit=8)
@@ -88,7 +92,8 @@ def test_07_open_streams_are_counted_until_they_are_closed() -> None:
     assert meter.gauged(SSE_CLIENTS) == 0
 
 
-async def test_07_refusals_count_by_code_and_only_of_what_would_change_something() -> None:
+@pytest.mark.metrics
+async def test_refusals_count_by_code_and_only_of_what_would_change_something() -> None:
     """A submission that is refused does; a poll for a job that is not there does not."""
     meter = MemoryMeter()
     async with open_site() as site:

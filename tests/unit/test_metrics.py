@@ -48,7 +48,8 @@ def _expressions() -> Iterator[str]:
             yield target["expr"]
 
 
-def test_07_the_table_is_the_definitions() -> None:
+@pytest.mark.metrics
+def test_the_table_is_the_definitions() -> None:
     """docs/metrics.md has one row for each metric, as it is defined."""
     rows = re.findall(r"^\| `(ray_\w+)` \| (\w+) \| (.*?) \| (.*) \|$", _text("metrics.md"), re.M)
     assert rows == [
@@ -61,8 +62,9 @@ def _text(name: str) -> str:
     return (DOCS / name).read_text()
 
 
+@pytest.mark.metrics
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_07_names_follow_the_conventions(metric: Any) -> None:
+def test_names_follow_the_conventions(metric: Any) -> None:
     """Counters end in _total, what has a unit in its base unit, and a histogram has buckets."""
     assert re.fullmatch(r"restore(_[a-z]+)+", metric.name)
     assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
@@ -72,7 +74,8 @@ def test_07_names_follow_the_conventions(metric: Any) -> None:
     assert "owner" not in metric.labels, "there is one value for each owner"
 
 
-def test_07_each_expression_uses_metrics_and_labels_that_exist() -> None:
+@pytest.mark.metrics
+def test_each_expression_uses_metrics_and_labels_that_exist() -> None:
     """In alerts and dashboard alike, whatever looks like a metric of ours is one."""
     known, used = _series(), set[str]()
     for expression in _expressions():
@@ -89,7 +92,8 @@ def test_07_each_expression_uses_metrics_and_labels_that_exist() -> None:
     assert not unseen, "nobody looks at these"
 
 
-def test_10_each_alert_has_its_page() -> None:
+@pytest.mark.metrics
+def test_each_alert_has_its_page() -> None:
     """`runbook_url` leads to a section of docs/alerts.md, and no section is without an alert."""
     sections = re.findall(r"^## (\w+)$", _text("alerts.md"), re.M)
     assert sections == [rule["alert"] for rule in _alerts()]
@@ -106,12 +110,14 @@ def _promtool(*arguments: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_07_promtool_accepts_the_rules() -> None:
+@pytest.mark.metrics
+def test_promtool_accepts_the_rules() -> None:
     """Prometheus' own checker reads every rule."""
     _promtool("check", "rules", RULES)
 
 
-def test_07_promtool_accepts_what_the_dashboard_asks(tmp_path: Path) -> None:
+@pytest.mark.metrics
+def test_promtool_accepts_what_the_dashboard_asks(tmp_path: Path) -> None:
     """Every expression of a panel is one to Prometheus, Grafana's variables filled in."""
     filled = [re.sub(r"\$(__)?\w+", "5m", expression) for expression in _expressions()]
     rules = [{"record": f"panel:{n}", "expr": each} for n, each in enumerate(filled)]
@@ -120,12 +126,14 @@ def test_07_promtool_accepts_what_the_dashboard_asks(tmp_path: Path) -> None:
     _promtool("check", "rules", file)
 
 
-def test_07_each_alert_fires_when_it_should_and_says_what_is_so() -> None:
+@pytest.mark.metrics
+def test_each_alert_fires_when_it_should_and_says_what_is_so() -> None:
     """On planted series; what they are, and what is said, is in the file of tests."""
     _promtool("test", "rules", RULE_TESTS)
 
 
-def test_07_no_alert_is_without_its_tests() -> None:
+@pytest.mark.metrics
+def test_no_alert_is_without_its_tests() -> None:
     """Each fires on some planted series, and does not on those of a fleet at work."""
     tests = yaml.safe_load(RULE_TESTS.read_text())["tests"]
     healthy = {case["alertname"] for case in tests[0]["alert_rule_test"]}
@@ -135,7 +143,8 @@ def test_07_no_alert_is_without_its_tests() -> None:
     assert healthy == firing == {rule["alert"] for rule in _alerts()}
 
 
-def test_07_each_planted_series_is_one_that_is_exported() -> None:
+@pytest.mark.metrics
+def test_each_planted_series_is_one_that_is_exported() -> None:
     """By metric and labels: a rule that fires on what nobody tells is no rule."""
     known = _series()
     for test in yaml.safe_load(RULE_TESTS.read_text())["tests"]:
@@ -146,6 +155,7 @@ def test_07_each_planted_series_is_one_that_is_exported() -> None:
             assert set(re.findall(r"(\w+)=", labels)) <= known[name], each["series"]
 
 
+@pytest.mark.metrics
 @pytest.mark.parametrize(
     ("owner", "expected"),
     [
@@ -156,6 +166,6 @@ def test_07_each_planted_series_is_one_that_is_exported() -> None:
         ("", OwnerClass.OTHER),
     ],
 )
-def test_07_an_owners_class_is_in_its_name(owner: str, expected: OwnerClass) -> None:
+def test_an_owners_class_is_in_its_name(owner: str, expected: OwnerClass) -> None:
     """As Auth0 names people and machines; everything else is `other`."""
     assert owner_class(owner) is expected

@@ -106,7 +106,8 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_01_the_next_is_claimed_while_one_executes(bench: Bench) -> None:
+@pytest.mark.overlap
+async def test_the_next_is_claimed_while_one_executes(bench: Bench) -> None:
     """Jobs known to be quick: one executes, one is staged, and a third waits for a place."""
     await bench.execute_one()
     await bench.submit(3)
@@ -124,7 +125,8 @@ async def test_01_the_next_is_claimed_while_one_executes(bench: Bench) -> None:
     await bench.in_hand(4)
 
 
-async def test_01_a_job_of_unknown_length_keeps_others_waiting(bench: Bench) -> None:
+@pytest.mark.overlap
+async def test_a_job_of_unknown_length_keeps_others_waiting(bench: Bench) -> None:
     """Nothing is claimed behind what may take for ever: it stays free for other workers."""
     await bench.submit(2)
     bench.send()
@@ -137,7 +139,8 @@ async def test_01_a_job_of_unknown_length_keeps_others_waiting(bench: Bench) -> 
     await bench.in_hand(2)
 
 
-async def test_01_a_large_job_is_known_to_take_longer_than_a_small_one(bench: Bench) -> None:
+@pytest.mark.overlap
+async def test_a_large_job_is_known_to_take_longer_than_a_small_one(bench: Bench) -> None:
     """Time is judged by the picture's size: behind a huge one nothing is claimed."""
     await bench.execute_one()
     await bench.submit(2)
@@ -149,7 +152,8 @@ async def test_01_a_large_job_is_known_to_take_longer_than_a_small_one(bench: Be
     await bench.in_hand(2)
 
 
-async def test_01_a_result_being_stored_keeps_nobody_waiting(bench: Bench) -> None:
+@pytest.mark.overlap
+async def test_a_result_being_stored_keeps_nobody_waiting(bench: Bench) -> None:
     """Once the engine has been left the next is claimed, until too many wait to be stored."""
     await bench.submit(5)
     for _ in range(5):
@@ -168,7 +172,8 @@ async def test_01_a_result_being_stored_keeps_nobody_waiting(bench: Bench) -> No
     await bench.in_hand(STORING + 3)
 
 
-async def test_01_a_failed_neighbour_makes_room(bench: Bench) -> None:
+@pytest.mark.overlap
+async def test_a_failed_neighbour_makes_room(bench: Bench) -> None:
     """However a job ends, its place goes to the next, and its haste deceives nobody."""
     await bench.submit(3)
     tickets = [bench.send() for _ in range(3)]
@@ -183,7 +188,8 @@ async def test_01_a_failed_neighbour_makes_room(bench: Bench) -> None:
     assert bench.pipeline.idle
 
 
-async def test_01_a_ticket_that_is_of_no_use_goes_back(bench: Bench) -> None:
+@pytest.mark.overlap
+async def test_a_ticket_that_is_of_no_use_goes_back(bench: Bench) -> None:
     """A worker that is busy for long gives it back, for one that is not; the job was not taken."""
     await bench.submit(2)
     bench.send()
@@ -194,8 +200,9 @@ async def test_01_a_ticket_that_is_of_no_use_goes_back(bench: Bench) -> None:
     assert len(await bench.jobs.waiting(5)) == 1
 
 
+@pytest.mark.overlap
 @pytest.mark.parametrize("at_last", [NOTHING_WAITS, BUSY])
-async def test_01_a_ticket_serves_while_jobs_wait(at_last: str) -> None:
+async def test_a_ticket_serves_while_jobs_wait(at_last: str) -> None:
     """One job after another, until none is to be had soon; what is told is what the last became."""
     left = ["succeeded", "failed", at_last, "too many"]
 
@@ -206,8 +213,9 @@ async def test_01_a_ticket_serves_while_jobs_wait(at_last: str) -> None:
     assert left == ["too many"]
 
 
+@pytest.mark.overlap
 @pytest.mark.parametrize("outcome", ["succeeded", NOTHING_WAITS, BUSY])
-async def test_01_a_ticket_goes_back_when_no_other_job_waited(outcome: str) -> None:
+async def test_a_ticket_goes_back_when_no_other_job_waited(outcome: str) -> None:
     """Nothing is claimed on it again: where the queue is short, each job has its own ticket."""
     holds_s: list[float] = []
 
@@ -219,7 +227,8 @@ async def test_01_a_ticket_goes_back_when_no_other_job_waited(outcome: str) -> N
     assert holds_s == [1.0]
 
 
-async def test_01_a_claim_that_takes_long_is_waited_for(bench: Bench) -> None:
+@pytest.mark.overlap
+async def test_a_claim_that_takes_long_is_waited_for(bench: Bench) -> None:
     """An engine that is being started for a job is no reason to give the ticket back."""
     claim, started = bench._claim, asyncio.Event()
 
@@ -235,7 +244,8 @@ async def test_01_a_claim_that_takes_long_is_waited_for(bench: Bench) -> None:
     assert await ticket == NOTHING_WAITS
 
 
-async def test_01_what_waits_when_its_time_has_come_is_what_counts(bench: Bench) -> None:
+@pytest.mark.overlap
+async def test_what_waits_when_its_time_has_come_is_what_counts(bench: Bench) -> None:
     """A claim is made as late as can be: the job that is best by then is taken."""
     await bench.submit(2)
     bench.send()
@@ -249,7 +259,8 @@ async def test_01_what_waits_when_its_time_has_come_is_what_counts(bench: Bench)
     assert (await bench.in_hand(2)).job.owner == "bob"
 
 
-async def test_13_a_ticket_that_is_taken_back_claims_nothing(bench: Bench) -> None:
+@pytest.mark.drain
+async def test_a_ticket_that_is_taken_back_claims_nothing(bench: Bench) -> None:
     """A dispatcher that goes takes its tickets along, but no job that was begun on one."""
     await bench.submit(2)
     running, waiting = bench.send(), bench.send()
@@ -266,7 +277,8 @@ async def test_13_a_ticket_that_is_taken_back_claims_nothing(bench: Bench) -> No
     assert len(bench.runs) == 1
 
 
-async def test_01_depth_is_how_many_are_staged() -> None:
+@pytest.mark.overlap
+async def test_depth_is_how_many_are_staged() -> None:
     """With none, nothing is claimed before the engine is free; with two, two are."""
     for depth in (0, 2):
         bench = Bench(depth)

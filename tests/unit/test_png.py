@@ -27,15 +27,14 @@ def pixels(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
+@pytest.mark.pixels
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 40),
     channels=st.sampled_from(sorted(MODES)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_02_pixels_come_back_as_they_were(
-    height: int, width: int, channels: int, seed: int
-) -> None:
+def test_pixels_come_back_as_they_were(height: int, width: int, channels: int, seed: int) -> None:
     """Of every shape and number of channels, whatever the values."""
     picture = pixels(height, width, channels, seed)
     image = read(png_of(picture))
@@ -43,9 +42,10 @@ def test_02_pixels_come_back_as_they_were(
     assert np.array_equal(np.asarray(image).reshape(picture.shape), picture)
 
 
+@pytest.mark.pixels
 @pytest.mark.parametrize("channels", MODES)
 @pytest.mark.parametrize(("height", "width"), [(3000, 1500), (2, 5_000_000)])
-def test_02_a_picture_of_many_bands_has_no_seams(height: int, width: int, channels: int) -> None:
+def test_a_picture_of_many_bands_has_no_seams(height: int, width: int, channels: int) -> None:
     """Rows at which one band ends and the next begins are as right as the others, also where a
     single row is more than a band."""
     picture = pixels(height, width, channels)
@@ -53,21 +53,24 @@ def test_02_a_picture_of_many_bands_has_no_seams(height: int, width: int, channe
     assert np.array_equal(np.asarray(image).reshape(picture.shape), picture)
 
 
+@pytest.mark.pixels
 @pytest.mark.parametrize("mode", MODES.values())
-def test_02_an_image_is_written_like_the_array_of_its_pixels(mode: str) -> None:
+def test_an_image_is_written_like_the_array_of_its_pixels(mode: str) -> None:
     """To the byte."""
     image = original("china").convert(mode)
     rows = np.asarray(image).reshape(image.height, image.width, -1)
     assert png_of(image) == png_of(rows)
 
 
-def test_02_there_is_nothing_but_the_pixels() -> None:
+@pytest.mark.pixels
+def test_there_is_nothing_but_the_pixels() -> None:
     """No time, no software, no text: only what PNG cannot do without."""
     names = [name for name, _ in chunks(png_of(original("china")))]
     assert set(names) == {b"IHDR", b"IDAT", b"IEND"}
 
 
-def test_02_a_photo_is_about_as_small_as_others_make_it() -> None:
+@pytest.mark.pixels
+def test_a_photo_is_about_as_small_as_others_make_it() -> None:
     """At most an eighth larger than by Pillow at the level that ComfyUI saves with."""
     photo, theirs = original("flower"), io.BytesIO()
     photo.save(theirs, "PNG", compress_level=4)

@@ -63,7 +63,8 @@ async def _until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-async def test_02_the_pool_goes_from_zero_to_all_and_back() -> None:
+@pytest.mark.scaling
+async def test_the_pool_goes_from_zero_to_all_and_back() -> None:
     """A burst is one request for every worker; all go, after the delay, when the last job has
     ended."""
     bench = Bench()
@@ -92,7 +93,8 @@ async def test_02_the_pool_goes_from_zero_to_all_and_back() -> None:
     assert bench.pool.workers == 0
 
 
-async def test_02_jobs_in_hand_keep_their_workers() -> None:
+@pytest.mark.scaling
+async def test_jobs_in_hand_keep_their_workers() -> None:
     """However long a job takes, as many workers are kept as jobs are in hand."""
     bench = Bench(pool=Pool(workers=4))
     scaler = bench.scaler()
@@ -107,7 +109,8 @@ async def test_02_jobs_in_hand_keep_their_workers() -> None:
     assert bench.pool.workers == 2
 
 
-async def test_02_warm_workers_come_without_a_job() -> None:
+@pytest.mark.scaling
+async def test_warm_workers_come_without_a_job() -> None:
     """Those kept for the next interactive job are asked for in an empty service."""
     bench = Bench()
     scaler = bench.scaler(warm_workers=1)
@@ -119,7 +122,8 @@ async def test_02_warm_workers_come_without_a_job() -> None:
     assert bench.pool.told == [1]
 
 
-async def test_02_a_controller_that_is_away_is_asked_again() -> None:
+@pytest.mark.scaling
+async def test_a_controller_that_is_away_is_asked_again() -> None:
     """Serve's controller restarting, Postgres away, or a defect: none ends the scaling."""
     bench = Bench(pool=Pool(failures=3, defects=2))
     await bench.jobs.insert(new_job())
@@ -148,7 +152,8 @@ class Controller:
         return await self.asked
 
 
-async def test_02_while_the_application_is_built_its_size_is_unknown(
+@pytest.mark.scaling
+async def test_while_the_application_is_built_its_size_is_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Serve tells of no deployment then, as after a deployment that failed."""
@@ -159,7 +164,8 @@ async def test_02_while_the_application_is_built_its_size_is_unknown(
             await ServePool().size()
 
 
-async def test_02_a_scaler_that_is_stopped_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.scaling
+async def test_a_scaler_that_is_stopped_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in the moment in which the controller answers."""
     workers = {"target_num_replicas": 1}
     controller = Controller(None)
@@ -174,7 +180,8 @@ async def test_02_a_scaler_that_is_stopped_stops(monkeypatch: pytest.MonkeyPatch
     assert done
 
 
-def test_02_serve_keeps_to_the_number_that_was_set() -> None:
+@pytest.mark.scaling
+def test_serve_keeps_to_the_number_that_was_set() -> None:
     """Serve's own policy changes nothing, whatever tickets are on their way."""
     context = SimpleNamespace(target_num_replicas=3, total_num_requests=99, current_num_replicas=1)
 

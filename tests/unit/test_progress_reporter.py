@@ -161,7 +161,8 @@ class TestReporter:
         report(JOB, SUCCEEDED)
         await _until(lambda: actor.events() == [RUNNING, _progress(0.5), SUCCEEDED])
 
-    async def test_05_the_end_is_on_the_board_whatever_the_actor_does(
+    @pytest.mark.progress
+    async def test_the_end_is_on_the_board_whatever_the_actor_does(
         self, actor: FakeActor, board: MemoryStatusBoard, report: ProgressReporter
     ) -> None:
         """Who waits for a job hears its end past an actor that is slow; nothing else goes past."""
@@ -173,7 +174,8 @@ class TestReporter:
         await _until(lambda: JOB in board.streams)
         assert [(told.event, told.row) for told in board.streams[JOB]] == [(SUCCEEDED, row)]
 
-    async def test_05_a_job_that_was_handed_back_has_not_ended(
+    @pytest.mark.progress
+    async def test_a_job_that_was_handed_back_has_not_ended(
         self, actor: FakeActor, board: MemoryStatusBoard, report: ProgressReporter
     ) -> None:
         """Its row is told to nobody: it will change."""
@@ -182,7 +184,8 @@ class TestReporter:
         await _until(lambda: actor.events() == [queued])
         assert board.streams == {}
 
-    async def test_05_without_a_board_the_actor_is_told_all_the_same(
+    @pytest.mark.progress
+    async def test_without_a_board_the_actor_is_told_all_the_same(
         self, actor: FakeActor, board: MemoryStatusBoard, report: ProgressReporter
     ) -> None:
         """Redis that is away from the worker's side fails neither the worker nor its report."""
@@ -190,7 +193,8 @@ class TestReporter:
         report(JOB, SUCCEEDED, ended_job(id=JOB))
         await _until(lambda: actor.events() == [SUCCEEDED])
 
-    async def test_05_a_job_that_is_soon_over_is_told_of_once(
+    @pytest.mark.progress
+    async def test_a_job_that_is_soon_over_is_told_of_once(
         self, actor: FakeActor, report: ProgressReporter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """That it runs goes with what follows: a call for each would cost more than such a job."""

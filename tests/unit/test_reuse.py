@@ -23,6 +23,7 @@ from tests.support.samples import artifact, new_job
 from workflows.catalog import load_catalog
 
 
+@pytest.mark.reuse
 @pytest.mark.parametrize(
     "change",
     [
@@ -37,13 +38,14 @@ from workflows.catalog import load_catalog
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_04_whatever_changes_the_picture_makes_another_work(change: Mapping[str, Any]) -> None:
+def test_whatever_changes_the_picture_makes_another_work(change: Mapping[str, Any]) -> None:
     """Each of these alone: a seed among the parameters, and whose it is."""
     asked = new_job(params={"seed": 1, "strength": 0.5})
     assert work_key(asked) != work_key(replace(asked, **change))
 
 
-def test_04_what_changes_nothing_in_the_picture_is_no_part_of_it() -> None:
+@pytest.mark.reuse
+def test_what_changes_nothing_in_the_picture_is_no_part_of_it() -> None:
     """The order of parameters, the job's id and the place of its input, when it is to run."""
     asked = new_job(params={"seed": 1, "strength": 0.5})
     alike = new_job(
@@ -85,7 +87,8 @@ def door() -> Door:
     return Door()
 
 
-async def test_04_the_same_job_is_answered_from_the_stored_result(door: Door) -> None:
+@pytest.mark.reuse
+async def test_the_same_job_is_answered_from_the_stored_result(door: Door) -> None:
     """At once, without an attempt, and with bytes of its own: the earlier ones may go."""
     earlier = await door.finish()
     job = await door.submit()
@@ -96,7 +99,8 @@ async def test_04_the_same_job_is_answered_from_the_stored_result(door: Door) ->
     assert await door.jobs.claim("w", 60, ["restore"]) is None
 
 
-async def test_04_a_copy_does_as_well_and_names_whose_it_is(door: Door) -> None:
+@pytest.mark.reuse
+async def test_a_copy_does_as_well_and_names_whose_it_is(door: Door) -> None:
     """A result outlives the job that it was made by; who was executed for it stays known."""
     first = await door.finish()
     await door.submit()
@@ -105,7 +109,8 @@ async def test_04_a_copy_does_as_well_and_names_whose_it_is(door: Door) -> None:
     assert (await door.submit()).reused_from == first.id
 
 
-async def test_04_nobody_gets_it_who_did_not_ask(door: Door) -> None:
+@pytest.mark.reuse
+async def test_nobody_gets_it_who_did_not_ask(door: Door) -> None:
     """Without a word a job is executed."""
     await door.finish()
     assert (await door.submit(Reuse.NEVER)).status is JobStatus.QUEUED
@@ -113,7 +118,8 @@ async def test_04_nobody_gets_it_who_did_not_ask(door: Door) -> None:
     assert request.reuse is Reuse.NEVER
 
 
-async def test_04_what_has_not_succeeded_answers_nobody(door: Door) -> None:
+@pytest.mark.reuse
+async def test_what_has_not_succeeded_answers_nobody(door: Door) -> None:
     """Equal jobs that wait, run or were cancelled are no result: then both are executed."""
     first = await door.submit()
     second = await door.submit()
@@ -124,8 +130,9 @@ async def test_04_what_has_not_succeeded_answers_nobody(door: Door) -> None:
     assert (await door.submit()).status is JobStatus.QUEUED
 
 
+@pytest.mark.reuse
 @pytest.mark.parametrize("what", ["gone", "overwritten"])
-async def test_04_a_result_that_is_not_what_it_was_is_not_passed_on(door: Door, what: str) -> None:
+async def test_a_result_that_is_not_what_it_was_is_not_passed_on(door: Door, what: str) -> None:
     """The job is executed instead, and nothing is left of the attempt to copy."""
     output = (await door.finish()).result()
     if what == "gone":
@@ -137,7 +144,8 @@ async def test_04_a_result_that_is_not_what_it_was_is_not_passed_on(door: Door, 
     assert not [key for key in door.blobs.objects if str(job.id) in key and "outputs" in key]
 
 
-async def test_04_a_store_that_cannot_copy_costs_gpu_time_only(
+@pytest.mark.reuse
+async def test_a_store_that_cannot_copy_costs_gpu_time_only(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is merely convenient must not refuse a job."""
@@ -150,7 +158,8 @@ async def test_04_a_store_that_cannot_copy_costs_gpu_time_only(
     assert (await door.submit()).status is JobStatus.QUEUED
 
 
-async def test_04_a_copy_for_a_job_that_was_not_recorded_is_removed(
+@pytest.mark.reuse
+async def test_a_copy_for_a_job_that_was_not_recorded_is_removed(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that lost to another with its key leaves no object behind."""
@@ -166,7 +175,8 @@ async def test_04_a_copy_for_a_job_that_was_not_recorded_is_removed(
     assert set(door.blobs.objects) == before
 
 
-async def test_04_a_direct_upload_may_be_answered_too(door: Door) -> None:
+@pytest.mark.reuse
+async def test_a_direct_upload_may_be_answered_too(door: Door) -> None:
     """Its job keeps the upload's id, and the copy is named after that: no sweeper takes it."""
     await door.finish()
     upload_id = uuid4()
@@ -176,7 +186,8 @@ async def test_04_a_direct_upload_may_be_answered_too(door: Door) -> None:
     assert job.result().key.startswith(f"outputs/{upload_id}/")
 
 
-async def test_04_a_key_means_the_same_request_with_and_without_reuse(door: Door) -> None:
+@pytest.mark.reuse
+async def test_a_key_means_the_same_request_with_and_without_reuse(door: Door) -> None:
     """What is asked for is the same picture: a retry may say it differently."""
     first = await door.submit(Reuse.NEVER, idempotency_key="k")
     assert (await door.submit(Reuse.ALLOW, idempotency_key="k")).id == first.id

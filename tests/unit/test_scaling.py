@@ -36,24 +36,28 @@ def interactive(waiting: int, running: int = 0) -> Demand:
     return Demand(waiting, running, waiting, running)
 
 
-def test_02_nothing_to_do_asks_for_no_worker() -> None:
+@pytest.mark.scaling
+def test_nothing_to_do_asks_for_no_worker() -> None:
     """The fleet goes to zero unless a minimum is set."""
     assert wanted_workers(policy(), NOTHING, current=5) == 0
     assert wanted_workers(policy(min_workers=2), NOTHING, current=5) == 2
 
 
-def test_02_a_burst_asks_for_all_workers_at_once() -> None:
+@pytest.mark.scaling
+def test_a_burst_asks_for_all_workers_at_once() -> None:
     """From zero, a long queue asks for the whole fleet in one decision, and never for more."""
     assert wanted_workers(policy(), interactive(5), current=0) == 5
     assert wanted_workers(policy(), batch(1000), current=0) == 8
 
 
-def test_02_jobs_in_hand_count_like_waiting_ones() -> None:
+@pytest.mark.scaling
+def test_jobs_in_hand_count_like_waiting_ones() -> None:
     """The demand does not fall when a worker takes a job."""
     assert wanted_workers(policy(), batch(4), 0) == wanted_workers(policy(), batch(1, 3), 3) == 4
 
 
-def test_02_batch_jobs_may_share_a_worker_interactive_ones_do_not() -> None:
+@pytest.mark.scaling
+def test_batch_jobs_may_share_a_worker_interactive_ones_do_not() -> None:
     """`jobs_per_worker` is the target for batch jobs; an interactive job waits behind none."""
     shared = policy(jobs_per_worker=4)
 
@@ -62,12 +66,14 @@ def test_02_batch_jobs_may_share_a_worker_interactive_ones_do_not() -> None:
     assert wanted_workers(shared, Demand(6, 0, 2, 0), current=0) == 3
 
 
-def test_02_workers_at_work_are_not_sent_away() -> None:
+@pytest.mark.scaling
+def test_workers_at_work_are_not_sent_away() -> None:
     """With several jobs to a worker, a queue that shrinks does not drain those that have work."""
     assert wanted_workers(policy(jobs_per_worker=4), batch(0, 6), current=6) == 6
 
 
-def test_02_warm_workers_are_beyond_those_at_work() -> None:
+@pytest.mark.scaling
+def test_warm_workers_are_beyond_those_at_work() -> None:
     """A warm worker stands ready whatever the others do; the limit holds all the same."""
     warm = policy(warm_workers=2)
 
@@ -76,6 +82,7 @@ def test_02_warm_workers_are_beyond_those_at_work() -> None:
     assert wanted_workers(warm, batch(1000), current=8) == 8
 
 
+@pytest.mark.scaling
 @given(
     demand=st.tuples(st.integers(0, 50), st.integers(0, 50)),
     more=st.integers(0, 20),
@@ -83,7 +90,7 @@ def test_02_warm_workers_are_beyond_those_at_work() -> None:
     jobs_per_worker=st.floats(0.5, 8),
     warm=st.integers(0, 3),
 )
-def test_02_more_demand_never_asks_for_fewer_workers(
+def test_more_demand_never_asks_for_fewer_workers(
     demand: tuple[int, int], more: int, current: int, jobs_per_worker: float, warm: int
 ) -> None:
     """What is wanted lies within the limits and grows with the queue."""
@@ -95,7 +102,8 @@ def test_02_more_demand_never_asks_for_fewer_workers(
     assert 1 <= fewer <= wanted_workers(rules, batch(waiting + more, running), current) <= 8
 
 
-def test_02_the_way_up_waits_for_its_delay() -> None:
+@pytest.mark.scaling
+def test_the_way_up_waits_for_its_delay() -> None:
     """Only demand that lasts asks for workers, and then for all that it wants by then."""
     scaler = Scaler(policy(upscale_delay_s=5))
 
@@ -104,7 +112,8 @@ def test_02_the_way_up_waits_for_its_delay() -> None:
     assert scaler.decide(batch(3), 0, now_s=5) == 3
 
 
-def test_02_the_way_down_waits_longer_and_forgets_no_peak() -> None:
+@pytest.mark.scaling
+def test_the_way_down_waits_longer_and_forgets_no_peak() -> None:
     """Workers go after a whole delay below them, and as many stay as were wanted within it."""
     scaler = Scaler(policy(downscale_delay_s=60))
 
@@ -115,7 +124,8 @@ def test_02_the_way_down_waits_longer_and_forgets_no_peak() -> None:
     assert scaler.decide(NOTHING, 3, now_s=121) == 0
 
 
-def test_02_demand_that_comes_back_starts_the_delay_again() -> None:
+@pytest.mark.scaling
+def test_demand_that_comes_back_starts_the_delay_again() -> None:
     """A pause shorter than the delay costs no worker."""
     scaler = Scaler(policy(downscale_delay_s=60))
 
@@ -125,6 +135,7 @@ def test_02_demand_that_comes_back_starts_the_delay_again() -> None:
     assert scaler.decide(NOTHING, 4, now_s=130) == 0
 
 
+@pytest.mark.scaling
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -134,7 +145,7 @@ def test_02_demand_that_comes_back_starts_the_delay_again() -> None:
         pytest.param({"downscale_delay_s": -1}, id="negative delay"),
     ],
 )
-def test_02_a_policy_that_contradicts_itself_is_refused(wrong: dict[str, float]) -> None:
+def test_a_policy_that_contradicts_itself_is_refused(wrong: dict[str, float]) -> None:
     """A mistake in the settings is told when they are read, not when the demand comes."""
     with pytest.raises(InvalidSettings):
         policy(**wrong)  # type: ignore[arg-type]

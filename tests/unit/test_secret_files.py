@@ -13,6 +13,7 @@ from tests.fakes.receiver import SECRET
 MINIMAL = {"DATABASE_URL": "postgresql://d", "REDIS_URL": "redis://r", "S3_BUCKET": "b"}
 
 
+@pytest.mark.secrets
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -22,7 +23,7 @@ MINIMAL = {"DATABASE_URL": "postgresql://d", "REDIS_URL": "redis://r", "S3_BUCKE
         ("WEBHOOK_SECRET", SECRET),
     ],
 )
-def test_08_a_secret_may_be_in_a_file(tmp_path: Path, name: str, value: str) -> None:
+def test_a_secret_may_be_in_a_file(tmp_path: Path, name: str, value: str) -> None:
     """The same settings as from the variable itself, less the line's end."""
     file = tmp_path / "secret"
     file.write_text(value + "\n")
@@ -32,20 +33,23 @@ def test_08_a_secret_may_be_in_a_file(tmp_path: Path, name: str, value: str) -> 
     assert "hunter2" not in repr(from_file)
 
 
-def test_08_two_sources_of_a_secret_are_refused(tmp_path: Path) -> None:
+@pytest.mark.secrets
+def test_two_sources_of_a_secret_are_refused(tmp_path: Path) -> None:
     """Which of them was meant is not for us to guess."""
     with pytest.raises(InvalidSettings, match="DATABASE_URL and DATABASE_URL_FILE are both set"):
         load_settings({**MINIMAL, "DATABASE_URL_FILE": str(tmp_path / "x")})
 
 
-def test_08_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+@pytest.mark.secrets
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """With the variable, and without a traceback."""
     others = {key: value for key, value in MINIMAL.items() if key != "REDIS_URL"}
     with pytest.raises(InvalidSettings, match=r"REDIS_URL_FILE: cannot read .*nothing"):
         load_settings({**others, "REDIS_URL_FILE": str(tmp_path / "nothing")})
 
 
-def test_08_only_secrets_come_from_files(tmp_path: Path) -> None:
+@pytest.mark.secrets
+def test_only_secrets_come_from_files(tmp_path: Path) -> None:
     """S3_BUCKET_FILE is no setting."""
     with pytest.raises(InvalidSettings, match="S3_BUCKET"):
         load_settings({"DATABASE_URL": "d", "REDIS_URL": "r", "S3_BUCKET_FILE": str(tmp_path)})

@@ -60,7 +60,8 @@ async def worker() -> AsyncIterator[Worker]:
     await asyncio.gather(worker.task, return_exceptions=True)
 
 
-async def test_08_a_drained_worker_admits_nothing_until_it_is_undrained(worker: Worker) -> None:
+@pytest.mark.fleet
+async def test_a_drained_worker_admits_nothing_until_it_is_undrained(worker: Worker) -> None:
     """Who waits to be admitted is let in at once then, and sent away when the patience ends."""
     assert await worker.standing.admitted(NEVER_S)
     await worker.registry.drain("w", drained=True)
@@ -71,7 +72,8 @@ async def test_08_a_drained_worker_admits_nothing_until_it_is_undrained(worker: 
     assert await waiting
 
 
-async def test_08_orders_hold_while_postgres_is_away(worker: Worker) -> None:
+@pytest.mark.fleet
+async def test_orders_hold_while_postgres_is_away(worker: Worker) -> None:
     """A drained worker does not begin to claim because it can no longer ask."""
     await worker.registry.drain("w", drained=True)
     await _holds(lambda: worker.standing.drained)
@@ -81,7 +83,8 @@ async def test_08_orders_hold_while_postgres_is_away(worker: Worker) -> None:
     assert not worker.task.done()
 
 
-async def test_08_an_order_to_restart_is_obeyed_once(worker: Worker) -> None:
+@pytest.mark.fleet
+async def test_an_order_to_restart_is_obeyed_once(worker: Worker) -> None:
     """However many reports go by meanwhile; one that comes later is another restart."""
     await worker.registry.restart_engine("w")
     for _ in range(3):
@@ -95,7 +98,8 @@ async def test_08_an_order_to_restart_is_obeyed_once(worker: Worker) -> None:
     assert worker.restarts == 2
 
 
-async def test_08_an_engine_that_does_not_come_back_ends_no_report(worker: Worker) -> None:
+@pytest.mark.fleet
+async def test_an_engine_that_does_not_come_back_ends_no_report(worker: Worker) -> None:
     """The health check sees to the engine; the order counts as obeyed."""
     worker.trouble = EngineUnavailable("it exits at once")
     worker.empty.set()

@@ -41,6 +41,7 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 HEADER = f"00-{TRACE}-00f067aa0ba902b7-01"
 
 
+@pytest.mark.metrics
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
@@ -58,21 +59,21 @@ HEADER = f"00-{TRACE}-00f067aa0ba902b7-01"
         (None, None),
     ],
 )
-def test_07_traceparent_is_read_as_w3c_says(
-    header: str | None, expected: TraceContext | None
-) -> None:
+def test_traceparent_is_read_as_w3c_says(header: str | None, expected: TraceContext | None) -> None:
     """Version 00 exactly, later ones as far as they are known; anything else is none."""
     assert TraceContext.parse(header) == expected
 
 
-def test_07_what_is_written_can_be_read() -> None:
+@pytest.mark.metrics
+def test_what_is_written_can_be_read() -> None:
     """A context survives its way through a header or a row."""
     for sampled in (True, False):
         context = TraceContext.new(sampled=sampled)
         assert TraceContext.parse(context.header) == context
 
 
-def test_07_spans_nest() -> None:
+@pytest.mark.metrics
+def test_spans_nest() -> None:
     """Below the one that surrounds them; an exception ends a span with its name, and goes on."""
     tracer = MemoryTracer()
     with suppress(EngineCrashed), spanning(tracer, "outer"):
@@ -93,7 +94,8 @@ async def _submit(site: Site, **headers: str) -> str:
     return trace_id
 
 
-async def test_07_a_job_is_in_the_trace_of_its_request() -> None:
+@pytest.mark.metrics
+async def test_a_job_is_in_the_trace_of_its_request() -> None:
     """The caller's own, down to the row that the worker will claim; the answer says which."""
     async with open_site() as site:
         assert await _submit(site, traceparent=HEADER) == TRACE
@@ -101,7 +103,8 @@ async def test_07_a_job_is_in_the_trace_of_its_request() -> None:
     assert trace_id_of(job.traceparent) == TRACE
 
 
-async def test_07_without_a_caller_each_job_has_a_trace_of_its_own() -> None:
+@pytest.mark.metrics
+async def test_without_a_caller_each_job_has_a_trace_of_its_own() -> None:
     """With or without a collector: log lines can be told apart by it. A header that is none is
     ignored."""
     async with open_site() as site:
@@ -110,7 +113,8 @@ async def test_07_without_a_caller_each_job_has_a_trace_of_its_own() -> None:
     assert len(first) == len(second) == 32
 
 
-async def test_07_from_the_request_to_the_last_node() -> None:
+@pytest.mark.metrics
+async def test_from_the_request_to_the_last_node() -> None:
     """Request, submission, wait, attempt, stages and nodes are one tree in one trace."""
     tracer = MemoryTracer()
     async with open_traced_site(tracer) as site:
@@ -139,7 +143,8 @@ async def test_07_from_the_request_to_the_last_node() -> None:
     assert run.log_context == {"job_id": str(job.id), "attempt": 1, "trace_id": TRACE}
 
 
-def test_07_opentelemetry_gets_the_spans_as_they_are() -> None:
+@pytest.mark.metrics
+def test_opentelemetry_gets_the_spans_as_they_are() -> None:
     """Ids, times, kind, attributes and failure arrive; what a caller does not want seen does
     not."""
     exporter = InMemorySpanExporter()
@@ -163,6 +168,7 @@ def test_07_opentelemetry_gets_the_spans_as_they_are() -> None:
     assert (root["name"], root["parent_id"], root["kind"]) == ("root", None, "SpanKind.SERVER")
 
 
-def test_07_nothing_is_traced_without_a_collector() -> None:
+@pytest.mark.metrics
+def test_nothing_is_traced_without_a_collector() -> None:
     """No thread, no exporter: the tracer of these settings is the one that does nothing."""
     assert isinstance(tracer_from(settings_for_tests(), "worker"), NullTracer)

@@ -38,7 +38,8 @@ DEADLINE_S = 300
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
-async def test_09_an_owner_sees_its_own_and_an_admin_everybodys() -> None:
+@pytest.mark.usage
+async def test_an_owner_sees_its_own_and_an_admin_everybodys() -> None:
     """By owner and workflow; without `since`, of the last 30 days."""
     async with open_site() as site:
         for owner, gpu_s in (("ann", 2.0), ("bob", 3.0)):
@@ -52,6 +53,7 @@ async def test_09_an_owner_sees_its_own_and_an_admin_everybodys() -> None:
     assert [each["owner"] for each in of_all["usage"]] == ["bob", "ann"]
 
 
+@pytest.mark.usage
 @pytest.mark.parametrize(
     ("since", "expected"),
     [
@@ -61,7 +63,7 @@ async def test_09_an_owner_sees_its_own_and_an_admin_everybodys() -> None:
         ("yesterday", 422),
     ],
 )
-async def test_09_since_is_a_moment(since: str, expected: int) -> None:
+async def test_since_is_a_moment(since: str, expected: int) -> None:
     """ISO 8601, UTC without an offset; anything else is malformed."""
     async with open_site() as site, site.client("ann", USER_SCOPES) as client:
         answer = await client.get(PATH, params={"since": since})
@@ -70,6 +72,7 @@ async def test_09_since_is_a_moment(since: str, expected: int) -> None:
         assert datetime.fromisoformat(answer.json()["since"]) == LONG_AGO
 
 
+@pytest.mark.usage
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -80,13 +83,14 @@ async def test_09_since_is_a_moment(since: str, expected: int) -> None:
         ("2026-11-01T10:00+01:00", datetime(2026, 11, 1, 9, tzinfo=UTC)),
     ],
 )
-def test_09_since_on_the_command_line(text: str, expected: datetime) -> None:
+def test_since_on_the_command_line(text: str, expected: datetime) -> None:
     """So long ago, or a day of this machine's calendar."""
     assert parse_since(text, datetime(2026, 11, 22, 12, tzinfo=UTC)) == expected
 
 
+@pytest.mark.usage
 @pytest.mark.parametrize("text", ["", "7", "7x", "d7", "-1d", "2026-13-01", "999999d"])
-def test_09_since_that_is_neither_is_refused(text: str) -> None:
+def test_since_that_is_neither_is_refused(text: str) -> None:
     """With the two forms that it may have."""
     with pytest.raises(typer.BadParameter, match="2026-11-01"):
         parse_since(text, datetime(2026, 11, 22, 12, tzinfo=UTC))
@@ -127,7 +131,8 @@ class Bench:
         return sum(usage.gpu_s for usage in await self.ledger.since(LONG_AGO))
 
 
-async def test_09_an_attempt_that_fails_costs_as_one_that_succeeds() -> None:
+@pytest.mark.usage
+async def test_an_attempt_that_fails_costs_as_one_that_succeeds() -> None:
     """Three attempts, two of them failures after the engine had begun: three rows, one job, and
     the metric has the same sum."""
     bench = Bench()
@@ -143,7 +148,8 @@ async def test_09_an_attempt_that_fails_costs_as_one_that_succeeds() -> None:
     assert usage.gpu_s == pytest.approx(bench.meter.counted(GPU_BUSY))
 
 
-async def test_09_an_attempt_that_never_executed_costs_nothing() -> None:
+@pytest.mark.usage
+async def test_an_attempt_that_never_executed_costs_nothing() -> None:
     """No engine, no GPU seconds."""
     bench = Bench()
     await bench.insert()
@@ -157,7 +163,8 @@ async def test_09_an_attempt_that_never_executed_costs_nothing() -> None:
     assert bench.ledger.costs == {}
 
 
-async def test_09_waiting_for_the_engines_turn_costs_nothing() -> None:
+@pytest.mark.usage
+async def test_waiting_for_the_engines_turn_costs_nothing() -> None:
     """While another run is executed nothing is recorded; once its own turn has come, each
     heartbeat tells what it has cost so far: of a worker that is killed then, that much is known."""
     bench = Bench()
@@ -188,7 +195,8 @@ async def test_09_waiting_for_the_engines_turn_costs_nothing() -> None:
     assert await bench.gpu_s() >= so_far_s
 
 
-async def test_09_what_could_not_be_recorded_is_recorded_later() -> None:
+@pytest.mark.usage
+async def test_what_could_not_be_recorded_is_recorded_later() -> None:
     """A ledger that was away has every attempt's latest figure once it is back, and only once."""
     ledger = MemoryUsageLedger(down=True)
     book = UsageRecorder(ledger, every_s=3600)
@@ -206,7 +214,8 @@ async def test_09_what_could_not_be_recorded_is_recorded_later() -> None:
     assert ledger.costs == {}
 
 
-async def test_09_a_write_that_is_cut_off_has_forgotten_nothing() -> None:
+@pytest.mark.usage
+async def test_a_write_that_is_cut_off_has_forgotten_nothing() -> None:
     """A worker that stops while it writes writes once more, and what came meanwhile as well."""
     ledger = _NeverAnswers()
     book = UsageRecorder(ledger, every_s=3600)
@@ -235,7 +244,8 @@ class _NeverAnswers(MemoryUsageLedger):
         await super().record(costs)
 
 
-async def test_09_costs_are_written_every_so_often() -> None:
+@pytest.mark.usage
+async def test_costs_are_written_every_so_often() -> None:
     """Without anybody's asking, through an outage too."""
     ledger = MemoryUsageLedger(down=True)
     book = UsageRecorder(ledger, every_s=0.01)
@@ -252,7 +262,8 @@ async def test_09_costs_are_written_every_so_often() -> None:
     await stop(writing)
 
 
-async def test_09_a_ledger_that_is_away_stops_no_job() -> None:
+@pytest.mark.usage
+async def test_a_ledger_that_is_away_stops_no_job() -> None:
     """What cannot be recorded is logged, and the job succeeds."""
     bench = Bench(MemoryUsageLedger(down=True))
     await bench.insert()
@@ -262,7 +273,8 @@ async def test_09_a_ledger_that_is_away_stops_no_job() -> None:
     assert ended.status is JobStatus.SUCCEEDED
 
 
-async def test_09_since_when_is_thirty_days_by_default() -> None:
+@pytest.mark.usage
+async def test_since_when_is_thirty_days_by_default() -> None:
     """As the answer says itself."""
     async with open_site() as site, site.client("ann") as client:
         since = datetime.fromisoformat((await client.get(PATH)).json()["since"])
@@ -270,7 +282,8 @@ async def test_09_since_when_is_thirty_days_by_default() -> None:
     assert timedelta(days=30) <= age < timedelta(days=30, hours=1)
 
 
-async def test_05_a_cancel_is_obeyed_while_no_cost_can_be_recorded() -> None:
+@pytest.mark.cancel
+async def test_a_cancel_is_obeyed_while_no_cost_can_be_recorded() -> None:
     """What an attempt costs is written beside its lease, and never in the way of a cancel."""
     bench = Bench(_NeverAnswers())
     bench.engine.go_on.clear()

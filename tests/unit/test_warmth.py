@@ -20,13 +20,15 @@ def first(affinity: Affinity, *candidates: Candidate) -> UUID:
     return affinity.order(candidates)[0]
 
 
-def test_03_what_is_loaded_comes_first_and_nothing_is_left_out() -> None:
+@pytest.mark.affinity
+def test_what_is_loaded_comes_first_and_nothing_is_left_out() -> None:
     """The others follow in the order in which they came."""
     order = Affinity(frozenset({"warm"})).order([BEST, OTHER, LOADED])
     assert order == [LOADED.job_id, BEST.job_id, OTHER.job_id]
 
 
-def test_03_a_job_is_passed_over_once() -> None:
+@pytest.mark.affinity
+def test_a_job_is_passed_over_once() -> None:
     """The worker's next is that job; after it, another may be passed over."""
     affinity = Affinity(frozenset({"warm"}))
     assert first(affinity, BEST, LOADED) == LOADED.job_id
@@ -34,7 +36,8 @@ def test_03_a_job_is_passed_over_once() -> None:
     assert first(affinity, OTHER, LOADED) == LOADED.job_id
 
 
-def test_03_a_job_that_was_passed_over_is_not_forgotten_for_another() -> None:
+@pytest.mark.affinity
+def test_a_job_that_was_passed_over_is_not_forgotten_for_another() -> None:
     """Whoever else was the best meanwhile, it is taken as soon as it is so again."""
     affinity = Affinity(frozenset({"warm"}))
     assert first(affinity, BEST, LOADED) == LOADED.job_id
@@ -43,14 +46,16 @@ def test_03_a_job_that_was_passed_over_is_not_forgotten_for_another() -> None:
     assert first(affinity, BEST, LOADED) == BEST.job_id
 
 
-def test_03_without_anything_loaded_the_best_is_the_best() -> None:
+@pytest.mark.affinity
+def test_without_anything_loaded_the_best_is_the_best() -> None:
     """As it is when nothing that is loaded waits, or nothing at all."""
     assert first(Affinity(), BEST, LOADED) == BEST.job_id
     assert first(Affinity(frozenset({"warm"})), BEST, OTHER) == BEST.job_id
     assert Affinity(frozenset({"warm"})).order([]) == []
 
 
-def test_01_it_knows_whether_others_waited() -> None:
+@pytest.mark.dispatch
+def test_it_knows_whether_others_waited() -> None:
     """Of the last claim: besides the one that was to be had."""
     affinity = Affinity()
     told = []
@@ -60,7 +65,8 @@ def test_01_it_knows_whether_others_waited() -> None:
     assert told == [True, False, False]
 
 
-def test_03_the_last_jobs_models_are_what_is_loaded() -> None:
+@pytest.mark.affinity
+def test_the_last_jobs_models_are_what_is_loaded() -> None:
     """Until the engine is started anew: it has nothing loaded then."""
     engine = MemoryEngine(photo())
     warmth = Warmth(load_catalog(), engine)
@@ -74,7 +80,8 @@ def test_03_the_last_jobs_models_are_what_is_loaded() -> None:
     assert warmth.affinity.workflows == frozenset()
 
 
-async def test_03_warming_up_loads_a_workflows_models() -> None:
+@pytest.mark.affinity
+async def test_warming_up_loads_a_workflows_models() -> None:
     """By a run on a picture of its own, before there is any job."""
     engine = MemoryEngine(photo())
     warmth = Warmth(load_catalog(), engine)
@@ -83,7 +90,8 @@ async def test_03_warming_up_loads_a_workflows_models() -> None:
     assert warmth.affinity.workflows == {"restore"}
 
 
-async def test_03_warming_up_may_fail() -> None:
+@pytest.mark.affinity
+async def test_warming_up_may_fail() -> None:
     """A worker whose engine cannot do it takes jobs all the same; an unknown name is a mistake."""
     warmth = Warmth(load_catalog(), MemoryEngine(photo(), error=EngineOutOfMemory("full")))
     await warmth.warm_up("restore")
@@ -92,7 +100,8 @@ async def test_03_warming_up_may_fail() -> None:
         await warmth.warm_up("colourise")
 
 
-def test_03_a_graph_of_a_users_own_leaves_nothing_known() -> None:
+@pytest.mark.affinity
+def test_a_graph_of_a_users_own_leaves_nothing_known() -> None:
     """It may have loaded anything, and is in no catalog."""
     warmth = Warmth(load_catalog(), MemoryEngine(photo()))
     warmth.took("enlarge")

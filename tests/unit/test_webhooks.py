@@ -38,7 +38,8 @@ async def _ended(**changes: Any) -> Job:
     return replace(await store.request_cancel(job.id), **changes)
 
 
-def test_11_the_signature_is_the_standards() -> None:
+@pytest.mark.webhooks
+def test_the_signature_is_the_standards() -> None:
     """The vector with which the reference implementations of Standard Webhooks test themselves."""
     key = secret_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     assert signed_headers(
@@ -50,8 +51,9 @@ def test_11_the_signature_is_the_standards() -> None:
     }
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize("spoilt", [None, "webhook-id", "webhook-timestamp", "body", "secret"])
-async def test_11_a_receiver_can_tell_what_is_ours(spoilt: str | None) -> None:
+async def test_a_receiver_can_tell_what_is_ours(spoilt: str | None) -> None:
     """Another implementation accepts what we sign, and nothing of which any part was changed."""
     job = await _ended()
     body, secret, now_s = payload(job), SECRET, int(datetime.now(UTC).timestamp())
@@ -67,6 +69,7 @@ async def test_11_a_receiver_can_tell_what_is_ours(spoilt: str | None) -> None:
     assert verify(secret, headers, body) is (spoilt is None)
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     ("status", "failure"),
     [
@@ -75,7 +78,7 @@ async def test_11_a_receiver_can_tell_what_is_ours(spoilt: str | None) -> None:
         (JobStatus.FAILED, Failure("engine_failed", "a node raised: ü")),
     ],
 )
-async def test_11_the_payload_says_how_the_job_ended(
+async def test_the_payload_says_how_the_job_ended(
     status: JobStatus, failure: Failure | None
 ) -> None:
     """Type, time and data as the specification recommends; and nothing that is internal."""
@@ -93,23 +96,26 @@ async def test_11_the_payload_says_how_the_job_ended(
     }
 
 
-async def test_11_nothing_is_said_of_a_job_that_goes_on() -> None:
+@pytest.mark.webhooks
+async def test_nothing_is_said_of_a_job_that_goes_on() -> None:
     """There is no payload before the end."""
     with pytest.raises(ValueError, match="not ended"):
         payload(await _ended(finished_at=None))
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     "secret",
     ["", "whsec_", "whsec_c2hvcnQ=", SECRET.removeprefix("whsec_"), "whsec_???", SECRET * 3],
 )
-def test_11_a_secret_that_is_none_is_refused(secret: str) -> None:
+def test_a_secret_that_is_none_is_refused(secret: str) -> None:
     """Too short, too long, no base64, no prefix: the service says so when it starts."""
     with pytest.raises(ValueError, match="openssl rand"):
         secret_key(secret)
 
 
-def test_11_a_wrong_secret_is_told_by_its_variable_and_not_shown() -> None:
+@pytest.mark.webhooks
+def test_a_wrong_secret_is_told_by_its_variable_and_not_shown() -> None:
     """A refused WEBHOOK_SECRET is named, and does not get into a log."""
     minimal = {"DATABASE_URL": "postgresql://d", "REDIS_URL": "redis://r", "S3_BUCKET": "b"}
     with pytest.raises(InvalidSettings, match=r"WEBHOOK_SECRET: .*whsec_") as refused:
@@ -120,7 +126,8 @@ def test_11_a_wrong_secret_is_told_by_its_variable_and_not_shown() -> None:
     assert SECRET not in repr(settings)
 
 
-def test_11_the_local_stack_has_a_secret_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.webhooks
+def test_the_local_stack_has_a_secret_of_its_own(tmp_path: Path) -> None:
     """It is made once, kept, valid, and readable by its owner alone."""
     secret = webhook_secret(tmp_path)
     assert len(secret_key(secret)) == 32
@@ -128,7 +135,8 @@ def test_11_the_local_stack_has_a_secret_of_its_own(tmp_path: Path) -> None:
     assert [path.stat().st_mode & 0o077 for path in tmp_path.iterdir()] == [0]
 
 
-def test_11_delays_double_with_jitter() -> None:
+@pytest.mark.webhooks
+def test_delays_double_with_jitter() -> None:
     """5 s, 10 s, ... up to an hour, each at least half of itself."""
     schedule = RetrySchedule()
     for tries, ceiling in [(1, 5), (2, 10), (3, 20), (10, 2560), (11, 3600), (5000, 3600)]:
@@ -137,14 +145,16 @@ def test_11_delays_double_with_jitter() -> None:
         assert len(set(delays)) > 1
 
 
-def test_11_a_receiver_may_ask_for_patience() -> None:
+@pytest.mark.webhooks
+def test_a_receiver_may_ask_for_patience() -> None:
     """Retry-After puts a try off, but for an hour at most."""
     schedule = RetrySchedule()
     assert schedule.delay_s(1, 0, asked_s=90) == 90
     assert schedule.delay_s(1, 0, asked_s=float("inf")) == 3600
 
 
-def test_11_after_a_day_it_is_over() -> None:
+@pytest.mark.webhooks
+def test_after_a_day_it_is_over() -> None:
     """The last try comes when 24 h are over, and there is none after it."""
     schedule = RetrySchedule()
     assert schedule.delay_s(30, DAY_S - 10) == 10
@@ -156,6 +166,7 @@ def test_11_after_a_day_it_is_over() -> None:
     assert 30 < tries < 70
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     "url",
     [
@@ -167,11 +178,12 @@ def test_11_after_a_day_it_is_over() -> None:
         "https://xn--bcher-kva.example/",
     ],
 )
-def test_11_public_addresses_are_accepted(url: str) -> None:
+def test_public_addresses_are_accepted(url: str) -> None:
     """HTTPS to a public name or address."""
     check_url(url, PUBLIC)
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     "url",
     [
@@ -201,12 +213,13 @@ def test_11_public_addresses_are_accepted(url: str) -> None:
         "https://93.184.216.34:6379/",
     ],
 )
-def test_11_addresses_that_are_not_public_are_refused(url: str) -> None:
+def test_addresses_that_are_not_public_are_refused(url: str) -> None:
     """Plain HTTP, other services' ports, this machine and the network around it, however spelt."""
     with pytest.raises(InvalidWebhook):
         check_url(url, PUBLIC)
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     "url",
     [
@@ -230,35 +243,36 @@ def test_11_addresses_that_are_not_public_are_refused(url: str) -> None:
     ],
 )
 @pytest.mark.parametrize("rules", [PUBLIC, LOCAL], ids=["public", "local"])
-def test_11_what_two_parsers_could_read_differently_is_refused(
-    url: str, rules: WebhookRules
-) -> None:
+def test_what_two_parsers_could_read_differently_is_refused(url: str, rules: WebhookRules) -> None:
     """The grammar is narrow, with or without public hosts only."""
     with pytest.raises(InvalidWebhook, match=r"must read like|at most"):
         check_url(url, rules)
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     "url",
     ["http://127.0.0.1:4711/", "http://[::1]:1/", "http://localhost/", "https://app.internal:99/"],
 )
-def test_11_networks_of_ones_own_can_be_allowed(url: str) -> None:
+def test_networks_of_ones_own_can_be_allowed(url: str) -> None:
     """An address in one of them, and a name that may lead there, on any port."""
     check_url(url, LOCAL)
     with pytest.raises(InvalidWebhook):
         check_url(url, WebhookRules(enabled=True, allow_http=True))
 
 
+@pytest.mark.webhooks
 @pytest.mark.parametrize(
     "url", ["http://10.1.2.3/", "http://169.254.169.254/", "http://2130706433/", "http://0.0.0.0/"]
 )
-def test_11_one_network_does_not_allow_another(url: str) -> None:
+def test_one_network_does_not_allow_another(url: str) -> None:
     """Nor an odd spelling, even of an address that is allowed."""
     with pytest.raises(InvalidWebhook):
         check_url(url, LOCAL)
 
 
-def test_11_the_host_is_told_by_the_same_grammar() -> None:
+@pytest.mark.webhooks
+def test_the_host_is_told_by_the_same_grammar() -> None:
     """What deliveries are kept apart by: no port, no case, no brackets."""
     assert host_of("https://Hooks.Example.com:8443/x") == "hooks.example.com"
     assert host_of("https://[2606:2800::1]/") == "2606:2800::1"

@@ -148,10 +148,11 @@ def test_an_error_that_is_told_by_event_only() -> None:
     assert found.filename == IMAGE["filename"]
 
 
+@pytest.mark.upgrades
 @pytest.mark.parametrize(
     ("system", "version"),
     [({"comfyui_version": "0.3.75", "os": "posix"}, "0.3.75"), ({"os": "posix"}, "")],
 )
-def test_06_the_version_is_what_comfyui_says(system: dict[str, str], version: str) -> None:
+def test_the_version_is_what_comfyui_says(system: dict[str, str], version: str) -> None:
     """Empty for one so old that it does not say."""
     assert responses.parse_version(body({"system": system, "devices": []})) == version

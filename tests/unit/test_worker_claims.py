@@ -47,7 +47,8 @@ def draining(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return told
 
 
-async def test_03_a_worker_that_is_told_to_stop_while_its_engine_starts_takes_no_job(
+@pytest.mark.drain
+async def test_a_worker_that_is_told_to_stop_while_its_engine_starts_takes_no_job(
     draining: list[bool],
 ) -> None:
     """By the operator or by Serve: a start takes minutes, and the job would be handed back."""
@@ -64,7 +65,8 @@ async def test_03_a_worker_that_is_told_to_stop_while_its_engine_starts_takes_no
     assert (await stopped._claim(), stopped.claims) == (None, 0)
 
 
-async def test_03_no_job_is_claimed_for_an_engine_that_does_not_start() -> None:
+@pytest.mark.engine_health
+async def test_no_job_is_claimed_for_an_engine_that_does_not_start() -> None:
     """It waits for another worker; with an engine it is claimed."""
 
     async def start() -> None:

@@ -63,8 +63,9 @@ async def _ends(error: DependencyUnavailable | None) -> None:
     await asyncio.Event().wait()
 
 
+@pytest.mark.engine_health
 @pytest.mark.parametrize("idle", [True, False])
-async def test_07_a_worker_whose_engine_cannot_start_asks_to_be_replaced(idle: bool) -> None:
+async def test_a_worker_whose_engine_cannot_start_asks_to_be_replaced(idle: bool) -> None:
     """With the reason, also while a job waits for it to start; and it starts it no more."""
     worker = Worker(Engine(well=False, broken=NO_DEVICE), idle)
     with pytest.raises(EngineUnavailable, match="no such device"):
@@ -72,7 +73,8 @@ async def test_07_a_worker_whose_engine_cannot_start_asks_to_be_replaced(idle: b
     assert worker.engine.starts == 0
 
 
-async def test_07_a_dead_engine_is_started_between_jobs() -> None:
+@pytest.mark.engine_health
+async def test_a_dead_engine_is_started_between_jobs() -> None:
     """A worker that brings its engine back is well, and stays."""
     worker = Worker(Engine(well=False))
     await worker.check_health()
@@ -81,7 +83,8 @@ async def test_07_a_dead_engine_is_started_between_jobs() -> None:
     assert worker.engine.starts == 1
 
 
-async def test_07_a_start_that_fails_makes_the_worker_unwell() -> None:
+@pytest.mark.engine_health
+async def test_a_start_that_fails_makes_the_worker_unwell() -> None:
     """The check says so; the next one tries again, until the engine counts as broken."""
     worker = Worker(Engine(well=False, trouble=NO_DEVICE))
     for starts in (1, 2):
@@ -92,14 +95,16 @@ async def test_07_a_start_that_fails_makes_the_worker_unwell() -> None:
     await worker.check_health()
 
 
-async def test_07_an_engine_with_a_job_is_left_to_the_job() -> None:
+@pytest.mark.engine_health
+async def test_an_engine_with_a_job_is_left_to_the_job() -> None:
     """A busy engine may be slow to answer: the check neither asks nor starts it."""
     worker = Worker(Engine(well=False), idle=False)
     await worker.check_health()
     assert worker.engine.starts == 0
 
 
-async def test_07_a_worker_with_a_task_that_ended_is_replaced() -> None:
+@pytest.mark.engine_health
+async def test_a_worker_with_a_task_that_ended_is_replaced() -> None:
     """However well its engine is: nobody would know of it, or pay for it, or see how far it is."""
     worker = Worker(background=DependencyUnavailable("gone for good"))
     with pytest.raises(DependencyUnavailable, match="gone for good"):

@@ -237,7 +237,8 @@ def _with_older(tmp_path: Path, version: str, folder: str) -> Path:
     return tmp_path
 
 
-def test_06_older_versions_are_kept_beside_the_newest(tmp_path: Path) -> None:
+@pytest.mark.versions
+def test_older_versions_are_kept_beside_the_newest(tmp_path: Path) -> None:
     """The newest is what is offered; an older one is there for jobs that were submitted with it."""
     catalog = load_catalog(_with_older(tmp_path, "1", "1"))
     assert [(each.name, each.version) for each in catalog] == [("restore", "2")]
@@ -248,11 +249,12 @@ def test_06_older_versions_are_kept_beside_the_newest(tmp_path: Path) -> None:
         catalog.version("restore", "3")
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(
     ("version", "folder", "problem"),
     [("1", "0", "holds its version '1'"), ("2", "2", "has the version of the newest")],
 )
-def test_06_an_older_version_that_contradicts_its_folder_is_refused(
+def test_an_older_version_that_contradicts_its_folder_is_refused(
     tmp_path: Path, version: str, folder: str, problem: str
 ) -> None:
     """A forgotten number would let jobs run another graph than they were submitted with."""

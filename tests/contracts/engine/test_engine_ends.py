@@ -27,7 +27,8 @@ from tests.fakes.graphs import RunEventLog, ignore
 FREE_S = 50.0
 
 
-async def test_05_interrupting_a_running_run(bench: Bench) -> None:
+@pytest.mark.cancel
+async def test_interrupting_a_running_run(bench: Bench) -> None:
     """Rule 8: it ends as EngineInterrupted, and its GPU is free within seconds of a step."""
     run = graphs.through(graphs.steps(10_000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
@@ -41,7 +42,8 @@ async def test_05_interrupting_a_running_run(bench: Bench) -> None:
     assert time.monotonic() - interrupted_at < FREE_S
 
 
-async def test_05_interrupting_a_queued_run_spares_the_running_one(bench: Bench) -> None:
+@pytest.mark.cancel
+async def test_interrupting_a_queued_run_spares_the_running_one(bench: Bench) -> None:
     """Rule 8: a run that waits is taken from the queue, and no other is hit."""
     first, second = graphs.through(graphs.steps(30, 0.05)), graphs.through()
     running = asyncio.create_task(bench.engine.run(first, ignore))
@@ -59,7 +61,8 @@ async def test_05_interrupting_a_queued_run_spares_the_running_one(bench: Bench)
     assert await running
 
 
-async def test_05_interrupting_at_a_time_when_it_is_pointless(bench: Bench) -> None:
+@pytest.mark.cancel
+async def test_interrupting_at_a_time_when_it_is_pointless(bench: Bench) -> None:
     """Twice, after the end, or with an id that never was: harmless to all."""
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
@@ -73,7 +76,8 @@ async def test_05_interrupting_at_a_time_when_it_is_pointless(bench: Bench) -> N
     assert await bench.engine.run(graphs.through(), ignore)
 
 
-async def test_05_an_interrupt_during_a_long_step_is_waited_for(bench: Bench) -> None:
+@pytest.mark.cancel
+async def test_an_interrupt_during_a_long_step_is_waited_for(bench: Bench) -> None:
     """Rule 8: a node that holds the thread ends first; the run says nothing before it is over."""
     run = graphs.through(graphs.hold(1.0), graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
@@ -84,7 +88,8 @@ async def test_05_an_interrupt_during_a_long_step_is_waited_for(bench: Bench) ->
     assert await bench.queue() == []
 
 
-async def test_05_a_cancelled_caller_leaves_nothing_running(bench: Bench) -> None:
+@pytest.mark.cancel
+async def test_a_cancelled_caller_leaves_nothing_running(bench: Bench) -> None:
     """When the task that waits is cancelled, twice even, the run has ended when it is done."""
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
@@ -178,7 +183,8 @@ async def two_runs(bench: Bench, first: EngineRun) -> list[asyncio.Task[EngineRe
     return running
 
 
-async def test_04_a_killed_engine_speaks_against_one_run(bench: Bench) -> None:
+@pytest.mark.isolation
+async def test_a_killed_engine_speaks_against_one_run(bench: Bench) -> None:
     """Rule 15: the run that executed is EngineCrashed, at once; the other, EngineUnavailable."""
     running = await two_runs(bench, graphs.through(graphs.steps(1000, 0.05)))
     assert bench.host.pid is not None
@@ -192,7 +198,8 @@ async def test_04_a_killed_engine_speaks_against_one_run(bench: Bench) -> None:
     assert await bench.engine.healthy()
 
 
-async def test_06_a_silent_run_is_interrupted(bench: Bench, limited: Callable[..., None]) -> None:
+@pytest.mark.deadlines
+async def test_a_silent_run_is_interrupted(bench: Bench, limited: Callable[..., None]) -> None:
     """A run that tells nothing for too long is EngineStalled; an engine that obeys lives on."""
     limited(stall_s=0.5)
     pid = bench.host.pid
@@ -203,7 +210,8 @@ async def test_06_a_silent_run_is_interrupted(bench: Bench, limited: Callable[..
     assert bench.host.pid == pid
 
 
-async def test_06_an_engine_that_cannot_be_interrupted_is_replaced(
+@pytest.mark.deadlines
+async def test_an_engine_that_cannot_be_interrupted_is_replaced(
     bench: Bench, limited: Callable[..., None]
 ) -> None:
     """Its run is EngineStalled, the one behind it EngineUnavailable, the next finds another."""
@@ -218,7 +226,8 @@ async def test_06_an_engine_that_cannot_be_interrupted_is_replaced(
     assert bench.host.pid != pid
 
 
-async def test_06_an_engine_that_answers_nothing_is_replaced(
+@pytest.mark.deadlines
+async def test_an_engine_that_answers_nothing_is_replaced(
     bench: Bench, limited: Callable[..., None]
 ) -> None:
     """Stopped in its tracks it has neither events nor answers; its run is EngineStalled."""
@@ -236,8 +245,9 @@ async def test_06_an_engine_that_answers_nothing_is_replaced(
     assert bench.host.pid != hung
 
 
+@pytest.mark.engine_health
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-async def test_07_an_engine_that_has_grown_too_large_is_replaced(
+async def test_an_engine_that_has_grown_too_large_is_replaced(
     bench: Bench, limited: Callable[..., None]
 ) -> None:
     """Above its limit it is started anew, between two runs; below it, left alone."""

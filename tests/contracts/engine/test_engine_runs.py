@@ -46,7 +46,8 @@ async def test_progress_rises_from_node_to_node_to_one(bench: Bench) -> None:
     assert {p.node_class for p in heard.progress} >= {"LoadImage", "TestSteps", "SaveImage"}
 
 
-async def test_01_a_run_tells_when_its_turn_has_come(bench: Bench) -> None:
+@pytest.mark.overlap
+async def test_a_run_tells_when_its_turn_has_come(bench: Bench) -> None:
     """Once, before its progress; queued behind another, not before that one's last step."""
     first = graphs.through(graphs.steps(40, 0.05))
     told: list[tuple[str, EngineEvent]] = []
@@ -115,7 +116,8 @@ async def test_a_batch_is_no_picture(bench: Bench) -> None:
         await bench.attached(graphs.drawn(2, batch_size=2))
 
 
-async def test_02_pixels_that_are_handed_over_are_those_of_the_png(bench: Bench) -> None:
+@pytest.mark.pixels
+async def test_pixels_that_are_handed_over_are_those_of_the_png(bench: Bench) -> None:
     """Our own output node and SaveImage round alike, also beyond black and white."""
     noise = np.random.default_rng(7).integers(0, 256, (37, 61, 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -131,7 +133,8 @@ async def test_02_pixels_that_are_handed_over_are_those_of_the_png(bench: Bench)
     assert graphs.pixels(handed_over) == graphs.pixels(saved)
 
 
-async def test_02_events_that_tell_all_spare_the_look_into_history(
+@pytest.mark.pixels
+async def test_events_that_tell_all_spare_the_look_into_history(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a success with pixels nobody asks; of anything else, and of a plain engine's, somebody."""
@@ -152,7 +155,8 @@ async def test_02_events_that_tell_all_spare_the_look_into_history(
     assert asked == [str(failing.id), str(plain.id)]
 
 
-async def test_02_a_run_that_fails_leaves_no_pixels(bench: Bench) -> None:
+@pytest.mark.pixels
+async def test_a_run_that_fails_leaves_no_pixels(bench: Bench) -> None:
     """Whether it was interrupted, or cancelled when its result was there: nobody has it."""
     slow = graphs.steps(1000, 0.05)
     stopped = graphs.through(slow)
