@@ -1,5 +1,5 @@
-"""Where Ray lives: the pool of GPU workers, the dispatcher, the status actor, and their handles.
+"""The Ray deployments and actors: GPU workers, dispatcher, maintenance, status actor, handles.
 
-What is decided is in plain async code that knows no Ray (pyproject.toml lists those modules):
-`submission`, `execution` and `outcomes` first of all.
+The decisions are made in plain async code that does not import Ray, mainly in `submission` and
+`execution`; a contract in pyproject.toml lists those modules.
 """

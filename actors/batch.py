@@ -1,12 +1,12 @@
-"""What a batch script imports: many photos through Ray handles, without HTTP.
+"""The API for batch scripts: submit many photos through Ray handles, without HTTP.
 
     with connect(owner="archive") as batch:
         photos = batch.submit_files(sorted(folder.glob("*.jpg")), workflow="restore")
         for result in batch.as_completed(photos):
             result.save(results / f"{photos[result.job.id].stem}.png")
 
-The jobs are the same rows and objects as those submitted over HTTP. Whoever can reach the
-cluster is trusted: the owner is whom the script says it is.
+The jobs are the same rows and objects as those submitted over HTTP. Any script that can reach the
+cluster is trusted: it names the owner itself, and no token is checked.
 """
 
 from __future__ import annotations
@@ -37,31 +37,35 @@ from restoration.files import write_whole
 from restoration.jobs import Failure, Job, OutputFormat, Priority
 from restoration.reuse import Reuse
 
-# The status actor answers as soon as a job ends. It may know nothing: rows are read this often.
+# The status actor returns as soon as a job ends, but it may miss one, so the rows are polled too.
 POLL_S = 2.0
-# Uploads on their way at a time: enough to hide the round trips, few enough for the ingress.
+# Concurrent uploads: enough to hide the round trips, few enough not to overload the ingress.
 IN_FLIGHT = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A job that has ended, and the way to its picture."""
+    """A finished job whose picture can be read."""
 
     job: Job
     _ingress: IngressHandle
 
     def read(self) -> bytes:
-        """The restored picture. Raises ResultNotReady unless the job succeeded."""
+        """Return the bytes of the restored picture.
+
+        Raises ResultNotReady unless the job succeeded, DependencyUnavailable after a minute without
+        an answer.
+        """
         return patiently(lambda: self._ingress.result(self.job.id))
 
     def save(self, path: Path) -> None:
-        """Write the restored picture to `path`, which appears whole or not at all."""
+        """Write the restored picture to `path` atomically. Raises as `read`, and OSError."""
         write_whole(path, self.read())
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedBatch:
-    """A batch that is recorded: the file of each job, and why each of the others has none."""
+    """A recorded batch: the file of each job, and each refused file with its reason."""
 
     id: UUID
     jobs: Mapping[UUID, Path]
@@ -69,7 +73,7 @@ class AcceptedBatch:
 
 
 class Batch:
-    """A script's connection to the service, under one owner. Made by `connect`."""
+    """A script's connection to the service on behalf of one owner. Create it with `connect`."""
 
     def __init__(
         self, ingress: IngressHandle, status: ActorHandle[StatusActor], owner: str
@@ -90,12 +94,12 @@ class Batch:
         reuse: Reuse = Reuse.ALLOW,
         on_refused: Callable[[Path, InvalidRequest], None] | None = None,
     ) -> dict[UUID, Path]:
-        """Submit each file; returns the path of each job, in the order given.
+        """Submit each file as a job, and return the path of each job in the order given.
 
-        A file that the service refuses (no picture, too large, ...) goes to `on_refused`, and the
-        others go on. Without it the first refusal is raised; the files before it, and a few after
-        it, have been accepted and will run. While the queue is full this waits for room, however
-        long that takes.
+        A refused file (not a picture, too large, ...) is passed to `on_refused`, and the others
+        continue. Without `on_refused` the first refusal is raised; the files before it, and a few
+        after it, have been accepted and will run. While the queue is full this waits without
+        limit. Raises DependencyUnavailable after a minute without an answer, and OSError.
         """
         request = SubmissionRequest(
             owner=self._owner,
@@ -115,15 +119,16 @@ class Batch:
                 pool.shutdown(cancel_futures=True)
 
     def _submit(self, request: SubmissionRequest, path: Path) -> Job:
-        # sent again under the same key, a submission whose answer was lost counts once
+        # The idempotency key makes a retry after a lost response create no second job.
         asked = replace(request, image=path.read_bytes(), idempotency_key=str(uuid.uuid4()))
         return patiently(lambda: self._ingress.submit(asked)).job
 
     def as_completed(self, job_ids: Iterable[UUID]) -> Iterator[Result]:
-        """Each job as it ends, however it ends. Rows decide; the status actor makes it quick.
+        """Yield each job when it ends, with any final status.
 
-        Raises JobNotFound where there is no such job (any more), DependencyUnavailable when the
-        service stays away.
+        The rows are authoritative; the status actor only shortens the wait. Raises JobNotFound for
+        a job that does not exist or was removed, DependencyUnavailable after a minute without an
+        answer.
         """
         open_ids = set(job_ids)
         self._demand(open_ids)
@@ -145,12 +150,15 @@ class Batch:
         waiting: Any = self._status.wait.remote([str(job_id) for job_id in job_ids], POLL_S)
         try:
             ray.get(waiting, timeout=2 * POLL_S)
-        except RayError:  # it restarts by itself, and rows are read meanwhile
+        except RayError:  # Ray restarts the actor; polling the rows continues meanwhile
             time.sleep(POLL_S)
 
     def progress(self, job_ids: Iterable[UUID]) -> dict[UUID, list[JobEvent]]:
-        """How far jobs are: the newest event of each kind. Best effort, for a person to look at:
-        without those of which nothing is known, and empty while the status actor is away."""
+        """Return the newest event of each type, by job.
+
+        Best effort, for display: jobs without recorded events are left out, and the result is empty
+        while the status actor is unavailable.
+        """
         asked: Any = self._status.latest.remote([str(job_id) for job_id in job_ids])
         try:
             told: dict[str, list[str]] = ray.get(asked, timeout=2 * POLL_S)
@@ -159,7 +167,10 @@ class Batch:
         return {UUID(job_id): [from_json(text) for text in texts] for job_id, texts in told.items()}
 
     def cancel(self, job_id: UUID) -> Job:
-        """Ask for the end of a job; its row tells when it has ended."""
+        """Request the cancellation of a job, and return its row.
+
+        A job that was running is cancelled later: its status says when.
+        """
         return patiently(lambda: self._ingress.cancel(job_id))
 
     def submit_batch(
@@ -172,11 +183,13 @@ class Batch:
         priority: Priority = Priority.BATCH,
         reuse: Reuse = Reuse.ALLOW,
     ) -> AcceptedBatch:
-        """Submit up to 1,000 files as one batch, which is there as a whole or not at all.
+        """Submit up to 1,000 files as one batch, recorded in one transaction.
 
-        A file that cannot be used does not sink the others. While the queue is full this waits
-        for room, for six hours at most (BatchExpired). Raises InvalidRequest and its kin for what
-        is wrong with all of them, BatchTooLarge, StorageFull, OSError; then nothing will run.
+        Files that cannot be used are listed in `refused`; the others are accepted. While the queue
+        is full this waits, for six hours at most (BatchExpired). Raises InvalidRequest or a
+        subclass if the request is wrong for every file, BatchTooLarge, StorageFull,
+        DependencyUnavailable, OSError. After an InvalidRequest, BatchTooLarge, StorageFull or
+        OSError nothing is recorded.
         """
         request = SubmissionRequest(
             owner=self._owner,
@@ -198,7 +211,7 @@ class Batch:
         return AcceptedBatch(new.id, jobs, refused)
 
     def _prepared(self, request: SubmissionRequest, files: Sequence[Path]) -> Draft:
-        """A batch of all the files, each checked and stored; nothing is recorded."""
+        """Check and store each file, and return the batch as a draft; nothing is recorded."""
         draft = Draft(self._owner)
         places = [draft.add(path.name) for path in files]
 
@@ -218,11 +231,11 @@ class Batch:
         return draft
 
     def batch_status(self, batch_id: UUID) -> JobBatch:
-        """How the batch stands: `status` and `counts`. Raises BatchNotFound."""
+        """Return the batch with its `status` and `counts`. Raises BatchNotFound."""
         return patiently(lambda: self._ingress.batch(batch_id))
 
     def cancel_batch(self, batch_id: UUID) -> JobBatch:
-        """Ask for the end of every job of the batch; its status tells when all have ended."""
+        """Request the cancellation of every job of the batch; its status says when all ended."""
         return patiently(lambda: self._ingress.cancel_batch(batch_id))
 
 
@@ -241,9 +254,10 @@ def _accepted(
 
 @contextmanager
 def connect(owner: str = "batch", address: str = "auto") -> Iterator[Batch]:
-    """A Batch on the Ray cluster at `address`; a Ray connection of the caller's own is used.
+    """Connect to the service on the Ray cluster at `address`.
 
-    Raises DependencyUnavailable when there is no cluster, or the service does not run on it.
+    An existing Ray connection of the process is reused and left open. Raises DependencyUnavailable
+    if there is no cluster, or the service does not run on it.
     """
     ours = not ray.is_initialized()
     try:

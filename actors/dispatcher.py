@@ -1,9 +1,9 @@
-"""The dispatcher: one ticket to the GPU workers for each job that waits.
+"""The dispatcher: sends one ticket to the GPU workers for each waiting job.
 
-A ticket carries demand, not work: Serve queues tickets and places them, and the worker that gets
-one claims whichever job is best by then. The pool's size follows the jobs too
-(`actors.leader.autoscaler`). Of the replicas one leads, by an advisory lock in Postgres; the others
-wait for its connection to end.
+A ticket represents demand, not a particular job: Serve queues and routes tickets, and the worker
+that receives one claims the best waiting job at that moment. The leader also scales the pool with
+the demand (`actors.leader.autoscaler`). One replica leads, by an advisory lock in Postgres; the
+others wait until its connection ends.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from restoration.tasks import stop
 
 log = structlog.get_logger(__name__)
 
-# Without a hint the queue is looked at this often: for delayed retries and lapsed leases.
+# The queue is polled this often without a hint, for delayed retries and expired leases.
 TICK_S = 1.0
-# A ticket that a busy worker has no use for is offered again: soon, because another may have
-# nothing to do; ever later, because they may all be busy for long.
+# A ticket that a busy worker returned is sent again: soon at first, because another worker may be
+# idle, then with longer holds, because all of them may be busy for long.
 FIRST_HOLD_S = 0.25
 LONGEST_HOLD_S = 5.0
 
@@ -50,9 +50,9 @@ Send = Callable[[AttemptRef, float], Awaitable[str]]
 
 
 class TicketDispatcher:
-    """The tickets outstanding, by (job, attempt), and what becomes of each.
+    """Sends tickets and tracks the outstanding ones, keyed by (job, attempt).
 
-    Keyed so that one stuck ticket never stands in the way of a job that was queued again.
+    The attempt is part of the key so that a stuck ticket never blocks a job that was queued again.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class TicketDispatcher:
         self._on_done = on_done
         self._pause_s = pause_s
         self._outstanding: dict[AttemptRef, asyncio.Task[None]] = {}
-        self._sent = 0  # of those: not those whose next ticket is only put off
-        self._hold_s: dict[AttemptRef, float] = {}  # of those that were of no use before
+        self._sent = 0  # outstanding tickets, without those that only pause before the next one
+        self._hold_s: dict[AttemptRef, float] = {}  # for attempts whose last ticket came back BUSY
 
     async def issue(self) -> None:
         """Send a ticket for each waiting job that has none, up to the window."""
@@ -81,7 +81,7 @@ class TicketDispatcher:
                 return
 
     def offer(self, ref: AttemptRef) -> bool:
-        """Send a ticket for this attempt, unless it has one; whether the window has room for it."""
+        """Send a ticket for this attempt unless it has one. Return False if the window is full."""
         if ref in self._outstanding:
             return True
         if self._sent >= self._window:
@@ -93,17 +93,17 @@ class TicketDispatcher:
     async def _follow(self, ref: AttemptRef) -> None:
         try:
             if not await self._was_of_use(ref):
-                # For this job the next ticket would fare no better; others are not kept waiting.
+                # Another ticket for this job would fail too; the window is already free for others.
                 await asyncio.sleep(self._pause_s)
         finally:
             del self._outstanding[ref]
             self._on_done()
 
     async def _was_of_use(self, ref: AttemptRef) -> bool:
-        """Send the ticket; whether, if its job waits all the same, the next may go out at once.
+        """Send the ticket. Return whether another may follow at once if its job still waits.
 
-        Not when nothing was to be had, where the job may wait for a worker that knows its
-        workflow, and not to a deployment that refuses tickets.
+        False if the worker found nothing to claim, because the job may wait for a worker that has
+        its workflow, and False if the deployment refused the ticket.
         """
         try:
             hold_s = self._hold_s.get(ref, FIRST_HOLD_S)
@@ -122,7 +122,7 @@ class TicketDispatcher:
             self._on_done()
 
     async def _bury(self, worker: str) -> None:
-        """Queue the dead worker's jobs again at once, without waiting for their leases."""
+        """Queue the dead worker's jobs again without waiting for their leases to expire."""
         try:
             jobs = await self._jobs.reclaim(worker)
         except DependencyUnavailable as error:
@@ -131,14 +131,14 @@ class TicketDispatcher:
         log.warning("worker_died", worker=worker, jobs=[str(job.id) for job in jobs])
 
     async def aclose(self) -> None:
-        """Forget the tickets. Those a worker has already are honoured all the same."""
+        """Cancel the outstanding tickets. A job that a worker has claimed on one still runs."""
         await stop(*self._outstanding.values())
-        self._outstanding.clear()  # a task cancelled before it began leaves its ticket
+        self._outstanding.clear()  # a task cancelled before its first step leaves its entry
         self._sent = 0
 
 
 class Dispatch:
-    """What the leader does. Plain async code, for tests to drive without Ray."""
+    """The leader's work. Plain async code, so that tests run it without Ray."""
 
     def __init__(
         self,
@@ -157,8 +157,9 @@ class Dispatch:
         self._tick_s = tick_s
 
     async def lead(self) -> None:
-        """Serve as the leader until the lock is lost. Raises DependencyUnavailable then."""
-        # While Postgres was away no worker could extend its lease: each gets one lease's time.
+        """Work as the leader. Raises DependencyUnavailable when the lock is lost."""
+        # During an outage of Postgres no worker could extend its lease, so each gets one lease's
+        # time before the leader reclaims jobs.
         clock = asyncio.get_running_loop().time
         reclaim_from = clock() + self._lease_s
         tend_from = clock()
@@ -166,7 +167,7 @@ class Dispatch:
         try:
             while not hints.done():
                 self._wake.clear()
-                await self._office.issue()  # first: a job may wait for nothing but its ticket
+                await self._office.issue()  # before _tend: an idle worker may need only the ticket
                 if (now := clock()) >= tend_from:
                     await self._tend(reclaims=now >= reclaim_from)
                     tend_from = now + self._tick_s
@@ -187,13 +188,13 @@ class Dispatch:
             self._wake.set()
 
     def _hear(self, hint: str) -> None:
-        """An attempt that is named has its ticket before the table is looked at."""
+        """Send a ticket at once if the hint names an attempt; otherwise poll the table."""
         ref = attempt_of(hint)
         if ref is None or not self._office.offer(ref):
             self._wake.set()
 
     async def _tend(self, *, reclaims: bool) -> None:
-        """What time does to those that run, and to those that wait."""
+        """Reclaim expired leases, expire overdue jobs, and promote jobs that have waited long."""
         if reclaims:
             for job in await self._jobs.reclaim():
                 log.warning("lease_lapsed", job_id=str(job.id), attempt=job.attempt, now=job.status)
@@ -203,7 +204,7 @@ class Dispatch:
 
 
 class Dispatcher:
-    """The Serve deployment. Its arguments are handles; secrets come from the node's environment."""
+    """The Serve deployment. Secrets come from the node's environment, never from arguments."""
 
     def __init__(self, workers: DeploymentHandle[Any], window: int, scaling: ScalingPolicy) -> None:
         settings = load_settings(os.environ)
@@ -228,7 +229,7 @@ class Dispatcher:
 
     @asynccontextmanager
     async def _scaled(self) -> AsyncIterator[None]:
-        """The pool follows the demand meanwhile, if it may."""
+        """Run the autoscaler within the block, unless the pool's size is fixed."""
         if self._scaling.min_workers == self._scaling.max_workers:
             yield
             return
@@ -240,7 +241,7 @@ class Dispatcher:
             await stop(task)
 
     def check_health(self) -> None:
-        """Serve replaces the replica when this raises."""
+        """Raise if the replica's task has ended; Serve then replaces the replica."""
         if self._task.done():
             self._task.result()
 

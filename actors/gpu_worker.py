@@ -1,8 +1,8 @@
 """A GPU worker: one Serve replica, one GPU, one ComfyUI.
 
-It takes tickets, claims the best job that waits by then, and sees it through, several of them in
-different stages at a time (`actors.execution.pipeline`). The job outlives the ticket: a dispatcher
-that dies, or a ticket that is cancelled, stops no work.
+For each ticket it claims the best waiting job and runs it to the end of its attempt, with several
+jobs in different stages at a time (`actors.execution.pipeline`). A job outlives its ticket: neither
+a dispatcher that dies nor a cancelled ticket stops work.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ STORE_PAUSE_S = 0.2
 LONGEST_STORE_PAUSE_S = 5.0
 DRAIN_POLL_S = 0.5
 HAND_BACK_S = 5.0
-# Engines go first: a GPU that waits costs more than a picture that does.
+# The engine has priority over image processes: an idle GPU costs more than a waiting picture.
 IMAGE_NICENESS = 5
 
 log = structlog.get_logger(__name__)
@@ -60,9 +60,12 @@ class GpuWorker:
     async def __init__(  # type: ignore[misc] # Serve awaits it
         self, *, whole_gpu: bool, depth: int, drain_s: float
     ) -> None:
-        """`drain_s` is how long Serve lets a replica that is to stop go on."""
+        """`depth`: jobs made ready behind the executing one. `drain_s`: Serve's shutdown timeout.
+
+        `whole_gpu`: the worker has its GPU to itself.
+        """
         self._ready = False
-        os.umask(0o077)  # files of photos are for this account alone
+        os.umask(0o077)  # only this account may read files of photos
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
         self._id = str(ray.get_runtime_context().get_actor_id())
@@ -92,7 +95,7 @@ class GpuWorker:
     async def _open(
         self, resources: AsyncExitStack, settings: Settings, catalog: Catalog, *, whole_gpu: bool
     ) -> None:
-        """What the worker works with; `resources` closes all of it, the last first."""
+        """Open the worker's clients, engine and image processes; `resources` closes them."""
         database = Database(settings.database_url.get_secret_value())
         resources.push_async_callback(database.aclose)
         self._blobs = blobs = open_blobs(settings, resources)
@@ -134,13 +137,13 @@ class GpuWorker:
         self._standing = WorkerRegistration(
             registry, self._report, self._restart_engine, settings.heartbeat_s
         )
-        await self._standing.report()  # and know what was ordered before the first ticket
+        await self._standing.report()  # fetches the orders before the first ticket arrives
 
     async def process(self, job_id: str, attempt: int, hold_s: float) -> str:
-        """Honour a ticket: run the best waiting job, which need not be the ticket's own, and then
-        those that are the best by then.
+        """Run the best waiting job, which need not be the ticket's, then others while some wait.
 
-        A ticket that could not be used within `hold_s` goes back.
+        Return the last job's status, "lost" if its lease was lost, NOTHING_WAITS if there was
+        nothing to claim, or BUSY if the worker could not claim within `hold_s` seconds.
         """
         affinity = self._warmth.affinity
         return await one_after_another(self._process, hold_s, lambda: affinity.others_waited)
@@ -148,7 +151,7 @@ class GpuWorker:
     async def _process(self, hold_s: float) -> str:
         if not await self._standing.admitted(hold_s):
             return BUSY
-        # A ticket is cancelled when its dispatcher goes: that is no reason to stop a job.
+        # Shielded: a ticket is cancelled when its dispatcher stops, and its job must go on.
         task = asyncio.create_task(self._pipeline.process(hold_s))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -159,18 +162,21 @@ class GpuWorker:
             raise
 
     async def _claim(self) -> Job | None:
-        """The best waiting job, if there is an engine for it and a store to read it from; none
-        when the worker is to have no more, which tickets that came before may not know."""
+        """Claim the best waiting job once the engine runs and, after a failure, S3 answers.
+
+        Return None if no job waits, the engine does not start, or the worker drains; tickets may
+        still arrive after the drain began.
+        """
         if self._is_to_stop():
             return None
         if self._ask_store_first:
             await self._stores_answer()
         try:
-            await self._engine.start()  # before a job is claimed for it, not under one
+            await self._engine.start()  # before the claim, so that no lease runs meanwhile
         except EngineUnavailable as error:
             log.warning("engine_unavailable", reason=error.message)
             return None
-        if self._is_to_stop():  # it may have been told so while it waited
+        if self._is_to_stop():  # the drain may have begun during the waits above
             return None
         self._warmth.check()
         job = await self._jobs.claim(
@@ -190,7 +196,7 @@ class GpuWorker:
         finally:
             del self._held[job.ref]
         if ended is not None and ended.status is JobStatus.QUEUED:
-            self._ask_store_first = True  # it may have been handed back because of S3
+            self._ask_store_first = True  # the attempt may have failed because S3 is unavailable
         return ended.status if ended else "lost"
 
     def _report(self, restarts_done: int) -> WorkerReport:
@@ -218,7 +224,7 @@ class GpuWorker:
         await self._engine.start()
 
     async def _stores_answer(self) -> None:
-        """Wait until S3 is there again: an outage must not send every job through here and back."""
+        """Wait until S3 responds, so that an outage does not cost every job an attempt here."""
         pause_s = STORE_PAUSE_S
         while True:
             try:
@@ -231,15 +237,15 @@ class GpuWorker:
             pause_s = min(2 * pause_s, LONGEST_STORE_PAUSE_S)
 
     async def _leave_in_time(self, drain_s: float) -> None:
-        """Once the replica is to stop: hand back what has not ended shortly before it is killed."""
-        while not is_draining():  # noqa: ASYNC110 # a flag of Serve's, which has no event
+        """Wait until Serve drains the replica, and release unfinished jobs before it kills it."""
+        while not is_draining():  # noqa: ASYNC110 # Serve has a flag for it and no event
             await asyncio.sleep(DRAIN_POLL_S)
         log.info("worker_drains", worker=self._id, jobs_in_hand=len(self._held))
         await asyncio.sleep(drain_s - min(HAND_BACK_S, drain_s / 2))
         await self._hand_back()
 
     async def _hand_back(self) -> None:
-        """Give up all jobs, and only then stop them: an engine may take long to its next step."""
+        """Release all jobs, then stop them; an engine may take long to reach its next step."""
         for ref in tuple(self._held):
             try:
                 await self._jobs.release(ref, None)
@@ -248,19 +254,19 @@ class GpuWorker:
         await stop(*self._running)
 
     async def check_health(self) -> None:
-        """Bring a dead engine back between jobs; raise, to be replaced, if that cannot be done."""
+        """Restart a dead engine between jobs, or raise, so that Serve replaces the replica."""
         if (error := self._engine.broken) is not None:
-            raise error  # also while a job waits for it to start
+            raise error  # also while a job waits for the engine to start
         for task in self._background:
             if task.done():
-                task.result()  # a worker that cannot be reached, or that works unpaid, is no good
+                task.result()  # without them reports, usage records or progress would be missing
         if self._pipeline.idle and not await self._engine.healthy():
             await self._engine.start()
 
     async def __del__(self) -> None:
-        """Hand back what runs, and stop the engine. Serve has drained the replica before."""
+        """Release running jobs and stop the engine, after Serve has drained the replica."""
         if not self._ready:
-            return  # stopped while it started, which closes what it had opened
+            return  # __init__ failed, and has closed the resources it had opened
         await stop(*self._background)
         await self._hand_back()
         await self._standing.leave()

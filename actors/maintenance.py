@@ -1,7 +1,7 @@
-"""What is to be done once jobs have ended: webhooks and housekeeping, in one process.
+"""Work after jobs have ended: sends webhooks and removes expired data, in one process.
 
-No job waits for any of it. One replica leads, by an advisory lock in Postgres; while a new release
-replaces an old one, the second waits.
+No job waits for it. One replica leads, by an advisory lock in Postgres; during a rolling update the
+new replica waits until the old one stops.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from restoration.tasks import stop
 from restoration.webhooks.messages import secret_key
 
 _CONNECTIONS = 4
-# asyncio resolves names on its default threads, of which there are few: names that do not resolve
-# must not keep the others waiting.
+# asyncio resolves names on its default executor, which has few threads; slow lookups must not delay
+# the others.
 _RESOLVER_THREADS = 64
 
 
@@ -45,7 +45,7 @@ class Aftercare:
         self._task = loop.create_task(_work(settings))
 
     def check_health(self) -> None:
-        """Serve replaces the replica when this raises."""
+        """Raise if the replica's task has ended; Serve then replaces the replica."""
         if self._task.done():
             self._task.result()
 
@@ -84,12 +84,12 @@ async def _work(settings: Settings) -> NoReturn:
 async def _lead(
     signals: Leadership, *, courier: WebhookSender | None, housekeeping: Housekeeping
 ) -> NoReturn:
-    """Raises DependencyUnavailable when the lead is lost."""
+    """Send webhooks and sweep. Raises DependencyUnavailable when the lead is lost."""
     sweeping = asyncio.create_task(housekeeping.run())
     try:
         if courier is not None:
             await courier.run(signals)
-        while True:  # without a secret there is nothing to send: whoever asked was refused
+        while True:  # without a secret submissions with a webhook are refused: nothing to send
             await signals.wait(TICK_S)
     finally:
         await stop(sweeping)

@@ -1,8 +1,8 @@
-"""The job-status actor: live progress for batch scripts, and the writer of all of it to Redis.
+"""The job-status actor: writes progress events to Redis and serves them to batch scripts.
 
-Named and detached, one a cluster. Its state is in Redis, so a restarted actor goes on where the
-last one was; every method may be repeated. It sheds what it cannot write: progress is best
-effort, and a job's row says how it ended.
+There is one named, detached actor in a cluster. Its state is in Redis, so it survives a restart;
+every method may be repeated. Events that cannot be written are dropped: progress is best effort,
+and a job's row is authoritative for its end.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ NAME = "job-status"
 NAMESPACE = "comfy-restore"
 MAX_WATCHERS = 1_000
 
-# Plain JSON crosses the handle, so that a script with another release of this package can read it.
+# (job id, event as JSON): plain text, so that scripts with another release of this package read it.
 WireEvent = tuple[str, str]
 
 
 class Watchers:
-    """Who waits for the end of which jobs.
+    """Callers that wait for jobs to end.
 
-    Each concurrency group of an actor has an event loop of its own: publishers run on one,
-    watchers on another, and the calls between them go through `call_soon_threadsafe`.
+    Each concurrency group of an actor has its own event loop: publishers run on one, watchers on
+    another, and calls between them go through `call_soon_threadsafe`.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Watchers:
                 del self._waiting[job_id]
 
     def wake(self, job_ids: Sequence[UUID]) -> None:
-        """To be called from any loop."""
+        """Wake the callers that wait for any of these jobs. Safe to call from any event loop."""
         if self._loop is not None and job_ids:
             self._loop.call_soon_threadsafe(self._set, job_ids)
 
@@ -80,7 +80,7 @@ class Watchers:
 
 
 class StatusActor:
-    """Methods take and give ids and events as strings, events as JSON."""
+    """The Ray actor. Job ids cross the handle as strings, and events as JSON."""
 
     def __init__(self) -> None:
         settings = load_settings(os.environ)
@@ -97,22 +97,22 @@ class StatusActor:
         self._watchers.wake([job_id for job_id, event in decoded if is_last(event)])
 
     async def latest(self, job_ids: Sequence[str]) -> dict[str, list[str]]:
-        """The newest event of each type; empty for jobs of which Redis knows nothing."""
+        """Return each job's newest event of each type, as JSON, by job id."""
         found = await self._board.latest([UUID(job_id) for job_id in job_ids])
         return {str(job_id): [to_json(event) for event in found[job_id]] for job_id in found}
 
     @ray.method(concurrency_group="watch")
     async def wait(self, job_ids: Sequence[str], timeout_s: float) -> None:
-        """Return when one of the jobs ended, or after `timeout_s`: then look at the rows."""
+        """Return when one of the jobs ended, or after `timeout_s`. Callers then read the rows."""
         await self._watchers.wait([UUID(job_id) for job_id in job_ids], timeout_s)
 
 
 def status_actor() -> ActorHandle[StatusActor]:
-    """The cluster's status actor, started by whoever asks first."""
-    remote: Any = ray.remote  # its stubs do not know every option
+    """Return a handle to the cluster's status actor, which the first call starts."""
+    remote: Any = ray.remote  # its stubs lack some options
     actor_class = remote(
         num_cpus=0,
-        # on the head: a node with an actor on it, even an idle one, is never scaled away
+        # On the head node: Ray never scales down a node that has an actor, even an idle one.
         resources={"node:__internal_head__": 0.001},
         max_restarts=-1,
         max_task_retries=-1,
@@ -125,12 +125,13 @@ def status_actor() -> ActorHandle[StatusActor]:
 
 
 class ProgressReporter:
-    """A worker's line to the status actor: one call in flight, and four a second for progress.
+    """Sends a worker's events to the status actor: one call at a time, at most four a second.
 
-    Between calls only the newest progress and preview of a job are kept, and every state. That a
-    job runs is told a moment later, together with what follows: a quick one is over by then. Its
-    end is sent at once, and put on the board besides, with its row: somebody may wait for it over
-    HTTP, and the way through the actor is the longer one.
+    Between calls it keeps every state change, but only a job's newest progress and preview. A
+    state change is sent after a short delay (LINGER_S) together with the events that follow,
+    because a quick job has ended by then. A final state skips the delays. It is also written to
+    the status board directly, with the job's row, because that reaches clients that wait over HTTP
+    sooner than the actor does.
     """
 
     PERIOD_S = 0.25
@@ -145,9 +146,9 @@ class ProgressReporter:
         self._urgent = asyncio.Event()
 
     def __call__(self, job_id: UUID, event: JobEvent, row: Job | None = None, /) -> None:
-        """Take an event, and the row that a job's end was committed with. Never blocks or fails."""
+        """Queue an event; `row` is the job as committed, if it ended. Never blocks or raises."""
         key = (job_id, event if event.type == "state" else event.type)
-        self._pending.pop(key, None)  # so that the newest comes last
+        self._pending.pop(key, None)  # reinserted below, so that the newest event is sent last
         self._pending[key] = event
         self._due.set()
         if is_last(event):
@@ -157,11 +158,11 @@ class ProgressReporter:
             task.add_done_callback(self._telling.discard)
 
     async def _conclude(self, job: Job) -> None:
-        with suppress(DependencyUnavailable):  # the actor will try, and say so
+        with suppress(DependencyUnavailable):  # the actor writes it too, and logs a failure
             await self._board.conclude(job)
 
     async def run(self) -> NoReturn:
-        """Send what is taken, for as long as this runs."""
+        """Send queued events until cancelled."""
         while True:
             await self._due.wait()
             if any(event.type == "state" for event in self._pending.values()):
@@ -177,7 +178,7 @@ class ProgressReporter:
             await self._urgent_within(self.PERIOD_S)
 
     async def _urgent_within(self, seconds: float) -> None:
-        """Return after so long, or as soon as a job has ended."""
+        """Return after `seconds`, or as soon as a job's final state is queued."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._urgent.wait()

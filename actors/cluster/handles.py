@@ -1,4 +1,7 @@
-"""Typed handles, each made once: every Serve handle starts a metrics pusher and a long poll."""
+"""Typed wrappers of Serve handles.
+
+Create each handle once: every Serve handle starts a metrics pusher and a long poll.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ APP = "comfy-restore"
 INGRESS = "Ingress"
 WORKERS = "GpuWorker"
 CONTROLLER_TIMEOUT_S = 10.0
-ANSWER_TIMEOUT_S = 120.0  # without a replica Serve waits for one, and says nothing
+ANSWER_TIMEOUT_S = 120.0  # without a replica Serve waits for one and raises nothing
 
 
 class WorkerPool:
@@ -38,24 +41,25 @@ class WorkerPool:
         self._handle = handle
 
     async def process(self, ref: AttemptRef, hold_s: float) -> str:
-        """Send a ticket; returns what came of it, BUSY if its worker had no use for it.
+        """Send a ticket, and return its outcome: see `GpuWorker.process`.
 
-        Raises errors of Ray's own and of Serve's: ActorDiedError says in `actor_id` which worker
-        died.
+        Raises RayError and RayServeException; the `actor_id` of an ActorDiedError names the worker
+        that died.
         """
         outcome: str = await self._handle.process.remote(str(ref.job_id), ref.attempt, hold_s)
         return outcome
 
 
 class ServePool:
-    """How many GPU workers Serve is to keep (`actors.leader.autoscaler.Pool`).
+    """Serve's target number of GPU workers; implements `actors.leader.autoscaler.Pool`.
 
-    Serve's public way to set it is HTTP to Ray's dashboard, which not every cluster runs; this
-    asks the controller as that does, one more reason why no other version of Ray is allowed.
+    Serve's public API for it is an HTTP endpoint of Ray's dashboard, which some clusters do not
+    run. This calls the controller's private methods as that endpoint does, which is one reason why
+    the version of Ray is pinned.
     """
 
     async def size(self) -> int:
-        with _unavailable():  # the deployment is not there while the application is built anew
+        with _unavailable():  # LookupError: the deployment is absent during a redeployment
             details = await _of_controller("get_serve_instance_details")
             size: int = details["applications"][APP]["deployments"][WORKERS]["target_num_replicas"]
             return size
@@ -67,7 +71,7 @@ class ServePool:
 
 async def _of_controller(method: str, *args: object) -> Any:
     async with asyncio.timeout(CONTROLLER_TIMEOUT_S):
-        # on a thread: it asks Ray's control plane, and waits up to a minute for an answer
+        # On a thread: get_actor blocks, for up to a minute, on Ray's control plane.
         controller = await asyncio.to_thread(ray.get_actor, SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
         return await getattr(controller, method).remote(*args)
 
@@ -81,10 +85,10 @@ def _unavailable() -> Iterator[None]:
 
 
 class IngressHandle:
-    """The ingress without HTTP, for a script's own threads; calls wait for the answer.
+    """Blocking calls to the ingress deployment without HTTP. Safe to use from several threads.
 
-    They raise the error of `restoration.errors` that was raised over there, or
-    DependencyUnavailable if nobody answers.
+    Each call raises the RestorationError that the ingress raised, or DependencyUnavailable if no
+    replica answers.
     """
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
@@ -95,16 +99,16 @@ class IngressHandle:
         return submitted
 
     def check(self, request: SubmissionRequest) -> None:
-        """Raises InvalidRequest and its kin for what is wrong whatever the picture."""
+        """Validate all but the picture. Raises InvalidRequest or a subclass."""
         _answer(self._handle.check.remote(request))
 
     def prepare(self, request: SubmissionRequest, job_id: UUID) -> NewJob:
-        """A job whose picture is checked and stored, for `record_batch`; nothing is recorded."""
+        """Check and store the picture, and return the job for `record_batch`. Records nothing."""
         job: NewJob = _answer(self._handle.prepare.remote(request, job_id))
         return job
 
     def record_batch(self, new: NewBatch, jobs: Sequence[NewJob]) -> JobBatch:
-        """Record the batch and all its jobs; it may be called again."""
+        """Record the batch with all its jobs. Idempotent."""
         submitted: SubmittedBatch = _answer(self._handle.record_batch.remote(new, jobs))
         return submitted.batch
 
@@ -117,12 +121,12 @@ class IngressHandle:
         return batch
 
     def known(self, job_ids: Sequence[UUID]) -> Collection[UUID]:
-        """Those of the jobs that there are."""
+        """Return the ids for which a job exists."""
         known: Collection[UUID] = _answer(self._handle.known.remote(job_ids))
         return known
 
     def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
-        """Those of the jobs that have ended, as their rows say."""
+        """Return the jobs whose rows have a final status."""
         jobs: Sequence[Job] = _answer(self._handle.ended.remote(job_ids))
         return jobs
 
@@ -146,11 +150,13 @@ def _answer(response: Any) -> Any:
 
 
 def connected_ingress(address: str) -> IngressHandle:
-    """The service on the Ray cluster at `address`; a Ray connection that there is already is used.
-    Raises DependencyUnavailable."""
+    """Return a handle to the service on the Ray cluster at `address`.
+
+    An existing Ray connection of the process is reused. Raises DependencyUnavailable.
+    """
     try:
         if not ray.is_initialized():
-            # a script's output is its own: no word of Ray's but errors
+            # Ray's logs below ERROR would clutter the script's own output.
             ray.init(address=find_ray(address), log_to_driver=False, logging_level=logging.ERROR)
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
         return IngressHandle(serve.get_deployment_handle(INGRESS, app_name=APP))

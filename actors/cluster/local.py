@@ -1,9 +1,9 @@
-"""Ray on loopback alone, as a local stack has it.
+"""Restrict Ray to the loopback interface, for a local stack.
 
-Ray replaces 127.0.0.1 by the machine's own address, and listens on every interface, unless it
-takes its platform for one without clusters (macOS). That is one switch: a variable for the
-processes that Ray starts, and for this one a constant, made of it at import. Both are Ray's own,
-2.60's: what listens where is held to by tests/security/test_listeners.py.
+Ray replaces 127.0.0.1 by the machine's own address and listens on every interface, except on
+platforms where it does not support clusters (macOS). One private switch of Ray 2.60 decides that:
+an environment variable for the processes that Ray starts, and for this process a constant set from
+it at import. tests/security/test_listeners.py checks the addresses that are listened on.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ray._private.authentication import authentication_token_setup as tokens
 
 
 def start_on_loopback() -> None:
-    """The Ray that this process starts next listens on loopback alone."""
+    """Make the next Ray that this process starts listen on loopback only."""
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def find_ray(address: str) -> str:
-    """What `ray.init` takes for `address`; if it is on loopback, this process looks there for it,
-    and shows this user's token.
+    """Resolve `address` for `ray.init`.
 
-    Raises ConnectionError when there is no cluster.
+    For a cluster on loopback, also make this process connect over loopback and authenticate with
+    the user's token. Raises ConnectionError if there is no cluster.
     """
     found: str = services.get_ray_address_from_environment(address, None)
     if _is_loopback(found.rpartition(":")[0]):
@@ -36,7 +36,7 @@ def find_ray(address: str) -> str:
 
 
 def _show_token() -> None:
-    """As Ray does, with a warning, where it finds a local cluster by itself."""
+    """Enable token authentication as Ray does for a local cluster, without its warning."""
     tokens.logger.setLevel(logging.ERROR)
     tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 

@@ -1,4 +1,4 @@
-"""How a batch script bears with a service that restarts or is full."""
+"""Retries for batch scripts while the service restarts or its queue is full."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 from restoration.errors import DependencyUnavailable, QueueFull
 from restoration.queue_policy import RETRY_AFTER_S
 
-# The service restarts, or Postgres does: calls are made again for as long, and this often.
+# Covers a restart of the service or of Postgres.
 PATIENCE_S = 60.0
 RETRY_S = 1.0
 
@@ -18,8 +18,12 @@ T = TypeVar("T")
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """What `call` returns, which must be fit to be repeated: for PATIENCE_S after its first
-    failure, however long that took to be one, and for as long as the queue is full."""
+    """Return the result of `call`, repeating it on DependencyUnavailable and QueueFull.
+
+    `call` must be idempotent. DependencyUnavailable is raised PATIENCE_S after the first such
+    failure, counted from when it was raised; a full queue is retried without limit and starts that
+    time anew.
+    """
     deadline = math.inf
     while True:
         try:
@@ -29,6 +33,6 @@ def patiently(call: Callable[[], T]) -> T:
             if time.monotonic() + RETRY_S > deadline:
                 raise
             time.sleep(RETRY_S)
-        except QueueFull:  # there will be room: this is no outage
+        except QueueFull:  # not an outage: there will be room
             time.sleep(RETRY_AFTER_S)
             deadline = math.inf
