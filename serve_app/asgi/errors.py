@@ -1,8 +1,8 @@
-"""Errors as HTTP: one table from error class to status, and RFC 9457 problems as the bodies.
+"""Errors as HTTP responses: one table of statuses, and RFC 9457 problems as bodies.
 
-422 means malformed: the request is not what the OpenAPI document or the workflow's schema asks
-for. Of an error of ours that is a server's fault (500 and above) a client learns the code and
-the request id; the rest is in the log.
+422 means malformed: the request does not match the OpenAPI document or the workflow's schema. For
+server errors (500 and above) the client sees only the code and the request id; the details are in
+the log.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ log = structlog.get_logger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 2
-# What changes nothing is not counted: a poll for a job that is not there is no submission.
+# Only requests that change something are counted: a poll for a missing job is no refused
+# submission.
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 MALFORMED_REQUEST = "malformed_request"
-# In place of pydantic's messages about Python's types.
+# These replace pydantic's messages, which speak of Python's types.
 _PLAINER = {
     "dict_type": "must be a JSON object",
     "model_attributes_type": "must be a JSON object, sent as application/json",
@@ -67,8 +68,8 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
         e.TooManyUploads: HTTPStatus.TOO_MANY_REQUESTS,
         e.DependencyUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
         e.EngineUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
-        # The rest reaches a client as the code of a failed job. Raised under a request, it is
-        # a fault of ours.
+        # The following reach a client only as the code of a failed job. If a request raises one, it
+        # is an internal error.
         e.RestorationError: HTTPStatus.INTERNAL_SERVER_ERROR,
         e.QueueTimeout: HTTPStatus.INTERNAL_SERVER_ERROR,
         e.LeaseLost: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -90,7 +91,8 @@ STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
 )
 
 _HEADERS: Mapping[HTTPStatus, Mapping[str, str]] = {
-    # Else the rest of the body is read and thrown away, for as long as the sender likes.
+    # Otherwise the server would go on reading the rest of the body, for as long as the client sends
+    # it.
     HTTPStatus.REQUEST_TIMEOUT: {"Connection": "close"},
     HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": str(RETRY_AFTER_S)},
 }
@@ -129,7 +131,7 @@ def problem_document(
     details: Mapping[str, object] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    """An RFC 9457 problem as an answer, for use outside of the application too."""
+    """Return an RFC 9457 problem as a response. Usable outside of the application too."""
     problem = Problem(
         title=HTTPStatus(status).phrase,
         status=status,
@@ -143,7 +145,7 @@ def problem_document(
 
 
 def internal_error_response(request: Request) -> JSONResponse:
-    """The answer to a fault of ours; says nothing about it."""
+    """Return a 500 response that reveals nothing about the error."""
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     return problem_response(request, status, e.RestorationError.code, _PRIVATE_DETAIL[status])
 
@@ -160,8 +162,10 @@ async def _on_restoration_error(request: Request, error: e.RestorationError) -> 
 
 
 def _challenge(request: Request, error: e.RestorationError) -> Mapping[str, str] | None:
-    """How to authenticate, as RFC 6750 (section 3) says; a request that brought no token of the
-    right kind is not told what was wrong with it."""
+    """Return the WWW-Authenticate header of RFC 6750, section 3, or None for other errors.
+
+    A request without a bearer token gets no error code.
+    """
     parts = ['Bearer realm="comfy-restore"']
     match error:
         case e.Unauthenticated():
@@ -195,10 +199,10 @@ async def _on_malformed_request(request: Request, error: RequestValidationError)
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
-    """What the framework itself refuses: no such path, method not allowed, no multipart, ..."""
+    """Convert errors of the framework: unknown path, method not allowed, no multipart, ..."""
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     headers = dict(error.headers or {})
     allowed = headers.get("Allow", "").split(", ")
     if "GET" in allowed and "HEAD" not in allowed:
-        headers["Allow"] = ", ".join([*allowed, "HEAD"])  # see `serve_app.asgi.head_requests`
+        headers["Allow"] = ", ".join([*allowed, "HEAD"])  # `serve_app.asgi.head_requests` serves it
     return problem_response(request, error.status_code, code, error.detail, headers=headers)

@@ -1,15 +1,15 @@
-"""Back-pressure through Ray Serve, for the bodies of requests and of answers. Pure ASGI.
+"""Flow control through Ray Serve, for request and response bodies. Pure ASGI.
 
-Serve's proxy takes in a request as fast as the client sends it, and an answer as fast as the
-application writes it, and queues both without a limit in the proxy and in the replica
+Serve's proxy reads a request as fast as the client sends it, and a response as fast as the
+application writes it. It queues both without a limit, in the proxy and in the replica
 (`MessageQueue` and `ASGIReceiveProxy` in ray.serve._private.http_util, 2.60; behind HAProxy
-`ASGIDIReceiveProxy`). So each end has a middleware of ours, and these two count the bytes between
-them: a sender stops `WINDOW_BYTES` ahead of its receiver, which acknowledges what it has taken.
+`ASGIDIReceiveProxy`). A middleware at each end therefore counts the bytes in between: the sender
+stops `WINDOW_BYTES` ahead of the receiver, which acknowledges the bytes it has consumed.
 
-The acknowledgements travel as ASGI messages in the other direction, which Serve passes on as they
-are: those for the request's body in the stream of the answer, those for the answer's body in the
-stream of the request. Neither reaches the server or the application. An application without the
-edge around it, as under plain uvicorn, talks to the server itself and needs none of this.
+Acknowledgements are ASGI messages in the opposite direction, which Serve passes on unchanged: those
+for the request body travel in the response stream, those for the response body in the request
+stream. Neither reaches the server or the application. Without the middleware at the edge, as under
+plain uvicorn, the one at the application does nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DISCONNECTED = "http.disconnect"
 
 
 class FlowControlledEdge:
-    """The end at the HTTP server: for RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
+    """The end at the HTTP server, installed by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -49,7 +49,7 @@ class FlowControlledEdge:
 
 
 class FlowControlledApp:
-    """The end at the application, whose outermost middleware it is."""
+    """The end at the application, as its outermost middleware."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -62,7 +62,7 @@ class FlowControlledApp:
 
 
 class _Acknowledgements:
-    """Bytes that were taken and not acknowledged yet, at the end that takes them."""
+    """The receiver's count of bytes consumed and not acknowledged yet."""
 
     def __init__(self) -> None:
         self._taken = 0
@@ -71,7 +71,7 @@ class _Acknowledgements:
         self._taken += len(message.get("body", b""))
 
     def due(self) -> Message | None:
-        """The acknowledgement to send now, if enough has been taken."""
+        """Return the acknowledgement to send now, or None if too little was consumed."""
         if self._taken < ACKNOWLEDGED_EVERY_BYTES:
             return None
         message = {"type": _ACKNOWLEDGED, "bytes": self._taken}
@@ -80,7 +80,7 @@ class _Acknowledgements:
 
 
 class _Window:
-    """Bytes on their way to the other end, at the end that sends them."""
+    """The sender's count of bytes sent and not acknowledged yet."""
 
     def __init__(self) -> None:
         self._on_the_way = 0
@@ -97,7 +97,7 @@ class _Window:
 
 
 class _EdgeExchange:
-    """One request at the edge. `receive` is called by one task and `send` by another."""
+    """One request at the edge. One task calls `receive` and another calls `send`."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -120,7 +120,7 @@ class _EdgeExchange:
                 return message
 
     async def _read(self) -> Message | None:
-        """The client's next message; None if there is news before it."""
+        """Return the client's next message, or None if an event for `receive` comes first."""
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._receive())
         news = asyncio.create_task(self._news.wait())
@@ -150,7 +150,10 @@ class _EdgeExchange:
 
 
 class _AppExchange:
-    """One request at the application. Either method may wait for a message; one of them reads."""
+    """One request at the application.
+
+    `receive` and `send` may wait for a message at the same time; one of them reads it for both.
+    """
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive = receive
@@ -172,7 +175,7 @@ class _AppExchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """Does nothing once the client has gone: no acknowledgement would follow."""
+        """Send `message`, or drop it after a disconnect, when no acknowledgement would follow."""
         await self._read_until(lambda: self._disconnected or self._answer.is_open)
         if not self._disconnected:
             self._answer.add(message)
@@ -181,7 +184,7 @@ class _AppExchange:
     async def _read_until(self, is_enough: Callable[[], bool]) -> None:
         while not is_enough():
             async with self._reading:
-                if is_enough():  # another caller has read it meanwhile
+                if is_enough():  # another task has read it meanwhile
                     return
                 message = await self._receive()
                 if message["type"] == _ACKNOWLEDGED:

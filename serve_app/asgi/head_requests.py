@@ -1,4 +1,4 @@
-"""HEAD wherever GET is: the same head, and none of the work of the body. Pure ASGI."""
+"""Answer HEAD on every GET route with its headers, without producing the body. Pure ASGI."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _EXTENSION = "comfy_restore.head_only"
 
 
 def is_head_only(request: Request) -> bool:
-    """Return whether nothing of the body of the answer will be sent."""
+    """Return whether only the headers of the response will be sent."""
     return _EXTENSION in request.scope.get("extensions", {})
 
 
 class HeadRequests:
-    """Routes a HEAD as a GET, sends the head of the answer, and cancels what would follow.
+    """Middleware that routes HEAD as GET, sends the response's head and cancels the rest.
 
-    A range is not looked at: RFC 9110 defines it for GET only.
+    It removes the Range header, which RFC 9110 defines for GET only.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -41,7 +41,7 @@ class HeadRequests:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 sent.set()
             else:
-                await asyncio.Event().wait()  # for the end, which the head has brought
+                await asyncio.Event().wait()  # until it is cancelled
 
         answering = asyncio.ensure_future(self._app(scope, receive, send_head))
         head = asyncio.create_task(sent.wait())

@@ -1,6 +1,6 @@
-"""Pure ASGI middleware: request ids, the log of requests, limits of bodies, and Serve's edge.
+"""Pure ASGI middleware: request ids, request logging, body limits, and the edge of Serve.
 
-Every answer carries an X-Request-Id, which is bound to the log while the request runs.
+Every response carries an X-Request-Id, which is bound to the log while the request runs.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ log = structlog.get_logger(__name__)
 
 REQUEST_ID = "X-Request-Id"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_QUIET_PATHS = frozenset({"/healthz", "/readyz"})  # asked every few seconds by load balancers
+_QUIET_PATHS = frozenset({"/healthz", "/readyz"})  # polled every few seconds by load balancers
 
 
 class RequestContext:
-    """Names each request, logs and traces how it went, and turns what nobody caught into a 500
-    problem. The trace is the caller's (`traceparent`), or begins here."""
+    """Assigns request ids, logs and traces requests, and answers unhandled exceptions with a 500.
+
+    The trace continues the caller's (`traceparent`), or starts here.
+    """
 
     def __init__(self, app: ASGIApp, tracer: Tracer | None = None) -> None:
         self._app = app
@@ -63,7 +65,7 @@ class RequestContext:
         except Exception:
             log.exception("request_crashed", method=scope["method"], path=scope["path"])
             if answer.status is not None:
-                raise  # the head is out; all that is left is to cut the connection
+                raise  # the headers are sent, so the connection can only be cut
             await internal_error_response(Request(scope))(scope, receive, answer.send)
         finally:
             if scope["path"] not in _QUIET_PATHS:
@@ -77,15 +79,20 @@ class RequestContext:
 
 
 def _span_of(scope: Scope) -> tuple[str, dict[str, str | int | float]]:
-    """Name and attributes, as OpenTelemetry's conventions for HTTP have them where the route is
-    not known: a path, with its ids, is no name."""
+    """Return a span's name and attributes, following OpenTelemetry's HTTP conventions.
+
+    The name is the method only: the route is not known yet, and a path contains ids.
+    """
     method = scope["method"]
     return method, {"http.request.method": method, "url.path": scope["path"]}
 
 
 class _Answer:
-    """Adds the request's id, and what a dependency of the route has left in
-    `request.state.answer_headers`, and remembers the status."""
+    """Adds the request id and `request.state.answer_headers` to the response, and records its
+    status.
+
+    Dependencies of a route set `answer_headers`.
+    """
 
     def __init__(self, send: Send, request_id: str, state: Mapping[str, Any]) -> None:
         self._send = send
@@ -109,7 +116,7 @@ def _request_id(headers: Headers) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The bytes that a request's body may have, and the error that one beyond them is."""
+    """The maximal size of a request body, and the error raised for a larger one."""
 
     max_bytes: int
     error: type[InvalidRequest]
@@ -124,9 +131,9 @@ class Limit:
 class BodyLimit:
     """Refuses a body above the limit while it is read, so that it is never held in full.
 
-    What arrives is counted, also by the route if it has left a `count_body` in the state;
-    Content-Length only lets a refusal come sooner. A request that is answered without reading its
-    body costs nothing and needs no limit. The paths in `paths` have limits of their own.
+    The bytes that arrive are counted; Content-Length only allows an earlier refusal. A route may
+    set `count_body` in the request's state to be called with each size. A request that is answered
+    without reading its body needs no limit. `paths` gives the limits of single paths.
     """
 
     def __init__(self, app: ASGIApp, limit: Limit, paths: Mapping[str, Limit]) -> None:
@@ -159,10 +166,11 @@ class BodyLimit:
 
 
 class BodyPace:
-    """Refuses a body that trickles in: it would hold the place of an upload as long as it likes.
+    """Refuses a body that arrives too slowly, since it would occupy an upload slot indefinitely.
 
-    What counts is time spent waiting for the sender, by the rule of Apache's mod_reqtimeout: so
-    many seconds for any body, and more for what has arrived (decision 26 in docs/decisions).
+    Only the time spent waiting for the sender counts. As in Apache's mod_reqtimeout, every body may
+    take PATIENCE_S, plus a second for each SLOWEST_BYTES_S received (decision 26 in
+    docs/decisions).
     """
 
     PATIENCE_S = 60.0
@@ -178,7 +186,7 @@ class BodyPace:
 
         async def receive_in_time() -> Message:
             nonlocal left_s, complete
-            if complete:  # what comes now is that the client has gone, whenever that is
+            if complete:  # the only message left is http.disconnect, which may come at any time
                 return await receive()
             asked_at = time.monotonic()
             try:
@@ -200,9 +208,9 @@ class BodyPace:
         )
 
 
-# Of a request, what Ray Serve obeys or hands on (ray.serve._private, 2.60): a model and a session
-# to route by, a time limit, whether a client that leaves ends its request. In lower case and with
-# hyphens: Serve takes an underscore for a hyphen in some of them, as proxies do.
+# Request headers that Ray Serve obeys or forwards (ray.serve._private, 2.60): the model and the
+# session to route by, the timeout, and whether a disconnect cancels the request. In lower case and
+# with hyphens: Serve reads an underscore as a hyphen in some of them, as proxies do.
 _STEERING_HEADERS = frozenset(
     {
         "serve-multiplexed-model-id",
@@ -212,21 +220,22 @@ _STEERING_HEADERS = frozenset(
     }
 )
 _STEERING_PREFIX = "x-serve-router-"
-# Serve decodes these as UTF-8, and fails where they are not.
+# Serve decodes these as UTF-8, and fails if they are not.
 _DECODED_HEADERS = frozenset({HEADER, "tracestate"})
-# Serve's own paths: which applications run, and whether its proxy is well. The latter says one
-# word, and probes that have no token ask it: HAProxy's of a replica, KubeRay's operator's.
+# Serve's own paths list the running applications and report the proxy's health. The health path
+# stays open: it reveals a single word, and probes without a token need it, those of HAProxy and of
+# KubeRay's operator.
 _SERVES_PATHS = "/-/"
 _SERVES_HEALTH = "/-/healthz"
 
 
 class ServeEdge:
-    """Outermost, around Ray Serve itself: protects it from what a client may send.
+    """Outermost middleware, around Ray Serve itself: protects it from what clients may send.
 
-    Serve lets requests steer it by headers, and fails (500, without a problem) where their bytes
-    are not UTF-8; it lists its applications to anybody, and fails for a websocket without a route.
-    It runs around Serve's own HTTP proxy and, where HAProxy is in front, around each replica.
-    `session_header` is another name that Serve was told to find a session's id under.
+    Serve lets request headers steer it, fails with a plain 500 if their bytes are not UTF-8, lists
+    its applications to anyone, and fails for a websocket without a route. The middleware runs
+    around Serve's own HTTP proxy, and around each replica when HAProxy is in front.
+    `session_header` is the further name that Serve is configured to read session ids from.
     """
 
     def __init__(self, app: ASGIApp, session_header: str = "") -> None:
@@ -262,8 +271,11 @@ def _hyphenated(name: str) -> str:
 
 
 def _is_for_serve_alone(scope: Scope) -> bool:
-    """Whether nothing but Serve would answer: for its own paths, and for a websocket whose target
-    is no path. (HTTP servers make a path of an address as the target of any other request.)"""
+    """Return whether only Serve itself would answer this request.
+
+    That holds for Serve's own paths, and for a websocket whose target is not a path. (For other
+    requests HTTP servers turn an absolute URL into a path.)
+    """
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     if scope["type"] == "websocket":
         return not path.startswith("/") or path.startswith(_SERVES_PATHS)
@@ -271,7 +283,7 @@ def _is_for_serve_alone(scope: Scope) -> bool:
 
 
 def serve_edge() -> list[Middleware]:
-    """For RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, on every node that runs Serve."""
+    """Return the middleware for RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH, on every Serve node."""
     session_header = os.environ.get("RAY_SERVE_SESSION_ID_HEADER_KEY", "")
     return [
         Middleware(FlowControlledEdge),

@@ -1,7 +1,7 @@
-"""What FastAPI cannot say by itself: problems as error bodies, and the form that the route reads.
+"""OpenAPI parts that FastAPI does not generate: problems as error bodies, and multipart forms.
 
-Routes declare their errors with `problems(JobNotFound, ...)`; status and code come from the same
-table that answers with them.
+Routes declare their errors with `problems(JobNotFound, ...)`; statuses and codes come from the
+table that the error handlers use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _PROBLEM = {PROBLEM_JSON: {"schema": {"$ref": _REF_TEMPLATE.format(model=Problem
 
 
 def _file(media_type: str) -> dict[str, Any]:
-    """`format` is of OpenAPI 3.0, and what generators still know a file by."""
+    """Return the schema of a file.
+
+    `format` is of OpenAPI 3.0, and generators still recognise files by it.
+    """
     return {"type": "string", "format": "binary", "contentMediaType": media_type}
 
 
@@ -35,7 +38,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 
 def problems(*errors: type[RestorationError], **codes: int) -> Responses:
-    """OpenAPI responses for `errors`, and for further codes with their status."""
+    """Return OpenAPI responses for `errors`, and for further `codes` with their statuses."""
     status_of = {error.code: int(STATUS_OF[error]) for error in errors} | codes
     by_status: dict[int, list[str]] = {}
     for code, status in status_of.items():
@@ -56,10 +59,10 @@ def multipart_form(
     max_files: int | None = None,
     instead: str | None = None,
 ) -> dict[str, Any]:
-    """A request body of required files (name -> description) and the fields of a JSON Schema.
+    """Return a request body of required files (name to description) and a JSON Schema's fields.
 
-    With `max_files`, each name stands for one to so many files. The field `instead` may be sent
-    in place of the files.
+    With `max_files`, each name takes one to that many files. The field `instead` may be sent in
+    place of the files.
     """
     parts: dict[str, dict[str, Any]] = {
         name: {**_file(_BINARY), "description": text} for name, text in files.items()
@@ -73,12 +76,12 @@ def multipart_form(
     schema: dict[str, Any] = {
         "type": "object",
         "required": [*(files if instead is None else ()), *needed],
-        # generated clients send the parts in this order: a large one last
+        # generated clients send the parts in this order; the large ones should come last
         "properties": {**fields["properties"], **parts},
         "additionalProperties": False,
     }
     if instead is not None:
-        # of `oneOf` generators make a body of two types, neither of which has the fields
+        # generators turn `oneOf` into a union of two types without the fields
         schema["if"] = {"required": [instead]}
         schema["then"] = {"not": {"anyOf": [{"required": [name]} for name in files]}}
         schema["else"] = {"required": list(files)}
@@ -86,7 +89,7 @@ def multipart_form(
 
 
 def install_openapi(app: FastAPI) -> None:
-    """Make `app.openapi()` complete; it is built once, when it is first asked for."""
+    """Add the missing parts to `app.openapi()`. The document is built once, on first use."""
 
     def build() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -1,7 +1,7 @@
-"""The headers with which every answer tells a browser to do nothing clever with it. Pure ASGI.
+"""Security headers for every response. Pure ASGI.
 
-What a route says itself about one of them stands. HSTS is for the load balancer, which has the
-certificate: a promise about TLS is not for a port without it to make.
+A header that a route sets itself is kept. HSTS is left to the load balancer, which terminates TLS:
+this server's own port has no certificate.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ SECURITY_HEADERS = MappingProxyType(
         "X-Frame-Options": "DENY",  # the same as frame-ancestors, for older browsers
         "Referrer-Policy": "no-referrer",
         "Cross-Origin-Resource-Policy": "same-origin",
-        # Nearly all of it is somebody's own, and none of it is asked for twice.
+        # Nearly all responses are private to an owner, and none is requested twice.
         "Cache-Control": "no-store",
     }
 )
-# An answer's first message; the second is that to a websocket's request that is refused.
+# The first message of a response, and that of a refused websocket handshake.
 RESPONSE_STARTS = frozenset({"http.response.start", "websocket.http.response.start"})
 
 
 class SecurityHeaders:
-    """Adds what an answer does not say by itself."""
+    """Adds SECURITY_HEADERS, except those that the response already has."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,8 +1,8 @@
-"""An issuer's public keys: fetched, kept, and fetched again when a token names one we lack.
+"""Fetch and cache a token issuer's public keys (JWKS).
 
-Keys outlive their issuer: once fetched they serve until a newer set replaces them, so an outage
-of the issuer locks nobody out. Fetches are limited in rate, so that tokens with invented key ids
-cannot turn us against the issuer.
+Keys that were fetched stay in use until a newer set replaces them, so tokens are still accepted
+while the issuer is down. The rate of fetches is limited: tokens with invented key ids cannot flood
+the issuer with requests.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ class _KeySetDocument(BaseModel):
 
 
 class _PublicNumbers(BaseModel):
-    """Modulus and exponent of an RSA key in base64url (RFC 7518, section 6.3), of at most 16,384
-    and 64 bits."""
+    """Modulus and exponent of an RSA key in base64url (RFC 7518, section 6.3).
+
+    They have at most 16,384 and 64 bits.
+    """
 
     model_config = ConfigDict(strict=True)
 
@@ -64,11 +66,14 @@ class KeySet:
         self._lock = asyncio.Lock()
 
     async def find(self, kid: str) -> Key:
-        """Raises Unauthenticated for a key id that the issuer does not have,
-        DependencyUnavailable when the issuer could not be asked."""
+        """Return the key with the id `kid`.
+
+        Raises Unauthenticated if the issuer has no such key, and DependencyUnavailable if the
+        issuer could not be reached.
+        """
         key = self._keys.get(kid)
         if key is not None and (self._is_fresh() or self._lock.locked()):
-            return key  # an old key will do while somebody else fetches
+            return key  # an old key is used while another task fetches
         async with self._lock:
             if kid not in self._keys or not self._is_fresh():
                 await self._fetch_if_due()
@@ -80,7 +85,7 @@ class KeySet:
             raise Unauthenticated("the token is signed with an unknown key") from None
 
     async def ping(self) -> None:
-        """Raises DependencyUnavailable while there are no keys to check tokens with."""
+        """Raise DependencyUnavailable if there is no key to verify tokens with."""
         async with self._lock:
             if not self._keys:
                 await self._fetch_if_due()
@@ -95,7 +100,7 @@ class KeySet:
             return
         try:
             self._keys = await self._fetch()
-        except (httpx.HTTPError, ValueError) as error:  # ValueError: the document is none
+        except (httpx.HTTPError, ValueError) as error:  # ValueError: not a JWKS document
             log.warning("issuer_keys_not_fetched", url=self._url, reason=repr(error))
             self._last_fetch_failed = True
             self._next_fetch_at = self._clock() + RETRY_S
@@ -135,13 +140,13 @@ def _signs_rs256(fields: object) -> bool:
 
 
 def _key_from(fields: Mapping[str, Any]) -> Key:
-    """Raise ValueError for what is no public RSA key of at least MIN_KEY_BITS."""
+    """Return the key in a JWK. Raise ValueError unless it is a public RSA key of MIN_KEY_BITS."""
     public = _PublicNumbers.model_validate(fields)
     try:
         if base64_to_long(public.n).bit_length() < MIN_KEY_BITS:
             raise ValueError(f"it has less than {MIN_KEY_BITS} bits")
-        # The algorithm is ours, not what the document or a token says: a key made for RS256
-        # cannot be talked into checking an HMAC.
+        # The algorithm is fixed here and not read from the document or the token, so an RS256 key
+        # can never be used to verify an HMAC.
         return jwk.construct({"kty": "RSA", "n": public.n, "e": public.e}, ALGORITHM)
     except JWKError as error:
         raise ValueError(str(error)) from error

@@ -1,7 +1,7 @@
-"""The local stack's token issuer: an RSA key in a folder, and its public half over HTTP.
+"""The local stack's token issuer: an RSA key in a folder, its public half served over HTTP.
 
-Whoever can read the key file may mint tokens; there is no other secret and no login. Run as
-`python -m serve_app.auth.local_issuer --state-dir DIR --port N`; it listens on loopback only.
+Anyone who can read the key file can mint tokens; there is no other secret and no login. Run it with
+`python -m serve_app.auth.local_issuer --state-dir DIR --port N`. It listens on loopback only.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _ALGORITHM = "RS256"
 
 
 def issuer_url(port: int) -> str:
-    """The issuer's name and address: LOCAL_ISSUER_URL, and `iss` in its tokens."""
+    """Return the issuer's address: LOCAL_ISSUER_URL, and `iss` in its tokens."""
     return f"http://{_HOST}:{port}"
 
 
@@ -57,7 +57,7 @@ def mint_token(
     lifetime_s: int = 3600,
     more_claims: Mapping[str, object] = MappingProxyType({}),
 ) -> str:
-    """A token for `sub`, signed with the key in `key_dir`, which is made if need be."""
+    """Return a token for `sub`, signed with the key in `key_dir`; a missing key is created."""
     now = int(time.time())
     claims = {
         **more_claims,
@@ -74,9 +74,11 @@ def mint_token(
 
 
 def ensure_key(key_dir: Path) -> rsa.RSAPrivateKey:
-    """The key in `key_dir`; made on first use, once, however many ask at the same time.
+    """Return the private key in `key_dir`, creating it on first use.
 
-    Folder and file are their owner's alone, whatever they were before.
+    Processes that create it at the same time end up with the same key. The folder's mode becomes
+    0700 and the file's 0600, whatever they were before. Raises TypeError if the file holds another
+    kind of key.
     """
     path = key_dir / KEY_FILE
     if not path.exists():
@@ -103,14 +105,14 @@ def _link_unless_there(source: Path, target: Path) -> None:
 
 
 def jwks(key_dir: Path) -> dict[str, Any]:
-    """The JSON Web Key Set (RFC 7517) that checks the tokens of `mint_token`."""
+    """Return the JSON Web Key Set (RFC 7517) that verifies the tokens of `mint_token`."""
     return {"keys": [_public_jwk(ensure_key(key_dir))]}
 
 
 def _public_jwk(key: rsa.RSAPrivateKey) -> dict[str, str]:
     numbers = key.public_key().public_numbers()
     required = {"e": _base64url_uint(numbers.e), "kty": "RSA", "n": _base64url_uint(numbers.n)}
-    # RFC 7638: the hash of exactly these members, in this order, is the key's natural name
+    # RFC 7638: the thumbprint is the hash of exactly these members in this order
     canonical = json.dumps(required, separators=(",", ":"), sort_keys=True).encode()
     thumbprint = _base64url(hashlib.sha256(canonical).digest())
     return {**required, "kid": thumbprint, "use": "sig", "alg": _ALGORITHM}
@@ -129,7 +131,7 @@ def _pem(key: rsa.RSAPrivateKey) -> bytes:
 
 
 class IssuerServer(ThreadingHTTPServer):
-    """Serves the public key on loopback. Port 0 takes any free one."""
+    """HTTP server of the public key on loopback. Port 0 takes any free port."""
 
     daemon_threads = True
 

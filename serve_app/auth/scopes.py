@@ -1,6 +1,6 @@
-"""What a token may be good for: the scopes, and which of them stands for which others.
+"""Token scopes, and the scopes that each of them implies.
 
-A token of Auth0 lists them in `permissions` (RBAC) or in `scope` (RFC 6749); both count.
+Auth0 lists them in `permissions` (RBAC) or in `scope` (RFC 6749); both count.
 """
 
 from __future__ import annotations
@@ -18,19 +18,23 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
-# What a person needs to have photos restored.
+# Enough to submit photos and fetch their results.
 USER_SCOPES = (Scope.READ, Scope.WRITE)
-# An operator looks after everybody's jobs; a graph of one's own is a power of its own.
+# `admin` covers the jobs of all owners. It does not include `workflows:run`: running a graph of
+# one's own is granted separately.
 _IMPLIED: Mapping[str, Collection[Scope]] = MappingProxyType({Scope.ADMIN: USER_SCOPES})
 
 
 def granted(claims: Mapping[str, Any]) -> frozenset[str]:
-    """The scopes that a token's claims name. Raises ValueError for claims of other types."""
+    """Return the scopes that a token's claims grant, with those they imply.
+
+    Raises ValueError for claims of the wrong type.
+    """
     scope, permissions = claims.get("scope", ""), claims.get("permissions", [])
     if not isinstance(scope, str):
         raise ValueError("its scope is not a text")
     if not (isinstance(permissions, list) and all(isinstance(each, str) for each in permissions)):
         raise ValueError("its permissions are not a list of texts")
-    # RFC 6749 has the space as the only separator: any other character is part of a name
+    # RFC 6749 separates scopes by spaces only: any other character is part of a name
     named = {*filter(None, scope.split(" ")), *permissions}
     return frozenset(named.union(*(_IMPLIED.get(each, ()) for each in named)))

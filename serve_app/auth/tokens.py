@@ -1,7 +1,7 @@
-"""Who calls: an RS256 JWT checked against its issuer's keys, and the Principal that it proves.
+"""Verify RS256 JWTs against their issuer's keys and return the caller as a Principal.
 
-One path for Auth0 and for the local stack's own issuer; only the addresses differ. Everything a
-token is refused for is Unauthenticated, and its message never repeats the token.
+Auth0 and the local stack's issuer take the same path; only the addresses differ. Every rejected
+token raises Unauthenticated, with a message that never repeats the token.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from serve_app.auth.jwks import ALGORITHM, KeySet
 from serve_app.auth.local_issuer import LOCAL_AUDIENCE
 from serve_app.auth.scopes import Scope, granted
 
-LEEWAY_S = 30  # clocks differ
-# Auth0 keeps claims that an Action adds only under a URL, which need not lead anywhere.
+LEEWAY_S = 30  # allows for clocks that differ
+# Auth0 keeps a claim added by an Action only if its name is a URL. The URL need not exist.
 QUOTAS_CLAIM = "https://comfy-restore/quotas"
 KEYS_PATH = "/.well-known/jwks.json"
-# Looked at before anything is decoded; load balancers let headers pass up to about this size.
+# Checked before anything is decoded; load balancers accept headers up to about this size.
 MAX_TOKEN_CHARS = 16 * 1024
-# Header fields (RFC 7515) by which a token would bring its own key, or asks to be understood in
-# ways that we do not know. Ignoring them would do; nobody who sends them means well, so: refused.
+# Header fields (RFC 7515) by which a token brings its own key (`jku`, `jwk`, `x5u`, `x5c`) or
+# demands extensions that are not supported here (`crit`). No legitimate client sends them, so they
+# are refused rather than ignored.
 _REFUSED_FIELDS = frozenset({"jku", "jwk", "x5u", "x5c", "crit"})
-# What jose raises for claims of odd types and sizes, and Python's JSON for those nested too deep.
+# jose raises these for claims of unexpected types and sizes, and Python's JSON decoder for claims
+# nested too deep.
 _ODD_CLAIMS = (ArithmeticError, RecursionError, TypeError, ValueError)
 _TIMES = ("exp", "iat", "nbf")
 MAX_SUBJECT_CHARS = 255  # as in OpenID Connect; it is a key of the database
@@ -40,7 +42,7 @@ MAX_SUBJECT_CHARS = 255  # as in OpenID Connect; it is a key of the database
 
 @dataclass(frozen=True, slots=True)
 class Issuer:
-    """Whose tokens are accepted (`iss`), whom they must be meant for (`aud`), and the keys."""
+    """An accepted issuer (`iss`), the audience its tokens must name (`aud`), and its keys' URL."""
 
     name: str
     audience: str
@@ -49,7 +51,7 @@ class Issuer:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls. `sub` owns the jobs it makes."""
+    """The authenticated caller. `sub` owns the jobs that it submits."""
 
     sub: str
     scopes: frozenset[str]
@@ -57,12 +59,15 @@ class Principal:
 
     @property
     def reach(self) -> str | None:
-        """Whose jobs it may touch, by their owner; None: everybody's."""
+        """The owner whose jobs the caller may access; None for all owners' (`admin`)."""
         return None if Scope.ADMIN in self.scopes else self.sub
 
 
 def issuer_from(settings: Settings) -> Issuer:
-    """Auth0 when it is set, otherwise the local issuer. Raises InvalidSettings for neither."""
+    """Return Auth0 if it is configured, otherwise the local issuer.
+
+    Raises InvalidSettings if neither is configured.
+    """
     if settings.auth0_domain and settings.auth0_audience:
         url = f"https://{settings.auth0_domain}"
         return Issuer(f"{url}/", settings.auth0_audience, url + KEYS_PATH)
@@ -75,8 +80,11 @@ def issuer_from(settings: Settings) -> Issuer:
 
 
 class Authenticator:
-    """Turns bearer tokens into principals, whose quotas are `quotas` unless a token's claim
-    replaces some. `http` is the caller's to close."""
+    """Verifies bearer tokens and returns their principals.
+
+    A principal has the given `quotas`, except for those that a claim of its token replaces. The
+    caller closes `http`.
+    """
 
     def __init__(
         self, issuer: Issuer, http: httpx.AsyncClient, quotas: Quotas | None = None
@@ -86,7 +94,11 @@ class Authenticator:
         self._keys = KeySet(issuer.jwks_url, http)
 
     async def authenticate(self, token: str) -> Principal:
-        """Raises Unauthenticated; DependencyUnavailable when no keys could be fetched yet."""
+        """Return the principal of `token`.
+
+        Raises Unauthenticated if the token is not accepted, and DependencyUnavailable if the key
+        could not be fetched.
+        """
         key = await self._keys.find(_key_id(token))
         try:
             claims = jwt.decode(
@@ -95,7 +107,7 @@ class Authenticator:
                 algorithms=[ALGORITHM],
                 audience=self._issuer.audience,
                 issuer=self._issuer.name,
-                # jose accepts a token without a claim that it was told to check, unless:
+                # jose accepts a token that lacks a claim, unless the claim is required explicitly
                 options={
                     "leeway": LEEWAY_S,
                     "require_aud": True,
@@ -112,15 +124,18 @@ class Authenticator:
             raise Unauthenticated(f"the token is not accepted: {error}") from error
 
     async def ping(self) -> None:
-        """Raises DependencyUnavailable when no token could be checked."""
+        """Raise DependencyUnavailable if no token could be verified."""
         await self._keys.ping()
 
 
 def _key_id(token: str) -> str:
-    """All that is taken from a token before its signature is checked."""
+    """Return the key id of a token; nothing else is read before its signature is verified.
+
+    Raises Unauthenticated if the token is not a JWT signed with RS256.
+    """
     if len(token) > MAX_TOKEN_CHARS:
         raise Unauthenticated(f"the token is longer than {MAX_TOKEN_CHARS} characters")
-    if token.count(".") != 2:  # five parts would be an encrypted token, RFC 7516
+    if token.count(".") != 2:  # an encrypted token (RFC 7516) has five parts
         raise Unauthenticated("the token is not a signed JWT: three parts between dots")
     try:
         header = jwt.get_unverified_header(token)
@@ -138,7 +153,7 @@ def _principal(claims: Mapping[str, Any], quotas: Quotas) -> Principal:
     if QUOTAS_CLAIM in claims:
         quotas = _replaced(quotas, claims[QUOTAS_CLAIM])
     for name in _TIMES:
-        # jose also takes text and booleans, which RFC 7519 does not
+        # jose also accepts text and booleans, which RFC 7519 does not
         if name in claims and type(claims[name]) not in (int, float):
             raise ValueError(f"its {name} is not a number")
     if claims["iat"] > time.time() + LEEWAY_S:
@@ -152,8 +167,8 @@ def _principal(claims: Mapping[str, Any], quotas: Quotas) -> Principal:
 
 
 def _replaced(quotas: Quotas, claim: object) -> Quotas:
-    # A claim that is wrong refuses the token: to go by the defaults might give an owner more than
-    # was meant, and nobody would notice.
+    # A token with invalid quotas is refused: falling back to the defaults could silently give an
+    # owner more than was intended.
     try:
         return quotas.replaced(claim)
     except ValidationError as error:
