@@ -1,1 +1,1 @@
-"""HTTP: the API that Ray Serve runs, the client for it, and the command line built on that."""
+"""The HTTP API that Ray Serve runs, its Python client, and the command line built on the client."""

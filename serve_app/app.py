@@ -1,7 +1,7 @@
-"""The ASGI application: routes, errors and middleware around a set of services.
+"""The ASGI application: routes, error handlers and middleware around a set of services.
 
-It runs under plain uvicorn as it does under Serve, and owns the services: when the server ends
-its lifespan, they are closed. It keeps no state of a job.
+It runs under plain uvicorn as well as under Serve. It owns the services, and closes them when the
+server ends its lifespan. It keeps no state of jobs.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def build_asgi_app(services: Services) -> FastAPI:
         summary="Send a damaged photo, get it back restored.",
         description="Errors are RFC 9457 problems with a stable `code` and the request's id.",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load their scripts from other hosts; ours has none
+        docs_url=None,  # FastAPI's pages load scripts from other hosts; ours has no scripts
         redoc_url=None,
-        redirect_slashes=False,  # the address to go to would be made of the client's Host header
+        redirect_slashes=False,  # the redirect's address would come from the client's Host header
         generate_unique_id_function=_operation_id,
     )
     app.state.services = services
@@ -116,7 +116,7 @@ def _readiness_of(services: Services) -> ReadinessProbe:
 
 
 def _install_middleware(app: FastAPI, services: Services) -> None:
-    """From the inside out."""
+    """Add the middleware, the innermost first."""
     settings = services.settings
     app.add_middleware(HeadRequests)
     app.add_middleware(BodyPace)

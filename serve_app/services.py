@@ -1,6 +1,6 @@
-"""What the HTTP layer stands on: one frozen value, made by the composition root or a test.
+"""The services behind the HTTP layer: one frozen value, made by the composition root or a test.
 
-Whatever had to be opened for it is on `resources`, and `aclose` closes all of that.
+`resources` holds everything that was opened for it, and `aclose` closes that.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class Services:
 
 
 def open_services(settings: Settings, meter: Meter | None = None) -> Services:
-    """The real services; nothing connects before it is used.
+    """Return the real services. Nothing connects before its first use.
 
-    Raises InvalidSettings, WorkflowInvalid.
+    Raises InvalidSettings and WorkflowInvalid.
     """
     issuer, catalog = issuer_from(settings), load_catalog(more=settings.workflows_dir)
     resources, tracer = AsyncExitStack(), tracer_from(settings, "ingress")
@@ -89,7 +89,7 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
     resources.push_async_callback(board.aclose)
     rates = RedisRateLimiter(settings.redis_url.get_secret_value())
     resources.push_async_callback(rates.aclose)
-    # a proxy from the environment has no business between us and the local issuer
+    # the local issuer must not be reached through a proxy named by the environment
     http = httpx.AsyncClient(trust_env=settings.auth0_domain is not None)
     resources.push_async_callback(http.aclose)
     batches = PostgresBatchStore(database, settings.queue_policy)

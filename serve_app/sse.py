@@ -1,4 +1,4 @@
-"""Server-Sent Events, written and read without I/O: the server and the Python client share this.
+"""Server-Sent Events, encoded and decoded without I/O, for the server and the Python client.
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MEDIA_TYPE = "text/event-stream"
-# JSON Schema of an event as OpenAPI describes streams: each one by itself, fields as properties
+# JSON Schema of a single event, its fields as properties, as OpenAPI describes event streams
 EVENT_SCHEMA = {
     "type": "object",
     "required": ["event", "data"],
@@ -25,7 +25,7 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 @dataclass(frozen=True, slots=True)
 class ServerEvent:
-    """One event. `id` is None when the event has no place in a stream to resume from."""
+    """One event. `id` is None for an event that a stream cannot be resumed from."""
 
     event: str
     data: str
@@ -40,12 +40,12 @@ def encode(event: ServerEvent) -> bytes:
 
 
 def encode_comment(text: str) -> bytes:
-    """A line that readers skip: it shows that the connection lives."""
+    """Return a comment, which readers ignore: it shows that the connection is alive."""
     return f": {text}\n\n".encode()
 
 
 class Decoder:
-    """Turns text, cut anywhere, into events. `last_id` is what resumes the stream."""
+    """Decodes text, in chunks of any size, into events. `last_id` is the id to resume from."""
 
     def __init__(self, last_id: str | None = None) -> None:
         self.last_id = last_id
@@ -53,7 +53,10 @@ class Decoder:
         self._fields: dict[str, list[str]] = {}
 
     def feed(self, text: str) -> Iterator[ServerEvent]:
-        """Every event that `text` completes. What a cut connection leaves unfinished is lost."""
+        """Yield every event that `text` completes.
+
+        An event that a lost connection cuts off is dropped.
+        """
         self._rest += text
         # A carriage return at the very end may be the first half of a line end.
         held = self._rest.endswith("\r")

@@ -88,10 +88,9 @@ def _span_of(scope: Scope) -> tuple[str, dict[str, str | int | float]]:
 
 
 class _Answer:
-    """Adds the request id and `request.state.answer_headers` to the response, and records its
-    status.
+    """Adds the request id to the response's headers, and records its status.
 
-    Dependencies of a route set `answer_headers`.
+    It also adds `request.state.answer_headers`, which a dependency of the route may set.
     """
 
     def __init__(self, send: Send, request_id: str, state: Mapping[str, Any]) -> None:

@@ -140,7 +140,10 @@ def _signs_rs256(fields: object) -> bool:
 
 
 def _key_from(fields: Mapping[str, Any]) -> Key:
-    """Return the key in a JWK. Raise ValueError unless it is a public RSA key of MIN_KEY_BITS."""
+    """Return the RSA public key in a JWK.
+
+    Raises ValueError for other kinds of key, and for fewer than MIN_KEY_BITS bits.
+    """
     public = _PublicNumbers.model_validate(fields)
     try:
         if base64_to_long(public.n).bit_length() < MIN_KEY_BITS:

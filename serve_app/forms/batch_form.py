@@ -1,7 +1,7 @@
-"""The multipart form of a batch, read as a stream: one photo after another, never all of them.
+"""Read the multipart form of a batch as a stream, one photo after another.
 
-Its parts may come in any order. Fields in front of the photos let a batch that is wrong as a whole
-be refused before its photos have been sent.
+The parts may come in any order. Fields sent before the photos let an invalid batch be refused
+before its photos are sent.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from serve_app.forms.form import (
 )
 from serve_app.forms.multipart import PHOTO, FormParts, Part, malformed
 
-# Each photo's boundary and headers, on top of the photos themselves.
+# For each photo's boundary and headers, on top of the photos themselves.
 BATCH_OVERHEAD_BYTES = FORM_OVERHEAD_BYTES + MAX_BATCH_ITEMS * 1024
 
 
 class BatchForm(WorkflowForm):
-    """Every field of the form but the photos; they hold for each of these."""
+    """All fields of the form except the photos. They apply to each photo."""
 
     priority: PriorityField = Field(
         Priority.BATCH,
@@ -49,26 +49,26 @@ BATCH_BODY = multipart_form(
 
 
 class BatchFormReader:
-    """Reads one request's form: the fields in front of the photos, the photos, and the rest.
+    """Reads one request's form: the fields before the photos, the photos, and the remaining fields.
 
-    All raise RequestValidationError (malformed), 400 for no multipart, and what the body's limit
-    raises.
+    Each method may raise RequestValidationError for a malformed form, HTTPException 400 for an
+    invalid multipart body, and the errors of the body's limits.
     """
 
     def __init__(self, request: Request, max_image_bytes: int) -> None:
-        """Raises HTTPException for another type of content."""
+        """Raise HTTPException if the content type is not multipart/form-data."""
         self._parts = FormParts(request, {PHOTO, *BatchForm.model_fields}, max_image_bytes)
         self._texts: dict[str, str] = {}
         self._photo: Part | None = None
 
     async def fields(self) -> BatchForm:
-        """The fields in front of the first photo, which others may follow."""
+        """Read up to the first photo and return the fields so far. More may follow the photos."""
         self._photo = await self._next_photo()
         return self.all_fields()
 
     @property
     def names_workflow(self) -> bool:
-        """Whether a field that has come says which, so that the others mean something."""
+        """Whether the workflow is among the fields so far, so that the others can be checked."""
         return "workflow" in self._texts
 
     async def photos(self) -> AsyncGenerator[Photo, None]:
@@ -77,12 +77,12 @@ class BatchFormReader:
             self._photo = await self._next_photo()
 
     def _take(self, part: Part) -> Photo:
-        """Nothing of it stays here while the next one is read."""
+        """Return the photo, and drop this reader's reference to it while the next one is read."""
         self._photo = None
         return Photo(part.filename or "", part.data(), part.hash.hexdigest())
 
     def all_fields(self) -> BatchForm:
-        """Those that have come: once there are no more photos, all of them."""
+        """Return the fields read so far; after the last photo these are all fields."""
         return validated(BatchForm, self._texts)
 
     async def _next_photo(self) -> Part | None:

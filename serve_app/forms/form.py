@@ -1,7 +1,7 @@
-"""The multipart form of a submission, read only once its sender is known.
+"""Read the multipart form of a submission, once its sender is authenticated.
 
-FastAPI would read the whole body before any dependency runs; 50 MB from anybody is too much to
-take in before asking who it is. So the route reads the form itself, with tight limits.
+FastAPI would read the whole body before any dependency runs: up to 50 MB from an unknown client. So
+the route reads the form itself, with tight limits.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from serve_app.routes.dependencies import authenticated, services_of
 _Form = TypeVar("_Form", bound=BaseModel)
 
 DEFAULT_WORKFLOW = "restore"
-# Part headers, boundaries and the other fields, on top of the image itself.
+# For part headers, boundaries and the other fields, on top of the image itself.
 FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
 
-# Fields of which an empty one is a mistake rather than an input that was not filled in.
+# An empty value of these fields is an error; in others it stands for an input left blank.
 _NEVER_EMPTY = frozenset({"workflow", "graph"})
 
 
@@ -57,14 +57,14 @@ _AnyCase = BeforeValidator(_lower_case)
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FormatField = Annotated[OutputFormat, BeforeValidator(_format_name), _AnyCase]
 PriorityField = Annotated[Priority, _AnyCase]
-# Written out, because no answer has one: it is among no components.
+# Written inline, because no response uses the type and so the schema's components lack it.
 ReuseField = Annotated[
     Reuse, WithJsonSchema({"type": "string", "enum": [each.value for each in Reuse]}), _AnyCase
 ]
 
 
 class JobForm(BaseModel):
-    """What may be asked for any picture, whatever is made of it."""
+    """Options of any job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -100,7 +100,7 @@ class JobForm(BaseModel):
     def asks(
         self, caller: Principal, image: bytes, idempotency_key: str | None
     ) -> SubmissionRequest:
-        """The fields that a form has are those of the request."""
+        """Return the submission of `image` with this form's fields, which are named alike."""
         asked = {name: getattr(self, name) for name in type(self).model_fields}
         return SubmissionRequest(
             owner=caller.sub,
@@ -112,7 +112,7 @@ class JobForm(BaseModel):
 
 
 class WorkflowForm(JobForm):
-    """What may be asked for any photo, however it comes."""
+    """Options of any job that runs a workflow of the catalogue."""
 
     workflow: str = Field(DEFAULT_WORKFLOW, description="see GET /api/v1/workflows")
     params: Json[dict[str, Any]] = Field(
@@ -126,13 +126,13 @@ _UPLOAD_ID = Field(
 
 
 class RestorationForm(WorkflowForm):
-    """Every field of the form but the image."""
+    """All fields of a submission's form except the image."""
 
     upload_id: UUID | SkipJsonSchema[None] = _UPLOAD_ID
 
 
 class RunForm(JobForm):
-    """Every field of the form of a run but the image."""
+    """All fields of a run's form except the image."""
 
     graph: Json[dict[str, Any]] = Field(
         description="a JSON object: a graph in ComfyUI's API format, whose one LoadImage names "
@@ -143,13 +143,16 @@ class RunForm(JobForm):
 
 @dataclass(slots=True)
 class SubmittedForm:
-    """`image` is empty for a photo that was uploaded before."""
+    """A form and its photo. `image` is empty if the photo was uploaded before."""
 
     image: bytes
     fields: RestorationForm | RunForm
 
     def asks(self, caller: Principal, idempotency_key: str | None) -> SubmissionRequest:
-        """The request, to which the photo moves: FastAPI keeps this form until it has answered."""
+        """Return the submission and hand the photo over to it.
+
+        FastAPI keeps this form until it has responded, and would keep the photo in memory as long.
+        """
         image, self.image = self.image, b""
         return self.fields.asks(caller, image, idempotency_key)
 
@@ -172,15 +175,18 @@ _WithShare = Annotated[UploadShare, Depends(photo_share)]
 async def submitted_form(
     request: Request, caller: _Authenticated, _slot: _WithSlot, share: _WithShare
 ) -> SubmittedForm:
-    """Raises RequestValidationError (malformed), ImageTooLarge, TooManyUploads, and 400 or 415 for
-    no multipart."""
+    """Read and validate the form of a submission.
+
+    Raises RequestValidationError if it is malformed, ImageTooLarge, TooManyUploads, and
+    HTTPException 400 or 415 if it is not multipart.
+    """
     return await _read(request, RestorationForm, caller, share)
 
 
 async def submitted_run(
     request: Request, caller: _Authenticated, _slot: _WithSlot, share: _WithShare
 ) -> SubmittedForm:
-    """As `submitted_form`."""
+    """Read and validate the form of a run. Raises as `submitted_form` does."""
     return await _read(request, RunForm, caller, share)
 
 
@@ -213,7 +219,7 @@ async def _read(
 
 
 def validated(kind: type[_Form], fields: Mapping[str, str]) -> _Form:
-    """The form of these texts, of which an empty one mostly counts as left out.
+    """Return the form with these fields. Except for a few fields, an empty text counts as absent.
 
     Raises RequestValidationError.
     """

@@ -1,6 +1,6 @@
-"""Reads multipart forms (RFC 7578) part after part, with the bytes of one in memory at a time.
+"""Read multipart forms (RFC 7578) part by part, with one part in memory at a time.
 
-Part headers are understood in the dialects of browsers, curl and HTTP libraries.
+The variants of part headers that browsers, curl and HTTP libraries write are understood.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 from starlette.exceptions import HTTPException
 
-PHOTO = "image"  # the field of the photo, or of each photo
+PHOTO = "image"  # the form field of the photo, or of each photo
 MAX_FIELD_BYTES = 64 * 1024
 _MAX_PART_HEADER_BYTES = 16 * 1024  # a path of 4096 bytes, each of them percent-encoded
-# Encodings in which a field may be sent; Python's others include slow and broken ones.
+# Accepted encodings of a field. Python's others include slow and broken ones.
 _CHARSETS = {
     "utf-8": "utf-8-sig",
     "utf8": "utf-8-sig",
@@ -36,7 +36,7 @@ _CHARSETS = {
 }
 # Values of Content-Transfer-Encoding that change nothing.
 _PLAIN = frozenset({"7bit", "8bit", "binary"})
-# What browsers, curl and HTTP libraries write for what cannot stand in a quoted name.
+# Escapes that browsers, curl and HTTP libraries write for characters not allowed in a quoted name.
 _ESCAPED = re.compile("%(22|0D|0A)", re.IGNORECASE)
 
 
@@ -46,19 +46,22 @@ def malformed(field: str, message: str) -> RequestValidationError:
 
 @dataclass(slots=True)
 class Part:
-    """A part that has arrived. `data` stops one byte behind `limit_bytes`, `hash` is of it all."""
+    """A part that has arrived.
+
+    At most `limit_bytes` plus one byte of its data is kept; `hash` covers all of it.
+    """
 
     name: str
     filename: str | None
     content_type: Message
     encoding: str
     limit_bytes: int
-    _data: BytesIO = field(default_factory=BytesIO)  # gives its bytes away without a copy
+    _data: BytesIO = field(default_factory=BytesIO)  # returns its bytes without a copy
     hash: hashlib._Hash = field(default_factory=hashlib.sha256)
 
     @property
     def is_file(self) -> bool:
-        """Tools that do not name a file still say that it is one by its type."""
+        """Whether the part is a file. Tools that send no file name mark a file by its type."""
         if self.filename is not None:
             return True
         kind = self.content_type.get_content_type()
@@ -66,7 +69,7 @@ class Part:
 
     @property
     def is_blank(self) -> bool:
-        """Whether it is what a browser sends for an input that no file was chosen in."""
+        """Whether the part stands for a browser's file input without a chosen file."""
         return not self.filename and not self._data.tell()
 
     def take(self, data: bytes) -> None:
@@ -77,12 +80,15 @@ class Part:
         return self._data.getvalue()
 
     def text(self) -> str:
-        """The field's value without white space around it. Raises RequestValidationError."""
+        """Return the field's value, stripped of white space.
+
+        Raises RequestValidationError if it is too long or wrongly encoded.
+        """
         data = self.data()
         if len(data) > self.limit_bytes:
             raise malformed(self.name, f"a field may have at most {self.limit_bytes} bytes")
         charset = self.content_type.get_content_charset("utf-8")
-        # a byte order mark knows better than tools that name the encoding of their default
+        # a byte order mark is more reliable than the charset, which some tools set by default
         codec = "utf-8-sig" if data.startswith(BOM_UTF8) else _CHARSETS.get(charset)
         if codec is None:
             raise malformed(self.name, f"send the field in UTF-8, not in {charset}")
@@ -97,11 +103,11 @@ class Part:
 class FormParts:
     """Reads the parts of one request's form, in order.
 
-    `names` are the fields that it may have; each but the photo's may be sent once.
+    `names` are the allowed fields; each may be sent once, except for the photo's.
     """
 
     def __init__(self, request: Request, names: Collection[str], max_photo_bytes: int) -> None:
-        """Raises HTTPException: 415 for another type of content, 400 for no boundary."""
+        """Raise HTTPException: 415 for another content type, 400 for a missing boundary."""
         content_type = header_of(request.headers.get("content-type", "text/plain"))
         if (kind := content_type.get_content_type()) != "multipart/form-data":
             raise HTTPException(
@@ -123,13 +129,13 @@ class FormParts:
         self._ended = False
 
     async def next(self) -> Part | None:
-        """The next part; None at the end.
+        """Return the next part, or None at the end.
 
-        Raises RequestValidationError for a field that the form does not have, or that was sent
-        before, 400 for a body that is no form, and what the body's limits raise.
+        Raises RequestValidationError for an unknown or repeated field, HTTPException 400 for an
+        invalid body, and the errors of the body's limits.
         """
         while (part := self._splitter.next()) is None and not self._ended:
-            chunk = await anext(self._chunks, b"")  # an empty one is the last
+            chunk = await anext(self._chunks, b"")  # an empty chunk marks the end
             self._ended = not chunk
             with _malformed_is_400():
                 self._splitter.feed(chunk)
@@ -151,7 +157,7 @@ class FormParts:
 
 
 def header_of(value: str) -> Message:
-    """A Content-Type or Content-Disposition (as latin-1), to ask for its parameters."""
+    """Return a Content-Type or Content-Disposition (as latin-1) with access to its parameters."""
     message = Message()
     message["Content-Type"] = value.replace("\r", " ").replace("\n", " ")
     return message
@@ -166,7 +172,7 @@ def _malformed_is_400() -> Iterator[None]:
 
 
 class _Splitter:
-    """Cuts a multipart body, fed in pieces, into its parts. No I/O."""
+    """Splits a multipart body, fed in chunks, into its parts. No I/O."""
 
     def __init__(self, boundary: bytes, max_photo_bytes: int) -> None:
         self._max_photo_bytes = max_photo_bytes
@@ -190,14 +196,14 @@ class _Splitter:
         )
 
     def feed(self, chunk: bytes) -> None:
-        """No bytes say that the body has ended. Raises FormParserError."""
+        """Parse a chunk. An empty one marks the end of the body. Raises FormParserError."""
         if chunk:
             self._parser.write(chunk)
         elif not self._ended:
             raise FormParserError("the body ends before its last part does")
 
     def next(self) -> Part | None:
-        """The next part that has arrived as a whole."""
+        """Return the next complete part, or None."""
         return self._whole.popleft() if self._whole else None
 
     def _end_header(self) -> None:
@@ -234,12 +240,15 @@ _Parameter = str | tuple[str | None, str | None, str]
 
 
 def _parameters(header: Message) -> dict[str, _Parameter]:
-    """By their names; of `filename` and `filename*` the latter, which says its encoding."""
+    """Return the header's parameters by name.
+
+    `filename*`, which states its encoding, takes precedence over `filename`.
+    """
     return dict(header.get_params(failobj=[]))
 
 
 def _text_of(parameter: _Parameter) -> str:
-    """A parameter's value: UTF-8 as it is, or in the extended notation of RFC 2231 and 5987."""
+    """Return a parameter's text: plain UTF-8, or the extended notation of RFC 2231 and 5987."""
     if isinstance(parameter, tuple):
         charset, _, text = parameter
         codec = _CHARSETS.get((charset or "utf-8").lower(), "utf-8")

@@ -1,10 +1,9 @@
-"""How many bytes of uploads a replica holds in memory at a time, in all and of one owner.
+"""Limit the bytes of uploads that a replica holds in memory, in total and for each owner.
 
-A request is counted before its body is read, with what it declares; without a length, as it
-arrives. It counts as no more than it can hold: of a batch one photo is read while another is
-examined and stored. An owner gets more only
-while as much is left for the others, so that several greedy ones do not fill the replica
-(docs/decisions/0031-bound-the-bytes-in-memory.md).
+A request is counted before its body is read, by its declared length; without one, as the bytes
+arrive. It counts at most the bytes that it can hold: of a batch, one photo is read while another is
+examined and stored. An owner gets more only while as much is left for the others, so that several
+greedy owners cannot fill the replica (docs/decisions/0031-bound-the-bytes-in-memory.md).
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ PHOTOS_OF_A_BATCH = 2
 
 
 class UploadBytes:
-    """Counts; for one event loop."""
+    """Counts the bytes of uploads in memory, by owner. Belongs to one event loop."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.taken: Counter[str] = Counter()
 
     def take(self, owner: str, size_bytes: int) -> None:
-        """Raises TooManyUploads."""
+        """Count `size_bytes` for the owner. Raises TooManyUploads."""
         free = self._limit - self.taken.total() - size_bytes
         if size_bytes and self.taken[owner] + size_bytes > free:
             raise TooManyUploads(
@@ -52,10 +51,10 @@ class UploadBytes:
 
 
 class UploadShare:
-    """Bytes that are counted for one request; giving them back twice is harmless."""
+    """The bytes counted for one request. Giving them back twice is harmless."""
 
     def __init__(self, of: UploadBytes, owner: str, at_most: int) -> None:
-        """Of the request's body `at_most` so many are held."""
+        """Create an empty share of a request whose body holds at most `at_most` bytes in memory."""
         self._of = of
         self._owner = owner
         self._uncounted = at_most
@@ -67,18 +66,18 @@ class UploadShare:
         self._uncounted = 0
 
     def arrive(self, size_bytes: int) -> None:
-        """Count more of a body that has declared no length. Raises TooManyUploads."""
+        """Count more bytes of a body without a declared length. Raises TooManyUploads."""
         counted = min(size_bytes, self._uncounted)
         self.take(counted)
         self._uncounted -= counted
 
     def take(self, size_bytes: int) -> None:
-        """Count what is held besides. Raises TooManyUploads."""
+        """Count bytes that are held besides the body. Raises TooManyUploads."""
         self._of.take(self._owner, size_bytes)
         self._size_bytes += size_bytes
 
     def give_back(self) -> None:
-        """To be called once the upload is stored."""
+        """Give the bytes back. Call this once the upload is stored."""
         self._of.give_back(self._owner, self._size_bytes)
         self._size_bytes = self._uncounted = 0
 
@@ -86,7 +85,7 @@ class UploadShare:
 async def photo_share(
     request: Request, caller: Annotated[Principal, Depends(authenticated)]
 ) -> AsyncIterator[UploadShare]:
-    """A share for this request, given back at its end at the latest. Raises TooManyUploads."""
+    """Yield a share for this request, and give it back at its end. Raises TooManyUploads."""
     with _share(request, caller, 1) as share:
         yield share
 
@@ -94,7 +93,7 @@ async def photo_share(
 async def batch_share(
     request: Request, caller: Annotated[Principal, Depends(authenticated)]
 ) -> AsyncIterator[UploadShare]:
-    """As `photo_share`."""
+    """Yield a share for a batch, as `photo_share` does for one photo."""
     with _share(request, caller, PHOTOS_OF_A_BATCH) as share:
         yield share
 
@@ -106,7 +105,7 @@ def _share(request: Request, caller: Principal, photos: int) -> Iterator[UploadS
     declared = request.headers.get("content-length", "")
     if _LENGTH.fullmatch(declared):
         share.declare(int(declared))
-    request.state.count_body = share.arrive  # see `serve_app.asgi.middleware.BodyLimit`
+    request.state.count_body = share.arrive  # called by `serve_app.asgi.middleware.BodyLimit`
     try:
         yield share
     finally:

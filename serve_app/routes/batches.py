@@ -1,4 +1,4 @@
-"""/api/v1/batches: many photos at once. Somebody else's batch is 404."""
+"""/api/v1/batches: many photos in one request. Another owner's batch is 404."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ async def submit_batch(
     """Submit up to 1,000 photos to be restored alike."""
     form = BatchFormReader(request, services.settings.upload_max_bytes)
     first = (await form.fields()).asks(caller, b"", idempotency_key)
-    if form.names_workflow:  # what is wrong by now stays wrong, whichever fields are to come
+    if form.names_workflow:  # errors in the fields so far cannot be undone by later fields
         services.submission.check(first)
     async with aclosing(form.photos()) as photos:
         submitted = await services.batch_submission.submit(
@@ -136,7 +136,7 @@ async def list_batches(
     cursor: Annotated[str | None, Query(description="opaque; follow `next` instead")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
 ) -> BatchList:
-    """An owner's batches, the caller's if none is named, newest first."""
+    """List an owner's batches, by default the caller's, newest first."""
     page = await services.batches.list(owner, cursor, limit)
     following: str | None = None
     if page.next_cursor is not None:
@@ -149,7 +149,7 @@ async def list_batches(
 async def get_batch(
     request: Request, batch_id: UUID, caller: Reader, services: ServicesOf
 ) -> BatchView:
-    """The batch as it is now."""
+    """Return a batch as it is now."""
     return _show(request, await services.batches.get(batch_id, caller.reach))
 
 
@@ -162,8 +162,8 @@ async def list_batch_items(
     first: Annotated[int, Query(ge=0, le=MAX_BATCH_ITEMS, description="index of the first")] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_BATCH_ITEMS)] = 100,
 ) -> BatchItems:
-    """The batch's photos in the order of submission, each with its job or its refusal."""
-    # One more than asked for tells whether there is another page.
+    """List a batch's photos in the order of submission, each with its job or its refusal."""
+    # One more item than asked for shows whether there is another page.
     found = await services.batches.items(batch_id, caller.reach, first, limit + 1)
     following: str | None = None
     if len(found) > limit:
@@ -206,7 +206,7 @@ async def cancel_batch(
     },
 )
 async def follow_batch(batch_id: UUID, caller: Reader, services: ServicesOf) -> EventStream:
-    """Follow a batch until its end."""
+    """Follow a batch until it has ended."""
     batch = await services.batches.get(batch_id, caller.reach)
     return EventStream(kept_alive(_encoded(services.batch_watcher.watch(batch))), caller.sub)
 

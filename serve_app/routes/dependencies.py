@@ -1,7 +1,7 @@
-"""What routes ask for: the services, who calls, and that the caller may.
+"""Dependencies of the routes: the services, the caller, and the caller's permissions.
 
-A route names what it needs by the type of its caller: `Reader`, `Writer`, or
-`Annotated[Principal, require(...)]`; the OpenAPI document then shows the scope.
+A route states the scope it needs by the type of its caller: `Reader`, `Writer`, or
+`Annotated[Principal, require(...)]`. The OpenAPI document then shows the scope.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from serve_app.services import Services
 
 log = structlog.get_logger(__name__)
 
-# What changes nothing is never refused: a client that polls must get to know how its job ended.
+# Requests that change nothing are never rate limited: a polling client must learn how its job
+# ended.
 _UNCOUNTED = frozenset({"GET", "HEAD"})
 
 _bearer = HTTPBearer(
@@ -35,7 +36,7 @@ _bearer = HTTPBearer(
 
 
 class AuthenticatedFirst(APIRoute):
-    """For routes with a JSON body, which FastAPI reads, and refuses, before it asks who sent it."""
+    """Route that authenticates the caller before FastAPI reads and validates a JSON body."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -54,15 +55,17 @@ def services_of(request: Request) -> Services:
 async def authenticated(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> Principal:
-    """Who calls, asked once however many want to know. Raises Unauthenticated,
-    DependencyUnavailable."""
+    """Return the caller. The token is verified once for each request.
+
+    Raises Unauthenticated and DependencyUnavailable.
+    """
     if credentials is None:
         raise Unauthenticated("send a bearer token in the Authorization header")
     known: Principal | None = getattr(request.state, "caller", None)
     if known is None:
         authenticator = services_of(request).authenticator
         known = request.state.caller = await authenticator.authenticate(credentials.credentials)
-    current_owner.set(known.sub)  # for the places that this request waits for
+    current_owner.set(known.sub)  # for the limited places that this request waits for
     return known
 
 
@@ -78,7 +81,7 @@ async def _authorized(
 
 
 async def _count(request: Request, caller: Principal) -> None:
-    """Raises RateLimited. Without Redis requests are let in uncounted."""
+    """Count the request, if Redis can be reached. Raises RateLimited."""
     per_minute = caller.quotas.requests_per_minute
     if per_minute == 0:
         return
@@ -97,15 +100,15 @@ async def _count(request: Request, caller: Principal) -> None:
 
 
 def require(scope: Scope) -> Any:
-    """A dependency: the caller, who has `scope`, and the requests it is allowed are counted.
+    """Return a dependency that yields the caller if it has `scope`, and counts its requests.
 
-    For one parameter of a route. Raises Unauthenticated, Forbidden, RateLimited.
+    Use it for one parameter of a route. Raises Unauthenticated, Forbidden and RateLimited.
     """
     return Security(_authorized, scopes=[scope.value])
 
 
 async def _services(request: Request) -> Services:
-    # A dependency that is no coroutine takes a thread for each request.
+    # FastAPI runs a dependency that is not a coroutine in a thread, for each request.
     return services_of(request)
 
 
@@ -129,5 +132,5 @@ ListedOwner = Annotated[str, Depends(_listed_owner)]
 
 
 def whose(owner: str, caller: Principal) -> dict[str, str]:
-    """The query of the next page of a listing of what `owner` owns."""
+    """Return the query parameter of `owner` for the next page of a listing."""
     return {} if owner == caller.sub else {"owner": owner}

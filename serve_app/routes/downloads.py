@@ -1,6 +1,6 @@
-"""Downloads through a replica: how many are sent at a time, and that owners share them.
+"""Limit the downloads that a replica sends at a time, and share the places among owners.
 
-A client decides how long its download lasts. Results as redirects to S3 take no place here.
+The client decides how long a download lasts. Redirects to S3 take no place here.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ QUEUE_TIMEOUT_S = 10.0
 
 
 class Download(Response):
-    """A response with a picture, sent in one of the owner's places for downloads.
+    """A response with a picture, sent while it holds one of the owner's places for downloads.
 
-    Waits for the place before anything is sent; then raises TooManyAtOnce.
+    It waits for a place before it sends anything. Raises TooManyAtOnce if it gets none in time.
     """
 
     def __init__(self, picture: Response, owner: str) -> None:

@@ -1,4 +1,4 @@
-"""/api/v1/restorations/{job_id}/events: a job's life as Server-Sent Events."""
+"""/api/v1/restorations/{job_id}/events: the events of a job as Server-Sent Events."""
 
 from __future__ import annotations
 
@@ -32,12 +32,15 @@ router = APIRouter(prefix="/api/v1/restorations", tags=["restorations"])
 
 
 class EventStream(StreamingResponse):
-    """Server-Sent Events of an owner, whose generator is closed when the client is gone."""
+    """A response of Server-Sent Events; its generator is closed when the client disconnects.
+
+    The stream takes one of the owner's places for open streams.
+    """
 
     media_type = sse.MEDIA_TYPE
 
     def __init__(self, events: AsyncGenerator[bytes, None], owner: str) -> None:
-        # X-Accel-Buffering: nginx, and what understands it, would hold events back
+        # X-Accel-Buffering: without it nginx, and servers like it, would hold events back
         super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         self._events = events
         self._owner = owner
@@ -83,7 +86,7 @@ async def follow_restoration(
         Header(alias="Last-Event-ID", description="resumes after this event", max_length=64),
     ] = None,
 ) -> EventStream:
-    """Follow a job until its end."""
+    """Follow a job until it has ended."""
     job = await services.jobs.get(job_id, caller.reach)
     events = _encoded(services.watcher.watch(job, last_event_id))
     return EventStream(kept_alive(events), caller.sub)
@@ -98,7 +101,7 @@ async def _encoded(watch: AsyncGenerator[Seen | None, None]) -> AsyncGenerator[b
 async def kept_alive(
     events: AsyncGenerator[bytes | None, None],
 ) -> AsyncGenerator[bytes, None]:
-    """The encoded events, and a comment whenever nothing was sent for HEARTBEAT_S."""
+    """Yield the encoded events, and a comment after HEARTBEAT_S without any."""
     now = asyncio.get_running_loop().time
     sent_at = now()
     async with aclosing(events):

@@ -1,4 +1,4 @@
-"""/healthz and /readyz, for load balancers: no token, no secrets."""
+"""/healthz and /readyz, for load balancers: they need no token and reveal no secrets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response, status
 from serve_app.readiness import ReadinessProbe
 from serve_app.schemas.restorations import Health, Readiness
 
-# Redis is not among them: without it jobs lose their progress bars, and run.
+# Redis is not required: without it jobs run, but show no progress.
 REQUIRED = frozenset({"postgres", "s3", "issuer"})
 
 router = APIRouter(tags=["health"])
@@ -17,7 +17,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz")
 async def get_health() -> Health:
-    """The process lives and its event loop turns."""
+    """Report that the process and its event loop are alive."""
     return Health(status="ok")
 
 
@@ -26,8 +26,10 @@ async def get_health() -> Health:
     responses={503: {"model": Readiness, "description": "a required dependency is down"}},
 )
 async def get_readiness(request: Request, response: Response) -> Readiness:
-    """Each dependency by name, as it was within the last second. Without Redis the service is
-    degraded, and serves."""
+    """Report the state of each dependency, at most a second old.
+
+    Without Redis the service is `degraded`, but still serves.
+    """
     found = await cast("ReadinessProbe", request.app.state.readiness).results()
     down = {name for name, verdict in found.items() if verdict == "error"}
     if down & REQUIRED:

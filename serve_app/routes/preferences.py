@@ -1,5 +1,4 @@
-"""What a client would rather have: Prefer (RFC 7240), how long it waits for its result; and Accept
-(RFC 9110), whether as a picture."""
+"""Client preferences: Prefer (RFC 7240) for waiting, Accept (RFC 9110) for the type of response."""
 
 from __future__ import annotations
 
@@ -14,9 +13,9 @@ _RANGE = re.compile(
 
 
 def preferred_wait_s(headers: Iterable[str]) -> int | None:
-    """Seconds to wait, at most MAX_WAIT_S; None when nothing (that we understand) is preferred.
+    """Return the seconds to wait, at most MAX_WAIT_S, or None without such a preference.
 
-    Preferences are hints: one that is malformed is ignored, and the first of two counts.
+    Preferences are hints: a malformed one is ignored, and the first of several counts.
     """
     for header in headers:
         for preference in header.split(","):
@@ -26,9 +25,9 @@ def preferred_wait_s(headers: Iterable[str]) -> int | None:
 
 
 def prefers(media_type: str, than: str, accept: Iterable[str]) -> bool:
-    """Whether Accept headers ask for `media_type` rather than for the other: RFC 9110, 12.5.1.
+    """Return whether Accept prefers `media_type` to `than` (RFC 9110, section 12.5.1).
 
-    A range that is malformed is ignored; without any, all are as welcome.
+    Malformed ranges are ignored. Without a valid range neither type is preferred.
     """
     weights = dict(_weights(accept))
     return _weight(media_type, weights) > _weight(than, weights)
@@ -42,7 +41,7 @@ def _weights(accept: Iterable[str]) -> Iterator[tuple[str, float]]:
 
 
 def _weight(media_type: str, weights: Mapping[str, float]) -> float:
-    """Of the most specific range that it is in; 0 if it is in none."""
+    """Return the weight of the most specific range that contains the type, or 0."""
     kind = media_type.partition("/")[0]
     for each in (media_type, f"{kind}/*", "*/*"):
         if each in weights:

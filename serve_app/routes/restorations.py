@@ -1,4 +1,7 @@
-"""/api/v1/restorations: submit, list, look, cancel, fetch. Somebody else's job is 404."""
+"""/api/v1/restorations: submit, list, get, cancel and retry jobs, and fetch their results.
+
+Another owner's job is 404.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,7 @@ async def submit_restoration(
     """Submit a photo to be restored."""
     submitted = await services.submission.submit(form.asks(caller, idempotency_key))
     share.give_back()
-    slot.give_back()  # the upload is stored: who waits for the end waits without it
+    slot.give_back()  # the upload is stored: waiting for the end of the job needs no slot
     return await answer(request, caller, services, submitted, prefer)
 
 
@@ -97,7 +100,7 @@ async def list_restorations(
     cursor: Annotated[str | None, Query(description="opaque; follow `next` instead")] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
 ) -> RestorationPage:
-    """An owner's jobs, the caller's if none is named, newest first."""
+    """List an owner's jobs, by default the caller's, newest first."""
     page = await services.jobs.list(owner, status or (), cursor, limit)
     following: str | None = None
     if page.next_cursor is not None:
@@ -112,7 +115,7 @@ async def list_restorations(
 async def get_restoration(
     request: Request, job_id: UUID, caller: Reader, services: ServicesOf
 ) -> Restoration:
-    """The job as it is now."""
+    """Return a job as it is now."""
     job = await services.jobs.get(job_id, caller.reach)
     return await show(request, services.status, job)
 
@@ -129,7 +132,7 @@ async def get_restoration(
 async def cancel_restoration(
     request: Request, response: Response, job_id: UUID, caller: Writer, services: ServicesOf
 ) -> Restoration:
-    """Cancel the job. Repeating it, or cancelling what has ended, changes nothing."""
+    """Cancel a job. Repeating it, or cancelling a job that has ended, changes nothing."""
     job = await services.jobs.request_cancel(job_id, caller.reach)
     if job.status.is_final:
         response.status_code = status.HTTP_200_OK
@@ -161,9 +164,9 @@ async def cancel_restoration(
 async def retry_restoration(
     request: Request, response: Response, job_id: UUID, caller: Writer, services: ServicesOf
 ) -> Restoration:
-    """Send a job that failed or was cancelled again, as a new job. Repeating it changes nothing."""
+    """Submit a failed or cancelled job again, as a new job. Repeating it changes nothing."""
     await demand_run(services, job_id, caller)
-    # an operator's quotas are not those of the job's owner
+    # an operator's quotas do not apply to another owner's job
     quotas = caller.quotas if caller.reach == caller.sub else None
     submitted = await services.submission.retry(job_id, caller.reach, quotas)
     view = await show(request, services.status, submitted.job)
@@ -175,7 +178,10 @@ async def retry_restoration(
 
 
 async def demand_run(services: Services, job_id: UUID, caller: Principal) -> None:
-    """A graph runs for who may run it at that time. Raises Forbidden, JobNotFound."""
+    """Raise Forbidden if the job is a custom graph and the caller may not run those now.
+
+    Raises JobNotFound if there is no such job.
+    """
     job = await services.jobs.get(job_id, caller.reach)
     if job.workflow == CUSTOM and Scope.RUN not in caller.scopes:
         raise Forbidden(f"the token lacks the scope {Scope.RUN}", scope=Scope.RUN)
@@ -223,7 +229,7 @@ async def get_result(
         str | None, Header(alias="If-Range", description="the ETag that the range is of")
     ] = None,
 ) -> Response:
-    """The restored photo."""
+    """Return the restored photo, or redirect to it."""
     job = await services.jobs.get(job_id, caller.reach)
     if download:
         return Download(await picture(request, services.blobs, job, {}), caller.sub)

@@ -1,8 +1,9 @@
-"""A job's result as an answer: a part of it after another, read from S3 as the client takes them.
+"""Send a job's result in parts, read from S3 as fast as the client takes them.
 
-None is held for a client that does not read. The sha256 of the whole is known only with its last
-part, so that part is sent only if it is right: a damaged result ends before its Content-Length
-does, and no client takes it for complete. A result of one part is checked before it is begun with.
+Nothing is held for a client that does not read. The sha256 of a whole result is known only with its
+last part, so that part is sent only if the hash matches: a damaged result ends before its
+Content-Length, and no client takes it for complete. A result of a single part is checked before the
+response starts.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _RANGE = re.compile(r"bytes=[ \t]*(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))
 async def picture(
     request: Request, blobs: BlobStore, job: Job, headers: Mapping[str, str]
 ) -> Response:
-    """The job's result, or the part that a GET asks for.
+    """Return a response with the job's result, or with the range that a GET asks for.
 
-    Raises ResultNotReady and its kin, ArtifactCorrupt, DependencyUnavailable.
+    Raises ResultNotReady, ResultExpired, ArtifactCorrupt and DependencyUnavailable.
     """
     output = job.result()
     about = {
@@ -39,7 +40,7 @@ async def picture(
         "Cache-Control": "private",
         "ETag": _etag(output),
         "Accept-Ranges": "bytes",
-        # RFC 9530: of the whole, by which a client checks what it has put together
+        # RFC 9530: of the whole result, so that a client can check what it has put together
         "Repr-Digest": f"sha-256=:{b64encode(bytes.fromhex(output.sha256)).decode()}:",
         **headers,
     }
@@ -52,21 +53,21 @@ async def picture(
     if is_head_only(request):
         return Response(status_code=status, media_type=output.content_type, headers=about)
     parts = _parts(blobs, output, first_byte, end)
-    # what is gone is an error, and not a picture that breaks off
+    # a missing object becomes an error response instead of a truncated picture
     first = await anext(parts)
     return StreamingResponse(_resumed(first, parts), status, about, output.content_type)
 
 
 def filename_of(job: Job) -> str:
-    """What a browser saves the result as."""
+    """Return the file name under which a browser saves the result."""
     return f"restored-{job.id}{job.output_format.suffix}"
 
 
 def asked_range(headers: Headers, output: Artifact) -> range | None:
-    """The bytes that `Range` asks for; None for all of them.
+    """Return the range of bytes that `Range` asks for, or None for all of them.
 
-    As RFC 9110 allows, several ranges, and what cannot be read, are answered with the whole, as is
-    a range of another version (`If-Range`). Raises 416 for one that begins behind the end.
+    As RFC 9110 allows, the whole result is sent for several ranges, for a malformed one, and for a
+    range of another version (`If-Range`). Raises HTTPException 416 for a range behind the end.
     """
     asked = headers.getlist("range")
     found = _RANGE.fullmatch(asked[0]) if len(asked) == 1 else None
@@ -94,7 +95,10 @@ def _etag(output: Artifact) -> str:
 
 
 async def _parts(blobs: BlobStore, output: Artifact, start: int, end: int) -> AsyncIterator[bytes]:
-    """Raises ArtifactCorrupt before the last part if all of them are another object's."""
+    """Yield the bytes from `start` to `end` in parts.
+
+    Raises ArtifactCorrupt before the last part if the whole is sent and its hash differs.
+    """
     if output.size_bytes <= PART_BYTES:
         yield (await blobs.get(output))[start:end]
         return

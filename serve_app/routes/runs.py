@@ -1,4 +1,4 @@
-"""/api/v1/runs: a graph of the caller's own. What it makes is a job like any other."""
+"""/api/v1/runs: run a graph of the caller's own, as a job like any other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every submission of one picture has in common: its headers, its errors, and its answer."""
+"""Headers, errors and response that all submissions of one picture share."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ async def _preferences(
         ),
     ] = None,
 ) -> Sequence[str]:
-    """Every line of the header, of which the document shows one: few generators take a list."""
+    """Return every line of the Prefer header.
+
+    The OpenAPI document shows a single one, since few generators support a list.
+    """
     return request.headers.getlist("prefer")
 
 
@@ -73,7 +76,7 @@ Prefer = Annotated[Sequence[str], Depends(_preferences)]
 
 
 def submission_responses(*errors: type[RestorationError]) -> Responses:
-    """OpenAPI responses of a submission, which has these errors besides those of every one."""
+    """Return the OpenAPI responses of a submission, with `errors` added to the common ones."""
     return {
         202: {
             "description": "accepted: the photo is stored, and the job will end",
@@ -114,16 +117,17 @@ async def answer(
     submitted: Submitted,
     prefer: Sequence[str],
 ) -> Response:
-    """The job, at its end if the caller would rather wait; its result, if that is what it accepts.
+    """Return the response to a submission: the job, or its result if the client accepts a picture.
 
-    Raises ResultNotReady for a job that ended without the result that was asked for.
+    With `Prefer: wait` it waits for the end of the job first. Raises ResultNotReady if the job
+    ended without the result that was asked for.
     """
     job, wait_s = submitted.job, preferred_wait_s(prefer)
     if wait_s is not None:
         try:
             with request.app.state.waits.take_now(caller.sub):
                 job = await services.watcher.wait(job, wait_s)
-        except TooManyAtOnce as error:  # a preference, which a server may leave aside
+        except TooManyAtOnce as error:  # a server may ignore a preference
             log.info("answer_not_waited_for", job_id=str(job.id), reason=error.message)
             wait_s = None
     headers = {"Location": links_to(request, job.id).self_}
@@ -134,7 +138,7 @@ async def answer(
     if job.status.is_final and _wants_picture(request, caller, job):
         try:
             return Download(await picture(request, services.blobs, job, headers), caller.sub)
-        except DependencyUnavailable as error:  # the job is there all the same
+        except DependencyUnavailable as error:  # the job exists all the same
             log.warning("picture_not_sent", job_id=str(job.id), reason=error.message)
     view = await show(request, services.status, job)
     is_done = submitted.replayed or job.status.is_final

@@ -1,4 +1,4 @@
-"""/api/v1/uploads: a link to send a large photo straight to S3, past this service."""
+"""/api/v1/uploads: signed links to send large photos straight to S3, past this service."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ router = APIRouter(
 )
 
 
-# Other names of the accepted types, as tools and operating systems have them.
+# Other names of the accepted types, used by tools and operating systems.
 _ALIASES = {
     "image/jpg": ImageType.JPEG,
     "image/pjpeg": ImageType.JPEG,
@@ -56,7 +56,7 @@ _ALIASES = {
 
 
 def _media_type(value: object) -> object:
-    """Without parameters, in lower case, under its registered name."""
+    """Return the registered name of a media type, in lower case and without parameters."""
     if not isinstance(value, str):
         return value
     name = value.partition(";")[0].strip().lower()
@@ -64,7 +64,7 @@ def _media_type(value: object) -> object:
 
 
 class UploadRequest(BaseModel):
-    """What will be sent: none of it can be changed afterwards."""
+    """The photo that will be sent. None of this can be changed later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,7 +89,7 @@ class UploadRequest(BaseModel):
 async def begin_upload(
     caller: Writer, services: ServicesOf, response: Response, asked: UploadRequest
 ) -> UploadView:
-    """Where to PUT a photo, to be named by its `id` in one submission afterwards."""
+    """Return a link to PUT a photo to. Name its `id` in one submission afterwards."""
     upload = await services.uploads.begin(
         caller.sub, asked.content_type, asked.size_bytes, asked.sha256, caller.quotas
     )

@@ -1,4 +1,4 @@
-"""/api/v1/usage: what jobs have cost, in seconds of execution by an engine."""
+"""/api/v1/usage: the usage of jobs, in seconds of execution by an engine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def get_usage(
         Query(description="attempts that began to execute then or later; UTC without an offset"),
     ] = None,
 ) -> UsageReport:
-    """The caller's usage, or everybody's for `admin`, over the last 30 days by default."""
+    """Sum the caller's usage, or all owners' for `admin`, by default over the last 30 days."""
     since = since or datetime.now(UTC) - timedelta(days=DEFAULT_DAYS)
     since = since if since.tzinfo else since.replace(tzinfo=UTC)
     sums = await services.usage.since(since, caller.reach)

@@ -1,4 +1,4 @@
-"""Jobs as the API shows them: with links, with live progress where there is any."""
+"""Jobs as the API shows them, with links and live progress."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def _deliveries(store: JobStore, jobs: Sequence[Job]) -> Mapping[UUID, Del
 
 
 async def _live(board: StatusBoard, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:
-    """Best effort: a board that is gone, or slow, costs the progress and nothing else."""
+    """Return the latest events of each job, or none if the board is down or slow."""
     if not job_ids:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""/api/v1/workflows: what can be asked for."""
+"""/api/v1/workflows: the available workflows."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ router = APIRouter(
 
 @router.get("")
 async def list_workflows(services: ServicesOf) -> WorkflowList:
-    """Every workflow, with a JSON Schema of its parameters."""
+    """List all workflows, each with a JSON Schema of its parameters."""
     return WorkflowList(workflows=tuple(_view(w) for w in services.catalog))
 
 
 @router.get("/{name}", responses=problems(UnknownWorkflow, malformed_request=422))
 async def get_workflow(name: str, services: ServicesOf) -> WorkflowView:
-    """One workflow, with a JSON Schema of its parameters."""
+    """Return one workflow, with a JSON Schema of its parameters."""
     return _view(services.catalog.find(name))
 
 
