@@ -45,8 +45,8 @@ from serve_app.app import build_asgi_app
 from serve_app.local.record import RayReport
 from serve_app.services import open_services
 
-# The delay before Serve looks again for a worker with room, once all were full. Serve's default
-# rises to half a second; more frequent looks would cost the workers more calls.
+# The delay before a ticket that found all workers full looks again. Serve's default rises to 0.5 s,
+# and each look costs the workers a call.
 QUICK_ROUTING = {"initial_backoff_s": 0.02, "max_backoff_s": 0.2}
 
 
@@ -122,7 +122,7 @@ class Ingress:
         self._services.submission.check(request)
 
     async def prepare(self, request: SubmissionRequest, job_id: UUID) -> NewJob:
-        """Check and store a picture; return its job for `record_batch`, which is not recorded yet."""
+        """Check and store a picture, and return its job for `record_batch`. It records nothing."""
         current_owner.set(request.owner)
         submission = self._services.submission
         return await submission.prepare(request, submission.check(request), job_id)
