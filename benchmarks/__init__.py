@@ -1,4 +1,4 @@
-"""`make bench`: what the service costs, as ratios measured in one run.
+"""`make bench`: measure the cost of the service, mostly as ratios within one run.
 
-Nothing here is imported by the service. `docs/benchmarks.md` explains each figure.
+The service imports nothing from here. `docs/benchmarks.md` explains each figure.
 """

@@ -1,4 +1,4 @@
-"""`make bench`: run the benchmarks, show and write their figures, and fail for a missed goal."""
+"""`make bench`: run the benchmarks, report their figures, and fail if a goal is missed."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from benchmarks.single import single
 from benchmarks.submits import submits
 from benchmarks.throughput import throughput
 
-# First what is a time and no ratio, which half an hour of full load on a shared machine can double.
-# Then what has services of its own, or none: the one that the others share stays until the end, and
-# takes a fifth of a core when it has nothing to do.
+# Benchmarks of times rather than ratios come first: half an hour of full load on a shared machine
+# can double a time. Those with services of their own, or none, come next, because the shared
+# service runs until the end and takes a fifth of a core when idle.
 BENCHMARKS: dict[str, Benchmark] = {
     "single": single,
     "pool": busy_pool,
@@ -45,7 +45,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "usual": usual_service,
     "proxy": api_proxy,
 }
-# Only when they are named: what they say is about no goal.
+# Run only when named: these figures have no goal of their own.
 BY_NAME: dict[str, Benchmark] = {"serve": serve_settings}
 OUT = Path("build")
 
@@ -55,13 +55,13 @@ def main(
         list[str] | None, typer.Argument(help=f"any of: {', '.join([*BENCHMARKS, *BY_NAME])}")
     ] = None,
 ) -> None:
-    """Run all benchmarks, or those that are named."""
+    """Run all benchmarks, or only those named."""
     quiet = structlog.make_filtering_bound_logger(logging.WARNING)
-    structlog.configure(wrapper_class=quiet)  # engines say a line for each job
+    structlog.configure(wrapper_class=quiet)  # Engines log a line for each job.
     console = Console(highlight=False, soft_wrap=True)
     if unknown := set(only or ()) - set(BENCHMARKS) - set(BY_NAME):
         raise typer.BadParameter(f"no such benchmark: {', '.join(unknown)}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and end the stacks that were started
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which stops started stacks
     bench = Bench(console.print)
     figures: list[Figure] = []
     try:
@@ -70,7 +70,7 @@ def main(
                 if name in (only or BENCHMARKS):
                     console.print(f"[bold]{name}[/bold]")
                     figures += run(bench)
-    finally:  # what was measured is told, also when another benchmark breaks
+    finally:  # Report the figures measured so far even if a benchmark fails.
         _tell(console, figures)
     sys.exit(any(figure.goal.missed(figure.value) for figure in figures))
 

@@ -1,6 +1,6 @@
-"""Jobs through a service, and whether each answer is the right picture.
+"""Send jobs through a service, and check that each answer is the right picture.
 
-Two photos take turns, so that a service which mixes jobs up is found out.
+The jobs alternate between two photos, to detect a service that mixes jobs up.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tests.support.photos import PhotoName
 
 PHOTOS: tuple[PhotoName, ...] = ("china", "flower")
 _THUMBNAIL = (16, 16)
-_ALIKE = 8  # of 255, the mean difference; two photos are some 60 apart
+_ALIKE = 8  # mean difference out of 255; the two photos are some 60 apart
 
 
 @dataclass
 class Answers:
-    """When each job's answer was in hand, and how many were wrong or none."""
+    """The time at which each job's answer arrived, and the number of wrong or missing answers."""
 
     ended_at_s: list[float] = field(default_factory=list)
     wrong: int = 0
@@ -38,7 +38,7 @@ class Answers:
 async def answers(
     restore: Callable[[bytes], Awaitable[bytes]], held: Held, in_flight: int
 ) -> Answers:
-    """Of `held.jobs` jobs, so many at a time. Pictures are judged when all is over."""
+    """Run `held.jobs` jobs, `in_flight` at a time. The pictures are checked after the last one."""
     told, results = Answers(), list[tuple[bytes, bytes]]()
     photos = [held.photo(name) for name in PHOTOS]
     left = iter(range(held.jobs))
@@ -58,7 +58,7 @@ async def answers(
 
 
 def is_right(result: bytes, photo: bytes, side: int) -> bool:
-    """Whether the result is the photo, enlarged to a square of `side` pixels."""
+    """Return whether the result is the photo, enlarged to a square of `side` pixels."""
     with Image.open(io.BytesIO(result)) as image, Image.open(io.BytesIO(photo)) as before:
         if image.size != (side, side):
             return False

@@ -1,8 +1,7 @@
-"""A bare client that keeps one ComfyUI busy: as quick as ComfyUI is by itself.
+"""A bare client that keeps one ComfyUI busy, the baseline that the service is compared with.
 
-Each job is uploaded, queued, followed over the websocket and fetched, with nothing in between: no
-queue of its own, no database, no retries. The queue in ComfyUI never runs empty, because several
-jobs are on their way at a time. What the cluster is measured against.
+Each job is uploaded, queued, followed over the websocket and fetched, without a queue of its own, a
+database or retries. ComfyUI's queue never runs empty, because several jobs are in flight.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ IN_FLIGHT = 4  # one executes, one waits, the others are being sent or fetched
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What to do again and again. `prompt` is a graph in ComfyUI's API format."""
+    """The job to repeat. `prompt` is a graph in ComfyUI's API format."""
 
     photo: bytes
     prompt: Mapping[str, Mapping[str, Any]]
@@ -31,11 +30,11 @@ class Work:
 
 
 async def end_times_s(url: str, work: Work, jobs: int, in_flight: int = IN_FLIGHT) -> list[float]:
-    """When each of so many jobs was in hand, by the monotonic clock, in order."""
+    """Run `jobs` jobs, and return when each result arrived, in order, by the monotonic clock."""
     client_id = uuid.uuid4().hex
     async with aiohttp.ClientSession(base_url=url) as http:
         async with http.ws_connect("/ws", params={"clientId": client_id}, max_msg_size=0) as socket:
-            await socket.receive()  # the hello: from now on no event is missed
+            await socket.receive()  # After this greeting no event is missed.
             client = _Client(http, client_id, work)
             listening = asyncio.create_task(client.listen(socket))
             try:
@@ -61,7 +60,7 @@ class _Client:
                 continue
             event = json.loads(message.data)
             data = event.get("data", {})
-            # only from then on it is in history
+            # The prompt is in the history only after this event.
             if event["type"] == "executing" and data.get("node") is None:
                 self._over[data["prompt_id"]].set()
 

@@ -1,4 +1,4 @@
-"""How long a claim takes when a million jobs wait, against a thousand."""
+"""Compare the time of a claim with a million waiting jobs and with a thousand."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUNDS = 5
 CLAIMS = 400
 LEASE_S = 3600.0
 
-# Submitted one a millisecond, in the order of their owners' numbers.
+# Jobs are submitted one a millisecond, in the order of their owners' numbers.
 _FILL = text("""
     INSERT INTO jobs (id, owner, status, workflow, workflow_version, params, output_format,
         priority, input_key, input_sha256, input_size_bytes, input_content_type, created_at,
@@ -37,7 +37,7 @@ _FILL = text("""
 
 
 def claim_time(bench: Bench) -> Sequence[Figure]:
-    """Both numbers of jobs in databases of their own on one server, in turns."""
+    """Measure in turns on two databases of one server, one for each number of jobs."""
     with tempfile.TemporaryDirectory(prefix="comfy-bench-", ignore_cleanup_errors=True) as folder:
         with LocalServices(Path(folder), only=["postgres"]) as services:
             url = services.urls.database_url
@@ -58,7 +58,7 @@ _SIZES = (("few", FEW), ("many", MANY))
 
 
 def filled(url: str, name: str, rows: int, bench: Bench) -> str:
-    """The URL of a new database in which so many jobs wait."""
+    """Create a database with `rows` waiting jobs, and return its URL."""
     bench.say(f"filling a database with {rows:,} jobs of {OWNERS:,} owners")
     server = create_engine(sqlalchemy_url(url), isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
@@ -81,7 +81,7 @@ def _fill(connection: Connection, rows: int) -> None:
 
 
 async def _ratios(few_url: str, many_url: str) -> list[tuple[float, float]]:
-    """The median claim of each round, in seconds: among few jobs, and among many."""
+    """Return for each round the median claim time in seconds with few jobs and with many."""
     few, many = Database(few_url), Database(many_url)
     try:
         return [(await _median_claim_s(few), await _median_claim_s(many)) for _ in range(ROUNDS)]
@@ -91,7 +91,8 @@ async def _ratios(few_url: str, many_url: str) -> list[tuple[float, float]]:
 
 
 async def _median_claim_s(database: Database) -> float:
-    """Of claims that are handed back, so that each round finds as many jobs as the last."""
+    """Return the median claim time. Each claim is handed back, so that every round finds equal
+    queues."""
     store = PostgresJobStore(database, QueuePolicy())
     took_s = []
     for _ in range(CLAIMS):

@@ -1,4 +1,4 @@
-"""How long a step of the engine takes to reach a thousand clients who watch its job."""
+"""Measure the time for a step of the engine to reach a thousand clients who watch its job."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.support.stack import Stack
 CLIENTS = 1_000
 ROUNDS = 3
 STEPS, PAUSE_S = 12, 1.0
-LAST = 1  # step more, which does not count: the end of its node comes in the same moment
-SETTLING_S = 20  # for a thousand connections to be open before the first step counts
-NODES = 3  # of the workflow, of which the middle one makes the steps
+LAST = 1  # one uncounted step more, because the last one coincides with the end of its node
+SETTLING_S = 20  # until a thousand connections are open
+NODES = 3  # nodes of the workflow; the middle one makes the steps
 
 
 def event_latency(bench: Bench) -> Sequence[Figure]:
-    """From the moment ComfyUI tells of a step to the moment a client has it."""
+    """Measure the time from a step's event in ComfyUI to its arrival at a client."""
     rounds = [asyncio.run(_round(bench, n)) for n in range(ROUNDS)]
     return [
         Figure(
@@ -42,7 +42,8 @@ def _percentile(sorted_s: Sequence[float], percent: float) -> float:
 
 
 async def _round(bench: Bench, n: int) -> tuple[list[float], float]:
-    """The latencies of every step at every client, sorted; the share that came by themselves."""
+    """Return the sorted latencies of all steps at all clients, and the share of steps with own
+    events."""
     stack, owner = bench.stack, f"watched-{n}"
     (steps_file := _steps_file(stack)).unlink(missing_ok=True)
     settling = int(SETTLING_S / PAUSE_S)
@@ -64,12 +65,13 @@ async def _round(bench: Bench, n: int) -> tuple[list[float], float]:
 
 
 def known_at(step: int, seen: dict[int, float]) -> float:
-    """When a client knew of the step: one that is told together with a later one came with it."""
+    """Return when a client knew of the step, also if it was merged into the event of a later
+    one."""
     return min(at for later, at in seen.items() if later >= step)
 
 
 def _first_seen(reader: Reader, steps: int) -> dict[int, float]:
-    """When each step came to a client, by the machine's monotonic clock; its end is one more."""
+    """Return when a client first saw each step, and, as one more step, the end; monotonic clock."""
     seen: dict[int, float] = {}
     at = 0.0
     for at, event in events(reader):
@@ -84,7 +86,7 @@ def _steps_file(stack: Stack) -> Path:
 
 
 def _step(event: str, data: str, steps: int) -> int | None:
-    """The step that an event tells of, if it does."""
+    """Return the step that an event reports, or None."""
     if event != "progress":
         return None
     progress = json.loads(data)

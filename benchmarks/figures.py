@@ -1,7 +1,8 @@
-"""What a benchmark says: samples of one figure, and the goal that they are held against.
+"""Figures of benchmarks, their goals, and the resources that benchmarks share.
 
-A sample is a ratio of two things measured one after the other in the same run, or a time that
-such a ratio explains. The figure's value is the median of its samples, its spread their extremes.
+A sample is the ratio of two things measured one after the other in the same run, or a time that
+such a ratio explains. The value of a figure is the median of its samples, and its spread their
+extremes.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ WORKFLOWS = HERE / "workflows"
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """At least or at most `bound`. Missed only when the value is off by more than `tolerance`, a
-    share of the bound that says how well such a figure repeats."""
+    """A lower or upper `bound`. It is missed only if the value is off by more than `tolerance`, a
+    share of the bound that reflects how well such a figure repeats."""
 
     bound: float
     at_least: bool
@@ -41,7 +42,8 @@ class Goal:
         return not self.met(value + slack if self.at_least else value - slack)
 
     def reach(self, value: float) -> float:
-        """How far `value` is by factors: 1 is at the goal, 2 twice as good, 0 nowhere near it."""
+        """Return how good `value` is as a factor: 1 at the goal, 2 twice as good, near 0 far from
+        it."""
         if self.at_least:
             return value / self.bound
         if value <= 0:
@@ -54,7 +56,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`unit` is empty for a ratio. `parts` are what the ratio was made of, for the reader."""
+    """`unit` is empty for a ratio. `parts` shows the two sides of the ratio to the reader."""
 
     name: str
     samples: Sequence[float]
@@ -88,19 +90,19 @@ class Figure:
 
 @dataclass
 class Bench:
-    """What the benchmarks of one run share; whatever is started is on `resources`."""
+    """Resources shared by the benchmarks of one run; `resources` stops whatever was started."""
 
     say: Callable[[str], None]
     resources: ExitStack = field(default_factory=ExitStack)
 
     @cached_property
     def environ(self) -> dict[str, str]:
-        """Where Postgres, Valkey and S3 are, for all that is compared with each other."""
+        """Return the settings of the Postgres, Valkey and S3 that compared services share."""
         return self.resources.enter_context(new_services())
 
     @cached_property
     def stack(self) -> Stack:
-        """A service with one worker, on `environ`."""
+        """Return a service with one worker, on `environ`."""
         self.say("starting a stack")
         return self.resources.enter_context(_stack(1, self.environ, WORKFLOWS))
 
@@ -108,8 +110,8 @@ class Bench:
     def new_stack(
         self, workers: int, changes: Mapping[str, str], workflows: Path = WORKFLOWS
     ) -> Iterator[Stack]:
-        """Another service, on Postgres, Valkey and S3 of its own: of two on the same, one's
-        dispatcher leads and its workers do all the jobs."""
+        """Start another service, with its own Postgres, Valkey and S3. On shared ones, one
+        dispatcher would lead, and its workers would do all the jobs."""
         self.say(f"starting a stack, workers: {workers}")
         with new_services() as environ, _stack(workers, {**environ, **changes}, workflows) as stack:
             yield stack
@@ -117,7 +119,7 @@ class Bench:
 
 @contextmanager
 def _stack(workers: int, environ: Mapping[str, str], workflows: Path) -> Iterator[Stack]:
-    """A service behind the proxy that clusters have too, unless `environ` says otherwise."""
+    """Run a service behind HAProxy, as in a cluster, unless `environ` says otherwise."""
     environ = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         **environ,
@@ -130,7 +132,7 @@ def _stack(workers: int, environ: Mapping[str, str], workflows: Path) -> Iterato
 
 @contextmanager
 def new_services() -> Iterator[dict[str, str]]:
-    """Postgres, Valkey and S3 of their own, as the settings that say where they are."""
+    """Run Postgres, Valkey and S3, and yield the settings with their addresses."""
     with (
         TemporaryDirectory(prefix="comfy-bench-", ignore_cleanup_errors=True) as folder,
         LocalServices(Path(folder)) as services,

@@ -1,6 +1,6 @@
-"""How much memory a result of 100 megapixels takes, in each process that it passes.
+"""Measure the peak memory of each process that a result of 100 megapixels passes.
 
-As Linux counts it, at its highest since just before the job: pages in shared memory, where the
+The peak is that of Linux (VmHWM) since just before the job. Pages in shared memory, where the
 engine leaves the pixels for the encoder, count for both.
 """
 
@@ -21,7 +21,7 @@ from tests.support.stack import Stack
 _STATE = "COMFY_RESTORE_STATE"
 LARGE = Held(10_000, 0.0, jobs=1)
 FORMATS = (OutputFormat.PNG, OutputFormat.JPEG)
-# How the processes are recognized, and what each may take: in MB, for 100 million pixels
+# Mark in the command line, and memory limit in MB for 100 million pixels
 PARTS: Mapping[str, tuple[str, int]] = {
     "ingress": ("ray::ServeReplica:comfy-restore:Ingress", 400),
     "decoder": ("actors.decoder", 400),
@@ -32,7 +32,7 @@ PARTS: Mapping[str, tuple[str, int]] = {
 
 
 def large_pictures(bench: Bench) -> Sequence[Figure]:
-    """One job for each format, with a real photo enlarged, and no other at the time."""
+    """Run one job for each format, enlarging a real photo, with no other job at the time."""
     return asyncio.run(_measure(bench))
 
 
@@ -60,7 +60,8 @@ async def _measure(bench: Bench) -> list[Figure]:
 
 
 def _processes(stack: Stack) -> list[psutil.Process]:
-    """Those that have the stack's folder in their environment or command, and their children."""
+    """Return the processes with the stack's folder in environment or command, and their
+    children."""
     state = str(stack.state_dir)
     found = {
         each
@@ -73,7 +74,7 @@ def _processes(stack: Stack) -> list[psutil.Process]:
 def _environment(process: psutil.Process) -> Mapping[str, str]:
     try:
         return dict(process.environ())
-    except psutil.Error:  # somebody else's, or it ended meanwhile
+    except psutil.Error:  # of another user, or ended meanwhile
         return {}
 
 
@@ -87,21 +88,21 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 def _command(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
-    except psutil.Error:  # it ended meanwhile
+    except psutil.Error:  # ended meanwhile
         return ""
 
 
 def _forget_peak(process: psutil.Process) -> None:
-    """See proc(5): from now on VmHWM is counted anew."""
-    with suppress(OSError):  # it ended meanwhile
+    """Reset the process's VmHWM, see proc(5)."""
+    with suppress(OSError):  # ended meanwhile
         Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
 
 def _peaks_mb(processes: Iterable[psutil.Process]) -> list[tuple[str, float]]:
-    """Each process's command, and the memory that it held at the highest."""
+    """Return the command and the peak memory in MB of each process."""
     peaks = []
     for process in processes:
-        with suppress(OSError, ValueError):  # it ended meanwhile
+        with suppress(OSError, ValueError):  # ended meanwhile
             status = Path(f"/proc/{process.pid}/status").read_text()
             [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
             peaks.append((_command(process), int(line.split()[1]) * 1024 / 1e6))

@@ -1,4 +1,4 @@
-"""Many clients at once, each sending its next request when it has the answer to the last."""
+"""Closed-loop load: many clients that each send the next request after the last answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a service bore. `latencies_s` are sorted."""
+    """The measured throughput and latencies. `latencies_s` is sorted."""
 
     per_s: float
     latencies_s: Sequence[float]
@@ -24,7 +24,7 @@ class Load:
 
 
 async def apply_load(call: Callable[[], Awaitable[object]], clients: int, seconds: float) -> Load:
-    """Call again and again, from so many clients for so long."""
+    """Repeat the call from `clients` concurrent clients for `seconds`."""
     latencies_s: list[float] = []
     began = time.perf_counter()
 

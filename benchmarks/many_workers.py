@@ -1,7 +1,7 @@
-"""A thousand workers without engines: dispatcher, tickets, claims, heartbeats and ends are real.
+"""A thousand workers without engines, on real dispatcher, tickets, claims, heartbeats and ends.
 
-All of them are in one process beside Postgres, so that the limit shows that a cluster, whose
-workers bring cores of their own, meets later.
+All of them run in one process beside Postgres. A cluster meets this limit later, because its
+workers bring their own cores.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from persistence.postgres.leadership import Leadership
 from restoration.jobs import Artifact, AttemptRef, Job
 
 FEW, MANY = 10, 1_000
-JOB_S = 20.0  # on average; from half to one and a half times as long
-# Slower than the defaults, as so large a cluster would have them: each is an UPDATE.
+JOB_S = 20.0  # on average; each job takes from 0.5 to 1.5 times as long
+# Slower than the defaults, as in so large a cluster, because each heartbeat is an UPDATE.
 HEARTBEAT_S, LEASE_S = 5.0, 15.0
-IN_STEP_JOBS = 3  # for which more or fewer jobs end in a second than do later on
+IN_STEP_JOBS = 3  # Until then the workers, which start together, end jobs in waves.
 WINDOW_S = 60.0
 SATURATED_S = 10.0
 WAITING = 20_000
@@ -36,7 +36,10 @@ _RESULT = Artifact("outputs/x.png", "0" * 64, 1, "image/png")
 
 
 def many_workers(bench: Bench) -> Sequence[Figure]:
-    """The rate of many workers over what their jobs' time allows, and what none gets beyond."""
+    """Compare the rate of many workers with the rate that their jobs' time allows.
+
+    `parts` also gives the highest rate of one process.
+    """
     with tempfile.TemporaryDirectory(prefix="comfy-bench-", ignore_cleanup_errors=True) as folder:
         with LocalServices(Path(folder), only=["postgres"]) as services:
             url = filled(services.urls.database_url, "waiting", WAITING, bench)
@@ -53,7 +56,7 @@ def many_workers(bench: Bench) -> Sequence[Figure]:
 
 
 async def _rate(url: str, workers: int, job_s: float, window_s: float) -> float:
-    """Jobs ended a second, once the workers, who begin as one, are out of step."""
+    """Return the jobs ended per second, measured once the workers are out of step."""
     database = Database(url)
     jobs = PostgresJobStore(database)
     pool = _Pool(jobs, workers, job_s)
@@ -82,7 +85,7 @@ async def _dispatching(url: str, jobs: PostgresJobStore, pool: _Pool) -> AsyncIt
 
 
 class _Pool:
-    """Takes tickets as Serve does: they wait for a worker that has nothing to do."""
+    """Takes tickets as Serve does: they wait for an idle worker."""
 
     def __init__(self, jobs: PostgresJobStore, size: int, job_s: float) -> None:
         self._jobs = jobs

@@ -1,4 +1,4 @@
-"""What two thousand jobs leave behind in the memory of the ingress and of the worker."""
+"""Measure how much memory of the ingress and of the worker grows over two thousand jobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEPLOYMENTS = ("Ingress", "GpuWorker")
 
 
 def memory_growth(bench: Bench) -> Sequence[Figure]:
-    """Memory that is the process's own, after the first jobs of a stack and after all of them."""
+    """Compare the memory of each process after a stack's first jobs and after all of them."""
     samples = {name: list[float]() for name in DEPLOYMENTS}
     with bench.new_stack(1, {}) as stack:
         after_first = asyncio.run(_after(bench, stack, FIRST))
@@ -48,7 +48,7 @@ async def _after(bench: Bench, stack: Stack, jobs: int) -> dict[str, int]:
 
 
 def _own_bytes(stack: Stack, deployment: str) -> int:
-    """Of the replica's process, without what it shares with others."""
+    """Return the unshared memory (USS) of the replica's process in bytes."""
     (process,) = (
         process
         for process in psutil.Process(stack.record.pid).children(recursive=True)

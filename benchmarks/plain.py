@@ -1,4 +1,4 @@
-"""The same application under plain uvicorn: what the routes cost without Ray Serve."""
+"""The same application under plain uvicorn: the cost of the routes without Ray Serve."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build() -> FastAPI:
 
 @contextmanager
 def plain_service(environ: Mapping[str, str], processes: int = 1) -> Iterator[str]:
-    """Its URL while it runs."""
+    """Run the service, and yield its URL."""
     port = free_port()
     command = [
         *(sys.executable, "-m", "uvicorn", "--factory", "benchmarks.plain:build"),

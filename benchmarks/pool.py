@@ -1,9 +1,9 @@
-"""Four workers with more jobs than they can do: do their engines ever wait, or load in vain?
+"""Measure four saturated workers: whether their engines ever wait, or load models needlessly.
 
-The share of time is measured inside ComfyUI, from the beginning to the end of each prompt. The
-mixed load is four workflows, each with a model that takes two seconds to load where another is
-loaded; it runs against the same graphs under names of which the service does not know that they
-need a model, so that whoever is free takes the next.
+The busy share is measured inside ComfyUI, from the start to the end of each prompt. The mixed load
+has four workflows, each with a model that takes two seconds to load if another one is loaded. It is
+compared with the same graphs under names for which the service knows no model, so that any free
+worker takes the next job.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROUNDS = 3
 SATURATING = Held(64, 0.2, jobs=WORKERS * 60)
 HELD = {"size": 64, "seconds": 15.0}  # while the queue fills; one job executes, the next is staged
 AT_ONCE = 2 * WORKERS
-IN_FLIGHT = WORKERS * 4  # left out at the end, where the queue runs empty
+IN_FLIGHT = WORKERS * 4  # excluded at the end, when the queue runs empty
 
 MODELS = "abcd"
 LOAD_S, EXECUTE_S = 2.0, 0.2
@@ -50,7 +50,7 @@ size_bytes = {size}
 
 
 def busy_pool(bench: Bench) -> Sequence[Figure]:
-    """Both figures on one pool."""
+    """Measure both figures on one pool."""
     with (
         _mixed_workflows() as workflows,
         bench.new_stack(WORKERS, {"MAX_UPLOADS_IN_FLIGHT": str(MIXED_JOBS)}, workflows) as on,
@@ -68,7 +68,7 @@ async def _measure(bench: Bench, stack: Stack) -> list[Figure]:
 
 
 async def _busy(bench: Bench, stack: Stack, client: ServiceClient) -> Figure:
-    """Of a queue that is full from the beginning: it fills while every engine is held."""
+    """Measure with a queue that is full from the start: it fills while every engine is held."""
     photo = SATURATING.photo()
     shares = []
     for n in range(ROUNDS):
@@ -87,7 +87,7 @@ async def _busy(bench: Bench, stack: Stack, client: ServiceClient) -> Figure:
 async def _submitted(
     client: ServiceClient, params: Mapping[str, float], photo: bytes, count: int
 ) -> list[dict[str, Any]]:
-    """So many jobs, some at a time: all of them are there before a held engine is free."""
+    """Submit `count` jobs, some at a time, all before a held engine is free."""
     jobs = list[dict[str, Any]]()
     for _ in range(0, count, AT_ONCE):
         submitting = (client.submit(WORKFLOW, params, photo) for _ in range(AT_ONCE))
@@ -96,7 +96,7 @@ async def _submitted(
 
 
 def _executing(stack: Stack, window: tuple[float, float]) -> Iterator[float]:
-    """The share of the window in which each engine executed."""
+    """Yield for each engine the share of the window during which it executed."""
     begin, end = window
     for noted in stack.state_dir.glob("engines/*/benchmark-executions.txt"):
         spans = (map(float, line.split()) for line in noted.read_text().splitlines())
@@ -122,7 +122,7 @@ async def _mixed(bench: Bench, owners: Sequence[ServiceClient]) -> Figure:
 
 
 async def _mixed_rate(owners: Sequence[ServiceClient], kind: str, seed: int) -> float:
-    """Jobs a second, of a random order of workflows that all waits from the beginning."""
+    """Return the jobs per second for workflows in random order that all wait from the start."""
     names = [f"{kind}-{model}" for model in MODELS] * (MIXED_JOBS // len(MODELS))
     random.Random(seed).shuffle(names)  # noqa: S311 - an order, not a secret
     photo = Held(64, 0.0, jobs=1).photo()
@@ -134,12 +134,12 @@ async def _mixed_rate(owners: Sequence[ServiceClient], kind: str, seed: int) -> 
 
 @contextmanager
 def _mixed_workflows() -> Iterator[Path]:
-    """The folder of workflows, with those of the mixed load; their models are there meanwhile."""
+    """Yield a workflows folder with those of the mixed load; their models exist until the end."""
     models = models_dir(NodeSettings().cache_dir) / "benchmark"
     with tempfile.TemporaryDirectory(prefix="comfy-bench-") as name:
         folder = Path(name)
         shutil.copytree(WORKFLOWS, folder, dirs_exist_ok=True)
-        models.mkdir(parents=True, exist_ok=True)  # of a run that was killed
+        models.mkdir(parents=True, exist_ok=True)  # may be left by a killed run
         try:
             for model in MODELS:
                 weights = f"the weights of {model}".encode()
@@ -155,7 +155,7 @@ def _mixed_workflows() -> Iterator[Path]:
 
 
 def _write_workflow(folder: Path, model: str, spec: str) -> None:
-    """`held`, with a model in front of the node that holds the GPU."""
+    """Write a copy of `held` with a model in front of the node that holds the GPU."""
     shutil.copytree(WORKFLOWS / WORKFLOW, folder)
     graph = folder / "graph.json"
     changed: Mapping[str, str] = {

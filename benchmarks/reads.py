@@ -1,4 +1,4 @@
-"""How many job states a second are read through Ray Serve, against plain uvicorn."""
+"""Compare the job states read per second through Ray Serve with plain uvicorn."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benchmarks.plain import plain_service
 
 CLIENTS = 16
 ROUNDS, ROUND_S = 5, 4.0
-PROCESSES = 1  # as many as the stack has replicas of its ingress
+PROCESSES = 1  # one for each ingress replica of the stack
 
 
 def status_reads(bench: Bench) -> Sequence[Figure]:
-    """One job that has ended, read by many clients, from both in turns."""
+    """Let many clients read one ended job, from both services in turns."""
     stack = bench.stack
     with stack.client("reader") as client:
         job_id = client.wait(client.submit(_photo(), workflow="enlarge").id).id

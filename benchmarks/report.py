@@ -1,4 +1,4 @@
-"""A run's figures as a table for the terminal, as Markdown, as JSON and as a chart."""
+"""Report figures as a table for the terminal, as Markdown, as JSON and as a chart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.figures import Figure
 
 _COLUMNS = ("Figure", "Value", "Spread", "Goal", "Met")
 _MET, _MISSED, _GOAL = "#2e7d32", "#c62828", "#607d8b"
-_FURTHEST = 8.0  # a figure that is further from its goal is drawn as this one
+_FURTHEST = 8.0  # Figures further from their goal are drawn at this factor.
 
 
 def as_table(figures: Sequence[Figure]) -> Table:
@@ -44,7 +44,7 @@ def _row(figure: Figure) -> tuple[str, ...]:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, and no exponent below a million."""
+    """Format a number with three significant digits, and no exponent below a million."""
     return f"{float(f'{value:.3g}'):g}"
 
 
@@ -54,7 +54,8 @@ def write_json(figures: Sequence[Figure], path: Path) -> None:
 
 
 def write_chart(figures: Sequence[Figure], path: Path) -> None:
-    """How far each figure is beyond its goal, or short of it, by factors; a line is its spread."""
+    """Draw each figure as the factor by which it beats or misses its goal; lines show the
+    spread."""
     chart = Chart(figsize=(10, 0.36 * len(figures) + 0.9), layout="constrained")
     axes = chart.subplots()
     for place, figure in enumerate(reversed(figures)):
@@ -72,7 +73,7 @@ def write_chart(figures: Sequence[Figure], path: Path) -> None:
     axes.margins(y=0.01)
     axes.set_xlabel("further right is better")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({"svg.fonttype": "none"}):  # letters as text and not as outlines
+    with rc_context({"svg.fonttype": "none"}):  # text instead of outlines
         chart.savefig(path, format="svg", metadata={"Date": None})
 
 

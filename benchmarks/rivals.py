@@ -1,6 +1,6 @@
-"""What others would build, or have: jobs a second of ours over theirs, on the same machine.
+"""Compare the service with alternatives on the same machine, in jobs per second.
 
-The engine of each is a ComfyUI that does the same; ours is in the stack, theirs is the bare one.
+Each has a ComfyUI that does the same work: the service one in its stack, the others a bare one.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from workflows.catalog import load_catalog
 from workflows.render import render
 
 IN_FLIGHT = 6
-# The SDK asks whether a job is over, ever less often: so many that the engine does not wait for it
+# The SDK polls ever less often; with this many jobs the engine does not wait for it.
 POLLED_IN_FLIGHT = 16
 WAIT_S = 30
-JOB_S = 120  # longer takes only one that its worker has dropped
+JOB_S = 120  # Only a job that its worker has dropped takes longer.
 READY_S = 120
 WEB_PROCESSES = 2
 
@@ -41,12 +41,12 @@ Restore = Callable[[bytes], Awaitable[bytes]]
 
 
 def usual_service(bench: Bench) -> Sequence[Figure]:
-    """The same service out of FastAPI and Celery: see `benchmarks.usual`."""
+    """Compare with the same service built on FastAPI and Celery, see `benchmarks.usual`."""
     return asyncio.run(_usual(bench))
 
 
 def api_proxy(bench: Bench) -> Sequence[Figure]:
-    """The official proxy with ComfyUI's newer API, driven by the SDK that is made for it."""
+    """Compare with the official proxy for ComfyUI's newer API, driven by its own SDK."""
     return asyncio.run(_proxied(bench))
 
 
@@ -67,7 +67,7 @@ async def _usual(bench: Bench) -> list[Figure]:
 
 
 async def _proxied(bench: Bench) -> list[Figure]:
-    from comfy_sdk import AsyncComfy  # only `make bench` installs it
+    from comfy_sdk import AsyncComfy  # installed only by `make bench`
 
     async with AsyncExitStack() as stack:
         ours = await stack.enter_async_context(ServiceClient.to(bench.stack))
@@ -133,7 +133,7 @@ async def _through_usual(http: aiohttp.ClientSession, url: str, photo: bytes) ->
             job = await answer.json()
     if job["status"] != "succeeded":
         raise NoAnswer(job["status"])
-    async with http.get(f"{url}/jobs/{job['id']}/result") as answer:  # by a redirect to S3
+    async with http.get(f"{url}/jobs/{job['id']}/result") as answer:  # follows a redirect to S3
         answer.raise_for_status()
         return await answer.read()
 
@@ -162,7 +162,7 @@ def _usual_processes(environ: Mapping[str, str], comfyui_url: str) -> Iterator[s
         **environ,
         "COMFYUI_URL": comfyui_url,
         "PYTHONPATH": str(HERE.parent),
-        "PYTHONWARNINGS": "ignore",  # of Celery, to whoever runs this as root
+        "PYTHONWARNINGS": "ignore",  # Celery warns when run as root.
     }
     web = (
         *("uvicorn", "benchmarks.usual.web:app", "--log-level", "warning"),
@@ -196,7 +196,7 @@ def _proxy_process(comfyui_url: str) -> Iterator[str]:
 
 @contextmanager
 def _running(module: Sequence[str], environ: Mapping[str, str]) -> Iterator[None]:
-    """`python -m` so and so, until the end of the block."""
+    """Run `python -m MODULE ...` until the end of the block."""
     command = [sys.executable, "-m", *module]
     named = {**os.environ, **environ}
     with subprocess.Popen(command, env=named, stdout=subprocess.DEVNULL) as process:

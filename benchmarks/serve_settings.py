@@ -1,4 +1,4 @@
-"""Ray Serve's settings, one by one: the service with one of them changed, against the service."""
+"""Compare the service with itself under one changed Ray Serve setting at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.stack import Stack
 ROUNDS, ROUND_S, CLIENTS = 5, 3.0, 16
 JOB = Held(256, 0.0, jobs=30)
 
-# What Serve does if it is not told otherwise, or could be told besides.
+# Serve's defaults, or other choices that it offers.
 CHANGES: Mapping[str, Mapping[str, str]] = {
     "Serve's own proxy": {"RAY_SERVE_ENABLE_HA_PROXY": "0"},
     "our code on a thread of its own": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "1"},
@@ -27,7 +27,7 @@ CHANGES: Mapping[str, Mapping[str, str]] = {
 
 
 def serve_settings(bench: Bench) -> Sequence[Figure]:
-    """Both run at the same time, and are measured in turns."""
+    """Run both services at the same time, and measure them in turns."""
     return [figure for name in CHANGES for figure in _compare(bench, name)]
 
 

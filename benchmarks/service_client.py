@@ -1,4 +1,4 @@
-"""A client of the service that has everything on: token, Postgres, S3 both ways, events."""
+"""A client that uses every feature of the service: token, Postgres, S3 both ways, events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _API = "/api/v1/restorations"
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Jobs with a square result of `side` pixels that take the GPU `seconds` each."""
+    """Jobs with a square result of `side` pixels that hold the GPU for `seconds` each."""
 
     side: int
     seconds: float
@@ -53,11 +53,11 @@ class Held:
 
 
 class NoAnswer(Exception):
-    """A service said that the job did not succeed."""
+    """The service reported that the job did not succeed."""
 
 
 class ServiceClient:
-    """Submits, waits and fetches over HTTP, with everything on."""
+    """Submits jobs, waits for them and fetches results over HTTP."""
 
     def __init__(self, http: aiohttp.ClientSession, url: str, token: str) -> None:
         self._http = http
@@ -76,8 +76,8 @@ class ServiceClient:
     async def end_times_s(
         self, held: Held, in_flight: int, *, redirected: bool = True
     ) -> list[float]:
-        """As the bare client's. Large results are fetched from S3 itself (`redirected`), small
-        ones come quicker in the answer to their submission."""
+        """Return when each result arrived, like the bare client. Large results are fetched from S3
+        itself (`redirected`); small ones come sooner in the answer to their submission."""
         left, photo, ended_at_s = iter(range(held.jobs)), held.photo(), list[float]()
 
         async def work_off() -> None:
@@ -91,7 +91,7 @@ class ServiceClient:
     async def restore(
         self, held: Held, photo: bytes, output_format: OutputFormat = OutputFormat.PNG
     ) -> bytes:
-        """Through one job, to its result in hand."""
+        """Run one job, and return its result."""
         path = await self.run(WORKFLOW, held.params, photo, output_format)
         return await self._fetch(path)
 
@@ -102,7 +102,10 @@ class ServiceClient:
         photo: bytes,
         output_format: OutputFormat = OutputFormat.PNG,
     ) -> str:
-        """Submit a job and wait for its end; the path of its result. Raises NoAnswer."""
+        """Submit a job, wait for its end, and return the path of its result.
+
+        Raises NoAnswer if it did not succeed.
+        """
         job = await self.submit(workflow, params, photo, WAIT_S, output_format)
         await self.ended([job])
         path: str = job["links"]["result"]
@@ -116,7 +119,7 @@ class ServiceClient:
         wait_s: int = 0,
         output_format: OutputFormat = OutputFormat.PNG,
     ) -> dict[str, Any]:
-        """The job as it is after `wait_s` at most."""
+        """Submit a job, and return its state after at most `wait_s` seconds."""
         form = _form(workflow, params, photo, output_format)
         headers = {**self._headers, **({"Prefer": f"wait={wait_s}"} if wait_s else {})}
         async with self._http.post(self._url + _API, data=form, headers=headers) as answer:
@@ -125,7 +128,10 @@ class ServiceClient:
             return job
 
     async def _answered(self, held: Held, photo: bytes) -> bytes:
-        """Submit a job; the answer is its result. Raises NoAnswer."""
+        """Submit a job, and return the result from the same answer.
+
+        Raises NoAnswer if it did not succeed.
+        """
         form = _form(WORKFLOW, held.params, photo, OutputFormat.PNG)
         headers = {**self._headers, "Prefer": f"wait={WAIT_S}", "Accept": "image/png"}
         async with self._http.post(self._url + _API, data=form, headers=headers) as answer:
@@ -134,8 +140,10 @@ class ServiceClient:
             return await answer.read()
 
     async def ended(self, jobs: Iterable[Mapping[str, Any]]) -> None:
-        """Wait for the end of them all, with few requests, so that the cores are the workers'.
-        Raises NoAnswer."""
+        """Wait until all jobs have ended, with few requests to leave the cores to the workers.
+
+        Raises NoAnswer if one did not succeed.
+        """
         for job in jobs:
             now = job
             while now["status"] in {"queued", "running"}:
@@ -146,7 +154,7 @@ class ServiceClient:
                 raise NoAnswer(now)
 
     async def read(self, job: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The job as it is now."""
+        """Return the current state of the job."""
         url = self._url + job["links"]["self"]
         async with self._http.get(url, headers=self._headers) as answer:
             answer.raise_for_status()

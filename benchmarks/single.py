@@ -1,4 +1,4 @@
-"""What the service adds to the time of a single job, which takes its GPU no time at all."""
+"""Measure the time that the service adds to a single job that needs no GPU time."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from benchmarks.service_client import Held, ServiceClient
 from benchmarks.throughput import WARM_UP_JOBS, bare_comfyui
 from tests.support.stack import Stack
 
-# Short and many: a machine whose speed changes within a minute does so between rounds.
+# Many short rounds: if the machine's speed changes within a minute, it does so between rounds.
 ROUNDS = 9
 TINY = Held(256, 0.0, jobs=20)
-# Before the first round: it takes so many until all processes have at hand what a job needs.
+# Before the first round: all processes need this many jobs to warm up.
 WARM_UP = Held(256, 0.0, jobs=100)
 
 
 def single(bench: Bench) -> Sequence[Figure]:
-    """Rounds of the bare client and of the service, in turns; one job at a time."""
+    """Alternate rounds of the bare client and of the service, with one job at a time."""
     with bench.new_stack(1, {}) as stack:
         return [asyncio.run(_added_time(bench, stack))]
 
@@ -46,6 +46,6 @@ async def _added_time(bench: Bench, stack: Stack) -> Figure:
 
 
 def median_gap_ms(ended_at_s: Sequence[float]) -> float:
-    """Between one job's end and the next, where each begins when the last has ended."""
+    """Return the median time between ends of jobs, each of which begins when the last has ended."""
     pairs = zip(ended_at_s[WARM_UP_JOBS:], ended_at_s[WARM_UP_JOBS + 1 :], strict=False)
     return 1e3 * statistics.median(after - before for before, after in pairs)

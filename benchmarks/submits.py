@@ -1,4 +1,4 @@
-"""How many photos a second are accepted, against the same work without HTTP and Ray."""
+"""Compare the photos accepted per second with the same work without HTTP and Ray."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.stack import Stack
 CLIENTS = 64
 ROUNDS, ROUND_S = 3, 8.0
 PHOTO_BYTES = 200_000
-# The worker is kept busy by one job: the machine's cores are for submissions alone.
+# One job occupies the worker, so that the cores are free for submissions.
 OCCUPIED = {"seconds": 600.0, "size": 64}
 LIMITS = {
     "MAX_REQUESTS_PER_MINUTE": "0",
@@ -32,7 +32,8 @@ LIMITS = {
 
 
 def submits(bench: Bench) -> Sequence[Figure]:
-    """In turns, on services of their own: the jobs that wait at the end would be in the way."""
+    """Measure in turns on separate services, because jobs still waiting at the end would disturb
+    others."""
     with bench.new_stack(1, LIMITS) as stack:
         settings = {**stack.environ, "LOCAL_ISSUER_URL": stack.record.issuer or ""}
         rounds = asyncio.run(_rounds(bench, stack, settings))
@@ -55,7 +56,7 @@ def submits(bench: Bench) -> Sequence[Figure]:
 
 
 def photo_of(size_bytes: int) -> bytes:
-    """A JPEG of about that size."""
+    """Return a JPEG of about that size."""
     picture = original("china").resize((1280, 848), Image.Resampling.LANCZOS)
     for quality in range(95, 20, -1):
         out = io.BytesIO()
@@ -81,7 +82,7 @@ async def _rounds(
 
 
 async def _without_http(environ: Mapping[str, str], photo: bytes) -> Load:
-    """The submission alone, in one process, as the stack has one replica of its ingress."""
+    """Submit without HTTP in one process, as the stack has one ingress replica."""
     services = open_services(load_settings(environ))
     request = SubmissionRequest(
         owner="bench", workflow="enlarge", params={}, image=photo, priority=Priority.INTERACTIVE

@@ -1,7 +1,7 @@
-"""What one worker makes of one ComfyUI, against a bare client that keeps its queue full.
+"""Compare one worker on one ComfyUI with a bare client that keeps ComfyUI's queue full.
 
-Both run the same graph on an engine of their own, which holds its GPU for a stated time without
-using a core; both take the photo from memory and have the PNG in hand at the end.
+Both run the same graph on an engine of their own, which holds its GPU for a given time without
+using a core. Both start with the photo in memory and end with the PNG received.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tests.support.stack import free_port
 
 ROUNDS = 3
 IN_FLIGHT = 6
-WARM_UP_JOBS = 2  # of each round, left out
+WARM_UP_JOBS = 2  # excluded from each round
 
 LARGE, SMALL = Held(4096, 1.0, jobs=12), Held(1024, 0.2, jobs=40)
 
 
 def throughput(bench: Bench) -> Sequence[Figure]:
-    """Rounds of the bare client and of the service, in turns."""
+    """Alternate rounds of the bare client and of the service."""
     return asyncio.run(_measure(bench))
 
 
@@ -46,7 +46,7 @@ async def _measure(bench: Bench) -> list[Figure]:
 
 @asynccontextmanager
 async def bare_comfyui() -> AsyncIterator[str]:
-    """The URL of an engine with ComfyUI's own nodes and the one that holds the GPU."""
+    """Run an engine with ComfyUI's own nodes and the one that holds the GPU; yield its URL."""
     installed = installed_engine(NodeSettings())
     with tempfile.TemporaryDirectory(prefix="comfy-bench-") as folder:
         command = EngineCommand(

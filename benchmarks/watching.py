@@ -1,7 +1,7 @@
-"""Many readers of one stream of events, which only note what came when; it is read afterwards.
+"""Many readers of one event stream that only record bytes and times, to be decoded afterwards.
 
-All of them share the cores with the service, so a reader that decodes while it measures would
-mostly measure itself.
+They share the cores with the service, so a reader that decoded during the measurement would mostly
+measure itself.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 from serve_app.sse import Decoder, ServerEvent
 
-AT_A_TIME = 100  # connections that are opened
+AT_A_TIME = 100  # concurrent connection attempts
 
 
 class Reader(asyncio.Protocol):
-    """One client. `pieces` are the bytes as they came, and when, by the machine's own clock."""
+    """One client. `pieces` holds the received bytes with the monotonic times of their arrival."""
 
     def __init__(self, request: bytes) -> None:
         self._request = request
@@ -39,7 +39,7 @@ class Reader(asyncio.Protocol):
 
 
 async def watch(url: str, token: str, clients: int) -> tuple[list[Reader], float]:
-    """The readers at the stream's end, and when the last of them had its answer's beginning."""
+    """Return the readers after the end of the stream, and when the last one's answer began."""
     address = urlsplit(url)
     assert address.hostname
     assert address.port
@@ -66,7 +66,7 @@ async def watch(url: str, token: str, clients: int) -> tuple[list[Reader], float
 
 
 def events(reader: Reader) -> Iterator[tuple[float, ServerEvent]]:
-    """Each event, and when its last byte came."""
+    """Yield each event with the arrival time of its last byte."""
     decoder, rest, head = Decoder(), b"", True
     for at, data in reader.pieces:
         rest += data
@@ -82,7 +82,7 @@ def events(reader: Reader) -> Iterator[tuple[float, ServerEvent]]:
 
 
 def _chunks(data: bytes) -> tuple[bytes, bytes]:
-    """What the chunks that are whole hold, and the rest (RFC 9112, 7.1)."""
+    """Return the content of the complete chunks, and the remaining data (RFC 9112, 7.1)."""
     whole = b""
     while b"\r\n" in data:
         size, _, after = data.partition(b"\r\n")

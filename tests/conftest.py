@@ -1,7 +1,8 @@
-"""What the suites share: one set of services, one engine's installation, one stack a session.
+"""Fixtures that the suites share: one set of services, one engine installation, one stack a
+session.
 
-Everything is real, from the same wheels that `make demo` uses. Folders lie outside pytest's own,
-which root keeps closed to the account that Postgres runs under.
+All of them are real, from the same wheels that `make demo` uses. Their folders lie outside pytest's
+own, which root keeps closed to the account that Postgres runs under.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.fakes.collector import Collector, collecting
 from tests.support.stack import LEASE_S, Stack, running_stack
 from workflows.catalog import load_catalog
 
-# On a machine with other work an example may take any time.
+# An example may take any time on a busy machine.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
 
@@ -38,18 +39,19 @@ PRODUCT = ["restoration", "workflows", "comfy_pool", "persistence", "actors", "s
 # libraries guard their state with mutexes (queues, models, loggers), held for microseconds
 MUTEXES = ("threading.Lock.acquire", "threading.Lock.acquire_lock")
 MAY_BLOCK = {
-    # a replica reads its workflows while it starts, before it serves a request
+    # A replica reads its workflows while it starts, before it serves a request.
     "workflows/catalog.py": {"load_catalog"},
-    # a worker finds its install, and clears its folder of pixels, before its first job and after
-    # its last
+    # A worker finds its install, and clears its pixel folder, before its first job and after its
+    # last.
     "comfy_pool/factory.py": {"engine_on_this_node"},
-    # the command line and the issuer's thread read the key; only tests do so on an event loop
+    # The command line and the issuer's thread read the key; only tests do so on an event loop.
     "serve_app/auth/local_issuer.py": {"ensure_key"},
 }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs servers, and run the tests of the stack last: it takes a core meanwhile."""
+    """Mark the tests that need servers, and run the tests of the stack last, since it keeps a core
+    busy."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "services" in fixtures or "stack" in fixtures:
@@ -84,7 +86,7 @@ class S3Access:
 
 @pytest.fixture(scope="session")
 def engine_install() -> EngineInstall:
-    """The ComfyUI and the models of the user cache, installed if need be."""
+    """Return the ComfyUI and the models in the user cache, installed if they are missing."""
     cache_dir = NodeSettings().cache_dir
     install = install_engine(cache_dir)
     install_models(cache_dir, load_catalog().models())
@@ -93,7 +95,7 @@ def engine_install() -> EngineInstall:
 
 @pytest.fixture(scope="session")
 def services() -> Iterator[LocalServices]:
-    """Postgres, Valkey and SeaweedFS, for all tests that need not break them."""
+    """Start Postgres, Valkey and SeaweedFS for all tests that need not break them."""
     with tempfile.TemporaryDirectory(prefix="comfy-restore-", ignore_cleanup_errors=True) as folder:
         with LocalServices(Path(folder)) as services:
             yield services
@@ -107,7 +109,7 @@ def migrated_url(services: LocalServices) -> str:
 
 @pytest.fixture
 def database_url(migrated_url: str) -> str:
-    """A migrated database without a row."""
+    """Return the URL of a migrated database without rows."""
     url = make_url(migrated_url).set(drivername="postgresql")
     with closing(psycopg2.connect(url.render_as_string(hide_password=False))) as connection:
         with connection, connection.cursor() as cursor:
@@ -128,14 +130,14 @@ def s3(services: LocalServices) -> S3Access:
 
 @pytest.fixture(scope="session")
 def collector() -> Iterator[Collector]:
-    """Where the stack's traces go."""
+    """Receive the traces of the stack."""
     with collecting() as collector:
         yield collector
 
 
 @pytest.fixture(scope="session")
 def stack(engine_install: EngineInstall, collector: Collector) -> Iterator[Stack]:
-    """Everything real, and two workers, each with a ComfyUI."""
+    """Start a complete real stack with two workers, each with a ComfyUI."""
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "LEASE_S": str(LEASE_S)}
     with running_stack("--workers", "2", environ=environ) as stack:
         yield stack

@@ -1,8 +1,8 @@
-"""ComfyUI nodes that take the time of a GPU, and no core. For benchmarks only.
+"""ComfyUI nodes for benchmarks that take the time of a GPU, but no core.
 
-They stand for models on a GPU: the execution thread is held for a stated time, and meanwhile the
-machine's cores are free for whatever else there is to do. What happens when is noted in the
-engine's base directory, by the machine's monotonic clock, for the benchmarks to read.
+They replace models on a GPU: the execution thread is held for a given time, while the cores are
+free for other work. They log times of the monotonic clock to files in the engine's base directory,
+which the benchmarks read.
 """
 
 import hashlib
@@ -15,17 +15,17 @@ import execution  # type: ignore[import-not-found]
 import folder_paths  # type: ignore[import-not-found]
 import torch  # type: ignore[import-not-found]
 
-_NEVER_CACHED = float("nan")  # equal to nothing
+_NEVER_CACHED = float("nan")  # not equal to anything, not even to itself
 _KEPT = 2  # pictures; one of 4096x4096 takes 200 MB
 _BASE = Path(folder_paths.get_output_directory()).parent
 EXECUTIONS = _BASE / "benchmark-executions.txt"  # a line for each prompt: began, ended
-STEPS = _BASE / "benchmark-steps.txt"  # a line for each step of BenchmarkSteps: number, when
+STEPS = _BASE / "benchmark-steps.txt"  # a line for each step of BenchmarkSteps: number, time
 
 
 class BenchmarkGpu:
-    """The image, enlarged to `width` x `height`, `seconds` after it was asked for.
+    """Returns the image, enlarged to `width` x `height`, after `seconds`.
 
-    Enlarging is real work for a CPU, so that it is done once for each picture.
+    Enlarging takes CPU time, so that it is done only once for each picture.
     """
 
     RETURN_TYPES = ("IMAGE",)
@@ -68,7 +68,7 @@ def _enlarge(image: Any, width: int, height: int) -> Any:
 
 
 class BenchmarkModel:
-    """The image as it is, once the model `name` is loaded: the engine holds one at a time."""
+    """Returns the image after loading the model `name`; the engine holds one model at a time."""
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "run"
@@ -97,7 +97,7 @@ class BenchmarkModel:
 
 
 class BenchmarkSteps:
-    """The image as it is, after so many steps of progress, `pause` seconds apart."""
+    """Returns the image after `steps` progress steps that are `pause` seconds apart."""
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "run"

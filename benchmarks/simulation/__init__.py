@@ -1,1 +1,1 @@
-"""A day of a fleet in minutes: real dispatcher, claims and autoscaling, simulated machines."""
+"""Simulate a day of a fleet in minutes: real dispatcher, claims and autoscaling, fake machines."""

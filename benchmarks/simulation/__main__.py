@@ -1,4 +1,4 @@
-"""`make simulate`: one day under each policy; fails if ours misses its goals."""
+"""`make simulate`: run one day under each policy, and fail if this project's misses its goals."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ SHARE_OF_HOURS = 0.5
 
 
 def policies(photos: list[Photo]) -> dict[str, Policy]:
-    """All may have as many workers as the fixed fleet has; ours is as shipped, but for the worker
-    that it keeps warm."""
+    """Return the policies, all with the maximum of the fixed fleet. Ours has the shipped settings,
+    with and without the worker that it keeps warm."""
     peak = peak_workers(photos)
     ours = ScalingPolicy(
         jobs_per_worker=4,
@@ -50,7 +50,7 @@ def policies(photos: list[Photo]) -> dict[str, Policy]:
 
 
 def goals(outcomes: report.Outcomes) -> dict[str, bool]:
-    """Each goal, and whether it is met."""
+    """Return each goal, and whether it is met."""
     fixed, ours = outcomes["fixed"], outcomes["ours"]
     interactive = Priority.INTERACTIVE
     more_s = ours.p95_wait_s(interactive) - fixed.p95_wait_s(interactive)
@@ -65,7 +65,7 @@ def goals(outcomes: report.Outcomes) -> dict[str, bool]:
 
 
 def main(seed: Annotated[int, typer.Option(help="which day")] = 1) -> None:
-    """The same day under each policy, each in a process of its own."""
+    """Simulate the same day under each policy, in a process for each."""
     console = Console(highlight=False, soft_wrap=True)
     photos = day(seed)
     chosen = policies(photos)
@@ -82,7 +82,7 @@ def main(seed: Annotated[int, typer.Option(help="which day")] = 1) -> None:
 
 def _run(database_url: str, policy: Policy, seed: int) -> Outcome:
     quiet = structlog.make_filtering_bound_logger(logging.ERROR)
-    structlog.configure(wrapper_class=quiet)  # each lost worker is a warning
+    structlog.configure(wrapper_class=quiet)  # Each lost worker logs a warning.
     return simulate(database_url, day(seed), policy, Machines(), seed)
 
 

@@ -1,8 +1,8 @@
-"""Simulated time, for asyncio and for Postgres, so that a day passes as fast as it computes.
+"""Simulated time for asyncio and Postgres: a day passes as fast as it can be computed.
 
-Whatever runs on a `SimulatedLoop` sees the loop's clock leap to the next timer when nothing else
-is to be done. What it asks of a `SimulatedDatabase` sees the same clock: `now()` there is found
-before Postgres' own, and the statements are those of production, to the letter.
+On a `SimulatedLoop` the clock jumps to the next timer when nothing else is ready. Queries to a
+`SimulatedDatabase` see the same clock: its `now()` precedes Postgres' own on the search path, so
+that the statements are exactly those of production.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from persistence.postgres.migrate import upgrade
 
 _T = TypeVar("_T")
 
-MIDNIGHT = datetime(2030, 1, 1, tzinfo=UTC)  # when the clock of a loop stands at 0
+MIDNIGHT = datetime(2030, 1, 1, tzinfo=UTC)  # the time at which a loop's clock is 0
 
-# A schema that is searched before pg_catalog. Defaults of columns are bound to these functions
-# when the tables are made, triggers and statements when they run. Migrations are the only ones that
-# do not say what time it is. The sequence keeps turns taken
-# at the same moment in the order in which they were taken.
+# A schema that precedes pg_catalog on the search path. Column defaults bind to these functions when
+# the tables are created, triggers and statements when they run. Only migrations run without a
+# simulated time. The sequence keeps the order of turns taken at the same moment.
 _CLOCK = (
     "CREATE SCHEMA sim",
     """CREATE FUNCTION sim.now() RETURNS timestamptz STABLE LANGUAGE sql
@@ -38,19 +37,18 @@ _CLOCK = (
 )
 _SETTINGS = {
     "search_path": "sim, public, pg_catalog",
-    "synchronous_commit": "off",  # nobody needs this database after a crash
+    "synchronous_commit": "off",  # the database need not survive a crash
 }
-# One message to Postgres where there would be four: its round trips are most of a simulated day.
-# Nobody but this connection looks at the database, so a transaction may be committed late.
+# One message to Postgres instead of four, because round trips take most of a simulated day. A late
+# commit is harmless, because no other connection reads the database.
 _BEGIN = "BEGIN; SELECT set_config('sim.now', %s, true)"
 _NEXT = f"COMMIT; {_BEGIN}"
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """An event loop that never waits: its time is that of the next timer.
+    """An event loop that never waits: its clock jumps to the next timer.
 
-    What would go to a thread is done at once and takes no time, so that a run depends on nothing
-    but its seed.
+    Calls for a thread run at once and take no time, so that a run depends only on its seed.
     """
 
     def __init__(self) -> None:
@@ -84,14 +82,15 @@ class _Leaping(selectors.DefaultSelector):
 
 
 class SimulatedDatabase(Database):
-    """A database whose time is the loop's. One connection, never lost: it is not checked."""
+    """A database on the loop's time, with one connection that is never lost and so never
+    checked."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         engine = create_engine(sqlalchemy_url(url), isolation_level="AUTOCOMMIT")
         self._only = engine.connect()
         self._cursor = self._only.connection.cursor()
-        self._is_open = False  # a transaction that did well, and is yet to be committed
+        self._is_open = False  # a successful transaction is not committed yet
 
     async def run(self, work: Callable[[Connection], _T], *, atomic: bool = True) -> _T:
         now = MIDNIGHT + timedelta(seconds=asyncio.get_running_loop().time())
@@ -114,7 +113,7 @@ class SimulatedDatabase(Database):
 
 
 def make_database(server_url: str, name: str) -> str:
-    """The URL of a new database with our tables and a simulated clock."""
+    """Create a database with the product's tables and a simulated clock; return its URL."""
     server = create_engine(sqlalchemy_url(server_url), isolation_level="AUTOCOMMIT")
     with server.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))

@@ -1,4 +1,4 @@
-"""One day under one policy: submissions come, the leader dispatches, the fleet follows."""
+"""Simulate one day under one policy: submissions, the leader's dispatching, and the fleet."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from restoration.jobs import AttemptRef, Job, Priority
 from restoration.ports import JobStore
 from restoration.scaling import Demand
 
-# Submissions and ends of jobs wake the leader; its own look at the queue, every second in
-# production, costs most of a simulated night and finds nothing there.
+# Submissions and ends of jobs wake the leader. Its own look at the queue, every second in
+# production, would cost most of a simulated night and find nothing.
 TICK_S = 60.0
 SAMPLE_S = 60.0
 
 
 class Hints(Leadership):
-    """The leader's ear: what Postgres would say with NOTIFY, in simulated time."""
+    """The leader's notifications in simulated time, in place of Postgres' NOTIFY."""
 
     def __init__(self) -> None:
         self._hint = asyncio.Event()
@@ -46,8 +46,8 @@ class Hints(Leadership):
 
 
 class QueueAsked(PostgresJobStore):
-    """The leader's view of the queue. It is not asked while `something_waits` says that it is
-    empty, which half of the looks at it find; all other answers are Postgres'."""
+    """The leader's view of the queue. While `something_waits` is false it does not query Postgres,
+    which saves half of the queries."""
 
     def __init__(self, database: Database, something_waits: Callable[[], bool]) -> None:
         super().__init__(database)
@@ -66,10 +66,10 @@ class QueueAsked(PostgresJobStore):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one day was like: waits in seconds, from the rows; nodes that were paid for, by time."""
+    """The result of a day: waits in seconds from the jobs' rows, and paid nodes over time."""
 
     gpu_hours: float
-    losses: int  # of workers
+    losses: int  # lost workers
     waits_s: Mapping[Priority, Sequence[float]]
     nodes: Sequence[tuple[float, int]]
 
@@ -86,7 +86,7 @@ def simulate(
     seed: int,
     until_s: float = DAY_S,
 ) -> Outcome:
-    """Submit `photos` at their times; returns when all have ended, but not before `until_s`."""
+    """Submit `photos` at their times; return when all have ended, but not before `until_s`."""
     with asyncio.Runner(loop_factory=SimulatedLoop) as runner:
         return runner.run(_simulate(database_url, photos, policy, machines, seed, until_s))
 
@@ -129,7 +129,7 @@ class _Day:
 
     async def run(self, until_s: float) -> Outcome:
         hints = Hints()
-        window = 2 * peak_workers(self._photos) + 8  # as `serve_app.deployment` has it
+        window = 2 * peak_workers(self._photos) + 8  # as in `serve_app.deployment`
         dispatch = Dispatch(self._queue, hints, self._fleet.process, window, LEASE_S, TICK_S)
         async with asyncio.TaskGroup() as group:
             others = [
@@ -164,7 +164,7 @@ class _Day:
             await asyncio.sleep(self._policy.every_s)
 
     def _waiting(self, *priorities: Priority) -> int:
-        """Jobs of these classes, or of all, that are submitted and neither running nor ended."""
+        """Return the number of waiting jobs of these classes, or of all."""
         fleet = self._fleet
         return sum(
             self._submitted[each] - fleet.ended[each] - fleet.running[each]

@@ -1,7 +1,7 @@
-"""The simulated machines: nodes that start, stay and are lost, and a worker on each.
+"""Simulated machines: nodes that start, idle and are lost, with a worker on each.
 
-A worker claims with the real claim, prefers what it has loaded by the real rule, and takes for a
-job the time that the traffic says. Everything it waits for passes on the loop's clock.
+A worker claims with the real claim, prefers loaded models by the real rule, and takes as long for a
+job as the traffic says. All its waiting passes on the loop's clock.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from restoration.affinity import Affinity
 from restoration.jobs import Artifact, Job, JobStatus, Priority
 from restoration.ports import JobStore
 
-# A worker that goes away says so by dying, as a lost Ray actor does: no lease lapses.
+# A lost worker raises the error of a dead Ray actor, so that no lease needs to lapse.
 LEASE_S = 10.0 * DAY_S
 RESULT = Artifact("outputs/simulated.png", "0" * 64, 1, "image/png")
 WARM_UP_WORKFLOW = "restore"
@@ -30,18 +30,18 @@ WARM_UP_WORKFLOW = "restore"
 
 @dataclass(frozen=True, slots=True)
 class Machines:
-    """How long things take, in seconds; docs/simulation.md has where each figure is from."""
+    """Durations in seconds; docs/simulation.md gives the source of each."""
 
     node_start_s: float = 150.0
     engine_start_s: float = 15.0
     model_load_s: float = 8.0
     idle_timeout_s: float = 120.0
-    lost_every_s: float = 12.0 * HOUR_S  # mean time until a spot node is taken away
+    lost_every_s: float = 12.0 * HOUR_S  # mean time until a spot node is lost
 
 
 @dataclass
 class Node:
-    """One GPU, paid for from the request for it until it is given back or taken away."""
+    """One GPU node, paid for from its request until it is given back or lost."""
 
     asked_at_s: float
     lost_at_s: float
@@ -70,7 +70,7 @@ class Worker:
 
 
 class Fleet:
-    """Has as many workers as it is told to, sooner or later; honours tickets meanwhile."""
+    """Approaches the requested number of workers, and processes tickets meanwhile."""
 
     def __init__(
         self,
@@ -111,14 +111,15 @@ class Fleet:
         return sum(node.paid_s(until_s) for node in self.nodes) / HOUR_S
 
     def scale_to(self, workers: int) -> None:
-        """As Serve does: more at once, fewer by letting the newest go when they have ended."""
+        """Set the number of workers. As in Serve, the newest leave first, after their current
+        job."""
         while len(self.workers) < workers:
             self._hire()
         while len(self.workers) > workers:
             self._let_go(self.workers.pop())
 
     async def process(self, _ticket: object, _hold_s: float) -> str:
-        """What the dispatcher calls: waits for a worker, and for what that worker then does."""
+        """Process a ticket like a Serve handle: wait for a free worker, and then for its work."""
         while (worker := await self._free.get()).leaving or worker.node.gone:
             pass
         worker.busy = True
@@ -191,7 +192,7 @@ class Fleet:
             self._give_up(worker.node)
 
     def _give_up(self, node: Node) -> None:
-        """It is given back when nothing has wanted it for the idle timeout."""
+        """Keep the node for the idle timeout, and give it back unless a worker needs it."""
         if not node.gone:
             node.changed.clear()
             self._idle_nodes.append(node)
@@ -205,7 +206,7 @@ class Fleet:
             self._remove(node)
 
     async def _lose(self, node: Node) -> None:
-        """A spot node is taken away; Serve asks for another worker at once."""
+        """Take a spot node away at its time; Serve asks for another worker at once."""
         await asyncio.sleep(node.lost_at_s - self._clock())
         if node.gone:
             return

@@ -1,4 +1,4 @@
-"""The three ways to size a fleet that the simulation compares."""
+"""The three policies of fleet size that the simulation compares."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from restoration.scaling import Demand, Scaler, ScalingPolicy
 
 # Handles report to Serve's controller this often (RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_-
-# INTERVAL_S): no decision is made more often than there is something new to go by.
+# INTERVAL_S). More frequent decisions would have no new data.
 SERVE_REPORTS_EVERY_S = 10.0
 
 
 class Policy(Protocol):
-    """How many workers there are to be."""
+    """Decides how many workers to run."""
 
     @property
     def every_s(self) -> float:
-        """How often it is asked."""
+        """The interval between decisions, in seconds."""
 
     def decide(self, demand: Demand, target: int, ready: int, now_s: float) -> int: ...
 
 
 class Fixed:
-    """As many as the peak needs, day and night."""
+    """Runs the number of workers that the peak needs, day and night."""
 
     every_s = 60.0
 
@@ -55,11 +55,11 @@ class Ours:
 
 
 class ServeDefault:
-    """Ray Serve's own code with its own defaults but for the limit, on ongoing requests.
+    """Ray Serve's own code and defaults, apart from the limit, on the number of ongoing requests.
 
-    Ongoing are the jobs that wait and that run: one request is one job, as in a service that keeps
-    HTTP requests open. The steps are those of Ray's `_apply_autoscaling_config`, which reads the
-    wall clock.
+    Ongoing jobs are the waiting and the running ones: one request is one job, as in a service that
+    keeps HTTP requests open. The steps follow Ray's `_apply_autoscaling_config`, which cannot be
+    used itself because it reads the wall clock.
     """
 
     every_s = SERVE_REPORTS_EVERY_S

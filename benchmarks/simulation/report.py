@@ -1,4 +1,4 @@
-"""What the simulated days were like: a table, JSON and a chart."""
+"""Report the simulated days as a table, as JSON and as a chart."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_json(outcomes: Outcomes, goals: Mapping[str, bool], seed: int, path: P
 
 
 def write_chart(outcomes: Outcomes, photos: Sequence[Photo], path: Path) -> None:
-    """Above, the work that comes; below, the nodes that are paid for under each policy."""
+    """Draw the submitted work above, and the paid nodes of each policy below."""
     chart = Chart(figsize=(9, 6), layout="constrained")
     work, nodes = chart.subplots(2, 1, sharex=True)
     windows = range(0, DAY_S, _WINDOW_S)

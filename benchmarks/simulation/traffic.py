@@ -1,4 +1,4 @@
-"""A day of submissions: quiet nights, busy evenings, bursts, and whole albums at once. Pure.
+"""A day of submissions: quiet nights, busy evenings, bursts and whole albums. Pure functions.
 
 Every figure here is an assumption about a service of middling size, made before the first run.
 """
@@ -17,18 +17,18 @@ from restoration.jobs import Artifact, NewJob, OutputFormat, Priority
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
 
-# Interactive photos an hour, from midnight on.
+# Interactive photos per hour, from midnight on.
 PHOTOS = (
     *(20, 10, 5, 5, 5, 10, 30, 70, 120, 160, 190, 200),
     *(190, 180, 180, 190, 200, 210, 240, 280, 300, 250, 140, 60),
 )
-# A link is shared: so many bursts a day, photos in each, and seconds that it lasts.
+# Bursts from a shared link: number per day, photos in each, and duration in seconds.
 BURSTS, BURST_PHOTOS, BURST_S = 5, 50, 300
-# Albums restored by script: so many a day, photos in each, all submitted at once.
+# Albums submitted at once by a script: number per day, and range of photos in each.
 ALBUMS, ALBUM_PHOTOS = 10, (60, 300)
 OWNERS = 200
 
-# Workflow: share of the photos, and its median execution in seconds. Times are lognormal.
+# For each workflow the share of photos and the median execution in seconds; times are lognormal.
 WORKFLOWS = {"restore": (0.8, 18.0), "enlarge": (0.2, 8.0)}
 SPREAD = 0.4
 
@@ -37,7 +37,7 @@ INPUT = Artifact("inputs/simulated.png", "0" * 64, 1, "image/png")
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A submission, `at_s` seconds after midnight, that takes a GPU `execute_s`."""
+    """A submission at `at_s` seconds after midnight that holds a GPU for `execute_s`."""
 
     at_s: float
     execute_s: float
@@ -45,7 +45,8 @@ class Photo:
 
 
 def day(seed: int, until_s: float = DAY_S) -> list[Photo]:
-    """The submissions of one day up to `until_s`, in order; the same for the same seed."""
+    """Return the submissions of one day up to `until_s`, in order; a seed always gives the same
+    day."""
     chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
     photos = [
         *(_photo(at_s, Priority.INTERACTIVE, _owner(chance), chance) for at_s in _singly(chance)),
@@ -56,7 +57,8 @@ def day(seed: int, until_s: float = DAY_S) -> list[Photo]:
 
 
 def peak_workers(photos: Sequence[Photo], window_s: float = 600) -> int:
-    """Workers that keep up with the busiest ten minutes, all classes together."""
+    """Return the number of workers that keeps up with the busiest ten minutes, all classes
+    together."""
     work_s: Counter[int] = Counter()
     for photo in photos:
         work_s[int(photo.at_s // window_s)] += math.ceil(photo.execute_s)

@@ -1,4 +1,4 @@
-"""What both processes need: the rows of jobs, the objects, and the broker."""
+"""Stores for both processes: jobs in Postgres, objects in S3, and the broker."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def open_s3() -> Any:
 
 
 def open_broker() -> Any:
-    """A worker takes one task at a time, which is another's again if it dies of it."""
+    """Return a Celery app whose workers take one task at a time; if one dies, another retries its
+    task."""
     app = celery.Celery("usual", broker=os.environ["REDIS_URL"])
     app.conf.update(
         task_acks_late=True,
@@ -68,10 +69,10 @@ def open_broker() -> Any:
 
 
 class Ends:
-    """Jobs that are over, told in Valkey, so that nobody has to ask Postgres again and again."""
+    """Announces ended jobs through Valkey, which saves polling Postgres."""
 
     def __init__(self) -> None:
-        # without a timeout of the socket's own: waiting is bounded by each call
+        # no socket timeout, because each call limits its own waiting
         url = os.environ["REDIS_URL"]
         self._valkey = redis.Redis.from_url(url, max_connections=64, socket_timeout=None)
 
@@ -82,7 +83,7 @@ class Ends:
             calls.execute()
 
     def wait(self, job_id: str, timeout_s: float) -> None:
-        """Until the job is over; one caller at a time is told, and only once."""
+        """Wait until the job has ended. Each end wakes one caller, once."""
         self._valkey.blpop([_end_of(job_id)], timeout_s)
 
 

@@ -1,4 +1,5 @@
-"""The front: `uvicorn benchmarks.usual.web:app`. Plain functions, which FastAPI runs on threads."""
+"""The web server: `uvicorn benchmarks.usual.web:app`. FastAPI runs its plain functions on
+threads."""
 
 from __future__ import annotations
 

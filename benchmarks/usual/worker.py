@@ -1,6 +1,6 @@
-"""One worker: `celery --app benchmarks.usual.worker worker`, which sees one job through at a time.
+"""A worker that runs one job at a time: `celery --app benchmarks.usual.worker worker`.
 
-COMFYUI_URL is its engine. Its connections live as long as it does.
+COMFYUI_URL names its engine. Its connections live as long as the process.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def restore(job_id: str) -> None:
 
 
 def _run(job_id: str, photo: bytes, params: dict[str, Any]) -> bytes | None:
-    """The PNG that ComfyUI's SaveImage wrote; None if there is none."""
-    socket, workflow = _socket(), _workflow()  # connected before anything can be missed
+    """Return the PNG that ComfyUI's SaveImage wrote, or None if there is none."""
+    socket, workflow = _socket(), _workflow()  # connect before an event could be missed
     sent = _http.post("/upload/image", files={"image": (job_id, photo)}).raise_for_status().json()
     prompt = render(workflow, workflow.resolve(params), sent["name"], job_id)
     body = {"prompt": prompt, "prompt_id": job_id, "client_id": _CLIENT}

@@ -1,6 +1,6 @@
-"""`python -m tests.chaos --seconds N [--seed S]`: break a stack of its own, and judge it.
+"""`python -m tests.chaos --seconds N [--seed S]`: break a stack of its own, and judge the outcome.
 
-Exit status 0 when every figure in `Verdict.ok` is 0; 1 otherwise.
+The exit status is 0 if every figure in `Verdict.ok` is 0, else 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main(
     faults_every: Annotated[float, typer.Option(help="Mean seconds between two faults.")] = 5.0,
     markdown: Annotated[bool, typer.Option(help="Print the table as Markdown, too.")] = False,
 ) -> None:
-    """Kill everything, one after another, while jobs go on."""
+    """Break one part of the stack after another while jobs run."""
     plan = Plan(seconds, seed, faults_every_s=faults_every, logs=LOGS)
     verdict = run(plan, console.print)
     REPORT.parent.mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ def _table(verdict: Verdict) -> Table:
 
 
 def as_markdown(verdict: Verdict) -> str:
-    """The figures, then the faults, as two tables for docs/reliability.md."""
+    """Return the figures and the faults as two tables for docs/reliability.md."""
     figures = [f"| {name} | {value} |" for name, value in verdict.table()]
     faults = [
         f"| {name} | {count} | {_delay(verdict, name)} |"

@@ -1,4 +1,4 @@
-"""The batch script's process as its parent sees it: started, heard, ended, and started again."""
+"""The process of the batch script: start it, record its output, and end it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONNECT_TIMEOUT_S = 600.0
 
 
 class BatchProcess:
-    """Connected on return of the constructor; killed at the end of its `with` if need be."""
+    """Runs the batch script. The constructor returns when it is connected; `__exit__` kills it."""
 
     def __init__(self, stack: Stack, ledger: Ledger, samples: Sequence[Sample]) -> None:
         self._ledger = ledger
@@ -35,7 +35,7 @@ class BatchProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, "RAY_AUTH_MODE": "token"},  # Ray turns it on for local clusters
+                env={**os.environ, "RAY_AUTH_MODE": "token"},  # as Ray does for local clusters
                 text=True,
             )
         self._heard = threading.Event()
@@ -60,7 +60,7 @@ class BatchProcess:
         self._process.stdin.close()
 
     def finish(self, timeout_s: float) -> None:
-        """Wait until it has seen its jobs through, for at most so long."""
+        """Wait up to `timeout_s` seconds until the script has watched its jobs to their end."""
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:

@@ -1,9 +1,9 @@
-"""A batch script as `actors.batch` means them, run by chaos in a process of its own.
+"""A batch script on `actors.batch`, run by chaos in its own process.
 
-`python -m tests.chaos.batch_script RAY_ADDRESS PHOTO...` submits a few photos at a time through
-Ray handles and waits for them, until its standard input ends. It tells what happens in lines of
-JSON: {"did": "connected"}, {"did": "submit"}, {"did": "accepted", "id", "photo"},
-{"did": "saw", "id", "status"}, {"did": "trouble", "what"}.
+`python -m tests.chaos.batch_script RAY_ADDRESS PHOTO...` submits a few photos at a time through Ray
+handles and waits for them, until its standard input ends. It reports events as JSON lines: {"did":
+"connected"}, {"did": "submit"}, {"did": "accepted", "id", "photo"}, {"did": "saw", "id", "status"},
+{"did": "trouble", "what"}.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from restoration.reuse import Reuse
 OWNER = "archive"
 WORKFLOW = "enlarge"
 AT_A_TIME = 3
-PATIENCE_S = 600.0  # as that of the users over HTTP
+PATIENCE_S = 600.0  # the same as that of the HTTP users
 
 
 def tell(did: str, **details: object) -> None:
@@ -34,17 +34,17 @@ def tell(did: str, **details: object) -> None:
 
 
 def submit(batch: Batch, photos: Sequence[Path]) -> set[UUID]:
-    """The jobs that were accepted; one call for each photo, to know which."""
+    """Submit each photo in a call of its own, and return the ids of the accepted jobs."""
     accepted: set[UUID] = set()
     for photo in photos:
         tell("submit")
         try:
-            # not of the lower class: that of the HTTP users would starve it
+            # In the batch class the jobs of the HTTP users would starve it.
             (job_id,) = batch.submit_files(
                 [photo],
                 workflow=WORKFLOW,
                 priority=Priority.INTERACTIVE,
-                reuse=Reuse.NEVER,  # each is to be executed
+                reuse=Reuse.NEVER,  # so that each job is executed
             )
         except RestorationError as error:
             tell("trouble", what=f"submit through handles: {error.code}")

@@ -1,4 +1,4 @@
-"""What is to be broken, and the breaking of it: one fault at a time, some seconds apart."""
+"""Strike a stack with planned or random faults, one at a time, some seconds apart."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 from tests.chaos.faults import BY_KIND, Fault, Strike, shuffled, strike
 from tests.chaos.processes import StackProcesses
 
-VICTIM_S = 300.0  # what the last fault has taken is back by then, on a slow machine too
+VICTIM_S = 300.0  # A part lost to the last fault is back by then, even on a slow machine.
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long, how hard, and with which chances.
+    """Duration, faults and load of a chaos run.
 
-    `kinds` of faults are struck once each, in this order, however long that takes; without any,
-    all there are, in an order of chance, for `seconds`.
+    With `kinds`, each of these faults is struck once, in this order, however long that takes.
+    Without, all faults are struck in random order for `seconds`.
     """
 
     seconds: float = math.inf
@@ -32,7 +32,7 @@ class Plan:
     faults_every_s: float = 5.0
     http_every_s: float = 1.0
     http_at_most: int = 12
-    stuck_s: float = 120.0  # without any job's end, once nothing is broken any more
+    stuck_s: float = 120.0  # without the end of any job, after the last fault
     logs: Path | None = None
 
     def faults(self, rng: random.Random) -> Iterator[Fault]:
@@ -42,7 +42,7 @@ class Plan:
 def break_things(
     plan: Plan, processes: StackProcesses, tell: Callable[[str], None]
 ) -> list[Strike]:
-    """A fault every few seconds, until the plan's faults or its time are used up."""
+    """Strike a fault every few seconds, until the plan's faults or its time are used up."""
     rng = random.Random(plan.seed)  # noqa: S311 - chance, not a secret
     began = time.monotonic()
     strikes = []
@@ -62,7 +62,10 @@ def break_things(
 
 
 def _strike_once_possible(fault: Fault, processes: StackProcesses, rng: random.Random) -> Strike:
-    """Raises OSError when the fault could not be done, or had nothing to hit for VICTIM_S."""
+    """Wait for a victim and strike it.
+
+    Raises OSError if the fault failed, or found no victim for VICTIM_S.
+    """
     until = time.monotonic() + VICTIM_S
     pause = threading.Event()
     while time.monotonic() < until:

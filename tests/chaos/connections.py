@@ -1,8 +1,8 @@
-"""Breaking a TCP connection between two other processes, as a network would.
+"""Break a TCP connection between two other processes, as a network would.
 
-The kernel lends us a copy of one end's descriptor (pidfd_getfd(2), Linux 5.6); shutting that down
-ends the connection for both. Needs the right to trace the process: root, or the same user where
-Yama does not forbid it.
+The kernel copies the descriptor of one end into this process (pidfd_getfd(2), Linux 5.6); shutting
+the copy down ends the connection for both. This needs the right to trace the process: root, or the
+same user where Yama does not forbid it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def drop_connections(server: Process, port: int) -> int:
-    """Break every connection that `server` has accepted on `port` of 127.0.0.1; how many.
+    """Break every connection that `server` has accepted on `port` of 127.0.0.1; return their
+    number.
 
-    Raises OSError when the kernel does not let us.
+    Raises OSError if the kernel refuses.
     """
     inodes = _accepted(port)
     sockets = {
@@ -38,7 +39,7 @@ def drop_connections(server: Process, port: int) -> int:
 
 
 def _accepted(port: int) -> set[str]:
-    """The inodes of the established sockets whose own port is `port`, from /proc/net/tcp."""
+    """Return the inodes of the established sockets with local port `port`, from /proc/net/tcp."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     suffix = f":{port:04X}"
     return {row[9] for row in rows if row[1].endswith(suffix) and row[3] == _ESTABLISHED}

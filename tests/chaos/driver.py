@@ -1,7 +1,7 @@
-"""A chaos run from its stack's start to its verdict.
+"""Run chaos from the start of a stack to the verdict.
 
-A stack of its own, references while it is whole; then users and a batch script beside one fault
-after another; then calm, until every job has ended or time is up; then the judgement.
+The phases: start a stack and compute references while it is whole; run users and a batch script
+beside one fault after another; wait without faults until every job has ended or time is up; judge.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.support.stack import Stack, running_stack
 
 
 def run(plan: Plan, tell: Callable[[str], None]) -> Verdict:
-    """Break a stack as planned; `tell` gets a line for each thing that happens."""
+    """Break a stack as planned and return the verdict; `tell` receives a line for each event."""
     tell(f"starting a stack with {plan.workers} workers")
     with (
         TemporaryDirectory(prefix="comfy-restore-chaos-") as folder,
@@ -76,7 +76,7 @@ def _run(
         _wait_for_ends(journal, plan.stuck_s)
         users.finish(plan.stuck_s)
         batch.finish(plan.stuck_s)
-    _wait_for_ends(journal, plan.stuck_s)  # of what was submitted in the last moment
+    _wait_for_ends(journal, plan.stuck_s)  # jobs submitted at the last moment
     secret = stack.restore("webhook-secret").stdout.strip()
     note_webhooks(receiver.seen, secret, ledger)
     rows, changes = journal.rows(), journal.changes()
@@ -99,7 +99,8 @@ def _run(
 
 
 def wait_for_successes(ledger: Ledger, owners: Sequence[str], patience_s: float) -> None:
-    """Return when each owner has a job that succeeded, or no job was seen to end for so long."""
+    """Return when each owner has a job that succeeded, or no job was seen to end for
+    `patience_s`."""
     pause = threading.Event()
     seen, until = len(ledger.seen), time.monotonic() + patience_s
     while ledger.without_success(owners) and time.monotonic() < until:
@@ -109,7 +110,7 @@ def wait_for_successes(ledger: Ledger, owners: Sequence[str], patience_s: float)
 
 
 def _wait_for_orphans(processes: StackProcesses, patience_s: float) -> None:
-    """Return when each engine has an owner: those of a worker that was killed end by themselves."""
+    """Return when each engine has an owner: the engines of a killed worker end by themselves."""
     pause = threading.Event()
     until = time.monotonic() + patience_s
     while processes.leaked_engines() and time.monotonic() < until:
@@ -117,7 +118,7 @@ def _wait_for_orphans(processes: StackProcesses, patience_s: float) -> None:
 
 
 def _wait_for_ends(journal: Journal, patience_s: float) -> None:
-    """Return when every job has ended and its webhook is out, or none was for `patience_s`."""
+    """Return when all jobs have ended and their webhooks are sent, or none did for `patience_s`."""
     pause = threading.Event()
     fewest, until = sys.maxsize, time.monotonic() + patience_s
     while fewest and time.monotonic() < until:
@@ -128,7 +129,7 @@ def _wait_for_ends(journal: Journal, patience_s: float) -> None:
 
 
 def _history(strikes: list[Strike], changes: list[Change]) -> str:
-    """Faults and changes of state in the order of time, a line each."""
+    """Return faults and state changes ordered by time, one a line."""
     lines = [(s.at, f"*** {s.kind}: {s.detail}") for s in strikes]
     lines += [(c.at, f"{c.job_id} {c.attempt} {c.source} -> {c.target}") for c in changes]
     return "".join(
@@ -137,7 +138,8 @@ def _history(strikes: list[Strike], changes: list[Change]) -> str:
 
 
 def _keep_logs(state_dir: Path, target: Path) -> None:
-    """The stack's own logs, which go with its state folder, for whoever has to explain them."""
+    """Copy the stack's logs, which are deleted with its state folder, to explain a failure
+    later."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for log in [

@@ -1,7 +1,7 @@
-"""Everything that chaos does to a stack: one function for each kind of fault.
+"""All faults that chaos can cause, with one function for each kind.
 
-A fault says what it hit, or None when there was nothing to hit just then, and raises OSError when
-it could not be done. What it stops it always lets go on.
+A fault returns a description of its victim, or None if there was no victim, and raises OSError if
+it failed. It always resumes the processes that it stops for a while.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from functools import partial
 from tests.chaos.connections import drop_connections
 from tests.chaos.processes import Part, Process, StackProcesses
 
-ENGINE_GONE_S = 120.0  # the guard gives an orphan's engine 5 s to end by itself
-# From and to, in leases (of 4 s): a lease lapses, and Serve's health check (30 s) does not. At its
-# shortest the worker is back, and brings its attempt's result, while the next attempt runs.
+ENGINE_GONE_S = 120.0  # The guard gives the engine of a dead owner 5 s to end by itself.
+# Shortest and longest stop, in leases of 4 s: a lease lapses, but Serve's health check (30 s) does
+# not. After the shortest one the worker brings its attempt's result while the next attempt runs.
 WORKER_STOPPED_LEASES = (1.125, 2.0)
 ENGINE_STOPPED_S = (6.0, 6.0)
 # Longer than clients wait for a connection, shorter than the supervisor waits for an answer.
@@ -56,7 +56,7 @@ def kill(part: Part, stack: StackProcesses, rng: random.Random) -> str | None:
 
 
 def kill_worker(stack: StackProcesses, rng: random.Random) -> str | None:
-    """SIGKILL of a worker; its engine has to follow by itself."""
+    """Kill a worker, and report after how many seconds its engine ended by itself."""
     victim = _pick(stack, Part.GPU_WORKER, rng)
     engine = stack.engine_of(victim) if victim else None
     if victim is None or not victim.send(signal.SIGKILL):
@@ -81,7 +81,8 @@ def _seconds_to_end(process: Process) -> float | None:
 def stop_for_a_while(
     part: Part, between_s: tuple[float, float], stack: StackProcesses, rng: random.Random
 ) -> str | None:
-    """SIGSTOP for the process and all below it, and SIGCONT after a time between the two."""
+    """Stop a process and its descendants, and resume them after a random time within
+    `between_s`."""
     victim = _pick(stack, part, rng)
     if victim is None:
         return None
@@ -96,19 +97,19 @@ def stop_for_a_while(
 
 
 def stop_worker(stack: StackProcesses, rng: random.Random) -> str | None:
-    """The same for a worker, for longer than its lease."""
+    """Stop a worker for longer than its lease."""
     shortest, longest = (leases * stack.lease_s for leases in WORKER_STOPPED_LEASES)
     return stop_for_a_while(Part.GPU_WORKER, (shortest, longest), stack, rng)
 
 
 def hang(stack: StackProcesses, rng: random.Random) -> str | None:
-    """SIGSTOP of a ComfyUI for good: alive and silent, until its owner ends it."""
+    """Stop a ComfyUI for good: it is alive and silent until its owner ends it."""
     victim = _pick(stack, Part.COMFYUI, rng)
     return f"pid {victim.pid}" if victim and victim.send(signal.SIGSTOP) else None
 
 
 def drop_engine_connections(stack: StackProcesses, rng: random.Random) -> str | None:
-    """The websocket and every HTTP connection between one ComfyUI and its worker."""
+    """Drop the websocket and all HTTP connections between one ComfyUI and its worker."""
     engines = stack.engines()
     if not engines:
         return None
@@ -118,7 +119,7 @@ def drop_engine_connections(stack: StackProcesses, rng: random.Random) -> str | 
 
 
 def lose_valkey(stack: StackProcesses, rng: random.Random) -> str | None:
-    """SIGKILL, with everything it had written deleted under it."""
+    """Kill Valkey and delete all the data that it has written."""
     shutil.rmtree(stack.state_dir / "redis" / "appendonlydir", ignore_errors=True)
     return kill(Part.VALKEY, stack, rng)
 
@@ -154,13 +155,13 @@ BY_KIND = {fault.kind: fault for fault in FAULTS}
 
 
 def shuffled(rng: random.Random) -> Iterator[Fault]:
-    """For ever, in an order of chance, each kind once before any comes again."""
+    """Yield faults for ever in random order, each kind once before any comes again."""
     while True:
         yield from rng.sample(FAULTS, len(FAULTS))
 
 
 def strike(fault: Fault, stack: StackProcesses, rng: random.Random) -> Strike | None:
-    """Let it happen; None when there was nothing to hit. Raises OSError when it was not done."""
+    """Strike once; return None if there was no victim. Raises OSError if the fault failed."""
     began = time.time()
     detail = fault.hit(stack, rng)
     return None if detail is None else Strike(fault.kind, began, detail)

@@ -1,7 +1,7 @@
-"""What really happened to every job, written by a trigger inside Postgres.
+"""A journal of every state change of every job, written by a trigger inside Postgres.
 
-Each change of a job's state is a row here, in the transaction that made it: so a job that ended
-twice cannot hide behind the row, which shows the last state only.
+A row is written in the transaction that makes the change. So a job that ended twice is visible,
+although its own row shows only the last state.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A job's row, as far as the verdict needs it."""
+    """The columns of a job's row that the verdict needs."""
 
     job_id: UUID
     status: JobStatus
@@ -75,7 +75,7 @@ class Journal:
             cursor.execute(_INSTALL)
 
     def changes(self) -> list[Change]:
-        """In the order in which they were made."""
+        """Return all changes in the order in which they were made."""
         query = """
             SELECT job_id, attempt, source, target, extract(epoch FROM at)::float8
             FROM chaos_journal ORDER BY number"""
@@ -101,9 +101,9 @@ class Journal:
             }
 
     def unfinished(self) -> int:
-        """How many jobs have not ended, and how many webhooks are still to be sent.
+        """Return how many jobs have not ended plus how many webhooks are still to send.
 
-        Raises psycopg2.OperationalError while Postgres is away.
+        Raises psycopg2.OperationalError while Postgres is down.
         """
         query = """
             SELECT (SELECT count(*) FROM jobs WHERE finished_at IS NULL)

@@ -1,4 +1,4 @@
-"""What the clients of a chaos run sent, and what they were told: the promises to be kept."""
+"""A record of the submissions of a chaos run's clients, and of the answers that they got."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from restoration.jobs import JobStatus
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A photo to submit; on disk, too, for the batch script."""
+    """A photo to submit, also stored on disk for the batch script."""
 
     name: str
     path: Path
@@ -23,7 +23,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A job whose submission was answered."""
+    """A job whose submission was answered with success."""
 
     owner: str
     sample: str
@@ -31,7 +31,7 @@ class Accepted:
 
 @dataclass(slots=True)
 class Ledger:
-    """Written by many threads; read when they have ended."""
+    """Written by many threads, and read after they have ended."""
 
     submitted: int = 0
     accepted: dict[UUID, Accepted] = field(default_factory=dict)
@@ -49,18 +49,18 @@ class Ledger:
             self.accepted[job_id] = Accepted(owner, sample)
 
     def sees_end(self, job_id: UUID, status: JobStatus) -> None:
-        """A client was told that the job ended so."""
+        """Note that the service reported this final status to a client."""
         with self._lock:
             self.seen.append((job_id, status))
 
     def hears_end(self, job_id: UUID, status: JobStatus) -> None:
-        """A webhook told that the job ended so."""
+        """Note that a webhook reported this final status."""
         self.sees_end(job_id, status)
         with self._lock:
             self.webhooks[job_id] += 1
 
     def without_success(self, owners: Iterable[str]) -> set[str]:
-        """Those of the owners of whose jobs no client has seen one succeed."""
+        """Return the owners none of whose jobs was seen to succeed."""
         with self._lock:
             served = {
                 self.accepted[job_id].owner
@@ -70,6 +70,6 @@ class Ledger:
         return set(owners) - served
 
     def has_trouble(self, what: str) -> None:
-        """A call did not succeed, with all of the client's patience."""
+        """Count a call that failed although the client retried for as long as it may."""
         with self._lock:
             self.troubles[what] += 1

@@ -1,8 +1,8 @@
-"""The processes of one local stack, and how to hit them without ever hitting another's.
+"""Find the processes of one local stack, and signal them without ever hitting another's.
 
-A process belongs to the stack if it descends from the one that holds the state folder, or if it
-is a ComfyUI whose base directory lies in that folder. Signals go through a pidfd, after a second
-look at who has the pid: one that was used again meanwhile is left alone.
+A process belongs to the stack if it descends from the one that holds the state folder, or if it is
+a ComfyUI whose base directory lies in that folder. Signals go through a pidfd, after a check that
+the pid has not been reused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from persistence.embedded.state import holder_of
 
 
 class Part(StrEnum):
-    """What a stack is made of, in the words of the report."""
+    """The parts of a stack, named as in the report."""
 
     GPU_WORKER = "GPU worker"
     COMFYUI = "ComfyUI"
@@ -36,7 +36,7 @@ class Part(StrEnum):
     SEAWEEDFS = "SeaweedFS"
 
 
-# Ray names its processes after their actor, and adds the method that runs.
+# Ray names its processes after their actor, and appends the running method.
 _ACTORS = {
     Part.GPU_WORKER: "ray::ServeReplica:comfy-restore:GpuWorker",
     Part.DISPATCHER: "ray::ServeReplica:comfy-restore:Dispatcher",
@@ -53,7 +53,7 @@ _LEASE = re.compile(r"engine-(\d+)\.lock$")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """`started` is in the kernel's ticks; with the pid it names one process for good."""
+    """A process, identified for good by its pid and its start time `started` in kernel ticks."""
 
     pid: int
     started: int
@@ -69,12 +69,12 @@ class Process:
         return bool(fields) and int(fields[19]) == self.started and fields[0] != "Z"
 
     def tree(self) -> list[Process]:
-        """This process and all below it."""
+        """Return this process and all its descendants."""
         below = [Process.of(pid) for pid in descendants(self.pid)]
         return [self, *(process for process in below if process)]
 
     def send(self, number: signal.Signals) -> bool:
-        """Whether it was there to be signalled."""
+        """Signal the process; return False if it had ended."""
         try:
             handle = os.pidfd_open(self.pid)
         except ProcessLookupError:
@@ -91,14 +91,14 @@ class Process:
 
 
 class StackProcesses:
-    """What runs now in the stack of `state_dir`; each call looks again."""
+    """The processes of the stack in `state_dir`, read again at each call."""
 
     def __init__(self, state_dir: Path, lease_s: float = 4.0) -> None:
         self.state_dir = state_dir
         self.lease_s = lease_s
 
     def find(self, part: Part) -> list[Process]:
-        """In the order of their pids; none while that part is being started again."""
+        """Return the processes of a part by pid; none while the part is restarting."""
         if part is Part.COMFYUI:
             return [engine for engine, _port in self.engines()]
         root = holder_of(self.state_dir)
@@ -107,7 +107,7 @@ class StackProcesses:
         return [process for pid in pids if (process := Process.of(pid))]
 
     def engines(self) -> list[tuple[Process, int]]:
-        """Every ComfyUI of this stack and its port, whoever its parent is by now."""
+        """Return every ComfyUI of this stack with its port, also those whose parent has died."""
         base_dirs = f"--base-directory {self.state_dir}/engines/"
         found = []
         for entry in Path("/proc").iterdir():
@@ -119,19 +119,22 @@ class StackProcesses:
         return found
 
     def engine_of(self, worker: Process) -> tuple[Process, int] | None:
-        """The ComfyUI whose slot `worker` has leased, and its port."""
+        """Return the ComfyUI whose slot `worker` has leased, with its port."""
         leased = _leased_ports(worker.pid)
         return next((pair for pair in self.engines() if pair[1] in leased), None)
 
     def leaked_engines(self) -> list[Process]:
-        """Those whose slot no living worker has leased."""
+        """Return the engines whose slot no living worker has leased."""
         owned = {
             port for worker in self.find(Part.GPU_WORKER) for port in _leased_ports(worker.pid)
         }
         return [engine for engine, port in self.engines() if port not in owned]
 
     def variable(self, name: str) -> str:
-        """An environment variable that the stack gives its replicas. Raises LookupError."""
+        """Return an environment variable of the stack's replicas.
+
+        Raises LookupError if no worker has it.
+        """
         for process in self.find(Part.GPU_WORKER):
             for item in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
                 key, _, value = item.decode(errors="replace").partition("=")
@@ -144,7 +147,7 @@ class StackProcesses:
         if part in _ACTORS:
             return title.startswith(_ACTORS[part])
         fields = _fields(pid)
-        if part is Part.IMAGE_PROCESS:  # a worker's: an ingress has some of its own
+        if part is Part.IMAGE_PROCESS:  # only a worker's: an ingress has image processes too
             owner = _title(int(fields[1])) if fields else ""
             return _IMAGE_PROCESS in title and owner.startswith(_ACTORS[Part.GPU_WORKER])
         program = Path(title.split(" ", 1)[0]).name
@@ -159,7 +162,10 @@ def _title(pid: int) -> str:
 
 
 def _fields(pid: int) -> list[str]:
-    """/proc/PID/stat from the state on: "pid (name) state ppid ..."; empty when it is gone."""
+    """Return the fields of /proc/PID/stat ("pid (name) state ppid ...") from `state` on.
+
+    The list is empty if the process is gone.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -173,7 +179,8 @@ def _leased_ports(pid: int) -> set[int]:
 
 
 def open_files(pid: int) -> dict[int, str]:
-    """What each descriptor of a process is: a path, or "socket:[inode]" and the like."""
+    """Return the target of each descriptor of a process: a path, or for example
+    "socket:[inode]"."""
     return dict(_open_files(pid))
 
 
@@ -185,5 +192,5 @@ def _open_files(pid: int) -> Iterator[tuple[int, str]]:
     for descriptor in descriptors:
         try:
             yield int(descriptor.name), os.readlink(descriptor)
-        except OSError:  # closed meanwhile
+        except OSError:  # was closed meanwhile
             continue

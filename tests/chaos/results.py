@@ -1,4 +1,4 @@
-"""The pictures of a chaos run: what is sent, what must come back, and what did."""
+"""The pictures of a chaos run: samples, reference results, and the check of all results."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.support.stack import Stack
 
 SMALL: tuple[PhotoName, ...] = ("flower", "china", "coffee", "chelsea")
 SMALL_SIZE = (96, 72)
-# A few times as long in the engine, for faults to fall into.
+# These keep the engine busy a few times as long, so that faults hit running attempts.
 BIG: tuple[PhotoName, ...] = ("rocket", "astronaut")
 BIG_SIZE = (400, 300)
 
 
 def make_samples(folder: Path) -> list[Sample]:
-    """Crops of real photos, written to `folder`."""
+    """Write crops of real photos to `folder`, and return them."""
     crops = [(name, degrade(original(name)), SMALL_SIZE) for name in SMALL]
     crops += [(name, original(name), BIG_SIZE) for name in BIG]
     return [_sample(folder / f"{name}.png", photo, size) for name, photo, size in crops]
@@ -38,7 +38,7 @@ def _sample(path: Path, photo: Image.Image, size: tuple[int, int]) -> Sample:
 
 
 def references(stack: Stack, samples: list[Sample], folder: Path) -> dict[str, bytes]:
-    """What each sample becomes while nothing is broken."""
+    """Return the result of each sample while nothing is broken."""
     results = {}
     with stack.client("reference") as client:
         for sample in samples:
@@ -56,7 +56,7 @@ def wrong_results(
     expected: Mapping[str, bytes],
     scratch: Path,
 ) -> dict[UUID, str]:
-    """Download every result, as its owner; those that are not as they must be, and why."""
+    """Download every result as its owner; return why, for each that is missing or differs."""
     owners = {accepted.owner for accepted in ledger.accepted.values()}
     clients = {owner: stack.client(owner) for owner in owners}
     wrong = {}

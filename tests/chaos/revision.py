@@ -1,4 +1,4 @@
-"""Which state of the code a report is about, and when it was made."""
+"""The commit that a report is about, and the date of the report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """`commit` ends in -dirty when there were changes beyond it; `date` is UTC's."""
+    """`commit` ends in -dirty if there were uncommitted changes; `date` is in UTC."""
 
     commit: str
     date: str
@@ -23,7 +23,7 @@ class Revision:
 
 
 def _commit(root: Path) -> str:
-    """ "unknown" for a copy without its history."""
+    """Return the commit, or "unknown" for a copy without git history."""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=True)

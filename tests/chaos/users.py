@@ -1,7 +1,7 @@
-"""Who uses the system while it is being broken: several owners over HTTP.
+"""Several owners who submit over HTTP while the system is being broken.
 
-Jobs come at a steady rate, as long as not too many are under way. Each submission has an
-idempotency key, as those of any careful client, and asks for a webhook.
+Jobs are submitted at a steady rate, up to a limit of unfinished ones. Each submission has an
+idempotency key, like that of any careful client, and asks for a webhook.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tests.support.stack import Stack
 OWNERS = ("alice", "bob", "carol")
 WORKFLOW = "enlarge"
 CANCELLED_SHARE = 0.08
-LONGEST_THOUGHT_S = 1.5  # before a cancel: the job waits by then, or runs, or has ended
-PATIENCE_S = 600.0  # on a slow machine a part that was killed is back after minutes
+LONGEST_THOUGHT_S = 1.5  # before a cancel: by then the job is waiting, running or done
+PATIENCE_S = 600.0  # On a slow machine a killed part takes minutes to come back.
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """One job that somebody wants; `cancel_after_s` None: to its end."""
+    """A job to submit; `cancel_after_s` is None for a job that is not cancelled."""
 
     owner: str
     sample: Sample
@@ -38,7 +38,7 @@ class Wish:
 
 
 class HttpUsers:
-    """Submit, sometimes cancel, and watch to the end: one thread for each job under way."""
+    """Submits jobs, cancels some, and watches each to its end in a thread of its own."""
 
     def __init__(
         self,
@@ -62,15 +62,15 @@ class HttpUsers:
         self._load: Future[None]
 
     def start(self, period_s: float, at_most: int) -> None:
-        """From now on a job every `period_s`, as long as fewer than `at_most` are under way."""
+        """Submit a job every `period_s` seconds while fewer than `at_most` are unfinished."""
         self._load = self._thread.submit(self._submit_steadily, period_s, at_most)
 
     def submit_no_more(self) -> None:
         self._stop.set()
 
     def finish(self, timeout_s: float) -> None:
-        """Wait until each job has been seen through, for at most so long; raises what doing so
-        raised. Whoever still watches a job then gives up when the stack has gone."""
+        """Wait up to `timeout_s` seconds until each job has been watched to its end. Raises what
+        the watching raised. Threads that still watch a job give up once the stack has gone."""
         if wait([self._load], timeout_s).not_done:
             self._ledger.has_trouble("users over HTTP: did not end in time")
         else:
@@ -129,7 +129,7 @@ class HttpUsers:
 
 
 def watch_to_end(client: RestorationClient, job_id: UUID, ledger: Ledger) -> None:
-    """Put down the last state that the events tell, and apart from it what the job itself says."""
+    """Record the last state in the job's events, and then the state of the job itself."""
     states = [each.status for each in client.events(job_id) if isinstance(each, StateChanged)]
     ledger.sees_end(job_id, states[-1])
     ledger.sees_end(job_id, client.get(job_id).status)

@@ -1,15 +1,15 @@
-"""The judgement of a chaos run: what was promised against what happened.
+"""The verdict on a chaos run: promises compared with evidence.
 
 lost     an accepted job that does not exist, or any job that had not ended when time was up
-doubled  a job that ended more than once, or changed after its end, or whose end a client was
-         told otherwise than its row says
-wrong    a succeeded job whose result could not be had, or differs from the reference's pixels
-leaked   a ComfyUI that nobody owns any more
-foreign  a succeeded job whose result is not that of the attempt in its row: the fence has a hole
-untold   a job that ended, and whose webhook did not arrive or was not signed by the service
-Delays are in seconds. `longest_delay_s`: over all attempts that were broken off, from the first
-fault that fell into one until the job's next attempt began. `longest_stall_s`: from a fault, with
-jobs to be done, until the next success of any.
+doubled  a job that ended more than once, changed after its end, or was reported to a client with
+         another end than its row has
+wrong    a succeeded job whose result is missing, or differs from the reference's pixels
+leaked   a ComfyUI without an owner
+foreign  a succeeded job with the result of another attempt than its row's: fencing has failed
+untold   a job that ended, but whose webhook did not arrive or was not signed by the service
+Delays are in seconds. `longest_delay_s` is the longest time from the first fault during a broken
+attempt to the start of the job's next attempt. `longest_stall_s` is the longest time from a fault,
+with unfinished jobs, to the next success of any job.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Verdict:
     troubles: Mapping[str, int]
     faults: Mapping[str, int]
     successes: Mapping[str, int]  # of each owner
-    delays_s: Mapping[str, float]  # the longest for each kind of fault that broke attempts off
+    delays_s: Mapping[str, float]  # the longest for each kind of fault that ended attempts
     offenders: Sequence[str]
 
     @property
@@ -66,7 +66,7 @@ class Verdict:
         return asdict(self)
 
     def table(self) -> list[tuple[str, str]]:
-        """Names and values, in the order of the report."""
+        """Return names and values in the order of the report."""
         return [
             ("date, commit", f"{self.date}, {self.commit}"),
             ("seconds of chaos", f"{self.seconds:.0f}"),
@@ -95,9 +95,9 @@ def _listed(counts: Mapping[str, int]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that is known when everything has calmed down.
+    """All evidence, collected after the last job has ended.
 
-    `wrong` names the jobs whose result is not the reference's, `leaked` counts engines.
+    `wrong` names the jobs whose result differs from the reference; `leaked` counts engines.
     """
 
     revision: Revision
@@ -159,7 +159,7 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _untold(rows: Iterable[Row], ledger: Ledger) -> list[UUID]:
-    """Jobs that ended, and whose webhook nobody received."""
+    """Return the ended jobs whose webhook never arrived."""
     ended = (row for row in rows if row.wants_webhook and row.status.is_final)
     return [row.job_id for row in ended if row.job_id not in ledger.webhooks]
 
@@ -174,7 +174,7 @@ def _longest_of_each(delays: Iterable[tuple[str, float]]) -> dict[str, float]:
 def doubled_jobs(
     rows: Mapping[UUID, Row], changes: Iterable[Change], seen: Iterable[tuple[UUID, JobStatus]]
 ) -> dict[UUID, str]:
-    """Each job that ended more than once, and how that shows."""
+    """Return each job that ended more than once, with the evidence."""
     found: dict[UUID, str] = {}
     for change in changes:
         if change.source.is_final:
@@ -187,7 +187,7 @@ def doubled_jobs(
 
 
 def has_foreign_result(row: Row) -> bool:
-    """Whether it succeeded with the result of an attempt that is not the row's."""
+    """Return whether the job succeeded with the result of an attempt other than its row's."""
     own = output_key(AttemptRef(row.job_id, row.attempt), row.output_format)
     return row.status is JobStatus.SUCCEEDED and row.output_key != own
 
@@ -195,8 +195,9 @@ def has_foreign_result(row: Row) -> bool:
 def delays_of_broken_attempts(
     changes: Iterable[Change], strikes: Sequence[Strike]
 ) -> list[tuple[str, float]]:
-    """For each attempt handed back: the first fault that fell into it, and how long from there
-    to the job's next attempt. An attempt that no fault fell into is UNHIT, from its hand-back."""
+    """Return for each attempt handed back the kind of the first fault during it, and the seconds
+    from that fault to the job's next attempt. An attempt without a fault is UNHIT, and counts from
+    its hand-back."""
     began: dict[UUID, float] = {}
     broken: dict[UUID, Strike] = {}
     delays = []
@@ -213,7 +214,7 @@ def delays_of_broken_attempts(
 
 
 def longest_stall_s(rows: Mapping[UUID, Row], strikes: Iterable[Strike]) -> float:
-    """From a fault that found jobs to be done until the next job succeeded."""
+    """Return the longest time in seconds from a fault with open jobs to the next success."""
     successes = sorted(
         row.finished_at
         for row in rows.values()

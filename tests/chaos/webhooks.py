@@ -1,4 +1,4 @@
-"""Who is told of jobs' ends by webhook, while everything is being broken."""
+"""Receive the webhooks of a chaos run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.fakes.receiver import Receiver, Seen, receiving, verify
 
 @contextmanager
 def listening() -> Iterator[Receiver]:
-    """A receiver in a thread of its own."""
+    """Run a receiver in a thread of its own."""
     with start_blocking_portal() as portal:
         with portal.wrap_async_context_manager(receiving()) as receiver:
             yield receiver
 
 
 def note_webhooks(seen: Iterable[Seen], secret: str, ledger: Ledger) -> None:
-    """Put down what was told; what is not signed by the service tells nothing."""
+    """Record the ends that webhooks report; one not signed by the service counts as trouble."""
     for each in seen:
         if verify(secret, each.headers, each.body, tolerance_s=math.inf):
             told = json.loads(each.body)

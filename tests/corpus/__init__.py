@@ -1,7 +1,7 @@
-"""Every odd file that people send, and what comes back for it.
+"""Unusual files that people send, with the expected answer to each.
 
-`python -m tests.corpus FOLDER` writes the files, for tests of other kinds, and prints the table
-that is in `docs/inputs.md`.
+`python -m tests.corpus FOLDER` writes the files, for tests of other kinds, and prints the table in
+`docs/inputs.md`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["Case", "Refused", "corpus", "difference", "siblings", "slug", "table
 
 
 def corpus() -> Iterator[Case]:
-    """A file of each kind in `docs/inputs.md`."""
+    """Return a file of each kind in `docs/inputs.md`."""
     for kind in (jpegs, pngs, tiffs, others):
         yield from kind.documented()
 
 
 def siblings() -> Iterator[Case]:
-    """More files of those kinds: their other depths, layouts and damages."""
+    """Return more files of those kinds, with other depths, layouts and damages."""
     for kind in (jpegs, pngs, tiffs, others):
         yield from kind.siblings()
 
@@ -35,7 +35,7 @@ def slug(case: Case) -> str:
 
 
 def difference(result: Image.Image, expected: Image.Image) -> int:
-    """The largest of any channel in the middle of each quarter, at any size of the result.
+    """Return the largest difference of a channel in the middle of the four quarters, at any size.
 
     Where `expected` is transparent, only the alpha counts.
     """
@@ -51,7 +51,7 @@ def difference(result: Image.Image, expected: Image.Image) -> int:
 
 
 def table() -> str:
-    """The corpus in Markdown."""
+    """Return the corpus as a Markdown table."""
     lines = ["| File | Answer | Result, or what the error names |", "|---|---|---|"]
     for case in corpus():
         answer = case.expected if isinstance(case.expected, Refused) else "202"

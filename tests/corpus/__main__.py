@@ -1,4 +1,4 @@
-"""Write the corpus' files to a folder, and print its table."""
+"""Write the files of the corpus to a folder, and print its table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JPEGs as cameras, phones and programs write them, and as transfers leave them."""
+"""JPEGs as cameras, phones and programs write them, and as broken transfers leave them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ def _kinds() -> Iterator[Case]:
     yield _case("grey, progressive", jpeg(grey(), progressive=True), grey_expected())
     yield _case("quality 100, optimized", jpeg(scene(), optimize=True), scene())
     cmyk = jpeg(scene().convert("CMYK"))
-    # Without the marker the inks are as they are; Pillow stores them inverted for it.
+    # Without the marker, inks are not inverted; Pillow stores them inverted for a reader that
+    # expects it.
     other = Image.eval(scene().convert("CMYK"), lambda ink: 255 - ink).convert("RGB")
     yield _case("CMYK without Adobe's marker", _without(cmyk, 0xEE), other)
     inks = np.asarray(scene().convert("CMYK"))
@@ -113,7 +114,7 @@ def _kinds() -> Iterator[Case]:
     )
     exif = sideways()
     exif[0x010F] = "ACME"
-    odd = exif.tobytes().replace(b"\x01\x0f\0\2", b"\x01\0\0\2")  # a width that is a text
+    odd = exif.tobytes().replace(b"\x01\x0f\0\2", b"\x01\0\0\2")  # a width that is text
     yield _case("EXIF with a text for a width", jpeg(turned(scene(), 6), exif=odd), scene())
     yield _case(
         "500 comments", _inserted(jpeg(scene()), _segment(0xFE, b"x" * 60_000) * 500), scene()
@@ -210,7 +211,8 @@ def deep() -> bytes:
 
 
 def phone(second: str) -> bytes:
-    """A photo and, by MPF, a second picture: whole, gone, half, or of zeros or noise."""
+    """A photo and a second picture in the same file (MPF): whole, missing, cut, or zeros or
+    noise."""
     first = file(scene(), "MPO", save_all=True, append_images=[scene()], quality=95)
     end = first.rindex(b"\xff\xd8\xff")
     rest = {
@@ -224,7 +226,7 @@ def phone(second: str) -> bytes:
 
 
 def of_scans(count: int, side: int) -> bytes:
-    """A progressive grey JPEG with its first AC scan `count` times."""
+    """Return a progressive grey JPEG that repeats its first AC scan `count` times."""
     data = file(Image.new("L", (side, side), 128), "JPEG", progressive=True, quality=75)
     starts = [n for n in range(len(data)) if data[n : n + 2] == b"\xff\xda"]
     of_ac = next(n for n in starts if data[n + 7])  # Ss, with one component

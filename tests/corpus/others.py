@@ -1,4 +1,4 @@
-"""BMP, WebP, HEIC and AVIF, and files that are no pictures."""
+"""BMP, WebP, HEIC and AVIF files, and files that are not pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PNGs of every colour type and depth, and with every way to say which colours are meant."""
+"""PNGs of every colour type and depth, and with every way to state the colour space."""
 
 from __future__ import annotations
 
@@ -361,7 +361,7 @@ def _strange() -> Iterator[Case]:
 
 
 def turned(picture: Image.Image, orientation: int) -> Image.Image:
-    """The picture as a file with that orientation holds it."""
+    """Return the picture as a file with that orientation stores it."""
     stored = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -383,7 +383,7 @@ def png(
     interlaced: bool = False,
     parts: int = 1,
 ) -> bytes:
-    """A PNG of these samples, with `more` chunks between its header and its pixels."""
+    """Return a PNG of these samples, with `more` chunks between its header and its pixels."""
     height, width = pixels.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, int(interlaced))
     passes = [pixels]
@@ -449,7 +449,7 @@ _BT2020: profiles.Primaries = (
 
 
 def _in_primaries(profiles_matrix: profiles.Primaries) -> NDArray[np.float64]:
-    """The light of the scene in other primaries."""
+    """Convert the scene's light to other primaries."""
     light: NDArray[np.float64] = (
         linear(scene()) @ np.array(profiles.SRGB) @ np.linalg.inv(np.array(profiles_matrix))
     )
@@ -486,7 +486,7 @@ def _bt709(v: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _pq(bits: int = 16) -> bytes:
-    """The scene whose white has 203 cd/m2 (ITU-R BT.2408), in BT.2020."""
+    """Encode the scene in BT.2020 with PQ and white at 203 cd/m2 (ITU-R BT.2408)."""
 
     def encode(v: NDArray[np.float64]) -> NDArray[np.float64]:
         y = (v * 203 / 10_000) ** (2610 / 16384)
@@ -496,7 +496,8 @@ def _pq(bits: int = 16) -> bytes:
 
 
 def _hlg() -> bytes:
-    """The scene on a display of 1,000 cd/m2, its white at 203 (ITU-R BT.2100, BT.2408)."""
+    """Encode the scene in HLG for a display of 1,000 cd/m2, white at 203 (ITU-R BT.2100,
+    BT.2408)."""
     light = _in_primaries(_BT2020) * 0.203
     luminance = light @ np.array([0.2627, 0.6780, 0.0593])
     scene_light = light * np.maximum(luminance, 1e-9)[..., None] ** (1 / 1.2 - 1)
@@ -525,7 +526,7 @@ def _text(size: int) -> bytes:
 
 
 def _short(bits: int) -> bytes:
-    """A whole file whose header says twice the rows that it has."""
+    """Return a complete file whose header claims twice the rows that it has."""
     data = bytearray(png(samples(scene(), bits), RGB, bits))
     header = struct.pack(">IIBBBBB", SIZE[0], 2 * SIZE[1], bits, RGB, 0, 0, 0)
     data[len(SIGNATURE) : _BEHIND_IHDR] = chunk(b"IHDR", header)
@@ -533,7 +534,7 @@ def _short(bits: int) -> bytes:
 
 
 def _bomb() -> bytes:
-    """A PNG of 1 kB that says it is 50,000 x 50,000 pixels."""
+    """Return a PNG of 1 kB whose header claims 50,000 x 50,000 pixels."""
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100_000)))
     return SIGNATURE + body + chunk(b"IEND", b"")

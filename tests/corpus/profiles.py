@@ -1,4 +1,4 @@
-"""ICC profiles, made by hand from the specification (ICC.1:2022): small, and each of one kind."""
+"""Small ICC profiles, one of each kind, made by hand from the specification (ICC.1:2022)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def rgb(
     primaries: Primaries = SRGB,
     extra: Sequence[tuple[bytes, bytes]] = (),
 ) -> bytes:
-    """A profile of three curves and a matrix."""
+    """Return a profile of three curves and a matrix."""
     columns = zip((b"rXYZ", b"gXYZ", b"bXYZ"), map(xyz, primaries), strict=True)
     curves = [(tag, curve(gamma)) for tag in (b"rTRC", b"gTRC", b"bTRC")]
     return profile(b"RGB ", name, [*columns, *curves, *extra])
@@ -46,9 +46,9 @@ def grey(gamma: float, name: str = "a scanner") -> bytes:
 
 
 def cmyk(exchange: bool = False) -> bytes:
-    """A press whose inks are those of Pillow's own conversion, in a table of 9 steps a channel.
+    """Return a press profile with the inks of Pillow's own conversion, as 9 steps a channel.
 
-    `exchange`: cyan and magenta are in each other's place.
+    With `exchange`, cyan and magenta are swapped.
     """
     steps = np.linspace(0, 1, 9)
     c, m, y, k = np.meshgrid(steps, steps, steps, steps, indexing="ij")
@@ -59,7 +59,7 @@ def cmyk(exchange: bool = False) -> bytes:
 
 
 def _lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
-    """CIELab under D50 of sRGB samples from 0 to 1."""
+    """Convert sRGB samples from 0 to 1 to CIELab under D50."""
     light = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     ratio = light @ np.array(SRGB) / np.array(WHITE)
     f = np.where(ratio > 216 / 24389, np.cbrt(ratio), (24389 / 27 * ratio + 16) / 116)
@@ -68,7 +68,7 @@ def _lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _table(lab: NDArray[np.float64], channels: int) -> bytes:
-    """A lut16Type of Lab values (of version 2: 65280 is L* 100)."""
+    """Return a lut16Type of Lab values in the encoding of version 2, where 65280 is L* 100."""
     low = np.array([0, -128, -128])
     values = np.clip((lab - low) / np.array([100, 255, 255]) * 65_280, 0, 65_535)
     head = b"mft2" + bytes(4) + bytes([channels, 3, lab.shape[0], 0])
@@ -79,7 +79,7 @@ def _table(lab: NDArray[np.float64], channels: int) -> bytes:
 
 
 def of_elements(count: int) -> bytes:
-    """A profile whose D2B0 is a pipeline of `count` matrices, all of them the same bytes."""
+    """Return a profile whose D2B0 is a pipeline of `count` matrices that share the same bytes."""
     identity = struct.pack(">12f", 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0)
     matrix = b"matf" + bytes(4) + struct.pack(">HH", 3, 3) + identity
     head = b"mpet" + bytes(4) + struct.pack(">HHI", 3, 3, count)

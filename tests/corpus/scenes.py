@@ -1,4 +1,4 @@
-"""The pictures that the corpus is made of: four quarters that differ, in colours or in greys."""
+"""The picture that the corpus is made of: four different quarters, in colour or grey."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GREYS = (20, 90, 160, 235)
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An answer of this status, whose problem has this code."""
+    """An error answer with this status, whose problem document has this code."""
 
     status: int
     code: str
@@ -31,10 +31,10 @@ LARGE = Refused(413, "image_too_large")
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A file, the name and type it is sent under, and what a person expects of it.
+    """A file, its name and type when sent, and the expected result.
 
-    `expected` is the picture as it should look, at the size of the file's, in mode RGB or RGBA.
-    `comes_back` describes the answer in `docs/inputs.md`; the file is in its table if it is set.
+    `expected` is the correct picture, at the size of the file's, in mode RGB or RGBA. `comes_back`
+    describes the answer in `docs/inputs.md`; the file is in its table if it is set.
     """
 
     what: str
@@ -46,12 +46,12 @@ class Case:
 
 
 def scene() -> Image.Image:
-    """Four quarters in four colours, so that turns and exchanges of channels are seen."""
+    """Return four quarters in four colours, so that turns and swapped channels are visible."""
     return _quarters("RGB", (RED, GREEN, BLUE, SAND))
 
 
 def grey() -> Image.Image:
-    """Four quarters in four greys, of one channel."""
+    """Return four quarters in four greys, with one channel."""
     return _quarters("L", GREYS)
 
 
@@ -69,39 +69,39 @@ def grey_expected() -> Image.Image:
 
 
 def right_half() -> Image.Image:
-    """An alpha channel: opaque on the left, transparent on the right."""
+    """Return an alpha channel that is opaque on the left and transparent on the right."""
     alpha = Image.new("L", SIZE, 255)
     alpha.paste(0, (SIZE[0] // 2, 0, *SIZE))
     return alpha
 
 
 def half_alpha() -> Image.Image:
-    """An alpha channel of 128 on the left, opaque on the right."""
+    """Return an alpha channel with 128 on the left and opaque on the right."""
     alpha = Image.new("L", SIZE, 128)
     alpha.paste(255, (SIZE[0] // 2, 0, *SIZE))
     return alpha
 
 
 def with_alpha(picture: Image.Image, alpha: Image.Image | None = None) -> Image.Image:
-    """The picture in RGBA; its right half is transparent if no other alpha is given."""
+    """Return the picture in RGBA, by default with a transparent right half."""
     result = picture.convert("RGB").convert("RGBA")
     result.putalpha(alpha or right_half())
     return result
 
 
 def exchanged() -> Image.Image:
-    """The scene with red and green exchanged."""
+    """Return the scene with red and green exchanged."""
     red, green, blue = scene().split()
     return Image.merge("RGB", (green, red, blue))
 
 
 def samples(picture: Image.Image, bits: int = 16) -> NDArray[np.uint16]:
-    """The samples of the picture in so many bits, up to 16."""
+    """Return the samples of the picture with `bits` bits, up to 16."""
     scaled: NDArray[np.float64] = np.asarray(picture) / 255 * (2**bits - 1)
     return np.round(scaled).astype(np.uint16)
 
 
 def linear(picture: Image.Image) -> NDArray[np.float64]:
-    """The light of an sRGB picture, 0 to 1."""
+    """Return the linear light of an sRGB picture, 0 to 1."""
     v = np.asarray(picture) / 255
     return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)

@@ -137,7 +137,7 @@ def _depths() -> Iterator[Case]:
     lab16 = _cielab16()
     yield _case("CIELab of 16 bits", tiff(lab16, photometric="cielab"), scene())
     icc = np.asarray(_lab()).astype(np.int16)
-    icc[..., 1:] = (icc[..., 1:] + 128) % 256  # ICCLab's a* and b* are not signed
+    icc[..., 1:] = (icc[..., 1:] + 128) % 256  # ICCLab's a* and b* are unsigned.
     yield _case("ICCLab", tiff(icc.astype(np.uint8), photometric="icclab"), scene())
     yield _case(
         "CIELab with alpha",
@@ -371,7 +371,7 @@ def tiff(pixels: NDArray[Any], **options: Any) -> bytes:
 
 
 def packed(bits: int, photometric: int = 1, picture: Image.Image | None = None) -> bytes:
-    """Samples of so many bits, each row packed without gaps, in one strip."""
+    """Return the samples as one strip with `bits` bits each and no gaps within a row."""
     values = samples(picture or grey(), bits)
     if photometric == 0:
         values = 2**bits - 1 - values
@@ -385,7 +385,7 @@ def packed(bits: int, photometric: int = 1, picture: Image.Image | None = None) 
 
 
 def raw(tags: Mapping[int, int | tuple[int, ...]], strip: bytes) -> bytes:
-    """A TIFF of one strip, its directory behind it."""
+    """Return a TIFF of one strip, followed by its directory."""
     every: dict[int, int | tuple[int, ...]] = {
         256: SIZE[0],
         257: SIZE[1],
@@ -525,7 +525,8 @@ def _palette(picture: Image.Image, bits: int) -> bytes:
 
 
 def _ycbcr(across: int, down: int) -> bytes:
-    """YCbCr without JPEG: units of across x down Y samples, then Cb and Cr (TIFF 6.0, 21)."""
+    """Return YCbCr without JPEG, in units of across x down Y samples, then Cb and Cr (TIFF 6.0,
+    21)."""
     y, cb, cr = (np.asarray(band) for band in scene().convert("YCbCr").split())
     strip = b""
     for top in range(0, SIZE[1], down):

@@ -1,6 +1,6 @@
-"""`make failover`: another release is deployed over a service at work.
+"""`make failover`: deploy another release over a busy service.
 
-Not named `test_...`: it starts every engine of a stack anew, which takes some minutes.
+Not named `test_...`, because it restarts every engine of a stack, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from tests.support.stack import Stack, running_stack
 pytestmark = pytest.mark.real_engine
 
 DEPLOY_S = 240
-LONG_S = 90.0  # to be running yet when their workers are told to go, on a slow machine too
+LONG_S = 90.0  # The jobs still run when their workers are told to stop, even on a slow machine.
 DRAIN_S = 180  # above the longest job, as in a cluster
 WORKERS = 2
 
 
 @pytest.fixture(scope="module")
 def stack(engine_install: EngineInstall) -> Iterator[Stack]:
-    """A stack of its own, with a workflow that holds a GPU for as long as it is told."""
+    """Run a stack of its own, with a workflow that holds a GPU for a given time."""
     environ = {
         "WORKFLOWS_DIR": str(ROOT / "benchmarks" / "workflows"),
         "CUSTOM_NODES_DIR": str(ROOT / "benchmarks"),
@@ -45,9 +45,9 @@ def stack(engine_install: EngineInstall) -> Iterator[Stack]:
 
 @pytest.mark.upgrades
 def test_a_deployment_over_running_jobs_loses_none(stack: Stack) -> None:
-    """Jobs from before, from meanwhile and from after all succeed, each after one attempt; every
-    worker is another process. Both of the first jobs ran when the deployment began, and a worker
-    was told to go with a job in hand: else nothing of this would be shown."""
+    """Jobs submitted before, during and after the deployment succeed at their first attempt, and
+    every worker is replaced. The first two jobs ran when the deployment began, and a worker was
+    told to stop with a job in hand; otherwise the test would show nothing."""
     wait_until(lambda: len(workers(stack.state_dir)) == WORKERS, timeout_s=60)
     before = set(workers(stack.state_dir).values())
     logs = [_log_of(worker) for worker in before]
@@ -82,5 +82,5 @@ def _deploy(stack: Stack) -> subprocess.Popen[bytes]:
 
 
 def _log_of(worker: Process) -> Path:
-    """Where Ray has it write."""
+    """Return the file that Ray redirects the worker's standard error to."""
     return Path(f"/proc/{worker.pid}/fd/2").readlink()

@@ -1,6 +1,6 @@
-"""`make failover`: another ComfyUI is rolled out over a fleet at work.
+"""`make failover`: roll out another ComfyUI over a busy fleet.
 
-Not named `test_...`: it takes a few minutes, for those who change how workers come and go.
+Not named `test_...`, because it takes a few minutes; run it after changes to the life of workers.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from restoration.settings import load_node_settings
 from tests.support.fleet import Fleet, running_fleet
 
 NEXT = "99.0.0"
-LONG_S = 90.0  # so that the first jobs still run when their workers are told, on a slow machine too
+LONG_S = 90.0  # still running when their workers are told to stop, on a slow machine too
 
 
 @pytest.fixture(scope="module")
 def engine() -> EngineInstall:
-    """The one that a fleet runs unless it is told otherwise."""
+    """Return the engine that a fleet runs by default."""
     return installed_engine(load_node_settings({}))
 
 
@@ -34,7 +34,8 @@ async def fleet() -> AsyncIterator[Fleet]:
 
 
 def _next_release(engine: EngineInstall, folder: Path) -> dict[str, str]:
-    """A tree of its own that says to be another version; what chooses it, as docs/upgrades.md."""
+    """Copy the engine under another version; return the variables that select it
+    (docs/upgrades.md)."""
     checkout = Path(shutil.copytree(engine.app_dir, folder / "ComfyUI"))
     (checkout / "comfyui_version.py").write_text(f'__version__ = "{NEXT}"\n')
     return {"COMFYUI_DIR": str(checkout), "COMFYUI_PYTHON": str(engine.python)}
@@ -44,9 +45,9 @@ def _next_release(engine: EngineInstall, folder: Path) -> dict[str, str]:
 async def test_a_new_engine_is_rolled_out_over_running_jobs(
     fleet: Fleet, engine: EngineInstall, tmp_path: Path
 ) -> None:
-    """Jobs that run, one that waits and those that come meanwhile end well, each after one attempt
-    and no more; in the end every worker has the new engine, and the next job runs on it. A worker
-    was told to go with a job in hand: else nothing of this would be shown."""
+    """Running jobs, a waiting one and those submitted meanwhile succeed at their first attempt. In
+    the end every worker has the new engine, and the next job runs on it. A worker was told to stop
+    with a job in hand; otherwise the test would show nothing."""
     await fleet.has_workers(engine.version, engine.version)
     ids = await fleet.submit(2, seconds=LONG_S)
     await fleet.reach(ids, JobStatus.RUNNING)

@@ -1,6 +1,7 @@
-"""`make failover`: what becomes of the jobs when a node is lost.
+"""`make failover`: jobs survive the loss of a node.
 
-Not named `test_...`: it takes a minute and a half, for those who change how the fleet lives.
+Not named `test_...`, because it takes a minute and a half; run it after changes to the life of the
+fleet.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pytest
 from restoration.jobs import JobStatus
 from tests.support.fleet import Fleet, running_fleet
 
-LONG_S = 20.0  # for what a lost node leaves running to be stopped before it can finish
+LONG_S = 20.0  # Processes left by a lost node are stopped before they could finish such a job.
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ async def fleet() -> AsyncIterator[Fleet]:
 
 @pytest.mark.failover
 async def test_the_jobs_of_a_lost_node_run_elsewhere(fleet: Fleet) -> None:
-    """A node is killed under its jobs: they run again on another, and all end well."""
+    """Jobs on a killed node run again on another one and succeed."""
     ids = await fleet.submit(2, seconds=LONG_S)
     first = await fleet.reach(ids, JobStatus.RUNNING)
     fleet.cluster.lose_node(await fleet.busy_node())

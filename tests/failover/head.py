@@ -1,7 +1,7 @@
-"""`make failover`: what becomes of jobs, workers and the service when the head is lost.
+"""`make failover`: jobs, workers and the service survive the loss of the head.
 
-Not named `test_...`: it takes some minutes, most of them for engines to start. One head dies and
-comes back, and each test looks at a part.
+Not named `test_...`, because it takes some minutes, mostly to start engines. One head dies and
+comes back, and each test checks a part of that.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tests.support.fleet import Service, holding, photo, running_two_nodes
 from tests.support.ray_cluster import EngineProcess, wait_for
 from tests.support.two_nodes import GPUS, TwoNodes
 
-SHORT_S = 20.0  # to be running yet when the head is killed
-LONG_S = 120.0  # to be running yet when the head is back
+SHORT_S = 20.0  # still running when the head is killed
+LONG_S = 120.0  # still running when the head is back
 REPLICA = "ray::ServeReplica:comfy-restore"
 ON_THE_HEAD = (
     *("ray::ServeController", "ray::StatusActor"),
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass
 class Node:
-    """What runs on the GPU node."""
+    """The workers and engines on the GPU node."""
 
     workers: set[psutil.Process]
     engines: set[EngineProcess]
@@ -44,7 +44,7 @@ class Node:
 
 @dataclass
 class Story:
-    """What was seen of a head that was killed under two jobs, and came back."""
+    """Observations of a head that was killed under two jobs and came back."""
 
     before: Node
     after: Node
@@ -91,7 +91,7 @@ def _node(cluster: TwoNodes) -> Node:
 
 
 def _come_back(service: Service[TwoNodes]) -> tuple[float, float]:
-    """Start the head again; returns after how many seconds it was there, and HTTP answered."""
+    """Start the head again; return the seconds until it ran, and until HTTP answered."""
     began = time.monotonic()
     service.cluster.start_head()
     head_s = time.monotonic() - began
@@ -107,7 +107,7 @@ def _answers(url: str) -> bool:
 
 
 def _restore_over_http(service: Service[TwoNodes]) -> Restoration:
-    """A job that went in and came out over HTTP."""
+    """Submit a job over HTTP and wait for its end."""
     with service.client() as client:
         job = client.submit(photo(), workflow="held", params=holding(1))
         return client.wait(job.id)
@@ -115,26 +115,26 @@ def _restore_over_http(service: Service[TwoNodes]) -> Restoration:
 
 @pytest.mark.failover
 def test_jobs_end_while_there_is_no_head(story: Story) -> None:
-    """A worker without a head sees its job through, and records it: once, at the first attempt."""
+    """A worker without a head finishes its job and records it once, at the first attempt."""
     assert _ended(story.short) == [(1, AttemptOutcome.SUCCEEDED)]
 
 
 @pytest.mark.failover
 def test_the_head_s_return_disturbs_no_job(story: Story) -> None:
-    """A job that was executing all the while ends on its worker, at the first attempt."""
+    """A job that ran all the while ends on its worker at the first attempt."""
     assert _ended(story.long) == [(1, AttemptOutcome.SUCCEEDED)]
 
 
 @pytest.mark.failover
 def test_workers_outlive_the_head(story: Story) -> None:
-    """The same processes work for the new head, each with the same engine."""
+    """The same processes, with the same engines, work for the new head."""
     assert len(story.before.workers) == len(story.before.engines) == GPUS
     assert story.after == story.before
 
 
 @pytest.mark.failover
 def test_serve_comes_back_with_the_head(story: Story, service: Service[TwoNodes]) -> None:
-    """Nothing is deployed anew, and what was submitted meanwhile runs, on a worker of before."""
+    """Without another deployment, jobs submitted meanwhile run on a worker from before."""
     assert _ended(story.meanwhile) == [(1, AttemptOutcome.SUCCEEDED)]
     assert story.meanwhile.worker in {story.short.worker, story.long.worker}
     assert story.over_http.status is JobStatus.SUCCEEDED

@@ -1,6 +1,6 @@
-"""`python -m tests.failover.redeploy`: deploys the service over the one that runs at RAY_ADDRESS.
+"""`python -m tests.failover.redeploy`: deploy over the service that runs at RAY_ADDRESS.
 
-As `serve deploy` would for another release: every replica is another one afterwards.
+Like `serve deploy` of another release, it replaces every replica.
 """
 
 from __future__ import annotations
@@ -20,6 +20,6 @@ args = PoolArgs(
     worker_gpus=0,
     worker_cpus=0,
     ingress_replicas=1,
-    drain_s=29,  # another number is another version of the workers
+    drain_s=29,  # Another number makes another version of the workers.
 )
 serve.run(build(args), name=APP, route_prefix="/", external_scaler_enabled=True)

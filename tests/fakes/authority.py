@@ -1,4 +1,5 @@
-"""TLS for tests: an authority of their own, and servers behind TLS that have none themselves."""
+"""TLS for tests: a certificate authority, and a TLS front for servers that speak no TLS
+themselves."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ Preamble = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None
 
 @dataclass(frozen=True)
 class Authority:
-    """Signs certificates, and the context of a client that trusts it and nobody else."""
+    """A certificate authority that signs server certificates and configures clients to trust only
+    it."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
@@ -34,7 +36,7 @@ class Authority:
 
     @property
     def path(self) -> Path:
-        """Its certificate, for clients that want a file."""
+        """Write the authority's certificate to a file, and return its path."""
         path = self.folder / "authority"
         path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
         return path
@@ -43,7 +45,7 @@ class Authority:
         return ssl.create_default_context(cafile=self.path)
 
     def server(self, name: str, seen: list[str | None] | None = None) -> ssl.SSLContext:
-        """A server's context for `name`; `seen` gets the name that each handshake asks for."""
+        """Return a server context for `name`; `seen` collects the server name of each handshake."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _certificate(name, key, self.certificate.subject, self.key)
         path = self.folder / name
@@ -88,9 +90,9 @@ def _certificate(
 async def relaying(
     to_port: int, tls: ssl.SSLContext, preamble: Preamble | None = None
 ) -> AsyncIterator[int]:
-    """The port of a server that speaks TLS, and passes on to `to_port` what is in it.
+    """Relay TLS connections to `to_port` on loopback; yield the port that accepts them.
 
-    `preamble` is what a protocol says in plain text before TLS begins.
+    `preamble` runs before TLS starts, for protocols that begin in plain text.
     """
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,7 +101,7 @@ async def relaying(
             try:
                 await writer.start_tls(tls)
             except OSError:
-                writer.close()  # whoever calls did not like the certificate
+                writer.close()  # the client rejected the certificate
                 return
         to_reader, to_writer = await asyncio.open_connection("127.0.0.1", to_port)
         pumps = [_pump(reader, to_writer), _pump(to_reader, writer)]
@@ -119,6 +121,6 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
             await writer.drain()
     except OSError:
-        pass  # hung up on: its other half ends then
+        pass  # the other direction ends with its own connection
     finally:
         writer.close()

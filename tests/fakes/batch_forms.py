@@ -1,4 +1,4 @@
-"""Batches as clients send them: forms of photos, whole ones and broken ones."""
+"""Batches as clients send them: valid and broken multipart forms with photos."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
 
 
 def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
-    """Photos for httpx, which sends the form's other fields first."""
+    """Return photos for httpx, which sends the other form fields first."""
     return [("image", (f"photo {index}.png", image)) for index, image in enumerate(images)]
 
 

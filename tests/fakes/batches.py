@@ -1,4 +1,4 @@
-"""The BatchStore port in memory, on the jobs of a MemoryJobStore."""
+"""An in-memory BatchStore on the jobs of a MemoryJobStore."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.fakes.job_store import MemoryJobStore
 
 @dataclass
 class MemoryBatchStore:
-    """`rows` by id, in the order of insertion; down when the jobs are."""
+    """`rows` is ordered by insertion. The store is down while its job store is."""
 
     jobs: MemoryJobStore
     rows: dict[UUID, tuple[NewBatch, datetime]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector: takes spans over OTLP/HTTP, and keeps them for a test to look at."""
+"""An OpenTelemetry collector that receives spans over OTLP/HTTP and keeps them for tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 @dataclass(frozen=True)
 class Received:
-    """A span as it came; ids in hex, `parent` empty for none. `part` sent it."""
+    """A received span, with ids in hex; `parent` is empty for a root span. `part` names the
+    sender."""
 
     part: str
     name: str
@@ -29,7 +30,7 @@ class Received:
 
 @dataclass
 class Collector:
-    """`url` is what OTEL_EXPORTER_OTLP_ENDPOINT is to be."""
+    """The received spans; set OTEL_EXPORTER_OTLP_ENDPOINT to `url`."""
 
     url: str
     spans: list[Received] = field(default_factory=list)
@@ -56,7 +57,7 @@ class Collector:
 
 @contextmanager
 def collecting() -> Iterator[Collector]:
-    """A collector on a free port of loopback."""
+    """Run a collector on a free loopback port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -72,7 +73,7 @@ def collecting() -> Iterator[Collector]:
             self.wfile.write(answer)
 
         def log_message(self, *_: object) -> None:
-            """Says nothing."""
+            """Suppress the server's log."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     collector = Collector(f"http://127.0.0.1:{server.server_port}")

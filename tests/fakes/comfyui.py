@@ -1,8 +1,8 @@
-"""A stand-in for ComfyUI: a real local server, scripted to go wrong where the real one will not.
+"""A fake ComfyUI: a real local server that can be scripted to fail in ways the real one will not.
 
-It speaks the protocol of ComfyUI 0.3.75 and runs LoadImage, EmptyImage, SaveImage and the nodes of
-tests/fakes/nodes; what it saw is counted. As a program it takes ComfyUI's own command line, so that
-it can be an owned engine. Whatever is tested against it well-behaved is tested against ComfyUI too.
+It speaks the protocol of ComfyUI 0.3.75, runs LoadImage, EmptyImage, SaveImage and the nodes of
+tests/fakes/nodes, and counts requests. Run as a program, it takes ComfyUI's command line, so that
+it can be an owned engine. Tests against its default behaviour also run against ComfyUI.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class FakeComfyUI:
-    """One server. `calls` counts requests as "METHOD /first-part-of-the-path"."""
+    """A fake server. `calls` counts requests as "METHOD /first-part-of-the-path"."""
 
     def __init__(self, base_dir: Path, script: Script) -> None:
         self.script = script
@@ -60,7 +60,7 @@ class FakeComfyUI:
         return app
 
     def drop_sockets(self) -> None:
-        """As a network does it: without a closing frame."""
+        """Abort all websockets without a closing frame, as a network failure does."""
         for transport in self._transports:
             transport.abort()
         self._transports.clear()
@@ -170,7 +170,8 @@ class FakeComfyUI:
 async def serving(
     base_dir: Path, script: Script | None = None, port: int = 0
 ) -> AsyncIterator[FakeComfyUI]:
-    """A fake on 127.0.0.1; it ends like a killed process, in the middle of everything."""
+    """Serve a fake on 127.0.0.1; on exit it ends like a killed process, in the middle of
+    everything."""
     fake = FakeComfyUI(base_dir, script or Script())
     runner = web.AppRunner(fake.app(), handler_cancellation=True, shutdown_timeout=0.01)
     await runner.setup()
@@ -195,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--base-directory", type=Path, required=True)
-    arguments, _ = parser.parse_known_args()  # the others mean nothing to it
+    arguments, _ = parser.parse_known_args()  # ignore ComfyUI's other options
     asyncio.run(_serve_for_ever(arguments.base_directory, arguments.port))
 
 

@@ -1,4 +1,4 @@
-"""Engines on the stand-in for ComfyUI: attached to one in this process, or owning its own."""
+"""Engines on the fake ComfyUI, either attached to one in this process or owning one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEADLINE_S = 300
 async def scripted(
     base_dir: Path, script: Script, limits: EngineLimits = LIMITS
 ) -> AsyncIterator[tuple[FakeComfyUI, ComfyEngine]]:
-    """An engine attached to a stand-in; nothing in a test with it may hang."""
+    """Attach an engine to a scripted fake; the test fails if it takes longer than DEADLINE_S."""
     async with (
         asyncio.timeout(DEADLINE_S),
         serving(base_dir, script) as fake,
@@ -52,7 +52,7 @@ async def until_called(fake: FakeComfyUI, call: str) -> None:
 
 
 def stand_in(folder: Path) -> EngineCommand:
-    """How to start a stand-in as a process of our own; `mend` has written its program."""
+    """Write the fake's program, and return the command that starts it as an owned process."""
     (folder / "app").mkdir()
     mend(folder / "app")
     return EngineCommand(
@@ -72,7 +72,7 @@ def mend(app_dir: Path) -> None:
 
 
 def spoil(app_dir: Path, last_words: str) -> None:
-    """From now on it ends as soon as it is started."""
+    """Make the program exit with `last_words` as soon as it starts."""
     (app_dir / "main.py").write_text(f"raise SystemExit({last_words!r})")
 
 

@@ -1,7 +1,6 @@
-"""How the stand-in for ComfyUI executes prompts: one after the other, telling of each step.
+"""Prompt execution of the fake ComfyUI: one prompt after another, with an event for each step.
 
-The order of events, history and queue is that of ComfyUI's prompt_worker; `Script` says what of it
-goes wrong.
+Events, history and queue follow the order of ComfyUI's prompt_worker; `Script` adds failures.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ NODES = (
     "EmptyImage",
     "SaveImage",
     "ComfyRestoreHandOver",
-    "ImageScaleBy",  # to whatever size it already has
+    "ImageScaleBy",  # keeps the size that the picture already has
     "TestSteps",
     "TestHold",
     "TestRaise",
@@ -37,23 +36,23 @@ Graph = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What goes wrong. The default is a ComfyUI in good health."""
+    """The scripted failures. By default there are none."""
 
     hello_delay_s: float = 0.0  # after a websocket connects
-    drop_sockets_at: str = ""  # the type of the event in whose place every socket is dropped
+    drop_sockets_at: str = ""  # the type of the event at which all sockets are dropped instead
     hang: frozenset[str] = frozenset()  # paths that are never answered
     refuse: Mapping[str, int] = field(default_factory=dict)  # path: how many 500s come first
-    noise: bool = False  # frames that are not in the protocol, between the others
+    noise: bool = False  # send frames outside the protocol between the others
     plain_previews: bool = False  # without metadata, as in older versions
     rename_uploads: bool = False  # as ComfyUI does for a name that is taken
-    node_errors: Mapping[str, Any] = field(default_factory=dict)  # validation fails in part
+    node_errors: Mapping[str, Any] = field(default_factory=dict)  # partial validation errors
     begin_nothing: bool = False  # as when ComfyUI's execution thread has died
-    forget: bool = False  # take prompts and know nothing of them
+    forget: bool = False  # accept prompts and forget them
     history_delay_s: float = 0.0  # between execution_success and the entry
-    history_misses: int = 0  # readings of a finished prompt's history that find nothing
-    ignore_interrupts: int = 0  # the first ones are lost
-    interrupt_unasked: bool = False  # somebody else interrupts
-    status_str: str = ""  # of every history entry, whatever happened
+    history_misses: int = 0  # reads of a finished prompt's history that find nothing
+    ignore_interrupts: int = 0  # how many interrupts are lost
+    interrupt_unasked: bool = False  # another client interrupts
+    status_str: str = ""  # overrides the status of every history entry
 
 
 @dataclass(eq=False)
@@ -63,7 +62,7 @@ class Item:
     graph: Graph
 
     def wire(self) -> list[Any]:
-        """As GET /queue shows it."""
+        """Return the item as GET /queue shows it."""
         return [0, self.prompt_id, self.graph, {"client_id": self.client_id}, []]
 
 
@@ -132,7 +131,7 @@ class Worker:
         return {prompt_id: self.history[prompt_id]} if found else {}
 
     async def work(self) -> None:
-        """Run prompts one after the other, for ever."""
+        """Run prompts one after another, for ever."""
         while True:
             self._arrived.clear()
             while self.pending and not self.script.begin_nothing:
@@ -210,7 +209,7 @@ class Worker:
             raise _Interrupted
 
     def _drawn(self, graph: Graph, inputs: Mapping[str, Any]) -> list[bytes]:
-        """The files of the pictures that come out at an output node."""
+        """Return the files of the pictures that reach an output node."""
         source = inputs["images"][0]
         while "image" in graph[source]["inputs"] and graph[source]["class_type"] != "LoadImage":
             source = graph[source]["inputs"]["image"][0]
@@ -257,7 +256,7 @@ class Worker:
 
 
 def _hand_over(inputs: Mapping[str, Any], files: list[bytes]) -> dict[str, Any]:
-    """As the node in comfy_pool/nodes."""
+    """Do the work of the node in comfy_pool/nodes."""
     if len(files) != 1:
         raise _NodeFailed("ValueError", f"{len(files)} pictures came where one was expected")
     image = Image.open(io.BytesIO(files[0])).convert("RGB")

@@ -1,4 +1,4 @@
-"""A dispatch without Postgres and Ray: its signals and its workers are the test's to move."""
+"""A dispatcher without Postgres and Ray, whose signals and workers are controlled by the test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WINDOW = 3
 
 
 class Signals(Leadership):
-    """The leader's ear without Postgres: `hint` is heard, `lose` is what a cut connection does."""
+    """Leadership without Postgres: `hint` wakes the leader, `lose` acts like a cut connection."""
 
     def __init__(self) -> None:
         self._hint = asyncio.Event()
@@ -50,7 +50,7 @@ class Signals(Leadership):
 
 @dataclass
 class Workers:
-    """Where tickets go: each is out until a test says how it ended."""
+    """Receives tickets; each stays out until a test sets its outcome."""
 
     out: dict[AttemptRef, asyncio.Future[str]] = field(default_factory=dict)
     sent: Counter[AttemptRef] = field(default_factory=Counter)
@@ -74,7 +74,8 @@ class Workers:
 
 @dataclass
 class Bench:
-    """A dispatch on fakes. `tick_s` is so long that only hints and tickets make it look."""
+    """A dispatcher on fakes. `tick_s` is so long that only hints and tickets make it look for
+    work."""
 
     jobs: MemoryJobStore = field(default_factory=MemoryJobStore)
     signals: Signals = field(default_factory=Signals)
@@ -100,7 +101,7 @@ class Bench:
         return job
 
     async def sent(self, *refs: AttemptRef) -> None:
-        """Return when the tickets that are out are these."""
+        """Wait until exactly these tickets are out."""
         await until(lambda: set(self.workers.out) == set(refs))
 
 

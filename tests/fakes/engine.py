@@ -1,6 +1,6 @@
-"""The Engine port in memory: a run takes as long as a test wants, and ends as it says.
+"""An in-memory Engine whose runs take as long, and end, as a test wants.
 
-For tests of what stands on an engine; what an engine itself must do is in tests/contracts.
+It is for tests of code that uses an engine; tests/contracts checks engines themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def _set() -> asyncio.Event:
 
 @dataclass
 class MemoryEngine:
-    """`error` is raised in place of `result`; `runs` and `prompts` are what it was given."""
+    """`error`, if set, is raised instead of returning `result`; `runs` and `prompts` record the
+    input."""
 
     result: EngineResult
     events: Sequence[EngineEvent] = ()
@@ -31,14 +32,14 @@ class MemoryEngine:
     runs: list[EngineRun] = field(default_factory=list)
     prompts: dict[UUID, Prompt] = field(default_factory=dict)
     interrupted: set[UUID] = field(default_factory=set)
-    stopped: list[UUID] = field(default_factory=list)  # those whose caller was cancelled
+    stopped: list[UUID] = field(default_factory=list)  # runs whose caller was cancelled
     running: asyncio.Event = field(default_factory=asyncio.Event)
-    turn: asyncio.Event = field(default_factory=_set)  # clear it to have runs wait in its queue
-    go_on: asyncio.Event = field(default_factory=_set)  # clear it to hold runs up
+    turn: asyncio.Event = field(default_factory=_set)  # clear it to make runs wait in the queue
+    go_on: asyncio.Event = field(default_factory=_set)  # clear it to keep runs from ending
     may_stop: asyncio.Event = field(default_factory=_set)  # clear it to be slow to let go of one
 
     async def start(self) -> None:
-        """Always ready."""
+        """Return at once: the engine is always ready."""
 
     async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> EngineResult:
         self.runs.append(run)
@@ -61,7 +62,8 @@ class MemoryEngine:
         return self.result
 
     async def interrupt(self, run_id: UUID) -> None:
-        """As a real one: a run that it does not have yet is ignored. Ends every run held up."""
+        """End all held runs, and interrupt this one. Ignore an unknown run, as a real engine
+        does."""
         if run_id in self.prompts:
             self.interrupted.add(run_id)
             self.go_on.set()
@@ -70,4 +72,4 @@ class MemoryEngine:
         return True
 
     async def aclose(self) -> None:
-        """Nothing to stop."""
+        """Do nothing: there is nothing to stop."""

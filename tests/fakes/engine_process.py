@@ -1,7 +1,7 @@
-"""Small scripts that stand in for ComfyUI, where rules are about processes, not pictures.
+"""Small scripts that replace ComfyUI in tests about processes rather than pictures.
 
-Every process of a tree holds the write end of a pipe, the witness: it speaks there, and end of
-file proves that the whole tree is gone.
+Every process of a tree holds the write end of a pipe, the witness. Processes write words to it, and
+end of file proves that the whole tree is gone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WITH_CHILD = (
     SPEAK + 'if os.fork() == 0: say("child"); signal.pause()\nsay("engine"); signal.pause()'
 )
 
-# a daemon leaves the group and the session of the engine, and loses its parent
+# A daemon leaves the engine's process group and session, and loses its parent.
 DAEMON = """
 if os.fork() == 0:
     os.setsid()
@@ -41,7 +41,7 @@ os.wait()
 WITH_DAEMON = SPEAK + DAEMON + WITH_CHILD
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
 
-# As Ray has it: a raylet starts the worker that owns the engine.
+# As in Ray, a raylet starts the worker that owns the engine.
 RAYLET = """
 import os, subprocess, sys
 worker = subprocess.Popen([sys.executable, *sys.argv[1:]], pass_fds=[int(os.environ["WITNESS"])])
@@ -83,13 +83,13 @@ class Witness:
         self.heard = b""
 
     def release(self) -> None:
-        """Close our own write end: end of file then speaks of the others."""
+        """Close this process's write end, so that end of file depends only on the others."""
         if self.writer >= 0:
             os.close(self.writer)
             self.writer = -1
 
     def wait_for(self, *words: str) -> dict[str, tuple[int, int]]:
-        """Block until each word was said; who said it: its pid and its parent's."""
+        """Block until each word was written; return the pid and parent pid of its writer."""
         while missing := set(words) - {line.split()[0] for line in self._lines()}:
             assert self._read(), f"the tree ended without a word of {missing}"
         return {word: (int(pid), int(ppid)) for word, pid, ppid in map(str.split, self._lines())}
@@ -120,7 +120,7 @@ def witnessing() -> Iterator[Witness]:
 
 
 def stand_ins(folder: Path, witness: Witness) -> Callable[[str], EngineCommand]:
-    """Builds the command of a stand-in engine out of its main.py."""
+    """Return a function that builds the command of a fake engine from its main.py."""
 
     def build(script: str) -> EngineCommand:
         for name in ("app", "models"):
@@ -142,7 +142,7 @@ def stand_ins(folder: Path, witness: Witness) -> Callable[[str], EngineCommand]:
 
 @contextlib.contextmanager
 def cluster(command: EngineCommand, folder: Path) -> Iterator[tuple[int, int]]:
-    """The pids of a raylet and of its worker, which starts the engine."""
+    """Start a raylet whose worker starts the engine; yield the pids of both."""
     raylet = subprocess.Popen(
         [sys.executable, "-c", RAYLET, "-c", WORKER, str(folder)],
         env=command.environ,

@@ -1,4 +1,4 @@
-"""An execution on stores and an engine in memory, which count and hold what a test asks about."""
+"""An execution on in-memory stores and an in-memory engine that count calls and can hold runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RESULT = photo((32, 32))
 
 @dataclass
 class Jobs(MemoryJobStore):
-    """Counts what it is asked, also while it is down."""
+    """A job store that counts calls, also while it is down."""
 
     beats: int = 0
     writes: int = 0
@@ -59,7 +59,7 @@ class Jobs(MemoryJobStore):
 
 @dataclass
 class Visits(Visit):
-    """What a pipeline is told, in order."""
+    """Records the calls of an execution, in order."""
 
     told: list[str] = field(default_factory=list)
 
@@ -75,7 +75,7 @@ class Visits(Visit):
 
 @dataclass
 class Bench:
-    """An execution on fakes, and the events it published."""
+    """An execution on fakes, with the events that it published."""
 
     catalog: Catalog = field(default_factory=load_catalog)
     retry: RetryPolicy = RETRY
@@ -114,7 +114,7 @@ class Bench:
             return await execution.run(job, self.visit)
 
     async def start(self, job: Job) -> asyncio.Task[Job | None]:
-        """Run the job up to the engine, which holds it."""
+        """Run the job until the engine holds it."""
         self.engine.go_on.clear()
         task = asyncio.create_task(self.run(job))
         async with asyncio.timeout(DEADLINE_S):
@@ -133,7 +133,7 @@ class Bench:
 
 @asynccontextmanager
 async def open_bench() -> AsyncIterator[Bench]:
-    """Whatever a test does, an attempt leaves no task behind: no heartbeat beats on."""
+    """Yield a bench, and assert that no task, such as a heartbeat, outlives the test."""
     before = asyncio.all_tasks()
     yield Bench()
     assert asyncio.all_tasks() - before <= {asyncio.current_task()}

@@ -1,7 +1,7 @@
-"""Prompts for the tests of the engine, and the runs made of them.
+"""Prompts for engine tests, and runs made of them.
 
 Each graph loads the run's picture, passes it through the nodes in between, and saves it as node
-"9". The classes are those of ComfyUI itself and of tests/fakes/nodes.
+"9". The node classes belong to ComfyUI itself or to tests/fakes/nodes.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ OUTPUT_NODE = "9"
 
 
 def picture(color: str = "teal", size: tuple[int, int] = (12, 8)) -> bytes:
-    """A PNG of one colour."""
+    """Return a PNG of one colour."""
     buffer = io.BytesIO()
     Image.new("RGB", size, color).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def pixels(picture: EngineResult) -> tuple[tuple[int, int], bytes]:
-    """Size and RGB of a file, or of pixels that were handed over, which are gone then."""
+    """Return the size and RGB bytes of a file, or of handed-over pixels, whose file is deleted."""
     if isinstance(picture, Pixels):
         values = picture.path.read_bytes()
         picture.path.unlink()
@@ -60,7 +60,7 @@ def fail(message: str, kind: str = "error") -> dict[str, Any]:
 
 
 def through(*between: dict[str, Any], image: bytes | None = None) -> EngineRun:
-    """A run that loads `image`, passes it through these nodes and saves it."""
+    """Return a run that loads `image`, passes it through these nodes and saves it."""
 
     def render(image_name: str, output_prefix: str) -> Prompt:
         graph = {"1": node("LoadImage", image=image_name)}
@@ -76,7 +76,7 @@ def through(*between: dict[str, Any], image: bytes | None = None) -> EngineRun:
 
 
 def drawn(color: int, batch_size: int = 1, prefix: str | None = None) -> EngineRun:
-    """A run that does not look at its picture, so that all but the saving can be cached."""
+    """Return a run that ignores its picture, so that all nodes but the saving one can be cached."""
 
     def render(_: str, output_prefix: str) -> Prompt:
         drawing = node("EmptyImage", width=12, height=8, batch_size=batch_size, color=color)
@@ -88,7 +88,7 @@ def drawn(color: int, batch_size: int = 1, prefix: str | None = None) -> EngineR
 
 @dataclass
 class RunEventLog:
-    """Collects what `on_event` is told."""
+    """Collects the events passed to `on_event`."""
 
     events: list[EngineEvent] = field(default_factory=list)
 
@@ -109,4 +109,4 @@ class RunEventLog:
 
 
 def ignore(_: EngineEvent) -> None:
-    """For runs whose events are not the point."""
+    """Ignore the events of a run."""

@@ -1,4 +1,4 @@
-"""An image process that does what a picture's first bytes after the signature of a BMP tell it."""
+"""An image process that misbehaves as the bytes after a picture's BMP signature ask."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORBIDDEN: dict[str, Callable[[], object]] = {
 
 
 def misbehave(data: bytes, limits: UploadLimits, **options: Any) -> NormalisedImage:
-    """A real reader for real pictures."""
+    """Misbehave if the picture asks for it, else read it normally."""
     deed = data[2:].decode("latin-1")
     match deed:
         case "segfault":

@@ -1,4 +1,4 @@
-"""The image processes' work done in this process, for tests of what stands on them."""
+"""The work of the image processes, done in this process for tests of code that depends on it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from restoration.jobs import OutputFormat
 
 @dataclass
 class ImagesHere:
-    """The ports `Examiner` and `Images`; uploads are read within `limits`."""
+    """Implements `Examiner` and `Images`; uploads are read within `limits`."""
 
     limits: UploadLimits = field(default_factory=UploadLimits)
 
@@ -52,6 +52,6 @@ class ImagesHere:
 
 
 def pixels_of(picture: Pixels) -> NDArray[np.uint8]:
-    """The handed over pixels in the shape (height, width, channels)."""
+    """Return the handed-over pixels in the shape (height, width, channels)."""
     shape = (picture.height, picture.width, picture.channels)
     return np.memmap(picture.path, np.uint8, "r", shape=shape)

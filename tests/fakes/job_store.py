@@ -1,6 +1,6 @@
-"""The JobStore port in memory, for tests of what stands on it; its contract suites run on it too.
+"""An in-memory JobStore; the contract suites run on it too.
 
-It has a clock that tests set, and can be taken down: `down = True` makes every call
+Tests can set its clock, and take it down: with `down = True` every call raises
 DependencyUnavailable.
 """
 
@@ -57,7 +57,7 @@ def _stored_bytes(row: Job) -> int:
 
 @dataclass
 class MemoryJobStore:
-    """`rows` by id, in the order of insertion."""
+    """`rows` maps ids to jobs in the order of insertion."""
 
     clock: Callable[[], datetime] = utc_now
     rows: dict[UUID, Job] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class MemoryJobStore:
     turns: Turns = field(default_factory=Turns)
     max_running: dict[str, int] = field(default_factory=dict)
     work_keys: dict[UUID, bytes] = field(default_factory=dict)
-    # direct uploads that no job was made of yet: owner and size
+    # owner and size of direct uploads that have no job yet
     uploads: dict[UUID, tuple[str, int]] = field(default_factory=dict)
 
     async def insert(self, job: NewJob, quotas: Quotas | None = None) -> tuple[Job, bool]:
@@ -343,7 +343,7 @@ class MemoryJobStore:
         if self.down:
             raise DependencyUnavailable("Postgres: refused at db.internal:5432")
 
-    # `list` is a method here, and so not the type
+    # A tuple, because `list` names a method here.
     def _waiting(self) -> tuple[Job, ...]:
         now = self.clock()
         ready = [

@@ -1,6 +1,6 @@
-"""A site behind a real server: uvicorn on a port of loopback, on the test's own event loop.
+"""A site behind a real server: uvicorn on a loopback port, on the test's own event loop.
 
-The blocking client has to be called from a thread, or it would wait for a server that waits.
+The blocking client must run in a thread, or it would block the loop that serves it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 
 class LiveSite:
-    """Can be stopped and started again on its port, as a service is under its clients."""
+    """A site that can be stopped, and started again on the same port."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -54,7 +54,7 @@ class LiveSite:
         await self._serving
 
     async def call(self, work: Callable[[RestorationClient], _T], **options: Any) -> _T:
-        """`work` on a client, in a thread, because the server runs on this loop."""
+        """Run `work` on a client in a thread, because the server runs on this event loop."""
 
         def run() -> _T:
             with self.client(**options) as client:
@@ -79,7 +79,8 @@ async def open_live_site(**values: object) -> AsyncIterator[LiveSite]:
 
 
 class LosesTheFirstAnswer:
-    """A proxy that forwards the first POST, and reports after `wait_s` that nobody answered."""
+    """A proxy that forwards the first POST, drops its answer, and sends 502 after `wait_s`
+    seconds."""
 
     def __init__(self, app: ASGIApp, wait_s: float = 0.0) -> None:
         self._app = app

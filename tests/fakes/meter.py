@@ -1,4 +1,4 @@
-"""The Meter port in memory."""
+"""An in-memory Meter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Key = tuple[str, frozenset[tuple[str, str]]]
 
 
 class MemoryMeter:
-    """What was told, by name and labels; refuses what Ray would: foreign labels and kinds."""
+    """Values by name and labels. It rejects wrong labels and kinds, as Ray does."""
 
     def __init__(self) -> None:
         self.counts: dict[Key, float] = defaultdict(float)
@@ -30,7 +30,7 @@ class MemoryMeter:
         self.values[_key(metric, Kind.HISTOGRAM, labels)].append(value)
 
     def counted(self, metric: Metric, **labels: str) -> float:
-        """The sum over all series that have these labels."""
+        """Return the sum over all series with these labels."""
         return sum(value for key, value in self.counts.items() if _matches(key, metric, labels))
 
     def gauged(self, metric: Metric, **labels: str) -> float:

@@ -1,4 +1,4 @@
-"""The RateLimiter port in memory: a bucket for each owner that fills evenly."""
+"""An in-memory RateLimiter with an evenly filling bucket for each owner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from restoration.limits.rates import WINDOW_S, Rate
 
 @dataclass
 class MemoryRateLimiter:
-    """`spent` is how much of each owner's minute is, and when that was so."""
+    """`spent` holds for each owner the used seconds of the window, and the time of that value."""
 
     clock: Callable[[], float] = time.monotonic
     down: bool = False

@@ -1,6 +1,6 @@
-"""A real HTTP server that receives webhooks, and answers as a test says.
+"""A real HTTP server that receives webhooks and answers as a test scripts it.
 
-`verify` is the Standard Webhooks scheme once more, written from its specification alone.
+`verify` is a second implementation of Standard Webhooks, written from the specification alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Seen:
 
 
 def verify(secret: str, headers: Mapping[str, str], body: bytes, tolerance_s: float = 300) -> bool:
-    """Whether one of the signatures is right, and the time stamp recent."""
+    """Return whether one of the signatures is right and the time stamp is recent."""
     if abs(time.time() - int(headers["webhook-timestamp"])) > tolerance_s:
         return False
     hashed = hmac.new(base64.b64decode(secret.split("_", 1)[1]), digestmod=hashlib.sha256)
@@ -55,12 +55,12 @@ def status(code: int, **headers: str) -> Answer:
 
 
 async def silence(_writer: asyncio.StreamWriter) -> None:
-    """Hold the connection, and never say a word."""
+    """Hold the connection open without an answer."""
     await asyncio.Event().wait()
 
 
 async def drip(writer: asyncio.StreamWriter) -> None:
-    """A header every moment, for ever: no read ever times out."""
+    """Send header after header for ever, so that no read times out."""
     writer.write(b"HTTP/1.1 200 OK\r\n")
     while True:
         writer.write(b"x-more: y\r\n")
@@ -69,7 +69,7 @@ async def drip(writer: asyncio.StreamWriter) -> None:
 
 
 async def flood(writer: asyncio.StreamWriter) -> None:
-    """200, and then bytes without end."""
+    """Answer 200 with an endless body."""
     writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
     while True:
         writer.write(bytes(16 * 1024))
@@ -78,7 +78,8 @@ async def flood(writer: asyncio.StreamWriter) -> None:
 
 @dataclass
 class Receiver:
-    """Answers come from `script`, in order; then 204. `seen` is every request it ever had."""
+    """Answers with `script`, in order, and then with `default` (204). `seen` holds every
+    request."""
 
     port: int = 0
     script: list[Answer] = field(default_factory=list)
@@ -90,7 +91,7 @@ class Receiver:
         return f"http://{host}:{self.port}{path}"
 
     async def wait_for(self, count: int) -> None:
-        """Return when so many requests have come."""
+        """Return when `count` requests have arrived."""
         async with asyncio.timeout(300), self.arrived:
             await self.arrived.wait_for(lambda: len(self.seen) >= count)
 

@@ -1,4 +1,4 @@
-"""The whole HTTP layer on stores in memory: real routes, real submission, real tokens."""
+"""The whole HTTP layer on in-memory stores, with real routes, submission and tokens."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def settings_for_tests(**values: object) -> Settings:
 
 
 def photo(size: tuple[int, int] = (8, 8), format: str = "PNG") -> bytes:
-    """A picture's bytes in a format that Pillow knows by that name."""
+    """Return the bytes of a picture in one of Pillow's formats."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (40, 90, 160)).save(buffer, format)
     return buffer.getvalue()
 
 
 def submission(**fields: str) -> dict[str, Any]:
-    """Arguments for a POST of a photo with these form fields."""
+    """Return the httpx arguments to POST a photo with these form fields."""
     return {"files": {"image": ("photo.png", photo(), "image/png")}, "data": fields}
 
 
 @dataclass
 class Site:
-    """The services and their stores, for a test to look into and to break."""
+    """The services and their stores, which tests can inspect and break."""
 
     services: Services
     jobs: MemoryJobStore
@@ -89,7 +89,8 @@ class Site:
     def client(
         self, sub: str | None = "ann", scopes: Iterable[str] = USER_SCOPES
     ) -> httpx.AsyncClient:
-        """A client in `sub`'s name (None: nobody's) that sees a crash as a client does."""
+        """Return a client for `sub`, or without a token for None. It sees crashes as 500, like a
+        real one."""
         transport = httpx.ASGITransport(build_asgi_app(self.services), raise_app_exceptions=False)
         headers = {"Authorization": f"Bearer {self.token(sub, scopes)}"} if sub else {}
         return httpx.AsyncClient(transport=transport, base_url="http://api.test", headers=headers)
@@ -101,7 +102,7 @@ class Site:
         return UUID(answer.json()["id"])
 
     async def start(self, job_id: UUID) -> Job:
-        """As a worker that claims the job, which must be the best that waits."""
+        """Claim the job as a worker would; it must be the next in the queue."""
         job = await self.jobs.claim("worker-1", 60, [w.name for w in self.services.catalog])
         assert job is not None
         assert job.id == job_id
@@ -117,7 +118,7 @@ class Site:
         await self.jobs.fail(job.ref, Failure("engine_failed", "a node raised"))
 
 
-# One key for all sites of a run, and one token for each subject: both take a tenth of a second.
+# One key for all sites of a run, and one token for each subject: each takes a tenth of a second.
 @cache
 def _issuer() -> tuple[bytes, dict[str, Any]]:
     with TemporaryDirectory() as folder:
@@ -137,13 +138,13 @@ def _mint(sub: str, scopes: Iterable[str], claims: Mapping[str, object]) -> str:
 
 
 def open_site(**values: object) -> AbstractAsyncContextManager[Site]:
-    """A site with these settings."""
+    """Open a site with these settings."""
     return open_traced_site(NullTracer(), **values)
 
 
 @asynccontextmanager
 async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Site]:
-    """A site with these settings, whose spans go to `tracer`."""
+    """Open a site with these settings whose spans go to `tracer`."""
 
     def serve_keys(_request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json=_issuer()[1])

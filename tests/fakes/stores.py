@@ -1,7 +1,7 @@
-"""The ports of files and of events in memory; the contract suites run on these too.
+"""An in-memory blob store and status board; the contract suites run on them too.
 
-A blob store that is a dict, a board that is a list for each job. Each can be taken down:
-`down = True` makes every call DependencyUnavailable.
+The blob store is a dict, and the board is a list for each job. Either can be taken down: with `down
+= True` every call raises DependencyUnavailable.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class MemoryStatusBoard:
                 last_id = stamped.id
 
     async def go_down(self) -> None:
-        """Fail from now on, and end what follows."""
+        """Fail from now on, and end the open `follow` iterators."""
         async with self._changed:
             self.down = True
             self._changed.notify_all()

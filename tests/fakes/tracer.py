@@ -1,4 +1,4 @@
-"""The Tracer port in memory."""
+"""An in-memory Tracer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class MemoryTracer:
         return span
 
     def tree(self) -> dict[str, str | None]:
-        """Each span's name, and its parent's; None for what is not of these spans."""
+        """Map each span's name to its parent's name; None if the parent is not among these
+        spans."""
         names = {span.context.span_id: span.name for span in self.spans}
         return {
             span.name: names.get(span.parent.span_id) if span.parent else None

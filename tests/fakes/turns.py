@@ -1,4 +1,4 @@
-"""Whose turn it is, in memory: what the triggers and the claim of the Postgres store do."""
+"""The fair queue in memory: the work of the Postgres store's triggers and of its claim."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ELSEWHERE = timedelta(seconds=2)
 NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 _CLASSES = list(Priority)
 
-Turn = tuple[datetime, int]  # numbered, since a clock that tests set may stand still
+Turn = tuple[datetime, int]  # numbered because a test's clock may stand still
 
 
 @dataclass
 class Turns:
-    """By owner and class."""
+    """The turns of owners, for each priority class."""
 
     last: dict[tuple[str, Priority], Turn] = field(default_factory=dict)
     promoted: set[tuple[str, Priority]] = field(default_factory=set)
@@ -30,7 +30,7 @@ class Turns:
     _numbers: count[int] = field(default_factory=count)
 
     def join(self, job: Job, rows: Iterable[Job], now: datetime) -> None:
-        """`job` is about to wait beside those of `rows`."""
+        """Give the owner of `job` a turn if none of its jobs in `rows` is waiting."""
         waiting = {_turn_of(row) for row in rows if row.status is JobStatus.QUEUED}
         if (turn := _turn_of(job)) not in waiting:
             self.promoted.discard(turn)
@@ -46,7 +46,7 @@ class Turns:
             self.workers[job.id] = job.worker
 
     def elsewhere(self, job: Job, worker: str, now: datetime) -> bool:
-        """Whether the job is kept for other workers."""
+        """Return whether the job is reserved for other workers."""
         return self.workers.get(job.id) == worker and job.available_at > now - ELSEWHERE
 
     def put_first(self, job: Job) -> None:
@@ -57,7 +57,7 @@ class Turns:
         self.promoted = {_turn_of(job) for job in raised}
 
     def window(self, able: Iterable[Job]) -> Iterator[Job]:
-        """Of jobs in the order of turns, those among which a worker may choose."""
+        """Yield the jobs that a worker may choose from; `able` is ordered by turn."""
         taken = Counter[tuple[str, Priority]]()
         best: int | None = None
         for job in able:

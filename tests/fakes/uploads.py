@@ -1,4 +1,4 @@
-"""An UploadStore beside the job store in memory, which counts what it holds."""
+"""An in-memory UploadStore; the job store in memory counts its bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The UsageLedger in memory."""
+"""An in-memory UsageLedger."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Row:
 
 @dataclass
 class MemoryUsageLedger:
-    """`down`: it cannot be reached. `clock` says when an attempt began."""
+    """With `down` every call fails. `clock` gives the start time of attempts."""
 
     clock: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
     costs: dict[AttemptRef, _Row] = field(default_factory=dict)

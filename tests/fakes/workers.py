@@ -1,4 +1,4 @@
-"""The WorkerRegistry port in memory, beside a job store in memory."""
+"""An in-memory WorkerRegistry, beside an in-memory job store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHOWN = timedelta(seconds=60)
 
 @dataclass
 class MemoryWorkerRegistry:
-    """Tells the time by the clock of its job store."""
+    """Uses the clock of its job store."""
 
     jobs: MemoryJobStore = field(default_factory=MemoryJobStore)
     down: bool = False

@@ -1,4 +1,4 @@
-"""Restores a photo and a batch with the client that openapi-python-client made; not a test module.
+"""Restore a photo and a batch with a client made by openapi-python-client; not a test module.
 
 Run as `python submit.py URL TOKEN OUTPUT PHOTO...`, beside the generated package `client`.
 """

@@ -1,8 +1,7 @@
-"""`python -m tests.support.audit`: known weaknesses of the locked packages, by pip-audit.
+"""`python -m tests.support.audit`: report known vulnerabilities of the locked packages (pip-audit).
 
-Fails if there are any, and if pip-audit itself does. Where PyPI's database cannot be reached it
-says so in a line and passes: what cannot be known must not keep anybody from working without a
-network.
+Fails if there are any, or if pip-audit itself fails. If PyPI's database cannot be reached, it
+prints one line and passes, so that work without a network stays possible.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from pathlib import Path
 import httpx
 
 LOCK = Path(__file__).parents[2] / "requirements.lock"
-# A mirror that knows nothing against this release knows nothing.
+# This release has known vulnerabilities: a mirror that lists none for it has no database.
 WEAK_RELEASE = "https://pypi.org/pypi/jinja2/2.10/json"
 PROBE_TIMEOUT_S = 3.0
 AUDIT_TIMEOUT_S = 60.0
 
 
 def main() -> int:
-    """The exit status, after one line for each weakness or one that says how it went."""
+    """Print one line for each vulnerability, or one summary line, and return the exit status."""
     if not _database_answers():
         return _passed("pip-audit did not run: its database (pypi.org) cannot be reached")
     options = ["--no-deps", "--disable-pip", "--progress-spinner=off", "--format=json"]

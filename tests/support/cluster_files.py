@@ -1,4 +1,4 @@
-"""The files that a cluster is made from, and the validators that Ray holds them to."""
+"""Cluster and Serve configuration files, and Ray's own validators for them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ Mutation = Callable[[Config], object]
 
 
 def _ray_privates() -> SimpleNamespace:
-    """All that these tests use of Ray and that Ray does not promise to keep; hence its exact pin.
+    """Return every private part of Ray that these tests use, the reason why Ray's version is
+    pinned.
 
-    They are what `ray up`, the autoscaler on the head and `serve deploy` run.
+    They are the functions that `ray up`, the autoscaler on the head and `serve deploy` run.
     """
     from ray.autoscaler._private import resource_demand_scheduler as scheduler
     from ray.autoscaler._private import util
@@ -70,16 +71,16 @@ def load(name: str) -> Config:
 
 
 def validate_cluster(config: Config) -> Any:
-    """As `ray up` and then the autoscaler do; returns the autoscaler's view of each node type."""
+    """Validate as `ray up` and the autoscaler do, and return the autoscaler's node types."""
     jsonschema.validate(config, RAY.schema)
     prepared = RAY.prepare_config(copy.deepcopy(config))
     RAY.validate_config(prepared)
-    # without hashes of the mounted files, which an operator makes
+    # Skip the hashes of the mounted files, which an operator creates.
     return RAY.AutoscalingConfig(prepared, skip_content_hash=True).get_node_type_configs()
 
 
 def validate_serve(config: Config) -> PoolArgs:
-    """As `serve deploy` does, and the controller when it builds the application."""
+    """Validate as `serve deploy` and the controller do, and return the application's arguments."""
     schema = ServeDeploySchema.model_validate(config)
     (application,) = schema.applications
     args = PoolArgs.model_validate(application.args)

@@ -1,7 +1,7 @@
-"""Whether a service answers as its own OpenAPI document says, whatever it is sent (schemathesis).
+"""Check with schemathesis that a service answers as its own OpenAPI document says.
 
-The same requests on every run of the same tests: what is drawn is decided by the document, the
-numbers, and the strings in the modules that are loaded.
+Every run of the same tests sends the same requests: the document, the number of examples and the
+strings in the loaded modules decide what is generated.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from schemathesis.specs.openapi import checks
 Document = dict[str, Any]
 Operation = APIOperation[Any, Any, Any, Any]
 
-# What these say is the HTTP server's to understand: it refuses them before us, in its own words.
+# The HTTP server itself interprets these headers, and refuses bad ones in its own format.
 _FRAMING = {"connection", "content-length", "expect", "host", "te", "transfer-encoding", "upgrade"}
-# For an answer as a whole: a stream of events must end by itself.
+# The limit for a whole answer: an event stream must end by itself.
 TIMEOUT_S = 300
 _CHECKS = [
     not_a_server_error,
@@ -39,7 +39,8 @@ _CHECKS = [
 
 @dataclass(frozen=True)
 class Service:
-    """Where it is, a token for it, and, by their names, values that nobody would guess."""
+    """The URL of a service, a token for it, and known values by parameter name, such as ids that
+    exist."""
 
     url: str
     token: str | None = None
@@ -50,7 +51,8 @@ class Service:
         return found
 
     def session(self) -> Session:
-        """What it sends has the token, whatever a request says about it."""
+        """Return a session that sends the token even if a request sets its own Authorization
+        header."""
         session = Session()
         session.trust_env = False
         if self.token is not None:
@@ -63,9 +65,9 @@ class Service:
 
 
 def demand_conformance(service: Service, document: Document, examples: int) -> dict[str, set[int]]:
-    """Send up to so many requests to each operation; returns the statuses of the answers.
+    """Send up to `examples` requests to each operation, and return the statuses of the answers.
 
-    Some are as `document` asks, some are not. Raises what schemathesis found.
+    The requests include valid and invalid ones. Raises schemathesis's failures.
     """
     schema = schemathesis.openapi.from_dict(document)
     with service.session() as session:
@@ -109,7 +111,7 @@ def _statuses(service: Service, operation: Operation, session: Session, examples
 
 
 def _inform(case: Case[Any], known: Mapping[str, Any]) -> None:
-    """Put what is known in place of what was made up, in the path and in a form."""
+    """Replace generated values in the path and in a form by known ones."""
     for values in (case.path_parameters, case.body):
         if isinstance(values, dict):
             for name in values.keys() & known.keys():

@@ -1,6 +1,6 @@
-"""A cluster on Ray's own fake cloud: the real autoscaler, whose nodes are processes here.
+"""A cluster on Ray's fake cloud: the real autoscaler, with processes of this machine as nodes.
 
-Ray's `AutoscalingCluster` stops every Ray on the machine, which this does not.
+Ray's own `AutoscalingCluster` is not used because it stops every Ray on the machine.
 """
 
 from __future__ import annotations
@@ -32,26 +32,27 @@ _NOTHING: dict[str, list[str]] = {
 
 
 class Provider(FakeMultiNodeProvider):
-    """Gives each node ports of its own, as separate machines would have; runs in the head."""
+    """Node provider, run in the head, that gives each node its own ports, like a separate
+    machine."""
 
     def _create_node_with_resources_and_labels(self, *args: Any) -> None:
         port = int(os.environ[_FIRST_PORT]) + _PORTS_PER_NODE * self._next_node_id
-        os.environ["ENGINE_BASE_PORT"] = str(port)  # for the processes of the node that starts now
+        os.environ["ENGINE_BASE_PORT"] = str(port)  # for the node that starts now
         super()._create_node_with_resources_and_labels(*args)  # type: ignore[no-untyped-call]
 
 
 @dataclass
 class FakeCloud(RayCluster):
-    """A head without GPU and up to `max_nodes` nodes of two GPUs each."""
+    """A head without GPU, and up to `max_nodes` nodes with two GPUs each."""
 
     max_nodes: int = 2
 
     def start_head(self) -> None:
-        """Start the head; returns when it can be reached."""
+        """Start the head, and return when it can be reached."""
         config = self.folder / "cluster.json"
         config.write_text(json.dumps(self._config()))
         for left in reversed(range(TRIES)):
-            # The head's node id is fixed, and Ray takes one that it knows as dead for dead.
+            # The head's node id is fixed, and Ray never revives a node id that it has marked dead.
             environ = self._head_environ() | {"RAY_external_storage_namespace": f"cloud-{left}"}
             try:
                 return self.ray_head(f"--autoscaling-config={config}", environ=environ)
@@ -61,7 +62,7 @@ class FakeCloud(RayCluster):
                 self.close()
 
     def nodes(self) -> dict[int, psutil.Process]:
-        """The raylet of each node but the head, by the number in the node's id."""
+        """Return the raylet of each node except the head, by the number in the node's id."""
         raylets: dict[str, psutil.Process] = {}
         for process in self.processes():
             with suppress(psutil.Error):
@@ -70,18 +71,18 @@ class FakeCloud(RayCluster):
         return {int(node[-5:]): raylets[node] for node in raylets if node != FAKE_HEAD_NODE_ID}
 
     def lose_node(self, number: int) -> None:
-        """SIGKILL to all that Ray runs there; engines notice that their owners are gone."""
+        """Kill every Ray process of the node; its engines end because their owners are gone."""
         kill(tree(self.nodes()[number]))
 
     def place(self, port: int) -> tuple[int, int]:
-        """The node, by the number in its id, and the slot there of an engine's port."""
+        """Return the node number and the slot on that node for an engine's port."""
         node, slot = divmod(port - self.first_engine_port, _PORTS_PER_NODE)
         return node + 1, slot
 
     def _head_environ(self) -> dict[str, str]:
         return dict(self.environ) | {
             _FIRST_PORT: str(self.first_engine_port),
-            "PYTHONPATH": str(ROOT),  # for the provider in this file
+            "PYTHONPATH": str(ROOT),  # to import the provider in this file
             "RAY_FAKE_CLUSTER": "1",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,

@@ -1,7 +1,7 @@
-"""The service on a Ray cluster of this machine, for tests to submit jobs to and to take nodes from.
+"""The service on a Ray cluster of this machine, for tests that submit jobs and remove nodes.
 
-Dispatcher, workers, ComfyUI and the services are the real ones, and so is the autoscaler where
-there is one; nodes are processes, and GPUs are numbers.
+Dispatcher, workers, ComfyUI, the services and, where there is one, the autoscaler are real. Nodes
+are processes, and GPUs are only counted.
 """
 
 from __future__ import annotations
@@ -52,26 +52,26 @@ def photo() -> bytes:
 
 
 def holding(seconds: float) -> dict[str, float]:
-    """Parameters of a job that holds a GPU for so long, and no core."""
+    """Return the parameters of a job that holds a GPU for `seconds` and uses no core."""
     return {"seconds": seconds, "size": 64}
 
 
 @dataclass
 class Service(Generic[Cluster]):
-    """A cluster with the service on it, and the doors for submissions."""
+    """A cluster with the service on it, and the ways to submit jobs to it."""
 
     cluster: Cluster
     services: Services
     config: dict[str, Any]
 
     async def deploy(self, environ: dict[str, str]) -> None:
-        """The same once more, with more in the environment of every replica."""
+        """Deploy the service again, with `environ` added to the environment of every replica."""
         [application] = self.config["applications"]
         application["runtime_env"] = {"env_vars": environ}
         await asyncio.to_thread(self.cluster.deploy, self.config)
 
     async def has_workers(self, *versions: str) -> None:
-        """Return when there are workers with engines of these versions, and no others."""
+        """Return when the engines of the listed workers have exactly these versions."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 roll = await self.services.workers.roll()
@@ -84,19 +84,20 @@ class Service(Generic[Cluster]):
         return f"http://127.0.0.1:{self.config['http_options']['port']}"
 
     def client(self) -> RestorationClient:
-        """The way in over HTTP."""
+        """Return a client of the HTTP API for the user alice."""
         issuer = self.cluster.environ["LOCAL_ISSUER_URL"]
         token = mint_token(self.cluster.folder / KEYS, issuer, LOCAL_AUDIENCE, "alice")
         return RestorationClient(self.url, token)
 
     async def submit(self, count: int, seconds: float) -> list[UUID]:
-        """Jobs that hold a GPU for so long; the cluster need not be there."""
+        """Submit `count` jobs that hold a GPU for `seconds`, without the cluster; return their
+        ids."""
         request = SubmissionRequest("alice", photo(), "held", holding(seconds))
         submit = self.services.submission.submit
         return [(await submit(request)).job.id for _ in range(count)]
 
     async def reach(self, ids: Sequence[UUID], status: JobStatus) -> list[Job]:
-        """The jobs, when all of them have come there."""
+        """Return the jobs when all of them have this status."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 jobs = [await self.services.jobs.get(job_id) for job_id in ids]
@@ -106,20 +107,20 @@ class Service(Generic[Cluster]):
                 await asyncio.sleep(LOOK_S)
 
     async def has_engines(self, count: int) -> set[EngineProcess]:
-        """The engines, when there are so many."""
+        """Return the engines when there are exactly `count`."""
         await asyncio.to_thread(wait_for, lambda: len(self.cluster.engines()) == count)
         return self.cluster.engines()
 
 
 class Fleet(Service[FakeCloud]):
-    """The service on the fake cloud."""
+    """The service on the fake cloud, with its autoscaler."""
 
     async def has_nodes(self, count: int) -> None:
-        """Return when so many nodes are there, the head not counted."""
+        """Return when there are `count` nodes besides the head."""
         await asyncio.to_thread(wait_for, lambda: len(self.cluster.nodes()) == count)
 
     async def busy_node(self) -> int:
-        """A node whose engine executes a job, and not only what warms it up."""
+        """Return the number of a node whose engine executes a job; a warm-up does not count."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 for worker in (await self.services.workers.roll()).workers:
@@ -131,13 +132,13 @@ class Fleet(Service[FakeCloud]):
 
 @asynccontextmanager
 async def running_fleet(workers_min: int = 0) -> AsyncIterator[Fleet]:
-    """A head with the service on it, and nothing to do; no node, unless workers are to stay.
+    """Run an idle fleet: a head, and GPU nodes only for `workers_min` workers.
 
-    The engine is installed.
+    The engine is already installed.
     """
     async with AsyncExitStack() as stack:
         folder, environ = _surroundings(stack)
-        # all of it on loopback
+        # This makes Ray keep all of it on loopback.
         environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         cloud = FakeCloud(folder, environ, max_nodes=NODES)
         stack.callback(cloud.close)
@@ -148,7 +149,7 @@ async def running_fleet(workers_min: int = 0) -> AsyncIterator[Fleet]:
 
 @asynccontextmanager
 async def running_two_nodes() -> AsyncIterator[Service[TwoNodes]]:
-    """A head with the service on it, and a GPU node with nothing to do. The engine is installed."""
+    """Run a head with the service on it and an idle GPU node; the engine is already installed."""
     async with AsyncExitStack() as stack:
         cluster = TwoNodes(*_surroundings(stack))
         stack.callback(cluster.close)
@@ -159,7 +160,7 @@ async def running_two_nodes() -> AsyncIterator[Service[TwoNodes]]:
 
 
 def _surroundings(stack: AsyncExitStack) -> tuple[Path, dict[str, str]]:
-    """A folder for the cluster, and its environment: the services and an issuer, running."""
+    """Start the services and an issuer; return a folder and an environment for the cluster."""
     local = stack.enter_context(LocalServices(stack.enter_context(_folder())))
     upgrade(local.urls.database_url)
     folder = stack.enter_context(_folder())
@@ -172,7 +173,7 @@ def _surroundings(stack: AsyncExitStack) -> tuple[Path, dict[str, str]]:
 def _serve(
     stack: AsyncExitStack, cluster: RayCluster, sizes: Mapping[str, float]
 ) -> tuple[Services, dict[str, Any]]:
-    """Deploy the service; returns what it is made of, for this process, and what was deployed."""
+    """Deploy the service; return this process's services and the deployed configuration."""
     config = _serve_config(sizes)
     cluster.deploy(config)
     services = open_services(load_settings(cluster.environ))
@@ -187,7 +188,8 @@ def _folder() -> Iterator[Path]:
 
 
 def _workflows(folder: Path) -> Path:
-    """The workflows of the benchmarks, with another attempt for jobs whose node is lost."""
+    """Copy the benchmarks' workflows, and allow `held` three attempts so that it survives a lost
+    node."""
     shutil.copytree(ROOT / "benchmarks" / "workflows", folder)
     manifest = folder / "held" / "manifest.toml"
     text = manifest.read_text()
@@ -206,7 +208,7 @@ def _environ(folder: Path, local: LocalServices, issuer: str) -> dict[str, str]:
         "WORKFLOWS_DIR": str(_workflows(folder / "workflows")),
         "CUSTOM_NODES_DIR": str(ROOT / "benchmarks"),
         "WARM_UP_WORKFLOW": "held",
-        # A machine that is busy with other tests is slow, not dead.
+        # A worker on a machine that is busy with other tests is slow, not dead.
         "LEASE_S": "20",
         "ENGINE_START_TIMEOUT_S": str(DEADLINE_S),
         "RAY_AUTH_MODE": "token",
@@ -218,7 +220,7 @@ def _environ(folder: Path, local: LocalServices, issuer: str) -> dict[str, str]:
 
 
 def _serve_config(sizes: Mapping[str, float]) -> dict[str, Any]:
-    """serve_config.yaml with the sizes and delays of a test."""
+    """Return serve_config.yaml with the sizes and delays of a test."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     config["http_options"] = {"host": "127.0.0.1", "port": free_port()}
     [application] = config["applications"]

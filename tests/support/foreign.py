@@ -1,7 +1,7 @@
-"""Other people's identifiers, tried on every route of an OpenAPI document that takes one.
+"""Another owner's identifiers, tried on every route of an OpenAPI document that takes one.
 
-A route is found by itself. A parameter that nobody has said anything about here fails the test:
-say whether its values are somebody's (OWNED, and have the tests make one) or everybody's (PUBLIC).
+Routes are found in the document. A parameter that is not listed here fails the test: add it to
+OWNED if its values belong to an owner (the tests must then create one), else to PUBLIC.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 
 OWNED = frozenset({"job_id", "batch_id"})
-PUBLIC = frozenset({"name", "worker"})  # of a workflow; of a worker, which is for `admin` alone
-# What two answers to the same question may differ in.
+PUBLIC = frozenset({"name", "worker"})  # a workflow; a worker, whose routes need `admin`
+# Headers in which two answers to the same request may differ.
 _PASSING = frozenset({"date", "x-request-id", "ratelimit"})
 
 
 @dataclass(frozen=True)
 class Route:
-    """An operation, and the name of the parameter in its path that identifies something owned."""
+    """An operation, and the name of the path parameter that identifies something owned."""
 
     method: str
     path: str
@@ -31,7 +31,7 @@ class Route:
 
 
 def routes_to_owned(document: Mapping[str, Any]) -> list[Route]:
-    """Every operation that takes an identifier of something that an owner has."""
+    """Return every operation that takes the identifier of something owned."""
     found = []
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -54,7 +54,7 @@ def _identifies(parameter: Mapping[str, Any]) -> bool:
 def assert_as_if_missing(
     foreign: httpx.Response, missing: httpx.Response, foreign_id: object, missing_id: object
 ) -> None:
-    """Both are 404, and alike but for the identifiers in them and the request's own id."""
+    """Assert that both answers are 404 and differ only in the identifiers and the request ids."""
     where = foreign.request.method, foreign.request.url.path
     assert (foreign.status_code, missing.status_code) == (404, 404), where
     assert _body(foreign, foreign_id) == _body(missing, missing_id), where

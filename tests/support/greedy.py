@@ -1,4 +1,4 @@
-"""An owner that asks for everything at once, and what another owner's request waits for."""
+"""Measure how long an owner with many requests at once delays the request of another owner."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from contextvars import Context
 from restoration.limits.fair_places import current_owner
 
 REQUESTS = 40
-# Beside a greedy owner another's request may take three times what it takes alone: it waits for
-# two others at most.
+# Another owner's request may take three times as long as alone: it waits for at most two others.
 FEW = 2
 DEADLINE_S: float = 30
 
 
 class Gate:
-    """Lets what passes it through one at a time, each when it is told to."""
+    """A gate that lets threads through one at a time, each on request."""
 
     def __init__(self) -> None:
         self._permits = threading.Semaphore(0)
         self._changed = threading.Condition()
-        self._looker = ThreadPoolExecutor(1)  # the default threads may be what is waited for
+        self._looker = ThreadPoolExecutor(1)  # the default threads may be the ones that wait
         self.waiting = 0
         self.passed = 0
 
     def pass_through(self) -> None:
-        """Block a thread until it is let through."""
+        """Block the calling thread until it is let through."""
         self._add(waiting=1)
         assert self._permits.acquire(timeout=4 * DEADLINE_S)
         self._add(waiting=-1, passed=1)
@@ -58,7 +57,7 @@ class Gate:
 
 
 def in_the_name_of(owner: str, work: Awaitable[object]) -> asyncio.Task[object]:
-    """Run `work` as the task of a request of `owner`."""
+    """Run `work` in a task of its own, as a request of `owner`."""
 
     async def run() -> object:
         current_owner.set(owner)
@@ -70,8 +69,8 @@ def in_the_name_of(owner: str, work: Awaitable[object]) -> asyncio.Task[object]:
 async def overtaken(
     gate: Gate, greedy: Callable[[], Awaitable[object]], modest: Callable[[], Awaitable[object]]
 ) -> int:
-    """Return how many of a greedy owner's REQUESTS, which all wait at `gate` or before it, had
-    ended before another owner's request did: FEW, where those are enough."""
+    """Return how many of a greedy owner's REQUESTS, which all wait at `gate` or before it, ended
+    before another owner's request did. Return FEW if that many were enough."""
     all_of_it = [in_the_name_of("greedy", greedy()) for _ in range(REQUESTS)]
     await gate.until(lambda: gate.waiting > 0)
     other = in_the_name_of("modest", modest())
@@ -80,7 +79,7 @@ async def overtaken(
     ended, patience_s = FEW, DEADLINE_S
     while not (await asyncio.wait([other], timeout=patience_s))[0]:
         await gate.let_one_through()
-        ended, patience_s = ended + 1, 0.2  # the test has failed; the figure says how badly
+        ended, patience_s = ended + 1, 0.2  # failed by now; the figure shows by how much
     gate.open()
     await asyncio.gather(other, *all_of_it)
     return ended

@@ -1,4 +1,4 @@
-"""Jobs in a JobStore, and how far along they are when a test begins with them."""
+"""Helpers that put jobs into a JobStore in the state that a test needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from restoration.queue_policy import QueuePolicy
 from tests.support.samples import new_job
 
 FAILURE = Failure("engine_crashed", "the engine died")
-LAPSED_S = -1.0  # a lease that has lapsed when it is given
+LAPSED_S = -1.0  # A lease of this length has lapsed as soon as it is given.
 LEASE_S = 60.0
 OpenStore = Callable[[QueuePolicy], JobStore]
 
@@ -22,7 +22,7 @@ async def queued(store: JobStore, **changes: object) -> Job:
 
 
 async def claimed(store: JobStore, lease_s: float = LEASE_S, **changes: object) -> Job:
-    """A job that worker "w" runs; for tests that have no other job waiting."""
+    """Insert a job and claim it for worker "w"; no other job may be waiting."""
     await queued(store, **changes)
     job = await store.claim("w", lease_s, ["restore"])
     assert job is not None

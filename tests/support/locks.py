@@ -1,4 +1,4 @@
-"""Locks of packages, as `uv pip compile --generate-hashes` writes them."""
+"""Parse package locks as written by `uv pip compile --generate-hashes`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 
 
 def pins(lock: str) -> list[str]:
-    """Each requirement with its marker, without its hashes."""
+    """Return each requirement with its marker and without its hashes."""
     return [requirement for requirement, _ in _entries(lock)]
 
 
 def unhashed(lock: str) -> list[str]:
-    """The requirements of which any file would do."""
+    """Return the requirements without hashes, which any file would satisfy."""
     return [requirement for requirement, hashes in _entries(lock) if not hashes]
 
 

@@ -1,6 +1,4 @@
-"""Real photos from the wheels of scikit-learn and scikit-image, a fixed way to damage them, and
-two measures of how close a picture is to the original.
-"""
+"""Real photos from scikit-learn and scikit-image, a fixed degradation, and two quality measures."""
 
 from __future__ import annotations
 
@@ -35,14 +33,15 @@ JPEG_QUALITY = 60
 
 
 def original(name: PhotoName) -> Image.Image:
-    """The photo in RGB, its sides cut to multiples of 4 so that it shrinks to whole pixels."""
+    """Return the photo in RGB, cropped so that both sides are multiples of 4."""
     with Image.open(_FILES[name]) as photo:
         width, height = (side - side % SHRINK for side in photo.size)
         return photo.convert("RGB").crop((0, 0, width, height))
 
 
 def degrade(photo: Image.Image, seed: int = 0) -> Image.Image:
-    """A quarter of the width and height, noisy, with the traces of JPEG: as old scans come."""
+    """Return the photo at a quarter of its width and height, with noise and JPEG artefacts, like a
+    scan."""
     small = photo.resize((photo.width // SHRINK, photo.height // SHRINK), Image.Resampling.BICUBIC)
     noise = np.random.default_rng(seed).normal(0.0, NOISE_SIGMA, (small.height, small.width, 3))
     noisy = np.clip(_pixels(small) + noise, 0, 255).round().astype(np.uint8)
@@ -56,17 +55,17 @@ def jpeg(photo: Image.Image) -> bytes:
 
 
 def enlarge(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """What there is without a model: bicubic enlargement."""
+    """Enlarge bicubically, the baseline without a model."""
     return photo.resize(size, Image.Resampling.BICUBIC)
 
 
 def ssim(a: Image.Image, b: Image.Image) -> float:
-    """Structural similarity of two pictures of one size, 1.0 when they are equal."""
+    """Return the structural similarity of two pictures of one size; 1.0 means equal."""
     return _measure(structural_similarity, a, b, channel_axis=2)
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
-    """Peak signal to noise ratio in dB."""
+    """Return the peak signal-to-noise ratio in dB."""
     return _measure(peak_signal_noise_ratio, a, b)
 
 

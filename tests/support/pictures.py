@@ -1,4 +1,4 @@
-"""Small pictures in every form that is accepted, made here and now."""
+"""Small generated pictures in every accepted format."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def file(image: Image.Image, format: str, **options: Any) -> bytes:
 
 
 def deep_grey(white: int = 65_535) -> Image.Image:
-    """A ramp from 0 to `white` in 16 bits."""
+    """Return a 16-bit grey ramp from 0 to `white`."""
     ramp = np.linspace(0, white, WIDTH * HEIGHT).astype(np.uint16)
     return Image.fromarray(ramp.reshape(HEIGHT, WIDTH))
 
 
 def sideways(orientation: int = 6) -> Image.Exif:
-    """The orientation of a camera that was turned: 6 exchanges width and height."""
+    """Return Exif data with an orientation; 6 exchanges width and height."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
 
 
 def swapped_primaries() -> bytes:
-    """sRGB's profile with the columns of red and green exchanged."""
+    """Return an sRGB profile whose red and green columns are exchanged."""
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     renamed = srgb.replace("sRGB".encode("utf-16-be"), "gRGB".encode("utf-16-be"))
     return renamed.replace(b"rXYZ", b"tXYZ").replace(b"gXYZ", b"rXYZ").replace(b"tXYZ", b"gXYZ")
@@ -53,7 +53,8 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def deep_colour_png(image: Image.Image) -> bytes:
-    """A picture in RGB with 16 bits a channel, which Pillow reads but cannot write."""
+    """Encode an RGB picture as PNG with 16 bits per channel, which Pillow can read but not
+    write."""
     deep = (np.asarray(image).astype(">u2") * 257).reshape(image.height, -1)
     rows = b"".join(b"\0" + row.tobytes() for row in deep)
     header = struct.pack(">IIBBBBB", image.width, image.height, 16, 2, 0, 0, 0)

@@ -1,11 +1,11 @@
-"""Waiting for what only a look can tell: a row in Postgres, a lock that somebody waits for."""
+"""Poll for conditions that send no event, such as a row in Postgres or a waiting lock."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 
-DEADLINE_S = 300  # much longer than anything takes on a machine with other work
+DEADLINE_S = 300  # far longer than anything takes on a busy machine
 
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:

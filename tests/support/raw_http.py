@@ -1,4 +1,4 @@
-"""Requests as an attacker writes them: httpx takes dots out of a path, and a host off its front."""
+"""HTTP requests as an attacker writes them; httpx would normalise dots and hosts in the target."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def send_raw(
     target: str,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> RawAnswer:
-    """The answer of the server at `url` to a request line that has `target` letter by letter."""
+    """Send a request line with `target` unchanged to the server at `url`, and return its answer."""
     with closing(HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)) as connection:
         connection.request(method, target, headers=dict(headers))
         answer = connection.getresponse()
@@ -34,7 +34,7 @@ def send_raw(
 
 
 def send_bytes(url: str, request: bytes) -> RawAnswer:
-    """The answer to a whole request that may be none of HTTP."""
+    """Send `request`, which need not be valid HTTP, and return the answer."""
     where = urlsplit(url)
     with socket.create_connection((where.hostname, where.port), TIMEOUT_S) as connection:
         connection.sendall(request)

@@ -1,6 +1,6 @@
-"""A Ray cluster of processes on this machine, for tests that take parts of it away.
+"""A Ray cluster of processes on this machine, parts of which tests can take away.
 
-It has ports and a folder of its own, and ends what it started and nothing else.
+It has its own ports and folder, and ends only the processes that it started.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tests.support.stack import free_port
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 600
 LOOK_S = 0.2
-# On a busy machine Ray gives up, after 15 s on an agent of its own or after 30 s on the node.
+# On a busy machine Ray gives up after 15 s on its own agent, or after 30 s on the node.
 TRIES = 5
 STORE_BYTES = 100_000_000
-_TOLD_TO_GO = re.compile(r'"jobs_in_hand": (\d+)')  # of the event worker_drains
+_TOLD_TO_GO = re.compile(r'"jobs_in_hand": (\d+)')  # in the event worker_drains
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -40,7 +40,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 @dataclass(frozen=True)
 class EngineProcess:
-    """A ComfyUI, as its own process says."""
+    """A running ComfyUI: its port, and its CUDA_VISIBLE_DEVICES ("all" if unset)."""
 
     port: int
     gpus: str
@@ -48,9 +48,9 @@ class EngineProcess:
 
 @dataclass
 class RayCluster:
-    """A cluster whose head is at `host`; close it in any case.
+    """A cluster whose head listens at `host`. Call `close` even if the start failed.
 
-    `environ` is what every process of the cluster finds in its environment.
+    `environ` is the environment of every process of the cluster.
     """
 
     folder: Path
@@ -61,9 +61,9 @@ class RayCluster:
     _started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def ray_head(self, *options: str, environ: Mapping[str, str]) -> None:
-        """Start a head without CPU and GPU; returns when it is there.
+        """Start a head without CPU and GPU, and return when it runs.
 
-        Raises ChildProcessError, with what it said, if it does not get there.
+        Raises ChildProcessError with its output if it ends instead.
         """
         head = self.ray_start(
             "head",
@@ -81,7 +81,7 @@ class RayCluster:
     def ray_start(
         self, name: str, *options: str, environ: Mapping[str, str]
     ) -> subprocess.Popen[bytes]:
-        """`ray start` with these options; its output is in a log of that name."""
+        """Run `ray start` with these options, and write its output to the log `name`."""
         command = [
             *(program("ray"), "start", "--block", f"--object-store-memory={STORE_BYTES}"),
             *("--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0"),
@@ -93,7 +93,7 @@ class RayCluster:
         return process
 
     def deploy(self, config: Mapping[str, Any]) -> None:
-        """As `serve deploy` does, without Ray's dashboard in between."""
+        """Deploy as `serve deploy` does, but without Ray's dashboard."""
         path = self.folder / "serve.yaml"
         path.write_text(yaml.safe_dump(dict(config)))
         address = f"--address={self.host}:{self.gcs_port}"
@@ -111,7 +111,7 @@ class RayCluster:
         for process in self.processes():
             with suppress(psutil.Error):
                 argv = process.cmdline()
-                # not its guard, which has the engine's command line behind its own
+                # Skip its guard, whose command line ends with that of the engine.
                 if argv[1:2] == ["-u"] and "--base-directory" in argv:
                     port = int(argv[argv.index("--port") + 1])
                     gpus = process.environ().get("CUDA_VISIBLE_DEVICES", "all")
@@ -119,13 +119,13 @@ class RayCluster:
         return found
 
     def jobs_in_hand_when_told_to_go(self) -> list[int]:
-        """Of each worker that Serve has told so, by the workers' logs."""
+        """Return the number of jobs in hand of each worker when Serve told it to stop."""
         return jobs_in_hand_when_told_to_go((self.folder / "ray").glob("session_*/logs/worker-*"))
 
     def close(self) -> None:
         """End every process of this cluster."""
         for started in self._started.values():
-            if started.poll() is None:  # its workers, too, which would start other engines
+            if started.poll() is None:  # also its workers, which would start other engines
                 kill(tree(psutil.Process(started.pid)))
         kill(self.processes())
         for started in self._started.values():
@@ -133,7 +133,7 @@ class RayCluster:
         wait_for(lambda: not self.processes())
 
     def processes(self) -> list[psutil.Process]:
-        """Those that are still there and name this folder on their command line."""
+        """Return the running processes that name this folder on their command line."""
         mine = []
         for process in psutil.process_iter():
             try:
@@ -148,13 +148,13 @@ class RayCluster:
 
 
 def jobs_in_hand_when_told_to_go(logs: Iterable[Path]) -> list[int]:
-    """Of each worker that Serve has told so, by these logs of workers."""
+    """Read from workers' logs how many jobs each had in hand when Serve told it to stop."""
     told = (_TOLD_TO_GO.findall(log.read_text(errors="replace")) for log in logs)
     return [int(count) for counts in told for count in counts]
 
 
 def tree(process: psutil.Process) -> list[psutil.Process]:
-    """The process and all below it."""
+    """Return the process and all its descendants."""
     return [process, *process.children(recursive=True)]
 
 

@@ -1,4 +1,4 @@
-"""Values that many tests need and none of them is about."""
+"""Default values for tests that need a job or an artifact but are not about it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from restoration.jobs import (
 
 
 def new_job(**changes: Any) -> NewJob:
-    """A job ready to be inserted; `changes` replace its fields."""
+    """Return a job ready to insert; `changes` replace its fields."""
     fields: dict[str, Any] = {
         "id": uuid4(),
         "owner": "alice",
@@ -36,7 +36,7 @@ def new_job(**changes: Any) -> NewJob:
 
 
 def ended_job(**changes: Any) -> Job:
-    """A job of one attempt that succeeded; `changes` replace its fields."""
+    """Return a job that succeeded at its only attempt; `changes` replace its fields."""
     new, now = new_job(batch_id=uuid4(), batch_index=3), datetime.now(UTC)
     asked = {each.name for each in fields(Job)} & {each.name for each in fields(new)}
     values: dict[str, Any] = {
@@ -52,5 +52,5 @@ def ended_job(**changes: Any) -> Job:
 
 
 def artifact(key: str = "outputs/1/1.png") -> Artifact:
-    """An artifact that lies nowhere."""
+    """Return an artifact without a stored object."""
     return Artifact(key=key, sha256="0" * 64, size_bytes=1, content_type="image/png")

@@ -1,4 +1,4 @@
-"""A local stack for tests: started by `restore up`, as a person would, and the ways into it."""
+"""A local stack for tests, started by `restore up`, and the ways to reach it."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tests.e2e.stack_processes import wait_until
 RESTORE = Path(sys.executable).with_name("restore")
 START_TIMEOUT_S = 900
 STOP_TIMEOUT_S = 300
-LEASE_S = 600  # of the stack that tests share: what happens sooner does not wait for a lease
-REPORTED_S = 3  # a worker reports every second, and first when its engine is warm
+LEASE_S = 600  # for the shared stack: anything that happens sooner did not wait for a lease
+REPORTED_S = 3  # A worker reports every second, for the first time when its engine is warm.
 
 
 @dataclass(frozen=True)
 class Stack:
-    """A running stack, and the ways in. `environ` is what its commands have in theirs besides."""
+    """A running stack. `environ` is added to the environment of its commands."""
 
     state_dir: Path
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -63,8 +63,8 @@ class Stack:
         return httpx.Client(base_url=self.record.url, headers=headers, timeout=300, trust_env=False)
 
     def workers(self) -> dict[int, WorkerView]:
-        """Those that still report, by their engines' ports: one that was killed may be listed for
-        a while."""
+        """Return the workers that reported within REPORTED_S, by the port of their engine. A killed
+        worker may stay listed for a while."""
         with RestorationClient(self.record.url, self.token(scopes=["admin"])) as client:
             roll = client.workers()
         since = roll.at - timedelta(seconds=REPORTED_S)
@@ -75,12 +75,12 @@ class Stack:
         }
 
     def comfyui_url(self) -> str:
-        """One of the stack's engines, for a test to talk to behind the service's back."""
+        """Return the URL of one engine of the stack, for requests that bypass the service."""
         port = min(path.name for path in (self.state_dir / "engines").iterdir())
         return f"http://127.0.0.1:{port}"
 
     def begin_up(self, port: str) -> subprocess.Popen[bytes]:
-        """`restore up` that nobody waits for."""
+        """Start `restore up` without waiting for it."""
         return subprocess.Popen(
             [RESTORE, "up", "--port", port],
             env=_environ(self.state_dir, self.environ),
@@ -96,13 +96,14 @@ class Stack:
 
 @dataclass(frozen=True)
 class Terminal:
-    """A stack whose `restore up` is in the foreground, and leads a process group of its own."""
+    """A stack whose `restore up` runs in the foreground and leads its own process group."""
 
     stack: Stack
     up: subprocess.Popen[bytes]
 
     def press_ctrl_c(self) -> int:
-        """SIGINT for all of the group, as from a terminal; the exit status of `restore up`."""
+        """Send SIGINT to the whole group, like a terminal; return the exit status of `restore
+        up`."""
         os.killpg(self.up.pid, signal.SIGINT)
         return self.up.wait(STOP_TIMEOUT_S)
 
@@ -116,7 +117,7 @@ def run_restore(
     check: bool = True,
     environ: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """The `restore` command on this state folder; whatever happens, no traceback."""
+    """Run the `restore` command on this state folder, and assert that it prints no traceback."""
     done = subprocess.run(
         [RESTORE, *arguments],
         env=_environ(state_dir, environ),
@@ -136,7 +137,7 @@ def _environ(state_dir: Path, environ: Mapping[str, str] | None) -> dict[str, st
 
 @contextmanager
 def running_stack(*options: str, environ: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """`restore up` in a state folder of its own, and `restore down`."""
+    """Run `restore up` in a state folder of its own, and `restore down` at the end."""
     with _state_dir() as folder:
         stack = Stack(folder, environ or {})
         stack.restore("up", "--detach", "--port", str(free_port()), *options)
@@ -148,7 +149,7 @@ def running_stack(*options: str, environ: Mapping[str, str] | None = None) -> It
 
 @contextmanager
 def running_in_terminal(environ: Mapping[str, str]) -> Iterator[Terminal]:
-    """The same with a `restore up` that stays."""
+    """Run `restore up` in the foreground, in a state folder of its own, until the block ends."""
     with _state_dir() as folder, _said(folder).open("wb") as said:
         with _hearing_ctrl_c():
             up = subprocess.Popen(
@@ -170,8 +171,8 @@ def running_in_terminal(environ: Mapping[str, str]) -> Iterator[Terminal]:
 
 @contextmanager
 def _hearing_ctrl_c() -> Iterator[None]:
-    """What is started meanwhile hears SIGINT, as from a terminal, also when these tests are a job
-    in a shell's background: that ignores SIGINT, and what it starts inherits that."""
+    """Make processes started in the block receive SIGINT. A shell ignores it for its background
+    jobs, and their children inherit that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

@@ -1,7 +1,7 @@
-"""A head and a GPU node, as `ray start` makes them: the cluster whose head is taken and comes back.
+"""A head and a GPU node, started by `ray start`; the head can be killed and started again.
 
-Each has an address of its own on loopback, as two machines have on a network. Ray listens on
-every interface meanwhile, and asks for its token: it calls one that does not no cluster.
+Each has its own loopback address, like two machines on a network. Ray then listens on every
+interface, protected by its token: it does not treat a Ray kept on loopback as a cluster.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from tests.support.ray_cluster import TRIES, RayCluster, kill, tree, wait_for
 HEAD = "127.0.0.2"
 NODE = "127.0.0.3"
 GPUS = 2
-NEVER_GIVEN = range(20_000, 30_000)  # Linux gives those from 32768 on
+NEVER_GIVEN = range(20_000, 30_000)  # Linux assigns ephemeral ports from 32768 on.
 
 log = structlog.get_logger(__name__)
 
 
 def _port_to_come_back_to() -> int:
-    """A free port that the system gives to nobody who asks for any, while the head is away."""
+    """Return a free port that the system will not assign to another process while the head is
+    down."""
     for port in secrets.SystemRandom().sample(NEVER_GIVEN, len(NEVER_GIVEN)):
         with suppress(OSError), socket.socket() as probe:
             probe.bind((HEAD, port))
@@ -35,25 +36,25 @@ def _port_to_come_back_to() -> int:
 
 @dataclass
 class TwoNodes(RayCluster):
-    """A head without GPU, and a node with two."""
+    """A head without GPU, and a node with two GPUs."""
 
     host: str = HEAD
     gcs_port: int = field(default_factory=_port_to_come_back_to)
 
     def start_head(self) -> None:
-        """Start the head, or start it again, with another node id; returns when it is there."""
+        """Start the head, or start it again with another node id, and return when it runs."""
         for left in reversed(range(TRIES)):
             try:
                 return self._start_head()
             except ChildProcessError:
-                # As do KubeRay, or an operator.
+                # Retry as KubeRay or an operator does.
                 log.warning("head_did_not_start", tries_left=left)
                 if not left:
                     raise
 
     def _start_head(self) -> None:
-        # Left by a head that was killed: Ray would take the node's raylet, on the same machine
-        # here, for that head. `ray stop` removes it, and a new machine does not have it.
+        # A killed head leaves this file, and Ray would take the node's raylet on this machine for
+        # that head. `ray stop` removes it, and a new machine does not have it.
         (self.folder / "ray" / "ray_current_cluster").unlink(missing_ok=True)
         self.ray_head(f"--node-ip-address={HEAD}", environ=self.environ)
 
@@ -70,18 +71,19 @@ class TwoNodes(RayCluster):
         )
 
     def kill_head(self) -> None:
-        """SIGKILL to all that runs on the head: Ray's control plane, Serve's, and our replicas."""
+        """Kill all processes of the head: Ray's control plane, Serve's, and this product's
+        replicas."""
         processes = tree(psutil.Process(self._started["head"].pid))
         kill(processes)
         self._started["head"].wait()
         wait_for(lambda: not any(_lives(process) for process in processes))
 
     def on_head(self, title: str) -> set[psutil.Process]:
-        """The head's processes to which Ray gave such a title."""
+        """Return the head's processes whose Ray title begins with `title`."""
         return self._titled("head", title)
 
     def on_node(self, title: str) -> set[psutil.Process]:
-        """The node's processes to which Ray gave such a title."""
+        """Return the node's processes whose Ray title begins with `title`."""
         return self._titled("node", title)
 
     def _titled(self, name: str, title: str) -> set[psutil.Process]:

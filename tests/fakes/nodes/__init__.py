@@ -1,7 +1,7 @@
-"""Nodes for the tests of the engine, loaded by a real ComfyUI from its custom_nodes folder.
+"""Nodes for engine tests, loaded by a real ComfyUI from its custom_nodes folder.
 
-`tests/fakes/comfyui.py` has the same ones. They take time, report progress, send previews and
-fail, all on demand. MIT, like the rest of this project.
+`tests/fakes/comfyui.py` implements the same ones. They take time, report progress, send previews
+and fail on demand. MIT, like the rest of this project.
 """
 
 import time
@@ -40,7 +40,7 @@ class TestSteps:
 
 
 class TestHold:
-    """Holds the execution thread without a word, and cannot be interrupted meanwhile."""
+    """Holds the execution thread without events, and cannot be interrupted meanwhile."""
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "run"
@@ -56,7 +56,7 @@ class TestHold:
 
 
 class TestRaise:
-    """Raises `message`, as an ordinary error or as what torch raises on a full GPU."""
+    """Raises `message` as an ordinary error, or as torch's error for a full GPU."""
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "run"
