@@ -1,1 +1,4 @@
-"""One ComfyUI and how to live with it: no Ray, no database."""
+"""Run ComfyUI: install it, start and watch its process, and run prompts on it.
+
+Independent of Ray and of the database.
+"""

@@ -1,8 +1,9 @@
-"""One ComfyUI as the `Engine` port: owned or attached, many runs at once, kept in good health.
+"""Implement the `Engine` port with one ComfyUI, owned or attached.
 
-All runs share one HTTP client and one websocket, whose events are handed to runs by prompt id.
-An engine that ended, hangs, or does not answer while it has nothing to do, is started again before
-the next run; so is one that is worn, once it is empty. One that is not ours is only asked again.
+Runs may overlap. They share one HTTP client and one websocket; events are dispatched by prompt id.
+Before the next run, an owned engine is restarted if it has exited, hangs, or fails a probe while
+idle. It is also restarted, once idle, when it exceeds its run count or memory limit. An attached
+engine is only probed again.
 """
 
 from __future__ import annotations
@@ -31,25 +32,30 @@ log = structlog.get_logger(__name__)
 
 
 class ComfyEngine:
-    """See `restoration.engine_port.Engine`. As an async context manager: started, then closed."""
+    """A ComfyUI engine that implements `restoration.engine_port.Engine`.
+
+    Entering the async context starts the engine; leaving it closes the engine.
+    """
 
     def __init__(self, host: EngineHost, limits: EngineLimits | None = None) -> None:
         self._host = host
         self._limits = limits or EngineLimits()
         self._client = ComfyClient(host.base_url, answer_s=self._limits.answer_s)
         self._runs: dict[str, RunInEngine] = {}
-        self._tasks: set[asyncio.Task[EngineResult]] = set()  # of the runs in the engine
-        self._cleaning: set[asyncio.Task[EngineResult]] = set()  # of those that have their result
+        self._tasks: set[asyncio.Task[EngineResult]] = set()  # runs without a result yet
+        self._cleaning: set[asyncio.Task[EngineResult]] = (
+            set()
+        )  # runs with a result, still cleaning up
         self._link: EngineSession | None = None
         self._starting = asyncio.Lock()
         self._starts = Starts(self._limits)
         self.starts = 0
-        self.version = ""  # ComfyUI's, as it said when it was started; empty if it did not
+        self.version = ""  # ComfyUI's version, read at each start; empty if it was not reported
         self._runs_since_start = 0
         self._retired = False
         self._socket: EventSocket | None = None
         self._connecting = asyncio.Lock()
-        self._running_id: str | None = None  # as told by the events: the prompt that runs
+        self._running_id: str | None = None  # the executing prompt, according to events
         self._closed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
@@ -67,10 +73,10 @@ class ComfyEngine:
         await self._ready()
 
     async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> EngineResult:
-        """May be called while other runs go on: ComfyUI queues them.
+        """Run a prompt and return its picture. Concurrent calls are allowed: ComfyUI queues them.
 
-        `on_event` is called on the event loop: it must return at once, and not raise.
-        EngineUnavailable never speaks against the run: no engine started, or it was not its turn.
+        `on_event` is called on the event loop; it must not block or raise. EngineUnavailable never
+        blames the run: the engine did not start, or ended while another run was executing.
         """
         active = RunInEngine(run, on_event, self._limits)
         if active.id in self._runs:
@@ -84,7 +90,7 @@ class ComfyEngine:
                 self._runs_now("")
 
     async def interrupt(self, run_id: UUID) -> None:
-        """Also while the engine is being started for the run; any other id is ignored."""
+        """Ask a run to stop, even while the engine is still starting. Ignore unknown ids."""
         if (active := self._runs.get(str(run_id))) is not None:
             active.ask_to_stop()
 
@@ -92,12 +98,15 @@ class ComfyEngine:
         return self.alive and await self._client.responds(self._limits.probe_s)
 
     async def vram(self) -> Vram | None:
-        """Of its GPU, as it says; None without one. Raises EngineUnavailable, EngineFailed."""
+        """Return the GPU memory that ComfyUI reports, or None without a GPU.
+
+        Raises EngineUnavailable or EngineFailed.
+        """
         return await self._client.vram()
 
     @property
     def broken(self) -> EngineUnavailable | None:
-        """Why it does not start, once that has failed so often that another start will not help."""
+        """The last start's error after `broken_after_starts` failures in a row, otherwise None."""
         return self._starts.broken
 
     @property
@@ -106,19 +115,19 @@ class ComfyEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether it is there, as far as is known without asking it."""
+        """Whether the engine runs, as far as is known without a request."""
         return self._link is not None and self._link.alive
 
     def retire(self) -> None:
-        """Have it started anew by the next `start` or run, when none is in it, if it is ours."""
+        """Restart an owned engine at the next `start` or run, once no run is in it."""
         self._retired = True
 
     async def node_classes(self) -> frozenset[str]:
-        """The classes of all nodes that the engine has. Raises EngineUnavailable."""
+        """Return the class names of the engine's nodes. Raises EngineUnavailable."""
         return await self._client.node_classes()
 
     async def aclose(self) -> None:
-        """Stop the runs, each with its own outcome, then the engine if it is ours; repeatable."""
+        """Stop all runs, wait for their outcomes, then stop an owned engine. Idempotent."""
         self._closed.set()
         for active in self._runs.values():
             active.ask_to_stop()
@@ -130,7 +139,7 @@ class ComfyEngine:
                 await self._client.aclose()
 
     async def _execute(self, active: RunInEngine, link: EngineSession) -> EngineResult:
-        """In a task of its own, so that a cancelled caller leaves nothing behind in the engine."""
+        """Execute the run in its own task, which cleans up even if the caller is cancelled."""
         task = asyncio.create_task(active.execute(link))
         self._tasks.add(task)
         task.add_done_callback(self._cleaning.discard)
@@ -150,7 +159,7 @@ class ComfyEngine:
         return result
 
     async def _ready(self) -> EngineSession:
-        """The link to an engine that lives; starts it if need be. Raises EngineUnavailable."""
+        """Return the session of a live engine, starting it if needed. Raises EngineUnavailable."""
         async with self._starting:
             if self._closed.is_set():
                 raise EngineUnavailable("the engine is closed")
@@ -158,8 +167,8 @@ class ComfyEngine:
             if link is not None and link.alive:
                 if wear := await self._wear():
                     log.info("engine_worn", reason=wear, runs=self._runs_since_start)
-                    await self._emptied()  # no more runs come: they wait for the lock
-                # With runs in it, it is they who notice when it hangs.
+                    await self._emptied()  # new runs wait for the lock
+                # While runs are active, their watchdogs detect a hang.
                 elif self._tasks or await self._answers():
                     return link
             await self._stop()
@@ -171,12 +180,15 @@ class ComfyEngine:
             await asyncio.wait(leaving)
 
     async def _answers(self) -> bool:
-        """Whether an engine with nothing to do is well; a probe takes as long as a small job."""
+        """Return whether an idle engine responds.
+
+        A recent answer counts, since a probe takes as long as a small job.
+        """
         recently = self._client.responded_within(self._limits.recent_s)
         return recently or await self._client.responds(self._limits.probe_s)
 
     async def _wear(self) -> str:
-        """Why an engine of ours is to be started anew between two runs; empty if it is not."""
+        """Return the reason to restart an owned engine between two runs, or an empty string."""
         if self._host.pid is None:
             return ""
         if self._retired:
@@ -210,7 +222,7 @@ class ComfyEngine:
         return EngineSession(self._client, self._host, ended, self._connected)
 
     async def _told_version(self) -> str:
-        """Nothing depends on it: an engine that will not say is no worse."""
+        """Return ComfyUI's version, or an empty string if it cannot be read (informative only)."""
         try:
             return await self._client.version()
         except (EngineUnavailable, EngineFailed):
@@ -223,7 +235,7 @@ class ComfyEngine:
         await self._host.stop()
 
     async def _connected(self) -> EventSocket:
-        """The live websocket, opened under a new client id if the last one was dropped."""
+        """Return the live websocket, opening one with a new client id if the last was dropped."""
         async with self._connecting:
             if self._socket is None or self._socket.closed:
                 self._socket = await self._client.connect(self._dispatch, self._dropped)
@@ -254,7 +266,7 @@ class ComfyEngine:
 
 
 async def _settled(task: asyncio.Task[EngineResult]) -> None:
-    """Wait for the end of `task`, however often that is cancelled; nobody wants its result."""
+    """Wait until `task` ends, ignoring cancellation, and discard its result."""
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait({task})

@@ -1,4 +1,4 @@
-"""From settings and a GPU to a running engine that can run every workflow of the catalog."""
+"""Build and start an engine from settings and a GPU, and check that it can run every workflow."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from restoration.errors import ProvisionFailed
 from restoration.settings import STACK_MARK, NodeSettings
 from workflows.catalog import Catalog
 
-# An engine runs other people's code: it is given what it needs to find its GPU, and no secret.
+# An engine runs third-party code, so it gets the variables that it needs to find its GPU and no
+# secrets.
 _PASSED_ON = (
     *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME"),
-    STACK_MARK,  # `restore down` knows the engine by it
+    STACK_MARK,  # `restore down` finds the engine by it
 )
 _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "HSA_", "HIP_", "ROCR_", "PYTORCH_", "OMP_", "MKL_")
 
@@ -32,10 +33,13 @@ _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "HSA_", "HIP_", "ROCR_", "PYTORCH_", 
 async def engine_on_this_node(
     settings: NodeSettings, catalog: Catalog, gpu_ids: Sequence[int | str], *, whole_gpu: bool
 ) -> AsyncIterator[ComfyEngine]:
-    """A started engine: the one at `comfyui_url`, or one of our own on 8188 plus its slot.
+    """Yield a started engine and close it on exit.
 
-    Raises SetupError when a model or a node of the catalog is missing, or nothing is installed;
-    EngineUnavailable when the engine does not start.
+    Use the ComfyUI at `comfyui_url` if that is set. Otherwise start an owned engine on port
+    `engine_base_port` plus its slot number (8188 by default).
+
+    Raises SetupError if a model or a node class of the catalog is missing, or no ComfyUI is
+    installed; EngineUnavailable if the engine does not start or no slot is free.
     """
     if settings.comfyui_url is not None:
         attached = ComfyEngine(AttachedHost(settings.comfyui_url), _limits(settings))
@@ -65,17 +69,20 @@ async def engine_on_this_node(
 
 
 def engines_dir(settings: NodeSettings) -> Path:
-    """Where each engine of this node has its base directory, named after its port."""
+    """Return the folder that holds this node's engine base directories, named by port."""
     return settings.state_dir / "engines"
 
 
 def slots_dir(settings: NodeSettings) -> Path:
-    """Where ports are leased: shared by all that could meet on one."""
+    """Return the folder of the port leases, shared by all stacks that use this cache."""
     return settings.cache_dir / "slots"
 
 
 def installed_engine(settings: NodeSettings) -> EngineInstall:
-    """The ComfyUI to start. Raises ProvisionFailed, which says how to get one."""
+    """Return the ComfyUI to start: the one at `comfyui_dir` if set, otherwise the installed one.
+
+    Raises ProvisionFailed, with the command to run if none is installed.
+    """
     if settings.comfyui_dir is not None:
         return existing_engine(settings.cache_dir, settings.comfyui_dir, settings.comfyui_python)
     if (install := find_installed(settings.cache_dir, settings.engine_variant)) is not None:

@@ -1,7 +1,7 @@
-"""Our side of `comfy_pool.nodes`: a folder in shared memory, and the node in SaveImage's place.
+"""Receive the pixels that `comfy_pool.nodes` writes to shared memory instead of a saved file.
 
-A result's file belongs to the run that it is named after until the run is over, then to whoever
-took the result. What a worker that was killed leaves behind goes when the next one has its slot.
+A result's file is named after its run. The run owns it until the result is returned, then the
+caller does. Files left by a killed worker are deleted when its slot is used again.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from restoration.errors import EngineFailed
 NODES = Path(__file__).with_name("nodes")
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - the folders in it are made by mkdtemp
-_ENOUGH_BYTES = 2**30  # three results of 100 megapixels; containers often have 64 MB
+_ENOUGH_BYTES = 2**30  # three results of 100 megapixels; containers often have only 64 MB
 
 
 @contextlib.contextmanager
 def pixels_folder(name: str, otherwise: Path) -> Iterator[Path]:
-    """An empty folder for the engine of that name, removed at the end.
+    """Yield an empty folder for the engine called `name`, and remove it on exit.
 
-    It lies in memory, or below the folder `otherwise` where there is not enough of it. Nobody
-    else may use that name on this machine meanwhile.
+    The folder is in shared memory if 1 GiB is free there, otherwise in `otherwise`. `name` must be
+    unique on this machine: folders left by an earlier engine of that name are deleted.
     """
     prefix = f"comfy-restore-{name}-"
     with contextlib.suppress(OSError):
@@ -41,7 +41,10 @@ def pixels_folder(name: str, otherwise: Path) -> Iterator[Path]:
 
 
 def bound(prompt: Prompt, node: str, name: str) -> Prompt:
-    """The prompt with the hand-over in place of its SaveImage; one that has none stays."""
+    """Return the prompt with its SaveImage `node` replaced by the node that hands over pixels.
+
+    `name` is the file to write. A prompt whose `node` is no SaveImage is returned unchanged.
+    """
     saver = prompt[node]
     if saver["class_type"] != "SaveImage":
         return prompt
@@ -50,7 +53,10 @@ def bound(prompt: Prompt, node: str, name: str) -> Prompt:
 
 
 def taken(told: HandedOver, path: Path) -> Pixels:
-    """The result in the file `path`. Raises EngineFailed if that is not what the node told of."""
+    """Return the result in the file `path`.
+
+    Raises EngineFailed unless the file's name and size match what the node reported.
+    """
     pixels = Pixels(path, told.width, told.height, told.channels)
     size_bytes = told.width * told.height * told.channels
     if told.name != path.name or not path.is_file() or path.stat().st_size != size_bytes:

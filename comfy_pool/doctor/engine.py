@@ -1,4 +1,4 @@
-"""What of an installation is there, what is missing, and how to mend it. Changes nothing."""
+"""Diagnose an installation: report each part, and how to fix it. Read-only."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ _LOG_LINES = 5
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`detail` says what was seen; `mend` what to do about it, empty when all is well."""
+    """One result of a diagnosis.
+
+    `detail` describes the state. `mend` says how to fix it, and is empty if `ok`.
+    """
 
     name: str
     ok: bool
@@ -48,7 +51,10 @@ def diagnose(
     checkout_python: Path | None = None,
     variant: Variant = "cpu",
 ) -> list[Finding]:
-    """Look at the engine (the one at `checkout` if given) and at every model. Takes seconds."""
+    """Check the engine (the one at `checkout` if given) and every model of the catalog.
+
+    Takes seconds: it imports torch in the engine's environment and hashes the models.
+    """
     models = models_dir(cache_dir)
     if checkout is None:
         engine = _installed(cache_dir, variant)
@@ -61,7 +67,7 @@ def diagnose(
 
 
 def examine_starts(engines_dir: Path) -> list[Finding]:
-    """How the last start of each engine went that has its base directory in `engines_dir`."""
+    """Report the last start of each engine with a base directory in `engines_dir`."""
     return [_last_start(base_dir) for base_dir in sorted(engines_dir.glob("*/"))]
 
 
@@ -81,7 +87,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def examine_attached(base_url: str) -> Finding:
-    """Whether the ComfyUI answers that somebody else runs at `base_url`."""
+    """Check that the attached ComfyUI at `base_url` answers."""
     try:
         answer = httpx.get(f"{base_url}/system_stats", timeout=_ANSWER_TIMEOUT_S, trust_env=False)
         version = parse_version(answer.raise_for_status().content)
@@ -107,7 +113,7 @@ def _installed(cache_dir: Path, variant: Variant) -> Finding:
 
 
 def _torch(install: EngineInstall, mend: str) -> Finding:
-    """An environment that cannot import torch cannot start ComfyUI."""
+    """Check that torch imports, without which ComfyUI cannot start."""
     try:
         probe = subprocess.run(
             [install.python, "-c", _PROBE],

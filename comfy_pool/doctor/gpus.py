@@ -1,4 +1,4 @@
-"""The GPUs of this machine and their driver, as `nvidia-smi` tells them. Changes nothing."""
+"""Report this machine's GPUs and driver with `nvidia-smi`. Read-only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DRIVER = "install the NVIDIA driver, and in a container pass the GPU through (-
 
 
 def examine_gpus(variant: str) -> list[Finding]:
-    """One finding for each GPU. None on a machine whose engines run on the CPU (`cpu`)."""
+    """Return one finding for each GPU, or a single one if `variant` is `cpu` or the query fails."""
     if variant == "cpu":
         return [Finding("GPU", True, "not used: ENGINE_VARIANT is cpu")]
     try:

@@ -1,4 +1,4 @@
-"""The ports of this machine's engines: which are free, and who has the others. Changes nothing."""
+"""Report which engine ports of this machine are free, leased or taken. Read-only."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from comfy_pool.process.slots import MAX_SLOTS, lease_file, port_is_free
 
 
 def examine_ports(lock_dir: Path, base_port: int, gpus: int) -> list[Finding]:
-    """A finding for the port of each numbered GPU, which has that one and no other.
+    """Return one finding for each numbered GPU, whose port is `base_port` plus its number.
 
-    Without a numbered GPU (0) one finding: an engine takes the first port that is free.
+    If `gpus` is 0, return one finding for the first free port, which the next engine takes.
     """
     if gpus:
         return [_of_gpu(lock_dir, base_port, number) for number in range(gpus)]
@@ -43,7 +43,10 @@ def _first_free(lock_dir: Path, base_port: int) -> Finding:
 
 
 def _is_leased(lock_dir: Path, port: int) -> bool:
-    """Of a port that somebody listens on, which nobody is given meanwhile: looking is no harm."""
+    """Return whether an engine holds the lease of this busy port.
+
+    The shared lock taken for the check is harmless, since a busy port is not leased.
+    """
     try:
         with lease_file(lock_dir, port).open("rb") as lease:
             fcntl.flock(lease, fcntl.LOCK_SH | fcntl.LOCK_NB)

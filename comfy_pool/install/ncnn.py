@@ -1,9 +1,9 @@
-"""Turn a pair of ncnn files back into the PyTorch weights they were made from. Pure.
+"""Convert a pair of ncnn files to the PyTorch weights they were made from, without I/O.
 
-Covers the two architectures of Real-ESRGAN: RRDBNet and the compact one. An ncnn `.bin` holds the
-weights of the `.param`'s layers in file order, without names (github.com/Tencent/ncnn/wiki,
-"param and model file structure"); the names follow from the order. Values stay as they are stored
-(float16 weights, float32 biases), so nothing is lost and the result is the same on every machine.
+Supports the two architectures of Real-ESRGAN: RRDBNet and the compact one. An ncnn `.bin` file
+holds the weights of the `.param` file's layers in order, without names; the names follow from the
+order. Values keep their stored type (float16 weights, float32 biases), so the conversion is
+lossless and deterministic. Source: github.com/Tencent/ncnn/wiki, "param and model file structure".
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Weights = NDArray[Stored]
 
 
 class NcnnFormatError(ValueError):
-    """The files are not the ncnn model this module knows how to read."""
+    """The files are not a supported ncnn model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer that owns weights. `size` is a Convolution's weight count, 0 for a PReLU."""
+    """A layer with weights. `size` is the weight count of a Convolution, 0 for a PReLU."""
 
     kind: str
     outputs: int
@@ -37,7 +37,7 @@ class Layer:
 
 
 def parse_param(text: str) -> list[Layer]:
-    """The layers that own weights, in order. Raises NcnnFormatError."""
+    """Return the layers with weights, in order. Raises NcnnFormatError."""
     lines = text.splitlines()
     if not lines or lines[0].strip() != _MAGIC:
         raise NcnnFormatError("this is no ncnn .param file: its first line is not the magic number")
@@ -45,7 +45,10 @@ def parse_param(text: str) -> list[Layer]:
 
 
 def _layer(words: list[str]) -> Layer | None:
-    """`kind name inputs outputs blob... key=value...`; keys are numbers, their meaning ncnn's."""
+    """Parse `kind name inputs outputs blob... key=value...`, whose keys are ncnn's numbers.
+
+    Return None for a layer without weights.
+    """
     if not words or words[0] not in {"Convolution", "PReLU"}:
         return None
     values = dict(word.split("=", 1) for word in words if "=" in word)
@@ -64,7 +67,7 @@ def _layer(words: list[str]) -> Layer | None:
 
 
 class _Reader:
-    """Takes arrays off the front of the `.bin`'s bytes."""
+    """Reads consecutive arrays from the bytes of a `.bin` file."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -79,7 +82,7 @@ class _Reader:
         return values
 
     def weights(self, count: int) -> Weights:
-        """Weights behind a tag that says how they are stored."""
+        """Read a tag with the storage type, then `count` weights of that type."""
         tag = int(self.take(1, np.uint32)[0])
         if tag not in {FLOAT16_TAG, FLOAT32_TAG}:
             raise NcnnFormatError(f"weights stored in an unknown way (tag {tag:#010x})")
@@ -91,7 +94,7 @@ class _Reader:
 
 
 def read_state(param: str, binary: bytes) -> dict[str, Weights]:
-    """PyTorch's state dictionary, keys as Real-ESRGAN names them. Raises NcnnFormatError."""
+    """Return the PyTorch state dictionary with Real-ESRGAN's keys. Raises NcnnFormatError."""
     layers = parse_param(param)
     reader = _Reader(binary)
     state: dict[str, Weights] = {}
@@ -107,7 +110,7 @@ def read_state(param: str, binary: bytes) -> dict[str, Weights]:
 
 
 def to_safetensors(param: str, binary: bytes) -> bytes:
-    """A safetensors file: the same bytes for the same model. Raises NcnnFormatError."""
+    """Return a safetensors file; equal input gives equal bytes. Raises NcnnFormatError."""
     return save(read_state(param, binary))
 
 

@@ -1,7 +1,7 @@
-"""The package index as this project uses it: virtual environments, pinned wheels, one lock.
+"""Create virtual environments and install pinned packages, under a lock.
 
-Blocking, for set-up only. Whatever a tool says when it fails becomes one ProvisionFailed whose
-message ends with the tool's own last lines.
+Blocking; for set-up only. A failed tool raises ProvisionFailed, whose message ends with the tool's
+last lines of output.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import uv
 from restoration.errors import ProvisionFailed
 
 Progress = Callable[[str], None]
-# A slow line may need most of an hour for the engine's 3 GB of wheels.
+# A slow connection may need most of an hour for the engine's 3 GB of wheels.
 TOOL_TIMEOUT_S = 3600.0
 _LAST_LINES = 6
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedWheel:
-    """One wheel by exact version and sha256; `platform` are pip options that choose its build."""
+    """A wheel pinned by version and sha256. `platform` holds pip options that select the build."""
 
     requirement: str
     sha256: str
@@ -36,17 +36,17 @@ class PinnedWheel:
 
 @dataclass(frozen=True, slots=True)
 class Toolbox:
-    """Runs installers while holding `lock`.
+    """Runs installers while `lock` is held.
 
-    Every tool inherits the lock's descriptor: when the installing process is killed, the next
-    one waits until the tools it left behind have ended, too.
+    Each tool inherits the lock's descriptor. If the installing process is killed, the next one
+    therefore also waits until the remaining tools have ended.
     """
 
     lock: BinaryIO
     progress: Progress
 
     def run(self, command: Sequence[str | Path], doing: str) -> None:
-        """Run `command` to its end. Raises ProvisionFailed, `doing` says what failed."""
+        """Run `command` to its end. Raises ProvisionFailed, whose message starts with `doing`."""
         try:
             done = subprocess.run(
                 command,
@@ -68,15 +68,18 @@ class Toolbox:
             )
 
     def create_environment(self, folder: Path) -> Path:
-        """Make a virtual environment without pip (installers act on it from outside)."""
+        """Create a virtual environment and return its Python.
+
+        It has no pip, since installers run outside it.
+        """
         self.run([sys.executable, "-m", "venv", "--without-pip", folder], "creating an environment")
         return folder / "bin" / "python"
 
     def install(self, python: Path, *what: str | Path) -> None:
         """Install `what` (requirements, or `-r file`) into the environment of `python`.
 
-        uv needs about 40 s for the engine where pip needs several minutes. pip is the second
-        try because it alone reads the machine's pip configuration (a private index, say).
+        Use uv, which takes about 40 s for the engine where pip takes several minutes. If uv fails,
+        try pip, because only pip reads the machine's pip configuration (such as a private index).
         """
         doing = "installing packages"
         try:
@@ -86,7 +89,7 @@ class Toolbox:
             self.run([*_PIP, "--python", str(python), "install", "--quiet", *what], doing)
 
     def download(self, wheel: PinnedWheel, folder: Path) -> Path:
-        """Fetch exactly `wheel` into the empty `folder` and return its path."""
+        """Download `wheel` into the empty `folder`, verify its sha256 and return its path."""
         pin = folder / "pin.txt"
         pin.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
         options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
@@ -108,14 +111,14 @@ def _uv() -> str:
 
 
 def last_lines(output: str) -> str:
-    """The end of a tool's output on one line: it is where tools say what went wrong."""
+    """Return the end of a tool's output on one line; tools report errors there."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return " | ".join(lines[-_LAST_LINES:]) or "it said nothing"
 
 
 @contextmanager
 def toolbox(lock_path: Path, progress: Progress) -> Iterator[Toolbox]:
-    """Hold `lock_path` exclusively, waiting for whoever has it."""
+    """Yield a Toolbox that holds an exclusive lock on `lock_path`, waiting for it if needed."""
     lock_path.parent.mkdir(parents=True, exist_ok=True)
     with lock_path.open("ab") as lock:
         try:

@@ -1,10 +1,11 @@
-"""What ComfyUI loads, from its folder of custom nodes, when the engine is ours.
+"""Custom node pack that an owned engine loads.
 
-A node that hands pixels over instead of writing a file of them: SaveImage compresses a PNG on the
-thread that keeps the GPU busy, for longer than a GPU takes to make a large picture. This one writes
-the same pixels, as they are, to a file in shared memory and returns; whoever started the engine
-takes them from there. Then a lighter garbage collection, and a server for this machine alone. Each
-of these is for whoever sets its variable: in any other ComfyUI the pack changes nothing.
+The node ComfyRestoreHandOver replaces SaveImage. SaveImage compresses a PNG on the thread that
+feeds the GPU, which takes longer than a GPU needs for a large picture. This node writes the
+uncompressed pixels to a file in shared memory, where the engine's owner reads them.
+
+The pack also makes garbage collection cheaper and rejects foreign requests (see `loopback`). Each
+feature is enabled by an environment variable; without them the pack does nothing on its own.
 """
 
 import gc
@@ -22,7 +23,7 @@ _BAND_ROWS = 64  # converted at a time, so that the intermediate values stay in 
 
 
 class ComfyRestoreHandOver:
-    """In place of SaveImage for one image: rows of 8-bit channels, without any header."""
+    """Output node that writes one image as rows of 8-bit channels, without a header."""
 
     RETURN_TYPES = ()
     FUNCTION = "run"
@@ -34,7 +35,12 @@ class ComfyRestoreHandOver:
         return {"required": {"images": ("IMAGE",), "name": ("STRING", {"default": ""})}}
 
     def run(self, images: Any, name: str) -> dict[str, Any]:
-        """`name` is the file's in the folder that the environment names."""
+        """Write the image to the file `name` in the folder that `FOLDER_VARIABLE` names.
+
+        Return the file's name, width, height and channels as the node's UI output. Raises
+        ValueError unless there is exactly one image and `name` is a plain file name, and
+        MemoryError if the file cannot be written.
+        """
         if len(images) != 1:
             raise ValueError(f"{len(images)} pictures came where one was expected")
         if name != os.path.basename(name):
@@ -50,18 +56,18 @@ class ComfyRestoreHandOver:
 
 
 def _write(path: str, pixels: Any) -> None:
-    """The values as SaveImage rounds them: 255 times, cut off at both ends, towards zero."""
+    """Write the values as SaveImage converts them: times 255, clipped, truncated to 8 bits."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        # A mapped page for which there is no memory would kill this process.
+        # Writing to a mapped page without memory behind it would kill this process (SIGBUS).
         _allocate(file, pixels.size)
         with mmap.mmap(file, pixels.size) as memory:
             target = np.frombuffer(memory, np.uint8).reshape(pixels.shape)
             for first in range(0, len(pixels), _BAND_ROWS):
                 band = np.clip(255.0 * pixels[first : first + _BAND_ROWS], 0, 255)
-                with np.errstate(invalid="ignore"):  # NaN has no place among bytes
+                with np.errstate(invalid="ignore"):  # NaN has no 8-bit value
                     target[first : first + _BAND_ROWS] = band
-            del target  # or the memory could not be unmapped
+            del target  # a view would keep the memory from being unmapped
     finally:
         os.close(file)
 
@@ -74,9 +80,11 @@ def _allocate(file: int, size_bytes: int) -> None:
 
 
 def _spare_what_is_loaded() -> None:
-    """Let garbage collections pass over all that there is by now: PyTorch and ComfyUI themselves,
-    half a million objects. Every ten seconds ComfyUI has everything looked through on the thread
-    that keeps the GPU busy, which took a quarter of a second."""
+    """Exempt all loaded objects from garbage collection.
+
+    PyTorch and ComfyUI make about half a million objects. Every ten seconds ComfyUI runs a full
+    collection on the thread that feeds the GPU, which took a quarter of a second.
+    """
     gc.collect()
     gc.freeze()
 

@@ -1,15 +1,15 @@
-"""Refuse what a foreign page sends to a ComfyUI that listens on loopback.
+"""Reject requests that foreign web pages send to a ComfyUI on loopback.
 
-ComfyUI compares Host and Origin with each other. They match for a page whose own host name has
-been made to lead to 127.0.0.1 (DNS rebinding), and a page without an origin sends `Origin: null`,
-which ComfyUI does not compare. Here each must name this machine's loopback and the server's port.
+ComfyUI only compares Host with Origin. They match when a page's own host name resolves to 127.0.0.1
+(DNS rebinding), and `Origin: null` is not compared at all. This middleware requires each header to
+name the loopback interface and the server's port.
 """
 
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-VARIABLE = "COMFY_RESTORE_LOOPBACK_ONLY"  # set by whoever starts an engine for itself alone
+VARIABLE = "COMFY_RESTORE_LOOPBACK_ONLY"  # set for owned engines
 
 _NAMES = ("127.0.0.1", "localhost", "[::1]")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -31,7 +31,7 @@ async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.St
 
 
 def guard_prompt_server() -> None:
-    """Put the check in front of all that this ComfyUI serves; it must not serve yet."""
+    """Install the middleware in front of ComfyUI's routes. Call it before the server starts."""
     from server import PromptServer  # ComfyUI's own
 
     PromptServer.instance.app.middlewares.insert(0, refuse_foreign_pages)

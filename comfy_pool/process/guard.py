@@ -1,10 +1,14 @@
-"""The guard: a small program that owns an engine's process tree and outlives its owner.
+"""Guard program that owns an engine's process tree and stops it when the owner is gone.
 
-`python -I -S guard.py ENGINE ARG...`, with one end of a stream socket as standard input; only the
-owner holds the other end. The guard writes the engine's pid to it and, once nothing of the tree is
-left, the engine's return code (negative for a signal), each on a line. A line that it reads is a
-grace in seconds: stop the tree, TERM now and KILL after the grace. End of file says that the owner
-is gone, and stops the tree likewise. Standard library only: it starts in 0.03 s.
+Run as `python -I -S guard.py ENGINE ARG...` with one end of a stream socket as standard input; the
+owner holds the only other end. Protocol, one number on each line:
+
+- The guard writes the engine's pid, and once the whole tree has ended, the engine's return code
+  (negative for a signal).
+- The owner writes a grace in seconds to stop the tree: SIGTERM now, SIGKILL after the grace.
+- End of file means that the owner is gone, and stops the tree with ORPHAN_GRACE_S.
+
+It imports only the standard library, so it starts in 0.03 s.
 """
 
 import contextlib
@@ -17,8 +21,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-ORPHAN_GRACE_S = 5.0  # for the tree of an owner that is gone
-RESCAN_S = 0.1  # after a KILL, until the dead are reaped and their orphans have become ours
+ORPHAN_GRACE_S = 5.0  # when the owner is gone, or a signal stops the guard
+RESCAN_S = 0.1  # after SIGKILL: time to reap the dead and to adopt their orphans
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -32,7 +36,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def detach() -> None:
-    """Leave the owner's children, group and session, which die when their worker is cleaned up."""
+    """Leave the owner's children, process group and session, which are killed with the worker."""
     os.setsid()
     if os.fork():
         os._exit(0)
@@ -41,17 +45,20 @@ def detach() -> None:
 
 
 def spawn(argv: list[str]) -> int:
-    """Start the engine in a group of its own, to be killed by the kernel if the guard dies."""
+    """Start the engine in its own process group and return its pid.
+
+    On Linux the kernel kills the engine if the guard dies.
+    """
     guard = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
         os.setpgid(0, 0)
-        os.umask(0o077)  # pictures of others, in files that the engine makes as it likes
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the owner's socket is the guard's alone
+        os.umask(0o077)  # the engine's files hold users' photos
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # only the guard keeps the owner's socket
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != guard:  # it died before it could be watched
+        if os.getppid() != guard:  # the guard died before prctl took effect
             os._exit(1)
         for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(ignored_by_python, signal.SIG_DFL)
@@ -63,15 +70,15 @@ def spawn(argv: list[str]) -> int:
 
 
 def descendants(root: int) -> list[int]:
-    """Every living process below `root`, as /proc shows them now."""
+    """Return the pids of all processes below `root`, from /proc."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
                 with open(f"/proc/{entry}/stat", "rb") as stat:
-                    # "pid (name) state ppid ...", where the name may hold anything
+                    # "pid (name) state ppid ..."; the name may contain parentheses and spaces
                     parent = int(stat.read().rpartition(b")")[2].split()[1])
-            except OSError:  # it ended meanwhile
+            except OSError:  # the process has ended
                 continue
             children.setdefault(parent, []).append(int(entry))
     found = [root]
@@ -81,14 +88,14 @@ def descendants(root: int) -> list[int]:
 
 
 class Tree:
-    """The engine and all it started; on Linux those too that left its group or session."""
+    """The engine and its descendants; on Linux also those that left its group or session."""
 
     def __init__(self, engine: int) -> None:
         self.engine = engine
         self.returncode: int | None = None
 
     def reap(self) -> bool:
-        """Collect the dead; False once no child is left."""
+        """Reap ended children. Return False once no child is left."""
         try:
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -104,12 +111,12 @@ class Tree:
         for pid in targets:
             try:
                 os.kill(pid, number)
-            except (ProcessLookupError, PermissionError):  # gone, or (macOS) a group of zombies
+            except (ProcessLookupError, PermissionError):  # ended, or (macOS) a group of zombies
                 continue
 
 
 class Guard:
-    """Waits for the tree to end, or for a reason to stop it."""
+    """Waits until the tree ends, and stops it on request."""
 
     def __init__(self, tree: Tree, owner: socket.socket, signals: int) -> None:
         self.tree = tree
@@ -119,17 +126,17 @@ class Guard:
         self.kill_at: float | None = None
 
     def run(self) -> None:
-        """Return once nothing of the tree is left."""
+        """Return once all processes of the tree have ended."""
         while self.tree.reap():
             if self.tree.returncode is not None:
-                self.kill_at = 0  # what the engine left behind serves nobody
+                self.kill_at = 0  # the engine has ended: kill the processes that it left
             ready, _, _ = select.select(self.sources, [], [], self._enforce())
             for grace_s in self._requests(ready):
                 self._stop(grace_s)
-        self.tree.send(signal.SIGKILL)  # without a subreaper the rest of the group is not ours
+        self.tree.send(signal.SIGKILL)  # without a subreaper, reap() misses orphans of the group
 
     def _enforce(self) -> float | None:
-        """KILL if it is time; the seconds until there is something to do again."""
+        """Send SIGKILL if it is due. Return the seconds until the next check, None for never."""
         if self.kill_at is None:
             return None
         left_s = self.kill_at - time.monotonic()
@@ -145,7 +152,7 @@ class Guard:
         self.kill_at = kill_at if self.kill_at is None else min(self.kill_at, kill_at)
 
     def _requests(self, ready: list[socket.socket | int]) -> Iterator[float]:
-        """The grace of each wish to stop: a line, the owner's end, or a signal to the guard."""
+        """Yield the grace of each stop request: a line, end of file, or a signal to the guard."""
         if self.owner in ready:
             yield from self._graces_from_owner()
         if self.signals in ready and set(os.read(self.signals, 256)) - {signal.SIGCHLD}:
@@ -154,7 +161,7 @@ class Guard:
     def _graces_from_owner(self) -> list[float]:
         try:
             lines = self.owner.recv(256).split()
-        except ConnectionResetError:  # the owner ended without reading our last report
+        except ConnectionResetError:  # the owner ended without reading the last report
             lines = []
         if lines:
             return [float(line) for line in lines]
@@ -163,7 +170,7 @@ class Guard:
 
 
 def watch_signals() -> int:
-    """A descriptor on which the number of each signal arrives as a byte."""
+    """Return a descriptor that receives the number of each signal as a byte."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -173,7 +180,7 @@ def watch_signals() -> int:
 
 
 def report(owner: socket.socket, number: int | None) -> None:
-    with contextlib.suppress(OSError):  # the owner is gone, as end of file says, too
+    with contextlib.suppress(OSError):  # the owner is gone; end of file reports that as well
         owner.sendall(f"{number}\n".encode())
 
 

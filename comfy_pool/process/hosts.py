@@ -1,7 +1,7 @@
-"""Where an engine runs: a process that is ours (`OwnedHost`), or a server that is not.
+"""Hosts of an engine: an owned ComfyUI process, or an attached server that others operate.
 
-`EngineHost` is all that the engine asks of either. What is not ours is neither started, stopped
-nor cleaned beyond what the protocol allows.
+Both implement `EngineHost`. An attached server is never started or stopped, and is cleaned up only
+through its API.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import structlog
 from comfy_pool.process.process import EngineCommand, EngineProcess
 from restoration.errors import EngineUnavailable
 
-# The runs' folders lie in one folder, so that ComfyUI's own listings of its input stay short.
+# Parent of the runs' folders, which keeps ComfyUI's listing of its input folder short.
 RUNS_FOLDER = "comfy-restore"
 
-START_FAILURE = "start-failure.txt"  # in an engine's base directory, while its last start failed
+START_FAILURE = "start-failure.txt"  # in the base directory if the engine's last start failed
 
-_GRACE_S = 1.0  # ComfyUI ends at once on SIGTERM, unless it hangs
+_GRACE_S = 1.0  # ComfyUI ends at once on SIGTERM unless it hangs
 
 log = structlog.get_logger(__name__)
 
@@ -36,35 +36,35 @@ class EngineHost(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """ComfyUI's process, while there is one that is ours."""
+        """The pid of an owned ComfyUI, None if there is none."""
 
     @property
     def inputs(self) -> Path | None:
-        """The engine's folder of pictures to load; None if its files cannot be reached."""
+        """The engine's input folder; None if its files are not accessible."""
 
     @property
     def pixels(self) -> Path | None:
-        """Where our own output node puts pixels; None if the engine does not have that node."""
+        """The folder for pixels handed over by `comfy_pool.nodes`; None without that node pack."""
 
     async def start(self, probe: Probe) -> asyncio.Future[str]:
-        """Return once `probe` says that the engine is ready. Raises EngineUnavailable.
+        """Start the engine and return once `probe` succeeds. Raises EngineUnavailable.
 
-        The future tells how this engine ended, once it has; one that is not ours never does.
-        Called again after that end or `stop`, it starts the engine anew.
+        The returned future resolves to a description of the engine's end; for an attached engine
+        it stays pending. Call `start` again to restart the engine.
         """
 
     async def stop(self) -> None:
-        """Stop it if it is ours; repeatable."""
+        """Stop an owned engine. Idempotent."""
 
     def executes(self, log_context: Mapping[str, str | int]) -> None:
-        """Of the run that the engine executes from now on; empty when it executes none."""
+        """Set the log context of the executing run; empty if none executes."""
 
     async def clear(self, folder: str) -> None:
-        """Delete a folder of the engine's input and output, if its files can be reached."""
+        """Delete `folder` from the engine's input and output, if its files are accessible."""
 
 
 class OwnedHost:
-    """A ComfyUI of our own, on this machine, with a base directory that no other engine uses."""
+    """An owned ComfyUI process on this machine, with its own base directory."""
 
     def __init__(
         self, command: EngineCommand, *, slot: int | str = 0, start_timeout_s: float = 120.0
@@ -75,7 +75,7 @@ class OwnedHost:
         self._process: EngineProcess | None = None
         self._ended: asyncio.Task[str] | None = None
         self._stopping = False
-        self._executes: Mapping[str, str | int] = {}  # read by the thread of the engine's log
+        self._executes: Mapping[str, str | int] = {}  # read by the log thread
         self._engine_log = structlog.get_logger("comfyui").bind(slot=slot)
 
     @property
@@ -84,7 +84,10 @@ class OwnedHost:
 
     @property
     def pid(self) -> int | None:
-        """ComfyUI's process, while there is one or its end is not yet cleared away."""
+        """The pid of the last started process, None before the first start.
+
+        It stays set after the process has ended.
+        """
         return self._process.pid if self._process else None
 
     @property
@@ -145,7 +148,7 @@ class OwnedHost:
 
 
 class AttachedHost:
-    """A ComfyUI that somebody else runs at `base_url`."""
+    """A ComfyUI at `base_url` that others operate."""
 
     pid = None
     inputs = None
@@ -161,7 +164,7 @@ class AttachedHost:
     async def start(self, probe: Probe) -> asyncio.Future[str]:
         if not await probe():
             raise EngineUnavailable(f"no ComfyUI answers at {self._base_url}")
-        # Its end shows by unanswered requests only.
+        # The end of an attached engine shows only as unanswered requests.
         return asyncio.get_running_loop().create_future()
 
     async def stop(self) -> None: ...
@@ -172,12 +175,12 @@ class AttachedHost:
 
 
 def _remove(path: Path) -> None:
-    """Delete a tree, or what can be deleted of it."""
+    """Delete a tree, ignoring errors."""
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _note(base_dir: Path, failure: str | None) -> None:
-    """Leave word of how the last start went, for `comfy_pool.doctor.engine`; best effort."""
+    """Record the last start's failure for `comfy_pool.doctor.engine`, or clear it. Best effort."""
     note = base_dir / START_FAILURE
     with contextlib.suppress(OSError):
         if failure is None:

@@ -1,4 +1,4 @@
-"""How much memory a process tree holds."""
+"""Measure the memory of a process tree."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from comfy_pool.process.guard import descendants
 
 
 def resident_bytes(pid: int) -> int:
-    """The resident memory of `pid` and all below it, from Linux's /proc; elsewhere 0.
+    """Return the resident memory of `pid` and its descendants from /proc; 0 if not on Linux.
 
-    Pages that they share are counted for each: ComfyUI is one process, its helpers are small.
+    Shared pages count once for each process, which matters little: ComfyUI is one process, and its
+    children are small.
     """
     if sys.platform != "linux":
         return 0
@@ -23,5 +24,5 @@ def resident_bytes(pid: int) -> int:
 def _resident_pages(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:  # it ended meanwhile
+    except OSError:  # the process has ended
         return 0

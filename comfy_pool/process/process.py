@@ -1,8 +1,8 @@
-"""One ComfyUI as a process: started, watched, stopped, and never leaked.
+"""Start, watch and stop a ComfyUI process.
 
-However the owner ends, SIGKILL included, the engine and all it started end too: a guard (see
-`comfy_pool.process.guard`) sees to it. The engine's output is drained by a thread of its own, so
-that neither a slow event loop nor a full pipe ever holds the engine up.
+A guard (`comfy_pool.process.guard`) stops the engine and its descendants when the owner ends, even
+by SIGKILL. A thread drains the engine's output, so that neither a slow event loop nor a full pipe
+can block the engine.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ LOG_FILE = "engine.log"  # in the engine's base directory
 
 _GUARD = Path(__file__).with_name("guard.py")
 _FOLDERS = ("custom_nodes", "input", "output", "temp", "user")
-_LOG_BYTES = 8 << 20  # engine.log, and as much again for the one before
-_LINE_BYTES = 8 << 10  # a longer line is cut in two
+_LOG_BYTES = 8 << 20  # of engine.log and of its one backup each
+_LINE_BYTES = 8 << 10  # longer lines are split
 _TAIL_LINES = 200
 _PROBE_PERIOD_S = 0.2
-_KILL_S = 15.0  # for the kernel to end what was killed: a driver may hold a process for a while
+_KILL_S = 15.0  # wait after SIGKILL: a driver may hold a process for a while
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCommand:
-    """How to start one ComfyUI.
+    """Parameters of a ComfyUI process.
 
-    `base_dir` belongs to this engine alone, `models_dir` is shared; `environ` is the whole
-    environment of the engine; the tree keeps `inherit_fds` open for as long as it lives. With a
-    `pixels_dir` results are handed over there; `nodes` are folders of further custom nodes.
+    `base_dir` belongs to this engine alone; `models_dir` is shared. `environ` replaces the
+    inherited environment. The process tree keeps `inherit_fds` open until it ends. The engine
+    hands results over in `pixels_dir` if that is set. `nodes` are folders of further custom nodes.
     """
 
     python: Path
@@ -64,21 +64,21 @@ class EngineCommand:
     nodes: tuple[Path, ...] = ()
 
     def argv(self) -> list[str]:
-        """The command line; the options are those of ComfyUI's comfy/cli_args.py."""
+        """Return the command line. Source of the options: ComfyUI's comfy/cli_args.py."""
         base_dir = self.base_dir.absolute()
         return [
-            *(str(self.python.absolute()), "-u"),  # what it said last counts when it dies
+            *(str(self.python.absolute()), "-u"),  # unbuffered: keep the last lines of a crash
             str(self.app_dir.absolute() / "main.py"),
             *(["--cpu"] if self.variant == "cpu" else []),
             *("--port", str(self.port), "--listen", "127.0.0.1"),
             *("--disable-auto-launch", "--disable-metadata"),
             *("--base-directory", str(base_dir)),
-            # its default lies in the application's folder, which engines share
+            # The default is in the application's folder, which engines share.
             *("--database-url", f"sqlite:///{base_dir / 'user' / 'comfyui.db'}"),
         ]
 
     def prepare(self) -> None:
-        """Make the folders that ComfyUI expects to find, for this account alone; repeatable."""
+        """Create the folders that ComfyUI expects, with mode 0700. Idempotent."""
         self.base_dir.parent.mkdir(parents=True, exist_ok=True)
         for folder in (self.base_dir, *(self.base_dir / name for name in _FOLDERS)):
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -96,14 +96,14 @@ class EngineCommand:
         (folder / "comfy-restore").symlink_to(NODES)
 
     def whole_environ(self) -> dict[str, str]:
-        """The engine's environment, with what our own pack of nodes wants to know."""
+        """Return the engine's environment with the variables of `comfy_pool.nodes` added."""
         folder = {} if self.pixels_dir is None else {FOLDER_VARIABLE: str(self.pixels_dir)}
         return {**self.environ, **folder, loopback.VARIABLE: "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class ExitInfo:
-    """How an engine ended: its return code, negative for a signal; None if its guard was lost."""
+    """The return code of an ended engine, negative for a signal; None if its guard was lost."""
 
     returncode: int | None
 
@@ -116,7 +116,7 @@ class ExitInfo:
 
 
 class EngineLog:
-    """Where an engine's lines go: the last ones here, all of them to a bounded file, `on_line`."""
+    """Keeps an engine's last lines of output, and passes all to a bounded file and `on_line`."""
 
     def __init__(self, path: Path, on_line: Callable[[str], None] | None) -> None:
         self._path = path
@@ -127,10 +127,10 @@ class EngineLog:
         return list(self._last.copy())[-lines:]
 
     def drain(self, pipe: IO[bytes]) -> None:
-        """Read until nobody can write any more."""
+        """Read lines until the last writer has closed the pipe."""
         with contextlib.closing(self._open_file()) as file:
             while raw := pipe.readline(_LINE_BYTES):
-                # of a progress bar that redraws itself, what a terminal would show
+                # Of a progress bar that redraws itself, keep the text that a terminal would show.
                 line = raw.decode(errors="replace").rstrip().rpartition("\r")[2]
                 self._last.append(line)
                 file.handle(logging.makeLogRecord({"msg": line}))
@@ -147,21 +147,21 @@ class EngineLog:
         if self._on_line is not None:
             try:
                 self._on_line(line)
-            except Exception:  # the listener's fault must not leave the pipe undrained
+            except Exception:  # an error of the listener must not stop the draining
                 log.exception("engine_listener_failed")
 
 
 class EngineProcess:
-    """A running engine; made by `start`, ended by `stop` or by the end of its `async with`."""
+    """A running engine process. Create it with `start`; end it with `stop` or `async with`."""
 
-    pid: int  # ComfyUI's own
+    pid: int  # of ComfyUI, not of the guard
 
     def __init__(self, command: EngineCommand, on_line: Callable[[str], None] | None) -> None:
         self._log = EngineLog(command.base_dir / LOG_FILE, on_line)
         self._lifeline, guards_end = socket.socketpair()
         self._lifeline.setblocking(False)
         self._started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        # Not the loop's pool: a full pool must delay neither the start nor the draining.
+        # Not in the event loop's thread pool: a full pool would delay the start and the draining.
         self._keeper = threading.Thread(
             target=self._keep, args=(command, guards_end), name="engine-log", daemon=True
         )
@@ -172,10 +172,10 @@ class EngineProcess:
     async def start(
         cls, command: EngineCommand, *, on_line: Callable[[str], None] | None = None
     ) -> Self:
-        """Start the engine's process, not yet ready.
+        """Start the process without waiting until the engine is ready.
 
-        `on_line` gets each line of its output, in a thread of its own. Cancelled, it leaves
-        nothing behind. Raises EngineUnavailable when no process comes to be.
+        `on_line` is called with each line of output, in the log thread. If the call is cancelled,
+        the process is stopped. Raises EngineUnavailable if the process cannot be started.
         """
         try:
             await asyncio.to_thread(command.prepare)
@@ -200,9 +200,10 @@ class EngineProcess:
         await self.stop()
 
     async def wait_ready(self, probe: Callable[[], Awaitable[bool]], timeout_s: float) -> None:
-        """Return once `probe` says so. Raises EngineUnavailable if the engine ends or is late.
+        """Return once `probe` succeeds.
 
-        The error's details hold the last lines of its output as `log`.
+        Raises EngineUnavailable if the engine ends first or `timeout_s` passes; its detail `log`
+        holds the last lines of output.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -217,28 +218,28 @@ class EngineProcess:
         raise EngineUnavailable(ended, log=self.tail())
 
     async def exited(self) -> ExitInfo:
-        """How the engine ended, once it has, and all it started with it."""
+        """Wait until the whole process tree has ended, and return the engine's exit."""
         return await asyncio.shield(self._watching)
 
     def tail(self, lines: int = 20) -> list[str]:
-        """The last lines of the engine's output, oldest first; at most 200 are kept."""
+        """Return the last lines of output, oldest first; at most 200 are kept."""
         return self._log.tail(lines)
 
     async def stop(self, grace_s: float = 10.0) -> None:
-        """End the whole tree: SIGTERM, and SIGKILL after the grace. Repeatable.
+        """Stop the process tree with SIGTERM, and SIGKILL after `grace_s` seconds. Idempotent.
 
-        Raises EngineUnavailable if something outlives even SIGKILL. Cancelled, it goes on without
-        its caller.
+        Stopping continues if the caller is cancelled. Raises EngineUnavailable if a process
+        outlives SIGKILL.
         """
         if not self._watching.done():
-            with contextlib.suppress(OSError):  # the guard is gone, which ends the tree as well
+            with contextlib.suppress(OSError):  # the guard is gone, so the tree ends as well
                 self._lifeline.send(b"%f\n" % grace_s)
         done, _ = await asyncio.wait({self._watching}, timeout=grace_s + _KILL_S)
         if not done:
             raise EngineUnavailable("the engine's processes outlived SIGKILL", log=self.tail())
 
     def _keep(self, command: EngineCommand, guards_end: socket.socket) -> None:
-        """The keeper's thread: start the guard, then drain the tree's output to its end."""
+        """Start the guard and drain the tree's output until it ends. Runs in the log thread."""
         reader, writer = os.pipe()
         with open(reader, "rb") as pipe:
             try:
@@ -251,15 +252,16 @@ class EngineProcess:
             self._log.drain(pipe)
 
     async def _watch(self) -> ExitInfo:
-        """Read the guard's two reports, up to the end of file that says it is gone."""
+        """Read the guard's reports (pid, return code) until end of file, and return the exit."""
         reports = b""
-        with self._lifeline, contextlib.suppress(ConnectionResetError):  # our last word unread
+        # The connection is reset if the guard ends without reading a stop request.
+        with self._lifeline, contextlib.suppress(ConnectionResetError):
             while chunk := await asyncio.get_running_loop().sock_recv(self._lifeline, 256):
                 reports += chunk
                 if b"\n" in reports and not self._started.done():
                     self._started.set_result(int(reports.split()[0]))
         numbers = [int(report) for report in reports.split()]
-        if len(numbers) == 1:  # a guard that is killed takes the engine along, not its children
+        if len(numbers) == 1:  # a killed guard takes the engine along, but not its children
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(numbers[0], signal.SIGKILL)
         await asyncio.to_thread(self._keeper.join, _KILL_S)
@@ -267,9 +269,9 @@ class EngineProcess:
 
 
 def _launch_guard(command: EngineCommand, stdin: int, output: int) -> None:
-    """Start the guard, and wait for the end of the process that detached it (0.03 s)."""
+    """Start the guard and wait until it has detached (0.03 s)."""
     with subprocess.Popen(
-        # isolated and without site: a quick start, whatever the engine's environment says
+        # Isolated and without site: starts quickly and ignores the engine's PYTHON* variables.
         [sys.executable, "-I", "-S", str(_GUARD), *command.argv()],
         stdin=stdin,
         stdout=output,

@@ -1,4 +1,4 @@
-"""The pace of an engine's starts, and when to give up hope in them. Pure but for the clock."""
+"""Back off between an engine's starts, and detect one that keeps failing to start."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from restoration.errors import EngineUnavailable
 
 
 class Starts:
-    """Counts starts since a run last succeeded: the more there were, the further they are apart.
+    """Exponential backoff by the number of starts since the last successful run.
 
-    So an engine that does not start, and one that dies under each run, both get the same pause.
+    An engine that fails to start and one that dies in every run get the same pauses.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -23,12 +23,12 @@ class Starts:
 
     @property
     def broken(self) -> EngineUnavailable | None:
-        """Why the last start failed, once as many in a row did as the limits allow."""
+        """The last start's error after `broken_after_starts` failures in a row, otherwise None."""
         hopeless = len(self._failed) >= self._limits.broken_after_starts
         return self._failed[-1] if hopeless else None
 
     def pause_s(self) -> float:
-        """How long to wait before the next start."""
+        """Return the seconds to wait before the next start."""
         return max(0.0, self._not_before - time.monotonic())
 
     def failed(self, error: EngineUnavailable) -> None:

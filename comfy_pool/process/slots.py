@@ -1,8 +1,8 @@
-"""Which GPU an engine uses, and which port on this node is its alone.
+"""Assign GPUs to engines and lease their ports.
 
-A slot is a port, leased by flock on a node-local file. The engine's tree inherits the descriptor,
-so the lease lasts until the last of owner, guard and engine is gone: an engine that was leaked
-keeps its slot, and a restarted worker never meets its predecessor's port.
+A slot is a port of this node, leased by flock on a node-local file. The engine's process tree
+inherits the file descriptor, so the lease lasts until owner, guard and engine have all ended. A
+leaked engine keeps its slot, and a restarted worker never gets a port that is still in use.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _RETRY_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A leased port. `cuda_visible_devices` is None when the environment's own is to stand."""
+    """A leased port, released on leaving the context.
+
+    If `cuda_visible_devices` is None, the engine keeps the value of the worker's environment.
+    """
 
     index: int
     port: int
@@ -35,12 +38,12 @@ class Slot:
 
     @property
     def fd(self) -> int:
-        """The lease's descriptor, for the engine to inherit."""
+        """The lease's file descriptor, for the engine to inherit."""
         return self.lease.fileno()
 
     def release(self) -> None:
-        """Give up this process's hold; the slot is free once no engine holds it either."""
-        self.lease.close()  # never LOCK_UN, which would take the lease from the engine as well
+        """Close this process's descriptor. The slot is free once the engine's tree has ended."""
+        self.lease.close()  # not LOCK_UN, which would release the engine's inherited lease as well
 
     def __enter__(self) -> Self:
         return self
@@ -58,12 +61,12 @@ async def acquire_slot(
     max_slots: int = MAX_SLOTS,
     timeout_s: float = 30.0,
 ) -> Slot:
-    """Lease the slot of a worker that was given `gpu_ids` (as Ray's get_gpu_ids: int, str, UUID).
+    """Lease a slot for a worker with these `gpu_ids`, as Ray's get_gpu_ids returns them.
 
-    A whole GPU with a number has the slot of that number, and waits for a predecessor to leave
-    it. Otherwise (no GPU, a UUID, or a fraction, whose number others share) the first free slot
-    is taken; let both kinds of worker not share a node. Raises EngineUnavailable if the slot is
-    still held after `timeout_s`, or all are.
+    A worker with a whole, numbered GPU gets the slot of that number, and waits up to `timeout_s`
+    until its predecessor has released it. Any other worker (no GPU, a UUID, or a fraction, whose
+    number is shared) gets the first free slot. Do not mix both kinds on one node. Raises
+    EngineUnavailable if the slot is not released in time, or if no slot is free.
     """
     await asyncio.to_thread(lock_dir.mkdir, parents=True, exist_ok=True)
     devices = ",".join(str(gpu_id) for gpu_id in gpu_ids) or None
@@ -78,20 +81,20 @@ async def acquire_slot(
 
 
 def physical_index(gpu_ids: Sequence[int | str]) -> int | None:
-    """The number of the first GPU on its node; None without a GPU, or if it has a UUID only."""
+    """Return the first GPU's number on its node; None without a GPU or if its id is a UUID."""
     first = str(gpu_ids[0]) if gpu_ids else ""
     return int(first) if first.isdecimal() else None
 
 
 def lease_file(lock_dir: Path, port: int) -> Path:
-    """The file whose lock is the lease of this port."""
+    """Return the path of the file whose lock is the lease of this port."""
     return lock_dir / f"engine-{port}.lock"
 
 
 def port_is_free(port: int) -> bool:
-    """Whether an engine could listen on this port of 127.0.0.1 now."""
+    """Return whether this port of 127.0.0.1 can be listened on now."""
     with socket.socket() as probe:
-        # as the engine's server does: connections in TIME_WAIT are no obstacle, a listener is
+        # As the engine's server does: ignore connections in TIME_WAIT, but not a listener.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -102,9 +105,9 @@ def port_is_free(port: int) -> bool:
 
 
 def _try_lease(lock_dir: Path, port: int) -> IO[bytes] | None:
-    """The lease of this port, or None while somebody holds it or listens there."""
+    """Return the lease of this port, or None if it is held or another program listens there."""
     with contextlib.ExitStack() as undo:
-        # The file stays for good: two processes could lock two files of one unlinked name.
+        # Never unlink the file: two processes could then lock two files of the same name.
         lease = undo.enter_context(lease_file(lock_dir, port).open("ab"))
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,7 +123,7 @@ async def _wait_for_lease(lock_dir: Path, port: int, timeout_s: float) -> IO[byt
             while True:
                 if lease := _try_lease(lock_dir, port):
                     return lease
-                await asyncio.sleep(_RETRY_S)  # neither a lock nor a port announces its release
+                await asyncio.sleep(_RETRY_S)  # no event signals the release of a lock or port
     except TimeoutError:
         raise EngineUnavailable(
             f"port {port} is still held after {timeout_s:g} s: by the engine before, or a stranger",

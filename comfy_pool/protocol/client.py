@@ -1,7 +1,7 @@
-"""ComfyUI's HTTP API as typed calls: aiohttp outside, `answers` inside.
+"""Typed client of ComfyUI's HTTP API: aiohttp for transport, `responses` for decoding.
 
-Foreign errors become ours here (and, for the websocket, in `event_socket`) and nowhere else:
-no connection, no answer in time and 5xx are EngineUnavailable, any other refusal is EngineFailed.
+Converts aiohttp's errors; `websocket` does the same for websocket-client's. A failed connection, a
+timeout and a 5xx status raise EngineUnavailable; any other error status raises EngineFailed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _CONNECT_S = 5.0
 
 
 class ComfyClient:
-    """The engine at `base_url` (http or https); close it with `aclose`."""
+    """Client of the engine at `base_url` (http or https).
+
+    `answer_s` is the read timeout in seconds. Close the client with `aclose`.
+    """
 
     def __init__(self, base_url: str, *, answer_s: float = 30.0) -> None:
         self.base_url = base_url.rstrip("/")
@@ -35,8 +38,8 @@ class ComfyClient:
 
     @cached_property
     def _http(self) -> aiohttp.ClientSession:
-        """Made by the first call: a session belongs to the loop that runs then."""
-        # A large picture may take long to come; what counts is that the engine is not silent.
+        """The session, created on first use because it belongs to the running event loop."""
+        # No total timeout: a large picture may take long. Only silence counts.
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=_CONNECT_S, sock_read=self._answer_s
         )
@@ -48,37 +51,39 @@ class ComfyClient:
     async def connect(
         self, on_message: Callable[[Message], None], on_close: Callable[[], None]
     ) -> EventSocket:
-        """A new websocket under a new client id, ready to receive. Raises EngineUnavailable."""
+        """Open a websocket with a new client id, ready to receive. Raises EngineUnavailable."""
         return await EventSocket.open(self.base_url, on_message, on_close, self._answer_s)
 
     def responded_within(self, seconds: float) -> bool:
-        """Whether the engine has answered in the last `seconds`, and not failed to since."""
+        """Return whether the engine answered in the last `seconds` and no call failed since."""
         return time.monotonic() - self._answered_at < seconds
 
     async def responds(self, timeout_s: float) -> bool:
-        """Whether the engine answers /system_stats within `timeout_s`."""
+        """Return whether the engine answers GET /system_stats within `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._call("GET", "/system_stats")
         except (TimeoutError, EngineUnavailable, EngineFailed):
-            self._answered_at = -math.inf  # a timeout, too, which cuts the call short
+            self._answered_at = -math.inf  # `_call` does not see this timeout
             return False
         return True
 
     async def vram(self) -> Vram | None:
-        """Of the engine's GPU; None if it computes on the CPU."""
+        """Return the memory of the engine's GPU, or None if it computes on the CPU."""
         return responses.parse_vram(await self._call("GET", "/system_stats"))
 
     async def version(self) -> str:
-        """The ComfyUI's own; empty if it does not say."""
+        """Return ComfyUI's version, empty if it is not reported."""
         return responses.parse_version(await self._call("GET", "/system_stats"))
 
     async def node_classes(self) -> frozenset[str]:
         body = await self._call("GET", "/object_info")
-        return await asyncio.to_thread(responses.parse_node_classes, body)  # megabytes of JSON
+        return await asyncio.to_thread(
+            responses.parse_node_classes, body
+        )  # parses megabytes of JSON
 
     async def upload(self, image: bytes, filename: str, folder: str) -> str:
-        """Store a picture in a folder of the engine's input; what a LoadImage node calls it."""
+        """Store a picture in `folder` of the engine's input. Return its name for LoadImage."""
         form = aiohttp.FormData({"subfolder": folder})
         form.add_field("image", image, filename=filename)
         return responses.parse_upload(await self._call("POST", "/upload/image", data=form))
@@ -86,7 +91,7 @@ class ComfyClient:
     async def submit(
         self, prompt: Prompt, prompt_id: str, client_id: str
     ) -> responses.PromptAnswer:
-        """Queue a prompt; its events go to the socket of `client_id`."""
+        """Queue a prompt, whose events go to the websocket of `client_id`."""
         body = await self._call(
             "POST",
             "/prompt",
@@ -107,22 +112,22 @@ class ComfyClient:
         return responses.parse_queue(await self._call("GET", "/queue"))
 
     async def dequeue(self, prompt_id: str) -> None:
-        """Remove a prompt that waits; nothing happens to one that runs, or is not there."""
+        """Remove a prompt from the queue. Ignored if it is running or unknown."""
         await self._call("POST", "/queue", json={"delete": [prompt_id]})
 
     async def interrupt(self, prompt_id: str) -> None:
-        """Ask the prompt to end if it is the one that runs. The answer says nothing of success."""
+        """Interrupt the prompt if it is running. ComfyUI does not report whether it was."""
         await self._call("POST", "/interrupt", json={"prompt_id": prompt_id})
 
     async def view(self, image: responses.OutputImage) -> bytes:
-        """The file as it was saved."""
+        """Return the bytes of a saved file."""
         where = {"filename": image.filename, "subfolder": image.subfolder, "type": image.type}
         return await self._call("GET", "/view", params=where)
 
     async def _call(
         self, method: str, path: str, *, also: HTTPStatus = HTTPStatus.OK, **request: Any
     ) -> bytes:
-        """The body of a 200, or of the status `also`."""
+        """Return the response body if the status is 200 or `also`."""
         what, url = f"{method} {path}", self.base_url + path
         try:
             async with self._http.request(method, url, allow_redirects=False, **request) as answer:

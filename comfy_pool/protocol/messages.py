@@ -1,9 +1,9 @@
-"""What ComfyUI says on its websocket, decoded without I/O; `answers` has what it says over HTTP.
+"""Decode ComfyUI's websocket messages without I/O; `responses` decodes its HTTP responses.
 
-Each event is a small dataclass named after what it tells; `Message` is their closed union. Fields
-carry ComfyUI's own names. Events that concern no run, or that this project has no use for, decode
-to None; what is not in the protocol at all raises MalformedMessage. Source: server.py, main.py,
-execution.py and protocol.py of ComfyUI 0.3.75.
+Each event is a small dataclass; `Message` is their closed union. Fields have ComfyUI's names.
+Events that concern no run, or that are not used here, decode to None. Data that the protocol does
+not allow raises MalformedMessage. Source: server.py, main.py, execution.py and protocol.py of
+ComfyUI 0.3.75.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ T = TypeVar("T")
 
 
 class MalformedMessage(EngineFailed):
-    """Not what ComfyUI sends: something else listens there, or the protocol has changed."""
+    """The data is not ComfyUI's: another server answered, or the protocol has changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first frame of a connection; `sid` is the client id it is registered under."""
+    """The first event of a connection; `sid` is its client id."""
 
     sid: str
 
@@ -38,7 +38,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Cached:
-    """These nodes need not run."""
+    """The results of these nodes are cached, so they do not run."""
 
     prompt_id: str
     nodes: Sequence[str]
@@ -46,7 +46,10 @@ class Cached:
 
 @dataclass(frozen=True, slots=True)
 class Executing:
-    """`node` runs now. None: the prompt is over and, other than at any event before, in history."""
+    """`node` executes from now on. None means that the prompt has ended and is in the history.
+
+    With every earlier event it is not there yet.
+    """
 
     prompt_id: str
     node: str | None
@@ -54,7 +57,7 @@ class Executing:
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """What `node` has to show, in the form that history has it in (`answers.parse_output`)."""
+    """The UI output of `node`, in the history's format (see `responses.parse_output`)."""
 
     prompt_id: str
     node: str
@@ -63,7 +66,7 @@ class Executed:
 
 @dataclass(frozen=True, slots=True)
 class Succeeded:
-    """All nodes have run; the prompt is not in history yet."""
+    """All nodes have executed; the prompt is not in the history yet."""
 
     prompt_id: str
 
@@ -85,9 +88,9 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class PromptProgress:
-    """All nodes that have begun; an expanded node's own nodes have ids that are not the prompt's.
+    """The state of all nodes that have started. Older versions of ComfyUI only send StepProgress.
 
-    Older versions send StepProgress only.
+    Nodes that another node expands into have ids that are not in the prompt.
     """
 
     prompt_id: str
@@ -96,7 +99,7 @@ class PromptProgress:
 
 @dataclass(frozen=True, slots=True)
 class NodeError:
-    """A node raised; `exception_type` is qualified with its module."""
+    """A node raised an exception; `exception_type` includes its module."""
 
     prompt_id: str
     node_id: str
@@ -107,7 +110,7 @@ class NodeError:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A picture of the work so far; without a prompt id it is of the prompt that runs."""
+    """A preview image. If `prompt_id` is None, it belongs to the executing prompt."""
 
     image: bytes
     content_type: str
@@ -140,7 +143,7 @@ class _PreviewMetadata:
     image_type: str = "image/jpeg"
 
 
-# The event's name, the key without which it concerns no run, and what the rest must look like.
+# By event type: the key without which an event is ignored, and the shape of its data.
 _EVENTS: dict[str, tuple[str, TypeAdapter[Any]]] = {
     "status": ("sid", TypeAdapter(Hello)),
     "execution_start": ("prompt_id", TypeAdapter(Started)),
@@ -160,7 +163,10 @@ _IMAGE_TYPES = {1: "image/jpeg", 2: "image/png"}
 
 
 def decode(frame: str | bytes) -> Message | None:
-    """One websocket frame: text is JSON, bytes are a preview. Raises MalformedMessage."""
+    """Decode a websocket frame: JSON text, or a binary preview. Raises MalformedMessage.
+
+    Return None for an event that concerns no run or is not used.
+    """
     if isinstance(frame, bytes):
         return _decode_binary(frame)
     envelope = parse(_ENVELOPE, frame, "frame")
@@ -187,7 +193,7 @@ def _decode_binary(frame: bytes) -> Preview | None:
 
 
 def parse(shape: TypeAdapter[T], raw: object, what: str) -> T:
-    """`raw` (JSON text, or what it held) in this shape. Raises MalformedMessage."""
+    """Validate `raw`, JSON or a decoded value. Raises MalformedMessage, which names `what`."""
     try:
         if isinstance(raw, str | bytes):
             return shape.validate_json(raw)

@@ -1,6 +1,6 @@
-"""What ComfyUI answers over HTTP, decoded without I/O: history, queue, prompts, uploads.
+"""Decode ComfyUI's HTTP responses without I/O: history, queue, prompts, uploads, system.
 
-Each `parse_*` takes the body and raises `wire.MalformedMessage` when it is something else.
+Each `parse_*` function raises `messages.MalformedMessage` if the data has another shape.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from restoration.engine_port import Vram
 
 @dataclass(frozen=True, slots=True)
 class OutputImage:
-    """A file that an output node saved; `subfolder` uses the separators of the engine's system."""
+    """A file saved by an output node. `subfolder` uses the engine's path separators."""
 
     filename: str
     subfolder: str = ""
@@ -26,7 +26,7 @@ class OutputImage:
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """What our own output node (`comfy_pool.nodes`) has to tell."""
+    """Name and size of the pixels that the node of `comfy_pool.nodes` wrote."""
 
     name: str
     width: int
@@ -42,7 +42,7 @@ class NodeOutput:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How a prompt ended. `status_str` is not reset between prompts: the messages tell."""
+    """The final status of a prompt. ComfyUI may leave `status_str` stale: rely on `messages`."""
 
     status_str: str
     messages: Sequence[tuple[str, Any]] = ()
@@ -59,7 +59,7 @@ class HistoryEntry:
 
     @property
     def error(self) -> NodeError | None:
-        """What the failing node raised."""
+        """The error of the node that failed, None if no node did."""
         for kind, data in self.status.messages:
             if kind == "execution_error":
                 return parse(_NODE_ERROR, data, "execution_error")
@@ -68,7 +68,7 @@ class HistoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """The ids of all prompts that run (one at most) or wait."""
+    """The ids of the running prompts (at most one) and of the pending ones."""
 
     running: frozenset[str]
     pending: frozenset[str]
@@ -81,7 +81,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The prompt did not validate. `queued`: what was valid of it runs nevertheless."""
+    """The prompt failed validation. If `queued`, ComfyUI still runs the valid outputs."""
 
     message: str
     node_errors: Mapping[str, Sequence[str]]
@@ -110,7 +110,7 @@ class _NodeProblems:
 class _PromptBody:
     prompt_id: str | None = None
     error: _Problem | str | None = None
-    # an empty list in older versions
+    # older versions send an empty list
     node_errors: Mapping[str, _NodeProblems] | Sequence[Any] = ()
 
 
@@ -155,17 +155,17 @@ _NODE_CLASSES = TypeAdapter(dict[str, Any])
 
 
 def parse_history(body: bytes, prompt_id: str) -> HistoryEntry | None:
-    """GET /history/{prompt_id}; None while the prompt has not ended, or was never there."""
+    """Parse GET /history/{prompt_id}. Return None if the prompt has not ended or is unknown."""
     return parse(_HISTORY, body, "history").get(prompt_id)
 
 
 def parse_output(raw: Mapping[str, Any]) -> NodeOutput:
-    """What a node has to show, as an event tells it."""
+    """Parse the node output that an `executed` event carries."""
     return parse(_OUTPUT, raw, "output of a node")
 
 
 def parse_queue(body: bytes) -> Queue:
-    """GET /queue, where an item's second member is its id."""
+    """Parse GET /queue, whose items have the prompt id as second member."""
     queue = parse(_QUEUE, body, "queue")
     return Queue(_prompt_ids(queue.queue_running), _prompt_ids(queue.queue_pending))
 
@@ -175,9 +175,9 @@ def _prompt_ids(items: Sequence[Sequence[Any]]) -> frozenset[str]:
 
 
 def parse_prompt_answer(body: bytes) -> PromptAnswer:
-    """POST /prompt, status 200 or 400.
+    """Parse the response to POST /prompt, with status 200 or 400.
 
-    A prompt whose validation failed in part is accepted with 200 and non-empty `node_errors`.
+    ComfyUI answers 200 with non-empty `node_errors` if only some outputs are valid.
     """
     answer = parse(_PROMPT, body, "answer to a prompt")
     node_errors: dict[str, Sequence[str]] = {}
@@ -192,24 +192,27 @@ def parse_prompt_answer(body: bytes) -> PromptAnswer:
 
 
 def parse_upload(body: bytes) -> str:
-    """POST /upload/image: the name under which a LoadImage node finds the picture."""
+    """Parse the response to POST /upload/image. Return the picture's name for LoadImage."""
     upload = parse(_UPLOAD, body, "answer to an upload")
     return f"{upload.subfolder}/{upload.name}" if upload.subfolder else upload.name
 
 
 def parse_node_classes(body: bytes) -> frozenset[str]:
-    """GET /object_info: the classes of all nodes that this engine has."""
+    """Parse GET /object_info. Return the class names of the engine's nodes."""
     classes = parse(_NODE_CLASSES, body, "list of nodes")
     return frozenset(classes)
 
 
 def parse_version(body: bytes) -> str:
-    """GET /system_stats: ComfyUI's version, empty if it does not say."""
+    """Parse GET /system_stats. Return ComfyUI's version, empty if it is not reported."""
     return parse(_SYSTEM, body, "answer to system_stats").system.comfyui_version
 
 
 def parse_vram(body: bytes) -> Vram | None:
-    """GET /system_stats, which for a CPU tells of the machine's own memory: that is None here."""
+    """Parse GET /system_stats. Return the first GPU's memory, or None without a GPU.
+
+    For a CPU device ComfyUI reports the machine's memory, which is ignored.
+    """
     devices = parse(_SYSTEM, body, "answer to system_stats").devices
     gpu = next((device for device in devices if device.type != "cpu"), None)
     return None if gpu is None else Vram(gpu.vram_total, gpu.vram_free)

@@ -1,8 +1,8 @@
-"""One websocket to ComfyUI: frames are read by a thread and handed to the event loop.
+"""Receive ComfyUI's websocket messages in a thread and deliver them on the event loop.
 
-websocket-client blocks, so each connection has a reader thread; `aclose` wakes it and waits for
-its end. A socket is never reopened: ComfyUI forgets a client id that connects twice, and what it
-had to tell the old one is lost. Whoever needs events again opens another.
+websocket-client blocks, so each connection has a reader thread; `aclose` wakes and joins it. A
+connection is never reopened under the same client id: ComfyUI loses the events of a client id that
+connects twice. Open a new connection instead.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from comfy_pool.protocol.messages import Hello, MalformedMessage, Message, decod
 from restoration.errors import EngineUnavailable
 
 _CONNECT_S = 5.0
-# Previews then say which prompt they belong to. Source: comfy_api/feature_flags.py.
+# Makes previews carry their prompt id. Source: ComfyUI's comfy_api/feature_flags.py.
 _FEATURES = json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
 
 log = structlog.get_logger(__name__)
 
 
 class EventSocket:
-    """A connection under a client id of its own; made by `open`, ended by `aclose` or the peer."""
+    """A connection with its own client id. Create it with `open`; end it with `aclose`."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class EventSocket:
         self._loop = asyncio.get_running_loop()
         self._greeted: asyncio.Future[None] = self._loop.create_future()
         self._stopping = False
-        # half of its methods are untyped; the decoder checks UTF-8, and quicker
+        # Any, since half of its methods are untyped. `_read` decodes UTF-8 itself, which is faster.
         self._socket: Any = websocket.WebSocket(skip_utf8_validation=True)
         self._reader = threading.Thread(target=self._read, name="comfyui-events", daemon=True)
 
@@ -59,9 +59,10 @@ class EventSocket:
         on_close: Callable[[], None],
         answer_s: float,
     ) -> Self:
-        """Connect and wait for ComfyUI's hello: from then on no event is missed.
+        """Connect and wait for ComfyUI's first message, after which no event is missed.
 
-        Both callbacks run on the event loop. Raises EngineUnavailable, after `answer_s` at most.
+        Both callbacks run on the event loop. Raises EngineUnavailable if the connection fails or
+        takes longer than `answer_s` seconds.
         """
         connection = cls(base_url, on_message, on_close, answer_s)
         connection._reader.start()
@@ -77,17 +78,17 @@ class EventSocket:
         return connection
 
     async def aclose(self) -> None:
-        """Close the connection and wait for its thread; repeatable."""
+        """Close the connection and join its thread. Idempotent."""
         self.closed = self._stopping = True
         self._socket.abort()
         await asyncio.to_thread(self._reader.join)
 
     def _read(self) -> None:
-        """The reader thread."""
+        """Read frames until the connection ends. Runs in the reader thread."""
         reason: Exception | None = None
         try:
             self._socket.connect(self._url, timeout=self._connect_s, http_no_proxy=["*"])
-            self._socket.settimeout(None)  # a peer that vanished shows by TCP keep-alive
+            self._socket.settimeout(None)  # TCP keep-alive detects a vanished peer
             self._socket.send(_FEATURES)
             while not self._stopping:
                 kind, data = self._socket.recv_data()
@@ -106,7 +107,7 @@ class EventSocket:
         try:
             message = decode(frame)
         except MalformedMessage as error:
-            # Progress may be lost by that, but no outcome: history has it.
+            # At most progress is lost: the outcome is also in the history.
             log.warning("event_ignored", error=error.message)
             return
         if isinstance(message, Hello):

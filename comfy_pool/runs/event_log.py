@@ -1,8 +1,8 @@
-"""What events have told of a run's outcome. Pure.
+"""Derive a run's outcome from its events, without I/O.
 
-History is the truth about it, and reading it costs a call for each run. An event can be lost, but
-one that came is true: once all of them have come that make a success with handed-over pixels, they
-say what history would. In every other case somebody has to look.
+ComfyUI's history is authoritative, but reading it costs a request for each run. Events can be lost,
+but those received are true. If all events of a success with handed-over pixels have arrived, the
+history entry follows from them. In all other cases the history must be read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from comfy_pool.protocol.responses import HistoryEntry, NodeOutput, Status, pars
 
 
 class RunEventLog:
-    """Of one run, whose picture is that of `output_node`."""
+    """The events of one run that concern its outcome. `output_node` makes the picture."""
 
     def __init__(self, output_node: str) -> None:
         self._output_node = output_node
@@ -39,12 +39,12 @@ class RunEventLog:
             case Executing(node=None):
                 self._over = True
             case Executed(node=self._output_node, output=output) if output:
-                with suppress(MalformedMessage):  # history may have it right
+                with suppress(MalformedMessage):  # fall back to the history
                     self._output = parse_output(output)
 
     @property
     def entry(self) -> HistoryEntry | None:
-        """The history entry of a run that is over, as far as an outcome depends on it."""
+        """The history entry of a successful run, or None if the events do not determine it."""
         output = self._output
         if output is None or not output.pixels or not (self._succeeded and self._over):
             return None

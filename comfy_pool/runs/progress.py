@@ -1,4 +1,4 @@
-"""How far a prompt is, as one fraction, from the events of its nodes. Pure."""
+"""Compute a prompt's progress as one fraction from the events of its nodes, without I/O."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from restoration.engine_port import EngineProgress, Prompt
 
 
 class ProgressMeter:
-    """Each node of the prompt is an equal share; a node that counts steps fills its share evenly.
+    """Progress of a prompt from 0 to 1, in which each node has an equal share.
 
-    The fraction never falls. It need not reach 1 by itself: a node that no output depends on
-    never runs.
+    A node that reports steps fills its share in proportion. The fraction never decreases. It may
+    stay below 1, since nodes that no output depends on do not run.
     """
 
     def __init__(self, prompt: Prompt) -> None:
         self._classes = {node_id: str(node["class_type"]) for node_id, node in prompt.items()}
         self._shares: dict[str, float] = {}
         self._running = ""
-        self._counts_all = False  # whether this engine sends the state of all nodes
+        self._counts_all = False  # whether this engine sends PromptProgress
         self._last = EngineProgress(0.0, "")
 
     def update(self, message: Message) -> EngineProgress | None:
-        """The progress after this message, or None if it has not changed."""
+        """Return the progress after this message, or None if it has not changed."""
         match message:
             case Cached(nodes=nodes):
                 self._shares |= dict.fromkeys(nodes, 1.0)
@@ -38,7 +38,7 @@ class ProgressMeter:
         return self._changed()
 
     def begins(self, message: Message) -> str:
-        """The class of the prompt's node that executes from this message on, if it says so."""
+        """Return the class of the node whose execution this message announces, otherwise ""."""
         match message:
             case Executing(node=str(node)):
                 return self._classes.get(node, "")
@@ -57,7 +57,7 @@ class ProgressMeter:
     def _changed(self) -> EngineProgress | None:
         done = sum(self._shares.get(node_id, 0.0) for node_id in self._classes)
         fraction = max(self._last.fraction, done / max(len(self._classes), 1))
-        # Nodes that a node expands into have ids of their own; what a person sees goes on.
+        # Nodes that a node expands into are not in the prompt: keep showing the class before.
         node_class = self._classes.get(self._running, self._last.node_class)
         progress = EngineProgress(fraction, node_class)
         if progress == self._last:

@@ -1,4 +1,4 @@
-"""How a prompt ended: the one picture it made, or the error that says what follows. Pure."""
+"""Convert an ended prompt into its one picture or a typed error, without I/O."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from restoration.errors import (
     EngineOutOfMemory,
 )
 
-# torch.OutOfMemoryError; MemoryError and numpy's _ArrayMemoryError; torch's CPU allocator raises
-# a RuntimeError, and so do some CUDA libraries.
+# The types are torch.OutOfMemoryError, MemoryError and numpy's _ArrayMemoryError. torch's CPU
+# allocator and some CUDA libraries raise RuntimeError, recognised by its message.
 _MEMORY_TYPES = ("OutOfMemoryError", "MemoryError")
 _MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -26,12 +26,13 @@ def output_of(
     stop_asked: bool,
     heard: NodeError | None = None,
 ) -> OutputImage | HandedOver:
-    """The picture that `output_node` saved in `folder`, or handed over.
+    """Return the picture that `output_node` saved in `folder`, or the pixels it handed over.
 
-    `heard` is an error that was told by event only.
+    `heard` is an error event, used if the history has neither an error nor a picture.
 
-    Raises EngineInterrupted; EngineCrashed for a stop that nobody here asked for (retryable);
-    EngineOutOfMemory; EngineFailed when a node raised, or when there is not exactly one picture.
+    For an interrupted run, raises EngineInterrupted if `stop_asked`, otherwise the retryable
+    EngineCrashed: another client interrupted it. Raises EngineOutOfMemory or EngineFailed if a node
+    raised, and EngineFailed unless there is exactly one picture, in `folder`.
     """
     if entry.interrupted:
         if stop_asked:
@@ -44,17 +45,17 @@ def output_of(
         return output.pixels[0]
     images = output.images if output is not None else ()
     if not images and heard is not None:
-        # A node that blocks the execution of others says so in an event, never in history.
+        # A node that blocks the execution of others reports it in an event, not in the history.
         raise error_of(heard)
     if len(images) != 1:
-        # An animation comes out of LoadImage as a batch, one picture for each frame.
+        # LoadImage loads an animation as a batch with one picture for each frame.
         raise EngineFailed(
             f"node {output_node} saved {len(images)} pictures where one was expected",
             status=entry.status.status_str,
         )
     image = images[0]
     if image.subfolder.replace("\\", "/") != folder:
-        # A prompt that is cached as a whole names the file of an earlier run.
+        # If the whole prompt was cached, ComfyUI names the file of an earlier run.
         raise EngineFailed(
             f"node {output_node} saved outside the run's folder: it does not use the output prefix"
         )
@@ -62,7 +63,7 @@ def output_of(
 
 
 def error_of(error: NodeError) -> EngineError:
-    """What a node's exception means for the job."""
+    """Convert a node's exception to EngineOutOfMemory or EngineFailed."""
     message = error.exception_message.strip()
     details = {"node": error.node_id, "node_class": error.node_type, "type": error.exception_type}
     if is_out_of_memory(error):

@@ -1,9 +1,10 @@
-"""The life of one run in an engine: upload, submit, wait for its outcome, fetch, clean up.
+"""Execute one run in an engine: upload, submit, wait for the outcome, fetch, clean up.
 
-History is the truth about an outcome; events say when to look, how far the run is, and sometimes
-all that history would (`comfy_pool.runs.event_log`). So a lost event or a dropped socket costs a
-run nothing but progress. Every wait ends: with history, with the engine's end, or when the
-engine has neither the run, nor an answer, nor an event for too long.
+ComfyUI's history is authoritative for the outcome. Events trigger a read of the history and report
+progress; a complete set replaces the read (`comfy_pool.runs.event_log`). A lost event or a dropped
+websocket therefore costs only progress. Every wait is bounded: it ends with the history entry, with
+the engine's end, if the engine does not know the run, or if it neither answers nor sends events for
+too long.
 """
 
 from __future__ import annotations
@@ -48,13 +49,13 @@ from restoration.errors import (
     EngineUnavailable,
 )
 
-_END_REPORT_S = 1.0  # a dead process drops its connections a little before its end is reported
+_END_REPORT_S = 1.0  # the connections of a dying process drop shortly before its end is reported
 
 log = structlog.get_logger(__name__)
 
 
 class RunInEngine:
-    """One run, from upload to clean-up, in the engine of `link`; `execute` is called once."""
+    """One run, from upload to clean-up. Call `execute` once."""
 
     def __init__(
         self, run: EngineRun, on_event: Callable[[EngineEvent], None], limits: EngineLimits
@@ -73,21 +74,21 @@ class RunInEngine:
         self._wake = asyncio.Event()
         self.result: asyncio.Future[EngineResult] = asyncio.get_running_loop().create_future()
         self._began = False
-        self._taken = False  # the pixels, by whoever has the result
+        self._taken = False  # whether the caller owns the pixel file
         self._submitted = False
-        self._queued = False  # ComfyUI has the prompt, or may have it
+        self._queued = False  # whether ComfyUI has, or may have, the prompt in its queue
 
     def ask_to_stop(self) -> None:
-        """`execute` sees to it, and tells the outcome."""
+        """Request a stop. `execute` carries it out and returns or raises the outcome."""
         self._patience.ask_to_stop()
         self.wake()
 
     def wake(self) -> None:
-        """Look at history now."""
+        """Check the history now."""
         self._wake.set()
 
     def handle(self, message: Message) -> None:
-        """Take an event of this run; before it was submitted and after its end there are none."""
+        """Process an event of this run. Ignored before its submission and after its end."""
         if self._meter is None or self._link is None:
             return
         self._patience.sign_of_life()
@@ -108,11 +109,12 @@ class RunInEngine:
                     self._on_event(progress)
 
     async def execute(self, link: EngineSession) -> EngineResult:
-        """The picture; see `restoration.engine_port.Engine.run` for the errors.
+        """Return the picture; see `restoration.engine_port.Engine.run` for the errors.
 
-        It is in `result` before it is returned: what is left to clean up then concerns nobody.
-        EngineUnavailable: the engine ended when it was not this run's turn, or could not be
-        reached before the prompt was sent. It never speaks against the run; every other error may.
+        `result` is set before the clean-up, so that the caller need not wait for it.
+
+        EngineUnavailable means that the engine ended while another run was executing, or was
+        unreachable before the prompt was sent. It never blames this run; every other error may.
         """
         self._link = link
         wake = _calls(self.wake)
@@ -146,7 +148,7 @@ class RunInEngine:
         return result
 
     async def _stage(self, link: EngineSession) -> str:
-        """Put the picture where the engine finds it; what a LoadImage node calls it."""
+        """Store the picture in the engine's input folder. Return its name for LoadImage."""
         filename = f"input{self._run.image_suffix}"
         if link.host.inputs is None:
             return await link.client.upload(self._run.image, filename, self.folder)
@@ -159,7 +161,7 @@ class RunInEngine:
         self._socket = await link.connect()
         if self._patience.stop_asked:
             raise EngineInterrupted("the run was stopped before it began")
-        if not link.alive:  # and another may have been started in its place meanwhile
+        if not link.alive:  # the socket may belong to another engine, started meanwhile
             raise link.end_for(self.id)
         self._submitted = self._queued = True
         link.submitted(self.id)
@@ -172,11 +174,10 @@ class RunInEngine:
             raise EngineRejected(answer.message, node_errors=dict(answer.node_errors))
 
     async def _outcome(self, link: EngineSession) -> HistoryEntry:
-        """The history entry, once it is there; meanwhile stops what is to be stopped.
+        """Wait for the history entry, and stop the run meanwhile if that was requested.
 
-        Raises what the engine's end means for the run when it has ended or is given up;
-        EngineCrashed when it does not know the run any more; EngineInterrupted when the run was
-        taken from the queue.
+        Raises `link.end_for` if the engine ends or is given up, EngineCrashed if the engine no
+        longer knows the run, and EngineInterrupted if the run was removed from the queue.
         """
         self._patience.answered()
         while link.alive:
@@ -186,8 +187,8 @@ class RunInEngine:
         raise link.end_for(self.id)
 
     async def _attend(self, link: EngineSession) -> HistoryEntry | None:
-        """One look at the run; gives the engine up when patience with it has come to its end."""
-        if not link.alive:  # and another may answer in its place
+        """Check the run once. Give the engine up if a limit of the watchdog is exceeded."""
+        if not link.alive:  # the answer could come from another engine, started meanwhile
             return None
         no_answer = ""
         try:
@@ -205,18 +206,18 @@ class RunInEngine:
 
     @property
     def _deaf(self) -> bool:
-        """Events go to the connection that the prompt was submitted with, and to no other."""
+        """Whether events cannot arrive: they only go to the socket used for the submission."""
         return self._socket is None or self._socket.closed
 
     async def _pause(self) -> None:
-        """Until there is a reason to look at history, or it is time to look without one."""
+        """Wait until `wake` is called or the polling interval has passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._patience.look_after_s(deaf=self._deaf)):
                 await self._wake.wait()
         self._wake.clear()
 
     async def _look_up(self, link: EngineSession) -> HistoryEntry | None:
-        """The history entry, or None while the engine has the run in its queue."""
+        """Return the history entry, or None while the run is queued or executing."""
         if (entry := self._heard.entry or await link.client.history(self.id)) is None:
             queue = await link.client.queue()
             if self.id in queue.running:
@@ -225,7 +226,7 @@ class RunInEngine:
                 self._patience.sign_of_life()
             if self.id in queue.pending | queue.running:
                 return None
-            # Between the two readings the run may have gone from the queue to history.
+            # The run may have moved from the queue to the history between the two reads.
             entry = await link.client.history(self.id)
         self._queued = False
         link.executed(self.id)
@@ -236,13 +237,17 @@ class RunInEngine:
         raise EngineCrashed("the engine does not know the run any more")
 
     def _begins(self) -> None:
-        """Of a run that waits there is no event: whatever is heard of it says that it executes."""
+        """Report once that the run executes. Any event shows it: a waiting run has none."""
         if not self._began:
             self._began = True
             self._on_event(EngineBegan())
 
     async def _push_stop(self, client: ComfyClient) -> None:
-        """Whether the run waits or runs, one of the two stops it, and neither another run."""
+        """Dequeue and interrupt the run if a stop was requested; interrupt it if it has stalled.
+
+        Dequeuing affects only a waiting prompt, interrupting only the executing one. Both name this
+        run, so neither affects another.
+        """
         if self._patience.stop_asked:
             await client.dequeue(self.id)
         if self._patience.stop_asked or self._patience.stalled:
@@ -258,7 +263,7 @@ class RunInEngine:
         return result
 
     def _pixels(self, link: EngineSession) -> Path | None:
-        """The file for this run's pixels, if this engine can hand them over."""
+        """Return the file for this run's pixels, or None if the engine cannot hand them over."""
         return None if link.host.pixels is None else link.host.pixels / self.id
 
     def _output(self, entry: HistoryEntry) -> OutputImage | HandedOver:
@@ -273,9 +278,9 @@ class RunInEngine:
         )
 
     async def _clean(self, link: EngineSession) -> None:
-        """Leave nothing behind; what fails here has no effect on the outcome."""
+        """Remove all traces of the run from the engine. Engine errors do not affect the outcome."""
         if self._queued and link.alive:
-            # Validated in part only, or the answer to its submission never came.
+            # The prompt is only partly valid, or its submission was not answered.
             self.ask_to_stop()
             with contextlib.suppress(EngineError):
                 await self._outcome(link)
@@ -287,7 +292,7 @@ class RunInEngine:
         if link.ended.done():
             return
         try:
-            if self._queued:  # in an engine that was given up and is not ours
+            if self._queued:  # in an attached engine that was given up
                 await link.client.dequeue(self.id)
             await link.client.forget(self.id)
         except EngineError as error:

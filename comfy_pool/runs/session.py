@@ -1,8 +1,8 @@
-"""An engine from one start to its end, as its runs share it; and which run its end speaks against.
+"""State that runs share from an engine's start to its end, and blame for that end.
 
-ComfyUI runs one prompt after the other, in the order they came. When it dies or hangs, one run is
-held responsible: the one that ran, or, if events came too late to tell, the first in line. The
-others have lost nothing but time, and their error says so.
+ComfyUI executes prompts one at a time, in the order of submission. If it dies or hangs, one run is
+blamed: the executing one, or the first in line if events arrived too late. The other runs get
+EngineUnavailable, which does not count against them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ log = structlog.get_logger(__name__)
 
 
 class EngineSession:
-    """What a run needs of the engine it is in; `ended` tells how that engine's process ended."""
+    """One start of an engine, shared by its runs.
+
+    `ended` resolves to a description of the process's end.
+    """
 
     def __init__(
         self,
@@ -34,14 +37,16 @@ class EngineSession:
         self.host = host
         self.ended = ended
         self.connect = connect
-        self._line: list[str] = []  # the run that executes, those that wait, those that are over
+        self._line: list[
+            str
+        ] = []  # the executing run, then those that wait, then those that are over
         self._hung = ""
         self._culprit: str | None = None
         self._judged = False
 
     @property
     def alive(self) -> bool:
-        """Neither ended nor given up."""
+        """Whether the engine has neither ended nor been given up."""
         return not self.ended.done() and not self._hung
 
     def submitted(self, run_id: str) -> None:
@@ -53,7 +58,7 @@ class EngineSession:
             self._line.insert(0, run_id)
 
     def executed(self, run_id: str) -> None:
-        """It is over in the engine, though its picture may still be there."""
+        """Record that the engine has finished the run; its files may still be there."""
         if run_id in self._line:
             self._line.remove(run_id)
             self._line.append(run_id)
@@ -63,7 +68,7 @@ class EngineSession:
             self._line.remove(run_id)
 
     async def give_up(self, reason: str) -> None:
-        """Declare the engine hung, and end it if it is ours: the next run starts it anew."""
+        """Declare the engine hung, and stop it if it is owned. The next run restarts it."""
         if not self.alive:
             return
         self._hung = reason
@@ -72,7 +77,11 @@ class EngineSession:
         await self.host.stop()
 
     def end_for(self, run_id: str) -> EngineError:
-        """What the end of this engine means for a run that was in it."""
+        """Return the error that the end of this engine means for a run.
+
+        The blamed run gets EngineStalled after a hang, EngineCrashed after a crash; any other run
+        gets EngineUnavailable.
+        """
         self._judge()
         how = self._hung or f"the engine {self.ended.result()}"
         if run_id != self._culprit:
@@ -80,7 +89,7 @@ class EngineSession:
         return EngineStalled(how) if self._hung else EngineCrashed(how)
 
     def _judge(self) -> None:
-        """Once, at the first news of the end: runs leave as they hear of it."""
+        """Fix the blamed run at the first report of the end, since runs leave the line after it."""
         if not self._judged:
             self._culprit = self._line[0] if self._line else None
             self._judged = True

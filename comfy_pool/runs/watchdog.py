@@ -1,4 +1,4 @@
-"""The clocks of one run: when to look at it, when to stop it, when to give its engine up."""
+"""Decide when to poll a run, when to interrupt it and when to give its engine up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from comfy_pool.limits import EngineLimits
 
 
 class Patience:
-    """`deaf` is a run whose events cannot arrive: its silence says nothing, and is no stall."""
+    """Watchdog of one run, with the time limits of `EngineLimits`.
+
+    `deaf` means that the run's events cannot arrive, so that silence is not a stall.
+    """
 
     def __init__(self, limits: EngineLimits) -> None:
         self._limits = limits
@@ -29,15 +32,15 @@ class Patience:
             self._asked_at = time.monotonic()
 
     def sign_of_life(self) -> None:
-        """The run goes on, or has no need to: it waits for its turn."""
+        """Record that the run makes progress, or waits behind another run."""
         self._sign_at = time.monotonic()
 
     def answered(self) -> None:
-        """The engine did, whatever it said."""
+        """Record that the engine answered a request."""
         self._answered_at = time.monotonic()
 
     def look_after_s(self, *, deaf: bool) -> float:
-        """How long the run may be left to its events."""
+        """Return the seconds until the next poll, if no event triggers it before."""
         if self.stop_asked or self.stalled:
             return self._limits.stop_poll_s
         if deaf:
@@ -49,7 +52,10 @@ class Patience:
             self._stalled_at = time.monotonic()
 
     def end(self, no_answer: str) -> str | None:
-        """Why the engine is to be given up, if it is; `no_answer` if there was none just now."""
+        """Return the reason to give the engine up, or None.
+
+        `no_answer` is the error of the last request, empty if it was answered.
+        """
         now, limits = time.monotonic(), self._limits
         if no_answer and now - self._answered_at > limits.unreachable_s:
             return f"the engine hangs: {no_answer}"
