@@ -1,8 +1,8 @@
-"""One claimed job, from its input in S3 to its end in Postgres. Plain async code, no Ray.
+"""Runs one attempt at a claimed job, from its input in S3 to its outcome in Postgres. No Ray.
 
-A heartbeat runs beside the work: it keeps the lease, and brings the news that the job is to be
-cancelled or that another attempt owns it now. Whatever happens, the attempt ends in exactly one
-fenced call on the job store, or in silence when the lease is lost.
+A heartbeat runs concurrently: it extends the lease, and reports that the job was cancelled or that
+another attempt owns it. Every attempt ends with exactly one fenced write to the job store, or with
+none if its lease is lost.
 """
 
 from __future__ import annotations
@@ -55,39 +55,39 @@ from workflows.render import render
 log = structlog.get_logger(__name__)
 
 Charge = Callable[[Job, float], None]  # `actors.execution.usage.UsageRecorder.charge`
-# The engine's share of the progress bar; fetching comes before it, encoding and storing after.
+# The engine's part of the progress bar, after fetching and before encoding and storing.
 ENGINE_FROM, ENGINE_TO = 0.05, 0.9
 DEFAULT_QUALITY = 90
 
 
 class Publish(Protocol):
     def __call__(self, job_id: UUID, event: JobEvent, row: Job | None = None, /) -> None:
-        """Tell watchers of a job's `event`, best effort; `row`: the job, if a write returned it."""
+        """Publish a job's event, best effort. `row` is the job, if a write has returned it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """`lease_s` after its last heartbeat a worker is taken for dead. Seconds."""
+    """A job is reclaimed `lease_s` seconds after its last heartbeat, sent every `heartbeat_s`."""
 
     heartbeat_s: float
     lease_s: float
 
 
 class Visit:
-    """A job's way through the engine, told to whoever lets jobs in; this one tells nobody."""
+    """Receives a job's progress through the engine. This base class ignores it."""
 
     def staged(self, pixels: int) -> None:
-        """The engine has a picture of so many pixels; it executes it now, or after others."""
+        """The engine has the job's picture, of `pixels` pixels, in its queue."""
 
     def began(self) -> None:
-        """It executes from now on."""
+        """The engine has begun to execute the job."""
 
     def left(self) -> None:
-        """It was executed to its end, and its result is out of the engine."""
+        """The engine has finished the job, and its result has been read."""
 
     @property
     def stage(self) -> Stage:
-        return Stage.FETCHING  # as far as this one knows
+        return Stage.FETCHING  # no progress is recorded here
 
 
 class Images(Protocol):
@@ -109,9 +109,9 @@ class Images(Protocol):
 
 
 class RunLimit:
-    """Bounds the time in which an attempt's picture is worked on, in seconds.
+    """A time limit, in seconds, for the work on an attempt's picture.
 
-    Reading it, executing the graph and writing the result count. Waiting for the engine does not.
+    Decoding, executing the graph and encoding count; waiting for the engine does not.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -121,7 +121,7 @@ class RunLimit:
 
     @asynccontextmanager
     async def bounding(self) -> AsyncIterator[None]:
-        """Count the time from the call of `begin` on. Raises EngineTimeout when none is left."""
+        """Count the time from `begin` to the end of the block. Raises EngineTimeout if it is up."""
         try:
             async with asyncio.timeout(None) as self._timeout:
                 yield
@@ -134,7 +134,7 @@ class RunLimit:
                 self._began_at = None
 
     def begin(self) -> None:
-        """The work begins; to be called within `bounding`."""
+        """Start to count. Call it within `bounding`; further calls have no effect."""
         if self._timeout is not None and self._began_at is None:
             self._began_at = asyncio.get_running_loop().time()
             self._timeout.reschedule(self._began_at + self._left_s)
@@ -142,7 +142,7 @@ class RunLimit:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One attempt at `job`. `cancelled` is set when its owner has asked for its end."""
+    """One attempt at `job`. `cancelled` is set when its cancellation was requested."""
 
     job: Job
     run_id: UUID
@@ -179,11 +179,11 @@ class Execution:
         self._observer = observer or NobodyWatches()
 
     async def run(self, job: Job, visit: Visit) -> Job | None:
-        """Take the claimed `job` to the end of this attempt.
+        """Run the attempt at the claimed `job`, and return the job as its outcome left it.
 
-        `visit` is told of its way through the engine, which is free for others before the
-        picture is encoded and stored. None when the attempt could not be ended by us: its lease
-        is lost, or Postgres stayed away.
+        `visit` receives the job's progress through the engine, which is free for other jobs before
+        the picture is encoded and stored. Return None if no outcome was recorded, because the
+        lease was lost or Postgres stayed unavailable.
         """
         with structlog.contextvars.bound_contextvars(**_log_context(job)):
             self._publish(job.id, StateChanged(JobStatus.RUNNING, job.attempt))
@@ -195,7 +195,7 @@ class Execution:
             except DependencyUnavailable as error:
                 log.error("outcome_not_recorded", reason=error.message)
             except asyncio.CancelledError:
-                # LeaseLost: the outcome was being recorded, or the job is another's
+                # LeaseLost: an outcome was recorded already, or another attempt owns the job
                 with suppress(LeaseLost, DependencyUnavailable):
                     await self._outcomes.stopped(job)
                 raise
@@ -207,19 +207,19 @@ class Execution:
             return ended
 
     def _settle(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
-        """Account for the attempt, whatever became of it; nothing else depends on that."""
+        """Report the attempt's cost, stages and outcome to the ledger and the observer."""
         watch.stop()
         self._account(job, watch)
         self._observer.ended(job, watch, ended)
 
     def _account(self, job: Job, watch: Stopwatch) -> None:
-        """Tell what the attempt has cost so far."""
+        """Report the attempt's GPU time so far."""
         self._observer.executed(job, watch.take_gpu_s())
         if gpu_s := watch.gpu_s:
             self._charge(job, gpu_s)
 
     async def _attempt(self, job: Job, visit: Visit, watch: Stopwatch) -> Job:
-        run_id = uuid4()  # never used before: ComfyUI takes an id twice and mixes the two up
+        run_id = uuid4()  # new for each attempt: ComfyUI accepts an id twice and mixes up the runs
         attempt = _Attempt(job, run_id, visit, watch, asyncio.Event())
         try:
             output = await self._under_lease(attempt)
@@ -230,7 +230,7 @@ class Execution:
         except RestorationError as error:
             log.warning("attempt_failed", code=error.code, reason=error.message)
             return await self._outcomes.failed(job, error)
-        except Exception:  # the attempt's supervisor: a defect of ours ends it, not the worker
+        except Exception:  # a bug ends this attempt, not the worker
             log.exception("attempt_broke")
             return await self._outcomes.broke(job)
         return await self._outcomes.succeeded(job, output, watch.laps_s)
@@ -284,7 +284,7 @@ class Execution:
 
         def on_event(event: EngineEvent) -> None:
             if isinstance(event, EngineBegan):
-                limit.begin()  # what others took before is not held against this one
+                limit.begin()  # not before: the time of jobs ahead in the engine does not count
                 watch.enter(ENGINE)
                 visit.began()
             elif isinstance(event, EngineNode):
@@ -317,7 +317,7 @@ class Execution:
         self._publish(job.id, Progressed(round(fraction, 4), stage, job.attempt))
 
     async def _under_lease(self, attempt: _Attempt) -> Artifact:
-        """The stored result; the work is stopped as soon as the lease is known to be lost."""
+        """Return the stored result. Stops the work and raises LeaseLost if the lease is lost."""
         working = asyncio.create_task(self._restore(attempt))
         beating = asyncio.create_task(self._keep_lease(attempt))
         try:
@@ -325,7 +325,7 @@ class Execution:
             return working.result() if working.done() else beating.result()
         finally:
             try:
-                # The heart beats on meanwhile: an engine may take long to stop.
+                # The heartbeat goes on meanwhile, because an engine may take long to stop.
                 await stop(working)
             finally:
                 await stop(beating)
@@ -349,7 +349,7 @@ class Execution:
 
 @asynccontextmanager
 async def _interruptible(cancelled: asyncio.Event) -> AsyncIterator[None]:
-    """Let `cancelled` end whatever is awaited within. Raises EngineInterrupted then."""
+    """Stop the block and raise EngineInterrupted when `cancelled` is set."""
 
     async def expire() -> None:
         await cancelled.wait()
@@ -370,6 +370,6 @@ async def _interruptible(cancelled: asyncio.Event) -> AsyncIterator[None]:
 
 
 def _log_context(job: Job) -> dict[str, str | int]:
-    """What is on each line about an attempt, the engine's own too."""
+    """Return the fields of every log line about an attempt, including the engine's lines."""
     trace = {"trace_id": trace_id} if (trace_id := trace_id_of(job.traceparent)) else {}
     return {"job_id": str(job.id), "attempt": job.attempt, **trace}

@@ -1,4 +1,4 @@
-"""Asks a worker's engine every few seconds how it is, and tells the meter. No Ray."""
+"""Polls a worker's engine every few seconds and sets its metrics. No Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PERIOD_S = 5.0
 
 
 class WatchedEngine(Protocol):
-    """What of an engine is watched."""
+    """The part of an engine that EngineWatch reads."""
 
     @property
     def starts(self) -> int: ...
@@ -22,7 +22,7 @@ class WatchedEngine(Protocol):
 
 
 class EngineWatch:
-    """Watches as long as `run` does."""
+    """Sets the metrics of one engine while `run` runs."""
 
     def __init__(self, engine: WatchedEngine, meter: Meter, period_s: float = PERIOD_S) -> None:
         self._engine = engine
@@ -36,10 +36,10 @@ class EngineWatch:
             await asyncio.sleep(self._period_s)
 
     async def look(self) -> None:
-        """One look: whether it answers, how often it was started, and its GPU's memory."""
+        """Update the metrics once: whether the engine responds, its starts, its GPU's memory."""
         try:
             vram = await self._engine.vram()
-        except EngineError:  # whoever runs jobs on it sees to that, and logs it
+        except EngineError:  # the worker's health check restarts the engine and logs it
             self._meter.gauge(ENGINE_UP, 0)
         else:
             self._meter.gauge(ENGINE_UP, 1)

@@ -1,7 +1,7 @@
-"""What a worker's engine has loaded: told by its last job, forgotten when the engine is new.
+"""Tracks the workflows whose models a worker's engine has loaded.
 
-ComfyUI does not say which models it holds. It keeps those of the last prompt, and drops others
-when memory is short, so that only the last job's are counted on.
+ComfyUI does not report which models it holds. It keeps those of the last prompt and unloads others
+when memory is short, so only the last job's models count as loaded, and none after a restart.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from workflows.render import render
 
 log = structlog.get_logger(__name__)
 
-_SIDE = 16  # pixels; ImageUpscaleWithModel and the like ask for no more
+_SIDE = 16  # pixels; enough for ImageUpscaleWithModel and similar nodes
 
 
 class Warmth:
-    """Keeps `affinity` true to what the engine holds."""
+    """Keeps `affinity` up to date with the engine's loaded models."""
 
     def __init__(self, catalog: Catalog, engine: Engine) -> None:
         self.affinity = Affinity()
@@ -33,20 +33,23 @@ class Warmth:
         self._starts = engine.starts
 
     def check(self) -> None:
-        """Before a claim: an engine that was started anew holds nothing."""
+        """Forget the loaded models if the engine has restarted. Call it before each claim."""
         if self._engine.starts != self._starts:
             self._starts = self._engine.starts
             self.affinity.workflows = frozenset()
 
     def took(self, name: str) -> None:
-        """A job of that workflow is the engine's next; of a user's own graph nothing is known."""
+        """Record that the engine's next job runs this workflow.
+
+        The models of a graph that is not in the catalog are unknown, so none count as loaded.
+        """
         known = any(workflow.name == name for workflow in self._catalog)
         self.affinity.workflows = self._catalog.sharing_models(name) if known else frozenset()
 
     async def warm_up(self, name: str) -> None:
-        """Run the workflow on a tiny picture, so that its models are there for the first job.
+        """Run the workflow on a tiny picture, so that its models are loaded for the first job.
 
-        An engine that fails at it is left for jobs to find out about. Raises UnknownWorkflow.
+        A failure of the engine is only logged. Raises UnknownWorkflow.
         """
         run = _tiny_run(self._catalog.find(name))
         try:
@@ -71,4 +74,4 @@ def _tiny_run(workflow: Workflow) -> EngineRun:
 
 
 def _ignore(_: EngineEvent) -> None:
-    """Nobody watches."""
+    """Discard an event: the warm-up has no watchers."""

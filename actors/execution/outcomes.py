@@ -1,6 +1,6 @@
-"""How an attempt's outcome gets into Postgres: one fenced write, insisted on through an outage.
+"""Records an attempt's outcome in Postgres: one fenced write, retried through an outage.
 
-What an error means for the job is decided here, and nowhere else.
+This module alone decides which outcome each error has for the job.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How attempts back off, in seconds; `record_s` bounds writing an outcome."""
+    """Backoff between attempts, and `record_s`, the time for writing an outcome. Seconds."""
 
     first_s: float = 0.5
     longest_s: float = 30.0
@@ -32,9 +32,10 @@ class RetryPolicy:
 
 
 class Outcomes:
-    """The ends that an attempt can come to; each returns the job as it is then.
+    """Records the outcomes of attempts. Each method returns the job as updated.
 
-    LeaseLost: the attempt does not own the job. DependencyUnavailable: Postgres stayed away.
+    Each raises LeaseLost if the attempt does not own the job, and DependencyUnavailable if
+    Postgres stays unavailable for `RetryPolicy.record_s`.
     """
 
     def __init__(self, jobs: JobStore, retry: RetryPolicy) -> None:
@@ -45,13 +46,13 @@ class Outcomes:
         return await self._record(self._jobs.succeed, job.ref, output, timings_s)
 
     async def stopped(self, job: Job) -> Job:
-        """Somebody wanted the attempt to end: nothing is held against the job."""
+        """Release the job after a cancellation or a worker's shutdown, without a failure."""
         return await self._record(self._jobs.release, job.ref, None)
 
     async def failed(self, job: Job, error: RestorationError) -> Job:
         failure = Failure.of(error)
         if isinstance(error, EngineUnavailable | DependencyUnavailable):
-            # Nothing ran, or S3 is away: that says nothing about the job.
+            # Nothing ran, or S3 is unavailable: neither is the job's fault, so it is not charged.
             delay_s = self._retry.delay_s(job.attempt - 1)
             return await self._record(self._jobs.release, job.ref, failure, delay_s, charged=False)
         if error.retryable:
@@ -59,7 +60,7 @@ class Outcomes:
         return await self._record(self._jobs.fail, job.ref, failure)
 
     async def broke(self, job: Job) -> Job:
-        """A defect of ours: what it was is in the log, and is nobody else's business."""
+        """Record a bug of the service. Its details are in the log only, not in the job."""
         failure = Failure("internal_error", "the service failed; the attempt was logged")
         return await self._hand_back(job, failure)
 
@@ -70,7 +71,7 @@ class Outcomes:
     async def _record(
         self, write: Callable[P, Awaitable[Job]], *args: P.args, **kwargs: P.kwargs
     ) -> Job:
-        """Write an outcome: also when the caller is cancelled meanwhile, who waits for it then."""
+        """Write an outcome. A cancellation of the caller is raised only after the write."""
         writing = asyncio.create_task(self._insist(write, *args, **kwargs))
         try:
             return await asyncio.shield(writing)
@@ -81,10 +82,10 @@ class Outcomes:
     async def _insist(
         self, write: Callable[P, Awaitable[Job]], *args: P.args, **kwargs: P.kwargs
     ) -> Job:
-        """Write through an outage of Postgres.
+        """Repeat the write while Postgres is unavailable, for `record_s` seconds.
 
-        A write that was committed although its answer was lost is repeated harmlessly: `succeed`
-        is idempotent, the others then raise LeaseLost.
+        Repeating a committed write whose response was lost is safe: `succeed` is idempotent, and
+        the others then raise LeaseLost.
         """
         deadline = time.monotonic() + self._retry.record_s
         while True:

@@ -1,8 +1,7 @@
-"""A worker's stages: while one job executes, the next is made ready and the last one is stored.
+"""A worker's stages: while one job executes, the next is fetched and the previous one is stored.
 
-A job is claimed late, when the work ahead of it in the engine is about to be done. So it is in the
-engine in time, and until then it is everybody's: for a worker that has nothing to do, and behind
-any job that is more urgent. Plain async code, no Ray.
+A job is claimed late, just in time to be ready when the engine finishes the work ahead of it. Until
+then an idle worker may claim it, and a more urgent job may overtake it. Plain async code, no Ray.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from actors.execution.attempt import Visit
 from restoration.jobs import Job
 from restoration.workers import Stage
 
-# What becomes of a ticket: nothing to claim; or nothing that this worker could begin with soon.
+# Outcomes of a ticket without a job: no job could be claimed; the worker could not claim soon.
 NOTHING_WAITS = "nothing waits"
 BUSY = "busy"
 
-# Jobs whose pictures are being encoded and stored: one for each encoder.
+# Jobs that may be encoded and stored at a time: one for each image process that encodes.
 STORING = 2
 _REMEMBERED = 8  # durations of each kind
 _MARGIN_S = 0.05
-# How long a ticket that has served a job may wait for another: no other worker is owed it.
+# A ticket that has already run a job may wait longer, because no other worker needs it.
 _SERVED_HOLD_S = 5.0
-_FIRST_LEAD_S = 0.5  # until it is known how long it takes to make a job ready
+_FIRST_LEAD_S = 0.5  # used until the time to make a job ready has been measured
 
 Claim = Callable[[], Awaitable[Job | None]]
 Run = Callable[[Job, Visit], Awaitable[str]]
@@ -39,8 +38,10 @@ Run = Callable[[Job, Visit], Awaitable[str]]
 async def one_after_another(
     process: Callable[[float], Awaitable[str]], hold_s: float, more_wait: Callable[[], bool]
 ) -> str:
-    """Let a ticket serve for one job after another while some wait: a ticket costs more than a
-    claim. What became of the last job, or of the ticket if there was none at all."""
+    """Run jobs on one ticket while more wait, because a ticket costs more than a claim.
+
+    Return the last job's outcome, or the ticket's if it ran no job.
+    """
     served = outcome = await process(hold_s)
     while outcome not in {NOTHING_WAITS, BUSY} and more_wait():
         served, outcome = outcome, await process(_SERVED_HOLD_S)
@@ -48,12 +49,12 @@ async def one_after_another(
 
 
 def stages(depth: int) -> int:
-    """How many tickets a worker can use at a time: what its `max_ongoing_requests` must be."""
+    """Return the number of tickets a worker uses at a time, for its `max_ongoing_requests`."""
     return 1 + depth + STORING
 
 
 class Pipeline:
-    """Sees jobs through, `depth` of them made ready behind the one that executes."""
+    """Claims and runs jobs, with up to `depth` made ready behind the one that executes."""
 
     def __init__(self, claim: Claim, run: Run, depth: int) -> None:
         self._claim = claim
@@ -65,13 +66,14 @@ class Pipeline:
 
     @property
     def idle(self) -> bool:
-        """Whether the engine has nothing to do."""
+        """Whether no claimed job is in the engine or on its way to it."""
         return not self._engine.visits
 
     async def process(self, hold_s: float) -> str:
-        """Claim the best job when its time has come, and see it through; what became of it.
+        """Claim the best job when the engine is nearly free, run it, and return its outcome.
 
-        BUSY when that time has not come within `hold_s`.
+        Return NOTHING_WAITS if there was nothing to claim, BUSY if the engine was not nearly free
+        within `hold_s` seconds.
         """
         self._waiting.add(ticket := asyncio.current_task())
         try:
@@ -87,7 +89,7 @@ class Pipeline:
             self._waiting.discard(ticket)
 
     def withdraw(self, ticket: asyncio.Task[str]) -> None:
-        """Forget a ticket, unless a job is in hand on it: that one is seen through."""
+        """Cancel a ticket that has not yet begun to claim. Any other runs to its end."""
         if ticket in self._waiting:
             ticket.cancel()
 
@@ -103,7 +105,7 @@ class Pipeline:
 
 
 class _Engine:
-    """Who is in the engine, and how long it will take."""
+    """The jobs in the engine, and an estimate of the time they will take."""
 
     def __init__(self, places: int) -> None:
         self.visits: list[_Visit] = []
@@ -116,7 +118,7 @@ class _Engine:
         return _Visit(self)
 
     async def nearly_done(self) -> None:
-        """Return when a job that is claimed now will be ready just before its turn."""
+        """Return when a job claimed now will be ready just before the engine can execute it."""
         while (wait_s := self._ahead_s() - self._lead_s()) > 0:
             self.changed.clear()
             with suppress(TimeoutError):
@@ -133,7 +135,7 @@ class _Engine:
 
 
 class _Visit(Visit):
-    """One job, from its claim to its end in the engine; the `Visit` of an execution."""
+    """One job's stay in the engine, from its claim until its result has been read."""
 
     def __init__(self, engine: _Engine) -> None:
         self._engine = engine
@@ -191,7 +193,10 @@ class _Visit(Visit):
         self._engine.places.release()
 
     def remaining_s(self) -> float:
-        """At least: judged by the quickest of late. Infinite while nothing is known."""
+        """Return a lower bound in seconds, from the fastest of the workflow's recent runs.
+
+        Infinite while the picture's size or the workflow's speed is unknown.
+        """
         known = self._engine.per_pixel_s[self._workflow]
         if not self._pixels or not known:
             return math.inf

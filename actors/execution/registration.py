@@ -1,6 +1,6 @@
-"""What a worker reports of itself, and what it has been told to do. Plain async code, no Ray.
+"""Reports a worker's state to the registry, and carries out its orders: drain, restart. No Ray.
 
-Without Postgres no report arrives and no order is learnt; those that are known hold.
+While Postgres is unavailable the last orders stay in force.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ log = structlog.get_logger(__name__)
 
 
 class WorkerRegistration:
-    """`look` makes a report, given how many restarts are done; `restart` starts the engine anew
-    when no job is in it, and may raise EngineUnavailable."""
+    """Registers one worker, and keeps its orders.
+
+    `look` returns a report, given the number of restarts done. `restart` restarts the engine when
+    no job is in it, and may raise EngineUnavailable. A report is sent every `every_s` seconds.
+    """
 
     def __init__(
         self,
@@ -46,14 +49,14 @@ class WorkerRegistration:
         return self._orders.drained
 
     async def admitted(self, within_s: float) -> bool:
-        """Whether the worker may claim, after at most so long of waiting to be undrained."""
+        """Wait up to `within_s` seconds while drained. Return whether the worker may claim."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 await self._undrained.wait()
         return not self.drained
 
     async def run(self) -> NoReturn:
-        """Report and obey, for ever; cancelled, the engine is left as it is."""
+        """Report periodically until cancelled, which also stops a restart that waits."""
         try:
             while True:
                 await self.report()
@@ -82,10 +85,10 @@ class WorkerRegistration:
             log.warning("not_reported", reason=error.message)
 
     async def _obey(self, asked: int) -> None:
-        """Several orders that came meanwhile are one restart."""
+        """Restart the engine once for all the restarts asked for so far."""
         try:
             await self._restart()
-        except EngineUnavailable as error:  # the worker's health check sees to it from here
+        except EngineUnavailable as error:  # the worker's health check handles a broken engine
             log.warning("engine_unavailable", reason=error.message)
         self._restarts_done = asked
         self._restarting = None

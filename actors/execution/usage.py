@@ -1,7 +1,7 @@
-"""What a worker's attempts have cost, on its way to the ledger. Plain async code, no Ray.
+"""Records the GPU time of a worker's attempts in the usage ledger. Plain async code, no Ray.
 
-Written now and then and all at once: a job's end waits for no bookkeeping, and several jobs cost
-Postgres one transaction. A worker that is killed takes with it what it has not written yet.
+Costs are written periodically in one transaction, so that no job waits for it. The costs that a
+killed worker has not written are lost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 class UsageRecorder:
-    """The latest figure of each attempt, until the ledger has it."""
+    """Buffers the latest cost of each attempt until it is written to the ledger."""
 
     def __init__(self, ledger: UsageLedger, every_s: float) -> None:
         self._ledger = ledger
@@ -27,17 +27,17 @@ class UsageRecorder:
         self._unwritten: dict[AttemptRef, Cost] = {}
 
     def charge(self, job: Job, gpu_s: float) -> None:
-        """The attempt of `job` has executed for so long in all. Never blocks, never fails."""
+        """Set the total GPU time of the attempt, in seconds. Never blocks or raises."""
         self._unwritten[job.ref] = Cost(job, gpu_s)
 
     async def run(self) -> NoReturn:
-        """Write every so often, for ever."""
+        """Write the costs periodically until cancelled."""
         while True:
             await asyncio.sleep(self._every_s)
             await self.write()
 
     async def write(self) -> None:
-        """Give the ledger what it does not have; what it cannot take now it is given again."""
+        """Write all unwritten costs. If Postgres is unavailable they are kept for the next call."""
         costs = list(self._unwritten.values())
         if not costs:
             return
@@ -46,7 +46,7 @@ class UsageRecorder:
         except DependencyUnavailable as error:
             log.warning("usage_not_recorded", attempts=len(costs), reason=error.message)
             return
-        # Only now, so that one who is cancelled meanwhile has forgotten nothing.
+        # Removed only after the write, so that a cancellation loses nothing.
         for cost in costs:
             if self._unwritten.get(cost.job.ref) is cost:
                 del self._unwritten[cost.job.ref]

@@ -1,8 +1,8 @@
-"""The pool follows the jobs in Postgres: what the leading dispatcher does about its size.
+"""Scales the worker pool with the jobs in Postgres, in the leading dispatcher. No Ray.
 
-Serve's own policies see tickets only, and from zero replicas no policy is asked: a single ticket
-starts as many as the `upscaling_factor` says (decision 16 in docs/decisions). So the
-leader sets the number itself, and Serve's policy keeps to it. Plain async code, no Ray.
+Serve's own policies see only tickets, and at zero replicas Serve asks no policy: a single ticket
+starts as many replicas as the `upscaling_factor` says (decision 16 in docs/decisions). So the
+leader sets the target itself, and Serve's policy (`keep_target`) leaves it unchanged.
 """
 
 from __future__ import annotations
@@ -24,19 +24,16 @@ SCALE_S = 1.0
 
 
 class Pool(Protocol):
-    """Those who can tell and set how many workers there are to be.
-
-    Both raise DependencyUnavailable if nobody answers.
-    """
+    """Reads and sets the target number of workers. Both methods raise DependencyUnavailable."""
 
     async def size(self) -> int:
-        """The number that was set last, whether or not that many run already."""
+        """Return the current target, which may differ from the number of running workers."""
 
     async def resize(self, workers: int) -> None: ...
 
 
 class PoolScaler:
-    """Looks at the demand each second, and sets the pool's size when it is time to."""
+    """Resizes the pool to the demand in Postgres, as `scaler` decides."""
 
     def __init__(
         self,
@@ -51,13 +48,13 @@ class PoolScaler:
         self._clock = clock
 
     async def run(self, pause_s: float = SCALE_S) -> None:
-        """Go on until cancelled; what cannot be asked now is asked again."""
+        """Update the size every `pause_s` seconds until cancelled. Failures are logged."""
         while True:
             try:
                 await self.look()
             except DependencyUnavailable as error:
                 log.warning("demand_unknown", reason=error.message)
-            except Exception:  # the scaler's supervisor: a defect must not freeze the pool
+            except Exception:  # a bug must not stop the scaling for good
                 log.exception("scaling_broke")
             await asyncio.sleep(pause_s)
 
@@ -71,8 +68,8 @@ class PoolScaler:
 
 
 def keep_target(context: Any) -> tuple[int, dict[str, Any]]:
-    """Serve's autoscaling policy for the pool: whatever number was set stays.
+    """Autoscaling policy for Serve: keep the current target.
 
-    Serve carries it into the controller by value, so it stands on nothing of ours.
+    Serve pickles the function into its controller by value, so it must not use this package.
     """
     return context.target_num_replicas, {}

@@ -1,4 +1,4 @@
-"""What one of several replicas does, whichever leads. No Ray."""
+"""Leader election among the replicas of a deployment. No Ray."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ _RECONNECT_S = 1.0
 async def lead_whenever_possible(
     run: Callable[[Leadership], Awaitable[None]], make: Callable[[], Leadership], role: str
 ) -> NoReturn:
-    """Wait for the lead and `run` with it until it is lost, which raises DependencyUnavailable;
-    then wait again. The `role` is for the log."""
+    """Wait for the lead and await `run`, repeatedly.
+
+    `run` must raise DependencyUnavailable when the lead is lost. `role` appears in the log.
+    """
     while True:
         leadership = make()
         try:

@@ -1,7 +1,7 @@
-"""Tells, while a dispatcher leads, how many jobs wait, run and have ended. Plain code, no Ray.
+"""Sets the metrics of waiting, running and finished jobs while a dispatcher leads. No Ray.
 
-One process does, so that sums over the cluster count each job once. What it told is 0 once it
-leads no more: its successor tells the rest.
+Only the leader sets them, so that a sum over the cluster counts each job once. A dispatcher that
+loses the lead sets its gauges to 0, and its successor continues.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Counts(Protocol):
 
 
 class CensusTaker:
-    """Tells `meter`; of a census that cannot be read it tells nothing new."""
+    """Sets the job metrics of `meter` every `period_s` seconds. They stay if a read fails."""
 
     def __init__(self, counts: Counts, meter: Meter, period_s: float = PERIOD_S) -> None:
         self._counts = counts
@@ -53,7 +53,7 @@ class CensusTaker:
 
     @asynccontextmanager
     async def leading(self) -> AsyncIterator[None]:
-        """Tell for as long as the block lasts."""
+        """Set the metrics within the block."""
         self._meter.gauge(DISPATCHER_LEADS, 1)
         self._since = None
         telling = asyncio.create_task(self._keep_telling())
@@ -70,14 +70,12 @@ class CensusTaker:
                 await self.tell()
             except DependencyUnavailable as error:
                 log.warning("jobs_not_counted", reason=error.message)
-            except (
-                Exception
-            ):  # the supervisor of the counts: a defect of theirs stops no dispatcher
+            except Exception:  # a bug in the counts must not stop the dispatcher
                 log.exception("count_broke")
             await asyncio.sleep(self._period_s)
 
     async def tell(self) -> None:
-        """Raises DependencyUnavailable."""
+        """Set the metrics once. Raises DependencyUnavailable."""
         self._tell_unfinished(await self._counts.unfinished())
         finished, self._since = await self._counts.finished(self._since)
         for group in finished:
@@ -91,7 +89,7 @@ class CensusTaker:
             if group.status is JobStatus.QUEUED:
                 oldest_s[group.priority] = max(oldest_s[group.priority], group.oldest_age_s)
         self._told |= found.keys()
-        for labels in self._told:  # those too of which there are none any more
+        for labels in self._told:  # also the series whose count is 0 now
             self._meter.gauge(JOBS, found[labels], dict(labels))
         for priority, age_s in oldest_s.items():
             self._meter.gauge(OLDEST_WAITING, age_s, {"class": priority})

@@ -1,8 +1,8 @@
-"""Removes what ended jobs leave behind when its time is up. Plain async code, no Ray.
+"""Removes expired inputs, outputs and rows of ended jobs, and orphaned objects. No Ray.
 
-A row is marked before its object goes, so that nobody is promised bytes that are not there. What a
-crash leaves in between has no row that counts on it any more, like an upload whose submission died
-or the result of an attempt that lost: the sweep for orphans takes all of these.
+A row is marked in Postgres before its object is deleted in S3, so that no row refers to missing
+bytes. A crash in between leaves an orphan: an object that no row refers to. Failed submissions and
+attempts that lost their lease leave orphans too. The orphan sweep deletes them all.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ log = structlog.get_logger(__name__)
 
 BATCH = 100
 EXPIRY_EVERY_S = 60.0
-# To look at every object there is takes long, and little is found.
+# Rarely: the sweep lists every object, which takes long, and finds few orphans.
 ORPHANS_EVERY_S = 3600.0
-# A submission writes its row seconds after its object, or never. A batch is not recorded any more
-# when it took half as long, so that no clock and no slow transaction makes the two meet.
+# A submission writes its row seconds after its object, or never. A batch may take PUT_TOGETHER_S;
+# twice that leaves room for clock skew and slow transactions.
 ORPHANED_AFTER_S = 2 * PUT_TOGETHER_S
 
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """How long each is kept after its job's end, in seconds; 0 means for ever."""
+    """Retention times after a job's end, in seconds; 0 keeps the data forever."""
 
     input_s: float
     output_s: float
@@ -51,7 +51,7 @@ class Lifetimes:
 
 
 class Housekeeping:
-    """Every step may be repeated, and may run twice at a time."""
+    """The sweeps. Each is idempotent and safe to run concurrently."""
 
     def __init__(self, retention: Retention, blobs: BlobStore, lifetimes: Lifetimes) -> None:
         self._retention = retention
@@ -59,7 +59,7 @@ class Housekeeping:
         self._lifetimes = lifetimes
 
     async def run(self) -> NoReturn:
-        """Sweep now and then, for ever. What goes wrong is logged, and tried again next time."""
+        """Sweep periodically until cancelled. Failures are logged and retried next time."""
         orphans_at = 0.0
         while True:
             await self._supervised(self.remove_expired)
@@ -73,11 +73,11 @@ class Housekeeping:
             await sweep()
         except DependencyUnavailable as error:
             log.warning("sweep_put_off", reason=error.message)
-        except Exception:  # the sweeps' supervisor: a defect must not end them for good
+        except Exception:  # a bug must not stop the sweeps for good
             log.exception("sweep_broke")
 
     async def remove_expired(self) -> None:
-        """Inputs, results and rows whose time is up."""
+        """Remove expired inputs, outputs, rows and unused uploads."""
         kept, retention = self._lifetimes, self._retention
         inputs = await self._expire(retention.expire_inputs, kept.input_s)
         outputs = await self._expire(retention.expire_outputs, kept.output_s)
@@ -112,7 +112,7 @@ class Housekeeping:
         return removed
 
     async def remove_orphans(self) -> None:
-        """Objects that no row counts on, if they are old enough to be nobody's next step."""
+        """Delete old objects that no row refers to; newer ones may get their row yet."""
         now = datetime.now(UTC)
         older_than = now - timedelta(seconds=ORPHANED_AFTER_S)
         removed = {}
