@@ -1,4 +1,4 @@
-"""`restore batch`: folders of photos as one."""
+"""`restore batch`: submit and follow many photos as one batch."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def submit(
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Submit photos as one batch, wait for its end, and download what was restored."""
+    """Submit photos as one batch, wait until it has ended, and download results to --output."""
     found = find_photos(photos, recursive=recursive, output=output)
     for line in found.left_out_lines():
         err.print(escape(line), soft_wrap=True)
@@ -92,7 +92,7 @@ def wait(
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Wait for a batch that was submitted earlier, as `submit` does."""
+    """Wait for a batch that was submitted earlier, and download its results to --output."""
     with open_client(server, token) as client:
         _finish(client, batch_id, output, {})
 
@@ -110,7 +110,7 @@ def list_(
 
 @batch_app.command()
 def show(batch_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Show how a batch stands, and each of its photos, as JSON."""
+    """Show a batch and all of its photos, as JSON."""
     with open_client(server, token) as client:
         shown = client.batch(batch_id).model_dump(mode="json", by_alias=True)
         items = [item.model_dump(mode="json") for item in client.batch_items(batch_id)]
@@ -119,7 +119,7 @@ def show(batch_id: UUID, server: ServerOption = None, token: TokenOption = None)
 
 @batch_app.command()
 def cancel(batch_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Cancel what has not ended of a batch; waits until all has."""
+    """Cancel a batch's unfinished jobs, and wait until all have ended."""
     with open_client(server, token) as client:
         client.cancel_batch(batch_id)
         ended = follow_batch(err, client, batch_id)
@@ -132,9 +132,10 @@ def _finish(
     output: Path | None,
     places: Mapping[int, PurePath],
 ) -> None:
-    """Exit status 1 unless every photo was restored, and downloaded if that was wanted.
+    """Wait for the batch and download its results to `output`, if given.
 
-    `places` are the photos' own, by their index, where they are known.
+    Exits with status 1 unless every photo was restored and downloaded. `places` maps a photo's
+    index to its path, where the command knows it.
     """
     try:
         ended = follow_batch(err, client, batch_id)
@@ -164,8 +165,7 @@ def _download(
     folder: Path,
     places: Mapping[int, PurePath],
 ) -> Iterator[str]:
-    """Write every result where its photo was, under its name, below `folder`; yields what went
-    wrong with which."""
+    """Write every result below `folder`, at its photo's path; yield a line for each failure."""
     folder.mkdir(parents=True, exist_ok=True)
     for item in items:
         if item.job_id is None or item.status is not JobStatus.SUCCEEDED:
@@ -180,14 +180,17 @@ def _download(
 
 
 def _place_of(name: str) -> PurePath:
-    """The path that a photo was sent under, which never leads out of a folder."""
+    """Return the path under which a photo was sent, made safe: it never leads out of a folder."""
     parts = [part for part in PurePosixPath(name).parts if part not in {"/", "//", ".."}]
     return PurePath(*parts) if parts else PurePath("photo")
 
 
 def _free(place: Path, index: int, suffix: str) -> Path:
-    """The first of NAME, NAME-INDEX, NAME-INDEX-1, ... that is not there: no photo is overwritten
-    by its own result, and no result by that of a photo of another folder or type."""
+    """Return the first of NAME, NAME-INDEX, NAME-INDEX-1, ... that does not exist.
+
+    So a result never overwrites its own photo, or the result of a photo from another folder or of
+    another type.
+    """
     stem = place.stem or "photo"
     numbered = f"{stem}-{index}"
     stems = chain([stem, numbered], (f"{numbered}-{number}" for number in count(1)))

@@ -1,4 +1,4 @@
-"""`restore doctor`: everything this machine needs, each thing with its mend."""
+"""`restore doctor`: check everything that this machine needs, with a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ _SERVERS = {
 
 
 def examine(node: NodeSettings) -> list[Finding]:
-    """Look, change nothing. Takes seconds: it reads the models and starts the engine's Python."""
+    """Check the node without changing anything.
+
+    It takes seconds: it reads the models and starts the engine's Python.
+    """
     services = asyncio.run(examine_services(os.environ))
     return [
         *_engines(node, load_catalog(more=node.workflows_dir)),
@@ -43,7 +46,7 @@ def examine(node: NodeSettings) -> list[Finding]:
 
 
 def _engines(node: NodeSettings, catalog: Catalog) -> list[Finding]:
-    """Of an engine that is somebody else's only whether it answers: nothing of it is ours."""
+    """Check the engine. An engine at COMFYUI_URL is only asked whether it responds."""
     if node.comfyui_url is not None:
         return [examine_attached(node.comfyui_url)]
     own = node.comfyui_dir, node.comfyui_python, node.engine_variant
@@ -59,13 +62,13 @@ def _engines(node: NodeSettings, catalog: Catalog) -> list[Finding]:
 
 
 def _ports(node: NodeSettings, gpus: int) -> list[Finding]:
-    """Without a GPU that answers, the first one's."""
+    """Check the engines' ports: one for each GPU, at least the first; on the CPU, any free one."""
     numbered = 0 if node.engine_variant == "cpu" else max(gpus, 1)
     return examine_ports(slots_dir(node), node.engine_base_port, numbered)
 
 
 def _versions() -> Finding:
-    """Ray wants the same minor version of Python on every node, and the same Ray."""
+    """Report versions: all nodes need the same Ray and the same minor version of Python."""
     ours = f"comfy-restore {version('comfy-restore')}, ray {version('ray')}"
     return Finding("versions", True, f"{ours}, Python {platform.python_version()}")
 

@@ -1,4 +1,4 @@
-"""The part of `restore doctor` that asks others: Postgres, Redis and S3, and what time it is."""
+"""The checks of `restore doctor` that contact services: Postgres, Redis, S3, and the clock."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from restoration.errors import DependencyUnavailable, SetupError
 from restoration.settings import load_settings
 from serve_app.services import Services, open_services
 
-# Tokens are good for hours and signed URLs for minutes; Auth0 and S3 allow for little more.
+# Tokens are valid for hours and signed URLs for minutes; Auth0 and S3 tolerate little more.
 CLOCK_OFF_S = 5.0
 _WHERE = {"Postgres": "DATABASE_URL", "Redis": "REDIS_URL", "S3": "S3_BUCKET, S3_ENDPOINT_URL"}
 
 
 async def examine_services(environ: Mapping[str, str]) -> list[Finding]:
-    """Of the services that the environment names, if any. Takes seconds where nobody answers."""
+    """Check the services that the environment names; return nothing if it names none.
+
+    It takes seconds if a service does not respond.
+    """
     if not environ.get("DATABASE_URL") and not environ.get("DATABASE_URL_FILE"):
-        return []  # the local stack brings its own
+        return []  # the local stack starts its own
     try:
         services = open_services(load_settings(environ))
     except SetupError as error:
@@ -47,7 +50,7 @@ async def _clock(services: Services) -> list[Finding]:
     try:
         theirs = (await services.workers.queue()).at
     except DependencyUnavailable:
-        return []  # said already
+        return []  # reported by the check of Postgres
     after = datetime.now(UTC)
     off_s = max((before - theirs).total_seconds(), (theirs - after).total_seconds(), 0.0)
     return [clock_finding(off_s)]

@@ -1,6 +1,6 @@
-"""`restore`: the service from a terminal, on top of the HTTP client.
+"""`restore`: the service's command line, built on the HTTP client.
 
-Errors are one line on standard error. Exit status: 0 done, 1 it failed, 2 wrong usage, 130 Ctrl-C.
+Errors are one line on standard error. Exit status: 0 success, 1 failure, 2 wrong usage, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _BY_SUFFIX = {
 
 
 def main() -> None:
-    """The entry point: what goes wrong becomes one line and an exit status."""
+    """Run the command line; report an error as one line and an exit status."""
     try:
         app()
     except (RestorationError, ApiError, OSError, httpx.InvalidURL) as error:
@@ -89,7 +89,7 @@ def up(
     workers: Annotated[int, typer.Option(min=1, help="GPU workers, each with a ComfyUI.")] = 1,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP API.")] = 8000,
 ) -> None:
-    """Start the local stack: services (unless their URLs are set), Ray and the application."""
+    """Start the local stack: Ray, the application, and the services whose URLs are not set."""
     demand_down(state_dir())
     end_leftovers(state_dir())
     if not port_is_free(port):
@@ -100,7 +100,7 @@ def up(
             record = start_detached(state_dir(), options, step)
         welcome(out, record)
         return
-    from serve_app.local.stack import run_stack  # takes seconds: Ray, Postgres, S3
+    from serve_app.local.stack import run_stack  # importing Ray, Postgres and S3 takes seconds
 
     try:
         tell = partial(err.print, style="dim", markup=False)
@@ -111,7 +111,7 @@ def up(
 
 @app.command()
 def down() -> None:
-    """Stop the local stack. Jobs that wait go on with the next `restore up`."""
+    """Stop the local stack. Waiting jobs continue with the next `restore up`."""
     with err.status("stopping"):
         stopped = stop_stack(state_dir())
     err.print("stopped" if stopped else "nothing was running")
@@ -130,7 +130,7 @@ def run(
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Restore PHOTO and download the result; exit status 0 only with the result on disk."""
+    """Restore PHOTO and download the result. The exit status is 0 only if OUTPUT was written."""
     chosen = output_format or _format_of(output)
     if not output.parent.is_dir():
         raise SetupError(f"there is no folder {output.parent} for the result")
@@ -171,14 +171,14 @@ def jobs(
 
 @app.command()
 def show(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Show all about a job, as JSON."""
+    """Show a job as JSON."""
     with open_client(server, token) as client:
         out.print_json(client.get(job_id).model_dump_json(by_alias=True))
 
 
 @app.command()
 def cancel(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Cancel a job; waits for the outcome, and fails if the job finished first."""
+    """Cancel a job and wait until it has ended; fail unless it was cancelled."""
     with open_client(server, token) as client:
         client.cancel(job_id)
         ended = client.wait(job_id)
@@ -189,7 +189,7 @@ def cancel(job_id: UUID, server: ServerOption = None, token: TokenOption = None)
 
 @app.command()
 def retry(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Send a job that failed or was cancelled again; prints the new job's id."""
+    """Submit a failed or cancelled job again, and print the new job's id."""
     with open_client(server, token) as client:
         out.print(str(client.retry(job_id).id))
 
@@ -202,20 +202,20 @@ def token(
     ] = None,
     lifetime_s: Annotated[int, typer.Option(min=1, help="Seconds.")] = 3600,
 ) -> None:
-    """Print a token of the local stack's own issuer."""
+    """Print a token of the local stack's issuer."""
     sys.stdout.write(local_token(local_stack(), sub, scope or [], lifetime_s) + "\n")
 
 
 @app.command("webhook-secret")
 def show_webhook_secret() -> None:
-    """Print the secret with which the local stack signs webhooks, for receivers to verify them."""
+    """Print the local stack's webhook secret, with which receivers verify signatures."""
     local_stack()
     sys.stdout.write(webhook_secret(state_dir()) + "\n")
 
 
 @app.command()
 def migrate() -> None:
-    """Bring the database at DATABASE_URL up to this release; `restore up` does it by itself."""
+    """Migrate the database at DATABASE_URL to this release; `restore up` does so by itself."""
     from persistence.postgres.migrate import upgrade
 
     upgrade(load_settings(os.environ).database_url.get_secret_value())
@@ -229,7 +229,7 @@ def engine_install(
         Path | None, typer.Option(help="The checkout, with --source path; default: COMFYUI_DIR.")
     ] = None,
 ) -> None:
-    """Install ComfyUI and the models that the workflows need; quick when they are there."""
+    """Install ComfyUI and the models of the workflows. It is quick if they are installed."""
     from comfy_pool.install.engine import install_engine
     from comfy_pool.install.models import install_models
     from workflows.catalog import load_catalog
@@ -250,7 +250,7 @@ def engine_install(
 
 @app.command()
 def doctor() -> None:
-    """Say what is missing, and how to mend it; fails if anything is."""
+    """Report missing or broken parts of the installation with remedies; fail if there are any."""
     from serve_app.cli.doctor import examine
 
     findings = examine(load_node_settings(os.environ))

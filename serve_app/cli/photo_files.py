@@ -1,4 +1,4 @@
-"""Finds the photos among files and folders that a user named, and says what else is there."""
+"""Find the photos among the files and folders that a user named, and report what was left out."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from restoration.errors import InvalidRequest
 from restoration.images import sniff
 
 _SNIFFED_BYTES = 4096
-# A file that is named like a photo and is none is for the service to refuse, by its name.
+# A file with one of these suffixes is submitted whatever its content: the service refuses it with a
+# reason.
 _SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp"),
         *(".heic", ".heif", ".avif"),
     }
 )
-_NAMED = 5  # of what was left out, for each reason
+_NAMED = 5  # names listed for each reason
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoFile:
-    """`place` is the path below the folder that was named, or the name of a file that was."""
+    """A photo. `place` is its path below the named folder, or the name of a file named itself."""
 
     path: Path
     place: PurePath
@@ -32,7 +33,7 @@ class PhotoFile:
 
 @dataclass(slots=True)
 class FoundPhotos:
-    """`left_out` has the places of all else, by the reason."""
+    """The photos found. `left_out` maps a reason to the places of other entries."""
 
     photos: list[PhotoFile] = field(default_factory=list)
     left_out: dict[str, list[PurePath]] = field(default_factory=dict)
@@ -41,7 +42,7 @@ class FoundPhotos:
         self.left_out.setdefault(reason, []).append(place)
 
     def left_out_lines(self) -> Iterator[str]:
-        """A line for each reason, with the number and the first names."""
+        """Yield a line for each reason, with the number of entries and the first names."""
         for reason, places in self.left_out.items():
             names = ", ".join(item_name(str(place)) for place in places[:_NAMED])
             more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
@@ -51,9 +52,10 @@ class FoundPhotos:
 def find_photos(
     paths: Sequence[Path], *, recursive: bool = False, output: Path | None = None
 ) -> FoundPhotos:
-    """Every file of `paths`, and what is a photo by its content in its folders, by name.
+    """Return every file of `paths`, and the photos in its folders, sorted by name.
 
-    Hidden files are left out, and so is the folder `output` inside of another.
+    In folders a photo is a file with the content or the suffix of one. Hidden files are left out,
+    and so is the folder `output` within another.
     """
     found = FoundPhotos()
     for path in paths:
@@ -67,7 +69,7 @@ def find_photos(
 def _search(
     folder: Path, place: PurePath, recursive: bool, output: Path | None, found: FoundPhotos
 ) -> None:
-    """Of a folder's entries the files first, then the folders, each by name."""
+    """Add a folder's files first, then those of its folders, each sorted by name."""
     try:
         entries = sorted(os.scandir(folder), key=lambda each: (_is_folder(each), each.name))
     except OSError as error:
@@ -75,7 +77,7 @@ def _search(
         return
     for entry in entries:
         path, below = Path(entry.path), place / entry.name
-        if entry.name.startswith("."):  # those of AppleDouble (`._photo.jpg`) among them
+        if entry.name.startswith("."):  # AppleDouble files (`._photo.jpg`) are hidden too
             found.leave_out("hidden", below)
         elif not _is_folder(entry):
             _sort(path, below, found)
@@ -92,13 +94,13 @@ def _search(
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False
 
 
 def _sort(path: Path, place: PurePath, found: FoundPhotos) -> None:
     try:
-        if not path.is_file():  # to open a pipe would wait for its other end
+        if not path.is_file():  # opening a pipe would wait for its other end
             reason = "no files" if path.exists() else "links that lead nowhere"
             return found.leave_out(reason, place)
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""What all commands of `restore` share: the consoles, common options, and the way to a service."""
+"""Shared parts of the `restore` commands: consoles, common options, and opening a client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from serve_app.local.record import StackRecord, find_stack, issuer_folder
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-# A service that restarts is back by then; somebody who waits would like to know otherwise.
+# Enough for a service that restarts; after that a waiting user should see the error.
 PATIENCE_S = 10.0
 
 ServerOption = Annotated[
@@ -58,7 +58,11 @@ def state_dir() -> Path:
 def open_client(
     server: str | None, token: str | None, more_scopes: Iterable[str] = ()
 ) -> RestorationClient:
-    """Of the local stack, and with a token of its issuer, unless told otherwise."""
+    """Return a client for `server`, by default the local stack.
+
+    Without `token` it uses one of the local stack's issuer, with `more_scopes`. Raises SetupError
+    if a local stack is needed and none is running.
+    """
     if server and token:
         return RestorationClient(server, token, patience_s=PATIENCE_S)
     stack = local_stack()
@@ -80,7 +84,10 @@ def local_stack() -> StackRecord:
 def local_token(
     stack: StackRecord, sub: str, more_scopes: Iterable[str] = (), lifetime_s: int = 3600
 ) -> str:
-    """For `sub`, with what a user may, and these scopes besides. Raises SetupError."""
+    """Return a token of the local issuer for `sub`, with a user's scopes and `more_scopes`.
+
+    Raises SetupError if the stack has no issuer of its own.
+    """
     if stack.issuer is None:
         raise SetupError(
             "the local issuer is off, since AUTH0_DOMAIN is set; ask Auth0 for a token"
@@ -96,7 +103,10 @@ def may_reuse(flag: bool) -> Reuse:
 
 
 def parse_parameter(text: str) -> tuple[str, object]:
-    """`scale=2` → ("scale", 2): the value is JSON if it reads as JSON, a text otherwise."""
+    """Parse NAME=VALUE: `scale=2` gives ("scale", 2).
+
+    The value is read as JSON if it is valid JSON, and as text otherwise. Raises BadParameter.
+    """
     name, separator, value = text.partition("=")
     if not separator:
         raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")

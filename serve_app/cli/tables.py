@@ -1,4 +1,4 @@
-"""What the commands draw: progress bars, tables, and the words of welcome."""
+"""Progress bars, tables and messages of the commands."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from serve_app.schemas.restorations import Restoration
 
 @contextmanager
 def steps(console: Console) -> Iterator[Callable[[str], None]]:
-    """A spinner that shows the newest step; on no terminal, a line for each.
+    """Yield a function that shows the newest step in a spinner, or as a line without a terminal.
 
-    A step may be any text: the last line of a log, for one.
+    A step may be any text, such as the last line of a log.
     """
     if not console.is_terminal:
         seen = ""
@@ -43,21 +43,21 @@ def steps(console: Console) -> Iterator[Callable[[str], None]]:
 
 
 def follow(console: Console, client: RestorationClient, job: Restoration) -> Restoration:
-    """Show a job's progress until it ends; returns it as it ended."""
+    """Show a job's progress until it has ended, and return the job."""
     show = _bar if console.is_terminal else _lines
     show(console, (view for event in client.events(job.id) for view in _views(event)))
     return client.get(job.id)
 
 
 def follow_batch(console: Console, client: RestorationClient, batch_id: UUID) -> BatchView:
-    """Show how a batch stands until it has ended; returns it as it ended."""
+    """Show a batch's counts until it has ended, and return the batch."""
     show = _bar if console.is_terminal else _lines
     show(console, map(_standing, client.batch_events(batch_id)))
     return client.batch(batch_id)
 
 
 def counts_text(batch: BatchProgress) -> str:
-    """`98 succeeded, 2 failed`: every count that is not zero."""
+    """Return every count that is not zero: `98 succeeded, 2 failed`."""
     counts = batch.counts.model_dump().items()
     return ", ".join(f"{count} {what}" for what, count in counts if count)
 
@@ -68,14 +68,14 @@ def _standing(batch: BatchProgress) -> tuple[str, float | None]:
 
 
 def _views(event: JobEvent) -> Iterator[tuple[str, float | None]]:
-    """What is going on and, where it is known, how much of it is done."""
+    """Yield a description of the event and, if known, the fraction that is done."""
     match event:
         case StateChanged(status=status):
             yield status, 1.0 if status is JobStatus.SUCCEEDED else None
         case Progressed(fraction=fraction, stage=stage):
             yield stage, fraction
         case Previewed():
-            return  # a terminal has nowhere to show a picture
+            return  # a terminal cannot show a picture
 
 
 def _bar(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
@@ -103,11 +103,11 @@ def _lines(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
 
 def jobs_table(jobs: Iterable[Restoration]) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("job", no_wrap=True, min_width=36)  # whole, to be copied
+    table.add_column("job", no_wrap=True, min_width=36)  # unwrapped, so that it can be copied
     for name in ("status", "workflow", "created", "took"):
         table.add_column(name)
     for job in jobs:
-        # 80 columns have no room for a failure's code but below the id
+        # in 80 columns a failure's code fits only below the id
         name = f"{job.id}\n  {job.failure.code}" if job.failure else str(job.id)
         created = job.created_at.astimezone().strftime("%m-%d %H:%M")
         table.add_row(name, job.status, job.workflow, created, _took(job))
@@ -116,7 +116,7 @@ def jobs_table(jobs: Iterable[Restoration]) -> Table:
 
 def batches_table(batches: Iterable[BatchView]) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("batch", no_wrap=True, min_width=36)  # whole, to be copied
+    table.add_column("batch", no_wrap=True, min_width=36)  # unwrapped, so that it can be copied
     for name in ("status", "photos", "created", "of which"):
         table.add_column(name)
     for batch in batches:
@@ -134,7 +134,7 @@ def _took(job: Restoration) -> str:
 def findings_table(findings: Iterable[Finding]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("", "what", "found", "mend"):
-        table.add_column(name, overflow="fold")  # names and paths whole, to be copied
+        table.add_column(name, overflow="fold")  # not cut, so that names and paths can be copied
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
         table.add_row(mark, finding.name, escape(finding.detail), escape(finding.mend))

@@ -1,4 +1,4 @@
-"""`restore usage`: what jobs have cost."""
+"""`restore usage`: GPU seconds used by jobs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def usage(
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Sum GPU seconds by owner and workflow: your own, or everybody's with an admin's token."""
+    """Sum GPU seconds by owner and workflow: your own, or all owners' with an admin's token."""
     moment = parse_since(since, datetime.now().astimezone())
     with open_client(server, token) as client:
         report = client.usage(moment)
@@ -32,7 +32,7 @@ def usage(
 
 
 def parse_since(text: str, now: datetime) -> datetime:
-    """A moment, in the time zone of `now`. Raises BadParameter."""
+    """Return a moment in the time zone of `now`. Raises BadParameter."""
     if match := re.fullmatch(r"(\d{1,4})([hdw])", text):
         return now - timedelta(**{_UNITS[match[2]]: int(match[1])})
     try:

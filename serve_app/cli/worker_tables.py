@@ -1,4 +1,4 @@
-"""What `restore status` draws: a row for each worker, and below it what waits."""
+"""The tables of `restore status`: a row for each worker, and the queue below."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rich.table import Table
 from restoration.workers import EngineState, Stage
 from serve_app.schemas.workers import JobInHandView, QueueView, WorkerList, WorkerView
 
-# Reports come every second or so: beyond this something is wrong.
+# Workers report about once a second: a longer silence means trouble.
 SILENT_S = 10.0
 _COLORS = {EngineState.READY: "green", EngineState.DOWN: "yellow", EngineState.BROKEN: "red"}
-# what is in the engine comes first
+# the job in the engine comes first
 _ORDER = (Stage.EXECUTING, Stage.STAGED, Stage.FETCHING, Stage.STORING)
 
 
@@ -67,7 +67,7 @@ def _queue(queue: QueueView) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """`7 s`, `3 min 5 s`, `2 h 10 min`: the two largest units."""
+    """Return the two largest units of a duration: `7 s`, `3 min 5 s`, `2 h 10 min`."""
     minutes, rest_s = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -1,4 +1,4 @@
-"""The operators' commands of `restore`: how the fleet stands, and orders to single workers."""
+"""The operators' commands of `restore`: the fleet's status, and orders to single workers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def status(
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Show what each worker does and what waits; live, until Ctrl-C."""
+    """Show each worker's jobs and the queue; live, until Ctrl-C."""
     with _operator(server, token) as client:
         if as_json:
             workers, queue = (view.model_dump(mode="json") for view in _look(client))
@@ -46,12 +46,12 @@ def status(
         else:
             with Live(status_view(*_look(client)), console=out, screen=True) as live:
                 while True:
-                    time.sleep(REFRESH_S)  # ends with Ctrl-C, or when the service is gone
+                    time.sleep(REFRESH_S)  # ends with Ctrl-C, or if the service cannot be reached
                     live.update(status_view(*_look(client)))
 
 
 def drain(worker: WorkerArgument, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Let a worker finish what it has in hand and claim nothing more, until `undrain`."""
+    """Let a worker finish its jobs and claim no more, until `undrain`."""
     _order(worker, RestorationClient.drain, "claims no more jobs", server, token)
 
 
@@ -63,7 +63,7 @@ def undrain(worker: WorkerArgument, server: ServerOption = None, token: TokenOpt
 def restart_engine(
     worker: WorkerArgument, server: ServerOption = None, token: TokenOption = None
 ) -> None:
-    """Start a worker's engine anew as soon as no job is in it."""
+    """Restart a worker's engine as soon as no job runs in it."""
     done = "starts its engine anew when no job is in it"
     _order(worker, RestorationClient.restart_engine, done, server, token)
 
@@ -90,7 +90,10 @@ def _order(
 
 
 def the_one(ids: list[str], beginning: str) -> str:
-    """The only id that begins so. Raises InvalidRequest, which names those there are."""
+    """Return the only id that starts with `beginning`.
+
+    Raises InvalidRequest, which lists the candidates, for none or several.
+    """
     found = [each for each in ids if each.startswith(beginning)]
     if len(found) == 1:
         return found[0]

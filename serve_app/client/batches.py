@@ -1,5 +1,7 @@
-"""The part of the Python client that is about batches. Files are read while they are sent, one at
-a time, so that a batch may be larger than memory and than the number of files one may open.
+"""The batch calls of the Python client.
+
+Files are read while they are sent, one at a time, so a batch may exceed the memory and the limit on
+open files.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from serve_app.sse import Decoder
 BATCHES = "/api/v1/batches"
 POLL_S = 1.0
 _CHUNK_BYTES = 64 * 1024
-# The service may still be checking the last photos when all of them have been sent.
+# After the last byte is sent, the service may still be checking the last photos.
 _ANSWER_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
 
 
@@ -57,11 +59,11 @@ class BatchCalls(ABC):
         idempotency_key: str | None = None,
         reuse: Reuse = Reuse.ALLOW,
     ) -> SubmittedBatchView:
-        """Submit up to 1,000 photos as one; on return those that were accepted are safe.
+        """Submit up to 1,000 photos as one batch; on return, the accepted ones are stored.
 
-        `items` says of each photo, in the order given, whether it was. `names`, by default those
-        of the files, are what it calls them. Raises OSError for a file that cannot be read: then
-        nothing was submitted.
+        `items` of the result lists the photos in the order given, each with its job or its refusal.
+        `names` replaces the files' own names. Raises OSError for a file that cannot be read, and
+        then nothing was submitted; raises ApiError.
         """
         form = _Form(
             {
@@ -86,7 +88,7 @@ class BatchCalls(ABC):
         return parse(BatchView, self._call("GET", f"{BATCHES}/{batch_id}"))
 
     def batches(self, limit: int = 20) -> Iterator[BatchView]:
-        """Every batch, newest first, fetched in pages of `limit` as they are asked for."""
+        """Yield all batches, newest first, fetching a page of `limit` at a time."""
         path: str | None = f"{BATCHES}?limit={limit}"
         while path is not None:
             page = parse(BatchList, self._call("GET", path))
@@ -94,7 +96,7 @@ class BatchCalls(ABC):
             path = page.next
 
     def batch_items(self, batch_id: UUID | str) -> Iterator[BatchItemView]:
-        """Every photo, in the order of submission, as it is now."""
+        """Yield a batch's photos as they are now, in the order of submission."""
         path: str | None = f"{BATCHES}/{batch_id}/items"
         while path is not None:
             page = parse(BatchItems, self._call("GET", path))
@@ -105,14 +107,18 @@ class BatchCalls(ABC):
         return parse(BatchView, self._call("POST", f"{BATCHES}/{batch_id}/cancel"))
 
     def batch_events(self, batch_id: UUID | str) -> Iterator[BatchProgress]:
-        """How the batch stands, whenever that changes, until its end, which always comes.
+        """Yield the batch's status and counts at each change; the last has a final status.
 
-        Where the stream is cut, or cannot be had, the batch itself is asked.
+        When the stream is cut or unavailable, the batch is polled instead.
         """
         while True:
-            with suppress(httpx.TransportError, ApiError):  # asking the batch tells which it is
+            with suppress(
+                httpx.TransportError, ApiError
+            ):  # `batch` raises if the trouble is not temporary
                 for data in self._stream(f"{BATCHES}/{batch_id}/events", Decoder()):
-                    with suppress(ValidationError):  # of a kind that only newer clients know
+                    with suppress(
+                        ValidationError
+                    ):  # an event of a kind that this version does not know
                         progress = BatchProgress.model_validate_json(data)
                         yield progress
                         if progress.status.is_final:
@@ -121,19 +127,21 @@ class BatchCalls(ABC):
             yield batch
             if batch.status.is_final:
                 return
-            time.sleep(POLL_S)  # ends with the batch; `batch` gives up on a service that is gone
+            time.sleep(
+                POLL_S
+            )  # ends with the batch; `batch` raises if the service stays unreachable
 
 
 class _Form:
     """A form of fields and photos that can be sent any number of times.
 
-    A photo's name is in the notation of RFC 5987, which keeps every character: httpx has quoted
-    names only, in which `%22` may be a quote or itself. A file is open only while a piece of it is
-    read.
+    A photo's name is written in the notation of RFC 5987, which keeps every character. httpx only
+    writes quoted names, in which `%22` may stand for a quote or for itself. A file is open only
+    while it is being sent.
     """
 
     def __init__(self, fields: Mapping[str, str], photos: Sequence[tuple[str, Path]]) -> None:
-        """Raises OSError for a file that is not there."""
+        """Raise OSError if a file does not exist."""
         self._boundary = uuid4().hex
         self._fields = b"".join(
             self._head(f'name="{name}"') + value.encode() + b"\r\n"

@@ -1,8 +1,8 @@
-"""The Python client over HTTP: blocking, typed, and safe to retry.
+"""The Python client of the HTTP API: blocking, typed, and safe to retry.
 
-Trouble on the way (no connection, 429, 502, 503, 504) is tried again until `patience_s` has passed;
-a submission carries an idempotency key, so that trying again cannot make a second job. Everything
-that fails is an ApiError. Polling decides how a job ended; events only say so sooner.
+Temporary failures (no connection, 429, 502, 503, 504) are retried until `patience_s` has passed. A
+submission carries an idempotency key, so that a retry cannot create a second job. Every failure is
+an ApiError. The final state comes from polling; events only make it known sooner.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ POLL_S = 1.0
 _TRY_AGAIN = frozenset({429, 502, 503, 504})
 _FIRST_DELAY_S = 0.2
 _MAX_DELAY_S = 5.0
-# Longer than the server's heartbeats are apart: silence beyond it is a dead connection.
+# Longer than the server's heartbeat interval: a longer silence means a dead connection.
 _SILENCE_S = 45.0
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
-    """Talks to one service in one token's name. Close it, or use it as a context manager."""
+    """A client of one service, with one token. Close it, or use it as a context manager."""
 
     def __init__(self, base_url: str, token: str, *, patience_s: float = 30.0) -> None:
         self._patience_s = patience_s
@@ -58,7 +58,7 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
             base_url=base_url,
             headers={"Authorization": f"Bearer {token}"},
             timeout=httpx.Timeout(30.0, connect=5.0),
-            # a proxy from the environment has no business with this machine's own service
+            # a service on this machine must not be reached through a proxy named by the environment
             trust_env=httpx.URL(base_url).host not in _LOOPBACK,
         )
 
@@ -77,7 +77,7 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
         self._http.close()
 
     def upload(self, photo: Path | bytes) -> UUID:
-        """Send a photo straight to the store, past the service; returns what `submit` takes."""
+        """Send a photo straight to the object store, and return the upload's id for `submit`."""
         data = read(photo)
         asked = {
             "content_type": sniff(data).value,
@@ -93,7 +93,10 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
         return parse(Restoration, self._call("GET", f"{API}/{job_id}"))
 
     def list(self, *statuses: JobStatus, limit: int = 50) -> Iterator[Restoration]:
-        """Every job, newest first, fetched in pages of `limit` as they are asked for."""
+        """Yield all jobs, newest first, fetching a page of `limit` at a time.
+
+        With `statuses`, only jobs in one of these.
+        """
         query = {"limit": limit, "status": [status.value for status in statuses]}
         page = parse(RestorationPage, self._call("GET", API, params=query))
         yield from page.restorations
@@ -105,33 +108,37 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
         return parse(Restoration, self._call("POST", f"{API}/{job_id}/cancel"))
 
     def retry(self, job_id: UUID | str) -> Restoration:
-        """Send a job that failed or was cancelled again; returns the new job."""
+        """Submit a failed or cancelled job again, and return the new job."""
         return parse(Restoration, self._call("POST", f"{API}/{job_id}/retry"))
 
     def workflows(self) -> tuple[WorkflowView, ...]:
         return parse(WorkflowList, self._call("GET", "/api/v1/workflows")).workflows
 
     def usage(self, since: datetime) -> UsageReport:
-        """What the token's owner has used since then, or everybody with the scope `admin`."""
+        """Return the usage since then by the token's owner, or by all owners with the scope
+        `admin`.
+        """
         query = {"since": since.isoformat()}
         return parse(UsageReport, self._call("GET", "/api/v1/usage", params=query))
 
     def wait(self, job_id: UUID | str) -> Restoration:
-        """The job when it has ended."""
+        """Wait until the job has ended, and return it."""
         for _ in self.events(job_id):
             pass
         return self.get(job_id)
 
     def events(self, job_id: UUID | str) -> Iterator[JobEvent]:
-        """The job's events until its end: the last one is always its final state.
+        """Yield the job's events; the last one is always its final state.
 
-        Where the stream is cut, or cannot be had, the job itself is asked, and the stream is
-        resumed after the last event that arrived.
+        When the stream is cut or unavailable, the job itself is polled, and the stream is resumed
+        after the last event that arrived.
         """
         decoder = Decoder()
         while True:
             decoder = Decoder(decoder.last_id)
-            with suppress(httpx.TransportError, ApiError):  # asking for the job tells which it is
+            with suppress(
+                httpx.TransportError, ApiError
+            ):  # `get` raises if the trouble is not temporary
                 for text in self._stream(f"{API}/{job_id}/events", decoder):
                     for event in _known(text):
                         yield event
@@ -143,10 +150,10 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
                 return
             if job.progress is not None:
                 yield Progressed(job.progress.fraction, job.progress.stage, job.progress.attempt)
-            time.sleep(POLL_S)  # ends with the job; `get` gives up on a service that is gone
+            time.sleep(POLL_S)  # ends with the job; `get` raises if the service stays unreachable
 
     def _stream(self, path: str, decoder: Decoder) -> Iterator[str]:
-        """The data of each event until the stream ends, or breaks."""
+        """Yield the data of each event until the stream ends or breaks."""
         headers = {"Accept": MEDIA_TYPE}
         if decoder.last_id is not None:
             headers["Last-Event-ID"] = decoder.last_id
@@ -164,15 +171,17 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
             return self._persist(bare, "GET", url)
 
     def _without_token(self) -> httpx.Client:
-        """For signed URLs: the token is not for the store to see."""
+        """Return a client for signed URLs: the object store must not see the token."""
         return httpx.Client(timeout=self._http.timeout, trust_env=self._http.trust_env)
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         return self._persist(self._http, method, path, **options)
 
     def _persist(self, http: httpx.Client, method: str, url: str, **options: Any) -> httpx.Response:
-        """The answer to a request, tried again for `patience_s` after its first failure, however
-        long that took to be one. Raises ApiError."""
+        """Send a request, and retry temporary failures for `patience_s` after the first one.
+
+        Raises ApiError.
+        """
         deadline, delay_s = math.inf, _FIRST_DELAY_S
         while True:
             try:
@@ -197,10 +206,10 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
 
 def _asked_delay_s(answer: httpx.Response) -> float:
     asked = answer.headers.get("retry-after", "")
-    return float(asked) if asked.isdecimal() else 0  # a date is not what this service sends
+    return float(asked) if asked.isdecimal() else 0  # this service sends no dates
 
 
 def _known(data: str) -> Iterator[JobEvent]:
-    """The event in `data`, unless it is of a kind that only newer clients know."""
+    """Yield the event in `data`, unless it is of a kind that this version does not know."""
     with suppress(ValidationError):
         yield from_json(data)

@@ -1,4 +1,4 @@
-"""What the service answers, as the client understands it: models, or an ApiError."""
+"""Parse the service's responses: as models, or as an ApiError."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class ApiError(Exception):
-    """What the service answered instead of a result.
+    """A failed request.
 
-    `code` is stable: the service's own, or `unreachable` (status 0) when there was no answer,
-    `bad_answer` for one that is not the service's, `corrupt_download`.
+    `code` is stable: the service's own, `unreachable` (status 0) without a response, `bad_answer`
+    for a response that is not the service's, or `corrupt_download`.
     """
 
     def __init__(self, code: str, status: int, message: str, request_id: str = "") -> None:
@@ -29,7 +29,7 @@ class ApiError(Exception):
 
     @property
     def refused(self) -> bool:
-        """Whether the service said no; else it, or its answer, was lost."""
+        """Whether the service refused the request; otherwise it, or its response, was lost."""
         return HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR
 
     def __str__(self) -> str:

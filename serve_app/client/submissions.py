@@ -1,4 +1,4 @@
-"""The part of the Python client that submits photos and fetches what became of them."""
+"""The calls of the Python client that submit photos and fetch results."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from serve_app.client.errors import ApiError, parse
 from serve_app.schemas.restorations import Restoration
 
 API = "/api/v1/restorations"
-_WAIT_S = 60  # as long as the service lets anybody wait for an answer
+_WAIT_S = 60  # the longest wait that the service allows
 _WAITING = {"Prefer": f"wait={_WAIT_S}", "Accept": "image/*, application/json;q=0.5"}
 _WAIT_TIMEOUT = httpx.Timeout(_WAIT_S + 30.0, connect=5.0)
 
 
 class JobOptions(TypedDict, total=False):
-    """What may be asked for a photo, besides the defaults that the service has.
+    """Options of a submission; the service has defaults for those left out.
 
-    Limits, in seconds, may only be shorter than the workflow's. The result gets the photo's EXIF
-    only with `keep_metadata`. If the job may `reuse` a stored result and there is one, it succeeds
-    at once.
+    Limits are in seconds, and may only shorten the workflow's. The result keeps the photo's EXIF
+    only with `keep_metadata`. A job that may `reuse` a stored result succeeds at once if there is
+    one.
     """
 
     workflow: str
@@ -58,14 +58,17 @@ class SubmissionCalls(ABC):
     def wait(self, job_id: UUID | str) -> Restoration: ...
 
     def submit(self, photo: Path | bytes | UUID, **options: Unpack[JobOptions]) -> Restoration:
-        """Submit a photo, or the id of an `upload`; on return the job is safe, and will end."""
+        """Submit a photo, or the id of an `upload`; on return the job is stored and will end.
+
+        Raises ApiError, and OSError for a file that cannot be read.
+        """
         return parse(Restoration, self._submit(photo, options, {}))
 
     def restore(self, photo: Path | bytes | UUID, **options: Unpack[JobOptions]) -> bytes:
-        """Submit a photo and return the restored one, checked, however long that takes.
+        """Submit a photo, wait however long it takes, and return the verified result.
 
-        Where it takes less than a minute, in one call. Raises ApiError also for a job that ended
-        without a result.
+        A job of less than a minute takes a single request. Raises ApiError, also for a job that
+        ended without a result.
         """
         options["idempotency_key"] = options.get("idempotency_key") or str(uuid4())
         try:
@@ -73,14 +76,15 @@ class SubmissionCalls(ABC):
         except ApiError as error:
             if error.refused:
                 raise
-            # The service may have been lost late in the wait: the job, if it has one, is safe.
+            # The service may have been lost late in the wait; a job that it recorded is safe, and
+            # the same key finds it.
             answer = self._submit(photo, options, {})
         if answer.headers.get("content-type", "").startswith("image/"):
             return _checked(answer, answer.headers.get("etag", "").strip('"'))
         return self._result(self.wait(parse(Restoration, answer).id))
 
     def download(self, job_id: UUID | str, out: Path) -> Restoration:
-        """Write the result to `out`, which appears whole and checked, or not at all."""
+        """Write the verified result to `out`, whole or not at all."""
         job = self.get(job_id)
         data = self._result(job)
         write_whole(out, data)
@@ -111,19 +115,22 @@ class SubmissionCalls(ABC):
 
 
 def read(photo: Path | bytes) -> bytes:
-    """Raises OSError."""
+    """Return the photo's bytes. Raises OSError."""
     return photo if isinstance(photo, bytes) else photo.read_bytes()
 
 
 def _as_part(photo: Path | bytes | UUID) -> dict[str, tuple[str | None, bytes]]:
-    """The photo, or its id, as a part of the form. The file's name is of no use to the service."""
+    """Return the photo, or its id, as a part of the form.
+
+    The file's name is left out: the service does not use it.
+    """
     if isinstance(photo, UUID):
         return {"upload_id": (None, str(photo).encode())}
     return {"image": ("photo", read(photo))}
 
 
 def _fields(options: JobOptions) -> dict[str, str]:
-    """What was asked for, as fields of the form; the rest is for the service to decide."""
+    """Return the given options as form fields; the service has defaults for the rest."""
     asked = {name: value for name, value in options.items() if value is not None}
     asked.pop("idempotency_key", None)
     if "params" in asked:

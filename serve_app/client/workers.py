@@ -1,4 +1,4 @@
-"""The part of the Python client that is for operators; its calls need the scope `admin`."""
+"""The operators' calls of the Python client; they need the scope `admin`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class WorkerCalls(ABC):
         return parse(QueueView, self._call("GET", f"{ADMIN}/queue"))
 
     def drain(self, worker: str) -> WorkerView:
-        """It finishes what it has in hand and claims nothing more, until it is undrained."""
+        """Let the worker finish its jobs and claim no more until it is undrained."""
         return self._order(worker, "drain")
 
     def undrain(self, worker: str) -> WorkerView:
         return self._order(worker, "undrain")
 
     def restart_engine(self, worker: str) -> WorkerView:
-        """Its engine is started anew as soon as no job is in it."""
+        """Restart the worker's engine as soon as no job runs in it."""
         return self._order(worker, "restart-engine")
 
     def _order(self, worker: str, order: str) -> WorkerView:

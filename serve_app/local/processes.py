@@ -1,8 +1,8 @@
 """Find and end the processes of one local stack, and of no other.
 
-`restore up` marks its environment with its state folder, and every process below inherits the
-mark. Ray and Postgres write titles over the environment of some of their processes; those are
-known by their files. Nothing is ever known by its name.
+`restore up` marks its environment with its state folder, and every process it starts inherits the
+mark. Some processes of Ray and Postgres overwrite their environment with a title; those are
+recognised by their open files. No process is ever recognised by its name.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import psutil
 from restoration.errors import DependencyUnavailable
 from restoration.settings import STACK_MARK
 
-KILLED_S = 10.0  # for the kernel to end a process that was killed
+KILLED_S = 10.0  # for the kernel to end a killed process
 _RESCAN_S = 1.0
 _POLL_S = 0.05
 
 
 def mark(state_dir: Path) -> dict[str, str]:
-    """Return the variable by which processes of this folder's stack are known."""
+    """Return the environment variable that marks the processes of this folder's stack."""
     return {STACK_MARK: str(state_dir.resolve())}
 
 
 def processes_of(state_dir: Path, ray_session: Path | None = None) -> list[psutil.Process]:
-    """Return the living processes of this folder's stack, but not this one nor those above it.
+    """Return the living processes of this folder's stack, without this process and its ancestors.
 
-    `ray_session` is the folder of Ray's files, if the stack has started a Ray.
+    `ray_session` is the folder of Ray's files, if the stack has started Ray.
     """
     state_dir = state_dir.resolve()
     folders = [state_dir] if ray_session is None else [state_dir, ray_session.resolve()]
@@ -41,15 +41,15 @@ def processes_of(state_dir: Path, ray_session: Path | None = None) -> list[psuti
 
 
 def orphans_of(state_dir: Path, ray_session: Path | None = None) -> list[psutil.Process]:
-    """Return those of the stack that do not descend from this process."""
+    """Return the stack's processes that do not descend from this process."""
     below = set(psutil.Process().children(recursive=True))
     return [each for each in processes_of(state_dir, ray_session) if each not in below]
 
 
 def end_all(find: Callable[[], list[psutil.Process]]) -> bool:
-    """Kill what `find` returns until it returns nothing; whether there was anything to kill.
+    """Kill the processes that `find` returns until it returns none; return whether there were any.
 
-    Raises DependencyUnavailable for processes that the kernel does not end.
+    Raises DependencyUnavailable if the kernel does not end a process within KILLED_S.
     """
     deadline = time.monotonic() + KILLED_S
     any_found = False
@@ -66,14 +66,14 @@ def end_all(find: Callable[[], list[psutil.Process]]) -> bool:
 
 
 def wait_for_end(processes: Iterable[psutil.Process], timeout_s: float) -> None:
-    """Return when none of them runs any more, or after `timeout_s`."""
+    """Return when none of the processes is running, or after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while any(is_alive(each) for each in processes) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Return whether it runs; a process that only waits to be reaped does not."""
+    """Return whether the process is running; a zombie is not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -104,7 +104,7 @@ def _with_descendants(
 ) -> list[psutil.Process]:
     found = list(roots)
     pids = {each.pid for each in found}
-    for parent in found:  # which grows meanwhile
+    for parent in found:  # `found` grows meanwhile
         below = [
             each for each in living if each.info["ppid"] == parent.pid and each.pid not in pids
         ]

@@ -1,9 +1,10 @@
-"""Ray and the service of a local stack, as a process that may be abandoned.
+"""Ray and the service of a local stack, in a process that can be abandoned.
 
-`python -m serve_app.local.ray --workers N --port PORT --report FILE`; `restore up` starts it, and
-SIGTERM ends it in order. Calls to a Ray that has lost its raylet or its control plane (GCS) wait
-for minutes or for ever, and no signal interrupts them. So threads watch, and the first that finds
-Ray lost ends the process on the spot, with one line that says why; Ray's own processes go with it.
+`restore up` starts it as `python -m serve_app.local.ray --workers N --port PORT --report FILE`, and
+ends it in order with SIGTERM. Calls to a Ray that has lost its raylet or its control plane (GCS)
+block for minutes or for ever, and no signal interrupts them. So two threads watch Ray. The first to
+find it lost ends the process at once, with one line that gives the reason; Ray's own processes end
+with it.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from restoration.settings import NodeSettings, load_node_settings
 from serve_app.deployment import PoolArgs, own_node, start_ray, start_service, stop_service
 from serve_app.local.record import FAILED_STATUS, LOST_STATUS, RayReport
 
-# Without these two no request is answered.
+# No request can be answered without these two.
 _VITAL = {"raylet": "raylet", "gcs_server": "control plane (GCS)"}
 _LOOK_S = 0.5
 _ASK_S = 5.0
-# Serve replaces a controller or a proxy within seconds; on a machine that has other things to do
-# within a minute. Counted in looks, since this process may itself be stopped for a while.
+# Serve replaces a controller or a proxy within seconds; on an overloaded machine, within a minute.
+# The limit counts polls, since this process may itself be stopped for a while.
 _SILENT_LOOKS = 240
 
 
 class Watch:
-    """Looks after a Ray that this process has started; `lose` is called with the reason.
+    """Watches a Ray that this process has started, and calls `lose` with the reason if it is lost.
 
-    Two threads: what one asks Ray may never be answered.
+    It needs two threads, because the calls to Ray of one may never return.
     """
 
     def __init__(self, port: int, lose: Callable[[str], None]) -> None:
@@ -57,12 +58,12 @@ class Watch:
             threading.Thread(target=target, name=target.__name__, daemon=True).start()
 
     def expect_answers(self) -> None:
-        """From now on the service has to answer, too."""
+        """From now on, also treat a service that does not respond as lost."""
         self._serving.set()
 
     def stop(self) -> None:
         self._over.set()
-        self._serving.set()  # ends the wait for it
+        self._serving.set()  # wakes the thread that waits for it
 
     def _watch_processes(self) -> None:
         while not self._over.wait(_LOOK_S):
@@ -89,7 +90,7 @@ class Watch:
                 self._silent["Serve's controller"] = 0
             except ValueError:
                 self._lose("Serve's controller is gone for good")
-            except RayError:  # it is being started again
+            except RayError:  # it is being restarted
                 continue
 
 
@@ -130,9 +131,9 @@ def _sizes(node: NodeSettings, workers: int) -> PoolArgs:
         workers_max=workers,
         worker_gpus=0 if node.engine_variant == "cpu" or node.comfyui_url else 1,
         worker_depth=node.worker_depth,
-        worker_cpus=0,  # how many engines this machine bears is for its owner to say
+        worker_cpus=0,  # the owner of this machine decides how many engines it can run
         ingress_replicas=1,
-        dispatcher_replicas=2,  # one that dies is replaced in seconds, but jobs would wait for it
+        dispatcher_replicas=2,  # a lost one is replaced in seconds, but jobs would wait meanwhile
         drain_s=node.drain_s,
     )
 
@@ -155,7 +156,7 @@ def _end_at_once(reason: str) -> None:
 
 
 def _say(reason: str) -> None:
-    """Write the one line that `restore up` looks for."""
+    """Write the one line that `restore up` reads."""
     sys.stderr.write(f"error: {' '.join(reason.split())}\n")
     sys.stderr.flush()
 

@@ -1,4 +1,4 @@
-"""The process of `serve_app.local.ray`, as `restore up` sees it: started, awaited, ended."""
+"""The process of `serve_app.local.ray`, started, awaited and ended by `restore up`."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from serve_app.local.record import (
 
 PROGRAM = (sys.executable, "-m", "serve_app.local.ray")
 START_TIMEOUT_S = 600.0
-STOP_MARGIN_S = 30.0  # for Ray to stop, once the jobs have
+STOP_MARGIN_S = 30.0  # for Ray to stop, after the jobs
 _POLL_S = 0.1
 
 
 class RayLost(Exception):
-    """Ray ended, or did not start, for a reason that need not hold for the next one."""
+    """Ray ended, or did not start, for a reason that a new Ray may not meet."""
 
 
 class RayProcess:
-    """Ray and the service; entered it is started, left it is gone with all that it started."""
+    """A context manager that starts Ray and the service, and ends all processes they started."""
 
     def __init__(self, state_dir: Path, options: StackOptions, drain_s: float) -> None:
         self._state_dir = state_dir
@@ -78,9 +78,10 @@ class RayProcess:
             end_all(partial(orphans_of, self._state_dir, ray_session(self._state_dir)))
 
     def wait_until_ready(self, answers: Callable[[], bool]) -> RayReport:
-        """Return once every replica is ready and `answers`.
+        """Wait until every replica is ready and `answers()` is true; return Ray's report.
 
-        Raises RayLost when Ray did not start, DependencyUnavailable when the service did not.
+        Raises RayLost if Ray did not start, and DependencyUnavailable if the service did not, or
+        not within START_TIMEOUT_S.
         """
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -94,7 +95,10 @@ class RayProcess:
         )
 
     def wait_until_lost(self) -> NoReturn:
-        """Wait for the end of Ray. Raises RayLost."""
+        """Wait until Ray ends.
+
+        Raises RayLost, or DependencyUnavailable if the service failed for a lasting reason.
+        """
         self._ended.wait()
         self._raise_reason()
 

@@ -1,6 +1,6 @@
-"""Where the local stack of a state folder is, and how to start and stop it from outside.
+"""The record of a state folder's local stack, and starting and stopping it from outside.
 
-Nothing heavy is imported here: every command looks here first.
+Imports nothing heavy, since every command reads the record first.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from restoration.errors import SetupError
 from restoration.webhooks.messages import SECRET_PREFIX
 from serve_app.local.processes import end_all, is_alive, mark, processes_of, wait_for_end
 
-STOP_S = 22.0  # for an orderly stop; what is left then is killed
-STOP_MARGIN_S = 7.0  # of it, beyond the time that running jobs have
+STOP_S = 22.0  # for an orderly stop; then the rest is killed
+STOP_MARGIN_S = 7.0  # of that, time beyond the running jobs' own
 START_POLL_S = 0.1
-# Of the process of Ray: it failed for a reason that stays, or has lost its Ray.
+# Exit statuses of Ray's process: it failed for a lasting reason, or has lost its Ray.
 FAILED_STATUS, LOST_STATUS = 1, 3
 _RECORD = "stack.json"
 _REPORT = "ray.json"
@@ -42,11 +42,11 @@ class StackOptions:
 
 @dataclass(frozen=True, slots=True)
 class StackRecord:
-    """A stack that serves: its own address, Ray's, its issuer's if it has one of its own, and
-    where Prometheus finds its metrics.
+    """A running stack: its address, Ray's, that of its own issuer, if any, and of its metrics.
 
-    `pid` is the process of `restore up`, whose end ends all of it. `lost` says why there is no
-    Ray, while it is started again; `drain_s` is how long running jobs may go on in a stop.
+    `pid` is the process of `restore up`; the whole stack ends with it. `lost` is the reason why Ray
+    was lost, while Ray restarts. `drain_s` is the time in seconds that running jobs have when the
+    stack stops.
     """
 
     pid: int
@@ -60,9 +60,9 @@ class StackRecord:
 
 @dataclass(frozen=True, slots=True)
 class RayReport:
-    """Where the stack's Ray has its files, its address, and its metrics for Prometheus.
+    """The folder of Ray's files, its address (GCS), and the URL of its metrics for Prometheus.
 
-    The service on it is up once it is `ready`.
+    `ready` is set once the service is running on it.
     """
 
     session_dir: str
@@ -72,18 +72,18 @@ class RayReport:
 
 
 def find_stack(state_dir: Path) -> StackRecord | None:
-    """The stack of this state folder, if one serves, or did until it lost its Ray."""
+    """Return the stack of this state folder if it is serving, or restarting its lost Ray."""
     try:
         record = json.loads((state_dir / _RECORD).read_bytes())
     except FileNotFoundError:
         return None
-    # one that was killed has left its record behind
+    # a stack that was killed leaves its record behind
     return StackRecord(**record) if record["pid"] == holder_of(state_dir) else None
 
 
 @contextmanager
 def recording(state_dir: Path) -> Iterator[Callable[[StackRecord], None]]:
-    """Let others find the stack that was recorded last, until the block ends."""
+    """Yield a function that publishes the stack's record, and remove the record at the end."""
     path = state_dir / _RECORD
     try:
         yield lambda record: write_private(path, json.dumps(asdict(record)))
@@ -92,12 +92,12 @@ def recording(state_dir: Path) -> Iterator[Callable[[StackRecord], None]]:
 
 
 def report_path(state_dir: Path) -> Path:
-    """Where the process of Ray writes its RayReport."""
+    """Return the file to which Ray's process writes its RayReport."""
     return state_dir / _REPORT
 
 
 def find_report(state_dir: Path) -> RayReport | None:
-    """What the newest Ray of this folder has reported; it need not run any more."""
+    """Return the report of the folder's newest Ray, which need not be running any more."""
     try:
         return RayReport(**json.loads(report_path(state_dir).read_bytes()))
     except FileNotFoundError:
@@ -105,13 +105,13 @@ def find_report(state_dir: Path) -> RayReport | None:
 
 
 def ray_session(state_dir: Path) -> Path | None:
-    """The folder of the newest Ray's own files."""
+    """Return the folder of the newest Ray's own files, if there is a report."""
     report = find_report(state_dir)
     return Path(report.session_dir) if report else None
 
 
 def demand_down(state_dir: Path) -> None:
-    """Raise SetupError if a stack of this state folder is up, or on its way."""
+    """Raise SetupError if a stack of this state folder is running or starting."""
     if (pid := holder_of(state_dir)) is not None:
         stack = find_stack(state_dir)
         trouble = f", and starts its Ray again ({stack.lost})" if stack and stack.lost else ""
@@ -125,7 +125,10 @@ def issuer_folder(state_dir: Path) -> Path:
 
 
 def webhook_secret(state_dir: Path) -> str:
-    """What the local stack signs its webhooks with; made when first asked for, and kept."""
+    """Return the secret that signs the local stack's webhooks.
+
+    It is created on first use, and kept.
+    """
     path = state_dir / "webhook-secret"
     if not path.exists():
         write_private(path, SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode())
@@ -135,9 +138,9 @@ def webhook_secret(state_dir: Path) -> str:
 def start_detached(
     state_dir: Path, options: StackOptions, progress: Callable[[str], None]
 ) -> StackRecord:
-    """Start the stack as a process of its own and return once it serves.
+    """Start the stack as a separate process, and return its record once it serves.
 
-    Raises SetupError with its last words when it ends instead.
+    Raises SetupError with the last line of its log if it ends before that.
     """
     state_dir.mkdir(parents=True, exist_ok=True)
     log_path = state_dir / "up.log"
@@ -154,7 +157,7 @@ def start_detached(
         )
     while stack.poll() is None:
         record = find_stack(state_dir)
-        # one that lost its Ray before it ever served tries again
+        # a stack that loses Ray before it has ever served tries again
         if record is not None and record.pid == stack.pid and record.lost is None:
             return record
         progress(_last_line(log_path) or "starting")
@@ -168,11 +171,11 @@ def _last_line(path: Path) -> str:
 
 
 def stop_stack(state_dir: Path) -> bool:
-    """End the stack of this state folder, in whatever state it is; False when there was none.
+    """End the stack of this state folder, whatever its state; return False if there was none.
 
-    In order if it can: running jobs may go on for the stack's DRAIN_S. After STOP_S, or DRAIN_S
-    and some seconds where that is longer, what is left is killed. Jobs that wait or run go on with
-    the next `restore up`. Raises DependencyUnavailable for what cannot be ended.
+    Running jobs have the stack's DRAIN_S to finish. After STOP_S, or DRAIN_S and STOP_MARGIN_S if
+    that is longer, the remaining processes are killed. Unfinished jobs continue with the next
+    `restore up`. Raises DependencyUnavailable if a process cannot be ended.
     """
     owner = _owner(state_dir)
     if owner is not None:
@@ -185,10 +188,10 @@ def stop_stack(state_dir: Path) -> bool:
 
 
 def _owner(state_dir: Path) -> psutil.Process | None:
-    """Return the process that holds the folder.
+    """Return the process that holds the folder, or None.
 
-    For an instant after the lock was taken its file names the holder before, whose pid may be
-    another process's by now: it is believed only of a process that has the file open.
+    Right after the lock was taken, its file may still name the previous holder, whose pid may have
+    been reused. So the pid counts only if its process has the lock file open.
     """
     pid = holder_of(state_dir)
     lock = str((state_dir / LOCK).resolve())
@@ -205,13 +208,14 @@ def _ask_to_stop(owner: psutil.Process, state_dir: Path) -> None:
         below = owner.children(recursive=True)
         for each in (owner, *below, *processes_of(state_dir, ray_session(state_dir))):
             with suppress(psutil.NoSuchProcess):
-                each.resume()  # one that is suspended could not stop
+                each.resume()  # a suspended process could not stop
 
 
 def end_leftovers(state_dir: Path) -> bool:
-    """Kill what a stack that was killed has left behind; whether there was anything.
+    """Kill the remaining processes of a stack that was killed; return whether there were any.
 
-    Raises SetupError if a stack holds the folder, DependencyUnavailable for what cannot be ended.
+    Raises SetupError if a running stack holds the folder, and DependencyUnavailable if a process
+    cannot be ended.
     """
     lock = state_dir / LOCK
     with holding(lock) if lock.exists() else nullcontext():

@@ -1,6 +1,6 @@
 """The local stack: services, token issuer, Ray and the Serve application, as one process tree.
 
-`restore up` is its parent. Whatever has an address in the environment is used and not started.
+`restore up` is its root. A service whose address is set in the environment is used, not started.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from serve_app.local.record import (
 )
 from workflows.catalog import load_catalog
 
-# A Ray that is lost so often in a row, each time within a minute of its start, would be lost again.
-# An overloaded machine may need some tries: the raylet gives its agents 15 s to start.
+# Give up if Ray is lost this often in a row, each time within a minute of its start. An overloaded
+# machine may need several tries: the raylet gives its agents 15 s to start.
 STEADY_S = 60.0
 SHORT_LIVES = 5
-# a service whose variable is set runs elsewhere
+# a service whose variable is set is not started here
 _NAMED_BY: Mapping[Role, str] = {
     "postgres": "DATABASE_URL",
     "redis": "REDIS_URL",
     "s3": "S3_BUCKET",
 }
-# receivers are on this machine as well
+# webhook receivers run on this machine as well
 _LOCAL_WEBHOOKS = {"WEBHOOK_ALLOW_HTTP": "true", "WEBHOOK_NETWORKS": "127.0.0.0/8,::1/128"}
 
 
@@ -61,11 +61,11 @@ def run_stack(
 ) -> None:
     """Start everything, call `on_ready`, serve until SIGINT or SIGTERM, and stop everything.
 
-    A Ray that is lost is started again, and `on_ready` called again.
-    Ends by KeyboardInterrupt or SystemExit. Raises SetupError, DependencyUnavailable.
+    A lost Ray is restarted, and `on_ready` is called again. Ends with KeyboardInterrupt or
+    SystemExit. Raises SetupError and DependencyUnavailable.
     """
     node = load_node_settings(os.environ)
-    os.environ.update(mark(node.state_dir))  # every process that is started here inherits it
+    os.environ.update(mark(node.state_dir))  # every process started here inherits it
     with exit_on_sigterm(), _services(node, progress) as addresses, _proxy() as proxy:
         os.environ.update(addresses | proxy)  # for Ray and its workers
         settings = load_settings(os.environ)
@@ -78,11 +78,11 @@ def run_stack(
 
 @contextmanager
 def _proxy() -> Iterator[dict[str, str]]:
-    """Yield the variables of Serve's HAProxy, where that is wanted instead of Serve's own proxy."""
+    """Yield the variables of Serve's HAProxy if it is enabled, otherwise none."""
     if os.environ.get(haproxy.ENABLED) != "1":
         yield {}
         return
-    with TemporaryDirectory(prefix="haproxy-") as folder:  # short: the path of a socket must be
+    with TemporaryDirectory(prefix="haproxy-") as folder:  # socket paths must be short
         yield haproxy.local_environment(Path(folder))
 
 
@@ -94,9 +94,9 @@ def _serve(
     on_ready: Callable[[StackRecord], None],
     record: Callable[[StackRecord], None],
 ) -> NoReturn:
-    """Serve, and start Ray again whenever it is lost: Postgres has all jobs.
+    """Serve, and restart Ray whenever it is lost; Postgres keeps all jobs.
 
-    Raises DependencyUnavailable when Ray cannot be kept alive.
+    Raises DependencyUnavailable if Ray keeps being lost, or the service does not start.
     """
     url = f"http://127.0.0.1:{options.port}"
     stack = StackRecord(os.getpid(), url, issuer=issuer, drain_s=node.drain_s)
@@ -120,13 +120,13 @@ def _serve(
                     "the next `restore up` goes on with all jobs"
                 ) from lost
             progress(f"Ray was lost: {lost}")
-            if stack.ray_address:  # it has served before
+            if stack.ray_address:  # the stack has served before
                 record(replace(stack, lost=str(lost)))
 
 
 @contextmanager
 def _said(progress: Progress) -> Iterator[None]:
-    """Say that the stack stops, when it is told to."""
+    """Report that the stack is stopping when a signal ends the block."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -135,8 +135,9 @@ def _said(progress: Progress) -> Iterator[None]:
 
 
 def provide_engine(node: NodeSettings, progress: Progress) -> None:
-    """Install the engine and the models unless they are there, or are somebody else's.
+    """Install the engine and the models if they are missing.
 
+    An engine at COMFYUI_URL needs nothing. For one at COMFYUI_DIR only the models are installed.
     Raises ProvisionFailed.
     """
     if node.comfyui_url is not None:
@@ -150,7 +151,7 @@ def provide_engine(node: NodeSettings, progress: Progress) -> None:
 
 @contextmanager
 def _services(node: NodeSettings, progress: Progress) -> Iterator[dict[str, str]]:
-    """The services that the environment does not name; yields their variables."""
+    """Start the services that the environment does not name, and yield their variables."""
     missing = [role for role, variable in _NAMED_BY.items() if not _is_set(variable)]
     own_issuer = not (os.environ.get("AUTH0_DOMAIN") or os.environ.get("LOCAL_ISSUER_URL"))
     progress(f"starting {', '.join([*missing, *(['issuer'] if own_issuer else [])]) or 'nothing'}")
@@ -179,7 +180,7 @@ def _is_set(variable: str) -> bool:
 
 
 def service_variables(role: Role, urls: ServiceUrls) -> dict[str, str]:
-    """What the environment says of a service that runs."""
+    """Return the environment variables that describe a running service."""
     match role:
         case "postgres":
             return {"DATABASE_URL": urls.database_url}

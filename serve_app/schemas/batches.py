@@ -1,4 +1,4 @@
-"""The batches' part of the API's JSON."""
+"""JSON models of batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serve_app.schemas.restorations import FailureView, View, failure_view
 
 
 class BatchCountsView(View):
-    """How many of the batch's photos are where; together they are its size."""
+    """The number of the batch's photos in each status; together they make up its size."""
 
     queued: int
     running: int
@@ -28,7 +28,7 @@ class BatchCountsView(View):
 
 
 class BatchLinks(View):
-    """Where to go on, as paths on this host."""
+    """Paths of related resources on this host."""
 
     self_: str = Field(alias="self")
     items: str
@@ -37,7 +37,7 @@ class BatchLinks(View):
 
 
 class BatchProgress(View):
-    """How a batch stands; also what its event stream carries."""
+    """The status of a batch; also the data of its event stream."""
 
     status: BatchStatus = Field(
         description="`running` until every job has ended; then `cancelled` if any job was, "
@@ -47,7 +47,7 @@ class BatchProgress(View):
 
 
 class BatchView(BatchProgress):
-    """Photos that were submitted as one."""
+    """Photos that were submitted together."""
 
     id: UUID
     size: int
@@ -56,7 +56,7 @@ class BatchView(BatchProgress):
 
 
 class BatchItemView(View):
-    """One photo of a batch: a job, or the reason why there is none."""
+    """One photo of a batch: its job, or the reason why it has none."""
 
     index: int = Field(description="its place in the submission, from 0")
     name: str = Field(description="the file's name as it was sent")
@@ -66,20 +66,20 @@ class BatchItemView(View):
 
 
 class BatchItems(View):
-    """In the order of submission."""
+    """A page of a batch's photos, in the order of submission."""
 
     items: tuple[BatchItemView, ...]
     next: str | None = Field(description="path of the next page; null on the last")
 
 
 class SubmittedBatchView(BatchView):
-    """A batch with what became of each of its photos."""
+    """A batch with all of its photos."""
 
     items: tuple[BatchItemView, ...]
 
 
 class BatchList(View):
-    """Newest first."""
+    """A page of batches, newest first."""
 
     batches: tuple[BatchView, ...]
     next: str | None = Field(description="path of the next page; null on the last")

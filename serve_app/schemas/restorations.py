@@ -1,6 +1,6 @@
-"""The API's JSON, as pydantic models: the server writes them, the Python client reads them.
+"""The API's JSON as pydantic models, written by the server and read by the Python client.
 
-Nothing here knows FastAPI. What is internal (S3 keys, workers, leases) never gets in.
+This module does not depend on FastAPI. Internal data (S3 keys, workers, leases) is never included.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from workflows.manifest import CUSTOM
 
 
 class View(BaseModel):
-    """What all of the API's answers are: unchanging."""
+    """Base class of the API's models; immutable."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
 
 class ArtifactView(View):
-    """Stored bytes, and how to tell that they arrived whole."""
+    """A stored object, with the hash and the size to verify a download."""
 
     sha256: str = Field(description="lower-case hex")
     size_bytes: int
@@ -51,7 +51,7 @@ class FailureView(View):
 
 
 class AttemptView(View):
-    """An attempt that is over. `failed` ones are held against the job, `handed_back` ones not."""
+    """An attempt that is over. Only `failed` ones count against the job, not `handed_back` ones."""
 
     attempt: int
     started_at: datetime
@@ -62,7 +62,7 @@ class AttemptView(View):
 
 
 class ProgressView(View):
-    """The newest progress known of the attempt that runs now; best effort."""
+    """The newest known progress of the current attempt; best effort."""
 
     fraction: float = Field(ge=0, le=1, description="of the whole job")
     stage: str
@@ -70,7 +70,7 @@ class ProgressView(View):
 
 
 class WebhookView(View):
-    """Who is told of the job's end, and whether they have been."""
+    """The webhook that reports the job's end, and the state of its delivery."""
 
     url: str
     status: DeliveryStatus = Field(description="`dead` after a day of trying, or when refused")
@@ -80,7 +80,7 @@ class WebhookView(View):
 
 
 class Links(View):
-    """Where to go on, as paths on this host."""
+    """Paths of related resources on this host."""
 
     self_: str = Field(alias="self")
     events: str
@@ -90,7 +90,7 @@ class Links(View):
 
 
 class Restoration(View):
-    """One job: a photo going in, its restoration coming out."""
+    """A job that restores one photo."""
 
     id: UUID
     status: JobStatus
@@ -129,7 +129,7 @@ class Restoration(View):
 
 
 class UploadView(View):
-    """Where to send a photo to: PUT its bytes there, with these headers and no token."""
+    """A link to send a photo to: PUT its bytes there, with these headers and no token."""
 
     id: UUID = Field(description="`upload_id` of the one submission that uses it")
     method: Literal["PUT"] = "PUT"
@@ -139,14 +139,14 @@ class UploadView(View):
 
 
 class RestorationPage(View):
-    """Newest first."""
+    """A page of jobs, newest first."""
 
     restorations: tuple[Restoration, ...]
     next: str | None = Field(description="path of the next page; null on the last")
 
 
 class WorkflowView(View):
-    """A workflow, and a JSON Schema of the `params` it takes."""
+    """A workflow, with a JSON Schema of its `params`."""
 
     name: str
     version: str
@@ -164,14 +164,14 @@ class Health(View):
 
 
 class Readiness(View):
-    """`degraded` still serves: only what is best effort is down."""
+    """The state of the service. `degraded` still serves: only best-effort dependencies are down."""
 
     status: Literal["ok", "degraded", "unavailable"]
     dependencies: Mapping[str, Literal["ok", "error"]]
 
 
 class Problem(View):
-    """RFC 9457 problem details. Programs decide by `code`, which is stable."""
+    """RFC 9457 problem details. Programs should use `code`, which is stable."""
 
     type: str = "about:blank"
     title: str
@@ -187,7 +187,7 @@ class Problem(View):
 
 
 class UsageView(View):
-    """What jobs of one owner and workflow have cost, every attempt counted."""
+    """The usage of one owner's jobs of one workflow, with every attempt counted."""
 
     owner: str
     workflow: str
@@ -225,7 +225,7 @@ def failure_view(failure: Failure | None) -> FailureView | None:
 
 
 def progress_view(job: Job, events: Iterable[JobEvent]) -> ProgressView | None:
-    """The progress among `events` that belongs to the attempt which runs now."""
+    """Return the progress of the job's current attempt among `events`, if any."""
     for event in events:
         if isinstance(event, Progressed) and event.attempt == job.attempt:
             return ProgressView(fraction=event.fraction, stage=event.stage, attempt=event.attempt)

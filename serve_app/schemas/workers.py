@@ -1,4 +1,4 @@
-"""The operators' part of the API's JSON. Unlike elsewhere, workers and nodes are named."""
+"""JSON models for operators. Unlike the other models, they name workers and nodes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class JobInHandView(View):
 
 
 class WorkerView(View):
-    """One GPU worker, as of its newest report."""
+    """A GPU worker, as of its newest report."""
 
     id: str
     node: str
@@ -82,7 +82,7 @@ class QueueLineView(View):
 
 
 class QueueView(View):
-    """What waits and what runs, of each class."""
+    """The waiting and the running jobs of each class."""
 
     at: datetime
     lines: tuple[QueueLineView, ...]

@@ -1,8 +1,9 @@
-"""A batch as its watchers see it: counted at most every half second, until all of it has ended.
+"""Watch batches by polling their counts, at most every half second, until they have ended.
 
-No event says that a batch has changed, so its counts are read. Those who watch the same batch in
-a replica share them, and one task for each owner reads its batches one statement after another:
-an owner that has a thousand of them watched delays its own events and uses one connection.
+No event reports a change of a batch, so its counts are read from the store. All watchers of a batch
+in a replica share them. One task for each owner reads the owner's batches, one statement after
+another: an owner with a thousand watched batches delays its own events only, and uses one
+connection.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from restoration.ports import BatchStore
 
 log = structlog.get_logger(__name__)
 
-# Between two counts, and so between two events; up to four times as long while nothing changes.
+# The interval between reads, and so between events; up to four times as long without changes.
 BATCH_POLL_S = 0.5
 _SLOWEST = 4
-# Batches that are counted in one statement, each of up to 1,000 jobs.
+# Batches read in one statement, each of up to 1,000 jobs.
 READ_AT_ONCE = 50
 
 
 class BatchWatcher:
-    """Follows batches for all of a replica, each for as long as it is watched."""
+    """Polls the watched batches for all watchers of a replica."""
 
     def __init__(self, batches: BatchStore, poll_s: float = BATCH_POLL_S) -> None:
         self._batches = batches
@@ -39,10 +40,10 @@ class BatchWatcher:
         self._polls: dict[str, asyncio.Task[None]] = {}
 
     async def watch(self, batch: JobBatch) -> AsyncGenerator[JobBatch | None, None]:
-        """The batch as it is, then whenever its counts have changed; None when they have not.
+        """Yield the batch, then after each read the batch if its counts changed, or None.
 
-        The last is the batch at its end. An outage of the store is waited out. Raises
-        BatchNotFound when the batch is removed meanwhile.
+        The last is the batch at its end. Outages of the store are waited out. Raises BatchNotFound
+        if the batch is removed meanwhile.
         """
         yield batch
         if batch.status.is_final:
@@ -98,14 +99,14 @@ class BatchWatcher:
                 live.fail(BatchNotFound("there is no such batch", batch_id=str(live.batch.id)))
 
     def _ended(self, owner: str, poll: asyncio.Task[None]) -> None:
-        # Only a defect ends the task early: those who watch must not take it for an outage.
+        # Only a bug ends the task early. It must reach the watchers, and not look like an outage.
         if not poll.cancelled() and (error := poll.exception()) is not None:
             for live in self._of(owner):
                 live.fail(error)
 
 
 class _LiveBatch:
-    """A batch that is watched, as it was read last."""
+    """A watched batch, as last read."""
 
     def __init__(self, batch: JobBatch) -> None:
         self.batch = batch
@@ -120,12 +121,15 @@ class _LiveBatch:
         return self.batch.status.is_final or self._error is not None
 
     def is_due(self) -> bool:
-        """Count a poll; return whether the batch is to be read in it."""
+        """Count a poll, and return whether it should read the batch."""
         self._polls_left -= 1
         return self._polls_left <= 0
 
     async def wait_for_more_than(self, reads: int) -> None:
-        """Return once it was read so often. Raises the error that its reading ended with."""
+        """Wait until the batch was read more than `reads` times.
+
+        Raises the error that ended the polling.
+        """
         while self.reads <= reads and self._error is None:
             await self._read.wait()
         if self._error is not None:
@@ -144,6 +148,6 @@ class _LiveBatch:
         self._wake()
 
     def _wake(self) -> None:
-        # An event each time, so that a watcher that was woken is kept from no later wait.
+        # A new event each time, so that a watcher that was woken waits for the next one.
         self._read.set()
         self._read = asyncio.Event()

@@ -1,8 +1,8 @@
-"""One job's life, told once in this process to however many watch it.
+"""The events of one job, shared by all of its watchers in this process.
 
-One task follows the board. What happens goes into a log, in which each watcher has a place of its
-own: an event costs a watcher no more than being woken and sending bytes that are shared. The log
-keeps the latest events; whoever is behind it goes on with the state as it is.
+One task follows the status board and appends to a log, in which each watcher has its own position.
+An event costs a watcher a wake-up and the sending of shared bytes. The log keeps the newest events;
+a watcher that falls behind it continues with the job's current state.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from serve_app import sse
 
 log = structlog.get_logger(__name__)
 
-KEPT_EVENTS = 400  # more than a board keeps of a job, so that whoever comes late loses nothing
+KEPT_EVENTS = 400  # more than a board keeps of a job, so that a late watcher loses nothing
 
-# of one attempt, in the order in which `restoration.jobs.TRANSITIONS` lets them follow each other
+# the order of states within an attempt, by `restoration.jobs.TRANSITIONS`
 _ORDER = {JobStatus.RUNNING: 0, JobStatus.CANCELLING: 1, JobStatus.QUEUED: 2}
 _FINAL = 3
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An event, and its place in the job's stream if it has one."""
+    """An event, with its id in the job's stream if it has one."""
 
     event: JobEvent
     id: str | None = None
 
     @cached_property
     def encoded(self) -> bytes:
-        """As it is sent; made once for all watchers."""
+        """The event as Server-Sent Event, encoded once for all watchers."""
         return sse.encode(sse.ServerEvent(self.event.type, to_json(self.event), self.id))
 
 
@@ -49,7 +49,7 @@ def state_of(job: Job) -> StateChanged:
 
 
 def is_later(state: StateChanged, than: StateChanged) -> bool:
-    """Whether a job is in `state` after it is in `than`: rows may be read in any order."""
+    """Return whether a job enters `state` after `than`. Rows may be read in any order."""
     return _rank(state) > _rank(than)
 
 
@@ -58,20 +58,20 @@ def _rank(state: StateChanged) -> tuple[int, int]:
 
 
 class LiveJob:
-    """Follows until it is closed; made for the first who watches.
+    """The log of one job's events, which follows the status board until it is closed.
 
-    Whoever made it tells it now and then what the row says.
+    It is created for the first watcher. The creator passes it rows of the job with `learn`.
     """
 
     def __init__(self, job: Job, jobs: JobStore, board: StatusBoard) -> None:
         self.job = job
         self.users = 0
-        self.shows_states = False  # else only the end matters, and rows are read for it alone
+        self.shows_states = False  # otherwise rows are read only for the end
         self._jobs = jobs
         self._board = board
-        self._after_id: str | None = None  # the last event that was taken from the board
+        self._after_id: str | None = None  # the last event taken from the board
         self._log: deque[Seen | None] = deque(maxlen=KEPT_EVENTS)
-        self._end = self._ticked_at = 0  # the place after the newest event
+        self._end = self._ticked_at = 0  # the position after the newest event
         self._preview_at = -1
         self._woken = asyncio.Event()
         self._error: BaseException | None = None
@@ -84,11 +84,14 @@ class LiveJob:
 
     @property
     def start(self) -> int:
-        """The place of the oldest event that is kept."""
+        """The position of the oldest event that is kept."""
         return self._end - len(self._log)
 
     def next(self, place: int) -> tuple[Seen | None, int]:
-        """The event at `place`, if it is there by now, and the place to look at after that."""
+        """Return the first event from position `place` on, or None, and the position to read next.
+
+        If the log no longer goes back to `place`, the event is the job's current state.
+        """
         while place < self._end:
             if place < self.start:
                 return Seen(state_of(self.job)), self.start
@@ -98,32 +101,35 @@ class LiveJob:
         return None, place
 
     async def wait(self) -> None:
-        """Until something happened, or `wake`. Raises what it failed of."""
+        """Wait for the next event, or for `wake`. Raises the error that ended the feed."""
         if self._error is None:
             await self._woken.wait()
         if self._error is not None:
             raise self._error
 
     def learn(self, job: Job, hint_id: str | None = None) -> None:
-        """Take note of a row that somebody has read, unless it is older than what is known."""
+        """Append a row's state to the log, unless it is older than the known one."""
         if is_later(state_of(job), than=state_of(self.job)):
             self.job = job
             self._append(Seen(state_of(job), hint_id))
 
     def tick(self) -> None:
-        """`wake`, if nothing has happened since the last tick: a thousand are not woken in vain."""
+        """Wake the watchers if nothing was appended since the last tick.
+
+        Watchers that an event has woken meanwhile are not woken again in vain.
+        """
         if self._end == self._ticked_at:
             self.wake()
         self._ticked_at = self._end
 
     def wake(self) -> None:
-        """Let everybody who waits look around, and the board be asked again if it was away."""
-        # An event each time, so that nobody who was woken is kept from its next wait.
+        """Wake all watchers, and follow the board again after an outage."""
+        # A new event each time, so that a watcher that was woken waits for the next one.
         self._woken.set()
         self._woken = asyncio.Event()
 
     def fail(self, error: BaseException) -> None:
-        """End every watch: something is broken that no patience mends."""
+        """End every watch with an error that waiting cannot mend."""
         self._error = error
         self.wake()
 
@@ -163,7 +169,9 @@ class LiveJob:
     def _append(self, seen: Seen) -> None:
         if isinstance(seen.event, Previewed):
             if self._preview_at >= self.start:
-                self._log[self._preview_at - self.start] = None  # pictures are large: one is kept
+                self._log[self._preview_at - self.start] = (
+                    None  # previews are large: only the newest is kept
+                )
             self._preview_at = self._end
         self._log.append(seen)
         self._end += 1

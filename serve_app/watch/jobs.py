@@ -1,10 +1,9 @@
-"""The life of one job as its watchers see it: live events, and the row whenever it counts.
+"""Watch jobs: live events from the status board, and states from the jobs' rows.
 
-States come from the row alone. A state on the board is only a hint to read the row, unless whoever
-committed a job's end has put the row beside it. All rows that somebody watches are read every
-`poll_s` as well, in one statement, so that no watcher misses the end with the board down, or
-believes an attempt that lost its lease. Those who watch the same job share all of it
-(`serve_app.watch.job_feed`).
+States come from the rows alone. A state on the board is a hint to read the row, unless the process
+that committed the job's end put the row beside it. In addition, one statement reads the rows of all
+watched jobs every `poll_s`. So no watcher misses the end while the board is down, or trusts an
+attempt that has lost its lease. All watchers of a job share its feed (`serve_app.watch.job_feed`).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ POLL_S = 2.0
 
 
 class JobWatcher:
-    """Follows jobs for all of a replica, each for as long as somebody watches it."""
+    """Follows the watched jobs for all watchers of a replica."""
 
     def __init__(self, jobs: JobStore, board: StatusBoard, poll_s: float = POLL_S) -> None:
         self._jobs = jobs
@@ -40,11 +39,11 @@ class JobWatcher:
         self._polling: asyncio.Task[None] | None = None
 
     def watch(self, job: Job, after_id: str | None = None) -> AsyncGenerator[Seen | None, None]:
-        """The state that `job` has, then what happens until its end; None now and then.
+        """Yield the state of `job`, then its events until its end, and None now and then.
 
-        The last event is the final state. A None, after at most twice `poll_s` in which nothing
-        happens, lets the caller do something else. Whoever is slow loses progress. Raises
-        InvalidRequest, at once, for an `after_id` that no event ever had.
+        The last event is the final state. A None comes after at most twice `poll_s` without events,
+        so that the caller can do something else. A slow caller loses progress events. Raises
+        InvalidRequest, at once, for a malformed `after_id`.
         """
         return self._watch(job, None if after_id is None else parse_id(after_id))
 
@@ -71,7 +70,7 @@ class JobWatcher:
                     yield seen
 
     async def wait(self, job: Job, timeout_s: float) -> Job:
-        """The job at its end, or as it is after `timeout_s`."""
+        """Return the job at its end, or as it is after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s), self._joined(job) as live:
                 while not live.job.status.is_final:
@@ -87,7 +86,7 @@ class JobWatcher:
         if live is None or live.is_over:
             live = self._live[job.id] = LiveJob(job, self._jobs, self._board)
         if self._polling is None or self._polling.done():
-            # for all who watch, not for the first of them
+            # works for all watchers, so not in the first one's name
             self._polling = asyncio.create_task(self._poll(), context=context_of(None))
             self._polling.add_done_callback(self._ended)
         live.learn(job)
@@ -106,7 +105,7 @@ class JobWatcher:
 
     async def _poll(self) -> None:
         while True:
-            # What the board does not tell, nobody does: the rows have to be asked.
+            # The board may lose a state, so the rows have to be read as well.
             await asyncio.sleep(self._poll_s)
             for row in await self._rows():
                 if row.id in self._live:
@@ -122,7 +121,7 @@ class JobWatcher:
             return ()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        # Only a defect ends the task early: those who watch must not take it for an outage.
+        # Only a bug ends the task early. It must reach the watchers, and not look like an outage.
         if not task.cancelled() and (error := task.exception()) is not None:
             for live in self._live.values():
                 live.fail(error)

@@ -1,4 +1,4 @@
-"""The event streams that this replica of the ingress holds open, and how many an owner may have."""
+"""Count and limit the event streams that a replica of the ingress holds open for each owner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from restoration.observability.metrics import SSE_CLIENTS, Meter
 
 
 class OpenStreams:
-    """Counts them, for the meter and for the limit. For one event loop."""
+    """Counts open streams, for the gauge and for the limit. Belongs to one event loop."""
 
     def __init__(self, meter: Meter, limit: int) -> None:
         self._meter = meter
@@ -20,7 +20,7 @@ class OpenStreams:
 
     @contextmanager
     def one_more(self, owner: str) -> Iterator[None]:
-        """Count a stream of the owner for the block. Raises TooManyAtOnce."""
+        """Count a stream of the owner within the block. Raises TooManyAtOnce."""
         place = self._places.take_now(owner)
         self._count()
         try:

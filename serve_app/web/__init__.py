@@ -1,1 +1,1 @@
-"""HTML that is rendered here, without a script and without anything from another host."""
+"""HTML pages rendered by the service, without scripts and without resources of other hosts."""

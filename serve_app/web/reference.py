@@ -1,7 +1,7 @@
-"""The OpenAPI document as one page of plain HTML, to be read.
+"""Render the OpenAPI document as one page of plain HTML.
 
-Without a script: the usual pages load theirs from other hosts, or need policies as loose as their
-inline styles and scripts. Every text from the document is escaped.
+The page has no script: the usual reference pages load theirs from other hosts, or need a policy
+loose enough for their inline styles and scripts. Every text of the document is escaped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Json = Mapping[str, Any]
 
 
 def render(document: Json) -> str:
-    """The page for an OpenAPI 3.1 document."""
+    """Return the page for an OpenAPI 3.1 document."""
     info = document["info"]
     operations = [
         _operation(method, path, item[method])
