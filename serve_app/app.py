@@ -55,6 +55,8 @@ _READABLE_HEADERS = [
 
 
 def build_asgi_app(services: Services) -> FastAPI:
+    """Return the application for these services, which it closes at the end of its lifespan."""
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         try:

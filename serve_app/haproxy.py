@@ -123,7 +123,7 @@ def _file_name(status: int) -> str:
 
 
 def local_environment(folder: Path) -> dict[str, str]:
-    """Return the variables that make Serve of a local stack run HAProxy.
+    """Return the variables that make a local stack's Serve run HAProxy.
 
     HAProxy's files go into `folder`, which should be private to this account. The ports are ones
     that no other stack uses.

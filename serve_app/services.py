@@ -44,6 +44,8 @@ from workflows.catalog import Catalog, load_catalog
 
 @dataclass(frozen=True, slots=True)
 class Services:
+    """The stores, clients and settings that the routes use. `aclose` closes `resources`."""
+
     settings: Settings
     catalog: Catalog
     submission: Submission

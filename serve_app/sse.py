@@ -33,6 +33,7 @@ class ServerEvent:
 
 
 def encode(event: ServerEvent) -> bytes:
+    """Return an event in the wire format; data of several lines takes a `data` field for each."""
     lines = [] if event.id is None else [f"id: {event.id}"]
     lines.append(f"event: {event.event}")
     lines += [f"data: {line}" for line in _LINE_END.split(event.data)]

@@ -25,8 +25,7 @@ log = structlog.get_logger(__name__)
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_S = 2
-# Only requests that change something are counted: a poll for a missing job is no refused
-# submission.
+# Only refused changes are counted: a poll for a missing job is not a refused submission.
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 MALFORMED_REQUEST = "malformed_request"
 # These replace pydantic's messages, which speak of Python's types.
@@ -103,6 +102,7 @@ _PRIVATE_DETAIL: Mapping[HTTPStatus, str] = {
 
 
 def install_error_handlers(app: FastAPI) -> None:
+    """Make the application answer its own, FastAPI's and Starlette's errors with problems."""
     app.exception_handler(e.RestorationError)(_on_restoration_error)
     app.exception_handler(RequestValidationError)(_on_malformed_request)
     app.exception_handler(HTTPException)(_on_http_exception)
@@ -116,6 +116,7 @@ def problem_response(
     details: Mapping[str, object] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
+    """Return an RFC 9457 problem as the response to `request`, and count a refused change."""
     if request.method not in _SAFE_METHODS:
         request.app.state.services.meter.count(REFUSED, {"code": code})
     path, request_id = request.url.path, request.state.request_id

@@ -46,7 +46,7 @@ def examine(node: NodeSettings) -> list[Finding]:
 
 
 def _engines(node: NodeSettings, catalog: Catalog) -> list[Finding]:
-    """Check the engine. An engine at COMFYUI_URL is only asked whether it responds."""
+    """Check the engine. One at COMFYUI_URL is not installed here, and only has to respond."""
     if node.comfyui_url is not None:
         return [examine_attached(node.comfyui_url)]
     own = node.comfyui_dir, node.comfyui_python, node.engine_variant

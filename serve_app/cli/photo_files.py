@@ -12,8 +12,8 @@ from restoration.errors import InvalidRequest
 from restoration.images import sniff
 
 _SNIFFED_BYTES = 4096
-# A file with one of these suffixes is submitted whatever its content: the service refuses it with a
-# reason.
+# A file with one of these suffixes but other content is still submitted, so that the service
+# reports it by name.
 _SUFFIXES = frozenset(
     {
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp"),

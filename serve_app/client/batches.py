@@ -85,6 +85,7 @@ class BatchCalls(ABC):
         return parse(SubmittedBatchView, answer)
 
     def batch(self, batch_id: UUID | str) -> BatchView:
+        """Return the batch as it is now. Raises ApiError."""
         return parse(BatchView, self._call("GET", f"{BATCHES}/{batch_id}"))
 
     def batches(self, limit: int = 20) -> Iterator[BatchView]:
@@ -104,6 +105,7 @@ class BatchCalls(ABC):
             path = page.next
 
     def cancel_batch(self, batch_id: UUID | str) -> BatchView:
+        """Ask for the batch's unfinished jobs to be cancelled, and return it. Some end later."""
         return parse(BatchView, self._call("POST", f"{BATCHES}/{batch_id}/cancel"))
 
     def batch_events(self, batch_id: UUID | str) -> Iterator[BatchProgress]:

@@ -90,6 +90,7 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
         return upload.id
 
     def get(self, job_id: UUID | str) -> Restoration:
+        """Return the job as it is now. Raises ApiError."""
         return parse(Restoration, self._call("GET", f"{API}/{job_id}"))
 
     def list(self, *statuses: JobStatus, limit: int = 50) -> Iterator[Restoration]:
@@ -105,6 +106,7 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
             yield from page.restorations
 
     def cancel(self, job_id: UUID | str) -> Restoration:
+        """Ask for the job to be cancelled, and return it. A running job ends later."""
         return parse(Restoration, self._call("POST", f"{API}/{job_id}/cancel"))
 
     def retry(self, job_id: UUID | str) -> Restoration:
@@ -112,12 +114,11 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
         return parse(Restoration, self._call("POST", f"{API}/{job_id}/retry"))
 
     def workflows(self) -> tuple[WorkflowView, ...]:
+        """Return the workflows that the service offers, each with its parameters' JSON Schema."""
         return parse(WorkflowList, self._call("GET", "/api/v1/workflows")).workflows
 
     def usage(self, since: datetime) -> UsageReport:
-        """Return the usage since then by the token's owner, or by all owners with the scope
-        `admin`.
-        """
+        """Return the usage since then, of the token's owner or, with the scope `admin`, of all."""
         query = {"since": since.isoformat()}
         return parse(UsageReport, self._call("GET", "/api/v1/usage", params=query))
 

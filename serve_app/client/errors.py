@@ -38,6 +38,7 @@ class ApiError(Exception):
 
 
 def error_of(answer: httpx.Response) -> ApiError:
+    """Return the problem in a response as an ApiError, or `bad_answer` if it holds none."""
     try:
         problem = Problem.model_validate_json(answer.content)
     except ValidationError:
@@ -47,6 +48,7 @@ def error_of(answer: httpx.Response) -> ApiError:
 
 
 def parse(model: type[_Model], answer: httpx.Response) -> _Model:
+    """Return the response's JSON as a `model`. Raises ApiError (`bad_answer`) if it is none."""
     try:
         return model.model_validate_json(answer.content)
     except ValidationError:

@@ -18,9 +18,11 @@ class WorkerCalls(ABC):
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response: ...
 
     def workers(self) -> WorkerList:
+        """Return all workers, as of their newest reports."""
         return parse(WorkerList, self._call("GET", f"{ADMIN}/workers"))
 
     def queue(self) -> QueueView:
+        """Return the waiting and the running jobs of each class."""
         return parse(QueueView, self._call("GET", f"{ADMIN}/queue"))
 
     def drain(self, worker: str) -> WorkerView:
@@ -28,6 +30,7 @@ class WorkerCalls(ABC):
         return self._order(worker, "drain")
 
     def undrain(self, worker: str) -> WorkerView:
+        """Let a drained worker claim jobs again."""
         return self._order(worker, "undrain")
 
     def restart_engine(self, worker: str) -> WorkerView:

@@ -41,6 +41,7 @@ _ESCAPED = re.compile("%(22|0D|0A)", re.IGNORECASE)
 
 
 def malformed(field: str, message: str) -> RequestValidationError:
+    """Return the error for an invalid form field, which becomes a 422 response."""
     return RequestValidationError([{"loc": ("form", field), "msg": message, "type": "form"}])
 
 
@@ -73,10 +74,12 @@ class Part:
         return not self.filename and not self._data.tell()
 
     def take(self, data: bytes) -> None:
+        """Append a chunk of the part's data."""
         self._data.write(data[: self.limit_bytes + 1 - self._data.tell()])
         self.hash.update(data)
 
     def data(self) -> bytes:
+        """Return the data kept: all of it, or one byte more than the limit."""
         return self._data.getvalue()
 
     def text(self) -> str:

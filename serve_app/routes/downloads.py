@@ -32,5 +32,6 @@ class Download(Response):
 
 
 def may_download_now(request: Request, owner: str) -> bool:
+    """Return whether the owner would get a place for a download without waiting."""
     places: FairPlaces = request.app.state.downloads
     return places.has_room_for(owner)

@@ -24,12 +24,14 @@ _HAS_PROGRESS = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
 
 
 async def show(request: Request, board: StatusBoard, job: Job) -> restorations.Restoration:
+    """Return one job's view; see `show_all`."""
     return (await show_all(request, board, [job]))[0]
 
 
 async def show_all(
     request: Request, board: StatusBoard, jobs: Sequence[Job]
 ) -> list[restorations.Restoration]:
+    """Return the jobs' views: progress from the board, webhook deliveries from the store."""
     events = await _live(board, [job.id for job in jobs if job.status in _HAS_PROGRESS])
     deliveries = await _deliveries(services_of(request).jobs, jobs)
     return [
@@ -44,6 +46,8 @@ async def show_all(
 
 
 def links_to(request: Request, job_id: UUID) -> restorations.Links:
+    """Return the paths of a job's resources."""
+
     def path(route: str) -> str:
         return request.url_for(route, job_id=str(job_id)).path
 

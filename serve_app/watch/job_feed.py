@@ -114,10 +114,7 @@ class LiveJob:
             self._append(Seen(state_of(job), hint_id))
 
     def tick(self) -> None:
-        """Wake the watchers if nothing was appended since the last tick.
-
-        Watchers that an event has woken meanwhile are not woken again in vain.
-        """
+        """Wake the watchers, unless an event has woken them since the last tick."""
         if self._end == self._ticked_at:
             self.wake()
         self._ticked_at = self._end
@@ -129,7 +126,7 @@ class LiveJob:
         self._woken = asyncio.Event()
 
     def fail(self, error: BaseException) -> None:
-        """End every watch with an error that waiting cannot mend."""
+        """End every watch by raising `error` in it. For errors that waiting cannot resolve."""
         self._error = error
         self.wake()
 
