@@ -1,4 +1,4 @@
-"""What several of the ports' suites run on."""
+"""Fixtures shared by several of the ports' contract suites."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tests.support.job_stores import OpenStore
 
 @pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
 async def open_store(request: pytest.FixtureRequest) -> AsyncIterator[OpenStore]:
-    """Makes stores with a policy; those on Postgres share one database."""
+    """Yield a function that opens a store with a policy; all stores on Postgres share one
+    database."""
     if request.param == "memory":
         yield lambda policy: MemoryJobStore(policy=policy)
         return
@@ -29,6 +30,6 @@ async def open_store(request: pytest.FixtureRequest) -> AsyncIterator[OpenStore]
 
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """The server itself, to look into it and to do to it what must be survived."""
+    """Connect to the Redis server itself, to inspect and to disturb it."""
     async with Redis.from_url(redis_url, protocol=2) as client:
         yield client

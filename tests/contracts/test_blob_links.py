@@ -1,4 +1,4 @@
-"""Links that work without a token: what each allows is in its signature, and nothing else is."""
+"""Links that work without a token, and allow only the action that their signature names."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def key() -> str:
 async def send(
     link: UploadLink, data: bytes = DATA, url: str | None = None, **headers: str | None
 ) -> int:
-    """The status of a PUT as the link says, but for what is given. A header of None is left out."""
+    """Send the PUT that the link describes, with these changes, and return the status. A header of
+    None is left out."""
     changed = {name.replace("_", "-"): value for name, value in headers.items()}
     sent = {name: value for name, value in {**link.headers, **changed}.items() if value is not None}
     async with httpx.AsyncClient(trust_env=False) as client:
@@ -68,7 +69,7 @@ async def send(
 
 @pytest.mark.uploads
 async def test_an_upload_is_written_by_its_link(store: S3BlobStore, key: str) -> None:
-    """With the headers that came with it, and no credentials; then it can be fetched."""
+    """A PUT with the link's headers and no credentials stores an object that can be fetched."""
     link = await store.upload_link(key, UPLOAD, 60)
     assert await send(link) == 200
     assert await store.fetch(key, len(DATA)) == DATA
@@ -80,7 +81,7 @@ async def test_an_upload_is_written_by_its_link(store: S3BlobStore, key: str) ->
     [
         {"data": DATA + b"x"},
         {"data": DATA[:-1]},
-        {"data": DATA[::-1]},  # as long, but another picture
+        {"data": DATA[::-1]},  # same length, other picture
         {"Content_Type": "text/html"},
         {"Content_Type": None},
         {"x_amz_checksum_sha256": base64.b64encode(bytes(32)).decode()},
@@ -92,7 +93,7 @@ async def test_an_upload_is_written_by_its_link(store: S3BlobStore, key: str) ->
 async def test_a_link_takes_only_what_was_announced(
     store: S3BlobStore, key: str, attack: Mapping[str, Any]
 ) -> None:
-    """Type, length and sha256 are in the signature: S3 itself refuses everything else."""
+    """The signature covers type, length and sha256, so that S3 itself refuses anything else."""
     link = await store.upload_link(key, UPLOAD, 60)
     assert await send(link, **attack) in {400, 403}
     assert await store.fetch(key, 10_000) is None
@@ -100,7 +101,7 @@ async def test_a_link_takes_only_what_was_announced(
 
 @pytest.mark.uploads
 async def test_a_link_is_for_one_key_one_method_and_a_while(store: S3BlobStore, key: str) -> None:
-    """Not for another object, not for reading, not for longer."""
+    """It works neither for another object, nor for reading or deleting, nor after its lifetime."""
     link, other = await store.upload_link(key, UPLOAD, 60), f"uploads/{'0' * 64}/{uuid4()}"
     assert await send(link, url=link.url.replace(key, other)) == 403
     assert await send(link, url=link.url.replace("X-Amz-Expires=60", "X-Amz-Expires=600")) == 403
@@ -115,7 +116,7 @@ async def test_a_link_is_for_one_key_one_method_and_a_while(store: S3BlobStore, 
 
 @pytest.mark.uploads
 async def test_a_length_is_enough(store: S3BlobStore, key: str) -> None:
-    """Who does not know the sha256 beforehand need not send it; the length still counts."""
+    """The sha256 is optional; without it the length still counts."""
     link = await store.upload_link(key, NewUpload("image/png", len(DATA)), 60)
     assert await send(link, DATA + b"x") == 403
     assert await send(link, DATA[::-1]) == 200
@@ -124,7 +125,7 @@ async def test_a_length_is_enough(store: S3BlobStore, key: str) -> None:
 @pytest.mark.uploads
 @pytest.mark.parametrize("kind", ["s3", "memory"])
 async def test_what_is_fetched_is_bounded(s3: S3Access, key: str, kind: str) -> None:
-    """One byte more than allowed tells that it is too large; no more is ever read."""
+    """At most one byte more than allowed is read, which shows that the object is too large."""
     store: BlobStore = _s3(s3) if kind == "s3" else MemoryBlobStore()
     assert await store.fetch(key, 10) is None
     for data in (DATA, b""):
@@ -139,7 +140,7 @@ async def test_what_is_fetched_is_bounded(s3: S3Access, key: str, kind: str) -> 
 async def test_what_is_delivered_is_an_attachment_of_its_own_type(
     store: S3BlobStore,
 ) -> None:
-    """By the signature, whatever the object says; and by the object too, for CloudFront."""
+    """The signature fixes the type; the object has a file name of its own, for CloudFront."""
     job_id = uuid4()
     artifact = await store.put(f"outputs/{job_id}/1.png", DATA, "text/html")
     pinned = Artifact(artifact.key, artifact.sha256, artifact.size_bytes, "image/png")
@@ -185,7 +186,7 @@ def cloudfront(key: str) -> dict[str, str]:
 
 
 def verified(url: str, key: rsa.RSAPrivateKey) -> bool:
-    """As CloudFront checks a canned policy: over this very text, of the URL as it was asked for."""
+    """Verify a canned policy as CloudFront does, over exactly this text with the requested URL."""
     resource, _, _ = url.partition("?")
     query = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
     when = {"DateLessThan": {"AWS:EpochTime": int(query["Expires"])}}
@@ -201,7 +202,7 @@ def verified(url: str, key: rsa.RSAPrivateKey) -> bool:
 
 @pytest.mark.results
 async def test_cloudfronts_urls_are_signed(s3: S3Access, private_key: rsa.RSAPrivateKey) -> None:
-    """A canned policy over the URL and its end: neither the key nor the time can be changed."""
+    """A canned policy signs the URL and its end, so that neither can be changed."""
     store = _s3(
         s3, cloudfront=CloudFront.from_settings(load_settings(cloudfront(pem(private_key))))
     )
@@ -216,7 +217,7 @@ async def test_cloudfronts_urls_are_signed(s3: S3Access, private_key: rsa.RSAPri
 
 @pytest.mark.results
 def test_cloudfronts_key_may_be_a_file(tmp_path: Path, private_key: rsa.RSAPrivateKey) -> None:
-    """A secret need not be in the environment."""
+    """The secret can be kept out of the environment."""
     (tmp_path / "key.pem").write_text(pem(private_key))
     named = cloudfront("") | {"CLOUDFRONT_PRIVATE_KEY_FILE": str(tmp_path / "key.pem")}
     assert CloudFront.from_settings(load_settings(named)) is not None
@@ -235,7 +236,8 @@ def test_cloudfronts_key_may_be_a_file(tmp_path: Path, private_key: rsa.RSAPriva
     ids=["no id", "no key", "neither", "no domain"],
 )
 def test_cloudfront_without_a_signature_is_refused(changes: dict[str, str]) -> None:
-    """Unsigned, results would be open to whoever guesses a URL, or to nobody: neither is meant."""
+    """Without signatures results would be open to anyone who guesses a URL, or closed to
+    everyone."""
     with pytest.raises(InvalidSettings, match="must be set together"):
         load_settings(cloudfront("secret") | changes)
 
@@ -243,7 +245,7 @@ def test_cloudfront_without_a_signature_is_refused(changes: dict[str, str]) -> N
 @pytest.mark.results
 @pytest.mark.parametrize("kind", ["garbage", "elliptic"])
 def test_a_key_that_cannot_sign_is_refused_at_the_start(kind: str) -> None:
-    """Not at the first result; and the message does not repeat the key."""
+    """It is refused before the first result, with a message that does not repeat the key."""
     found = cloudfront("hunter2-not-a-key")
     if kind == "elliptic":
         found = cloudfront(pem(ec.generate_private_key(ec.SECP256R1())))

@@ -1,4 +1,4 @@
-"""The rules of the BlobStore port that the sweeper stands on, on S3 and in memory."""
+"""The rules of the BlobStore port that retention depends on, on S3 and in memory."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ async def _listed(store: BlobStore, prefix: str, age: timedelta) -> list[str]:
     return [key async for page in pages for key in page]
 
 
-NOW, AN_HOUR = timedelta(minutes=-1), timedelta(hours=1)  # clocks may differ a little
+NOW, AN_HOUR = timedelta(minutes=-1), timedelta(hours=1)  # allows for clocks that differ a little
 
 
 @pytest.mark.retention
 async def test_a_listing_knows_prefix_and_age(store: BlobStore, prefix: str) -> None:
-    """Every key below the prefix, none beside it, and none that is younger than asked for."""
+    """A listing has every key below the prefix, but none beside it and none that is too young."""
     keys = [f"{prefix}{name}" for name in ("a.png", "b/1.png", "b/2.png", "ü &+%20.png")]
     for key in [*keys, prefix.rstrip("/") + "-beside.png"]:
         await store.put(key, b"x", "image/png")
@@ -56,7 +56,7 @@ async def test_a_listing_knows_prefix_and_age(store: BlobStore, prefix: str) -> 
 
 @pytest.mark.retention
 async def test_many_are_deleted_at_once(store: BlobStore, prefix: str) -> None:
-    """What is named goes, what is not stays, and what is not there is no error."""
+    """Only the named keys are deleted, and missing ones are no error."""
     keys = [f"{prefix}{name}" for name in ("1.png", "2.png", "ü &+%20.png")]
     for key in keys:
         await store.put(key, b"x", "image/png")
@@ -70,7 +70,7 @@ async def test_many_are_deleted_at_once(store: BlobStore, prefix: str) -> None:
 async def test_a_listing_of_pages_goes_on_while_they_are_deleted(
     s3: S3Access, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each key is on one page, though the keys of earlier pages are gone by then."""
+    """Each key is on exactly one page, even if the keys of earlier pages are deleted meanwhile."""
     monkeypatch.setattr("persistence.objects.s3._LISTED_AT_ONCE", 2)
     monkeypatch.setattr("persistence.objects.s3._DELETED_AT_ONCE", 2)
     store = S3BlobStore(

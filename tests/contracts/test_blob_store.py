@@ -1,4 +1,4 @@
-"""The rules of the BlobStore port, each against the S3 that the tests run on."""
+"""The rules of the BlobStore port on the tests' S3."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def s3_store(s3: Any) -> AsyncIterator[S3BlobStore]:
 
 @pytest.fixture(params=["alone", "with copies"])
 async def store(request: pytest.FixtureRequest, s3_store: S3BlobStore) -> AsyncIterator[BlobStore]:
-    """S3 itself, and as the service uses it."""
+    """Return the S3 store alone, or with copies in Redis as the service uses it."""
     if request.param == "alone":
         yield s3_store
         return
@@ -55,7 +55,7 @@ def key() -> str:
 
 
 async def test_what_was_put_is_what_is_got(store: BlobStore, key: str) -> None:
-    """Bytes come back to the bit, and their artifact says what they are."""
+    """The bytes come back unchanged, and the artifact describes them."""
     artifact = await store.put(key, DATA, "image/png")
     assert (artifact.key, artifact.size_bytes) == (key, len(DATA))
     assert artifact.content_type == "image/png"
@@ -74,7 +74,7 @@ async def test_many_at_once(store: BlobStore, key: str) -> None:
 async def test_an_object_that_was_overwritten_is_corrupt(
     store: BlobStore, key: str, other: bytes
 ) -> None:
-    """Other bytes under the same key are noticed, whether or not their number is the same."""
+    """Other bytes under the same key are detected, whether or not their length is the same."""
     artifact = await store.put(key, DATA, "image/png")
     await store.put(key, other, "image/png")
     with pytest.raises(ArtifactCorrupt):
@@ -82,7 +82,7 @@ async def test_an_object_that_was_overwritten_is_corrupt(
 
 
 async def test_an_object_that_is_gone_is_corrupt(store: BlobStore, key: str) -> None:
-    """What the row promises and S3 does not have is no passing fault; deleting twice is none."""
+    """A missing object is a permanent error; deleting it twice is no error."""
     artifact = await store.put(key, DATA, "image/png")
     await store.delete(key)
     await store.delete(key)
@@ -115,7 +115,7 @@ async def test_a_part_of_an_object_that_is_gone_is_corrupt(store: BlobStore, key
 
 
 async def test_a_signed_url_needs_no_credentials(store: BlobStore, key: str) -> None:
-    """Anybody who has the URL gets the bytes, with their type and the file name to save as."""
+    """Anyone with the URL gets the bytes, with their type and a file name."""
     artifact = await store.put(key, DATA, "image/png")
     url = await store.signed_url(artifact, 'a "new" grüße.png', lifetime_s=60)
     async with httpx.AsyncClient() as client:
@@ -132,7 +132,7 @@ async def test_a_signed_url_needs_no_credentials(store: BlobStore, key: str) -> 
 
 
 async def test_a_signed_url_lapses(store: BlobStore, key: str) -> None:
-    """After its lifetime the URL opens nothing."""
+    """The URL stops working after its lifetime."""
     artifact = await store.put(key, DATA, "image/png")
     url = await store.signed_url(artifact, "a.png", lifetime_s=1)
     async with httpx.AsyncClient() as client, asyncio.timeout(300):
@@ -141,7 +141,7 @@ async def test_a_signed_url_lapses(store: BlobStore, key: str) -> None:
 
 
 async def test_ping_asks_for_the_bucket(s3: Any, s3_store: S3BlobStore) -> None:
-    """A bucket that is not there is DependencyUnavailable."""
+    """A missing bucket is DependencyUnavailable."""
     await s3_store.ping()
     missing = _store(s3, bucket=f"missing-{uuid4()}")
     with pytest.raises(DependencyUnavailable):
@@ -150,7 +150,7 @@ async def test_ping_asks_for_the_bucket(s3: Any, s3_store: S3BlobStore) -> None:
 
 
 async def test_wrong_credentials(s3: Any, key: str) -> None:
-    """A refusal is DependencyUnavailable, never a missing object: no job may fail for it."""
+    """Refused credentials are DependencyUnavailable, not a missing object, so that no job fails."""
     store = _store(s3, secret_key="wrong")
     with pytest.raises(DependencyUnavailable):
         await store.get(Artifact(key, "0" * 64, 1, "image/png"))
@@ -176,7 +176,7 @@ async def test_a_server_that_is_away(s3: Any, key: str) -> None:
 
 
 async def test_a_wrong_size_is_found_before_the_bytes_are_read(store: BlobStore, key: str) -> None:
-    """The row's size and sha256 both count: either being wrong is enough."""
+    """A wrong size or a wrong sha256 in the row is enough to refuse the object."""
     artifact = await store.put(key, DATA, "image/png")
     for wrong in (replace(artifact, size_bytes=1), replace(artifact, sha256="0" * 64)):
         with pytest.raises(ArtifactCorrupt):

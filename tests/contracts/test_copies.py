@@ -1,4 +1,4 @@
-"""Copies in Redis beside objects in S3: had once and soon, and never in anybody's way."""
+"""Copies of S3's objects in Redis: short-lived, read once, and optional."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def key() -> str:
 
 @pytest.mark.cache
 async def test_the_first_reader_does_not_ask_s3(copies: RedisCopies, key: str) -> None:
-    """Whoever reads first has the copy, also in another process; whoever reads next has S3's."""
+    """The first reader gets the copy, also in another process; later readers get the object from
+    S3."""
     s3 = MemoryBlobStore()
     artifact = await CopiedBlobs(s3, copies).put(key, DATA, "image/png")
     s3.down = True
@@ -46,7 +47,7 @@ async def test_the_first_reader_does_not_ask_s3(copies: RedisCopies, key: str) -
 
 @pytest.mark.cache
 async def test_only_the_very_object_is_taken(copies: RedisCopies, key: str) -> None:
-    """Bytes that were written under the same key later, or for another object, are not it."""
+    """A copy of bytes written later under the same key, or of another object, is not returned."""
     blobs = CopiedBlobs(MemoryBlobStore(), copies)
     artifact = await blobs.put(key, DATA, "image/png")
     await blobs.put(key, DATA[::-1], "image/png")
@@ -59,14 +60,14 @@ async def test_only_the_very_object_is_taken(copies: RedisCopies, key: str) -> N
 
 @pytest.mark.cache
 async def test_nothing_is_stored_that_s3_does_not_have(copies: RedisCopies, key: str) -> None:
-    """A PUT that failed has failed, whatever lies in Redis."""
+    """A failed PUT to S3 fails, whether or not a copy could be stored."""
     s3 = MemoryBlobStore(down=True)
     with pytest.raises(DependencyUnavailable):
         await CopiedBlobs(s3, copies).put(key, DATA, "image/png")
 
 
 async def test_what_is_deleted_is_nowhere(copies: RedisCopies, key: str) -> None:
-    """With the object goes its copy, by either way of deleting."""
+    """Both ways of deleting an object delete its copy too."""
     s3 = MemoryBlobStore()
     blobs = CopiedBlobs(s3, copies)
     one = await blobs.put(f"{key}-1", DATA, "image/png")
@@ -79,13 +80,13 @@ async def test_what_is_deleted_is_nowhere(copies: RedisCopies, key: str) -> None
 
 
 async def test_nothing_is_kept_for_long(copies: RedisCopies, redis: Redis, key: str) -> None:
-    """A copy that nobody wants vanishes by itself."""
+    """An unread copy expires."""
     await copies.offer(key, DATA)
     assert 0 < await redis.ttl(f"restore:copy:{key}") <= KEPT_S
 
 
 async def test_large_objects_have_none(redis_url: str, redis: Redis, key: str) -> None:
-    """Up to a size, and up to a sum: a burst of photos does not fill Redis."""
+    """The size of one copy and the sum of all are limited, so that a burst does not fill Redis."""
     copies = RedisCopies(redis_url, budget_bytes=2 * len(DATA))
     await copies.offer(key, bytes(LARGEST_BYTES + 1))
     for n in range(3):
@@ -97,7 +98,7 @@ async def test_large_objects_have_none(redis_url: str, redis: Redis, key: str) -
 
 @pytest.mark.parametrize("listens", [True, False], ids=["says nothing", "refuses"])
 async def test_without_redis_s3_serves(key: str, *, listens: bool) -> None:
-    """Nothing fails, and after the first failure nobody waits for it for a while."""
+    """Nothing fails, and after the first failure Redis is not tried for a while."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if listens:
@@ -105,7 +106,7 @@ async def test_without_redis_s3_serves(key: str, *, listens: bool) -> None:
         copies = RedisCopies(f"redis://127.0.0.1:{server.getsockname()[1]}/0")
         blobs = CopiedBlobs(MemoryBlobStore(), copies)
         async with asyncio.timeout(DEADLINE_S):
-            for n in range(1000):  # at a tenth of a second each, it would not be in time
+            for n in range(1000):  # would exceed the deadline at a tenth of a second each
                 artifact = await blobs.put(f"{key}-{n}", DATA, "image/png")
                 assert await blobs.get(artifact) == DATA
                 await blobs.delete(artifact.key)

@@ -1,4 +1,4 @@
-"""Point 11 as the JobStore port keeps it: a webhook is recorded by whatever ends its job."""
+"""Webhooks in the JobStore port: the call that ends a job also records its webhook."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ENDS: dict[str, End] = {
 @pytest.mark.webhooks
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS.keys())
 async def test_every_end_is_to_be_told_once(store: JobStore, end: End) -> None:
-    """However a job ends, its webhook is pending and due; before, there is none."""
+    """After any kind of end the webhook is pending and due; before, there is none."""
     job = await _claimed(store, max_attempts=1)
     assert await store.deliveries([job.id]) == {}
     await end(store, job)
@@ -68,7 +68,7 @@ async def test_every_end_is_to_be_told_once(store: JobStore, end: End) -> None:
 
 @pytest.mark.webhooks
 async def test_a_job_that_is_cancelled_before_it_ran_is_told(store: JobStore) -> None:
-    """The end of a waiting job is an end like any other; to repeat the cancel adds nothing."""
+    """Cancelling a waiting job records one webhook, and repeating the cancel adds none."""
     job, _ = await store.insert(new_job(webhook_url=URL))
     assert (await store.request_cancel(job.id)).status is JobStatus.CANCELLED
     first = await store.deliveries([job.id])
@@ -79,7 +79,8 @@ async def test_a_job_that_is_cancelled_before_it_ran_is_told(store: JobStore) ->
 
 @pytest.mark.webhooks
 async def test_what_does_not_end_a_job_is_not_told(store: JobStore) -> None:
-    """Handed back, lost, asked to be cancelled: the job goes on, and nobody is told."""
+    """A hand-back, a lost worker or a requested cancel records no webhook, because the job goes
+    on."""
     job = await _claimed(store)
     await store.release(job.ref, FAILURE)
     again = await store.claim("w2", 60, ["restore"])
@@ -90,7 +91,7 @@ async def test_what_does_not_end_a_job_is_not_told(store: JobStore) -> None:
 
 @pytest.mark.webhooks
 async def test_who_asked_for_none_gets_none(store: JobStore) -> None:
-    """Only jobs with a URL have a delivery; unknown jobs have none."""
+    """Jobs without a webhook URL and unknown jobs have no delivery."""
     await store.insert(new_job())
     job = await store.claim("w", 60, ["restore"])
     assert job is not None
@@ -100,7 +101,7 @@ async def test_who_asked_for_none_gets_none(store: JobStore) -> None:
 
 @pytest.mark.webhooks
 async def test_a_repeated_success_is_told_once(store: JobStore) -> None:
-    """A worker that repeats its success, because the answer was lost, makes no second webhook."""
+    """A worker that repeats its success, because the answer was lost, records no second webhook."""
     job = await _claimed(store)
     for _ in range(2):
         await store.succeed(job.ref, artifact(), {})

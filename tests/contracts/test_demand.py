@@ -1,4 +1,4 @@
-"""How much work there is, which the number of workers follows: on Postgres and in memory."""
+"""The amount of work that decides the number of workers, on Postgres and in memory."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ async def claim(jobs: JobStore) -> Job:
 
 @pytest.mark.scaling
 async def test_nothing_is_no_demand(jobs: JobStore) -> None:
-    """An empty queue asks for nobody."""
+    """The demand of an empty queue is zero."""
     assert await jobs.demand() == Demand(0, 0, 0, 0)
 
 
 @pytest.mark.scaling
 async def test_demand_is_what_waits_and_what_is_in_hand(jobs: JobStore) -> None:
-    """Each job counts from its submission to its end, those being cancelled too, by class."""
+    """Each job counts in its class from its submission to its end, also while being cancelled."""
     for priority in (Priority.INTERACTIVE, Priority.INTERACTIVE, Priority.BATCH):
         await jobs.insert(of(priority))
     assert await jobs.demand() == Demand(3, 0, 2, 0)
@@ -66,7 +66,7 @@ async def test_demand_is_what_waits_and_what_is_in_hand(jobs: JobStore) -> None:
 
 @pytest.mark.scaling
 async def test_a_job_to_be_tried_again_later_is_demand(jobs: JobStore) -> None:
-    """Its worker is not sent away while it waits for its next attempt."""
+    """A job that waits for its next attempt counts, so that its worker is kept."""
     await jobs.insert(of(Priority.BATCH))
     job = await claim(jobs)
 
@@ -77,7 +77,7 @@ async def test_a_job_to_be_tried_again_later_is_demand(jobs: JobStore) -> None:
 
 @pytest.mark.scaling
 async def test_what_may_not_start_asks_for_nobody(jobs: JobStore) -> None:
-    """Of an owner with a limit on running jobs, only those count that could run now."""
+    """For an owner with a limit on running jobs, only those count that could run now."""
     for _ in range(5):
         await jobs.insert(of(Priority.BATCH, owner="alice"), Quotas(running_jobs=2))
     await jobs.insert(of(Priority.BATCH, owner="bob"))

@@ -1,4 +1,4 @@
-"""The rules of the UploadStore port: on Postgres and in memory."""
+"""The rules of the UploadStore port, on Postgres and in memory."""
 
 from __future__ import annotations
 

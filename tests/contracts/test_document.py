@@ -1,4 +1,4 @@
-"""The HTTP layer held to its OpenAPI document, over every operation, those to come included."""
+"""The HTTP layer answers as its OpenAPI document says, for every operation, present or future."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fakes.site import photo
 from tests.support.conformance import Service, demand_conformance
 
 BATCHES = "/api/v1/batches"
-# Made up, hardly one of these would pass.
+# Generated values would hardly ever be valid.
 FORM = {
     "image": photo(),
     "workflow": "restore",
@@ -28,7 +28,8 @@ OPEN = {"GET /healthz", "GET /readyz"}
 
 
 async def _known(live: LiveSite) -> dict[str, Any]:
-    """What a stranger would not guess: a job that has ended, its batch, and a form's values."""
+    """Return values that cannot be generated: ids of an ended job and its batch, and form
+    fields."""
     async with live.site.client() as client:
         files = [("image", ("a.png", photo(), "image/png"))]
         batch = (await client.post(BATCHES, files=files)).json()
@@ -38,20 +39,20 @@ async def _known(live: LiveSite) -> dict[str, Any]:
 
 
 async def test_with_a_token_every_answer_is_as_described() -> None:
-    """No 5xx, and no status, header, type or body that the document does not have."""
+    """There is no 5xx, and no status, header, type or body that the document does not have."""
     async with open_live_site(webhook_secret=SECRET) as live:
         service = Service(live.url, live.site.token(), await _known(live))
         document = await asyncio.to_thread(service.document)
         seen = await asyncio.to_thread(demand_conformance, service, document, 40)
     assert len(seen) == sum(map(len, document["paths"].values()))
-    # It got past the first check: otherwise all of this would say little.
+    # Some requests were valid; otherwise the checks would prove little.
     assert {202, 422} <= seen["POST /api/v1/restorations"]
     assert {200, 404, 422} <= seen["GET /api/v1/restorations/{job_id}"]
     assert {200, 404, 422} <= seen["GET /api/v1/batches/{batch_id}/events"]
 
 
 async def test_without_a_token_every_answer_is_401() -> None:
-    """Whatever is sent, and whatever stands in place of a token; but for the health checks."""
+    """Requests without a valid token get 401 for any content, except for the health checks."""
     async with open_live_site() as live:
         service = Service(live.url, None, await _known(live))
         document = await asyncio.to_thread(service.document)
@@ -61,7 +62,7 @@ async def test_without_a_token_every_answer_is_401() -> None:
 
 @pytest.mark.parametrize("hidden", ["200", "404", "422"])
 async def test_what_the_document_hides_is_found(hidden: str) -> None:
-    """An answer that an operation gives and does not name is a failure here."""
+    """An answer that the document does not name makes the check fail."""
     path = "/api/v1/restorations/{job_id}"
     async with open_live_site() as live:
         service = Service(live.url, live.site.token(), await _known(live))

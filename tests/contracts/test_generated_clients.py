@@ -1,4 +1,4 @@
-"""Clients that others generate from the OpenAPI document: they submit, wait and download."""
+"""Clients generated from the OpenAPI document by others' tools submit, wait and download."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.fakes.site import photo
 
 pytestmark = pytest.mark.registries
 GENERATORS = Path(__file__).parent.parent / "generators"
-DEADLINE_S = 400  # fetching and installing a generator, and running it, on a busy machine
+DEADLINE_S = 400  # to fetch, install and run a generator on a busy machine
 PHOTOS = {'say "hi".png': (8, 8), "ü 50%.png": (9, 7), "c.png": (5, 5)}
 
 
 @asynccontextmanager
 async def served() -> AsyncIterator[LiveSite]:
-    """A service whose worker restores every photo to the name of its job's workflow."""
+    """Run a service with a worker whose result names the job's workflow and the photo's size."""
     async with open_live_site() as live:
         working = asyncio.create_task(_work(live))
         try:
@@ -64,7 +64,7 @@ async def run(folder: Path, *command: str | Path) -> None:
 
 
 async def demand_restored(live: LiveSite, folder: Path, command: Sequence[str | Path]) -> None:
-    """Run the client in `folder` on three photos, and look at what it submitted and downloaded."""
+    """Run the client in `folder` on three photos, and check its submissions and downloads."""
     output = folder / "output"
     output.mkdir()
     photos = [folder / name for name in PHOTOS]
@@ -120,7 +120,7 @@ async def test_a_python_client_that_is_generated_restores_photos(tmp_path: Path)
     shutil.which("npm") is None, reason="npm is not installed; CI generates this client"
 )
 async def test_a_typescript_client_that_is_generated_restores_photos(tmp_path: Path) -> None:
-    """The compiler checks the types that the document gives."""
+    """The TypeScript compiler checks the types that the document defines."""
     for name in ("package.json", "package-lock.json", "submit.ts"):
         shutil.copy(GENERATORS / name, tmp_path)
     await run(tmp_path, "npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts")

@@ -1,4 +1,4 @@
-"""The rules of the JobStore port, each against the Postgres that the tests run on."""
+"""The rules of the JobStore port on the tests' Postgres."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def store(database_url: str) -> AsyncIterator[JobStore]:
 
 class TestInsertAndGet:
     async def test_a_job_comes_back_as_it_was_given(self, store: JobStore) -> None:
-        """What was submitted is in the row, to the type of each parameter; times are UTC."""
+        """The row has all submitted values, with the type of each parameter; times are in UTC."""
         asked = new_job(
             params={"strength": 1.0, "tiles": 3, "fast": True, "note": "ü\n'; --", "seed": 1e22},
             idempotency_key="k",
@@ -48,7 +48,7 @@ class TestInsertAndGet:
         assert job.created_at.tzinfo is UTC or job.created_at.utcoffset() == UTC.utcoffset(None)
 
     async def test_missing_and_foreign_jobs_look_the_same(self, store: JobStore) -> None:
-        """A job of another owner does not exist for the one who asks."""
+        """Reading another owner's job raises the same error as reading an unknown one."""
         job = await queued(store, owner="alice")
         assert (await store.get(job.id, owner="alice")).id == job.id
         with pytest.raises(JobNotFound) as foreign:
@@ -60,7 +60,7 @@ class TestInsertAndGet:
             await store.request_cancel(job.id, owner="mallory")
 
     async def test_many_are_found_at_once(self, store: JobStore) -> None:
-        """Those that there are, whatever became of them; those that there are not are left out."""
+        """`find` returns existing jobs in any state, and leaves out unknown ones."""
         waiting, ended = await queued(store), await queued(store)
         await store.request_cancel(ended.id)
         found = await store.find([uuid4(), ended.id, waiting.id])
@@ -71,14 +71,14 @@ class TestInsertAndGet:
         assert await store.find([]) == []
 
     async def test_what_cannot_be_stored_is_the_callers_error(self, store: JobStore) -> None:
-        """A value that Postgres refuses (here NaN in JSON) is an InvalidRequest, not a crash."""
+        """A value that Postgres refuses, here NaN in JSON, is an InvalidRequest and not a crash."""
         with pytest.raises(InvalidRequest):
             await store.insert(new_job(params={"strength": float("nan")}))
 
 
 class TestIdempotency:
     async def test_the_same_key_is_the_same_job(self, store: JobStore) -> None:
-        """A key that was used returns its job, for the same request of the same owner only."""
+        """A used key returns its job, but only for the same request of the same owner."""
         first, created = await store.insert(new_job(idempotency_key="k", request_digest="d"))
         again, created_again = await store.insert(new_job(idempotency_key="k", request_digest="d"))
         assert (created, created_again) == (True, False)
@@ -92,7 +92,7 @@ class TestIdempotency:
         assert await store.find_by_key("alice", "unused") is None
 
     async def test_jobs_without_a_key_never_collide(self, store: JobStore) -> None:
-        """No key means a new job each time, while repeating one id means that job."""
+        """Jobs without a key are always new, unless the job's id repeats."""
         asked = new_job()
         first, _ = await store.insert(asked)
         second, created = await store.insert(new_job())
@@ -102,7 +102,7 @@ class TestIdempotency:
 
     @pytest.mark.idempotency
     async def test_of_concurrent_inserts_of_a_key_one_creates(self, store: JobStore) -> None:
-        """However many arrive at once, there is one job and everybody gets it."""
+        """Concurrent inserts with one key create one job, and all of them return it."""
         inserts = [
             store.insert(new_job(idempotency_key="k", request_digest="d")) for _ in range(16)
         ]
@@ -113,7 +113,7 @@ class TestIdempotency:
 
 class TestClaim:
     async def test_a_claim_is_a_new_attempt_with_a_lease(self, store: JobStore) -> None:
-        """Claiming counts the attempt up, and says who runs the job and until when."""
+        """A claim increments the attempt, and records the worker and the end of its lease."""
         job = await claimed(store)
         assert (job.status, job.attempt, job.worker) == (JobStatus.RUNNING, 1, "w")
         assert job.lease_until is not None
@@ -122,7 +122,7 @@ class TestClaim:
         assert await store.claim("w", LEASE_S, ["restore"]) is None
 
     async def test_best_first(self, store: JobStore) -> None:
-        """Interactive before batch, older before newer, and `waiting` shows the same order."""
+        """Interactive jobs come before batch jobs and older ones first, also in `waiting`."""
         batch = await queued(store, priority=Priority.BATCH)
         older = await queued(store)
         newer = await queued(store)
@@ -135,14 +135,14 @@ class TestClaim:
         assert list(await store.waiting(10)) == []
 
     async def test_only_workflows_that_the_worker_has(self, store: JobStore) -> None:
-        """A worker is never given a workflow that it did not name."""
+        """A worker never gets a job of a workflow that it did not name."""
         await queued(store, workflow="enlarge")
         assert await store.claim("w", LEASE_S, ["restore"]) is None
         assert await store.claim("w", LEASE_S, []) is None
         assert await store.claim("w", LEASE_S, ["restore", "enlarge"]) is not None
 
     async def test_concurrent_claims_share_the_jobs_out(self, store: JobStore) -> None:
-        """200 jobs, 8 claimers at once: each job is claimed exactly once."""
+        """With 200 jobs and 8 concurrent claimers, each job is claimed exactly once."""
         inserted = await asyncio.gather(*(store.insert(new_job()) for _ in range(200)))
         claimed: list[AttemptRef] = []
 
@@ -157,7 +157,7 @@ class TestClaim:
 
 class TestFinish:
     async def test_success(self, store: JobStore) -> None:
-        """Success leaves the output and no lease, and repeating the call changes nothing."""
+        """A success stores the output and ends the lease; repeating the call changes nothing."""
         job = await claimed(store)
         done = await store.succeed(job.ref, artifact(), {"engine": 1.5})
         assert (done.status, done.output) == (JobStatus.SUCCEEDED, artifact())
@@ -167,7 +167,7 @@ class TestFinish:
         assert again == done == await store.get(job.id)
 
     async def test_failure(self, store: JobStore) -> None:
-        """`fail` ends the job whatever attempts are left, with the reason."""
+        """`fail` ends the job with the reason, even if attempts are left."""
         job = await claimed(store)
         done = await store.fail(job.ref, FAILURE)
         assert (done.status, done.failure, done.failed_attempts) == (JobStatus.FAILED, FAILURE, 1)
@@ -176,7 +176,7 @@ class TestFinish:
 
     @pytest.mark.lease
     async def test_heartbeats_extend_the_lease(self, store: JobStore) -> None:
-        """A heartbeat keeps a job that would have been reclaimed, and hears of a cancel."""
+        """A heartbeat extends a lapsed lease before it is reclaimed, and reports a cancel."""
         job = await claimed(store, LAPSED_S)
         assert await store.heartbeat(job.ref, LEASE_S) is JobStatus.RUNNING
         assert list(await store.reclaim()) == []
@@ -186,7 +186,7 @@ class TestFinish:
 
 class TestRelease:
     async def test_in_good_order_costs_no_attempt(self, store: JobStore) -> None:
-        """Handed back without a failure, a job waits as before, for a new attempt."""
+        """A job released without a failure waits for a new attempt, and none is charged."""
         job = await claimed(store)
         back = await store.release(job.ref, None)
         assert (back.status, back.attempt, back.failed_attempts) == (JobStatus.QUEUED, 1, 0)
@@ -194,7 +194,7 @@ class TestRelease:
         assert list(await store.waiting(1)) == [AttemptRef(job.id, 2)]
 
     async def test_failures_add_up(self, store: JobStore) -> None:
-        """The failure that uses up `max_attempts` ends the job; until then it waits again."""
+        """A failed job waits again until a failure uses up `max_attempts`."""
         job = await claimed(store, max_attempts=2)
         back = await store.release(job.ref, FAILURE)
         assert (back.status, back.failed_attempts, back.failure) == (JobStatus.QUEUED, 1, None)
@@ -205,7 +205,7 @@ class TestRelease:
         assert ended.failure == FAILURE
 
     async def test_a_delay_keeps_it_back(self, store: JobStore) -> None:
-        """Before its delay is over a job is neither claimed nor listed as waiting."""
+        """Until its delay is over, a job is neither claimed nor listed as waiting."""
         job = await claimed(store)
         back = await store.release(job.ref, None, delay_s=60)
         assert (back.available_at - back.created_at).total_seconds() > 59
@@ -213,14 +213,14 @@ class TestRelease:
         assert list(await store.waiting(1)) == []
 
     async def test_keeps_its_place_in_the_line(self, store: JobStore) -> None:
-        """Age counts from the submission: a job handed back goes before those that came later."""
+        """A released job keeps its age, and goes before jobs submitted later."""
         job = await claimed(store)
         later = await queued(store)
         await store.release(job.ref, FAILURE)
         assert [ref.job_id for ref in await store.waiting(2)] == [job.id, later.id]
 
     async def test_of_a_job_being_cancelled_ends_it(self, store: JobStore) -> None:
-        """A worker that lets go of a job it was asked to stop has cancelled it."""
+        """A worker that releases a job being cancelled completes the cancel."""
         job = await claimed(store)
         await store.request_cancel(job.id)
         assert (await store.release(job.ref, FAILURE)).status is JobStatus.CANCELLED
@@ -228,7 +228,7 @@ class TestRelease:
 
 class TestList:
     async def test_newest_first_and_own_only(self, store: JobStore) -> None:
-        """A listing shows its owner's jobs alone, and those of the asked states alone."""
+        """A listing has only its owner's jobs, and only those with the requested statuses."""
         mine = [await queued(store) for _ in range(3)]
         await queued(store, owner="bob")
         await store.request_cancel(mine[0].id)
@@ -239,7 +239,7 @@ class TestList:
         assert [job.id for job in cancelled.jobs] == [mine[0].id]
 
     async def test_pages_neither_skip_nor_repeat_while_jobs_arrive(self, store: JobStore) -> None:
-        """Each job that was there at the start is on exactly one page, with inserts in between."""
+        """Each job that existed at the start is on exactly one page, despite inserts in between."""
         there = [await queued(store) for _ in range(10)]
         seen: list[Job] = []
         cursor = None
@@ -252,7 +252,7 @@ class TestList:
         assert [job.id for job in seen] == [job.id for job in reversed(there)]
 
     async def test_the_last_full_page_has_no_cursor(self, store: JobStore) -> None:
-        """A page that ends with the last job does not promise another."""
+        """A page that ends with the last job has no cursor."""
         for _ in range(4):
             await queued(store)
         first = await store.list("alice", limit=2)
@@ -260,6 +260,6 @@ class TestList:
         assert (await store.list("alice", cursor=first.next_cursor, limit=2)).next_cursor is None
 
     async def test_a_garbled_cursor_is_refused(self, store: JobStore) -> None:
-        """A cursor that was not given out here is the caller's error."""
+        """A cursor that this service did not issue is an InvalidRequest."""
         with pytest.raises(InvalidRequest):
             await store.list("alice", cursor="bm90IG91cnM=")

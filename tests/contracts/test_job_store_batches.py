@@ -1,4 +1,4 @@
-"""Point 12: the rules of the BatchStore port, on Postgres and on its stand-in in memory."""
+"""The rules of the BatchStore port, on Postgres and in memory."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Stores:
     database: Database | None = None
 
     def forgetful(self) -> BatchStore:
-        """The same store, where keys live for no time at all."""
+        """Return the same store with keys that expire at once."""
         if isinstance(self.batches, MemoryBatchStore):
             return replace(self.batches, idempotency_ttl_s=0)
         assert self.database is not None
         return PostgresBatchStore(self.database, QueuePolicy(idempotency_ttl_s=0))
 
     def narrow(self, room: int) -> BatchStore:
-        """The same store, where an owner may have so many jobs waiting."""
+        """Return the same store with a limit on each owner's waiting jobs."""
         policy = QueuePolicy(quotas=Quotas(waiting_jobs=room))
         if isinstance(self.jobs, MemoryJobStore):
             return MemoryBatchStore(replace(self.jobs, policy=policy))
@@ -52,7 +52,7 @@ class Stores:
         return PostgresBatchStore(self.database, policy)
 
     async def forget(self, job_id: UUID) -> None:
-        """As retention does with a job that ended long ago."""
+        """Delete a job as retention does long after its end."""
         if isinstance(self.jobs, MemoryJobStore):
             del self.jobs.rows[job_id]
         else:
@@ -61,7 +61,7 @@ class Stores:
             await self.database.run(lambda connection: connection.execute(statement))
 
     async def insert(self, accepted: int, refused: int = 0, **changes: Any) -> JobBatch:
-        """A batch of that many photos, those that are refused at its end."""
+        """Insert a batch with so many accepted photos, followed by the refused ones."""
         batch, created = await self.batches.insert(*new_batch(accepted, refused, **changes))
         assert created
         return batch
@@ -106,7 +106,7 @@ def new_batch(
 
 @pytest.mark.batches
 async def test_a_batch_and_its_jobs_are_recorded(stores: Stores) -> None:
-    """Each accepted photo is a queued job that knows its batch, each refused one says why."""
+    """Each accepted photo is a queued job in the batch, and each refused one has a reason."""
     batch = await stores.insert(2, refused=1)
     assert batch == await stores.batches.get(batch.id, owner="alice")
     assert [batch] == await stores.batches.find([batch.id, uuid4()])
@@ -124,7 +124,7 @@ async def test_a_batch_and_its_jobs_are_recorded(stores: Stores) -> None:
 
 @pytest.mark.batches
 async def test_jobs_go_in_the_order_of_the_batch(stores: Stores) -> None:
-    """Jobs of one transaction are of one age; ids that rise with the index keep their order."""
+    """Jobs of one transaction have the same age; ids that rise with the index keep their order."""
     await stores.insert(20)
     claimed = [(await stores.claim()).batch_index for _ in range(20)]
     assert claimed == list(range(20))
@@ -133,7 +133,7 @@ async def test_jobs_go_in_the_order_of_the_batch(stores: Stores) -> None:
 @pytest.mark.batches
 @pytest.mark.parametrize("stores", ["postgres"], indirect=True)  # memory has no transactions
 async def test_it_is_all_or_nothing(stores: Stores) -> None:
-    """Where one job cannot be recorded there is no batch, and none of the other jobs."""
+    """If one job cannot be recorded, neither the batch nor its other jobs are."""
     batch, jobs = new_batch(3)
     jobs[2] = replace(jobs[2], params={"strength": float("nan")})
     with pytest.raises(InvalidRequest):
@@ -145,7 +145,7 @@ async def test_it_is_all_or_nothing(stores: Stores) -> None:
 
 @pytest.mark.batches
 async def test_counts_follow_the_jobs(stores: Stores) -> None:
-    """Whatever happens to a job shows in its batch, and the end of the last one is its end."""
+    """Each change of a job shows in its batch, and the end of the last job ends it."""
     batch = await stores.insert(3, refused=1)
     await stores.jobs.succeed((await stores.claim()).ref, artifact(), {})
     await stores.jobs.fail((await stores.claim()).ref, FAILURE)
@@ -163,7 +163,7 @@ async def test_counts_follow_the_jobs(stores: Stores) -> None:
 
 @pytest.mark.batches
 async def test_missing_and_foreign_batches_look_the_same(stores: Stores) -> None:
-    """A batch of another owner does not exist for the one who asks, whatever is asked."""
+    """Any call for another owner's batch raises the same error as for an unknown one."""
     batch = await stores.insert(1)
     missing = uuid4()
     for batch_id, owner in [(batch.id, "mallory"), (missing, "alice")]:
@@ -179,7 +179,8 @@ async def test_missing_and_foreign_batches_look_the_same(stores: Stores) -> None
 
 @pytest.mark.batches
 async def test_the_same_key_is_the_same_batch(stores: Stores) -> None:
-    """A key returns its batch, for the same request of the same owner only, and adds no job."""
+    """A used key returns its batch, for the same request of the same owner only, and adds no
+    job."""
     first = await stores.insert(2, idempotency_key="k", request_digest="d")
     repeated = new_batch(2, idempotency_key="k", request_digest="d")
     assert await stores.batches.insert(*repeated) == (first, False)
@@ -193,7 +194,7 @@ async def test_the_same_key_is_the_same_batch(stores: Stores) -> None:
 
 @pytest.mark.batches
 async def test_inserting_a_batch_again_changes_nothing(stores: Stores) -> None:
-    """A call whose answer was lost may be made again, with or without a key."""
+    """A call whose answer was lost can be repeated, with or without a key."""
     batch, jobs = new_batch(2)
     first, created = await stores.batches.insert(batch, jobs)
     assert created
@@ -203,7 +204,7 @@ async def test_inserting_a_batch_again_changes_nothing(stores: Stores) -> None:
 
 @pytest.mark.batches
 async def test_of_concurrent_inserts_of_a_key_one_creates(stores: Stores) -> None:
-    """However many arrive at once, there is one batch and everybody gets it."""
+    """Concurrent inserts with one key create one batch, and all of them return it."""
     inserts = [
         stores.batches.insert(*new_batch(5, idempotency_key="k", request_digest="d"))
         for _ in range(8)
@@ -216,7 +217,7 @@ async def test_of_concurrent_inserts_of_a_key_one_creates(stores: Stores) -> Non
 
 @pytest.mark.batches
 async def test_cancel_ends_all_that_has_not_ended(stores: Stores) -> None:
-    """Waiting jobs are cancelled at once, running ones asked, ended ones left; repeatable."""
+    """Waiting jobs are cancelled at once, running ones asked, and ended ones kept; repeatable."""
     batch = await stores.insert(4, refused=1)
     other = await stores.insert(1)
     done = await stores.claim()
@@ -234,7 +235,8 @@ async def test_cancel_ends_all_that_has_not_ended(stores: Stores) -> None:
 
 @pytest.mark.batches
 async def test_a_cancel_reaches_every_job_of_a_large_batch(stores: Stores) -> None:
-    """One call is enough, however many transactions it takes, and claims in between are caught."""
+    """One call is enough even if it takes several transactions, and catches jobs claimed in
+    between."""
     size = 2 * CANCEL_BATCH + 5
     batch = await stores.insert(size)
     cancel = asyncio.create_task(stores.batches.request_cancel(batch.id))
@@ -246,7 +248,7 @@ async def test_a_cancel_reaches_every_job_of_a_large_batch(stores: Stores) -> No
 
 @pytest.mark.batches
 async def test_items_come_in_pages(stores: Stores) -> None:
-    """Pages by index, of accepted and refused photos alike; behind the last there is nothing."""
+    """Pages are ordered by index, with accepted and refused photos, and empty after the last."""
     batch = await stores.insert(3, refused=2)
     pages = [
         [item.index for item in await stores.batches.items(batch.id, first=first, limit=2)]
@@ -257,7 +259,7 @@ async def test_items_come_in_pages(stores: Stores) -> None:
 
 @pytest.mark.batches
 async def test_batches_are_listed_newest_first(stores: Stores) -> None:
-    """An owner's own, each on one page, with their counts; a garbled cursor is refused."""
+    """An owner's batches each appear on one page with their counts; a garbled cursor is refused."""
     mine = [await stores.insert(1, refused=n) for n in range(5)]
     await stores.insert(1, owner="bob")
     seen: list[JobBatch] = []
@@ -274,7 +276,7 @@ async def test_batches_are_listed_newest_first(stores: Stores) -> None:
 
 @pytest.mark.batches
 async def test_a_key_is_forgotten_in_the_end(stores: Stores) -> None:
-    """A key whose time is over is as good as new, and no longer finds the batch it made."""
+    """An expired key does not find its batch any more, and can be used again."""
     first = await stores.insert(1, idempotency_key="k", request_digest="d")
     forgetful = stores.forgetful()
     assert await forgetful.find_by_key("alice", "k") is None
@@ -288,7 +290,8 @@ async def test_a_key_is_forgotten_in_the_end(stores: Stores) -> None:
 
 @pytest.mark.batches
 async def test_jobs_that_are_forgotten_leave_their_places(stores: Stores) -> None:
-    """Once retention has deleted rows, counts still add up to the size, and items say which."""
+    """After retention has deleted rows, counts still add up to the size, and items show the
+    gaps."""
     batch = await stores.insert(2, refused=1)
     await stores.forget((await stores.claim()).id)
     assert await stores.counts(batch) == BatchCounts(queued=1, refused=1, expired=1)
@@ -300,7 +303,7 @@ async def test_jobs_that_are_forgotten_leave_their_places(stores: Stores) -> Non
 
 @pytest.mark.batches
 async def test_rows_of_a_batch_hold_together(database_url: str) -> None:
-    """A job cannot name a batch that is not there, nor a place twice, nor half of it."""
+    """A job cannot name an unknown batch, reuse an index or have only half of the reference."""
     database = Database(database_url)
     try:
         store, batches = PostgresJobStore(database), PostgresBatchStore(database)
@@ -325,7 +328,7 @@ def _same_place_twice() -> tuple[NewBatch, list[NewJob]]:
 
 @pytest.mark.batches
 async def test_a_batch_for_which_there_is_no_room_leaves_nothing(stores: Stores) -> None:
-    """It is refused whole, so that it can be sent again as it is."""
+    """It is refused as a whole, so that it can be sent again unchanged."""
     batches = stores.narrow(room=3)
     await batches.insert(*new_batch(3, owner="alice"))
     refused, jobs = new_batch(1, owner="alice")

@@ -1,4 +1,4 @@
-"""How a job is taken from an attempt: fencing, cancels, silent workers; all on Postgres."""
+"""Attempts that lose their job: fencing, cancels and silent workers, all on Postgres."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TestFencing:
     async def test_an_attempt_that_lost_the_job_cannot_touch_it(
         self, store: JobStore, how: str
     ) -> None:
-        """Once the job has been taken away, no call for the old attempt changes the row."""
+        """Once a job has been taken away, no call for the old attempt changes its row."""
         job = await claimed(store, LAPSED_S)
         if how == "released":
             await store.release(job.ref, None)
@@ -44,7 +44,7 @@ class TestFencing:
     @pytest.mark.lease
     @pytest.mark.parametrize("end", ["succeed", "fail", "cancel"])
     async def test_what_has_ended_stays_as_it_is(self, store: JobStore, end: str) -> None:
-        """No call brings a final state back; success alone may be repeated."""
+        """No call changes a final state; only success may be repeated."""
         job = await claimed(store)
         match end:
             case "succeed":
@@ -59,7 +59,7 @@ class TestFencing:
         assert await store.request_cancel(job.id) == before
 
     async def test_a_job_that_never_ran_has_no_owner(self, store: JobStore) -> None:
-        """Attempt 0 of a waiting job, and an unknown job, are nobody's."""
+        """Attempt 0 of a waiting job, and an unknown job, own no lease."""
         job = await queued(store)
         await _assert_refused(store, job.ref)
         with pytest.raises(LeaseLost):
@@ -85,7 +85,7 @@ async def _assert_refused(store: JobStore, ref: AttemptRef, *, repeatable: bool 
 class TestCancel:
     @pytest.mark.cancel
     async def test_of_a_waiting_job_is_immediate(self, store: JobStore) -> None:
-        """A job that waits is cancelled at once, and asking again changes nothing."""
+        """A waiting job is cancelled at once, and a second cancel changes nothing."""
         job = await queued(store)
         done = await store.request_cancel(job.id)
         assert done.status is JobStatus.CANCELLED
@@ -95,7 +95,7 @@ class TestCancel:
 
     @pytest.mark.cancel
     async def test_of_a_running_job_asks_its_worker(self, store: JobStore) -> None:
-        """A running job becomes CANCELLING, and its attempt goes on owning it."""
+        """A running job becomes CANCELLING, and its attempt keeps owning it."""
         job = await claimed(store)
         asked = await store.request_cancel(job.id, owner="alice")
         assert (asked.status, asked.worker) == (JobStatus.CANCELLING, "w")
@@ -106,7 +106,8 @@ class TestCancel:
     async def test_success_wins_over_a_cancel_that_came_too_late(
         self, store: JobStore, cancel_first: bool
     ) -> None:
-        """An attempt that has a result keeps it, on whichever side of the cancel it finished."""
+        """An attempt that succeeds keeps its result, whether the cancel comes before or after
+        it."""
         job = await claimed(store)
         if cancel_first:
             await store.request_cancel(job.id)
@@ -115,7 +116,7 @@ class TestCancel:
 
     @pytest.mark.cancel
     async def test_racing_a_finish_leaves_one_truth(self, store: JobStore) -> None:
-        """Concurrent cancels and finishes always end in a state that the finish can explain."""
+        """A concurrent cancel and success always end in success."""
         for _ in range(20):
             job = await claimed(store)
             done, seen = await asyncio.gather(
@@ -127,7 +128,8 @@ class TestCancel:
 
     @pytest.mark.cancel
     async def test_racing_a_claim_leaves_one_truth(self, store: JobStore) -> None:
-        """Either the claim comes first and the worker is asked, or nobody gets the job."""
+        """Either the claim wins and its worker is asked to stop, or the job is cancelled
+        unclaimed."""
         for _ in range(20):
             job = await queued(store)
             claimed, seen = await asyncio.gather(
@@ -140,7 +142,7 @@ class TestCancel:
 class TestReclaim:
     @pytest.mark.lease
     async def test_a_lapsed_lease_costs_an_attempt(self, store: JobStore) -> None:
-        """A job whose worker fell silent waits again, until its attempts are used up."""
+        """A job whose worker fell silent waits again until its attempts are used up."""
         job = await claimed(store, LAPSED_S, max_attempts=2)
         [back] = await store.reclaim()
         assert (back.id, back.status, back.failed_attempts) == (job.id, JobStatus.QUEUED, 1)
@@ -152,14 +154,14 @@ class TestReclaim:
 
     @pytest.mark.cancel
     async def test_a_lost_worker_that_was_cancelling_has_cancelled(self, store: JobStore) -> None:
-        """Nobody wants the job any more, so it does not run again."""
+        """The job was to be cancelled, so it does not run again."""
         job = await claimed(store, LAPSED_S)
         await store.request_cancel(job.id)
         assert [j.status for j in await store.reclaim()] == [JobStatus.CANCELLED]
 
     @pytest.mark.lease
     async def test_of_a_dead_worker_does_not_wait_for_leases(self, store: JobStore) -> None:
-        """A worker known to be dead loses its jobs at once, and nobody else loses any."""
+        """Only the jobs of a worker known to be dead are reclaimed before their leases lapse."""
         job = await claimed(store)
         await queued(store)
         kept = await store.claim("other", LEASE_S, ["restore"])
@@ -169,13 +171,13 @@ class TestReclaim:
         assert (await store.get(kept.id)).status is JobStatus.RUNNING
 
     async def test_more_than_a_batch(self, store: JobStore) -> None:
-        """One call brings all lapsed jobs back, however many there are."""
+        """One call reclaims all lapsed jobs, even more than one transaction takes."""
         await _lapsed(store, RECLAIM_BATCH + 5)
         assert len(await store.reclaim()) == RECLAIM_BATCH + 5
         assert len(await store.waiting(2 * RECLAIM_BATCH)) == RECLAIM_BATCH + 5
 
     async def test_two_at_once_share_the_jobs_out(self, store: JobStore) -> None:
-        """A lapsed lease is held against its job once, though two reclaim at the same time."""
+        """Two concurrent reclaims charge each lapsed lease once."""
         await _lapsed(store, RECLAIM_BATCH)
         one, other = await asyncio.gather(store.reclaim(), store.reclaim())
         assert len({job.id for job in [*one, *other]}) == len(one) + len(other) == RECLAIM_BATCH
@@ -183,6 +185,6 @@ class TestReclaim:
 
 
 async def _lapsed(store: JobStore, count: int) -> None:
-    """That many jobs whose workers have fallen silent."""
+    """Insert so many jobs, and claim them with lapsed leases."""
     await asyncio.gather(*(store.insert(new_job()) for _ in range(count)))
     await asyncio.gather(*(store.claim("w", LAPSED_S, ["restore"]) for _ in range(count)))

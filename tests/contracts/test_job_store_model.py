@@ -1,4 +1,4 @@
-"""Any sequence of calls on the JobStore, compared with a few lines that say what it should do."""
+"""Compare random sequences of JobStore calls with a small model of the expected behaviour."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _T = TypeVar("_T")
 FAILURE = Failure("engine_crashed", "the engine died")
 OWNED = {JobStatus.RUNNING, JobStatus.CANCELLING}
 MAX_ATTEMPTS = 2
-LEASES_S = st.sampled_from([-1.0, 60.0])  # one that has lapsed, and one that does not
+LEASES_S = st.sampled_from([-1.0, 60.0])  # one that has lapsed, and one that has not
 Turn = tuple[str, Priority]
 
 
@@ -79,8 +79,7 @@ class _Expected:
 
 
 class _Jobs(RuleBasedStateMachine):
-    """Calls come from any attempt there ever was, so that many are stale, and from jobs that were
-    never claimed."""
+    """Random calls for any attempt that ever existed, most of them stale, or for unclaimed jobs."""
 
     database_url: str
     waits = Bundle("waits")
@@ -92,12 +91,12 @@ class _Jobs(RuleBasedStateMachine):
         self._runner = asyncio.Runner()
         self._database = Database(self.database_url, pool_size=1)
         self._store = PostgresJobStore(self._database)
-        # the rows of earlier runs stay in the table
+        # because rows of earlier examples stay in the table
         self._owners = [str(uuid4()) for _ in range(2)]
         self._expected: dict[UUID, _Expected] = {}
-        # when each turn was last had, or came to be: claims count up from 1, a first wait is 0
+        # The last claim in each turn, numbered from 1, or 0 for a turn that began without one.
         self._turns: dict[Turn, tuple[int, int]] = {}
-        # turns that count as interactive, whatever their class
+        # turns that count as interactive whatever their class
         self._raised: set[Turn] = set()
         self._clock = 0
         self._workers = 0
@@ -128,7 +127,7 @@ class _Jobs(RuleBasedStateMachine):
 
     @initialize(target=runs, leases_s=st.lists(LEASES_S, min_size=1, max_size=4))
     def some_run(self, leases_s: list[float]) -> Any:
-        """Left to chance, most sequences would have nothing that runs."""
+        """Start with running jobs; most random sequences would have none."""
         for owner, priority in itertools.product((0, 1), Priority):
             self.insert(owner, priority, overdue=False)
         return multiple(*[self.claim(lease_s) for lease_s in leases_s])
@@ -157,7 +156,8 @@ class _Jobs(RuleBasedStateMachine):
         return job.ref
 
     def _waits(self, turn: Turn) -> None:
-        """A job has come to wait: an idle turn begins as its class, and before all that had one."""
+        """Add a waiting job: an idle turn starts in its class, before all turns that have had a
+        claim."""
         if [e.turn for e in self._waiting()].count(turn) > 1:
             return
         self._clock += 1
@@ -193,7 +193,7 @@ class _Jobs(RuleBasedStateMachine):
 
     @rule()
     def promote(self) -> None:
-        """Nothing here is old enough to change its class, but some were started before."""
+        """Promote the turns with started jobs; no job here is old enough to be promoted by age."""
         self._do(self._store.promote())
         self._raised = {e.turn for e in self._waiting() if e.attempt > 0}
 
@@ -201,7 +201,7 @@ class _Jobs(RuleBasedStateMachine):
     def claim(self, lease_s: float) -> Any:
         self._workers += 1  # each its own: none is passed over
         job = self._do(self._store.claim(f"w{self._workers}", lease_s, ["restore"]))
-        # dicts keep the order of insertion, so the first of a turn is its oldest
+        # Dicts keep the order of insertion, so that the first job of a turn is its oldest.
         waiting = {e.turn: k for k, e in reversed(self._expected.items()) if e.can_start}
         if job is None:
             assert not waiting
@@ -273,7 +273,7 @@ class _Jobs(RuleBasedStateMachine):
 
     @rule(ref=refs)
     def lose_the_worker(self, ref: AttemptRef) -> None:
-        """Each worker has one job, and loses it when it dies; the job has the next turn."""
+        """Reclaim from a dead worker: its only job waits again, and has the next turn."""
         expected = self._expected[ref.job_id]
         if expected.status not in OWNED:
             return
@@ -284,7 +284,7 @@ class _Jobs(RuleBasedStateMachine):
 
     @rule()
     def reclaim(self) -> None:
-        """All whose lease has lapsed since their last heartbeat, and nobody else's."""
+        """Reclaim exactly the jobs whose lease has lapsed since their last heartbeat."""
         reclaimed = [job.id for job in self._do(self._store.reclaim())]
         assert Counter(reclaimed) == Counter(k for k, e in self._expected.items() if e.lapsed)
         for job_id in reclaimed:
@@ -304,7 +304,8 @@ class _Jobs(RuleBasedStateMachine):
 
     @invariant()
     def turns_count_as_they_should(self) -> None:
-        """As interactive while a job in them lost its worker, and when idle as nothing."""
+        """A turn counts as interactive while one of its jobs lost its worker, and not at all when
+        idle."""
         expected = {e.turn: self._counts_as(e.turn) for e in self._waiting()}
         assert self._do(self._database.run(_counting)) == expected
 
@@ -340,7 +341,7 @@ class _Jobs(RuleBasedStateMachine):
 
 
 def _is_consistent(job: Job) -> bool:
-    """Each attempt but one that runs is in the history, once; those held against it are counted."""
+    """Return whether the history has each ended attempt once, and charged ones are counted."""
     over = job.attempt - (job.status in OWNED)
     charged = [r for r in job.attempts if r.outcome is AttemptOutcome.FAILED]
     return (
@@ -384,7 +385,7 @@ def _recounted(connection: Connection) -> set[tuple[str, int, int]]:
 
 
 def test_any_sequence_of_calls(database_url: str) -> None:
-    """Whatever is called in whatever order, rows change as the table of transitions says."""
+    """Rows change as the table of transitions says, in any order of calls."""
     machine = type("Jobs", (_Jobs,), {"database_url": database_url})
     run_state_machine_as_test(
         machine,

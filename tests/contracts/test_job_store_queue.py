@@ -1,4 +1,4 @@
-"""What waits, for how long, and with what behind it: on Postgres and on the store in memory."""
+"""History, retries, deadlines, keys and limits of waiting jobs, on Postgres and in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from restoration.queue_policy import QueuePolicy
 from tests.support.job_stores import FAILURE, LEASE_S, OpenStore, claim, queued
 from tests.support.samples import artifact, new_job
 
-OVERDUE_S = -1.0  # a queue limit that has passed when it is given
+OVERDUE_S = -1.0  # a queue limit that is over when it is given
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def store(open_store: OpenStore) -> JobStore:
 class TestHistory:
     @pytest.mark.retry
     async def test_every_attempt_is_kept_with_what_became_of_it(self, store: JobStore) -> None:
-        """Number, worker, times and outcome of each attempt, whether it counted or not."""
+        """The history has number, worker, times and outcome of each attempt, charged or not."""
         await queued(store)
         lost = await store.claim("w1", -1.0, ["restore"])
         await store.reclaim()
@@ -51,7 +51,7 @@ class TestHistory:
 
     @pytest.mark.retry
     async def test_who_runs_out_of_attempts_fails_with_the_history(self, store: JobStore) -> None:
-        """The failure is the last attempt's, and the history has each of them."""
+        """The job's failure is that of the last attempt, and the history has each of them."""
         await queued(store, max_attempts=2)
         await store.release((await claim(store, "w1")).ref, FAILURE)
         last = Failure("engine_out_of_memory", "no memory")
@@ -62,7 +62,7 @@ class TestHistory:
 
     @pytest.mark.retry
     async def test_whatever_a_node_said_is_in_it(self, store: JobStore) -> None:
-        """A message that Postgres' text and JSON cannot hold as it is comes back readable."""
+        """A message that Postgres' text and JSON cannot hold comes back in a readable form."""
         await queued(store)
         failure = Failure.of(EngineFailed("a NUL: \0, half a pair: \ud83d, é"))
         failed = await store.fail((await claim(store)).ref, failure)
@@ -71,7 +71,7 @@ class TestHistory:
 
     @pytest.mark.retry
     async def test_permanent_failures_and_cancels_are_in_it(self, store: JobStore) -> None:
-        """An attempt that `fail` or a cancel ends is recorded like any other."""
+        """An attempt ended by `fail` or by a cancel is recorded like any other."""
         await queued(store)
         failed = await store.fail((await claim(store)).ref, FAILURE)
         assert [r.outcome for r in failed.attempts] == [AttemptOutcome.FAILED]
@@ -85,7 +85,7 @@ class TestHistory:
 
     @pytest.mark.retry
     async def test_it_has_a_bound(self, store: JobStore) -> None:
-        """A job that is handed back without end keeps its newest attempts."""
+        """The history of a job that is handed back again and again keeps the newest attempts."""
         job = await queued(store)
         for _ in range(MAX_RECORDS + 3):
             job = await store.release((await claim(store)).ref, None)
@@ -95,7 +95,7 @@ class TestHistory:
 class TestRetries:
     @pytest.mark.retry
     async def test_a_failure_that_is_not_charged_never_ends_a_job(self, store: JobStore) -> None:
-        """It is in the history, and costs no attempt, however often it happens."""
+        """It is in the history, but charges no attempt, however often it happens."""
         await queued(store, max_attempts=1)
         for n in range(3):
             back = await store.release((await claim(store, f"w{n}")).ref, FAILURE, charged=False)
@@ -115,14 +115,14 @@ class TestRetries:
 
     @pytest.mark.retry
     async def test_but_not_waited_for_in_vain(self, store: JobStore) -> None:
-        """When nobody else took the job for a while, the same worker may have it."""
+        """If no other worker took the job for a while, the same one may have it."""
         job = await queued(store)
         await store.release((await claim(store, "w1")).ref, FAILURE, delay_s=-ELSEWHERE_S - 1)
         assert (await claim(store, "w1")).id == job.id
 
     @pytest.mark.retry
     async def test_who_is_passed_over_takes_the_next_job(self, store: JobStore) -> None:
-        """A worker that may not have one job is given another, of the same owner or not."""
+        """A worker that is passed over for one job gets another, even of the same owner."""
         await queued(store)
         other = await queued(store)
         await store.release((await claim(store, "w1")).ref, FAILURE)
@@ -130,7 +130,7 @@ class TestRetries:
 
     @pytest.mark.retry
     async def test_a_job_is_sent_again_once(self, store: JobStore) -> None:
-        """Of several retries of one job, at once too, there is one new job."""
+        """Several retries of one job, even concurrent ones, create one new job."""
         source = await store.request_cancel((await queued(store, request_digest="d")).id)
         inserts = [store.insert(new_job(retry_of=source.id, request_digest="d")) for _ in range(8)]
         outcomes = await asyncio.gather(*inserts)
@@ -140,7 +140,7 @@ class TestRetries:
 
     @pytest.mark.retry
     async def test_a_job_whose_row_is_gone_is_not_sent_again(self, store: JobStore) -> None:
-        """Removed between the question and the retry: its photo may be gone as well."""
+        """The row, and perhaps the photo, were removed between the request and the retry."""
         with pytest.raises(JobNotFound):
             await store.insert(new_job(retry_of=uuid4()))
 
@@ -148,7 +148,7 @@ class TestRetries:
 class TestQueueDeadline:
     @pytest.mark.deadlines
     async def test_a_job_that_starts_too_late_never_starts(self, store: JobStore) -> None:
-        """Past its deadline it is not claimed, and fails with a code that says so."""
+        """After its deadline a job is not claimed, and `expire` fails it with queue_timeout."""
         late = await queued(store, queue_limit_s=OVERDUE_S)
         in_time = await queued(store)
         assert [ref.job_id for ref in await store.waiting(5)] == [in_time.id]
@@ -161,7 +161,7 @@ class TestQueueDeadline:
 
     @pytest.mark.deadlines
     async def test_the_deadline_is_for_the_first_start(self, store: JobStore) -> None:
-        """A job that has started once waits for its next attempt as long as it takes."""
+        """A job that has started once may wait for its next attempt without a limit."""
         await queued(store, queue_limit_s=3)
         back = await store.release((await claim(store)).ref, None)
         async with asyncio.timeout(300):
@@ -173,7 +173,7 @@ class TestQueueDeadline:
 
     @pytest.mark.deadlines
     async def test_more_than_a_batch(self, store: JobStore) -> None:
-        """One call fails all that are overdue, up to a bound far above this."""
+        """One call fails all overdue jobs, even more than RECLAIM_BATCH."""
         count = RECLAIM_BATCH + 5
         for n in range(count):
             await queued(store, owner=f"o{n % 3}", queue_limit_s=OVERDUE_S)
@@ -182,7 +182,7 @@ class TestQueueDeadline:
 
     @pytest.mark.deadlines
     async def test_the_limits_of_a_job_come_back(self, store: JobStore) -> None:
-        """The deadline counts from the submission; a run limit is the request's, if it had one."""
+        """The deadline counts from the submission; the run limit is that of the request, if any."""
         job = await queued(store, queue_limit_s=90, run_limit_s=7)
         assert (job.queue_deadline_at - job.created_at).total_seconds() == 90
         assert job.run_limit_s == 7
@@ -192,7 +192,7 @@ class TestQueueDeadline:
 class TestKeysLive:
     @pytest.mark.idempotency
     async def test_the_same_key_is_the_same_job_while_it_lives(self, open_store: OpenStore) -> None:
-        """Within its time a key means its first request."""
+        """During its lifetime a key stands for its first request."""
         store = open_store(QueuePolicy(idempotency_ttl_s=3600))
         first, _ = await store.insert(new_job(idempotency_key="k", request_digest="d"))
         again, created = await store.insert(new_job(idempotency_key="k", request_digest="d"))
@@ -202,7 +202,7 @@ class TestKeysLive:
 
     @pytest.mark.idempotency
     async def test_after_its_time_a_key_is_free(self, open_store: OpenStore) -> None:
-        """An old key makes a new job, for another request too; the earlier job goes on."""
+        """An expired key creates a new job, even for another request; the earlier job goes on."""
         store = open_store(QueuePolicy(idempotency_ttl_s=1e-6))
         first, _ = await store.insert(new_job(idempotency_key="k", request_digest="d"))
         assert await store.find_by_key("alice", "k") is None
@@ -220,7 +220,7 @@ class TestBackPressure:
     async def test_beyond_the_limit_nothing_is_taken(
         self, open_store: OpenStore, policy: QueuePolicy
     ) -> None:
-        """The refusal says when to come back; room appears as soon as a job has started."""
+        """The refusal gives a time to retry, and a started job makes room at once."""
         store = open_store(policy)
         for _ in range(3):
             await store.check_room("alice")
@@ -236,7 +236,7 @@ class TestBackPressure:
 
     @pytest.mark.admission
     async def test_one_owner_leaves_room_for_others(self, open_store: OpenStore) -> None:
-        """An owner's limit is that owner's, over both classes; the limit in all is everybody's."""
+        """An owner's limit covers both classes of that owner; the total limit covers all owners."""
         store = open_store(QueuePolicy(quotas=Quotas(waiting_jobs=2), max_waiting=3))
         await queued(store)
         await queued(store, priority=Priority.BATCH)
@@ -248,7 +248,8 @@ class TestBackPressure:
 
     @pytest.mark.admission
     async def test_what_was_accepted_is_never_refused(self, open_store: OpenStore) -> None:
-        """In a full system keys are answered, jobs handed back wait again, and all can be read."""
+        """When the queue is full, used keys still work, released jobs wait again, and jobs can be
+        read."""
         store = open_store(QueuePolicy(max_waiting=1))
         first = new_job(idempotency_key="k", request_digest="d")
         await store.insert(first)
@@ -263,7 +264,7 @@ class TestBackPressure:
     async def test_the_limit_of_an_owner_holds_under_concurrency(
         self, open_store: OpenStore
     ) -> None:
-        """Of many submissions at once exactly as many are taken as there is room for."""
+        """Exactly as many concurrent submissions are accepted as there is room for."""
         store = open_store(QueuePolicy(quotas=Quotas(waiting_jobs=5)))
         outcomes = await asyncio.gather(
             *(store.insert(new_job()) for _ in range(20)), return_exceptions=True

@@ -1,4 +1,4 @@
-"""Whose turn it is, and which worker's: on Postgres and on the store in memory."""
+"""The order of owners' turns and the choice of a worker, on Postgres and in memory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def store(open_store: OpenStore) -> JobStore:
 
 
 async def _claimed_owners(store: JobStore, count: int) -> str:
-    """The initials of the owners of the next so many jobs."""
+    """Claim so many jobs, and return the initials of their owners."""
     return "".join([(await claim(store)).owner[0] for _ in range(count)])
 
 
 class TestResumption:
     @pytest.mark.lease
     async def test_a_job_that_lost_its_worker_has_the_next_turn(self, store: JobStore) -> None:
-        """Before every other owner, and a batch job before interactive ones: it had its turn."""
+        """It goes before every other owner, and a batch job before interactive ones."""
         await queued(store, owner="bob", priority=Priority.BATCH)
         lost = await claim(store, "dead")
         for owner in ("alice", "carol", "alice"):
@@ -44,7 +44,8 @@ class TestResumption:
 
     @pytest.mark.lease
     async def test_so_have_all_jobs_of_an_owner_that_lost_theirs(self, store: JobStore) -> None:
-        """Each counts as interactive until it runs again; the rest of the batch does not."""
+        """Each lost job counts as interactive until it runs again; the rest of the batch does
+        not."""
         for _ in range(3):
             await queued(store, owner="bob", priority=Priority.BATCH)
         lost = [await claim(store, f"dead{n}") for n in range(2)]
@@ -63,7 +64,7 @@ class TestResumption:
 class TestTurns:
     @pytest.mark.turns
     async def test_owners_take_turns(self, store: JobStore) -> None:
-        """Each owner's oldest job, one owner after the other, whoever came first with many."""
+        """Owners take turns with their oldest job, however many jobs the first one submitted."""
         for owner, count in (("alice", 6), ("bob", 2), ("carol", 1)):
             for _ in range(count):
                 await queued(store, owner=owner)
@@ -71,7 +72,7 @@ class TestTurns:
 
     @pytest.mark.turns
     async def test_a_single_job_waits_for_nobodys_backlog(self, store: JobStore) -> None:
-        """Whoever comes while others' backlogs are worked off has the next turn."""
+        """An owner who arrives while others have a backlog has the next turn."""
         for _ in range(20):
             await queued(store, owner="alice")
         assert await _claimed_owners(store, 3) == "aaa"  # three GPUs are busy
@@ -82,7 +83,7 @@ class TestTurns:
 
     @pytest.mark.turns
     async def test_interactive_before_batch(self, store: JobStore) -> None:
-        """A class's turns come before the other's, and an owner has a turn in each."""
+        """All turns of interactive jobs come first, and an owner has a turn in each class."""
         for owner in ("alice", "alice", "bob"):
             await queued(store, owner=owner, priority=Priority.BATCH)
         assert await _claimed_owners(store, 1) == "a"
@@ -104,7 +105,7 @@ class TestTurns:
 
     @pytest.mark.turns
     async def test_young_batch_jobs_are_not_promoted(self, store: JobStore) -> None:
-        """Before its time a batch job waits for every interactive one."""
+        """A batch job younger than that waits for every interactive one."""
         await queued(store, owner="bob", priority=Priority.BATCH)
         await queued(store, owner="alice")
         await queued(store, owner="alice")
@@ -113,7 +114,7 @@ class TestTurns:
 
     @pytest.mark.turns
     async def test_a_job_kept_back_does_not_hold_up_its_owner(self, store: JobStore) -> None:
-        """While one job of an owner waits for its delay, the owner's turn goes to the next."""
+        """While one job of an owner is delayed, the owner's next job takes its turn."""
         await queued(store, owner="alice")
         second = await queued(store, owner="alice")
         await queued(store, owner="bob")
@@ -123,11 +124,11 @@ class TestTurns:
 
     @pytest.mark.turns
     async def test_turns_hold_under_concurrency(self, store: JobStore) -> None:
-        """Eight workers at once: each job once, and no owner more than a turn a worker ahead.
+        """Eight concurrent workers claim each job once, and no owner gets too far ahead.
 
-        By the store's own clock, and not by when a worker notes its claim, which may be late. What
-        is seen of it may still be ahead by eight more: each worker can have one claim that began
-        in its turn and was made after others'.
+        The order is that of the store's clock, because a worker may note its claim late. An owner
+        may lead by one turn for each worker, and by eight more in this order: each worker can have
+        one claim that began in its turn but was made after those of others.
         """
         workers = 8
         for n in range(90):
@@ -145,7 +146,7 @@ class TestTurns:
 
     @pytest.mark.turns
     async def test_what_waits_is_listed_for_tickets(self, store: JobStore) -> None:
-        """`waiting` names the best first, jobs of every owner, and no job twice."""
+        """`waiting` has the best first, jobs of every owner, and no job twice."""
         for owner in ("alice", "alice", "bob"):
             await queued(store, owner=owner)
         refs = list(await store.waiting(10))
@@ -159,7 +160,7 @@ def _claimed_at(job: Job) -> datetime:
 
 
 def _greatest_lead(order: Sequence[str]) -> int:
-    """By how many turns an owner was ahead of another that still waited."""
+    """Return by how many turns an owner was ahead of another that still waited."""
     total, so_far, lead = Counter(order), Counter[str](), 0
     for owner in order:
         so_far[owner] += 1
@@ -169,7 +170,7 @@ def _greatest_lead(order: Sequence[str]) -> int:
 
 
 def test_the_measure_of_fairness_measures() -> None:
-    """The helper above sees one owner go ahead."""
+    """`_greatest_lead` detects one owner going ahead."""
     assert _greatest_lead("abab") == 1
     assert _greatest_lead("aaab") == 3
 
@@ -177,7 +178,8 @@ def test_the_measure_of_fairness_measures() -> None:
 class TestAffinity:
     @pytest.mark.affinity
     async def test_a_worker_prefers_what_it_has_loaded(self, store: JobStore) -> None:
-        """Of another owner, or later in the same one's line; without it, the best is taken."""
+        """A loaded model is preferred over turns and over age; without one, the best job is
+        taken."""
         for owner, workflow in (("alice", "restore"), ("bob", "enlarge"), ("alice", "enlarge")):
             await queued(store, owner=owner, workflow=workflow)
         both = ["restore", "enlarge"]
@@ -191,7 +193,7 @@ class TestAffinity:
 
     @pytest.mark.affinity
     async def test_a_worker_passes_a_job_over_once(self, store: JobStore) -> None:
-        """However much of what it has loaded waits, the next job it takes is the best one."""
+        """However many jobs match its loaded models, its next claim takes the best job."""
         await queued(store, owner="bob", workflow="restore")
         for _ in range(6):
             await queued(store, owner="alice", workflow="enlarge")
@@ -201,7 +203,7 @@ class TestAffinity:
 
     @pytest.mark.affinity
     async def test_it_never_goes_before_a_better_class(self, store: JobStore) -> None:
-        """A batch job whose models are loaded waits for interactive ones all the same."""
+        """A batch job whose models are loaded still waits for interactive jobs."""
         await queued(store, workflow="enlarge", priority=Priority.BATCH)
         await queued(store, workflow="restore")
         affinity = Affinity(frozenset({"enlarge"}))
@@ -211,7 +213,7 @@ class TestAffinity:
 
     @pytest.mark.affinity
     async def test_it_sees_no_further_than_its_window(self, store: JobStore) -> None:
-        """Neither far down an owner's line nor among owners whose turn is far off."""
+        """It looks neither far down an owner's queue nor at owners whose turn is far off."""
         for _ in range(WINDOW_JOBS):
             await queued(store, owner="owner-0", workflow="restore")
         await queued(store, owner="owner-0", workflow="enlarge")
@@ -225,7 +227,7 @@ class TestAffinity:
 
     @pytest.mark.affinity
     async def test_workers_at_once_take_each_job_once(self, store: JobStore) -> None:
-        """More workers than the window has jobs: nobody goes away empty-handed."""
+        """With more workers than jobs in the window, each worker still gets one."""
         count = WINDOW_JOBS + 4
         for _ in range(count):
             await queued(store, workflow="enlarge")
@@ -239,7 +241,7 @@ class TestAffinity:
 
 @pytest.mark.versions
 async def test_a_version_is_claimed_by_workers_that_know_it(store: JobStore) -> None:
-    """While a release is rolled out, jobs of either version wait for a worker that has theirs."""
+    """During a release, jobs of either version wait for a worker that has their version."""
     old = await queued(store, workflow_version="1")
     new = await queued(store, workflow_version="2")
     assert await store.claim("later", LEASE_S, [versioned("restore", "3")]) is None

@@ -1,4 +1,4 @@
-"""The OpenAPI document says what the service does: every route, every error, every header."""
+"""The OpenAPI document describes every route, error and header of the service."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Document = dict[str, Any]
 
 @pytest.fixture
 async def document() -> AsyncIterator[Document]:
-    """The document as a client gets it, without a token."""
+    """Return the document as a client without a token gets it."""
     async with open_site() as site, site.client(sub=None) as client:
         answer = await client.get("/openapi.json")
         assert answer.status_code == 200
@@ -54,7 +54,7 @@ def _references(part: object) -> Iterator[str]:
 
 
 def test_it_is_openapi_3_1(document: Document) -> None:
-    """The version, what is required of the top level, and every reference leads somewhere."""
+    """Version and top level are valid, and every reference resolves."""
     assert document["openapi"].startswith("3.1.")
     assert document["info"]["title"]
     assert document["info"]["version"]
@@ -65,7 +65,7 @@ def test_it_is_openapi_3_1(document: Document) -> None:
 
 
 def test_it_describes_every_route(document: Document) -> None:
-    """These operations, and no others, under names that generated clients can keep."""
+    """The document has exactly these operations, with stable names for generated clients."""
     assert {(m.upper(), path): op["operationId"] for path, m, op in _operations(document)} == {
         ("POST", API): "submit_restoration",
         ("GET", API): "list_restorations",
@@ -97,8 +97,8 @@ def test_it_describes_every_route(document: Document) -> None:
 
 @pytest.mark.auth
 def test_every_route_but_health_wants_a_token_with_a_scope(document: Document) -> None:
-    """The bearer scheme is declared, and required with one of our scopes wherever it is; 401 and
-    403 are documented there."""
+    """The bearer scheme is declared, and every route but health requires it with one of our scopes
+    and documents 401 and 403."""
     scheme = document["components"]["securitySchemes"]["bearer"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     for path, _method, operation in _operations(document):
@@ -111,7 +111,7 @@ def test_every_route_but_health_wants_a_token_with_a_scope(document: Document) -
 
 
 def test_every_error_is_a_problem(document: Document) -> None:
-    """Each 4xx and 5xx is a problem document and names the codes it may carry."""
+    """Each 4xx and 5xx is a problem document and names its possible codes."""
     for path, method, operation in _operations(document):
         for status, response in operation["responses"].items():
             assert response["description"]
@@ -142,12 +142,12 @@ def test_every_error_is_a_problem(document: Document) -> None:
     ],
 )
 def test_it_names_every_status(document: Document, path: str, method: str, statuses: str) -> None:
-    """All the statuses that the route answers with, and no others."""
+    """The document has exactly the statuses that the route answers with."""
     assert " ".join(sorted(document["paths"][path][method]["responses"])) == statuses
 
 
 def _needs_a_photo_or_an_upload(form: Document) -> bool:
-    """Exactly one of both, by the schema's conditions."""
+    """Return whether the schema requires exactly one of the two."""
     conditions = {key: form[key] for key in ("if", "then", "else")}
     accepts = Draft202012Validator(conditions).is_valid
     both = {"image": "", "upload_id": ""}
@@ -156,7 +156,7 @@ def _needs_a_photo_or_an_upload(form: Document) -> bool:
 
 
 def test_the_form_and_the_headers_are_described(document: Document) -> None:
-    """What the submission reads by itself is documented like everything else."""
+    """Fields and headers that the submission parses by itself are documented."""
     post = document["paths"][API]["post"]
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert _needs_a_photo_or_an_upload(form)
@@ -171,7 +171,7 @@ def test_the_form_and_the_headers_are_described(document: Document) -> None:
 
 @pytest.mark.runs
 def test_the_form_of_a_run_is_described(document: Document) -> None:
-    """A graph and a photo, sent with it or before, and what may be asked of any job."""
+    """The form has a graph, a photo or an upload, and the options of any job."""
     post = document["paths"][RUNS]["post"]
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["graph"]
@@ -183,7 +183,7 @@ def test_the_form_of_a_run_is_described(document: Document) -> None:
 
 
 def test_the_form_of_a_batch_is_described(document: Document) -> None:
-    """Up to a thousand photos, and the fields of a single one, but for two defaults."""
+    """The form takes up to a thousand photos, and the fields of one job with two other defaults."""
     post = document["paths"][BATCHES]["post"]
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["image"]
@@ -202,7 +202,7 @@ def test_the_form_of_a_batch_is_described(document: Document) -> None:
 
 @pytest.mark.parametrize("path", [API, RUNS, BATCHES])
 def test_a_form_is_described_as_generators_understand_it(document: Document, path: str) -> None:
-    """Photos are files and come last; headers and fields are of one type, which is never null."""
+    """Photos are files and come last; headers and fields have one type, which is never null."""
     post = document["paths"][path]["post"]
     form = post["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert list(form["properties"])[-1] == "image"
@@ -214,7 +214,7 @@ def test_a_form_is_described_as_generators_understand_it(document: Document, pat
 
 
 def test_streams_and_pictures_have_their_types(document: Document) -> None:
-    """Events are Server-Sent Events that can be resumed; a result is a picture."""
+    """Events are resumable Server-Sent Events, and a result is a picture."""
     events = document["paths"][f"{API}/{{job_id}}/events"]["get"]
     assert list(events["responses"]["200"]["content"]) == ["text/event-stream"]
     assert "Last-Event-ID" in {parameter["name"] for parameter in events["parameters"]}
@@ -224,7 +224,7 @@ def test_streams_and_pictures_have_their_types(document: Document) -> None:
 
 
 async def test_answers_are_as_described(document: Document) -> None:
-    """What is answered, of every kind, satisfies its own published schema."""
+    """Answers of every kind satisfy their published schemas."""
     async with open_site() as site, site.client() as client:
         job = await client.post(API, **submission())
         page = await client.get(API)

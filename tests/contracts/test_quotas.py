@@ -1,4 +1,4 @@
-"""What one owner may have at a time: on Postgres and on the store in memory."""
+"""Quotas of one owner, on Postgres and in memory."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _batch(count: int, size_bytes: int = 1, owner: str = "alice") -> tuple[NewBa
 class TestRunning:
     @pytest.mark.quotas
     async def test_no_more_run_than_may(self, stores: Stores) -> None:
-        """The owner's other jobs wait, of either class; those of others do not."""
+        """The owner's other jobs of either class wait; those of other owners do not."""
         two = Quotas(running_jobs=2)
         for priority in (Priority.INTERACTIVE, Priority.BATCH, Priority.BATCH):
             await stores.insert(two, priority=priority)
@@ -90,7 +90,7 @@ class TestRunning:
     @pytest.mark.quotas
     @pytest.mark.parametrize("end", ["succeed", "fail", "release", "cancel"])
     async def test_an_end_makes_room(self, stores: Stores, end: str) -> None:
-        """However an attempt ends, there is a place for one more, and the dispatcher sees it."""
+        """Every end of an attempt makes room for one more job, which the dispatcher sees."""
         one = Quotas(running_jobs=1)
         for _ in range(2):
             await stores.insert(one)
@@ -111,7 +111,7 @@ class TestRunning:
 
     @pytest.mark.quotas
     async def test_a_lost_worker_makes_room(self, stores: Stores) -> None:
-        """A job that lost its worker waits again, and counts as running no more."""
+        """A job that lost its worker waits again, and does not count as running."""
         one = Quotas(running_jobs=1)
         for _ in range(2):
             await stores.insert(one)
@@ -124,7 +124,7 @@ class TestRunning:
 
     @pytest.mark.quotas
     async def test_the_newest_submission_says_how_many(self, stores: Stores) -> None:
-        """A limit that is raised, lowered or lifted holds from the next submission on."""
+        """A raised, lowered or lifted limit takes effect with the next submission."""
         await stores.insert(Quotas(running_jobs=1))
         await stores.insert(Quotas(running_jobs=2))
         assert len(await stores.claim_all()) == 2
@@ -135,7 +135,7 @@ class TestRunning:
 
     @pytest.mark.quotas
     async def test_somebody_elses_retry_changes_no_limit(self, stores: Stores) -> None:
-        """An operator who sends a job again brings no quotas, and lifts none."""
+        """An operator's retry has no quotas, and does not lift the owner's."""
         one = Quotas(running_jobs=1)
         for _ in range(3):
             await stores.insert(one)
@@ -146,7 +146,7 @@ class TestRunning:
 
     @pytest.mark.quotas
     async def test_claims_at_the_same_moment_keep_to_it(self, stores: Stores) -> None:
-        """The limit is exact: whoever comes second takes another owner's job, or none."""
+        """The limit is exact: a claim beyond it takes another owner's job, or none."""
         for _ in range(4 * CLAIMERS):
             await stores.insert(Quotas(running_jobs=3))
         for _ in range(bobs := CLAIMERS):
@@ -155,7 +155,7 @@ class TestRunning:
             claimed = await asyncio.gather(*(stores.claim() for _ in range(CLAIMERS)))
             taken = Counter(job.owner for job in claimed if job)
             assert taken["alice"] == await _running(stores, "alice") <= 3
-            # nobody goes without while there is a job that may start
+            # Every claimer gets a job while one may start.
             assert taken.total() == min(CLAIMERS, 3 + bobs)
             bobs -= taken["bob"]
             for job in claimed:
@@ -173,7 +173,7 @@ async def _running(stores: Stores, owner: str) -> int:
 class TestWaiting:
     @pytest.mark.quotas
     async def test_a_call_may_bring_its_own_limit(self, stores: Stores) -> None:
-        """More than the store's, less, and 0 for none."""
+        """A call's limit may be higher or lower than the store's, or 0 for none."""
         strict = Quotas(waiting_jobs=1)
         await stores.insert(strict)
         for call in (stores.jobs.check_room("alice", strict), stores.insert(strict)):
@@ -185,7 +185,7 @@ class TestWaiting:
 
     @pytest.mark.quotas
     async def test_a_batch_counts_by_its_photos(self, stores: Stores) -> None:
-        """It has room as a whole, or is not recorded at all."""
+        """A batch is recorded only if there is room for all of its photos."""
         quotas = Quotas(waiting_jobs=3)
         await stores.batches.insert(*_batch(2), quotas)
         with pytest.raises(QueueFull):
@@ -214,7 +214,7 @@ class TestStored:
 
     @pytest.mark.quotas
     async def test_results_count_as_well(self, stores: Stores) -> None:
-        """Never refused themselves, they take the room of what comes next."""
+        """Results are never refused, but use up the room of later inputs."""
         quotas = Quotas(stored_bytes=100)
         await stores.insert(quotas, input=_sized(10))
         job = await stores.claim()
@@ -225,7 +225,7 @@ class TestStored:
 
     @pytest.mark.quotas
     async def test_a_job_that_is_sent_again_shares_its_photo(self, stores: Stores) -> None:
-        """One object counts once."""
+        """The shared photo counts once."""
         quotas = Quotas(stored_bytes=100)
         first = await stores.insert(quotas, input=_sized(60))
         await stores.jobs.request_cancel(first.id)
@@ -234,7 +234,7 @@ class TestStored:
 
     @pytest.mark.quotas
     async def test_a_batch_counts_all_its_photos(self, stores: Stores) -> None:
-        """Their sum decides; what is refused leaves nothing behind."""
+        """The sum of all photos counts; a refused batch leaves nothing behind."""
         quotas = Quotas(stored_bytes=100)
         await stores.batches.insert(*_batch(3, size_bytes=20), quotas)
         with pytest.raises(StorageFull):
@@ -248,7 +248,7 @@ class TestStored:
     "policy", [QueuePolicy(quotas=Quotas(stored_bytes=1)), QueuePolicy(quotas=Quotas())]
 )
 async def test_no_quotas_are_those_of_the_store(policy: QueuePolicy, database_url: str) -> None:
-    """A submission that brings none, as from a batch script, is held to the settings."""
+    """A submission without quotas, as from a batch script, gets those of the settings."""
     database = Database(database_url)
     results: Sequence[object] = []
     try:

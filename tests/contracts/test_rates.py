@@ -1,4 +1,4 @@
-"""Requests a minute: on Redis and on the limiter in memory."""
+"""Requests per minute, on Redis and in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def owner() -> str:
 
 @pytest.mark.quotas
 async def test_a_minutes_requests_may_come_at_once(rates: RateLimiter, owner: str) -> None:
-    """Each leaves one less; the first too many is told how long a request takes to come back."""
+    """Each request leaves one less; the first one too many gets the time until one is free
+    again."""
     taken = [await rates.take(owner, 3) for _ in range(4)]
     assert [(rate.left, rate.allowed) for rate in taken] == [
         *((2, True), (1, True), (0, True)),
@@ -46,7 +47,7 @@ async def test_a_minutes_requests_may_come_at_once(rates: RateLimiter, owner: st
 
 @pytest.mark.quotas
 async def test_a_refused_request_costs_nothing(rates: RateLimiter, owner: str) -> None:
-    """Whoever goes on asking is not kept out for longer by it: a place comes back in its time."""
+    """Refused requests do not delay the time at which one is allowed again."""
     while (await rates.take(owner, 600)).allowed:
         pass
 
@@ -58,7 +59,7 @@ async def test_a_refused_request_costs_nothing(rates: RateLimiter, owner: str) -
 
 @pytest.mark.quotas
 async def test_owners_do_not_share(rates: RateLimiter, owner: str) -> None:
-    """One owner's requests leave another's as they were."""
+    """One owner's requests do not count for another."""
     assert (await rates.take(owner, 1)).allowed
     assert not (await rates.take(owner, 1)).allowed
     assert (await rates.take(f"{owner}-2", 1)).allowed
@@ -66,7 +67,7 @@ async def test_owners_do_not_share(rates: RateLimiter, owner: str) -> None:
 
 @pytest.mark.quotas
 async def test_a_limit_may_change(rates: RateLimiter, owner: str) -> None:
-    """What has been spent counts against whatever limit the next token brings."""
+    """Past requests count against the limit of the newest token."""
     for _ in range(5):
         await rates.take(owner, 10)
     assert not (await rates.take(owner, 1)).allowed
@@ -77,14 +78,14 @@ async def test_a_limit_may_change(rates: RateLimiter, owner: str) -> None:
 async def test_requests_at_the_same_moment_are_counted_one_by_one(
     rates: RateLimiter, owner: str
 ) -> None:
-    """However many arrive at once, as many as may are let in, and no more."""
+    """Exactly as many concurrent requests are allowed as the limit says."""
     taken = await asyncio.gather(*(rates.take(owner, 5) for _ in range(30)))
     assert sum(rate.allowed for rate in taken) == 5
 
 
 @pytest.mark.quotas
 async def test_counts_are_forgotten_with_their_minute(redis_url: str, owner: str) -> None:
-    """Redis keeps nothing of an owner who sends nothing."""
+    """Redis forgets an owner who sends no more requests."""
     limiter = RedisRateLimiter(redis_url)
     await limiter.take(owner, 6)
     await limiter.aclose()
@@ -94,7 +95,7 @@ async def test_counts_are_forgotten_with_their_minute(redis_url: str, owner: str
 
 @pytest.mark.quotas
 async def test_a_server_that_is_not_there_is_said_at_once() -> None:
-    """The caller decides what that means; nothing else comes out."""
+    """It raises DependencyUnavailable, and the caller decides how to go on."""
     limiter = RedisRateLimiter("redis://127.0.0.1:9")
     with pytest.raises(DependencyUnavailable):
         await limiter.take("ann", 1)
@@ -103,7 +104,7 @@ async def test_a_server_that_is_not_there_is_said_at_once() -> None:
 
 @pytest.mark.quotas
 def test_the_headers_are_those_of_the_draft() -> None:
-    """Structured fields: a policy by name with quota and window, and what is left of it."""
+    """Structured fields give the policy's name, quota and window, and the remaining requests."""
     assert Rate(600, 599, 0.1).headers() == {
         "RateLimit-Policy": '"requests";q=600;w=60',
         "RateLimit": '"requests";r=599;t=1',

@@ -1,4 +1,4 @@
-"""Point 4 in the stores: on Postgres and S3, and on those in memory."""
+"""Reused results in the stores, on Postgres and S3 and in memory."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def reusing(source: UUID = SOURCE, size_bytes: int = 1, **changes: Any) -> NewJo
 
 @pytest.mark.reuse
 async def test_the_newest_result_of_the_same_work_is_found(stores: Stores) -> None:
-    """Of jobs that succeeded, whoever they were for; asking changes nothing."""
+    """Only successful jobs of the same owner count; looking changes nothing."""
     asked = new_job()
     assert await stores.jobs.find_result(asked) is None
     await stores.jobs.insert(new_job())
@@ -96,7 +96,7 @@ async def test_the_newest_result_of_the_same_work_is_found(stores: Stores) -> No
 
 @pytest.mark.reuse
 async def test_a_reused_result_is_a_job_that_has_succeeded(stores: Stores) -> None:
-    """Recorded once and for all: nobody can claim, cancel or finish it; others may reuse it."""
+    """It cannot be claimed, cancelled or finished again; other jobs may reuse it."""
     new = reusing()
     job, created = await stores.jobs.insert(new)
     assert (created, job.status, job.reused_from) == (True, JobStatus.SUCCEEDED, SOURCE)
@@ -114,7 +114,7 @@ async def test_a_reused_result_is_a_job_that_has_succeeded(stores: Stores) -> No
 
 @pytest.mark.reuse
 async def test_its_webhook_is_sent_like_any_other(stores: Stores) -> None:
-    """The delivery is recorded with the job, once, also when the call is repeated."""
+    """The delivery is recorded with the job, once, even if the call is repeated."""
     new = reusing(webhook_url="https://example.com/hook")
     await stores.jobs.insert(new)
     await stores.jobs.insert(new)
@@ -124,7 +124,7 @@ async def test_its_webhook_is_sent_like_any_other(stores: Stores) -> None:
 
 @pytest.mark.reuse
 async def test_a_batch_counts_what_was_answered_at_once(stores: Stores) -> None:
-    """Beside jobs that wait; and one of which nothing is left to do has ended."""
+    """Reused results count beside waiting jobs; a batch of only reused results has ended."""
     batch = NewBatch(uuid4(), "alice", ("a.png", "b.png"), ())
     hook = "https://example.com/hook"
     of_batch = [
@@ -146,7 +146,7 @@ async def test_a_batch_counts_what_was_answered_at_once(stores: Stores) -> None:
 
 @pytest.mark.reuse
 async def test_a_reused_result_is_stored_and_counted(stores: Stores) -> None:
-    """It is there at once, so that it counts at once: one over the quota is refused whole."""
+    """A reused result counts at once; if it exceeds the quota, the job is refused."""
     quotas = Quotas(stored_bytes=100)
     await stores.jobs.insert(reusing(size_bytes=90), quotas)
     await stores.jobs.check_room("alice", quotas, 9)
@@ -160,7 +160,7 @@ async def test_a_reused_result_is_stored_and_counted(stores: Stores) -> None:
 
 @pytest.mark.reuse
 async def test_equal_jobs_at_the_same_time_disturb_nobody(stores: Stores) -> None:
-    """Each is a job of its own."""
+    """Concurrent equal jobs are separate jobs."""
     ended = await asyncio.gather(*(stores.jobs.insert(reusing()) for _ in range(8)))
     assert {job.status for job, _ in ended} == {JobStatus.SUCCEEDED}
     assert len({job.id for job, _ in ended}) == 8
@@ -168,7 +168,7 @@ async def test_equal_jobs_at_the_same_time_disturb_nobody(stores: Stores) -> Non
 
 @pytest.mark.reuse
 async def test_a_copy_stands_by_itself(blobs: BlobStore) -> None:
-    """The same bytes and type under another key, which outlive the first."""
+    """A copy has the same bytes and type under another key, and outlives the original."""
     first = await blobs.put(f"outputs/{uuid4()}/1.png", DATA, "image/png")
     key = f"outputs/{uuid4()}/copy-1.png"
     copied = await blobs.copy(first, key)
@@ -180,7 +180,8 @@ async def test_a_copy_stands_by_itself(blobs: BlobStore) -> None:
 @pytest.mark.reuse
 @pytest.mark.parametrize("what", ["gone", "longer", "other bytes"])
 async def test_what_is_copied_is_what_was_promised(blobs: BlobStore, what: str) -> None:
-    """An object that is not that of its artifact is ArtifactCorrupt, and leaves no copy."""
+    """Copying an object that differs from its artifact raises ArtifactCorrupt and leaves no
+    copy."""
     first = await blobs.put(f"outputs/{uuid4()}/1.png", DATA, "image/png")
     if what == "gone":
         await blobs.delete(first.key)
@@ -195,7 +196,7 @@ async def test_what_is_copied_is_what_was_promised(blobs: BlobStore, what: str) 
 
 @pytest.mark.reuse
 async def test_a_copy_is_saved_under_its_own_jobs_name(s3: S3Access) -> None:
-    """As whoever follows its link sees it, CloudFront's among them."""
+    """Followers of its link, such as CloudFront, see the name of the copy's own job."""
     store = S3BlobStore(
         s3.bucket,
         endpoint_url=s3.endpoint_url,

@@ -1,4 +1,4 @@
-"""The rules of the StatusBoard port, each against the Redis that the tests run on."""
+"""The rules of the StatusBoard port on the tests' Redis."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.samples import ended_job
 PATIENCE_S = 300
 RUNNING = StateChanged(JobStatus.RUNNING, attempt=1)
 DONE = StateChanged(JobStatus.SUCCEEDED, attempt=1)
-# each kind of value, and a whole number that is none
+# a value of each type, and a whole number that is a float
 PARAMS: Mapping[str, ParamValue] = {"scale": 2, "blend": 0.5, "size": 1.0, "on": True, "as": "a"}
 
 
@@ -59,7 +59,7 @@ async def _concluded(board: RedisStatusBoard, job: Job) -> list[StampedEvent]:
 async def _take(
     board: RedisStatusBoard, job_id: UUID, count: int, after_id: str | None = None
 ) -> list[StampedEvent]:
-    """The first `count` events that a new follower gets."""
+    """Return the first `count` events that a new follower gets."""
     events = []
     async with asyncio.timeout(PATIENCE_S), aclosing(_generator(board, job_id, after_id)) as stream:
         async for stamped in stream:
@@ -72,20 +72,20 @@ async def _take(
 def _generator(
     board: RedisStatusBoard, job_id: UUID, after_id: str | None = None
 ) -> AsyncGenerator[StampedEvent, None]:
-    # what `follow` returns can be closed, though the port does not say so
+    # The result of `follow` can be closed, although the port does not say so.
     return cast("AsyncGenerator[StampedEvent, None]", board.follow(job_id, after_id))
 
 
 class TestLatest:
     async def test_the_newest_of_each_type(self, board: RedisStatusBoard, job_id: UUID) -> None:
-        """Of a job's events the newest of each type is kept, whatever came in one batch."""
+        """`latest` has the newest event of each type, even if several came in one call."""
         await _publish(board, job_id, RUNNING, *_progress(1, 2), _preview(b"old"))
         await _publish(board, job_id, _preview(b"new"), *_progress(3))
         latest = await board.latest([job_id])
         assert set(latest[job_id]) == {RUNNING, *_progress(3), _preview(b"new")}
 
     async def test_several_jobs_at_once(self, board: RedisStatusBoard) -> None:
-        """A batch may concern many jobs; those without events are not in the answer."""
+        """One call may publish events of many jobs; jobs without events are not in `latest`."""
         one, two, silent = uuid4(), uuid4(), uuid4()
         await board.publish([(one, RUNNING), (two, DONE)])
         assert await board.latest([two, silent, one]) == {one: [RUNNING], two: [DONE]}
@@ -95,7 +95,7 @@ class TestLatest:
     async def test_nothing_is_kept_for_ever(
         self, board: RedisStatusBoard, redis: Redis, job_id: UUID
     ) -> None:
-        """Every key of a job vanishes some time after its last event."""
+        """Every key of a job expires after its last event."""
         await _publish(board, job_id, RUNNING, _preview(b"picture"))
         keys = [key async for key in redis.scan_iter(f"*{job_id}*")]
         assert len(keys) == 2
@@ -105,7 +105,7 @@ class TestLatest:
     async def test_previews_do_not_pile_up(
         self, board: RedisStatusBoard, redis: Redis, job_id: UUID
     ) -> None:
-        """However many pictures are published, Redis holds one."""
+        """Redis holds only the newest preview."""
         for _ in range(50):
             await _publish(board, job_id, _preview(b"x" * 30_000))
         sizes = [
@@ -127,7 +127,7 @@ class TestFollow:
     async def test_what_is_kept_and_what_is_new(
         self, board: RedisStatusBoard, job_id: UUID
     ) -> None:
-        """A follower gets the events that are there, then those to come, in order and once."""
+        """A follower gets stored events and then new ones, in order and once each."""
         await _publish(board, job_id, RUNNING, *_progress(1))
         following = asyncio.create_task(_take(board, job_id, 5))
         other = uuid4()
@@ -137,7 +137,7 @@ class TestFollow:
         assert [stamped.event for stamped in events] == [RUNNING, *_progress(1, 2, 3), DONE]
 
     async def test_resumes_after_an_id(self, board: RedisStatusBoard, job_id: UUID) -> None:
-        """Given the id of an event, a follower gets exactly those that came after it."""
+        """A follower that gives an event's id gets exactly the later events."""
         await _publish(board, job_id, RUNNING, *_progress(1, 2), DONE)
         events = await _take(board, job_id, 4)
         again = await _take(board, job_id, 2, after_id=events[1].id)
@@ -146,7 +146,7 @@ class TestFollow:
     async def test_followers_do_not_take_from_each_other(
         self, board: RedisStatusBoard, job_id: UUID
     ) -> None:
-        """Whenever and from wherever each one begins, all see all that is after their start."""
+        """Followers that start at different times and ids each see all later events."""
         await _publish(board, job_id, RUNNING, *_progress(1))
         start = await _take(board, job_id, 2)
         async with aclosing(_generator(board, job_id, start[1].id)) as ahead:
@@ -160,12 +160,12 @@ class TestFollow:
     async def test_joining_while_an_event_arrives(
         self, board: RedisStatusBoard, job_id: UUID, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What a read for earlier followers brings does not hide older events from a new one."""
+        """A concurrent read for earlier followers does not hide older events from a new one."""
         hub = board._hub
         await _publish(board, job_id, RUNNING)
         [running] = await _take(board, job_id, 1)
         ahead = asyncio.create_task(_take(board, job_id, 1, after_id=running.id))
-        await asyncio.sleep(0.05)  # long enough to be in the read, as a rule
+        await asyncio.sleep(0.05)  # usually long enough for the read to begin
         interrupt = hub._interrupt
 
         async def interrupt_late() -> None:
@@ -180,7 +180,7 @@ class TestFollow:
     async def test_joining_does_not_wait_for_the_read_under_way(
         self, redis_url: str, redis: Redis, job_id: UUID, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A new follower is served at once, however long the others' jobs stay silent."""
+        """A new follower is served at once, even if the others' jobs stay silent."""
         for module in ("following", "status"):
             monkeypatch.setattr(f"persistence.{module}.BLOCK_S", 10 * PATIENCE_S)
         board = RedisStatusBoard(redis_url)
@@ -194,7 +194,7 @@ class TestFollow:
     async def test_many_followers_share_one_connection(
         self, board: RedisStatusBoard, redis: Redis
     ) -> None:
-        """Fifty followers of fifty jobs each get their own events, on one blocked connection."""
+        """Fifty followers of fifty jobs get their own events over one blocked connection."""
         jobs = [uuid4() for _ in range(50)]
         following = [asyncio.create_task(_take(board, job, 1)) for job in jobs]
         await _until_blocked(redis, clients=1)
@@ -206,7 +206,7 @@ class TestFollow:
     async def test_the_newest_preview_reaches_followers(
         self, board: RedisStatusBoard, job_id: UUID
     ) -> None:
-        """A follower sees pictures in their place among the events, old ones left out."""
+        """A follower sees previews in order among the events, without outdated ones."""
         await _publish(board, job_id, _preview(b"1"), *_progress(1), _preview(b"2"))
         events = await _take(board, job_id, 2)
         assert [stamped.event for stamped in events] == [*_progress(1), _preview(b"2")]
@@ -217,7 +217,7 @@ class TestFollow:
     async def test_an_unknown_event_is_passed_over(
         self, board: RedisStatusBoard, redis: Redis, job_id: UUID
     ) -> None:
-        """What a newer version publishes does not stop an older follower."""
+        """Events of a newer version do not stop an older follower."""
         key = f"restore:{job_id}:events"
         await redis.xadd(key, {"event": '{"type": "from the future"}'})
         await redis.hset(f"restore:{job_id}:latest", "future", "?")
@@ -227,7 +227,7 @@ class TestFollow:
 
     @pytest.mark.progress
     async def test_an_end_comes_with_its_row(self, board: RedisStatusBoard) -> None:
-        """Followers get all of the job as it was committed; the event is what it always is."""
+        """The final event comes with the committed job, and is otherwise unchanged."""
         [stamped] = await _concluded(board, job := ended_job(params=PARAMS))
         assert stamped.event == StateChanged(job.status, job.attempt)
         assert stamped.row == job
@@ -235,7 +235,7 @@ class TestFollow:
 
     @pytest.mark.progress
     async def test_a_large_row_stays_in_postgres(self, board: RedisStatusBoard) -> None:
-        """A graph of the user's own is not carried to every follower: they are told the end."""
+        """The end of a job with a large graph comes without its row, to spare the followers."""
         [stamped] = await _concluded(board, job := ended_job(params={"graph": "x" * 20_000}))
         assert stamped.event == StateChanged(job.status, job.attempt)
         assert stamped.row is None
@@ -244,7 +244,7 @@ class TestFollow:
     async def test_a_row_that_cannot_be_read_is_none(
         self, board: RedisStatusBoard, redis: Redis, job_id: UUID
     ) -> None:
-        """The end of a job that a newer version has ended is told without its row."""
+        """A final event from a newer version comes without its row."""
         end = entry_fields(DONE) | {"row": '{"id": "from the future"}'}
         await redis.xadd(f"restore:{job_id}:events", end)
         [stamped] = await _take(board, job_id, 1)
@@ -253,7 +253,7 @@ class TestFollow:
     async def test_one_that_comes_late_loses_nothing_that_is_kept(
         self, board: RedisStatusBoard, job_id: UUID
     ) -> None:
-        """All that the stream still holds reaches a new follower, to the last event."""
+        """A new follower gets all events that the stream still holds."""
         await _publish(board, job_id, *_progress(*range(100)), *_progress(*range(50)), DONE)
         events = [stamped.event for stamped in await _take(board, job_id, 151)]
         assert events == [*_progress(*range(100)), *_progress(*range(50)), DONE]
@@ -262,12 +262,12 @@ class TestFollow:
     async def test_an_id_that_is_none(
         self, board: RedisStatusBoard, job_id: UUID, after_id: str
     ) -> None:
-        """An id that no event ever had is refused before anything is awaited."""
+        """An invalid event id is refused before anything is awaited."""
         with pytest.raises(InvalidRequest):
             board.follow(job_id, after_id)
 
     async def test_closing_ends_the_followers(self, redis_url: str, job_id: UUID) -> None:
-        """A process that shuts down lets its followers finish."""
+        """Followers end when the board is closed."""
         board = RedisStatusBoard(redis_url)
         await _publish(board, job_id, RUNNING)
         following = asyncio.create_task(_take(board, job_id, 2))
@@ -279,8 +279,8 @@ class TestFollow:
     async def test_a_follower_may_go_at_any_moment(
         self, board: RedisStatusBoard, job_id: UUID, turns: int
     ) -> None:
-        """Cancelled after so many turns of the event loop, it is gone: also when the answer of
-        Redis comes in the same turn."""
+        """A follower cancelled after any number of event loop turns ends, even if Redis answers in
+        the same turn."""
         await _publish(board, job_id, RUNNING)
         await board.latest([job_id])  # a connection waits: nothing suspends before the answer
         following = asyncio.create_task(_take(board, job_id, 2))
@@ -296,7 +296,7 @@ class TestWithoutRedis:
     async def test_followers_survive_a_cut_connection(
         self, board: RedisStatusBoard, redis: Redis, job_id: UUID
     ) -> None:
-        """When all connections are lost a follower goes on with the next event, missing none."""
+        """After all connections are lost, a follower goes on without missing an event."""
         await _publish(board, job_id, RUNNING)
         following = asyncio.create_task(_take(board, job_id, 3))
         await _until_blocked(redis, clients=1)
@@ -308,7 +308,7 @@ class TestWithoutRedis:
     async def test_everything_deleted(
         self, board: RedisStatusBoard, redis: Redis, job_id: UUID
     ) -> None:
-        """An emptied Redis is a board without events, and followers see what comes next."""
+        """After a flush, `latest` is empty, and followers see the next events."""
         await _publish(board, job_id, RUNNING)
         following = asyncio.create_task(_take(board, job_id, 2))
         await _until_blocked(redis, clients=1)
@@ -319,7 +319,7 @@ class TestWithoutRedis:
 
     @pytest.mark.parametrize("listens", [False, True])
     async def test_a_server_that_is_away(self, job_id: UUID, listens: bool) -> None:
-        """Refused or left hanging, calls are DependencyUnavailable soon, and followers wait."""
+        """Calls raise DependencyUnavailable if Redis refuses or hangs; followers wait."""
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
             if listens:

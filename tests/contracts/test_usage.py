@@ -1,4 +1,4 @@
-"""Point 9: what attempts cost, on Postgres and in memory."""
+"""GPU time of attempts, on Postgres and in memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def _attempt(owner: str, workflow: str = "restore") -> Job:
 
 @pytest.mark.usage
 async def test_every_attempt_is_summed(ledger: UsageLedger) -> None:
-    """Those that failed cost too: a job that was tried three times is one job, three attempts."""
+    """Failed attempts count too: a job with three attempts is one job and three attempts."""
     owner = f"ann-{uuid4()}"
     job = await _attempt(owner)
     for attempt, gpu_s in ((1, 2.0), (2, 3.5), (3, 1.0)):
@@ -50,7 +50,7 @@ async def test_every_attempt_is_summed(ledger: UsageLedger) -> None:
 
 @pytest.mark.usage
 async def test_a_job_counts_whichever_of_its_attempts_cost(ledger: UsageLedger) -> None:
-    """One whose first attempt never executed, or executed before that time, is one job."""
+    """A job is counted even if its first attempt never executed, or executed before `since`."""
     job = await _attempt(owner := f"ann-{uuid4()}")
     for attempt in (2, 4):
         await ledger.record([Cost(replace(job, attempt=attempt), 1.0)])
@@ -59,7 +59,7 @@ async def test_a_job_counts_whichever_of_its_attempts_cost(ledger: UsageLedger) 
 
 @pytest.mark.usage
 async def test_a_figure_replaces_a_smaller_one(ledger: UsageLedger) -> None:
-    """An attempt tells again and again; what comes late or twice adds nothing."""
+    """Repeated, late or smaller reports of an attempt add nothing."""
     job = await _attempt(owner := f"ann-{uuid4()}")
     for gpu_s in (1.0, 2.0, 2.0, 1.5):
         await ledger.record([Cost(job, gpu_s)])
@@ -68,7 +68,7 @@ async def test_a_figure_replaces_a_smaller_one(ledger: UsageLedger) -> None:
 
 @pytest.mark.usage
 async def test_sums_are_by_owner_and_workflow_the_largest_first(ledger: UsageLedger) -> None:
-    """All owners, or one who sees nothing of the others."""
+    """Sums cover all owners, or one owner without the others."""
     ann, bob = f"ann-{uuid4()}", f"bob-{uuid4()}"
     attempts = await _attempt(ann), await _attempt(ann, "enlarge"), await _attempt(bob)
     await ledger.record(list(map(Cost, attempts, (1.0, 5.0, 3.0))))
@@ -83,7 +83,7 @@ async def test_sums_are_by_owner_and_workflow_the_largest_first(ledger: UsageLed
 
 @pytest.mark.usage
 async def test_only_what_began_since_then(ledger: UsageLedger) -> None:
-    """An attempt belongs to the moment in which it began to execute."""
+    """An attempt belongs to the time at which it began to execute."""
     await ledger.record([Cost(await _attempt(owner := f"ann-{uuid4()}"), 1.0)])
     assert await ledger.since(datetime.now(UTC) + timedelta(hours=1), owner) == []
     assert await ledger.since(datetime.now(UTC) - timedelta(hours=1), owner)

@@ -1,4 +1,4 @@
-"""Workers and what they are told: on Postgres and on the registry in memory."""
+"""Workers' reports and orders, on Postgres and in memory."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _report(worker: str, node: str = "node", *in_hand: JobInHand) -> WorkerRepor
 
 @pytest.mark.fleet
 async def test_the_roll_has_the_newest_report_of_each(stores: Stores) -> None:
-    """By node, and word for word."""
+    """Reports are unchanged and ordered by node."""
     job = JobInHand(uuid4(), "restore", Stage.EXECUTING, datetime(2030, 1, 1, tzinfo=UTC))
     await stores.registry.report(_report("worker-2", "node-2"))
     await stores.registry.report(_report("worker-1", "node-1"))
@@ -66,7 +66,8 @@ async def test_the_roll_has_the_newest_report_of_each(stores: Stores) -> None:
 
 @pytest.mark.fleet
 async def test_orders_stay_until_they_are_taken_back(stores: Stores) -> None:
-    """Every report's answer has them, whatever else the report says; nobody else's changes."""
+    """Every answer to a worker's report repeats its orders, and other workers' orders stay as they
+    are."""
     for worker in ("worker-1", "worker-2"):
         assert await stores.registry.report(_report(worker)) == WorkerOrders()
     drained = await stores.registry.drain("worker-1", drained=True)
@@ -83,7 +84,7 @@ async def test_orders_stay_until_they_are_taken_back(stores: Stores) -> None:
 
 @pytest.mark.fleet
 async def test_an_unknown_worker_cannot_be_told_anything(stores: Stores) -> None:
-    """Neither one that never was, nor one that has left."""
+    """Orders for a worker that never existed, or has left, are refused."""
     await stores.registry.report(_report("worker-1"))
     await stores.registry.leave("worker-1")
     for worker in ("worker-1", "worker-2"):
@@ -96,7 +97,7 @@ async def test_an_unknown_worker_cannot_be_told_anything(stores: Stores) -> None
 
 @pytest.mark.fleet
 async def test_the_queue_has_a_line_for_each_class(stores: Stores) -> None:
-    """Counts of what waits and runs, and since when the oldest waits, of whatever owner."""
+    """Each class has its waiting and running jobs and the age of the oldest, over all owners."""
     first, *_ = [
         (await stores.jobs.insert(new_job(owner=owner)))[0] for owner in ("ann", "bob", "bob")
     ]
@@ -112,6 +113,6 @@ async def test_the_queue_has_a_line_for_each_class(stores: Stores) -> None:
 
 @pytest.mark.fleet
 async def test_a_line_of_an_empty_queue_says_so(stores: Stores) -> None:
-    """No jobs, and nobody who waits."""
+    """An empty line has no jobs and no oldest one."""
     lines = (await stores.registry.queue()).lines
     assert [(line.waiting, line.running, line.oldest_at) for line in lines] == [(0, 0, None)] * 2

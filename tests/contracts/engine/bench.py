@@ -1,4 +1,4 @@
-"""An engine under test, and what a test can see of it from outside."""
+"""An engine under test, and ways to inspect it from outside."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ class Bench:
         return self.host.pixels
 
     async def attached(self, run: EngineRun) -> EngineResult:
-        """What comes of the run through the plain protocol, as in an engine that is not ours."""
+        """Return the result of a run through the plain protocol, as on an engine that we do not
+        own."""
         async with ComfyEngine(AttachedHost(self.host.base_url), LIMITS) as engine:
             try:
                 return await engine.run(run, ignore)
-            finally:  # the protocol has no call that deletes files
+            finally:  # The protocol has no call that deletes files.
                 for side in ("input", "output"):
                     runs = self.base_dir / side / "comfy-restore"
                     await asyncio.to_thread(shutil.rmtree, runs, ignore_errors=True)
@@ -57,7 +58,7 @@ class Bench:
             return answer
 
     async def files(self) -> list[str]:
-        """What any run has left in the engine's folders."""
+        """Return the files that runs have left in the engine's folders."""
         return await asyncio.to_thread(_files, self.base_dir / "input", self.base_dir / "output")
 
 
@@ -72,7 +73,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def until_running(bench: Bench, run: EngineRun) -> None:
-    """The engine has begun with the run, not merely taken it."""
+    """Return once the engine executes the run, not only queues it."""
 
     async def is_first() -> bool:
         queue = (await bench._get("/queue"))["queue_running"]

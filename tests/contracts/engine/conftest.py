@@ -1,4 +1,4 @@
-"""Two engines, one after the other, each started once for all that is asked of it."""
+"""Run the suite on two engines, a fake and a real one, each started once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NODES = Path(comfyui.__file__).with_name("nodes")
 def command(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> EngineCommand:
-    """How to start the engine under test."""
+    """Return the command that starts the engine under test."""
     base_dir = tmp_path_factory.mktemp("engine")
     if request.param == "real":
         install = request.getfixturevalue("engine_install")
@@ -53,10 +53,10 @@ async def bench(command: EngineCommand) -> AsyncIterator[Bench]:
 
 @pytest.fixture(autouse=True)
 async def nothing_left(bench: Bench) -> AsyncIterator[None]:
-    """No run leaves a file, a history entry or a prompt in the engine (rules 9 and 10). One that
-    succeeded has its result before it has cleaned up."""
+    """Assert that a run leaves no file, history entry or prompt in the engine (rules 9 and 10). A
+    successful run returns before it has cleaned up, so this waits."""
     yield
-    for result in bench.pixels_dir.iterdir():  # of tests that did not look at theirs
+    for result in bench.pixels_dir.iterdir():  # left by tests that did not read theirs
         result.unlink()
     await until(bench.is_empty)
 

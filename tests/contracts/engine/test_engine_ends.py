@@ -1,4 +1,4 @@
-"""What ends a run before its time: interrupts, cut sockets, closing, kills, stalls."""
+"""Early ends of runs: interrupts, dropped sockets, closing, kills and stalls."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tests.contracts.engine.bench import DEADLINE_S, LIMITS, Bench, until, until
 from tests.fakes import graphs
 from tests.fakes.graphs import RunEventLog, ignore
 
-# A cancelled run frees its GPU after a step; all its steps would take ten times this.
+# A cancelled run frees its GPU after one step; all its steps would take ten times this.
 FREE_S = 50.0
 
 
 @pytest.mark.cancel
 async def test_interrupting_a_running_run(bench: Bench) -> None:
-    """Rule 8: it ends as EngineInterrupted, and its GPU is free within seconds of a step."""
+    """Rule 8: it raises EngineInterrupted, and its GPU is free within seconds of a step."""
     run = graphs.through(graphs.steps(10_000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
     await until_running(bench, run)
@@ -44,7 +44,7 @@ async def test_interrupting_a_running_run(bench: Bench) -> None:
 
 @pytest.mark.cancel
 async def test_interrupting_a_queued_run_spares_the_running_one(bench: Bench) -> None:
-    """Rule 8: a run that waits is taken from the queue, and no other is hit."""
+    """Rule 8: a queued run is removed from the queue, and no other run is interrupted."""
     first, second = graphs.through(graphs.steps(30, 0.05)), graphs.through()
     running = asyncio.create_task(bench.engine.run(first, ignore))
     await until_running(bench, first)
@@ -63,7 +63,7 @@ async def test_interrupting_a_queued_run_spares_the_running_one(bench: Bench) ->
 
 @pytest.mark.cancel
 async def test_interrupting_at_a_time_when_it_is_pointless(bench: Bench) -> None:
-    """Twice, after the end, or with an id that never was: harmless to all."""
+    """An interrupt that comes twice, after the end or with an unknown id has no effect."""
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
     await until_running(bench, run)
@@ -78,7 +78,8 @@ async def test_interrupting_at_a_time_when_it_is_pointless(bench: Bench) -> None
 
 @pytest.mark.cancel
 async def test_an_interrupt_during_a_long_step_is_waited_for(bench: Bench) -> None:
-    """Rule 8: a node that holds the thread ends first; the run says nothing before it is over."""
+    """Rule 8: a node that holds the thread ends first; the run does not report an end before
+    that."""
     run = graphs.through(graphs.hold(1.0), graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
     await until_running(bench, run)
@@ -90,7 +91,7 @@ async def test_an_interrupt_during_a_long_step_is_waited_for(bench: Bench) -> No
 
 @pytest.mark.cancel
 async def test_a_cancelled_caller_leaves_nothing_running(bench: Bench) -> None:
-    """When the task that waits is cancelled, twice even, the run has ended when it is done."""
+    """When the waiting task ends after one or two cancels, its run has ended in the engine."""
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
     await until_running(bench, run)
@@ -104,7 +105,7 @@ async def test_a_cancelled_caller_leaves_nothing_running(bench: Bench) -> None:
 
 
 async def test_a_dropped_socket_costs_only_progress(bench: Bench) -> None:
-    """Rule 4: the run goes on without its socket, and the next one has events again."""
+    """Rule 4: the run goes on without its socket, and the next run receives events again."""
     run = graphs.through(graphs.steps(20, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
     await until_running(bench, run)
@@ -120,7 +121,7 @@ async def test_a_dropped_socket_costs_only_progress(bench: Bench) -> None:
 
 
 async def test_an_attached_engine_is_used_and_left_alone(bench: Bench) -> None:
-    """An engine that is not ours runs our prompts, and lives on when we are gone."""
+    """An attached engine runs our prompts, and stays alive after we disconnect."""
     async with ComfyEngine(AttachedHost(bench.host.base_url), LIMITS) as attached:
         own, theirs = graphs.through(graphs.steps(), image=graphs.picture("navy")), RunEventLog()
         mine, _ = await asyncio.gather(
@@ -130,13 +131,13 @@ async def test_an_attached_engine_is_used_and_left_alone(bench: Bench) -> None:
         assert str(own.id) not in await bench.history()
     assert await bench.engine.healthy()
     assert theirs.fractions[-1] == 1.0
-    # The protocol has no call that deletes files: those of an attached engine stay.
+    # The protocol has no call that deletes files, so those of an attached engine stay.
     for side in ("input", "output"):
         await asyncio.to_thread(shutil.rmtree, bench.base_dir / side / "comfy-restore")
 
 
 async def test_an_engine_that_was_closed_takes_no_run(bench: Bench) -> None:
-    """A closed engine is EngineUnavailable for good, its threads are gone, and closing repeats."""
+    """A closed engine raises EngineUnavailable, has no threads left, and can be closed again."""
     engine = ComfyEngine(AttachedHost(bench.host.base_url), LIMITS)
     await engine.start()
     await engine.aclose()
@@ -146,7 +147,7 @@ async def test_an_engine_that_was_closed_takes_no_run(bench: Bench) -> None:
 
 
 async def test_closing_ends_what_runs(bench: Bench) -> None:
-    """A run under way when its engine is closed ends in the engine too, and says so."""
+    """Closing an engine ends its current run in ComfyUI too, with EngineInterrupted."""
     engine = ComfyEngine(AttachedHost(bench.host.base_url), LIMITS)
     await engine.start()
     run = graphs.through(graphs.steps(1000, 0.05))
@@ -161,7 +162,7 @@ async def test_closing_ends_what_runs(bench: Bench) -> None:
 
 @pytest.fixture
 def limited(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Gives the living engine other limits for as long as the test lasts."""
+    """Return a function that changes the limits of the running engine until the end of the test."""
 
     def limit(**limits: Any) -> None:
         monkeypatch.setattr(bench.engine, "_limits", replace(LIMITS, **limits))
@@ -170,7 +171,7 @@ def limited(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 
 
 async def two_runs(bench: Bench, first: EngineRun) -> list[asyncio.Task[EngineResult]]:
-    """`first` executes, and another run waits behind it."""
+    """Start `first`, and queue another run behind it."""
     second = graphs.through()
     running = [asyncio.create_task(bench.engine.run(first, ignore))]
     await until_running(bench, first)
@@ -185,7 +186,7 @@ async def two_runs(bench: Bench, first: EngineRun) -> list[asyncio.Task[EngineRe
 
 @pytest.mark.isolation
 async def test_a_killed_engine_speaks_against_one_run(bench: Bench) -> None:
-    """Rule 15: the run that executed is EngineCrashed, at once; the other, EngineUnavailable."""
+    """Rule 15: the executing run raises EngineCrashed at once, the queued one EngineUnavailable."""
     running = await two_runs(bench, graphs.through(graphs.steps(1000, 0.05)))
     assert bench.host.pid is not None
     os.kill(bench.host.pid, signal.SIGKILL)
@@ -200,7 +201,7 @@ async def test_a_killed_engine_speaks_against_one_run(bench: Bench) -> None:
 
 @pytest.mark.deadlines
 async def test_a_silent_run_is_interrupted(bench: Bench, limited: Callable[..., None]) -> None:
-    """A run that tells nothing for too long is EngineStalled; an engine that obeys lives on."""
+    """A run without events for too long raises EngineStalled; an engine that obeys stays alive."""
     limited(stall_s=0.5)
     pid = bench.host.pid
     with pytest.raises(EngineStalled, match="silent") as caught:
@@ -214,7 +215,8 @@ async def test_a_silent_run_is_interrupted(bench: Bench, limited: Callable[..., 
 async def test_an_engine_that_cannot_be_interrupted_is_replaced(
     bench: Bench, limited: Callable[..., None]
 ) -> None:
-    """Its run is EngineStalled, the one behind it EngineUnavailable, the next finds another."""
+    """Its run raises EngineStalled, the queued one EngineUnavailable; the next run has a new
+    engine."""
     limited(stall_s=3.0, stall_stop_s=0.5)
     pid = bench.host.pid
     running = await two_runs(bench, graphs.through(graphs.hold(1000)))
@@ -230,7 +232,7 @@ async def test_an_engine_that_cannot_be_interrupted_is_replaced(
 async def test_an_engine_that_answers_nothing_is_replaced(
     bench: Bench, limited: Callable[..., None]
 ) -> None:
-    """Stopped in its tracks it has neither events nor answers; its run is EngineStalled."""
+    """A stopped engine sends neither events nor answers; its run raises EngineStalled."""
     limited(unreachable_s=8.0)
     run = graphs.through(graphs.steps(1000, 0.05))
     running = asyncio.create_task(bench.engine.run(run, ignore))
@@ -250,7 +252,7 @@ async def test_an_engine_that_answers_nothing_is_replaced(
 async def test_an_engine_that_has_grown_too_large_is_replaced(
     bench: Bench, limited: Callable[..., None]
 ) -> None:
-    """Above its limit it is started anew, between two runs; below it, left alone."""
+    """Above its memory limit it is restarted between two runs; below, it is kept."""
     limited(memory_limit_bytes=10**15)
     pid = bench.host.pid
     assert await bench.engine.run(graphs.through(), ignore)

@@ -1,4 +1,4 @@
-"""What comes of a run: its picture, its progress, its error."""
+"""Results of runs: picture, progress and errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.fakes.graphs import RunEventLog, ignore
 
 
 async def test_the_picture_comes_back(bench: Bench) -> None:
-    """A run returns the picture that its output node was given."""
+    """A run returns the picture that reached its output node."""
     engine: Engine = bench.engine
     image = graphs.picture("orange")
     result = await engine.run(graphs.through(graphs.steps(), image=image), ignore)
@@ -36,7 +36,7 @@ async def test_the_picture_comes_back(bench: Bench) -> None:
 
 
 async def test_progress_rises_from_node_to_node_to_one(bench: Bench) -> None:
-    """The fraction never falls, has steps within a node, ends at 1 and names the node's class."""
+    """The fraction never falls, advances within a node, ends at 1 and names the node's class."""
     heard = RunEventLog()
     await bench.engine.run(graphs.through(graphs.steps(5)), heard)
     assert heard.fractions == sorted(heard.fractions)
@@ -48,7 +48,8 @@ async def test_progress_rises_from_node_to_node_to_one(bench: Bench) -> None:
 
 @pytest.mark.overlap
 async def test_a_run_tells_when_its_turn_has_come(bench: Bench) -> None:
-    """Once, before its progress; queued behind another, not before that one's last step."""
+    """EngineBegan comes once and first; for a queued run, not before the last step of the run
+    ahead."""
     first = graphs.through(graphs.steps(40, 0.05))
     told: list[tuple[str, EngineEvent]] = []
     ahead = asyncio.create_task(bench.engine.run(first, lambda e: told.append(("first", e))))
@@ -67,7 +68,7 @@ async def test_a_run_tells_when_its_turn_has_come(bench: Bench) -> None:
 
 
 async def test_previews_arrive(bench: Bench) -> None:
-    """Pictures of the work so far reach the run that they are of, and no other."""
+    """Previews reach the run that they show, and no other."""
     with_previews, without = RunEventLog(), RunEventLog()
     await asyncio.gather(
         bench.engine.run(graphs.through(graphs.steps(3, preview=True)), with_previews),
@@ -80,7 +81,7 @@ async def test_previews_arrive(bench: Bench) -> None:
 
 
 async def test_each_run_has_folders_of_its_own(bench: Bench) -> None:
-    """Rules 5, 10, 11, 12: the names given to the graph lie in a folder named after the run."""
+    """Rules 5, 10, 11, 12: the names given to the graph are in a folder named after the run."""
     names: list[str] = []
     run = graphs.through()
 
@@ -95,14 +96,15 @@ async def test_each_run_has_folders_of_its_own(bench: Bench) -> None:
 
 
 async def test_a_cached_prompt_still_gives_its_own_picture(bench: Bench) -> None:
-    """Rules 3 and 5: what ComfyUI has cached from a run before is right for the next one too."""
+    """Rules 3 and 5: a result that ComfyUI has cached from an earlier run is returned to the next
+    one."""
     first = await bench.engine.run(graphs.drawn(0x123456), ignore)
     again = await bench.engine.run(graphs.drawn(0x123456), ignore)
     assert graphs.pixels(first) == graphs.pixels(again) == ((12, 8), b"\x12\x34\x56" * 96)
 
 
 async def test_an_output_outside_the_runs_folder_is_refused(bench: Bench) -> None:
-    """Rule 5: a graph that ignores its prefix could return another run's file."""
+    """Rule 5: a graph that ignores its prefix could otherwise return another run's file."""
     with pytest.raises(EngineFailed, match="outside the run's folder"):
         await bench.attached(graphs.drawn(1, prefix="elsewhere/output"))
     await asyncio.to_thread(shutil.rmtree, bench.base_dir / "output" / "elsewhere")
@@ -118,11 +120,11 @@ async def test_a_batch_is_no_picture(bench: Bench) -> None:
 
 @pytest.mark.pixels
 async def test_pixels_that_are_handed_over_are_those_of_the_png(bench: Bench) -> None:
-    """Our own output node and SaveImage round alike, also beyond black and white."""
+    """Our output node rounds like SaveImage, also for values beyond black and white."""
     noise = np.random.default_rng(7).integers(0, 256, (37, 61, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "PNG")
-    # bicubic: it overshoots, and lands between whole values
+    # Bicubic scaling overshoots, and gives values between whole numbers.
     scale = graphs.node("ImageScaleBy", upscale_method="bicubic", scale_by=1.7)
     run = graphs.through(scale, image=file.getvalue())
     handed_over = await bench.engine.run(run, ignore)
@@ -137,7 +139,8 @@ async def test_pixels_that_are_handed_over_are_those_of_the_png(bench: Bench) ->
 async def test_events_that_tell_all_spare_the_look_into_history(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a success with pixels nobody asks; of anything else, and of a plain engine's, somebody."""
+    """The history is not read after a success with pixels, but after a failure, or on a plain
+    engine."""
     asked: list[str] = []
     history = ComfyClient.history
 
@@ -157,7 +160,8 @@ async def test_events_that_tell_all_spare_the_look_into_history(
 
 @pytest.mark.pixels
 async def test_a_run_that_fails_leaves_no_pixels(bench: Bench) -> None:
-    """Whether it was interrupted, or cancelled when its result was there: nobody has it."""
+    """Pixels of an interrupted run are deleted, and those of one cancelled after its result
+    came."""
     slow = graphs.steps(1000, 0.05)
     stopped = graphs.through(slow)
     running = asyncio.create_task(bench.engine.run(stopped, ignore))
@@ -190,14 +194,14 @@ async def test_runs_at_once_do_not_mix(bench: Bench) -> None:
 
 
 async def test_an_unknown_node_is_rejected(bench: Bench) -> None:
-    """A graph that does not validate is EngineRejected, which no other attempt can mend."""
+    """An invalid graph raises EngineRejected, which is not retryable."""
     with pytest.raises(EngineRejected, match="NoSuchNode") as caught:
         await bench.engine.run(graphs.through(graphs.node("NoSuchNode")), ignore)
     assert not caught.value.retryable
 
 
 async def test_a_nodes_exception_fails_the_run(bench: Bench) -> None:
-    """The error names the node's class and what it raised."""
+    """The error names the node's class and its exception."""
     with pytest.raises(EngineFailed, match=r"TestRaise failed: no such luck") as caught:
         await bench.engine.run(graphs.through(graphs.fail("no such luck")), ignore)
     assert caught.value.details["type"] == "RuntimeError"
@@ -215,19 +219,19 @@ async def test_a_nodes_exception_fails_the_run(bench: Bench) -> None:
 async def test_out_of_memory_is_worth_another_attempt(
     bench: Bench, failure: dict[str, object]
 ) -> None:
-    """Rule 15: memory that is short now may be free elsewhere or later."""
+    """Rule 15: a lack of memory is retryable, because memory may be free elsewhere or later."""
     with pytest.raises(EngineOutOfMemory) as caught:
         await bench.engine.run(graphs.through(failure), ignore)
     assert caught.value.retryable
 
 
 async def test_a_success_after_a_failure_is_a_success(bench: Bench) -> None:
-    """Rule 17: what the prompt before left behind does not decide."""
+    """Rule 17: the flag left by the previous prompt does not decide."""
     with pytest.raises(EngineFailed):
         await bench.engine.run(graphs.through(graphs.fail("first")), ignore)
     assert await bench.engine.run(graphs.through(), ignore)
 
 
 async def test_what_an_engine_has(bench: Bench) -> None:
-    """The classes of its nodes are known before any graph is sent to it."""
+    """The node classes of an engine are known before a graph is sent to it."""
     assert {"LoadImage", "SaveImage", "TestSteps"} <= await bench.engine.node_classes()
