@@ -1,7 +1,7 @@
-"""Structured logs: one line an event, as JSON or for a person; the job's id is on each.
+"""Configures structured logs of the processes in the cluster: one line for each event.
 
-For what runs in the cluster. The local stack's services and its token issuer have no such lines:
-they tell whoever started them what went wrong.
+Lines are JSON or readable text, and include the job's id where a job is in hand. The local stack's
+own processes do not use it: they report errors to the user who started them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import structlog
 
 
 def configure_logging(style: Literal["json", "console"]) -> None:
-    """Send this process's structlog lines to standard error; may be called again."""
+    """Send this process's structlog lines to standard error. Idempotent."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -28,7 +28,7 @@ def configure_logging(style: Literal["json", "console"]) -> None:
     )
 
 
-# Tracebacks without local variables: those hold tokens and passwords.
+# Tracebacks omit local variables, which may contain tokens and passwords.
 _JSON: tuple[structlog.typing.Processor, ...] = (
     structlog.processors.ExceptionRenderer(
         structlog.tracebacks.ExceptionDictTransformer(show_locals=False)

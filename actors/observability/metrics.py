@@ -1,8 +1,8 @@
-"""The Meter on Ray's metrics agent: each process tells its node's, which Prometheus scrapes.
+"""Implements Meter with Ray's metrics: each process reports to its node's agent for Prometheus.
 
-Ray adds the process to each series as `WorkerId`, so that two replicas on one node never write the
-same one. It drops a gauge that is not told again within two of its reports, 20 s: a thread of this
-module's tells them.
+Ray labels each series with the process as `WorkerId`, so that two replicas on one node never write
+the same series. It drops a gauge that is not set again within two reports (20 s), so a thread sets
+all gauges repeatedly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Series = tuple[Metric, tuple[tuple[str, str], ...]]
 
 
 class RayMeter:
-    """Make one a process: of metrics with one name, Ray keeps the first."""
+    """A Meter. Create one for each process: Ray keeps only the first metric of a name."""
 
     def __init__(self) -> None:
         self._counters = {m: _counter(m) for m in METRICS if m.kind is Kind.COUNTER}

@@ -1,6 +1,6 @@
-"""What an attempt leaves for those who watch the service: its stages, its outcome, its GPU time.
+"""Observers of attempts: receive each attempt's stages, outcome and GPU time.
 
-Told after the fact, from the attempt's stopwatch, so that the work itself knows of no metric.
+They read the attempt's stopwatch afterwards, so that the execution contains no metrics code.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from restoration.jobs import Job
 from restoration.observability.metrics import ATTEMPTS, GPU_BUSY, STAGES, Meter
 
 NO_CODE, LOST = "none", "lost"
-# Nodes of ComfyUI that read models from disk are all named so; LoadImage is not one of them.
+# All nodes of ComfyUI that read models from disk have it in their names; LoadImage does not.
 _LOADER = "Loader"
 
 
 class Observer(Protocol):
     def executed(self, job: Job, more_s: float) -> None:
-        """The engine has executed the attempt for so much longer."""
+        """The engine has executed the attempt for `more_s` further seconds."""
 
     def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
-        """The attempt of `job`, as it was claimed, is over; None: this worker did not end it."""
+        """The attempt is over. `job`: as claimed; `ended`: as updated, or None if not recorded."""
 
 
 class NobodyWatches:
@@ -32,7 +32,7 @@ class NobodyWatches:
 
 
 class Observers:
-    """Several as one."""
+    """Calls several observers in turn."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
@@ -47,7 +47,7 @@ class Observers:
 
 
 class Measured:
-    """The metrics of attempts."""
+    """Sets the metrics of attempts."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -68,7 +68,7 @@ class Measured:
 
 
 def how_it_ended(ended: Job | None) -> tuple[str, str]:
-    """Outcome and code, as metrics have them."""
+    """Return the outcome and the error code, as labels of metrics."""
     if ended is None or not ended.attempts:
         return LOST, NO_CODE
     last = ended.attempts[-1]
@@ -80,7 +80,7 @@ def loading_s(nodes: Iterable[Lap]) -> float:
 
 
 def queued_s(job: Job) -> float:
-    """How long the attempt waited for its worker, from when it could have begun."""
+    """Return the seconds from the time at which the job could be claimed to its claim."""
     if job.started_at is None:
         return 0.0
     return max(0.0, (job.started_at - job.available_at).total_seconds())

@@ -1,6 +1,6 @@
-"""The Tracer on OpenTelemetry: spans to a collector over OTLP/HTTP, in batches, by a thread.
+"""Implements Tracer with OpenTelemetry: a thread sends spans to a collector over OTLP/HTTP.
 
-To be imported only where a collector is configured: see `actors.observability.spans`.
+Imported only if a collector is configured: see `actors.observability.spans`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,17 @@ _KINDS: Mapping[str, SpanKind] = MappingProxyType(
 
 
 def to_collector(endpoint: str) -> SpanProcessor:
-    """Headers and the like are in the exporter's own variables, OTEL_EXPORTER_OTLP_HEADERS etc."""
+    """Return a processor that exports to `endpoint`.
+
+    Further options are the exporter's own environment variables, OTEL_EXPORTER_OTLP_HEADERS etc.
+    """
     return BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces"))
 
 
 class OtelTracer:
-    """Hands spans, under the ids that they have, to a processor of the SDK's. One thread's.
+    """Passes spans with their existing ids to an SDK processor. Not thread-safe.
 
-    `part` of the service is what the spans are said to come from.
+    `part` names the part of the service in the spans' resource.
     """
 
     samples = True
@@ -71,7 +74,7 @@ class OtelTracer:
 
 
 class _GivenIds(IdGenerator):
-    """A span's id is known before it is told: its children, and receivers, have it already."""
+    """Returns ids chosen before: a span's children and webhook receivers have them already."""
 
     given: TraceContext
 

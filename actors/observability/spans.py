@@ -1,7 +1,7 @@
-"""A job's trace: which spans an attempt leaves, and where spans go. No Ray.
+"""Records the spans of attempts, and chooses the tracer. No Ray.
 
-One trace holds a job from its request to the last node in ComfyUI: the request, what the
-submission does, the wait, each attempt with its stages, each node, and the webhook.
+A job has one trace: its request, the steps of the submission, the wait in the queue, each attempt
+with its stages, each node in ComfyUI, and the webhook.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ from restoration.settings import Settings
 
 
 def tracer_from(settings: Settings, part: str) -> Tracer:
-    """To the collector of the settings; nowhere, at no cost, if there is none."""
+    """Return a tracer to the collector in the settings, or one that does nothing without it."""
     if settings.otlp_endpoint is None:
         return NullTracer()
-    from actors.observability.otel import (
-        OtelTracer,
-        to_collector,
-    )  # its imports and thread are for these alone
+    # Imported here, so that only processes with a collector load it and start its thread.
+    from actors.observability.otel import OtelTracer, to_collector
 
     return OtelTracer(part, to_collector(settings.otlp_endpoint))
 
 
 class Traced:
-    """An Observer of attempts: tells their spans once they are over."""
+    """An observer that records the spans of an attempt when it is over."""
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
@@ -62,7 +60,7 @@ class Traced:
                     self._tell(node, f"node {node.name}", stage)
 
     def _tell_wait(self, job: Job, submitted: TraceContext) -> None:
-        if job.started_at is not None:  # by Postgres' clock, unlike the others
+        if job.started_at is not None:  # times of Postgres' clock, unlike those of other spans
             waited = (job.available_at.timestamp(), job.started_at.timestamp())
             self._tracer.record(Span("queue", submitted.child(), submitted, *waited))
 

@@ -1,4 +1,4 @@
-"""Where an attempt's time goes: stage after stage, and within the engine node after node."""
+"""Measures the stages of an attempt, and the nodes that the engine executes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ENGINE = "engine"
 
 @dataclass(frozen=True, slots=True)
 class Lap:
-    """`name` is a stage, or a node's class; `began_at` is in seconds since the epoch."""
+    """A finished stage or node. `name`: the stage or node class; `began_at`: epoch seconds."""
 
     name: str
     began_at: float
@@ -19,7 +19,7 @@ class Lap:
 
 
 class Stopwatch:
-    """One stage follows another, and so does one node. `clock` counts seconds."""
+    """Measures consecutive stages, and consecutive nodes. `clock` returns seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -30,7 +30,7 @@ class Stopwatch:
 
     @property
     def laps_s(self) -> dict[str, float]:
-        """Seconds of each stage that is over."""
+        """The seconds of each finished stage."""
         return {lap.name: round(lap.took_s, 4) for lap in self.stages}
 
     @property
@@ -39,18 +39,18 @@ class Stopwatch:
 
     @property
     def nodes(self) -> list[Lap]:
-        """The engine's nodes, in the order in which it executed them."""
+        """The finished nodes, in the order of execution."""
         return [self._lap(*lap) for lap in self._nodes.over]
 
     @property
     def gpu_s(self) -> float:
-        """For how long the engine has executed the attempt, up to now."""
+        """The seconds that the engine has executed the attempt, up to now."""
         over = sum(until - since for name, since, until in self._stages.over if name == ENGINE)
         name, since = self._stages.current
         return over + (self._clock() - since if name == ENGINE else 0.0)
 
     def take_gpu_s(self) -> float:
-        """By how much `gpu_s` has grown since this was asked last."""
+        """Return the growth of `gpu_s` since the previous call."""
         now_s = self.gpu_s
         more_s, self._taken_s = now_s - self._taken_s, now_s
         return more_s
@@ -65,7 +65,7 @@ class Stopwatch:
         self._nodes.current = (node_class, now)
 
     def stop(self) -> None:
-        """Nothing of the attempt goes on."""
+        """End the current stage and the current node."""
         now = self._clock()
         self._nodes.end(now)
         self._stages.end(now)

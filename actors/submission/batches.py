@@ -1,8 +1,8 @@
-"""Many photos through the one door, as one batch: each is examined and stored as it arrives, and
-then all that were accepted are recorded in one transaction.
+"""Submits batches: each photo is examined and stored as it arrives, then all jobs are recorded in
+one transaction.
 
-A photo that cannot be used is refused by itself. A failure on the way leaves at most orphaned
-objects: either the batch is there with every job that it names, or there is none of it.
+An unusable photo is refused without affecting the others. A failure leaves at most orphaned
+objects: a batch is recorded with all its jobs, or not at all.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from restoration.jobs import Failure, JobStatus, NewJob
 from restoration.limits.quotas import Quotas
 from restoration.ports import BatchStore
 
-# Photos of one batch in memory at a time. Each may be as large as an upload, and is decoded.
+# Photos of one batch in memory at a time; each may be as large as an upload.
 IN_FLIGHT = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """A file as it came; `data` may be cut off one byte behind the limit, `sha256` is of it all."""
+    """A received file. `data` may end one byte above the limit; `sha256` is of the whole file."""
 
     name: str
     data: bytes
@@ -52,7 +52,7 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedBatch:
-    """`replayed`: the idempotency key had been used, and this is the batch it made."""
+    """A recorded batch. `replayed`: an earlier request with the same idempotency key made it."""
 
     batch: JobBatch
     items: Sequence[BatchItem]
@@ -61,9 +61,10 @@ class SubmittedBatch:
 
 @dataclass(slots=True)
 class Draft:
-    """A batch that is being put together, photo by photo.
+    """A batch that is assembled photo by photo.
 
-    Jobs of one transaction are of one age, and then go by their ids; so ids rise with the index.
+    The job ids increase with the index, because jobs of one transaction have the same age and then
+    run in the order of their ids.
     """
 
     owner: str
@@ -80,7 +81,7 @@ class Draft:
 
     @property
     def object_keys(self) -> set[str]:
-        """Of all that is stored for it."""
+        """The keys of all objects stored for the batch."""
         photos = {photo.artifact.key for photo in self.stored.values()}
         return photos.union(*(job.object_keys for job in self.jobs))
 
@@ -88,10 +89,7 @@ class Draft:
         return self._job_ids[index]
 
     def add(self, name: str, sha256: str = "") -> tuple[int, UUID]:
-        """The index of the next photo, and the id that its job is to have.
-
-        Raises BatchTooLarge.
-        """
+        """Add a photo, and return its index and its job's id. Raises BatchTooLarge."""
         index = len(self.names)
         if index == MAX_BATCH_ITEMS:
             raise BatchTooLarge(
@@ -109,12 +107,12 @@ class Draft:
         self.refusals.append(Refusal(index, Failure.of(error)))
 
     def digest(self, order: Order) -> str:
-        """Of everything that was asked for, as `Order.digest`."""
+        """Return the digest of the whole batch; see `Order.digest`."""
         lines = map(" ".join, zip(self.digests, self.names, strict=True))
         return order.digest("\n".join(lines).encode())
 
     def finish(self, idempotency_key: str | None = None, digest: str | None = None) -> NewBatch:
-        """Raises InvalidRequest for a batch without a photo."""
+        """Return the batch to record. Raises InvalidRequest for a batch without a photo."""
         if not self.names:
             raise InvalidRequest("the batch is empty; send at least one photo")
         self.jobs.sort(key=lambda job: job.id)
@@ -138,14 +136,14 @@ class BatchSubmission:
         photos: AsyncIterator[Photo],
         asked: Callable[[], SubmissionRequest] | None = None,
     ) -> SubmittedBatch:
-        """Record a batch of `photos`; all else of `request` is what each of them asks for.
+        """Record a batch of `photos`, each with the options of `request`.
 
-        With `asked`, that is known only when all photos have come, and `asked()` returns the
-        request then: of `request` itself only the owner, the quotas and the key are used.
+        If the options arrive after the photos, `asked` returns the complete request then; of
+        `request` only the owner, the quotas and the idempotency key are used.
 
-        Raises InvalidRequest and its kin where the request is wrong as a whole, BatchTooLarge,
-        BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable, and
-        whatever `photos` and `asked` raise.
+        Raises InvalidRequest or a subclass if the request is wrong for every photo, BatchTooLarge,
+        BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable, and any
+        exception of `photos` and `asked`.
         """
         if asked is None:
             self._submission.check(request)
@@ -160,12 +158,12 @@ class BatchSubmission:
             order = self._submission.check(request)
             await self._prepare_all(request, order, draft)
             new = draft.finish(key, draft.digest(order))
-        except BaseException:  # a client that has gone, among others
+        except BaseException:  # includes the cancellation when the client disconnects
             await self._discard(draft.object_keys)
             raise
         try:
             return await self.record(new, draft.jobs, request.quotas)
-        except DependencyUnavailable:  # it may have been recorded all the same
+        except DependencyUnavailable:  # the batch may be recorded, so its objects stay
             raise
         except RestorationError:
             await self._discard(draft.object_keys)
@@ -174,23 +172,23 @@ class BatchSubmission:
     async def record(
         self, new: NewBatch, jobs: Sequence[NewJob], quotas: Quotas | None = None
     ) -> SubmittedBatch:
-        """Record a batch whose jobs have been prepared.
+        """Record a batch of prepared jobs. Idempotent.
 
-        It may be called again, so what it refuses keeps its objects: there may be room later.
-        Raises BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable.
+        If it is refused its objects stay, because the caller may retry when there is room. Raises
+        BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable.
         """
         if new.is_stale:
             batch, created = await self._recorded(new), False
         else:
             batch, created = await self._batches.insert(new, jobs, quotas)
-        if batch.id != new.id:  # another request with the same key was quicker
+        if batch.id != new.id:  # another request with the same key was recorded first
             await self._discard(key for job in jobs for key in job.object_keys)
-        if created:  # what is known need not be read, which might fail
+        if created:  # the items are known; reading them could fail
             return SubmittedBatch(batch, _items(new, jobs), replayed=False)
         return SubmittedBatch(batch, await self._batches.items(batch.id), replayed=True)
 
     async def _recorded(self, stale: NewBatch) -> JobBatch:
-        """What an earlier call recorded, whose answer was lost."""
+        """Return the batch if an earlier call recorded it. Raises BatchExpired otherwise."""
         try:
             return await self._batches.get(stale.id)
         except BatchNotFound:
@@ -200,10 +198,10 @@ class BatchSubmission:
             ) from None
 
     async def _store_all(self, photos: AsyncIterator[Photo], draft: Draft) -> None:
-        """Examine and store each photo as it comes; what is asked for may come after them.
+        """Examine and store each photo as it arrives.
 
-        One photo is taken from `photos` while those before it, which together are no larger than
-        the largest may be, are examined and stored.
+        The next photo is read while earlier ones are examined and stored. Those are IN_FLIGHT at
+        most, and together no larger than one upload may be.
         """
         in_hand = _InHand(IN_FLIGHT, self._submission.max_image_bytes)
 
@@ -221,12 +219,12 @@ class BatchSubmission:
                     place = draft.add(photo.name, photo.sha256)
                     await in_hand.take(len(photo.data))
                     group.create_task(store(photo, *place))
-                    del photo  # the next one is read without it
+                    del photo  # frees its memory before the next one is read
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
     async def _prepare_all(self, request: SubmissionRequest, order: Order, draft: Draft) -> None:
-        """A job of each photo that is stored, but for those that cannot be made of it."""
+        """Prepare a job of each stored photo. A photo that the job cannot use is refused."""
         slots = asyncio.Semaphore(IN_FLIGHT)
 
         async def prepare(index: int, photo: StoredPhoto) -> None:
@@ -254,7 +252,7 @@ class BatchSubmission:
         photos: AsyncIterator[Photo],
         asked: Callable[[], SubmissionRequest] | None,
     ) -> SubmittedBatch:
-        """The earlier batch, once this request has shown that it is the same."""
+        """Return the earlier batch. Raises IdempotencyConflict if this request differs from it."""
         draft = Draft(earlier.owner)
         async for photo in photos:
             draft.add(photo.name, photo.sha256)
@@ -271,7 +269,7 @@ class BatchSubmission:
 
 
 class _InHand:
-    """Photos of one batch that are in memory, limited in number and in bytes."""
+    """Limits the photos of one batch in memory, by number and by bytes."""
 
     def __init__(self, max_photos: int, max_bytes: int) -> None:
         self._max_photos = max_photos
@@ -281,7 +279,7 @@ class _InHand:
         self._changed = asyncio.Condition()
 
     async def take(self, size_bytes: int) -> None:
-        """Wait until there is room for so many bytes; one photo alone always has it."""
+        """Wait until there is room for `size_bytes`. A single photo always has room."""
 
         def has_room() -> bool:
             fits = self._bytes + size_bytes <= self._max_bytes
@@ -300,7 +298,7 @@ class _InHand:
 
 
 def _items(new: NewBatch, jobs: Iterable[NewJob]) -> Sequence[BatchItem]:
-    """What became of each photo, as soon as it is recorded."""
+    """Return the items of a batch that was just recorded."""
     accepted = {job.batch_index: job for job in jobs}
     refused = {refusal.index: refusal.reason for refusal in new.refusals}
     return [

@@ -1,7 +1,7 @@
-"""What a submission asks for, checked as far as that goes without its picture. Pure.
+"""Validates submissions without their pictures. Pure.
 
-The workflow is one of the catalogue, or the caller's own graph under the rules for those. What was
-asked for once can be asked for again, of the workflows and rules as they are by then.
+The workflow is one of the catalogue, or the caller's own graph, which the graph rules restrict. An
+earlier job can be submitted again, under the current workflows and rules.
 """
 
 from __future__ import annotations
@@ -30,12 +30,11 @@ MAX_NAME_CHARS = 255
 
 @dataclass(frozen=True, slots=True)
 class SubmissionRequest:
-    """What a caller asks for, as yet unchecked.
+    """A caller's request, not yet validated.
 
-    `image` is the file's bytes as they came, and empty when it was uploaded before, as `upload_id`.
-    A `graph` of the caller's own takes the place of a workflow of ours. No `output_format` means
-    the workflow's own, as do limits that are not given; a request may ask for shorter ones, in
-    seconds.
+    `image` is the file's bytes, or empty if `upload_id` names a direct upload. A `graph` of the
+    caller's own replaces `workflow`. The output format and the limits default to the workflow's;
+    requested limits, in seconds, may only be shorter.
     """
 
     owner: str
@@ -51,13 +50,13 @@ class SubmissionRequest:
     keep_metadata: bool = False
     upload_id: UUID | None = None
     graph: Mapping[str, object] | None = None
-    quotas: Quotas | None = None  # those of the settings if there are none
+    quotas: Quotas | None = None  # None: those of the settings
     reuse: Reuse = Reuse.NEVER
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a request asks for, checked and complete: everything but the picture."""
+    """A validated request, complete but for the picture."""
 
     workflow: Workflow
     params: Mapping[str, ParamValue]
@@ -69,7 +68,7 @@ class Order:
     keep_metadata: bool = False
 
     def job(self, job_id: UUID, owner: str, photo: Artifact) -> NewJob:
-        """The job that is ordered, of a photo that is stored."""
+        """Return the job of this order for a stored photo."""
         manifest = self.workflow.manifest
         return NewJob(
             id=job_id,
@@ -88,25 +87,25 @@ class Order:
         )
 
     def digest(self, subject: bytes) -> str:
-        """sha256, in hex, that two requests share only when they ask for the same.
+        """Return a SHA-256 in hex that is equal only for equal requests.
 
-        `subject` is the picture, or whatever stands for the pictures of a batch. Whether a stored
-        result may answer is no part of it: what is asked for is the same.
+        `subject` is the picture, or text that identifies the pictures of a batch. The `reuse`
+        option is not part of the digest, because it does not change the result asked for.
         """
         asked = [
             *(self.workflow.name, dict(self.params), self.output_format, self.priority),
             *(self.queue_limit_s, self.run_limit_s),
             self.webhook_url,
-            # as it was before there was such a thing, for keys from then
+            # Added only when set: digests from before this option existed stay valid.
             *(["keep_metadata"] if self.keep_metadata else []),
         ]
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode() + b"\0")
-        digest.update(subject)  # by itself: a picture is not to be copied for this
+        digest.update(subject)  # a separate call: concatenating would copy the picture
         return digest.hexdigest()
 
 
 class Orders:
-    """What may be asked for. Holds no state of its own."""
+    """Validates requests against the catalogue and the rules. Stateless."""
 
     def __init__(
         self,
@@ -122,7 +121,7 @@ class Orders:
         self._graphs = GraphRules(frozenset(allowed_nodes), models)
 
     def check(self, request: SubmissionRequest) -> Order:
-        """All that can be said without the picture. Raises InvalidRequest and its kin."""
+        """Validate all but the picture. Raises InvalidRequest or a subclass."""
         _check_names(request)
         workflow, params = self._asked_for(request)
         output = workflow.manifest.output
@@ -153,7 +152,7 @@ class Orders:
         return workflow, workflow.resolve(request.params)
 
     def check_result(self, order: Order, picture: ImageInfo) -> None:
-        """Raises ImageTooLarge, GraphRefused for a result that would be too large."""
+        """Check the size of the result. Raises ImageTooLarge or GraphRefused if it is too large."""
         width, height = picture.width, picture.height
         scale = order.workflow.manifest.enlargement(order.params)
         if order.workflow.name == CUSTOM:
@@ -162,8 +161,11 @@ class Orders:
         check_result(width, height, scale, order.output_format, self._limits)
 
     def again(self, source: Job) -> NewJob:
-        """A job that asks for what `source` did, with limits that are no longer than the workflow's
-        now. Raises as `check`: workflows and rules may have changed."""
+        """Return a new job with the same request and input as `source`.
+
+        Its limits are cut to the workflow's current ones. Raises as `check`, because workflows and
+        rules may have changed.
+        """
         order = self.check(_asked_for_by(source))
         manifest = order.workflow.manifest
         waited_s = (source.queue_deadline_at - source.created_at).total_seconds()
@@ -178,7 +180,7 @@ class Orders:
 
 
 def _asked_for_by(source: Job) -> SubmissionRequest:
-    """All that `source` asked for but its limits and its photo, which is stored."""
+    """Return the request of `source` without its limits and its photo, which is stored."""
     is_custom = source.workflow == CUSTOM
     return SubmissionRequest(
         owner=source.owner,

@@ -1,7 +1,7 @@
-"""The one door for a job, over HTTP and from batch scripts alike.
+"""Submits jobs, for the HTTP API and for batch scripts.
 
-Check everything, then S3, then the row, then the hint: whoever gets a job back may rely on it.
-A failure on the way leaves at most an orphaned object, never a row without its input.
+The order is fixed: validate, write to S3, write the row, send the hint. So a returned job is
+durable, and a failure leaves at most an orphaned object, never a row without its input.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ __all__ = ["MAX_NAME_CHARS", "Order", "StoredPhoto", "Submission", "SubmissionRe
 
 log = structlog.get_logger(__name__)
 
-# Photos that are hashed at a time: there are few threads for it, and a photo may have 50 MiB.
+# Photos hashed at a time: the threads are few, and a photo may have 50 MiB.
 DIGESTS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """`replayed`: the idempotency key had been used, and this is the job it made."""
+    """A recorded job. `replayed`: an earlier request made it, and this one matched it."""
 
     job: Job
     replayed: bool
@@ -64,14 +64,14 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class StoredPhoto:
-    """A photo that was examined and is stored, and that no job names yet."""
+    """An examined and stored photo that no job refers to yet."""
 
     picture: ImageInfo
     artifact: Artifact
 
 
 class Submission:
-    """Checks and records jobs. Holds no state of its own but whose turn it is."""
+    """Validates and records jobs. Its only state is the owners' queue for hashing."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Submission:
         allowed_nodes: Collection[str] = (),
         tracer: Tracer | None = None,
     ) -> None:
-        """Graphs of users' own may have the `allowed_nodes`."""
+        """`allowed_nodes` are the node classes that users' own graphs may contain."""
         self._orders = Orders(catalog, limits, webhooks or WebhookRules(), allowed_nodes)
         self._jobs = jobs
         self._blobs = blobs
@@ -98,13 +98,13 @@ class Submission:
         return self._limits.max_bytes
 
     def check(self, request: SubmissionRequest) -> Order:
-        """All that can be said without the picture. Raises InvalidRequest and its kin."""
+        """Validate all but the picture. Raises InvalidRequest or a subclass."""
         return self._orders.check(request)
 
     async def submit(self, request: SubmissionRequest) -> Submitted:
-        """Record a job that will end, whatever is killed after this returns.
+        """Record a job, which survives the failure of any process once this returns.
 
-        Raises InvalidRequest and its kin, IdempotencyConflict, UploadNotFound, UploadUsed,
+        Raises InvalidRequest or a subclass, IdempotencyConflict, UploadNotFound, UploadUsed,
         QueueFull, StorageFull, DependencyUnavailable.
         """
         with spanning(self._tracer, "submit"):
@@ -119,7 +119,7 @@ class Submission:
         try:
             prepared = await self._prepare(request, order)
         except UploadNotFound:
-            # removed, if another request made a job of it after this one had looked for that
+            # A concurrent request may have made a job of the upload after the check above.
             if earlier := await self._made_of(request, digest):
                 return Submitted(earlier, replayed=True)
             raise
@@ -134,21 +134,21 @@ class Submission:
         except (IdempotencyConflict, QueueFull, StorageFull):
             await self.discard(*new.object_keys)
             raise
-        if not created:  # another request with the same key was quicker
+        if not created:  # another request with the same key was recorded first
             await self.discard(*new.object_keys)
         if request.upload_id is not None:
             await self.discard(upload_key(request.owner, request.upload_id))
         return Submitted(job, replayed=not created)
 
     async def _prepare(self, request: SubmissionRequest, order: Order) -> NewJob:
-        """As `prepare`; whether there is room is found out while the picture is examined."""
+        """As `prepare`, but check for room while the picture is examined."""
         examining = asyncio.create_task(self._examined(request, order))
         try:
             await self.demand_room(request)
             complete, picture = await examining
         finally:
-            await stop(examining)  # no decoder works for a request that was refused
-        # so that an upload becomes a job only once
+            await stop(examining)  # do not decode for a request that was refused
+        # A job has its upload's id, so that an upload becomes a job only once.
         job_id = request.upload_id or uuid4()
         return await self._stored(complete, order, job_id, picture)
 
@@ -159,7 +159,7 @@ class Submission:
         return complete, await self._examine(complete, order)
 
     async def _complete(self, request: SubmissionRequest) -> SubmissionRequest:
-        """With the picture, from wherever it is."""
+        """Return the request with its picture, fetched from S3 if it is a direct upload."""
         if request.upload_id is None:
             return request
         upload = (self._blobs, request.owner, request.upload_id, self._limits)
@@ -168,12 +168,12 @@ class Submission:
     async def retry(
         self, job_id: UUID, owner: str | None = None, quotas: Quotas | None = None
     ) -> Submitted:
-        """Send a job that failed or was cancelled again, as a new job on the same input.
+        """Submit a failed or cancelled job again, as a new job on the same input.
 
-        The new job asks for the same of the workflow as it is now. A job is sent again once:
-        after that `replayed` says that the job is an earlier one. Raises JobNotFound, QueueFull,
-        StorageFull, InputExpired, IllegalTransition for a job in another state, as `check` when the
-        workflow or the rules have changed, DependencyUnavailable.
+        The new job runs the current version of the workflow. A job is retried only once: further
+        calls return the same new job with `replayed` set. Raises JobNotFound, IllegalTransition for
+        a job in another state, InputExpired, QueueFull, StorageFull, DependencyUnavailable, and as
+        `check` if the workflow or the rules have changed.
         """
         source = await self._jobs.get(job_id, owner)
         if source.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
@@ -197,7 +197,7 @@ class Submission:
         return found or await self._made_of(request, digest)
 
     async def _made_of(self, request: SubmissionRequest, digest: str) -> Job | None:
-        """The job that was made of the upload, if it was for the same request."""
+        """Return the job made of the upload, or None. Raises UploadUsed if its request differs."""
         if request.upload_id is None:
             return None
         try:
@@ -211,22 +211,22 @@ class Submission:
         return found
 
     async def demand_room(self, request: SubmissionRequest) -> None:
-        """Before anything is stored. Raises QueueFull, StorageFull."""
+        """Check the owner's limits before anything is stored. Raises QueueFull, StorageFull."""
         await self._jobs.check_room(request.owner, request.quotas, len(request.image))
 
     async def prepare(self, request: SubmissionRequest, order: Order, job_id: UUID) -> NewJob:
-        """Examine the picture and store it; what comes back is ready to be recorded.
+        """Examine and store the picture, and return the job to record.
 
-        With a stored result for it, if there is one and the request allows that. Raises
-        InvalidRequest and its kin for a picture that cannot be used.
+        If the request allows reuse, the job gets a copy of an earlier result of the same work.
+        Raises InvalidRequest or a subclass for an unusable picture, DependencyUnavailable.
         """
         picture = await self._examine(request, order)
         return await self._stored(request, order, job_id, picture)
 
     async def store(self, image: bytes, job_id: UUID) -> StoredPhoto:
-        """Examine the picture and store it, whatever will be asked for.
+        """Examine and store the picture of a request that is not known yet.
 
-        Raises InvalidRequest and its kin for a picture that cannot be used.
+        Raises InvalidRequest or a subclass for an unusable picture, DependencyUnavailable.
         """
         with spanning(self._tracer, "examine"):
             picture = await self._examiner.examine(image)
@@ -237,7 +237,7 @@ class Submission:
     async def prepare_stored(
         self, photo: StoredPhoto, request: SubmissionRequest, order: Order, job_id: UUID
     ) -> NewJob:
-        """As `prepare`, of a photo that `store` returned for the same `job_id`."""
+        """As `prepare`, for a photo that `store` returned for the same `job_id`."""
         self._orders.check_result(order, photo.picture)
         return await self._made(request, order, job_id, photo.artifact)
 
@@ -250,7 +250,7 @@ class Submission:
     async def _stored(
         self, request: SubmissionRequest, order: Order, job_id: UUID, picture: ImageInfo
     ) -> NewJob:
-        # two requests for one upload are about to make the same job: to each its own object
+        # Two concurrent requests for one upload share the job id; each needs its own object.
         key = input_key(uuid4() if request.upload_id else job_id, picture.type)
         stored = await self._put(key, request.image, picture)
         return await self._made(request, order, job_id, stored)
@@ -266,9 +266,9 @@ class Submission:
         return await self._answered(new) if request.reuse is Reuse.ALLOW else new
 
     async def _answered(self, new: NewJob) -> NewJob:
-        """With a copy of the result of the same work, or as it was.
+        """Return the job with a copy of an earlier result of the same work, if there is one.
 
-        The copy is the new job's own: the earlier one may be removed at any moment.
+        The result is copied because the earlier one may be removed at any moment.
         """
         with spanning(self._tracer, "find_result"):
             earlier = await self._jobs.find_result(new)
@@ -279,25 +279,25 @@ class Submission:
             with spanning(self._tracer, "copy_result"):
                 output = await self._blobs.copy(earlier.result(), key)
         except (ArtifactCorrupt, DependencyUnavailable) as error:
-            # removed meanwhile, or worse; the job can still be executed
+            # The result was removed, is corrupt, or S3 failed: execute the job instead.
             log.warning("result_not_reused", job_id=str(earlier.id), reason=error.message)
             return new
         return replace(new, reused=Reused(earlier.reused_from or earlier.id, output))
 
     async def discard(self, *keys: str) -> None:
-        """Remove objects that no job needs."""
+        """Delete objects that no job needs. A failure is logged."""
         for key in keys:
             try:
                 await self._blobs.delete(key)
-            except DependencyUnavailable as error:  # no reason to keep the answer from the caller
+            except DependencyUnavailable as error:  # must not fail the caller's request
                 log.warning("object_orphaned", key=key, reason=error.message)
 
 
 def _traceparent() -> str:
-    """For the job's row: the request's trace goes on where the job is claimed."""
+    """Return the request's trace context for the job's row, so that its attempts join the trace."""
     return (current() or TraceContext.new()).header
 
 
 def _subject(request: SubmissionRequest) -> bytes:
-    """What tells this request's picture from every other."""
+    """Return bytes that identify the request's picture."""
     return request.image if request.upload_id is None else b"upload:" + request.upload_id.bytes

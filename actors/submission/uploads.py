@@ -1,8 +1,8 @@
-"""Direct uploads: a client writes its photo into S3 by itself, and then makes one job of it.
+"""Direct uploads: a client writes its photo to S3 itself, then makes one job of it.
 
-What may be written is in the link's signature, whose it is in the object's key, and that only one
-job is made of it in the job's id, which is the upload's. Its bytes count as stored from the moment
-in which the link is given, until a job is made of them or the sweeper removes them.
+The link's signature fixes the content, the object's key contains the owner, and the job takes the
+upload's id, so that only one job can be made of it. The bytes count as stored from the creation of
+the link until a job is made of them or the sweep removes them.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from restoration.images import ImageType, UploadLimits, check_size_bytes
 from restoration.limits.quotas import Quotas
 from restoration.ports import BlobStore, NewUpload, UploadLink, UploadStore
 
-UNUSED_AFTER_S = 3600.0  # an upload is for one use, soon after its link has ended
+UNUSED_AFTER_S = 3600.0  # time to make a job of an upload after its link has expired
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An upload that may begin: its id, and where to write it to."""
+    """The id of a new upload, and the link to write it to."""
 
     id: UUID
     link: UploadLink
 
 
 class Uploads:
-    """Holds no state of its own. `lifetime_s` is how long a link is good for."""
+    """Creates direct uploads. Stateless. A link is valid for `lifetime_s` seconds."""
 
     def __init__(
         self, store: UploadStore, blobs: BlobStore, limits: UploadLimits, lifetime_s: int
@@ -46,7 +46,10 @@ class Uploads:
         sha256: str | None = None,
         quotas: Quotas | None = None,
     ) -> Upload:
-        """Raises ImageTooLarge, QueueFull, StorageFull, DependencyUnavailable."""
+        """Return a new upload of `size_bytes`, with the hex `sha256` if it is given.
+
+        Raises ImageTooLarge, QueueFull, StorageFull, DependencyUnavailable.
+        """
         check_size_bytes(size_bytes, self._limits)
         upload_id, new = uuid4(), NewUpload(content_type.value, size_bytes, sha256)
         key = upload_key(owner, upload_id)
@@ -56,16 +59,16 @@ class Uploads:
         return Upload(upload_id, link)
 
     async def size_of(self, owner: str, upload_id: UUID) -> int:
-        """The bytes that were announced; 0 for what is no upload of the owner's, or was used."""
+        """Return the announced size in bytes; 0 if the owner has no such unused upload."""
         return await self._store.size_of(upload_id, owner) or 0
 
 
 async def fetch_upload(
     blobs: BlobStore, owner: str, upload_id: UUID, limits: UploadLimits
 ) -> bytes:
-    """The bytes of an owner's upload, as unknown as any: at most one more than allowed.
+    """Return the unchecked bytes of an owner's upload, at most one more than the limit.
 
-    Raises UploadNotFound, which does not tell whether it never was or is somebody else's.
+    Raises UploadNotFound, both for an upload that does not exist and for another owner's.
     """
     data = await blobs.fetch(upload_key(owner, upload_id), limits.max_bytes)
     if data is None:

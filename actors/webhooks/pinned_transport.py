@@ -1,8 +1,8 @@
-"""HTTP to where a stranger asks for, and to no address that was not looked at first.
+"""An HTTP transport for untrusted URLs that connects only to addresses it has checked.
 
-A name is resolved once for a request, every address it has is shown to the rules, and the
-connection is made to one of these very addresses: what the name resolves to afterwards changes
-nothing. The Host header, the name in the TLS handshake and the certificate stay the name's.
+It resolves the host once for each request, checks every address against the rules, and connects to
+one of those addresses, so that a later change of DNS (rebinding) has no effect. The Host header,
+the server name of the TLS handshake and the verified certificate remain those of the host.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from restoration.webhooks.urls import Target, WebhookRules, check_url
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
-# A name with a dead address among its own gets a second chance, and no more.
+# A second address is tried if the first is unreachable, and no more.
 MAX_ADDRESSES = 2
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """The addresses of `host`, in the order in which to try them. Raises OSError."""
+    """Return the IP addresses of `host`, in the order to try them. Raises OSError."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]
 
 
 class PinnedTransport(httpx.AsyncBaseTransport):
-    """Refuses, by httpx.ConnectError, what `rules` do not permit; see the module."""
+    """Sends requests that `rules` permit; raises httpx.ConnectError for all others."""
 
     def __init__(
         self,
@@ -40,14 +40,16 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         resolve: Resolve = resolve,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`limits` should keep no connection: it would serve every name that has its address."""
+        """`limits` should not allow keep-alive: httpx would reuse a connection for any host that
+        has its address."""
         self._rules = rules
         self._resolve = resolve
         self._wire = httpx.AsyncHTTPTransport(verify=tls or True, limits=limits)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         try:
-            target = check_url(str(request.url), self._rules)  # they may be stricter by now
+            # Checked again: the rules may have become stricter since the submission.
+            target = check_url(str(request.url), self._rules)
         except InvalidWebhook as error:
             raise httpx.ConnectError(error.message) from error
         first, *others = await self._addresses(target)
@@ -64,7 +66,7 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         except (OSError, UnicodeError):
             addresses = []
         if not addresses or not all(self._rules.permits(each, target.port) for each in addresses):
-            # The same for both, or it would tell which names the inside has.
+            # One message for both cases: it must not reveal which internal names exist.
             raise httpx.ConnectError("the host does not resolve to public addresses alone")
         return addresses[:MAX_ADDRESSES]
 
@@ -73,7 +75,7 @@ class PinnedTransport(httpx.AsyncBaseTransport):
 
 
 def _pinned(request: httpx.Request, target: Target, address: str) -> httpx.Request:
-    """The same request to `address`; its Host header names the host already."""
+    """Return the same request to `address`. Its Host header names the host already."""
     return httpx.Request(
         request.method,
         request.url.copy_with(host=address),

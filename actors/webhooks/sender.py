@@ -1,9 +1,8 @@
-"""Sends webhooks: what the outbox holds, to whom it may concern. Plain async code, no Ray.
+"""Sends the webhooks in the outbox. Plain async code, no Ray.
 
-A job ends in Postgres and knows nothing of this. A receiver that is slow, broken or hostile costs
-its own deliveries and nobody else's: each try has a few seconds, each host a few tries at a time,
-no redirect is followed, and of an answer only the status counts. Where it may be, and that it is
-there still when it is connected to, is for `actors.webhooks.pinned_transport`.
+A slow, broken or hostile receiver delays only its own deliveries: each try is limited to a few
+seconds, and each host to a few concurrent tries. Redirects are not followed, and only the status
+of a response counts. `actors.webhooks.pinned_transport` checks the receiver's addresses.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ from restoration.webhooks.urls import WebhookRules
 
 log = structlog.get_logger(__name__)
 
-# Without a hint the outbox is looked at this often: for what is to be tried again.
+# The outbox is polled this often without a hint, for deliveries to retry.
 TICK_S = 1.0
 MAX_ERROR_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
 class SendLimits:
-    """`timeout_s` is for a whole try; the lease must be longer, or tries would be doubled."""
+    """Limits of sending. `timeout_s` bounds a whole try; a shorter lease would duplicate tries."""
 
     timeout_s: float = 5.0
     connect_timeout_s: float = 2.0
@@ -56,7 +55,7 @@ class SendLimits:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a try failed. `is_final`: the receiver wants no other; `retry_after_s`: not so soon."""
+    """A failed try. `is_final`: do not retry; `retry_after_s`: the receiver's minimum delay."""
 
     error: str
     is_final: bool = False
@@ -69,9 +68,9 @@ def http_client(
     resolve: Resolve = resolve,
     tls: ssl.SSLContext | None = None,
 ) -> httpx.AsyncClient:
-    """A client for talking to strangers: it follows nobody and remembers nothing of theirs.
+    """Return a client for untrusted receivers: no redirects, no cookies, no kept connections.
 
-    No proxy from the environment is used: it would resolve names again, and for itself.
+    Proxies from the environment are ignored, because a proxy would resolve the names itself.
     """
     connections = httpx.Limits(max_connections=limits.at_once, max_keepalive_connections=0)
     return httpx.AsyncClient(
@@ -85,7 +84,7 @@ def http_client(
 
 
 class WebhookSender:
-    """Delivers. `key` signs; `clock` gives the seconds since the epoch that are signed."""
+    """Delivers webhooks, signed with `key`. `clock` returns the signed time, in epoch seconds."""
 
     def __init__(
         self,
@@ -110,9 +109,9 @@ class WebhookSender:
         self._sending: dict[asyncio.Task[None], str] = {}
 
     async def run(self, signals: Leadership) -> None:
-        """Deliver for as long as `signals` leads. Raises DependencyUnavailable then.
+        """Deliver until the lead is lost, which raises DependencyUnavailable.
 
-        What is being sent is sent to its end, also when the caller is cancelled.
+        Deliveries in progress are completed, also after a cancellation.
         """
         hints = asyncio.create_task(self._listen(signals))
         try:
@@ -148,10 +147,10 @@ class WebhookSender:
         del self._sending[task]
         self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("delivery_broke", exc_info=error)  # a defect; the lease brings it back
+            log.error("delivery_broke", exc_info=error)  # a bug; retried after the lease expires
 
     async def _deliver(self, due: DueDelivery) -> None:
-        """One try, and what came of it. An outcome that cannot be recorded is tried again."""
+        """Try once, and record the outcome. If it cannot be recorded, the delivery is retried."""
         submitted = TraceContext.parse(due.job.traceparent)
         trace = {"trace_id": submitted.trace_id} if submitted else {}
         with structlog.contextvars.bound_contextvars(**trace):
@@ -193,7 +192,7 @@ class WebhookSender:
         headers = {**headers, TRACEPARENT: here.header}
         answer: httpx.Response | None = None
         try:
-            # httpx counts from one byte to the next, and would wait for ever for a dripping answer
+            # httpx's timeout is for each read: a receiver that drips bytes would never exceed it
             async with asyncio.timeout(self._limits.timeout_s):
                 async with self._http.stream("POST", url, content=body, headers=headers) as answer:
                     await self._drain(answer)
@@ -205,7 +204,7 @@ class WebhookSender:
         return refusal if answer is None else _judge(answer)
 
     async def _drain(self, answer: httpx.Response) -> None:
-        """To hang up on a short answer would look like a failure to whoever sends it."""
+        """Read up to `max_answer_bytes`, so that a receiver's short response is not cut off."""
         read_bytes = 0
         async for chunk in answer.aiter_raw():
             read_bytes += len(chunk)
@@ -214,7 +213,7 @@ class WebhookSender:
 
 
 def _judge(answer: httpx.Response) -> Refusal | None:
-    """By the status alone: what an answer says is for nobody here to read, or to show."""
+    """Judge a response by its status alone; its body is untrusted and ignored."""
     if answer.is_success:
         return None
     return Refusal(
@@ -225,5 +224,5 @@ def _judge(answer: httpx.Response) -> Refusal | None:
 
 
 def _seconds(retry_after: str) -> float:
-    """The header's other form, a date, is not worth its clocks."""
+    """Parse Retry-After in seconds. The date form is ignored: it depends on synchronized clocks."""
     return float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0
