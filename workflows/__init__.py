@@ -1,1 +1,1 @@
-"""What this system can do to a picture: a folder for each workflow, and code to read them."""
+"""Workflows, one folder each, and the code that loads, checks and renders them."""

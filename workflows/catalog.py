@@ -1,8 +1,8 @@
-"""Read every workflow folder once, and refuse what could not run.
+"""Load the workflow folders, and reject workflows that cannot run.
 
-A Workflow that came out of `load_catalog` has a graph and a manifest that fit together; models
-and the engine's node classes are checked when they are known. Every refusal is a SetupError
-whose message names the workflow and the part of it that is wrong.
+`load_catalog` checks that each workflow's graph and manifest agree. `Catalog.check_models` and
+`Catalog.check_nodes` check it against the installed models and the engine's node classes. Every
+rejection is a SetupError that names the workflow and the faulty part.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _GRAPH: TypeAdapter[dict[str, _Node]] = TypeAdapter(dict[str, _Node])
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A checked graph template with its manifest. The template is never changed."""
+    """A checked graph template with its manifest. Immutable."""
 
     manifest: Manifest
     graph: Mapping[str, Mapping[str, Any]]
@@ -59,14 +59,14 @@ class Workflow:
         return self.manifest.version
 
     def parameters_schema(self) -> dict[str, Any]:
-        """JSON Schema (draft 2020-12) of what `resolve` accepts."""
+        """Return the JSON Schema (draft 2020-12) of the parameters that `resolve` accepts."""
         schema = self._parameters.model_json_schema()
         return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
     def resolve(self, params: Mapping[str, object]) -> dict[str, ParamValue]:
-        """Every parameter with its value, defaults filled in.
+        """Validate `params` and return all parameters, with defaults filled in.
 
-        Raises InvalidParameters; `details["problems"]` maps each wrong name to what is wrong.
+        Raises InvalidParameters, whose `details["problems"]` maps each parameter to its problem.
         """
         try:
             return self._parameters.model_validate(dict(params)).model_dump()
@@ -85,8 +85,10 @@ class Workflow:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Every workflow by its name; and versions before it, for jobs that were submitted with them,
-    by name and version. Only the newest can be asked for."""
+    """All workflows: the newest versions by name, older ones by name and version.
+
+    New jobs always get the newest version. Older ones remain for jobs submitted with them.
+    """
 
     workflows: Mapping[str, Workflow]
     older: Mapping[tuple[str, str], Workflow] = field(default_factory=dict)
@@ -98,7 +100,7 @@ class Catalog:
         return len(self.workflows)
 
     def find(self, name: str) -> Workflow:
-        """Raises UnknownWorkflow, which says what there is."""
+        """Return the newest version. Raises UnknownWorkflow, which lists the known names."""
         try:
             return self.workflows[name]
         except KeyError:
@@ -108,7 +110,7 @@ class Catalog:
             ) from None
 
     def version(self, name: str, version: str) -> Workflow:
-        """The workflow as it was then. Raises UnknownWorkflow."""
+        """Return the given version of a workflow. Raises UnknownWorkflow."""
         newest = self.find(name)
         if newest.version == version:
             return newest
@@ -118,21 +120,21 @@ class Catalog:
             raise UnknownWorkflow(f"there is no version {version} of {name}") from None
 
     def versions(self) -> list[Workflow]:
-        """Every version of every workflow."""
+        """Return all versions of all workflows."""
         return [*self, *self.older.values()]
 
     def models(self) -> list[ModelSpec]:
-        """Every model that some version needs, each once."""
+        """Return the models that any version of a workflow needs, without duplicates."""
         needed = (model for workflow in self.versions() for model in workflow.manifest.models)
         return list(dict.fromkeys(needed))
 
     def sharing_models(self, name: str) -> frozenset[str]:
-        """The workflows that need no other models than this one does."""
+        """Return the names of the workflows that need no models beyond those of `name`."""
         held = set(self.find(name).manifest.models)
         return frozenset(each.name for each in self if held.issuperset(each.manifest.models))
 
     def check_models(self, models_dir: Path) -> None:
-        """Raise ModelMissing for the first model that is missing or has the wrong sha256."""
+        """Raise ModelMissing for the first model that is missing or has another sha256."""
         for workflow in self.versions():
             for model in workflow.manifest.models:
                 if (problem := model_problem(model, models_dir)) is not None:
@@ -143,14 +145,20 @@ class Catalog:
                     )
 
     def check_nodes(self, node_classes: Collection[str]) -> None:
-        """Raise WorkflowInvalid for node classes that the engine (GET /object_info) lacks."""
+        """Raise WorkflowInvalid if a workflow uses a class that is not in `node_classes`.
+
+        `node_classes` are the engine's, from GET /object_info.
+        """
         for workflow in self.versions():
             if missing := sorted(workflow.manifest.nodes.difference(node_classes)):
                 raise _invalid(workflow.name, f"the engine has no node {', '.join(missing)}")
 
 
 def model_problem(model: ModelSpec, models_dir: Path) -> str | None:
-    """What is wrong with the file of `model`, or None. Reads all of it."""
+    """Return the problem of a model file, missing or with another sha256, or None.
+
+    Reads the whole file.
+    """
     path = models_dir / model.folder / model.name
     try:
         with path.open("rb") as file:
@@ -163,10 +171,11 @@ def model_problem(model: ModelSpec, models_dir: Path) -> str | None:
 
 
 def load_catalog(root: Path = BUILT_IN, more: Path | None = None) -> Catalog:
-    """Load every folder of `root`, and of `more`, that holds a manifest.toml.
+    """Load all folders with a manifest.toml in `root` and, if given, in `more`.
 
-    Its earlier versions are in its folder `older`, in folders named after them. Raises
-    WorkflowInvalid, also for a name that both have; InvalidSettings where `more` is no folder.
+    Older versions of a workflow are loaded from its folders `older/<version>`. Raises
+    WorkflowInvalid, also for a name that occurs twice, and InvalidSettings if `more` is not a
+    folder.
     """
     if more is not None and not more.is_dir():
         raise InvalidSettings(f"WORKFLOWS_DIR: {more} is no folder that can be read")
@@ -196,9 +205,9 @@ def _load_older(name: str, folder: Path, newest: Workflow) -> Workflow:
 
 
 def load_workflow(folder: Path, name: str | None = None) -> Workflow:
-    """The workflow in `folder`, which is its name unless one is given.
+    """Load the workflow in `folder`. Its name must be `name`, by default the folder's name.
 
-    Raises WorkflowInvalid when a file does not read, or graph and manifest do not fit.
+    Raises WorkflowInvalid if a file cannot be read, or if graph and manifest disagree.
     """
     name = name or folder.name
     try:
@@ -206,10 +215,10 @@ def load_workflow(folder: Path, name: str | None = None) -> Workflow:
         graph = json.loads((folder / "graph.json").read_text())
         nodes = _GRAPH.validate_python(graph)
         parameters = manifest.parameters_model()
-        parameters()  # the defaults must be within their own bounds
+        parameters()  # raises if a default is outside its bounds
     except ValidationError as error:
         raise _invalid(name, _one_line(error)) from error
-    except (OSError, ValueError) as error:  # what the TOML and JSON readers raise
+    except (OSError, ValueError) as error:  # including errors of the TOML and JSON parsers
         raise _invalid(name, str(error)) from error
     if name == CUSTOM:
         raise _invalid(name, "that name is for users' own graphs; choose another")
@@ -229,7 +238,7 @@ def _invalid(workflow: str, problem: str) -> WorkflowInvalid:
 
 
 def _misfits(manifest: Manifest, graph: _Graph) -> Iterator[str]:
-    """Everything in which graph and manifest contradict each other."""
+    """Yield each contradiction between graph and manifest."""
     classes = {node.class_type for node in graph.values()}
     for missing in sorted(manifest.nodes - classes):
         yield f"its graph has no node of class {missing}, which its manifest names"

@@ -1,7 +1,7 @@
-"""A user's own graph as a workflow: the same jobs, the same path to an engine. Pure.
+"""Represent a user's own graph as a workflow, so that it runs like any other job.
 
-Such a job names the workflow `custom`, which is in no catalogue, and carries the checked graph as
-its one parameter. So there is nothing else to store, to expire or to lose.
+Such a job has the workflow name `custom`, which is not in the catalog, and the checked graph as its
+only parameter. Nothing else needs to be stored or expired.
 """
 
 from __future__ import annotations
@@ -23,26 +23,28 @@ _MAX_ATTEMPTS = 2  # a graph that breaks an engine breaks the next one too
 
 
 def params_of(graph: Graph) -> dict[str, ParamValue]:
-    """A job's parameters for what `check_graph` returned."""
+    """Return the job parameters for a graph that `check_graph` returned."""
     return {_GRAPH: json.dumps(graph, separators=(",", ":"))}
 
 
 def graph_of(params: Mapping[str, ParamValue]) -> Graph:
-    """The graph that `params_of` was given."""
+    """Return the graph from parameters that `params_of` made."""
     graph: Graph = json.loads(str(params[_GRAPH]))
     return graph
 
 
 def workflow_of(catalog: Catalog, job: Job) -> Workflow:
-    """The workflow of a recorded job, as it was submitted. Raises UnknownWorkflow."""
+    """Return the workflow of a recorded job, in its version. Raises UnknownWorkflow."""
     if job.workflow == CUSTOM:
         return custom_workflow(graph_of(job.params))
     return catalog.version(job.workflow, job.workflow_version)
 
 
 def custom_workflow(graph: Graph) -> Workflow:
-    """`graph` is what `check_graph` returned: the photo goes in at its LoadImage, the result comes
-    out at its SaveImage."""
+    """Return the workflow for a graph that `check_graph` returned.
+
+    Its LoadImage node receives the photo, and its SaveImage node saves the result.
+    """
     (load,), (save,) = nodes_of(graph, LOAD), nodes_of(graph, SAVE)
     manifest = Manifest(
         name=CUSTOM,
@@ -59,7 +61,7 @@ def custom_workflow(graph: Graph) -> Workflow:
             input="filename_prefix",
             formats=tuple(OutputFormat),
             default_format=OutputFormat.PNG,
-            keeps_grey=False,  # whether it colours is the graph's own business
+            keeps_grey=False,  # a custom graph may colour the photo
         ),
         parameters=(),
     )

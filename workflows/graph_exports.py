@@ -1,17 +1,17 @@
-"""Finds the graph in what ComfyUI's editor, its API and tools around it call a workflow. Pure."""
+"""Extract the graph from the export formats of ComfyUI's editor, API and hosted services."""
 
 from __future__ import annotations
 
 from workflows.graph_inputs import refuse
 
-# Where the graph is: in the body of POST /prompt, in that of hosted ComfyUIs, and in what the
-# editor's graphToPrompt returns, whose `workflow` is the editor's own format.
+# Keys that wrap the graph: in the body of POST /prompt, in that of hosted ComfyUIs, and in the
+# result of the editor's graphToPrompt, whose `workflow` has the editor's own format.
 _WRAPPERS = ("prompt", "output", "input", "workflow", "graph")
 _MAX_DEPTH = 4
 
 
 def graph_of_export(sent: object) -> object:
-    """The graph in the API format, or what may be anything else than a graph.
+    """Return the graph in API format from inside its wrappers; other values come back unchecked.
 
     Raises GraphRefused for the format in which the editor saves.
     """

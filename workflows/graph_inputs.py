@@ -1,4 +1,4 @@
-"""Checks the inputs of one node of a user's graph, by its class where that is known. Pure."""
+"""Check the inputs of one node of a user's graph, by its class if that is known."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from workflows.node_classes import (
     STRING,
 )
 
-# Inputs that make many pictures of one: there is one result.
+# Inputs that multiply pictures; they must be 1, since a job has one result.
 _COUNTS = frozenset({"batch_size", "amount", "length", "repeat", "repeats", "frames", "count"})
-# What the editor's button for uploads leaves in an export; no input of the class.
+# Values that the editor's upload button leaves in an export; they are not inputs of the class.
 _OF_THE_EDITOR = {"LoadImage": frozenset({"upload", "choose file to upload"})}
 _LINKS_ONLY = frozenset({IMAGE, MASK, MODEL})
 _NAME = re.compile(r"[A-Za-z0-9_. -]{1,64}")
 _MAX_TEXT_CHARS = 1000
-# As in ComfyUI: 64 bits, signed or, for seeds, not.
+# The range of ComfyUI's numbers: 64 bits, signed, or unsigned for seeds.
 _LOWEST, _HIGHEST = -(2**63), 2**64 - 1
 _MAX_OUTPUT = 15
 # Absolute paths of every system, home folders, URLs, and ways up.
@@ -38,8 +38,11 @@ _ELSEWHERE = re.compile(r"^\s*[/~]|^\s*[A-Za-z]:|\\|\.\.|//|:/")
 
 @dataclass(frozen=True, slots=True)
 class GraphRules:
-    """`allowed` node classes, each of them trusted not to write, reach the network or run code;
-    `models` that may be named, with how many times as wide and high each makes a picture."""
+    """Rules for users' graphs.
+
+    `allowed` lists the node classes, each trusted not to write files, use the network or run code.
+    `models` maps each model that a graph may name to its scale: the factor for width and height.
+    """
 
     allowed: frozenset[str]
     models: Mapping[str, int]
@@ -58,7 +61,7 @@ def refuse(node_id: str | None, problem: str) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class InputChecker:
-    """Checks the inputs of the node `node_id` of `graph`, whose other nodes may be anything."""
+    """Checks the inputs of node `node_id`. The other nodes of `graph` may be unchecked."""
 
     node_id: str
     class_type: str
@@ -66,7 +69,7 @@ class InputChecker:
     rules: GraphRules
 
     def check(self, inputs: Mapping[object, object]) -> dict[str, object]:
-        """The inputs, with numbers as ComfyUI would convert them. Raises GraphRefused."""
+        """Return the inputs with values converted as ComfyUI does. Raises GraphRefused."""
         dropped = _OF_THE_EDITOR.get(self.class_type, frozenset())
         checked = {self._name(name): self._checked(str(name), inputs[name]) for name in inputs}
         return {name: value for name, value in checked.items() if name not in dropped}
@@ -91,7 +94,7 @@ class InputChecker:
             case bool():
                 pass
             case int() | float():
-                # written so that what is not a number is refused as well
+                # `not ... <=` refuses NaN as well
                 if not _LOWEST <= value <= _HIGHEST:
                     self._refuse(f"its input {name} must be from -2^63 to 2^64 - 1")
             case _:
@@ -104,7 +107,10 @@ class InputChecker:
         return self._converted(name, value)
 
     def _converted(self, name: str, value: object) -> object:
-        """As ComfyUI converts it, but for texts: those would count as numbers, or as true."""
+        """Convert a value as ComfyUI does, except for texts.
+
+        ComfyUI would convert texts to numbers or to true; here they are refused.
+        """
         known = NODE_CLASSES.get(self.class_type)
         kind = known.inputs.get(name) if known else None
         if isinstance(value, list):

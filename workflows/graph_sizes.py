@@ -1,7 +1,7 @@
-"""How large the pictures in a user's graph become, before it runs. Pure.
+"""Compute the picture sizes in a user's graph before it runs.
 
-Each node's output is followed from the photo's size to the result. What a node does to sizes is
-known for the classes that change them; any other gives out as much as the largest that it gets.
+Sizes are propagated from the photo to the result. The effect of the classes that change sizes is
+known; any other node is assumed to output the largest size among its inputs.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ Inputs = Mapping[str, Any]
 
 _BY_MODEL = "ImageUpscaleWithModel"
 _MAX_SIDE = 65_535
-# ComfyUI keeps what every node made until the prompt has ended: 12 bytes a pixel.
-_TOGETHER = 4  # times what a result may have
-# ComfyUI feathers pixel by pixel in Python, some seconds for so many, and cannot be interrupted.
+# ComfyUI keeps every node's output until the prompt has ended, at 12 bytes for each pixel.
+_TOGETHER = 4  # limit for all pictures together, as a multiple of `max_result_pixels`
+# ComfyUI feathers pixel by pixel in Python, which cannot be interrupted: seconds for this many.
 _MAX_FEATHERED_PIXELS = 1024 * 1024
 
 
 def check_sizes(
     graph: Graph, rules: GraphRules, width: int, height: int, limits: UploadLimits
 ) -> tuple[int, int]:
-    """The result's width and height for a photo of that size.
+    """Return the result's width and height in pixels for a photo of `width` x `height` pixels.
 
-    `graph` is what `check_graph` returned under the same rules. Raises GraphRefused where a picture
-    on the way is larger than a result may be, all of them together are than several, or a size
-    cannot be told.
+    `graph` must come from `check_graph` with the same rules. Raises GraphRefused if a picture on
+    the way has more than `max_result_pixels`, all together have more than four times as many, or a
+    size cannot be determined.
     """
     sizes: dict[str, Size] = {}
     result: Size = (width, height)
@@ -78,7 +78,7 @@ def _check_together(node_id: str, sizes: Mapping[str, Size], max_pixels: int) ->
 
 
 def _check_feathering(node_id: str, node: Node, size: Size) -> None:
-    """`size` is that of the picture before it is padded."""
+    """Refuse to feather a picture that is too large. `size` is its size before padding."""
     wide, high = size
     if node["inputs"].get("feathering") != 0 and wide * high > _MAX_FEATHERED_PIXELS:
         refuse(
@@ -89,7 +89,10 @@ def _check_feathering(node_id: str, node: Node, size: Size) -> None:
 
 
 def _largest(node: Node, sizes: Mapping[str, Size]) -> Size:
-    """Of what comes in. ImageBlend fits its second picture to its first."""
+    """Return the largest width and height of the inputs.
+
+    For ImageBlend only `image1` counts: ComfyUI resizes the second picture to the first.
+    """
     only = "image1" if node["class_type"] == "ImageBlend" else None
     incoming = [sizes[source] for name, source in links(node) if only in {None, name}]
     return max((w for w, _ in incoming), default=0), max((h for _, h in incoming), default=0)
@@ -103,8 +106,10 @@ def _model_scale(node_id: str, graph: Graph, rules: GraphRules) -> int:
 
 
 class _Numbers:
-    """A node's numbers by their names. They must be there, and as themselves: ComfyUI would take
-    a text for one, and a link could be any."""
+    """The numeric inputs of a node. Each one used must be present as a literal number.
+
+    ComfyUI would also accept a text; the value of a link is not known before the run.
+    """
 
     def __init__(self, node_id: str, inputs: Inputs) -> None:
         self._node_id = node_id
@@ -134,7 +139,7 @@ def _scaled(size: Size, numbers: _Numbers) -> Size:
 
 
 def _to_width_and_height(_: Size, numbers: _Numbers) -> Size:
-    """ComfyUI takes 0 for "as the proportions are", which may be anything by then."""
+    """Return the given size. Refuse 0, with which ComfyUI keeps proportions not known here."""
     return numbers.positive("width"), numbers.positive("height")
 
 
@@ -158,7 +163,7 @@ def _cropped(size: Size, numbers: _Numbers) -> Size:
 
 
 def _turned(size: Size, numbers: _Numbers) -> Size:
-    """As ComfyUI reads it: by how the text begins."""
+    """Swap width and height for quarter turns. Like ComfyUI, read only the start of the text."""
     quarter = numbers.text("rotation").startswith(("90", "270"))
     return (size[1], size[0]) if quarter else size
 

@@ -1,9 +1,9 @@
-"""What a user's own graph may contain, node by node. Pure.
+"""Check users' own graphs, node by node.
 
-`check_graph` takes anything that JSON can hold, and gives back a graph rebuilt from the parts that
-were looked at: nothing else of what was sent reaches an engine. Its only exception is GraphRefused,
-which names the node and says why. How large pictures become in it is in `workflows.graph_sizes`,
-which inputs a node may have in `workflows.graph_inputs`.
+`check_graph` accepts any JSON value and returns a graph rebuilt from checked parts only, so that
+nothing unchecked reaches an engine. It raises only GraphRefused, which names the node and the
+reason. `workflows.graph_inputs` checks a node's inputs, `workflows.graph_sizes` the sizes of the
+pictures.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Node = Mapping[str, Any]  # {"class_type": ..., "inputs": {name: value or [node 
 Graph = Mapping[str, Node]
 
 LOAD, SAVE = "LoadImage", "SaveImage"
-# What LoadImage names as its file: the form's field that holds the photo.
+# The file name that LoadImage must have: the form field that holds the photo.
 PHOTO = "image"
 MODEL_LOADER, MODEL_NAME = "UpscaleModelLoader", "model_name"
-PAD, _PADDING_MASK = "ImagePadForOutpaint", 1  # the output that is the mask
-# Their pixels come out elsewhere than they came in.
+PAD, _PADDING_MASK = "ImagePadForOutpaint", 1  # the index of the mask output
+# Classes that move pixels to another place in the picture.
 _MOVING = frozenset(
     {
         "CenterCropImages",
@@ -57,7 +57,7 @@ _MOVING = frozenset(
         "ResizeAndPadImage",
     }
 )
-# They show a picture in the editor and have no outputs: a graph gives the same without them.
+# Classes that only show a picture in the editor. They have no outputs and are removed.
 _PREVIEWS = frozenset({"PreviewImage", "MaskPreview", "PreviewAny"})
 
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
@@ -65,10 +65,10 @@ _NO_GRAPH = "a graph is a JSON object of 1 to {} nodes by their ids"
 
 
 def check_graph(graph: object, rules: GraphRules) -> dict[str, Node]:
-    """The graph, rebuilt, in an order in which every node comes after those that it needs.
+    """Return the rebuilt graph in topological order: each node after the nodes that it needs.
 
-    It has one LoadImage and one SaveImage, whose file names are left to whoever runs it. Raises
-    GraphRefused.
+    It has exactly one LoadImage and one SaveImage; `render` sets their file names. Nodes that the
+    result does not need are removed. Raises GraphRefused.
     """
     found = graph_of_export(graph)
     if not isinstance(found, dict):
@@ -88,19 +88,19 @@ def check_graph(graph: object, rules: GraphRules) -> dict[str, Node]:
 
 
 def nodes_of(graph: Graph, class_type: str) -> list[str]:
-    """The ids of the nodes of that class."""
+    """Return the ids of the nodes of class `class_type`."""
     return [node_id for node_id, node in graph.items() if node["class_type"] == class_type]
 
 
 def links(node: Node) -> Iterator[tuple[str, str]]:
-    """(input, id of the node that it comes from) of each link."""
+    """Yield (input name, source node id) for each link of the node."""
     for name, value in node["inputs"].items():
         if isinstance(value, list):
             yield name, value[0]
 
 
 def moves_pixels(graph: Graph) -> bool:
-    """Whether a part of the result may show another part of the photo than the same place."""
+    """Return whether a place in the result may show another place of the photo."""
     return any(
         node["class_type"] in _MOVING or node["inputs"].get("crop", "disabled") != "disabled"
         for node in graph.values()
@@ -133,8 +133,10 @@ def _checked(node_id: object, node: object, graph: Mapping[str, object], rules: 
 
 
 def _without_feathering(node_id: str, nodes: Graph) -> Node:
-    """The node; without feathering where that makes a mask that no node asks for: ComfyUI makes
-    it pixel by pixel, for minutes in which nothing can interrupt it."""
+    """Return the node, with feathering set to 0 if no node uses the mask that it makes.
+
+    ComfyUI computes the feathering pixel by pixel, for minutes without a chance to interrupt it.
+    """
     node = nodes[node_id]
     mask = [node_id, _PADDING_MASK]
     if node["class_type"] != PAD or any(mask in n["inputs"].values() for n in nodes.values()):
@@ -145,7 +147,10 @@ def _without_feathering(node_id: str, nodes: Graph) -> Node:
 def _check_class(
     node_id: str, class_type: str, inputs: Mapping[str, object], rules: GraphRules
 ) -> None:
-    """What the classes that touch files must have; those values are replaced afterwards."""
+    """Check the inputs of the classes that use files.
+
+    `_checked` replaces those of LoadImage and SaveImage afterwards.
+    """
     if class_type == LOAD and inputs.get("image") != PHOTO:
         refuse(node_id, f"its input image must be {PHOTO!r}, the form's field with the photo")
     if class_type == SAVE and not isinstance(inputs.get("images"), list):
@@ -159,8 +164,10 @@ def _check_class(
 
 
 def _needed(nodes: Graph) -> set[str]:
-    """The ids of the nodes that the result comes from, which alone ComfyUI runs, and of the one
-    that loads the photo."""
+    """Return the ids of the nodes that the result depends on, and of the LoadImage node.
+
+    ComfyUI runs only the nodes that an output depends on.
+    """
     needed: set[str] = set()
     waiting = [*nodes_of(nodes, SAVE), *nodes_of(nodes, LOAD)]
     while waiting:
@@ -172,7 +179,10 @@ def _needed(nodes: Graph) -> set[str]:
 
 
 def _in_order(nodes: Graph) -> list[str]:
-    """Ids, each after those that it needs (Kahn's algorithm: a deep graph is no recursion)."""
+    """Return the ids in topological order.
+
+    Kahn's algorithm, since a recursive search could exceed the recursion limit on a deep graph.
+    """
     needs = {node_id: {source for _, source in links(node)} for node_id, node in nodes.items()}
     order: list[str] = []
     while ready := [node_id for node_id, sources in needs.items() if not sources.difference(order)]:

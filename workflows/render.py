@@ -1,4 +1,4 @@
-"""From a workflow and its resolved parameters to the prompt that ComfyUI runs. Pure."""
+"""Render a workflow with its parameters to a prompt for ComfyUI."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from workflows.manifest import Target
 def render(
     workflow: Workflow, params: Mapping[str, ParamValue], image_name: str, output_prefix: str
 ) -> Prompt:
-    """The graph for POST /prompt; the template stays as it is.
+    """Return the graph for POST /prompt. The workflow's template is not changed.
 
-    `params` are those that `workflow.resolve` returned. `image_name` is the picture's name in
-    the engine's input folder, `output_prefix` begins the name of the file that it saves.
+    `params` must come from `workflow.resolve`. `image_name` is the picture's name in the engine's
+    input folder; `output_prefix` is the prefix of the saved file's name.
     """
     manifest = workflow.manifest
     graph: dict[str, Any] = deepcopy(dict(workflow.graph))
@@ -35,7 +35,10 @@ def _put(graph: dict[str, Any], target: Target, value: ParamValue) -> None:
 
 
 def _scaled(value: ParamValue, factor: float) -> ParamValue:
-    """Whole numbers stay whole unless a factor asks for more; a flag or a text has none."""
+    """Multiply a number by `factor`. A factor of 1.0 keeps integers integers.
+
+    Flags and texts never have another factor: `manifest` refuses it.
+    """
     if factor == 1.0 or isinstance(value, str):
         return value
     return value * factor
