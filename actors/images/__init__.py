@@ -1,5 +1,5 @@
-"""Pictures: the one reader of uploads, the engine's input, and the files of results. Pure code.
+"""Reads uploads, and writes the engine's input and the files of results.
 
-All of it blocks; `read` and `encode` work on the sender's bytes and belong in a process that may
-be killed.
+`reader.read` and `encode.encode` block and handle untrusted bytes, so they run in sandboxed image
+processes (`process`), which `process_pool` starts and replaces.
 """

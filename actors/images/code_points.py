@@ -1,6 +1,6 @@
-"""Coding-independent code points (ITU-T H.273): their primaries, and their tone curves to light.
+"""Primaries and transfer functions of the coding-independent code points (ITU-T H.273).
 
-Light of 1 is the white of paper: 203 cd/m2 in the curves of high dynamic range (ITU-R BT.2408).
+Linear light of 1 is reference white: 203 cd/m2 for the HDR curves (ITU-R BT.2408).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _DCI = (0.314, 0.351)
 _WHITE_CD_M2 = 203
 _HLG_DISPLAY_CD_M2, _HLG_GAMMA = 1_000, 1.2
 
-# x and y of white, R, G and B (H.273, table 2)
+# x and y of white, R, G and B (H.273, table 2).
 PRIMARIES: dict[int, tuple[float, ...]] = {
     1: (*_D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),
     4: (*_C, 0.67, 0.33, 0.21, 0.71, 0.14, 0.08),
@@ -35,7 +35,10 @@ PRIMARIES: dict[int, tuple[float, ...]] = {
 
 
 def transfer(number: int) -> Callable[[Floats64], Floats64] | None:
-    """The curve from samples, 0 to 1, to light; None for a number without one (H.273, table 3)."""
+    """Return the function from samples (0 to 1) to linear light, or None for an unknown number.
+
+    The numbers are those of H.273, table 3.
+    """
     return _TRANSFERS.get(number)
 
 
@@ -46,7 +49,7 @@ def srgb(v: Floats64) -> Floats64:
 def hlg_display_light(
     light: NDArray[np.float32], luminance: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Light of the scene as a display shows it (BT.2100, table 5)."""
+    """Apply HLG's OOTF: scene light to display light (BT.2100, table 5)."""
     y = np.maximum(light @ luminance, 1e-9)[..., None]
     scale = np.float32(_HLG_DISPLAY_CD_M2 / _WHITE_CD_M2)
     shown: NDArray[np.float32] = light * y ** np.float32(_HLG_GAMMA - 1) * scale

@@ -1,7 +1,7 @@
-"""Turns samples into sRGB of 8 bits, from the depth that they have.
+"""Converts samples of 8 or 16 bits to sRGB with 8 bits.
 
-Profiles of curves and a matrix, cICP, gAMA and cHRM are computed here; only profiles with a table
-of colours go to Little CMS, rebuilt by `actors.images.profiles`.
+Matrix profiles, cICP, gAMA and cHRM are computed here. Only profiles with a colour lookup table are
+evaluated by Little CMS, after `actors.images.profiles` has rebuilt them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from actors.images.samples import Array8, Array8or16, Calibration, Cicp, IccProf
 
 Floats = NDArray[np.float32]
 
-# Pixels converted at a time: each takes some 60 bytes meanwhile.
+# Pixels converted at a time; each takes some 60 bytes of temporary memory.
 _BAND_PIXELS = 2**19
 _DEEP = 65_535
 _D65_XY = (0.3127, 0.3290)
@@ -29,14 +29,14 @@ _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
-_NO_OPTIMIZATION = 0x0100  # of Little CMS, whose optimization loses the shadows of linear samples
+_NO_OPTIMIZATION = 0x0100  # cmsFLAGS_NOOPTIMIZE: the optimization loses shadows of linear samples
 
 
 def to_srgb(samples: Samples) -> Array8:
-    """The picture in sRGB, of shape (height, width, 1 or 3).
+    """Return the picture in sRGB, of shape (height, width, 1 or 3).
 
-    Colours that cannot be meant are taken as sRGB: a profile that is broken or for another model.
-    Raises UnsupportedImage for a profile that is too large to be evaluated.
+    A profile that is broken or for another colour model is ignored, and the samples are taken as
+    sRGB. Raises UnsupportedImage for a profile that is too large.
     """
     match samples.model:
         case Model.LAB:
@@ -61,9 +61,9 @@ def _cut(band: Array8or16) -> Array8:
 
 @dataclass(frozen=True, slots=True)
 class _Light:
-    """Samples to light: a table of each channel, and a matrix to linear sRGB.
+    """Converts RGB samples: a table to linear light for each channel, and a matrix to linear sRGB.
 
-    `scene_gamma` is HLG's step from the light of the scene to that of a display.
+    `luminance` has the weights of R, G and B in HLG's OOTF; None for other transfer functions.
     """
 
     tables: tuple[Floats, ...]
@@ -137,7 +137,7 @@ def _cmyk_to_srgb(samples: Samples) -> Array8:
 
 
 def _without_press(band: Array8or16) -> Array8:
-    """Inks that are the complements of the primaries, as of no press in particular."""
+    """Convert CMYK without a profile: inks are the complements of sRGB's primaries."""
     inks = 255 - to_8_bits(band).astype(np.uint16)
     return ((inks[..., :3] * inks[..., 3:] + 127) // 255).astype(np.uint8)
 
@@ -161,7 +161,10 @@ def _by_table(values: Array8or16, profile: bytes, space: str) -> Array8:
 
 
 def _converted(values: Array8or16, light: _Light) -> Array8:
-    """The same samples, where it would change none of them by more than a step of 255."""
+    """Convert the samples, or return them unchanged if no colour would change by more than 1/255.
+
+    The check probes a grid of 17 levels a channel and all greys.
+    """
     if values.dtype == np.uint8:
         steps = np.linspace(0, 255, 17).round().astype(np.uint8)
         cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
@@ -173,7 +176,7 @@ def _converted(values: Array8or16, light: _Light) -> Array8:
 
 
 def _light_of_cicp(cicp: Cicp, levels: NDArray[np.float64]) -> _Light | None:
-    """None for code points that are reserved or unspecified."""
+    """Return the conversion, or None for reserved or unspecified code points."""
     transfer = code_points.transfer(cicp.transfer)
     primaries = code_points.PRIMARIES.get(cicp.primaries)
     if transfer is None or primaries is None:
@@ -189,7 +192,7 @@ def _light_of_cicp(cicp: Cicp, levels: NDArray[np.float64]) -> _Light | None:
 
 
 def encode_srgb(light: Floats) -> Array8:
-    """Linear light, 0 to 1, as sRGB of 8 bits; what is outside of it is cut off."""
+    """Encode linear light as sRGB with 8 bits. Values are clipped to 0 to 1."""
     scaled = np.clip(light, 0, 1) * _DEEP + 0.5
     return _SRGB_TABLE[scaled.astype(np.uint16)]
 
@@ -217,7 +220,7 @@ def _lab_to_srgb(band: Array8or16) -> Array8:
 
 
 def _in_bands(values: Array8or16, convert: Callable[[Array8or16], Array8]) -> Array8:
-    """`convert` applied to bands of rows, so that the floats of a whole picture are not held."""
+    """Apply `convert` to bands of rows, to limit the memory for intermediate floats."""
     height, width = values.shape[:2]
     step = max(1, _BAND_PIXELS // max(width, 1))
     first = convert(values[:step])
@@ -229,7 +232,7 @@ def _in_bands(values: Array8or16, convert: Callable[[Array8or16], Array8]) -> Ar
 
 
 def _levels(values: Array8or16) -> NDArray[np.float64]:
-    """Each value that a sample can have, from 0 to 1."""
+    """Return all possible sample values, scaled to 0 to 1."""
     return np.linspace(0, 1, 256 if values.dtype == np.uint8 else _DEEP + 1)
 
 
@@ -238,12 +241,15 @@ def _to_srgb_matrix(primaries: tuple[float, ...]) -> Floats:
 
 
 def _xyz_to_srgb() -> NDArray[np.float64]:
-    """From XYZ under D50, as profiles have it."""
+    """Return the matrix from XYZ under D50, the connection space of profiles, to linear sRGB."""
     return np.linalg.inv(_xyz_of(_SRGB_XY)).astype(np.float64)
 
 
 def _xyz_of(primaries: tuple[float, ...]) -> NDArray[np.float64]:
-    """Rows of XYZ under D50 for R, G and B, of x and y of white, R, G and B (Bradford)."""
+    """Return XYZ under D50 of R, G and B as rows, adapted by Bradford's matrix.
+
+    `primaries` are x and y of white, R, G and B.
+    """
     xy = np.array(primaries).reshape(4, 2)
     xyz = np.column_stack([xy[:, 0] / xy[:, 1], np.ones(4), (1 - xy.sum(axis=1)) / xy[:, 1]])
     white, rows = xyz[0], xyz[1:]

@@ -1,7 +1,8 @@
-"""Writes pictures: the file that an engine reads, and the file of a result.
+"""Encodes the engine's input file and the result's file.
 
-ComfyUI works on RGB. Transparency is kept aside and put over the result, unless pixels are moved
-about meanwhile: such a picture goes in on white. Blocking, to be called off the event loop.
+ComfyUI works on RGB, so the alpha channel is kept aside and applied to the result. For workflows
+that move pixels the alpha would not fit, so the picture is composed on white instead. The functions
+block: call them off the event loop.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from actors.images.png import png_of
 from actors.images.reader import NormalisedImage
 from restoration.jobs import OutputFormat
 
-ENGINE_SUFFIX = ".pnm"  # of the file that `engine_input` makes
+ENGINE_SUFFIX = ".pnm"  # file name extension of `engine_input`
 
 _PNG = OutputFormat.PNG
 
@@ -26,10 +27,10 @@ _PNG = OutputFormat.PNG
 def engine_input(
     image: NormalisedImage, *, on_white: bool
 ) -> tuple[bytes, NDArray[np.uint8] | None]:
-    """A file that ComfyUI's LoadImage reads to exactly these pixels, and the alpha to keep aside.
+    """Return the file for ComfyUI's LoadImage, and the alpha channel to keep aside.
 
-    It is a binary Netpbm, which an engine reads in a quarter of the time that it takes for a PNG.
-    `on_white`: what is transparent shows white, and no alpha is kept.
+    The file is a binary Netpbm with exactly these pixels; an engine reads it in a quarter of the
+    time of a PNG. With `on_white` the picture is composed on white, and the alpha is None.
     """
     if not on_white or image.alpha is None:
         return _pnm(image.pixels), image.alpha
@@ -46,7 +47,7 @@ def _pnm(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def netpbm_header(width: int, height: int, *, grey: bool) -> bytes:
-    """The beginning of a binary Netpbm of 8 bits; the samples follow, and nothing else."""
+    """Return the header of a binary Netpbm with 8 bits. The file continues with the samples."""
     return f"P{5 if grey else 6}\n{width} {height}\n255\n".encode()
 
 
@@ -58,12 +59,13 @@ def encode(
     exif: bytes | None = None,
     grey: bool = False,
 ) -> bytes:
-    """The engine's picture in the format asked for, with `exif` and no other metadata.
+    """Return the engine's picture in the given format, with `exif` as its only metadata.
 
-    `picture` is a PNG, or pixels of the shape (height, width, channels).
-    Without `alpha` the pixels of a PNG that is to be one are not even decoded. `quality` (1 to 100)
-    is for JPEG and WebP. JPEG has no transparency: it shows white instead. With `grey`, R, G and B
-    of each pixel are equal, in one channel where the format has it; a WebP is lossless then.
+    `picture` is a PNG, or an array of shape (height, width, channels). A PNG that needs neither
+    alpha, grey nor another format is copied without decoding its pixels. `quality` (1 to 100) is
+    for JPEG and WebP. A JPEG is composed on white, because it has no alpha. With `grey` the result
+    has one channel, or equal R, G and B where the format or the alpha requires RGB; a grey WebP is
+    lossless. Raises EngineFailed, or an error of Pillow, for broken PNG data.
     """
     if output_format is _PNG and alpha is None and not grey:
         if isinstance(picture, bytes):
@@ -82,18 +84,18 @@ def encode(
             result.putalpha(resized)
     if output_format is _PNG:
         return png_of(result, exif)
-    result.info.clear()  # Pillow makes a PNG's texts the comment of a JPEG
+    result.info.clear()  # Pillow would write a PNG's texts as the comment of a JPEG
     out = io.BytesIO()
     options: dict[str, Any] = {"quality": quality, "exif": exif or b"", "icc_profile": None}
     if output_format is OutputFormat.WEBP and grey:
-        # libwebp's way from YUV to RGB rounds G otherwise than R and B, so only lossless is grey.
+        # libwebp's conversion from YUV rounds G differently, so only lossless keeps R = G = B.
         options["lossless"] = True
     result.save(out, output_format.value, **options)
     return out.getvalue()
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    # a copy of 100 megapixels takes 400 MB
+    # Without a needless copy, which takes 400 MB for 100 megapixels.
     return image if image.mode == mode else image.convert(mode)
 
 

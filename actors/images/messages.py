@@ -1,7 +1,7 @@
-"""Messages between an image process and its owner: a JSON header, then binary parts. No I/O.
+"""Messages between an image process and its owner: a JSON header and binary parts. No I/O.
 
-On the socket: the header's size (4 bytes, big-endian), the header, the parts one after another.
-The header's key `sizes` lists the sizes of the parts in bytes.
+A message is the header's size (4 bytes, big-endian), the header, and the parts in order. The
+header's key `sizes` lists the sizes of the parts in bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_HEADER_BYTES = 64 * 1024
 
 
 def frame(header: Mapping[str, Any], parts: Sequence[bytes] = ()) -> bytes:
-    """Return what is to be sent before the `parts`."""
+    """Return the bytes to send before the `parts`: the header with its size."""
     text = json.dumps({**header, "sizes": [len(part) for part in parts]}).encode()
     return SIZE.pack(len(text)) + text
 
@@ -30,9 +30,9 @@ def header_size(prefix: bytes) -> int:
 
 
 def parse_header(text: bytes, max_bytes: int) -> tuple[dict[str, Any], list[int]]:
-    """Return the header and the sizes of the parts, which have `max_bytes` together at most.
+    """Return the header and the sizes of the parts.
 
-    Raises ValueError.
+    Raises ValueError for an invalid header, or parts of more than `max_bytes` in total.
     """
     header = json.loads(text)
     if not isinstance(header, dict):

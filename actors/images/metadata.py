@@ -1,8 +1,8 @@
-"""EXIF of uploads, byte by byte, and PNGs without any metadata.
+"""Reads and filters the EXIF of uploads, and removes metadata from PNGs.
 
-A result carries nothing that the engine wrote into it (ComfyUI: the whole graph, with paths and
-prompts) and nothing of the upload (place, time, camera, owner), unless its job asks for the
-upload's EXIF. Values are copied as they are stored: what encoding a text has, its author knows.
+A result contains no metadata of the engine (ComfyUI writes the whole graph, with paths and prompts)
+and none of the upload (place, time, camera, owner), unless its job asks for the upload's EXIF.
+Values are copied as bytes, because the encoding of texts is not recorded.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from PIL.ExifTags import IFD, Base
 
 from actors.images.png import SIGNATURE, chunks, exif_chunk
 
-# What the pixels mean; of the other chunks none is needed to show them (PNG, third edition, 11.3).
+# Chunks that define the pixels and their colours (PNG, third edition, 11.3). The rest is dropped.
 _PIXEL_CHUNKS = frozenset(
     (b"IHDR", b"PLTE", b"tRNS", b"cHRM", b"gAMA", b"iCCP", b"sBIT", b"sRGB", b"IDAT", b"IEND")
 )
 
 _MAX_EXIF_BYTES = 65_000  # a JPEG holds 65,533
-_MAX_ENTRIES = 2_000  # of a directory: a camera writes some hundred
+_MAX_ENTRIES = 2_000  # in a directory; cameras write a few hundred at most
 _PREFIX = b"Exif\0\0"
 _KEPT = {
     *(Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime),
     *(Base.Artist, Base.HostComputer, Base.Copyright),
     *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
 }
-# true of the upload's pixels, not of the result's
+# These describe the upload's pixels, not the result's.
 _OUTDATED = {
     *(Base.ExifImageWidth, Base.ExifImageHeight, Base.ColorSpace),
     Base.ExifInteroperabilityOffset,
 }
 _SHORT, _LONG = 3, 4
-# bytes of each type (TIFF 6.0, section 2; 13 is IFD)
+# Size in bytes of each type (TIFF 6.0, section 2; 13 is IFD).
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _BIG_SIZES = {**_SIZES, 16: 8, 17: 8, 18: 8}
 
@@ -49,7 +49,7 @@ class _Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Structure:
-    """A TIFF structure: its byte order as of `struct`, and whether it is a BigTIFF."""
+    """A TIFF structure. `order`: byte order as in `struct`; `big`: whether it is a BigTIFF."""
 
     data: bytes
     order: str
@@ -68,7 +68,7 @@ class _Structure:
         return self._number(8 if self.big else 4, 8 if self.big else 4)
 
     def entries(self, start: int) -> Iterator[_Entry]:
-        """The readable entries of the directory at `start`."""
+        """Yield the readable entries of the directory at `start`."""
         head, size, width = (8, 20, 8) if self.big else (2, 12, 4)
         sizes = _BIG_SIZES if self.big else _SIZES
         for n in range(min(self._number(start, head), _MAX_ENTRIES)):
@@ -99,7 +99,7 @@ class _Structure:
 
 
 def orientation_of(exif: bytes | None) -> int:
-    """EXIF's orientation, 1 to 8; 1 where there is none that can be read."""
+    """Return the EXIF orientation, 1 to 8; 1 if it is missing or unreadable."""
     structure = _Structure.of(exif) if exif else None
     if structure is None:
         return 1
@@ -114,10 +114,11 @@ def orientation_of_tag(value: object) -> int:
 
 
 def kept_exif(exif: bytes | None) -> bytes | None:
-    """EXIF for the result, as JPEG holds it; None if nothing of it is to be kept or can be read.
+    """Return the EXIF for the result, with JPEG's `Exif` prefix, or None if nothing remains.
 
-    Camera, times, place, author; without orientation (a result is upright), thumbnail, and
-    all that describes the file that it came from. In the byte order of the upload's.
+    It keeps camera, times, place and author, and drops the orientation (a result is upright), the
+    thumbnail, and tags about the uploaded file. The byte order is the upload's. The maker note is
+    dropped if it would exceed 65,000 bytes with it.
     """
     structure = _Structure.of(exif) if exif else None
     if structure is None:
@@ -163,7 +164,7 @@ def _without_maker_note(below: dict[int, dict[int, _Entry]]) -> dict[int, dict[i
 def _written(
     structure: _Structure, main: dict[int, _Entry], below: dict[int, dict[int, _Entry]]
 ) -> bytes:
-    """A classic TIFF structure: the main directory, and those below it behind it."""
+    """Return a classic TIFF structure: the main directory, followed by its sub-directories."""
     order = structure.order
     magic = b"II*\0" if order == "<" else b"MM\0*"
     start = 8
@@ -180,7 +181,7 @@ def _written(
 
 
 def _directory_bytes(entries: Collection[_Entry], more: int) -> int:
-    """The size of a directory with `more` pointers beside the entries."""
+    """Return the size of a directory with these entries and `more` pointers."""
     values = sum(len(e.value) + len(e.value) % 2 for e in entries if len(e.value) > 4)
     return 2 + 12 * (len(entries) + more) + 4 + values
 
@@ -200,9 +201,9 @@ def _directory(order: str, entries: Collection[_Entry], start: int) -> bytes:
 
 
 def bare_png(png: bytes, exif: bytes | None = None) -> bytes:
-    """The same pixels, to the bit, with `exif` as the only metadata; nothing is decoded.
+    """Return the PNG with the same compressed pixels, and `exif` as its only metadata.
 
-    Raises EngineFailed for data that is no PNG.
+    Raises EngineFailed for data that is not a complete PNG.
     """
     kept = [whole for name, whole in chunks(png) if name in _PIXEL_CHUNKS]
     if exif is None and len(SIGNATURE) + sum(map(len, kept)) == len(png):

@@ -1,8 +1,8 @@
-"""PNG: its chunks, and a writer that takes a sixth of the time of Pillow's.
+"""PNG chunks, and a writer that takes a sixth of the time of Pillow's.
 
-Of the five filters the writer knows one, Up, which numpy computes for many rows at once; Pillow
-tries them all on each row. The rest is the compressor: ISA-L instead of zlib. What it costs in
-size is in decision 20 (docs/decisions). Blocking, to be called off the event loop.
+The writer uses only the filter Up, which numpy computes for many rows at once, where Pillow tries
+all five filters on each row; and it compresses with ISA-L instead of zlib. Decision 20
+(docs/decisions) has the effect on file sizes. The functions block: call them off the event loop.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD = struct.Struct(">I4s")
 _HEADER = struct.Struct(">IIBBBBB")
 _DEPTH = 8
-_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # of as many channels: grey, RGB, RGB with alpha
-_UP = 2  # a byte is told by its difference from the one above (PNG, third edition, 9.2)
+_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # by number of channels: grey, RGB, RGB with alpha
+_UP = 2  # the filter that stores differences to the row above (PNG, third edition, 9.2)
 _LEVEL = 1
-# Of the picture, filtered and compressed at a time: a band is held twice, not the picture.
+# Bytes filtered and compressed at a time, so that only a band is held twice, not the picture.
 _BAND_BYTES = 4 * 2**20
-_JPEGS_PREFIX = b"Exif\0\0"  # of EXIF in a JPEG, and in no PNG
+_JPEGS_PREFIX = b"Exif\0\0"  # before EXIF in a JPEG; a PNG has none
 
 
 def png_of(picture: NDArray[np.uint8] | Image.Image, exif: bytes | None = None) -> bytes:
-    """The picture as a PNG of 8 bits, with `exif` and no other metadata.
+    """Return the picture as a PNG with 8 bits a channel, and `exif` as its only metadata.
 
     An array has the shape (height, width, channels) with 1, 3 or 4 channels; an image has the mode
     L, RGB or RGBA.
@@ -57,7 +57,7 @@ def _shape(picture: NDArray[np.uint8] | Image.Image) -> tuple[int, int, int]:
 
 
 def _filtered(picture: NDArray[np.uint8] | Image.Image, top: int, bottom: int) -> bytes:
-    """These rows, each behind the number of its filter."""
+    """Return the filtered rows, each preceded by its filter's number."""
     rows = _rows(picture, top, bottom)
     above = _rows(picture, top - 1, top) if top else np.zeros_like(rows[:1])
     filtered = np.empty((len(rows), 1 + rows.shape[1]), np.uint8)
@@ -76,9 +76,9 @@ def _rows(picture: NDArray[np.uint8] | Image.Image, top: int, bottom: int) -> ND
 
 
 def chunks(png: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Each chunk by its name, up to the last; what follows that is not the picture's.
+    """Yield the name and the whole of each chunk up to IEND, without data that follows it.
 
-    Raises EngineFailed for what is no whole PNG.
+    Raises EngineFailed for data that is not a complete PNG.
     """
     if not png.startswith(SIGNATURE):
         raise EngineFailed("the engine's result is not a PNG")
@@ -95,11 +95,11 @@ def chunks(png: bytes) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def exif_chunk(exif: bytes) -> bytes:
-    """For `exif` as Pillow and JPEG have it."""
+    """Return the eXIf chunk for `exif`, which may have JPEG's `Exif` prefix."""
     return chunk(b"eXIf", exif.removeprefix(_JPEGS_PREFIX))
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
-    """The whole chunk, with its length and its checksum."""
+    """Return the whole chunk, with its length and its checksum."""
     checksum = isal_zlib.crc32(data, isal_zlib.crc32(name))
     return b"".join([_HEAD.pack(len(data), name), data, struct.pack(">I", checksum)])

@@ -1,9 +1,10 @@
-"""An image process: reads and writes pictures one after another, and may be lost at any moment.
+"""A sandboxed process that reads and writes pictures one after another.
 
-`python -m actors.images.process LIMITS`, with one end of a stream socket as standard input. It
-sends a message when it is ready; then each request (`actors.images.messages`) has one answer. A
-request to read is answered twice: with the number of pixels as soon as the file's header is
-accepted, so that the owner can set a time limit, and with the result. End of file ends the process.
+Run it as `python -m actors.images.process LIMITS`, with one end of a stream socket as standard
+input. It sends a message when it is ready, then one answer for each request
+(`actors.images.messages`). A request to read has an additional first answer: the number of pixels,
+sent when the file's header is accepted, so that the owner can set a time limit. End of file ends
+the process.
 
 | Request | Parts | Answer | Parts |
 |---|---|---|---|
@@ -12,9 +13,9 @@ accepted, so that the owner can set a time limit, and with the result. End of fi
 | `encode`: `format`, `quality`, `grey`, `pixels`, `alpha`, `raw` | PNG, alpha, EXIF | | the file |
 
 `alpha` is the shape of the alpha channel or null. With `raw`, the shape of raw pixels, an open file
-of them comes with the request in place of the PNG. A part that does not exist has no bytes. Instead
-of an answer there is `refused` (an error's code, with `message` and `details`), `exhausted` when
-memory ran out, or `failed` when a picture could not be written.
+of them is sent with the request instead of the PNG. A missing part has no bytes. A failed request
+is answered with `refused` (an error's code, with `message` and `details`), `exhausted` if memory
+ran out, or `failed` if a picture could not be written.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ Answer = tuple[dict[str, Any], Sequence[bytes]]
 
 _STANDARD_INPUT, _STANDARD_ERROR = 0, 2
 _HEADER_CPU_S = 2.0
-# Bytes of address space for each pixel, beside what the process has when it is ready. Reading holds
-# 16 bits or floats for a while; libwebp holds 8 bytes beside its input and its output.
+# Address space for each pixel, in bytes, in addition to that of the idle process. Reading holds 16
+# bits or floats temporarily; libwebp holds 8 bytes beside its input and output.
 _READ_BYTES_A_PIXEL = 48
 _ENCODE_BYTES_A_PIXEL = 24
 _SPARE_BYTES = 128 * MEBIBYTE
@@ -63,13 +64,13 @@ _SPARE_BYTES = 128 * MEBIBYTE
 
 @dataclass(frozen=True, slots=True)
 class ProcessLimits:
-    """What one picture may use. `cpu_s`: processor time for one of the largest size, in seconds."""
+    """Limits for one picture. `cpu_s`: CPU seconds for a picture of the largest accepted size."""
 
     upload: UploadLimits
     cpu_s: float
 
     def cpu_s_for(self, pixels: int) -> float:
-        """Return the processor time for a picture of so many pixels, in seconds."""
+        """Return the CPU time limit for a picture of `pixels` pixels, in seconds."""
         return _HEADER_CPU_S + self.cpu_s * pixels / self.upload.max_pixels
 
     def dump(self) -> str:
@@ -105,7 +106,7 @@ class ImageProcess:
             pass
 
     def _serve_one(self) -> bool:
-        """Answer a request, and keep nothing of it; False at end of file."""
+        """Answer one request. Return False at end of file."""
         if (request := self._receive()) is None:
             return False
         try:
@@ -161,7 +162,7 @@ class ImageProcess:
             )
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 # the owner is told what failed
+        except Exception as error:  # noqa: BLE001 # reported to the owner
             return {"failed": f"{type(error).__name__}: {error}"}, []
         return {}, [data]
 
@@ -174,7 +175,7 @@ class ImageProcess:
             self._connection.sendall(part)
 
     def _receive(self) -> tuple[dict[str, Any], Sequence[bytes], NDArray[np.uint8] | None] | None:
-        """Return the next request's header, parts, and raw pixels; None at end of file."""
+        """Return the next request's header, parts and raw pixels, or None at end of file."""
         limit_memory(resource.RLIM_INFINITY)  # the owner bounds what it sends
         prefix, files, _, _ = socket.recv_fds(self._connection, SIZE.size, 1)
         if not prefix:
@@ -198,7 +199,10 @@ class ImageProcess:
 
 
 def _load_everything() -> None:
-    """Import whatever is imported late: read and write one small picture of each type."""
+    """Trigger all lazy imports by reading and writing a small picture of each type.
+
+    After `lock_down` no file can be opened.
+    """
     load_decoders()
     sample = Image.new("RGB", (8, 8))
     for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF"):
@@ -211,10 +215,10 @@ def _load_everything() -> None:
 
 
 def main(read_image: Callable[..., NormalisedImage] = read) -> None:
-    """Be an image process: the limits are the first argument, the connection standard input."""
+    """Run an image process: the first argument has the limits, standard input is the socket."""
     die_with_parent()
     warnings.simplefilter("ignore")
-    with open(os.devnull, "wb") as nowhere:  # libraries write there what files tell them to
+    with open(os.devnull, "wb") as nowhere:  # libraries print messages that files can influence
         os.dup2(nowhere.fileno(), _STANDARD_ERROR)
     connection = socket.socket(fileno=_STANDARD_INPUT)
     ImageProcess(connection, ProcessLimits.load(sys.argv[1]), read_image).run()

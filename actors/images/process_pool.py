@@ -1,8 +1,8 @@
-"""Image processes: uploads are read, and results written, where that can do no harm.
+"""A pool of sandboxed image processes, which read uploads and write results.
 
-Whatever a picture does to its process costs that picture only: a process that crashes, hangs, or
-runs out of memory is ended, and the next picture has a new one. So is the process of a request that
-is cancelled. Nothing of the uploader's is parsed outside of `actors.images.process`.
+A malicious picture affects only its own request: a process that crashes, hangs or runs out of
+memory is killed and replaced, and so is the process of a cancelled request. Uploads are parsed only
+in `actors.images.process`.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ _ENVIRONMENT = {
     "PATH": os.defpath,
     "PYTHONPATH": str(_PACKAGES),
     "OPENBLAS_NUM_THREADS": "1",
-    # Memory goes back as soon as it is free; else glibc keeps what a large picture took.
+    # Makes glibc return freed memory at once; otherwise it keeps that of large pictures.
     "MALLOC_MMAP_THRESHOLD_": str(MEBIBYTE),
 }
 _START_CPU_S = 10.0
-# The limit is processor time, which a busy machine does not shorten. Elapsed time is the bound for
-# a process that waits instead of computing.
+# The main limit is CPU time, which does not depend on the machine's load. Elapsed time bounds a
+# process that waits instead of computing.
 _ELAPSED_A_CPU_S = 10.0
-_MAX_BYTES_A_PIXEL = 5  # of an answer: four channels and an alpha apart, or a PNG that grew
+_MAX_BYTES_A_PIXEL = 5  # in an answer: four channels and a separate alpha, or a PNG that grew
 Answer = tuple[dict[str, Any], list[bytes]]
 _REFUSALS: dict[str, type[InvalidRequest]] = {
     kind.code: kind for kind in (InvalidRequest, UnsupportedImage, BrokenImage, ImageTooLarge)
@@ -71,15 +71,18 @@ _REFUSALS: dict[str, type[InvalidRequest]] = {
 
 class Examiner(Protocol):
     async def examine(self, data: bytes) -> ImageInfo:
-        """Return what the upload is. Raises InvalidRequest and its kin, DependencyUnavailable."""
+        """Decode the upload completely, and return its type and size.
+
+        Raises InvalidRequest or a subclass, DependencyUnavailable.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """An upload as an engine gets it, and what the result needs to know of it.
+    """An upload as input for an engine, with the data that its result needs.
 
-    `file` has the normalised pixels, `info` tells its type before, its width and height.
-    `alpha` has 8 bits for each pixel, row after row; None when all is opaque.
+    `file` is a Netpbm of the normalised pixels; `info` has the upload's type, and the width and
+    height. `alpha` has one byte for each pixel, row by row, and is None for an opaque picture.
     """
 
     file: bytes
@@ -98,11 +101,10 @@ class EncodeFailed(Exception):
 
 
 class ImageProcessPool:
-    """Up to `processes` image processes, each started when it is first needed.
+    """Up to `processes` image processes, each started on demand. An async context manager.
 
-    Owners whose pictures are examined take turns. `cpu_s` is the
-    processor time for a picture of the largest accepted size; a smaller one has less in proportion.
-    An async context manager.
+    Processes are shared fairly between the owners of examined pictures. `cpu_s` is the CPU time
+    limit for a picture of the largest accepted size; smaller ones get proportionally less.
     """
 
     def __init__(
@@ -119,7 +121,8 @@ class ImageProcessPool:
         self._processes = processes
         self._places = FairPlaces(processes, "pictures")
         self._idle: list[_Process] = []
-        # A process ends with the thread that started it, so that thread lives as long as the pool.
+        # The kernel kills a process when the thread that started it ends (PR_SET_PDEATHSIG), so
+        # this thread lives as long as the pool.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="image-processes")
 
     async def __aenter__(self) -> Self:
@@ -129,7 +132,7 @@ class ImageProcessPool:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Wait for the pictures in work, and end the processes."""
+        """Wait for the requests in progress, then end the processes."""
         for _ in range(self._processes):
             await self._places.take(None)
         for process in self._idle:
@@ -138,7 +141,7 @@ class ImageProcessPool:
 
     @property
     def pids(self) -> list[int]:
-        """Return the ids of the processes that have nothing to do."""
+        """The ids of the idle processes."""
         return [process.pid for process in self._idle]
 
     async def examine(self, data: bytes) -> ImageInfo:
@@ -149,9 +152,9 @@ class ImageProcessPool:
     async def prepare(
         self, data: bytes, *, keep_metadata: bool = False, on_white: bool = False
     ) -> PreparedImage:
-        """Read an upload for an engine. `on_white`: white shows through, and no alpha is kept.
+        """Read an upload for an engine. With `on_white` it is composed on white, without alpha.
 
-        Raises InvalidRequest and its kin, DependencyUnavailable.
+        Raises InvalidRequest or a subclass, DependencyUnavailable.
         """
         request = {"do": "prepare", "keep_metadata": keep_metadata, "on_white": on_white}
         answer, (file, alpha, exif) = await self._read(data, request, None)
@@ -172,7 +175,7 @@ class ImageProcessPool:
         *,
         grey: bool,
     ) -> bytes:
-        """Write the engine's picture, with the alpha and the metadata of `photo`.
+        """Encode the engine's picture, with the alpha and the metadata of `photo`.
 
         See `actors.images.encode.encode`. Raises EncodeFailed, DependencyUnavailable.
         """
@@ -213,7 +216,7 @@ class ImageProcessPool:
     async def _read(self, data: bytes, request: Mapping[str, Any], owner: Owner) -> Answer:
         upload = self._limits.upload
         check_size_bytes(len(data), upload)
-        sniff(data)  # no process is asked about a file that is no picture
+        sniff(data)  # raises for files that are not pictures, without using a process
         max_bytes = _MAX_BYTES_A_PIXEL * upload.max_pixels + MEBIBYTE
         try:
             async with self._process(owner) as process:
@@ -223,7 +226,8 @@ class ImageProcessPool:
                 if "pixels" in answer:
                     cpu_s = self._limits.cpu_s_for(min(int(answer["pixels"]), upload.max_pixels))
                     answer, parts = await process.answer(cpu_s, max_bytes)
-                if "exhausted" in answer:  # its memory may be left in pieces
+                # Raised within the block, which ends the process: its memory may be fragmented.
+                if "exhausted" in answer:
                     raise ImageTooLarge("the picture takes more memory to decode than is allowed")
         except ProcessLost as lost:
             log.warning("image_process_lost", reason=str(lost), size_bytes=len(data))
@@ -238,14 +242,14 @@ class ImageProcessPool:
         return answer, parts
 
     def _info(self, answer: Mapping[str, Any]) -> ImageInfo:
-        """Believe a process no further than this."""
+        """Validate the answer: the process may be compromised."""
         info = ImageInfo(ImageType(answer["type"]), int(answer["width"]), int(answer["height"]))
         check_dimensions(info.width, info.height, self._limits.upload)
         return info
 
     @asynccontextmanager
     async def _process(self, owner: Owner) -> AsyncIterator[_Process]:
-        """A process for one request; it is ended unless the request has had its answer."""
+        """Provide a process for one request. It is ended if the block raises."""
         async with self._places.turn(owner):
             process = await self._idle_or_new()
             try:
@@ -285,14 +289,14 @@ class ImageProcessPool:
 
 
 class ProcessLost(Exception):
-    """A process that gave no answer.
+    """A process ended or timed out without an answer.
 
-    `by_picture`: the picture is to blame. A signal other than SIGKILL is the picture's doing, and
-    so is slowness. SIGKILL comes from the kernel when it is short of memory, or from a person.
+    `by_picture`: the picture is the cause, as for a timeout or any signal but SIGKILL, which comes
+    from the kernel when memory is short, or from an operator.
     """
 
     def __init__(self, status: int | None, elapsed_s: float) -> None:
-        """`status` as Popen has it; None for a process that took longer than `elapsed_s`."""
+        """`status` is Popen's return code, or None if the process took longer than `elapsed_s`."""
         self.by_picture = status is None or (status < 0 and status != -signal.SIGKILL)
         if status is None:
             super().__init__(f"took longer than {elapsed_s:g} s")
@@ -305,10 +309,10 @@ class ProcessLost(Exception):
 
 
 class _Process:
-    """One process and the connection to it, for one request at a time."""
+    """One image process and its connection. It handles one request at a time."""
 
     def __init__(self, argv: Sequence[str], niceness: int) -> None:
-        """Blocks until it is started, which is before it is ready. Raises DependencyUnavailable."""
+        """Start the process; blocks, but not until it is ready. Raises DependencyUnavailable."""
         self._line, theirs = socket.socketpair()
         self._line.setblocking(False)
         with theirs:
@@ -344,7 +348,7 @@ class _Process:
         cpu_s: float,
         max_bytes: int,
     ) -> Answer:
-        """Send a request, and the open `file` with it; see `answer`."""
+        """Send a request with the open `file`, and return the first answer. Raises ProcessLost."""
         loop = asyncio.get_running_loop()
         first = frame(header, parts)
         async with self._within(cpu_s):
@@ -356,7 +360,7 @@ class _Process:
         return await self.answer(cpu_s, max_bytes)
 
     async def answer(self, cpu_s: float, max_bytes: int) -> Answer:
-        """Return the next answer, whose parts have at most `max_bytes`. Raises ProcessLost."""
+        """Return the next answer. Its parts have at most `max_bytes`. Raises ProcessLost."""
         async with self._within(cpu_s):
             size = header_size(await self._exactly(SIZE.size))
             header, sizes = parse_header(await self._exactly(size), max_bytes)
@@ -364,7 +368,7 @@ class _Process:
 
     @asynccontextmanager
     async def _within(self, cpu_s: float) -> AsyncIterator[None]:
-        """Bound the elapsed time, and turn what goes wrong into ProcessLost."""
+        """Limit the elapsed time, and convert errors to ProcessLost."""
         elapsed_s = cpu_s * _ELAPSED_A_CPU_S
         try:
             async with asyncio.timeout(elapsed_s):
@@ -385,14 +389,14 @@ class _Process:
         return bytes(data)
 
     async def _status(self) -> int:
-        """Return the exit status of a process that has hung up; 0 for one that has not ended."""
+        """Return the exit status of a process that closed its connection; 0 if it still runs."""
         try:
             return await asyncio.to_thread(self._process.wait, 1)
         except subprocess.TimeoutExpired:
             return 0
 
     def end(self) -> None:
-        """Kill the process. `reap` afterwards, where blocking is no harm."""
+        """Kill the process. Call `reap`, which blocks, afterwards on another thread."""
         self._line.close()
         self._process.kill()
 

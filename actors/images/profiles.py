@@ -1,7 +1,7 @@
-"""Reads ICC profiles (ICC.1:2022) without evaluating more of them than the picture needs.
+"""Parses ICC profiles (ICC.1:2022), and evaluates only the parts that the picture needs.
 
-A profile is parsed to curves and a matrix, or rebuilt with the one table of colours that serves.
-Multi-process elements (D2Bx, B2Dx) are left out: their cost has no relation to their size.
+A profile is parsed to tone curves and a matrix, or rebuilt with the one lookup table that is used.
+Multi-process elements (D2Bx, B2Dx) are ignored, because their cost is not bounded by their size.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from PIL import ImageCms
 
 from restoration.errors import UnsupportedImage
 
-# The profiles of presses and scanners have up to 3 MB, those of monitors with tables 2 MB.
+# Profiles of presses and scanners have up to 3 MB, those of monitors with tables 2 MB.
 MAX_PROFILE_BYTES = 8 * 2**20
-# Press profiles have 17 steps a channel in four channels (83,521 nodes), some of them 23 (279,841).
+# Press profiles have 17 steps for each of four channels (83,521 nodes), some 23 (279,841).
 _MAX_NODES = 2_000_000
 _MAX_TAGS = 200
 _HEADER = struct.Struct(">I4sI4s4s4s12s4s28s12s")
@@ -35,7 +35,7 @@ Tags = dict[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A tone curve for each channel, and XYZ under D50 of each channel's primary, as rows."""
+    """Tone curves of the channels, and XYZ under D50 of their primaries as rows."""
 
     curves: tuple[Curve, ...]
     primaries: NDArray[np.float64]
@@ -43,13 +43,13 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A profile for Little CMS, with nothing in it but the table that goes to the PCS."""
+    """A profile for Little CMS that contains only the lookup table to the PCS."""
 
     data: bytes
 
 
 class _Unusable(Exception):
-    """The profile is broken, or not for this picture."""
+    """The profile is broken or unsupported."""
 
 
 def check_profile_size(size_bytes: int) -> None:
@@ -62,10 +62,10 @@ def check_profile_size(size_bytes: int) -> None:
 
 
 def parse(data: bytes, space: bytes) -> Matrix | Table | None:
-    """The profile's way from the colour space (`RGB `, `GRAY` or `CMYK`) to light.
+    """Parse a profile for the colour space `RGB `, `GRAY` or `CMYK`.
 
-    None for a profile that is broken or for another space. Raises UnsupportedImage for one that is
-    too large.
+    Return None for a profile that is broken or for another space. Raises UnsupportedImage for one
+    that is too large.
     """
     check_profile_size(len(data))
     try:
@@ -145,7 +145,10 @@ def _sampled_curve(tag: bytes) -> Curve:
 
 
 def _parametric_curve(tag: bytes) -> Curve:
-    """ICC.1:2022, table 68: y = (a x + b)^g + e where x >= d, else c x + f."""
+    """Parse a parametric curve: y = (a x + b)^g + e if x >= d, else c x + f.
+
+    ICC.1:2022, table 68.
+    """
     (kind,) = struct.unpack_from(">H", tag, 8)
     counts = {0: 1, 1: 3, 2: 4, 3: 5, 4: 7}
     if kind not in counts:
@@ -178,7 +181,7 @@ def _parametric_curve(tag: bytes) -> Curve:
 
 
 def _from_lightness(curve: Curve) -> Curve:
-    """A grey profile whose connection space is Lab: the curve gives L*."""
+    """Convert a curve to L*, of a grey profile whose PCS is Lab, to a curve to linear light."""
 
     def light(v: NDArray[np.float64]) -> NDArray[np.float64]:
         f = (curve(v) * 100 + 16) / 116
@@ -188,7 +191,7 @@ def _from_lightness(curve: Curve) -> Curve:
 
 
 def _is_usable_table(tag: bytes, channels: int) -> bool:
-    """Whether the table has an input for each channel, and no more nodes than it may."""
+    """Return whether the table has one input for each channel and at most _MAX_NODES nodes."""
     if tag[:4] not in (b"mft1", b"mft2", b"mAB ") or tag[8] != channels or tag[9] != 3:
         return False
     steps = [tag[10]] * channels
@@ -199,13 +202,13 @@ def _is_usable_table(tag: bytes, channels: int) -> bool:
 
 
 def _rebuilt(data: bytes, version: int, tags: Tags) -> bytes:
-    """A profile with the header of `data` and no tags but these."""
+    """Return a profile with the header of `data` and only these tags."""
     table, body, start = b"", b"", _HEADER_BYTES + 4 + _TAG.size * len(tags)
     for name, content in tags.items():
         table += _TAG.pack(name, start + len(body), len(content))
         body += content + bytes(-len(content) % 4)
     size = start + len(body)
-    header = struct.pack(">I", size) + data[4:84] + bytes(44)  # without its identifier
+    header = struct.pack(">I", size) + data[4:84] + bytes(44)  # drops the profile's id (MD5)
     return header + struct.pack(">I", len(tags)) + table + body
 
 

@@ -1,7 +1,8 @@
-"""Reads an upload once: checked, upright, in sRGB with 8 bits a channel, its alpha apart.
+"""Decodes uploads to upright sRGB pixels with 8 bits a channel, and a separate alpha channel.
 
-What `examine` accepts, `read` returns. Both block, and belong in a process that may be killed.
-Which decoder reads what, and why, is in docs/decisions/0028-read-uploads-with-one-reader.md.
+`examine` accepts exactly the files that `read` does. Both block and handle untrusted data: call
+them in an image process. docs/decisions/0028-read-uploads-with-one-reader.md names the decoder of
+each format and the reasons.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _READERS: dict[ImageType, Callable[[bytes, UploadLimits, OnSize], Samples]] = {
     ImageType.AVIF: heif.read_avif,
 }
 
-# imagecodecs imports the module of a codec with its first use.
+# imagecodecs imports each codec's module on first use.
 _CODECS = (
     *("avif_decode", "cms_transform", "jpeg8_decode", "png_decode", "webp_decode"),
     *("bitorder_decode", "ccittfax3_decode", "ccittfax4_decode", "ccittrle_decode"),
@@ -42,7 +43,7 @@ _CODECS = (
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """An upload that was decoded to its last pixel; `width` and `height` in pixels, upright."""
+    """A completely decoded upload. `width` and `height` are in pixels, of the upright picture."""
 
     type: ImageType
     width: int
@@ -51,11 +52,11 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NormalisedImage:
-    """A picture as a person sees it: upright, in sRGB, with 8 bits a channel.
+    """An upright picture in sRGB with 8 bits a channel.
 
-    `pixels` has the shape (height, width, channels) with 3 channels, or 1 with the tone curve of
-    sRGB when the picture is grey everywhere. `alpha` has the shape (height, width), None when all
-    is opaque. `exif` is the metadata for the result, if it was asked for and there is any.
+    `pixels` has the shape (height, width, channels), with 3 channels, or 1 if the whole picture is
+    grey. `alpha` has the shape (height, width), and is None if the picture is opaque. `exif` is the
+    metadata for the result, if it was requested and exists.
     """
 
     type: ImageType
@@ -74,14 +75,14 @@ class NormalisedImage:
 
 
 def load_decoders() -> None:
-    """Import all that reading needs, for a process that may open no file later."""
+    """Import all modules that reading needs, before the process may no longer open files."""
     for codec in _CODECS:
         getattr(imagecodecs, codec)
     srgb_profile()
 
 
 def examine(data: bytes, limits: UploadLimits) -> ImageInfo:
-    """Read the upload, and return what it is. Raises as `read`."""
+    """Read the upload, and return its type and size. Raises as `read`."""
     return read(data, limits).info
 
 
@@ -98,7 +99,7 @@ def read(
     decoded.
 
     Raises ImageTooLarge (before any pixel is decoded), UnsupportedImage, BrokenImage, and
-    MemoryError, which says as much about the process as about the picture.
+    MemoryError, whose cause may be the process as well as the picture.
     """
     check_size_bytes(len(data), limits)
     kind = sniff(data)
@@ -107,7 +108,7 @@ def read(
         return _normalised(kind, samples, keep_metadata=keep_metadata)
     except (InvalidRequest, MemoryError):
         raise
-    except Exception as error:  # decoders raise anything: TypeError and KeyError, when fuzzed
+    except Exception as error:  # decoders raise any type, such as TypeError and KeyError
         raise BrokenImage(f"the picture cannot be decoded: {error}") from error
 
 
@@ -123,7 +124,7 @@ def _normalised(kind: ImageType, samples: Samples, *, keep_metadata: bool) -> No
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Pixels that are stored as EXIF's `orientation` says, as they are to be seen."""
+    """Return the pixels turned and mirrored to be upright, by EXIF's `orientation`."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in {2, 3, 6, 7}:

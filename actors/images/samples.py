@@ -1,4 +1,4 @@
-"""What a file format's reader hands over: samples as they were stored, and what they mean."""
+"""The result of a file format's reader: the stored samples, and their colour model and colours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Array8 = NDArray[np.uint8]
 Array8or16 = NDArray[Any]  # of uint8 or uint16
-# Told the width and height once a header is accepted, before any pixel is decoded.
+# Called with the width and height once a header is accepted, before any pixel is decoded.
 OnSize = Callable[[int, int], None]
 
 
@@ -30,7 +30,7 @@ class IccProfile:
 
 @dataclass(frozen=True, slots=True)
 class Cicp:
-    """Coding-independent code points (ITU-T H.273). `full`: samples use the whole range."""
+    """Coding-independent code points (ITU-T H.273). `full`: samples use the full range."""
 
     primaries: int
     transfer: int
@@ -39,9 +39,9 @@ class Cicp:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Samples are light to the power 1 / `gamma`; `primaries` are x and y of white, R, G, B.
+    """Samples are linear light to the power 1 / `gamma`. Both fields default to sRGB's values.
 
-    Without `gamma` the tone curve is sRGB's, without `primaries` these are.
+    `primaries` are x and y of white, R, G and B.
     """
 
     gamma: float | None = None
@@ -55,9 +55,9 @@ Colours = IccProfile | Cicp | Calibration | None  # None: sRGB
 class Samples:
     """A decoded file.
 
-    `values` has the shape (height, width, channels of the model) and 8 or 16 bits; `alpha` the
-    shape (height, width), straight and not premultiplied, with as many bits. `orientation` is that
-    of EXIF, 1 to 8. `exif` is the structure that begins with II or MM.
+    `values` has the shape (height, width, channels of the model) and 8 or 16 bits. `alpha` has the
+    shape (height, width) and as many bits; `values` are not premultiplied by it. `orientation` is
+    EXIF's, 1 to 8. `exif` is the TIFF structure that begins with II or MM.
     """
 
     values: Array8or16

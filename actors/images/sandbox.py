@@ -1,11 +1,11 @@
-"""Limits for a process that reads untrusted pictures: time, memory, and system calls.
+"""Limits for a process that reads untrusted pictures: CPU time, memory, and system calls.
 
-On Linux a seccomp filter allows what computing and a socket that is open already need. Every other
-system call fails with EPERM: no file is opened, no socket made, no program started, no process
-signalled. Whatever the process needs is therefore imported before `lock_down`.
+On Linux a seccomp filter allows the system calls for computation and for sockets that are already
+open. All others fail with EPERM, so the process cannot open files, create sockets, start programs
+or signal processes, and must import its modules before `lock_down`.
 
-The filter is written as `seccomp(2)` describes it, because libseccomp comes in no wheel. On other
-systems than Linux on x86-64 and ARM64 there are the limits of time and memory only.
+The filter is built by hand as `seccomp(2)` describes, because there is no wheel of libseccomp.
+Except on Linux on x86-64 and ARM64 only the limits of CPU time and memory apply.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ _ALLOWED = {
     "getrandom": (318, 278),
     "sysinfo": (99, 179),
 }
-# `clone` may only make threads. The flags of `clone3` cannot be seen by a filter: it is reported as
-# missing, so that libc falls back to `clone`. `prlimit64` may only be for the process itself.
+# `clone` may only create threads. A filter cannot read the flags of `clone3`, so it fails with
+# ENOSYS and libc falls back to `clone`. `prlimit64` may only be for the process itself.
 _CLONE, _CLONE3, _PRLIMIT64 = (56, 220), (435, 435), (302, 261)
 
 
@@ -98,10 +98,10 @@ def die_with_parent() -> None:
 
 
 def lock_down() -> None:
-    """Give up everything but computing and the files that are open. Irrevocable. Raises OSError."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is meant for the owner
+    """Restrict this process to computation and its open files, irrevocably. Raises OSError."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner handles Ctrl-C in a terminal
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold somebody's photo
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would contain a user's photo
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if sys.platform == "linux" and platform.machine() in _ARCHITECTURES:
@@ -111,19 +111,19 @@ def lock_down() -> None:
 
 
 def limit_cpu(seconds: float) -> None:
-    """Have the kernel end the process (SIGXCPU) after this much more processor time."""
+    """Make the kernel end the process (SIGXCPU) after `seconds` further seconds of CPU time."""
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
 
 
 def limit_memory(size_bytes: int) -> None:
-    """Let the address space have at most this size; allocations beyond it fail."""
+    """Limit the address space to `size_bytes`; allocations beyond it fail."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (size_bytes, hard))
 
 
 def address_space_bytes() -> int:
-    """Return the size of the address space as it is now. Opens a file: call before `lock_down`."""
+    """Return the current size of the address space. Opens a file: call it before `lock_down`."""
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -137,7 +137,7 @@ def _prctl(option: int, *arguments: int) -> None:
 
 
 def _filter(machine: str) -> bytes:
-    """Return the filter's program; calls of another architecture's numbering fail like the rest."""
+    """Return the BPF program. System calls of another architecture fail with EPERM too."""
     column = list(_ARCHITECTURES).index(machine)
     clone, clone3, prlimit64 = _CLONE[column], _CLONE3[column], _PRLIMIT64[column]
     code = [

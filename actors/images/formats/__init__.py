@@ -1,6 +1,6 @@
-"""The readers of file formats: each takes a file's bytes, and gives samples and what they mean.
+"""Readers of the file formats. Each returns the Samples of a file's bytes.
 
-Each looks at the header and refuses what is too large before it decodes anything. They raise
-InvalidRequest and its kin, and whatever their decoders raise; `actors.images.reader` turns that
-into BrokenImage.
+Each reader checks the size in the header before it decodes anything. A reader raises InvalidRequest
+or a subclass, or any exception of its decoder, which `actors.images.reader` converts to
+BrokenImage.
 """

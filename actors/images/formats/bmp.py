@@ -1,4 +1,4 @@
-"""BMP: Windows' of all versions, and OS/2's first."""
+"""Reads BMP: all Windows versions, and version 1 of OS/2."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Header:
     top_down: bool
     bits: int
     compression: int
-    start: int  # of the pixels
+    start: int  # offset of the pixels in the file
 
 
 def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
@@ -79,7 +79,7 @@ def _header(data: bytes) -> _Header:
 
 
 def _of_masks(data: bytes, header: _Header) -> Samples:
-    """Samples of 16 or 32 bits a pixel, each channel where its mask says."""
+    """Read pixels of 16 or 32 bits whose channels are defined by bit masks."""
     row_bytes = (header.width * header.bits + 31) // 32 * 4
     pixels = data[header.start : header.start + row_bytes * header.height]
     if len(pixels) < row_bytes * header.height:
@@ -92,7 +92,7 @@ def _of_masks(data: bytes, header: _Header) -> Samples:
     values = np.stack([_channel(rows, mask) for mask in (red, green, blue)], axis=-1)
     alpha = _channel(rows, transparency) if transparency else None
     if alpha is not None:
-        # programs that know no transparency leave it 0, and mean an opaque picture
+        # Programs without support for transparency leave the alpha 0 in an opaque picture.
         alpha = scaled(alpha, 8 * alpha.itemsize) if alpha.any() else None
     if alpha is not None and alpha.dtype != values.dtype:
         alpha, values = _to_16(alpha), _to_16(values)
@@ -132,7 +132,7 @@ def _colours(data: bytes, header: _Header) -> Colours:
         check_profile_size(size)
         return IccProfile(data[_FILE_HEADER + place : _FILE_HEADER + place + size])
     if int.from_bytes(kind, "little") != _CALIBRATED:
-        return None  # sRGB, or a profile in a file of the sender's
+        return None  # sRGB, or a linked profile, whose file was not sent
     ends = np.array(struct.unpack_from("<9i", data, _FILE_HEADER + 60)).reshape(3, 3) / 2**30
     gammas = [g / 2**16 for g in struct.unpack_from("<3I", data, _FILE_HEADER + 96)]
     sums = ends.sum(axis=1)

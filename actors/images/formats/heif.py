@@ -1,4 +1,4 @@
-"""HEIC by libheif, AVIF by libavif: one still picture of 8 to 12 bits, with its alpha."""
+"""Reads HEIC with libheif and AVIF with libavif: one still picture of 8 to 12 bits, and alpha."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from restoration.errors import BrokenImage, UnsupportedImage
 from restoration.images import UploadLimits, check_dimensions
 
 _UNSPECIFIED = 2
-# EXIF's orientation of each number of quarter turns counter-clockwise, and of a mirror behind them:
-# 0 exchanges top and bottom, 1 left and right.
+# EXIF's orientation by the number of counter-clockwise quarter turns and the mirroring after them:
+# 0 swaps top and bottom, 1 left and right.
 _ORIENTATIONS = {
     (0, None): 1,
     (1, None): 8,
@@ -34,12 +34,12 @@ _ORIENTATIONS = {
 
 
 def read_heic(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
-    """libheif turns, mirrors and crops; EXIF's orientation says the same again, and is ignored."""
+    """Read HEIC. EXIF's orientation is ignored: libheif has already turned and mirrored."""
     found = _checked(data, limits)
     on_size(found.width, found.height)
     file = pi_heif.open_heif(data, convert_hdr_to_8bit=False)
     image = file[file.primary_index]
-    values = np.array(image)  # a copy: the decoder's memory goes with `file`
+    values = np.array(image)  # a copy, because the decoder's memory is freed with `file`
     if values.ndim == 2:
         values = values[:, :, None]
     bands = image.mode.partition(";")[0]
@@ -90,7 +90,7 @@ def _samples(
 
 
 def _colours(found: Primary) -> Colours:
-    """The decoders have made full range RGB of what the matrix and the range say."""
+    """Return the colours, without the matrix and range of `nclx`, which the decoders applied."""
     if found.icc is not None:
         return IccProfile(found.icc)
     if found.nclx is None or _UNSPECIFIED in found.nclx[:2]:

@@ -1,4 +1,4 @@
-"""The boxes of HEIC and AVIF (ISO/IEC 23008-12) that say what the primary picture is."""
+"""Parses the boxes of HEIC and AVIF (ISO/IEC 23008-12) that describe the primary picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from restoration.errors import BrokenImage, UnsupportedImage
 
 _MAX_BOXES = 20_000
 _PICTURES = {b"hvc1", b"av01", b"grid", b"iden", b"iovl"}
-_FULL = 4  # bytes of version and flags
+_FULL = 4  # bytes of version and flags, with which a FullBox begins
 
 
 @dataclass(slots=True)
@@ -28,10 +28,11 @@ class _Meta:
 
 @dataclass(frozen=True, slots=True)
 class Primary:
-    """The picture that the file is of, as its boxes describe it.
+    """The primary picture as described by the file's boxes.
 
-    `nclx` has primaries, transfer, matrix and the flag of full range; `turns` counts quarter turns
-    counter-clockwise, before `mirror`: 0 exchanges top and bottom, 1 left and right.
+    `nclx` has the primaries, transfer, matrix and the full range flag. `turns` is the number of
+    counter-clockwise quarter turns, applied before `mirror`: 0 swaps top and bottom, 1 left and
+    right.
     """
 
     type: bytes
@@ -47,7 +48,10 @@ class Primary:
 
 
 def primary(data: bytes) -> Primary:
-    """Raises BrokenImage, and UnsupportedImage for sequences and several pictures."""
+    """Parse the primary picture's boxes.
+
+    Raises BrokenImage, and UnsupportedImage for sequences and files of several pictures.
+    """
     try:
         return _primary(data)
     except (struct.error, IndexError, KeyError) as error:
@@ -97,7 +101,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         elif size == 0:
             size = len(data) - place
         if size < head or place + size > len(data):
-            # boxes of the picture are before its data; what is cut off there, its decoder tells
+            # A truncated last box is accepted: it holds data, which the decoder checks.
             yield name, data[place + head :]
             return
         yield name, data[place + head : place + size]
@@ -197,7 +201,7 @@ def _read_properties(meta: _Meta, box: bytes) -> None:
 
 
 def _others(meta: _Meta) -> set[int]:
-    """Pictures beside the primary: no thumbnail, tile, alpha, depth, or other form of the same."""
+    """Return the other pictures, without thumbnails, tiles, alpha, depth and alternative forms."""
     parts = {item for kind, item, _ in meta.references if kind in {b"thmb", b"auxl"}}
     parts |= {to for kind, _, targets in meta.references if kind == b"dimg" for to in targets}
     for group in meta.alternatives:
@@ -228,7 +232,7 @@ def _colours(boxes: Iterator[bytes]) -> tuple[tuple[int, int, int, bool] | None,
 
 
 def _exif(meta: _Meta, data: bytes) -> bytes | None:
-    """The structure that begins with II or MM, of the item that describes the primary."""
+    """Return the primary picture's EXIF, a TIFF structure that begins with II or MM."""
     for kind, item, targets in meta.references:
         if kind == b"cdsc" and meta.primary in targets and meta.types.get(item) == b"Exif":
             method, extents = meta.places.get(item, (0, []))

@@ -1,7 +1,7 @@
-"""JPEG: the first picture of the file, of 8 to 16 bits, with any entropy coding but hierarchical.
+"""Reads JPEG: the first picture in the file, of any process but hierarchical, of 2 to 16 bits.
 
-The decoder is given the tables, the frame and the scans; profile and EXIF are taken from the
-other segments here, and the rest is dropped.
+The decoder gets only the tables, the frame, the scans, and the JFIF and Adobe markers. Profile and
+EXIF are read here, and all other segments are dropped.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from actors.images.samples import Array8or16, IccProfile, Model, OnSize, Samples
 from restoration.errors import BrokenImage, UnsupportedImage
 from restoration.images import UploadLimits, check_dimensions
 
-# An encoder writes 10 to 20 scans, or a few dozen when it searches for the smallest file. A scan
-# may cost a pass over all coefficients and take 10 bytes.
+# Encoders write 10 to 20 scans, or a few dozen when they optimize the file size. Each scan may cost
+# the decoder a pass over all coefficients, and may have only 10 bytes.
 MAX_SCANS = 100
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
@@ -32,7 +32,7 @@ _FRAMES = {0xC0, 0xC1, 0xC2, _LOSSLESS, *_ARITHMETIC}
 _OTHER_FRAMES = {0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF, 0xDE}
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _ICC_NAME, _EXIF_NAME, _ADOBE_NAME = b"ICC_PROFILE\0", b"Exif\0", b"Adobe"
-# Behind the last scan, in place of the bits that a truncated one lacks; no byte of it is 0xFF.
+# Appended to the last scan to detect that it is truncated; see `_check_whole`. No byte is 0xFF.
 _TAIL = bytes((n * 167 + 13) % 255 for n in range(1, 1_000))
 _COEFFICIENTS = 64
 
@@ -51,7 +51,7 @@ class _File:
     exif: bytes | None = None
     icc: dict[int, bytes] = field(default_factory=dict)
     icc_count: int = 0
-    # of each component, the bits of each coefficient that are still missing; absent: all
+    # (component, coefficient): the number of low bits still missing; without an entry, all bits.
     missing: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
@@ -63,7 +63,7 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
     if file.bits != 8:
         values = scaled(values, file.bits)
     model = {1: Model.GREY, 3: Model.RGB, 4: Model.CMYK}[len(file.components)]
-    if model is Model.CMYK and file.adobe:  # which stores them inverted
+    if model is Model.CMYK and file.adobe:  # Adobe stores inverted inks
         values = np.iinfo(values.dtype).max - values
     profile = _profile(file)
     return Samples(
@@ -76,7 +76,7 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
 
 
 def scaled(values: Array8or16, bits: int) -> Array8or16:
-    """Samples of so many bits, at full range: in 8 bits up to 8, else in 16."""
+    """Scale samples of `bits` bits to the full range of 8 bits, or of 16 if `bits` exceeds 8."""
     top = 255 if bits <= 8 else 65_535
     levels = 2**bits - 1
     table = (np.arange(levels + 1, dtype=np.uint64) * top + levels // 2) // levels
@@ -97,7 +97,7 @@ def _parsed(data: bytes, limits: UploadLimits) -> _File:
             size = int.from_bytes(data[place : place + 2])
             payload = data[place + 2 : place + size]
             if size < 2 or place + size > len(data) or marker == _SOI[1]:
-                break  # no segment, but what stands where an end marker is missing
+                break  # not a segment: data after a missing end marker
             place += size
             _take(file, marker, payload, limits)
             if marker == _SOS:
@@ -108,8 +108,8 @@ def _parsed(data: bytes, limits: UploadLimits) -> _File:
     if not file.scans:
         raise BrokenImage("the picture cannot be decoded: there is no scan in it")
     if not file.ended:
-        # What a file of a fixed size is filled up with is no part of the scan, which may itself
-        # end in a byte or two of zeros.
+        # Remove the padding of a file of fixed size, but keep up to two zero bytes, with which a
+        # scan may end.
         scan = file.kept[-1].rstrip(b"\0").rstrip(b"\xff")
         file.kept[-1] = scan + file.kept[-1][len(scan) :][:2].rstrip(b"\xff")
     return file
@@ -172,7 +172,7 @@ def _take_scan(file: _File, payload: bytes) -> None:
 
 def _decoded(file: _File, tail: bytes = b"") -> Array8or16:
     spaces = {1: "GRAYSCALE", 3: "RGB", 4: "CMYK"}
-    # lossless is not converted by the decoder
+    # The decoder cannot convert the colours of lossless JPEG.
     space = None if file.frame == _LOSSLESS else spaces[len(file.components)]
     data = b"".join([*file.kept, tail, _EOI])
     values: Array8or16 = imagecodecs.jpeg8_decode(data, outcolorspace=space)
@@ -182,10 +182,10 @@ def _decoded(file: _File, tail: bytes = b"") -> Array8or16:
 
 
 def _check_whole(file: _File, values: Array8or16) -> None:
-    """Raise BrokenImage for a picture of which a part is missing.
+    """Raise BrokenImage if a part of the picture is missing.
 
-    The decoder makes up what a truncated scan lacks. With other bits in its place it makes up
-    something else; a whole picture stays the same.
+    The decoder makes up the rest of a truncated scan. If arbitrary bytes appended to the last scan
+    change any pixel, the scan was truncated; a complete picture stays the same.
     """
     begun = {component for component, _ in file.missing}
     coded = len(file.missing) == _COEFFICIENTS * len(file.components)
@@ -194,7 +194,7 @@ def _check_whole(file: _File, values: Array8or16) -> None:
         or any(file.missing.values())
         or not (coded or file.ended)
         or (
-            file.frame not in _ARITHMETIC  # whose encoders leave zeros at the end out
+            file.frame not in _ARITHMETIC  # its encoders omit zeros at the end
             and not np.array_equal(values, _decoded(file, _TAIL))
         )
     ):

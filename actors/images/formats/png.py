@@ -1,4 +1,4 @@
-"""PNG: its chunks are read here, and the decoder gets those alone that hold the pixels."""
+"""Reads PNG. The chunks are parsed here, and the decoder gets only those of the pixels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from restoration.images import UploadLimits, check_dimensions
 
 _HEAD = struct.Struct(">I4s")
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
-# libpng's and browsers' reading of 1 / 2.2: programs that mean sRGB write it.
+# Values near 1 / 2.2, as in libpng and browsers: programs write them for sRGB.
 _GAMMA_OF_SRGB = range(45_000, 46_001)
 _MAX_CHUNKS = 500_000
 
@@ -67,7 +67,10 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """The name, the content and the whole of each chunk up to IEND, or to the end of the file."""
+    """Yield name, content and whole of each chunk, up to IEND or the end of the file.
+
+    Text chunks are skipped, because they may be large.
+    """
     place = len(SIGNATURE)
     for _ in range(_MAX_CHUNKS):
         if place + _HEAD.size > len(data):
@@ -76,7 +79,6 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
         end = place + _HEAD.size + size + 4
         if end > len(data):
             raise BrokenImage("the picture cannot be decoded: it ends early")
-        # of texts, which may be large, nothing is read
         text = name in {b"tEXt", b"zTXt", b"iTXt"}
         if not text:
             yield name, data[place + _HEAD.size : end - 4], data[place:end]
@@ -87,7 +89,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
 
 
 def _colours(found: dict[bytes, bytes]) -> Colours:
-    """By the precedence of PNG, third edition, 4.3."""
+    """Choose the colours in the order of precedence of PNG, third edition, 4.3."""
     cicp = found.get(b"cICP", b"")
     if len(cicp) == 4 and cicp[0] != 2 and cicp[2] == 0:
         return Cicp(cicp[0], cicp[1], full=bool(cicp[3]))

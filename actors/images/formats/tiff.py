@@ -1,7 +1,7 @@
-"""TIFF and BigTIFF: the one photo among the pages of the file.
+"""Reads TIFF and BigTIFF: the single photo among the pages of the file.
 
-tifffile reads the directories (in Python), imagecodecs the compressed strips and tiles. Each of
-them is decoded by itself, and has to have as many samples as its place in the picture.
+tifffile parses the directories in Python, and imagecodecs decompresses strips and tiles. Each strip
+or tile is decoded separately, and must cover its area of the picture.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _CHANNELS = {
 }
 _MODELS = {1: Model.GREY, 3: Model.RGB, 4: Model.CMYK}
 _UNCOMPRESSED, _JPEG = 1, 7
-# None, CCITT's three, LZW, JPEG, deflate's two numbers, PackBits, Zstandard, WebP: what scanners
-# and programs write. Others are decoders more that a stranger could reach.
+# None, three of CCITT, LZW, JPEG, two numbers of deflate, PackBits, Zstandard and WebP, which
+# scanners and programs write. Further decoders would only add to the attack surface.
 _COMPRESSIONS = {_UNCOMPRESSED, 2, 3, 4, 5, _JPEG, 8, 32_946, 32_773, 50_000, 50_001}
 _DEPTHS = {1, 2, 4, 6, 8, 10, 12, 14, 16}
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _REDUCED, _MASK = 1, 4
 _OLD_REDUCED = 2
-# A pyramid has one for each halving; of more photos than one it does not matter how many there are.
+# A pyramid has one page for each halving. Files with several photos are refused anyway.
 _MAX_PAGES = 32
 _MAX_SEGMENTS = 65_536
 _MAX_SAMPLES = 8
@@ -72,10 +72,13 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
 
 
 def _photo(file: tifffile.TiffFile) -> tifffile.TiffPage:
-    """The page that is no thumbnail, no level of a pyramid and no mask."""
+    """Return the page that is not a thumbnail, a pyramid level or a mask.
+
+    Raises UnsupportedImage if there are several.
+    """
     pages = list(_pages(file))
     photos = [page for page in pages if not _is_reduced(page)]
-    if not photos:  # cameras put the photo below its thumbnail
+    if not photos:  # cameras store the photo as a sub-directory of its thumbnail
         below = [sub for page in pages for sub in _below(page)]
         photos = [page for page in below if not _is_reduced(page)] or pages[:1]
     if len(photos) > 1:
@@ -114,11 +117,11 @@ def _is_reduced(page: tifffile.TiffPage) -> bool:
 
 
 def _check(page: tifffile.TiffPage, size_bytes: int, limits: UploadLimits) -> None:
-    """Refuse what the directory says, before a strip is decoded."""
+    """Check the page's directory before anything is decoded."""
     if page.imagewidth <= 0 or page.imagelength <= 0:
         raise BrokenImage("the picture cannot be decoded: its directory has no size")
     check_dimensions(page.imagewidth, page.imagelength, limits)
-    if page.is_tiled:  # a decoder needs room for a whole tile, however small the picture in it
+    if page.is_tiled:  # a whole tile is decoded, even if the picture is smaller
         check_dimensions(page.tilewidth, page.tilelength, limits)
     bits, channels = page.bitspersample, _CHANNELS.get(page.photometric)
     if page.compression not in _COMPRESSIONS:
@@ -151,7 +154,7 @@ def _check(page: tifffile.TiffPage, size_bytes: int, limits: UploadLimits) -> No
 
 
 def _decoded(page: tifffile.TiffPage, data: bytes) -> NDArray[Any]:
-    """All samples as they are stored, of shape (height, width, samples)."""
+    """Return all samples as stored, of shape (height, width, samples)."""
     height, width, count = page.imagelength, page.imagewidth, page.samplesperpixel
     planar = page.planarconfig == 2 and count > 1
     result = np.zeros((height, width, count), page.dtype)
@@ -180,9 +183,9 @@ def _decoded(page: tifffile.TiffPage, data: bytes) -> NDArray[Any]:
 def _subsampled(
     page: tifffile.TiffPage, segment: bytes, number: int
 ) -> tuple[NDArray[np.uint8], int, int, int]:
-    """A strip or tile of YCbCr, and its plane, top and left.
+    """Return the samples of a strip or tile of subsampled YCbCr, and its plane, top and left.
 
-    It has units of some Y samples and the Cb and Cr of all of them (TIFF 6.0, section 21).
+    It is stored in units of several Y samples that share one Cb and Cr (TIFF 6.0, section 21).
     """
     across, down = page.subsampling or (1, 1)
     wide = page.tilewidth if page.is_tiled else page.imagewidth
@@ -224,7 +227,7 @@ def _samples(
             values = _rgb_of_ycbcr(values)
     alpha, associated = _alpha(page, stored[:, :, channels:])
     if model is Model.CMYK:
-        alpha = None  # a mask for the press, not what is seen through
+        alpha = None  # a mask for printing, not transparency
     if alpha is not None:
         if bits not in {8, 16}:
             alpha = scaled(alpha, bits)
@@ -237,7 +240,7 @@ def _samples(
 
 
 def straight(values: Array8or16, alpha: Array8or16) -> Array8or16:
-    """Colours that were multiplied with their alpha, divided by it again."""
+    """Undo the multiplication of the colours by their alpha."""
     top = np.iinfo(values.dtype).max
     result = np.empty_like(values)
     for n in range(len(values)):
@@ -248,7 +251,7 @@ def straight(values: Array8or16, alpha: Array8or16) -> Array8or16:
 
 
 def _alpha(page: tifffile.TiffPage, extra: NDArray[Any]) -> tuple[Array8or16 | None, bool]:
-    """The first extra sample that is called alpha, and whether colours are multiplied with it."""
+    """Return the first extra sample that is alpha, and whether colours are premultiplied by it."""
     for n, kind in enumerate(page.extrasamples[: extra.shape[2]]):
         if kind in {_ASSOCIATED, _UNASSOCIATED}:
             return extra[:, :, n], kind == _ASSOCIATED
@@ -259,7 +262,7 @@ def _of_palette(page: tifffile.TiffPage, indices: NDArray[Any]) -> Array8or16:
     colours = page.colormap
     if colours is None or colours.shape != (3, 2**page.bitspersample):
         raise BrokenImage("the picture cannot be decoded: its palette is missing")
-    if colours.max() < 256:  # written by programs that took them for 8 bits
+    if colours.max() < 256:  # some programs write entries of 8 instead of 16 bits
         colours = colours.astype(np.uint8)
     found: Array8or16 = colours.T[indices]
     return found
@@ -268,13 +271,13 @@ def _of_palette(page: tifffile.TiffPage, indices: NDArray[Any]) -> Array8or16:
 def _lab(page: tifffile.TiffPage, values: Array8or16) -> Array8or16:
     if page.photometric == _LAB:
         return values
-    lab = values.copy()  # ICCLab's a* and b* are above 0, with 0 in the middle
+    lab = values.copy()  # ICCLab stores a* and b* unsigned, with an offset of half the range
     lab[..., 1:] ^= np.array(1 << (8 * values.itemsize - 1), values.dtype)
     return lab
 
 
 def _rgb_of_ycbcr(values: Array8or16) -> Array8or16:
-    """By the coefficients of BT.601, at full range (TIFF 6.0, section 21)."""
+    """Convert full range YCbCr with BT.601's coefficients (TIFF 6.0, section 21)."""
     top = np.iinfo(values.dtype).max
     y, cb, cr = (np.asarray(values[..., n], np.float32) for n in range(3))
     cb, cr = cb - (top + 1) / 2, cr - (top + 1) / 2

@@ -1,4 +1,4 @@
-"""WebP: its RIFF chunks are read here, its one frame by libwebp."""
+"""Reads WebP. The RIFF chunks are parsed here, and libwebp decodes the single frame."""
 
 from __future__ import annotations
 
