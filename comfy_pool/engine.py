@@ -2,8 +2,8 @@
 
 Runs may overlap. They share one HTTP client and one websocket; events are dispatched by prompt id.
 Before the next run, an owned engine is restarted if it has exited, hangs, or fails a probe while
-idle. It is also restarted, once idle, when it exceeds its run count or memory limit. An attached
-engine is only probed again.
+idle. It is also restarted, once no run is in it, when it was retired, has done its number of runs
+or exceeds its memory limit. An attached engine is only probed again.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ class ComfyEngine:
         self._client = ComfyClient(host.base_url, answer_s=self._limits.answer_s)
         self._runs: dict[str, RunInEngine] = {}
         self._tasks: set[asyncio.Task[EngineResult]] = set()  # runs without a result yet
-        self._cleaning: set[asyncio.Task[EngineResult]] = (
-            set()
-        )  # runs with a result, still cleaning up
+        self._cleaning: set[asyncio.Task[EngineResult]] = set()  # runs with a result
         self._link: EngineSession | None = None
         self._starting = asyncio.Lock()
         self._starts = Starts(self._limits)
@@ -70,6 +68,7 @@ class ComfyEngine:
         await self.aclose()
 
     async def start(self) -> None:
+        """Start the engine unless it runs already. Raises EngineUnavailable."""
         await self._ready()
 
     async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> EngineResult:
@@ -95,6 +94,7 @@ class ComfyEngine:
             active.ask_to_stop()
 
     async def healthy(self) -> bool:
+        """Return whether the engine runs and answers a probe within `probe_s` seconds."""
         return self.alive and await self._client.responds(self._limits.probe_s)
 
     async def vram(self) -> Vram | None:

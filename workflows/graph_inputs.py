@@ -55,6 +55,7 @@ class GraphRules:
 
 
 def refuse(node_id: str | None, problem: str) -> NoReturn:
+    """Raise GraphRefused for a node, or for the whole graph if `node_id` is None."""
     where = "" if node_id is None else f"node {node_id}: "
     raise GraphRefused(f"the graph is refused: {where}{problem}", node=node_id, problem=problem)
 

@@ -45,7 +45,7 @@ def _first_free(lock_dir: Path, base_port: int) -> Finding:
 def _is_leased(lock_dir: Path, port: int) -> bool:
     """Return whether an engine holds the lease of this busy port.
 
-    The shared lock taken for the check is harmless, since a busy port is not leased.
+    The shared lock taken for the check is harmless: a busy port is never leased.
     """
     try:
         with lease_file(lock_dir, port).open("rb") as lease:

@@ -17,6 +17,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @web.middleware
 async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer 403 unless Host and every Origin name the loopback interface and this port."""
     if request.transport is None:  # the client has gone
         raise web.HTTPForbidden
     port = request.transport.get_extra_info("sockname")[1]

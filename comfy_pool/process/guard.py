@@ -107,6 +107,7 @@ class Tree:
             return False
 
     def send(self, number: int) -> None:
+        """Send a signal to all processes of the tree."""
         targets = descendants(os.getpid()) if _LINUX else [-self.engine]
         for pid in targets:
             try:

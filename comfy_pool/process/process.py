@@ -218,7 +218,7 @@ class EngineProcess:
         raise EngineUnavailable(ended, log=self.tail())
 
     async def exited(self) -> ExitInfo:
-        """Wait until the whole process tree has ended, and return the engine's exit."""
+        """Wait until the whole process tree has ended, and return how the engine exited."""
         return await asyncio.shield(self._watching)
 
     def tail(self, lines: int = 20) -> list[str]:
@@ -252,7 +252,7 @@ class EngineProcess:
             self._log.drain(pipe)
 
     async def _watch(self) -> ExitInfo:
-        """Read the guard's reports (pid, return code) until end of file, and return the exit."""
+        """Read the guard's reports (pid, return code) until end of file. Return the ExitInfo."""
         reports = b""
         # The connection is reset if the guard ends without reading a stop request.
         with self._lifeline, contextlib.suppress(ConnectionResetError):

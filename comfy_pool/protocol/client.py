@@ -77,10 +77,9 @@ class ComfyClient:
         return responses.parse_version(await self._call("GET", "/system_stats"))
 
     async def node_classes(self) -> frozenset[str]:
+        """Return the class names of the engine's nodes."""
         body = await self._call("GET", "/object_info")
-        return await asyncio.to_thread(
-            responses.parse_node_classes, body
-        )  # parses megabytes of JSON
+        return await asyncio.to_thread(responses.parse_node_classes, body)  # megabytes of JSON
 
     async def upload(self, image: bytes, filename: str, folder: str) -> str:
         """Store a picture in `folder` of the engine's input. Return its name for LoadImage."""
@@ -101,6 +100,7 @@ class ComfyClient:
         return responses.parse_prompt_answer(body)
 
     async def history(self, prompt_id: str) -> responses.HistoryEntry | None:
+        """Return the history entry, or None if the prompt has not ended or is unknown."""
         body = await self._call("GET", f"/history/{prompt_id}")
         return responses.parse_history(body, prompt_id)
 
@@ -109,6 +109,7 @@ class ComfyClient:
         await self._call("POST", "/history", json={"delete": [prompt_id]})
 
     async def queue(self) -> responses.Queue:
+        """Return the ids of the running and pending prompts."""
         return responses.parse_queue(await self._call("GET", "/queue"))
 
     async def dequeue(self, prompt_id: str) -> None:

@@ -48,7 +48,7 @@ class Cached:
 class Executing:
     """`node` executes from now on. None means that the prompt has ended and is in the history.
 
-    With every earlier event it is not there yet.
+    At any earlier event it is not in the history yet.
     """
 
     prompt_id: str
@@ -73,6 +73,8 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class StepProgress:
+    """`node` has done `value` of `max` steps."""
+
     prompt_id: str
     node: str
     value: float

@@ -57,7 +57,7 @@ class ProgressMeter:
     def _changed(self) -> EngineProgress | None:
         done = sum(self._shares.get(node_id, 0.0) for node_id in self._classes)
         fraction = max(self._last.fraction, done / max(len(self._classes), 1))
-        # Nodes that a node expands into are not in the prompt: keep showing the class before.
+        # Nodes that a node expands into are not in the prompt: keep the previous class.
         node_class = self._classes.get(self._running, self._last.node_class)
         progress = EngineProgress(fraction, node_class)
         if progress == self._last:

@@ -37,9 +37,8 @@ class EngineSession:
         self.host = host
         self.ended = ended
         self.connect = connect
-        self._line: list[
-            str
-        ] = []  # the executing run, then those that wait, then those that are over
+        # Run ids: the executing run, then those that wait, then those that are over.
+        self._line: list[str] = []
         self._hung = ""
         self._culprit: str | None = None
         self._judged = False
@@ -89,7 +88,7 @@ class EngineSession:
         return EngineStalled(how) if self._hung else EngineCrashed(how)
 
     def _judge(self) -> None:
-        """Fix the blamed run at the first report of the end, since runs leave the line after it."""
+        """Choose the blamed run, once: runs leave the line after the first report of the end."""
         if not self._judged:
             self._culprit = self._line[0] if self._line else None
             self._judged = True

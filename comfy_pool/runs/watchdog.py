@@ -48,6 +48,7 @@ class Patience:
         return max(0.0, min(self._limits.poll_s, self._limits.stall_s - self._silent_s()))
 
     def check_stall(self, *, deaf: bool) -> None:
+        """Mark the run as stalled if it gave no sign of life for `stall_s` seconds."""
         if not self.stalled and not deaf and self._silent_s() >= self._limits.stall_s:
             self._stalled_at = time.monotonic()
 
