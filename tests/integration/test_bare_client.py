@@ -1,4 +1,4 @@
-"""The bare client that the cluster is measured against does all that a client must."""
+"""The bare client, the baseline of the benchmarks, does everything that a client must."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ JOBS = 7
 
 
 async def test_bench_the_bare_client_fetches_every_result(tmp_path: Path) -> None:
-    """Each job is uploaded, queued and fetched once, and several are on their way at a time."""
+    """Each job is uploaded, queued and fetched once, with several in flight at a time."""
     prompt = graphs.through(graphs.steps(2)).render("a name", "a prefix")
     work = Work(graphs.picture(), prompt, image_node="1", output_node=graphs.OUTPUT_NODE)
     async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as fake:

@@ -1,6 +1,6 @@
-"""Point 12 through Ray handles: what batch scripts call, down to stores in memory.
+"""Batches through Ray handles: the calls of batch scripts, on in-memory stores.
 
-All is real but Ray's transport: here calls cross threads, and are pickled as Ray would.
+Everything but Ray's transport is real: calls cross threads and are pickled, as with Ray.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 class Handle:
-    """Stands in for Serve's handle of the ingress."""
+    """A fake of Serve's handle of the ingress."""
 
     def __init__(self, site: Site) -> None:
         self._ingress = Ingress.__new__(Ingress)
@@ -80,7 +80,7 @@ def _pickled(value: Any) -> Any:
 
 
 async def _call(site: Site, work: Callable[[Batch], _T]) -> _T:
-    """`work` on a script's connection, in a thread, because the services live on this loop."""
+    """Run `work` on a script's connection in a thread, because the services run on this loop."""
     handle: Any = Handle(site)
     nobody: Any = None
     return await asyncio.to_thread(work, Batch(IngressHandle(handle), nobody, "archive"))
@@ -95,7 +95,7 @@ def files(folder: Path, *contents: bytes) -> list[Path]:
 
 @pytest.mark.batches
 async def test_files_become_one_batch(site: Site, tmp_path: Path) -> None:
-    """Each file is a job or has a reason why not, and the batch is watched and cancelled as one."""
+    """Each file becomes a job or gets a reason, and the batch is watched and cancelled as one."""
     paths = files(tmp_path, photo(), b"?", photo((9, 9)), b"")
 
     def work(batch: Batch) -> AcceptedBatch:
@@ -137,7 +137,7 @@ async def test_files_become_one_batch(site: Site, tmp_path: Path) -> None:
 async def test_what_is_wrong_with_all_of_it_is_raised(
     site: Site, tmp_path: Path, asked: dict[str, Any], error: type[Exception]
 ) -> None:
-    """Nothing is recorded then, and no job will run."""
+    """No batch and no job is recorded."""
     [path] = files(tmp_path, photo())
     with pytest.raises(error):
         await _call(site, lambda batch: batch.submit_batch(**{"paths": [path], **asked}))
@@ -148,7 +148,7 @@ async def test_what_is_wrong_with_all_of_it_is_raised(
 async def test_an_outage_while_submitting_is_waited_out(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With S3 gone for a moment, and the answer to the last call lost, there is one batch."""
+    """Although S3 fails for a moment, and the last call's answer is lost, there is one batch."""
     monkeypatch.setattr(retry, "RETRY_S", 0)
     put, insert, lost = site.blobs.put, site.batches.insert, 0
 
@@ -179,7 +179,7 @@ async def test_an_outage_while_submitting_is_waited_out(
 
 @pytest.mark.batches
 async def test_a_full_queue_is_waited_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch that found no room is recorded as soon as there is some, with all its photos."""
+    """A batch is recorded, with all its photos, as soon as the queue has room for it."""
     monkeypatch.setattr(retry, "RETRY_AFTER_S", 0)
     async with open_site(max_waiting_jobs=2) as site:
         in_the_way, insert, refused = await site.submit(), site.batches.insert, 0
@@ -205,7 +205,8 @@ async def test_a_full_queue_is_waited_out(tmp_path: Path, monkeypatch: pytest.Mo
 async def test_a_batch_that_waited_too_long_is_not_recorded(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What has no row for half a day is swept away: after half of that nothing counts on it."""
+    """Objects without a row are deleted after half a day, so a batch is refused after half of
+    that."""
     monkeypatch.setattr(rules, "PUT_TOGETHER_S", -1)
     paths = files(tmp_path, photo())
     with pytest.raises(BatchExpired):
@@ -217,7 +218,7 @@ async def test_a_batch_that_waited_too_long_is_not_recorded(
 async def test_nor_is_one_called_too_old_that_was_recorded(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recorded in the last moment, with the answer lost, it is what the next call tells of."""
+    """A batch recorded just in time is returned by the next call, if the first answer was lost."""
     monkeypatch.setattr(retry, "RETRY_S", 0)
     insert = site.batches.insert
 
@@ -235,6 +236,6 @@ async def test_nor_is_one_called_too_old_that_was_recorded(
 
 @pytest.mark.batches
 async def test_a_batch_that_is_not_there(site: Site) -> None:
-    """Asking for it says so, through the handle as well."""
+    """A missing batch raises BatchNotFound through the handle too."""
     with pytest.raises(BatchNotFound):
         await _call(site, lambda batch: batch.batch_status(UUID(int=0)))

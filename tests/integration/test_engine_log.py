@@ -1,4 +1,4 @@
-"""Point 7: what an engine says is logged with the job that it executes."""
+"""Log lines of an engine carry the job that it executes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class NotedHost(AttachedHost):
 
 @pytest.mark.metrics
 async def test_the_host_is_told_what_is_executed(tmp_path: Path) -> None:
-    """Each run in its turn, also when the next one waits behind it; nothing once all are over."""
+    """Each run is reported in turn, even with another one queued, and nothing after the last."""
     first, second = (
         replace(graphs.through(graphs.hold(0.1)), log_context={"job_id": name})
         for name in ("one", "two")
@@ -55,7 +55,7 @@ async def test_the_host_is_told_what_is_executed(tmp_path: Path) -> None:
 
 @pytest.mark.metrics
 async def test_its_lines_carry_the_job(tmp_path: Path) -> None:
-    """While a run is executed and at no other time."""
+    """Lines carry the job only while its run is executed."""
     command = stand_in(tmp_path)
     program = command.app_dir / "main.py"
     program.write_text(TALKS + program.read_text())

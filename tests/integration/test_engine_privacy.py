@@ -1,4 +1,4 @@
-"""An engine of our own: the files that it makes, and the pages that it answers."""
+"""The privacy of an owned engine: its files, and the requests that it answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ base = pathlib.Path(sys.argv[sys.argv.index("--base-directory") + 1])
 
 @pytest.fixture
 def permissive() -> Iterator[None]:
-    """A worker whose umask lets others read."""
+    """Set a umask that lets others read."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -38,7 +38,7 @@ def permissive() -> Iterator[None]:
 
 @pytest.mark.usefixtures("permissive")
 async def test_what_an_engine_writes_is_for_its_account_alone(tmp_path: Path) -> None:
-    """Though its code sets no modes, and its folders were open to others before."""
+    """Its files are private although its code sets no modes and its folders were open before."""
     command = stand_in(tmp_path)
     (command.base_dir / "output").mkdir(parents=True)
     (command.app_dir / "main.py").write_text(MAKES_FILES)
@@ -47,14 +47,15 @@ async def test_what_an_engine_writes_is_for_its_account_alone(tmp_path: Path) ->
     modes = {path.name: path.lstat().st_mode for path in command.base_dir.rglob("*")}
     modes["the folder itself"] = command.base_dir.stat().st_mode
     assert {"result.png", "preview.png", "of-a-run"} <= modes.keys()
-    modes.pop("engine.log", None)  # no photo, and in a folder that no other account can enter
+    modes.pop("engine.log", None)  # not a photo, and in a folder that other accounts cannot enter
     assert {
         name for name, mode in modes.items() if not stat.S_ISLNK(mode) and mode & 0o077
     } == set()
 
 
 async def test_an_engine_of_ours_is_told_to_serve_its_machine_alone(tmp_path: Path) -> None:
-    """With its pack of nodes, which does it, whether or not results are handed over."""
+    """The node pack that restricts it to loopback is installed, even without hand-over of
+    results."""
     command = stand_in(tmp_path)
     (command.app_dir / "main.py").write_text(MAKES_FILES)
     async with await EngineProcess.start(command) as process:
@@ -65,7 +66,7 @@ async def test_an_engine_of_ours_is_told_to_serve_its_machine_alone(tmp_path: Pa
 
 @pytest.fixture
 async def guarded(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
-    """The address of a server as ComfyUI's, with the check of our pack in front."""
+    """Yield the URL of a server like ComfyUI's, guarded by the check in our node pack."""
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(text="reached")
@@ -108,7 +109,7 @@ async def guarded(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
 async def test_a_foreign_page_does_not_reach_an_engine(
     guarded: str, headers: dict[str, str], status: int
 ) -> None:
-    """By its Host or its Origin, on a path that there is and on one that there is not."""
+    """A foreign Host or Origin is refused, on existing and missing paths."""
     port = guarded.rpartition(":")[2]
     sent = {name: value.format(port=port) for name, value in headers.items()}
     for method in ("GET", "POST"):

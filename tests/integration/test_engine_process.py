@@ -1,7 +1,7 @@
-"""The process of an engine: how it starts, when it is ready, what is kept of what it says.
+"""The process of an engine: its start, its readiness, and its kept output.
 
-Small scripts stand in for ComfyUI, since the rules are about processes; the last test starts the
-real one.
+Small scripts replace ComfyUI, because the rules are about processes; the last test starts the real
+one.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ async def never() -> bool:
 async def test_cancelled_start_leaves_nothing(
     after_s: float, engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """Whenever start() is cancelled, no process is left once it has returned."""
+    """No process is left when a cancelled start() has returned."""
     start = asyncio.create_task(EngineProcess.start(engine(DEAF + WITH_CHILD)))
     await asyncio.sleep(after_s)
     start.cancel()
@@ -93,7 +93,7 @@ async def test_cancelled_start_leaves_nothing(
 async def test_engine_that_ends_at_once_is_explained(
     engine: Callable[[str], EngineCommand],
 ) -> None:
-    """An engine that exits before it is ready raises with its status and its last lines."""
+    """An engine that exits before it is ready raises an error with its status and last lines."""
     command = engine("for n in range(50): print('line', n)\nraise SystemExit('no such model')")
     async with await EngineProcess.start(command) as process:
         with pytest.raises(EngineUnavailable, match="exited with status 1") as raised:
@@ -108,7 +108,7 @@ async def test_engine_that_ends_at_once_is_explained(
 async def test_engine_that_is_never_ready_is_late(
     engine: Callable[[str], EngineCommand],
 ) -> None:
-    """wait_ready keeps its deadline, also while the probe itself hangs."""
+    """wait_ready keeps its deadline even if the probe hangs."""
 
     async def hang() -> bool:
         await asyncio.Event().wait()
@@ -123,7 +123,7 @@ async def test_engine_that_is_never_ready_is_late(
 async def test_ready_when_the_probe_says_so(
     engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """The probe is asked again until it agrees."""
+    """The probe is repeated until it succeeds."""
     answers = iter([False, False, True])
 
     async def third_time() -> bool:
@@ -137,7 +137,7 @@ async def test_ready_when_the_probe_says_so(
 async def test_stalled_loop_does_not_hold_a_talkative_engine_up(
     engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """Megabytes of output are drained while the owner's event loop does nothing at all."""
+    """Megabytes of output are read even while the owner's event loop is blocked."""
     talk = f"{SPEAK}for n in range(40_000): print(n, 'x' * 120)\nsay('done'); signal.pause()"
     lines: list[str] = []
     command = engine(talk)
@@ -150,7 +150,7 @@ async def test_stalled_loop_does_not_hold_a_talkative_engine_up(
 
 
 async def test_log_is_kept_but_bounded(engine: Callable[[str], EngineCommand]) -> None:
-    """engine.log starts anew with each engine, and keeps the one before."""
+    """engine.log is started anew for each engine, and the previous one is kept."""
     command = engine("import os; print(os.getpid())")
     for _ in range(3):
         await (process := await EngineProcess.start(command)).exited()
@@ -164,7 +164,7 @@ async def test_log_is_kept_but_bounded(engine: Callable[[str], EngineCommand]) -
 async def test_faulty_listener_does_not_stop_the_draining(
     engine: Callable[[str], EngineCommand],
 ) -> None:
-    """What on_line raises is logged, and the engine goes on."""
+    """An exception of on_line is logged, and the output is still read."""
 
     def fail(line: str) -> None:
         raise ValueError(line)
@@ -180,10 +180,10 @@ async def test_faulty_listener_does_not_stop_the_draining(
 async def test_engine_finds_its_folders(
     engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """It runs in its own folder, with the shared models, and is told its port and its paths."""
+    """The engine runs in its own folder with the shared models, and gets its port and paths."""
     command = engine("import os, sys; print(os.getcwd(), *os.listdir('models'), *sys.argv[1:])")
     (command.models_dir / "a-model").touch()
-    for _ in range(2):  # the folders may exist already
+    for _ in range(2):  # the second time with existing folders
         process = await EngineProcess.start(command)
         assert await process.exited() == ExitInfo(0)
     cwd, model, *options = process.tail(1)[0].split()
@@ -195,7 +195,7 @@ async def test_engine_finds_its_folders(
 
 
 async def test_folder_that_cannot_be_prepared(engine: Callable[[str], EngineCommand]) -> None:
-    """Somebody's own models folder is not replaced by a link: EngineUnavailable instead."""
+    """A models folder that is not a link is not replaced, and raises EngineUnavailable."""
     command = engine(ALONE)
     (command.base_dir / "models").mkdir(parents=True)
     with pytest.raises(EngineUnavailable, match="cannot prepare"):
@@ -203,7 +203,7 @@ async def test_folder_that_cannot_be_prepared(engine: Callable[[str], EngineComm
 
 
 async def test_engine_without_an_interpreter(engine: Callable[[str], EngineCommand]) -> None:
-    """A missing Python is named in the error that wait_ready raises."""
+    """The error of wait_ready names a missing Python."""
     command = replace(engine(ALONE), python=Path("/nowhere/python"))
     async with await EngineProcess.start(command) as process:
         with pytest.raises(EngineUnavailable, match="status 127") as raised:
@@ -214,7 +214,7 @@ async def test_engine_without_an_interpreter(engine: Callable[[str], EngineComma
 async def test_guard_without_an_interpreter(
     engine: Callable[[str], EngineCommand], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a guard there is no engine, and the reason is told."""
+    """Without a guard no engine starts, and the error gives the reason."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(EngineUnavailable, match="could not be started") as raised:
         await EngineProcess.start(engine(ALONE))
@@ -224,7 +224,7 @@ async def test_guard_without_an_interpreter(
 async def test_engine_keeps_the_slot_that_it_inherits(
     engine: Callable[[str], EngineCommand], tmp_path: Path, spare_port: int
 ) -> None:
-    """A slot is free when the engine is gone, not when its worker lets go of it."""
+    """A slot is free when the engine has ended, not when its worker releases it."""
 
     async def acquire(timeout_s: float) -> Slot:
         return await acquire_slot([0], tmp_path, base_port=spare_port, timeout_s=timeout_s)
@@ -241,8 +241,8 @@ async def test_engine_keeps_the_slot_that_it_inherits(
 
 @pytest.mark.real_engine
 async def test_real_comfyui(engine_install: Any, tmp_path: Path, spare_port: int) -> None:
-    """A real ComfyUI starts without complaint, answers, and leaves neither process nor port. Its
-    garbage collections pass over PyTorch and itself."""
+    """A real ComfyUI starts without errors, answers, and leaves neither process nor port. Its
+    garbage collector skips PyTorch and ComfyUI itself."""
     (tmp_path / "custom_nodes").mkdir()
     (tmp_path / "custom_nodes" / "frozen.py").write_text(TELLS_WHAT_IS_FROZEN)
     command = EngineCommand(

@@ -1,4 +1,4 @@
-"""How an engine's process tree ends: when it is stopped, and whatever ends its owner or guard."""
+"""The end of an engine's process tree, when it is stopped, or its owner or guard dies."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_tree_ends_with_its_owner(
     witness: Witness,
     tmp_path: Path,
 ) -> None:
-    """However a worker ends, its engine ends, and so does all the engine started."""
+    """However a worker ends, its engine and all of the engine's descendants end too."""
 
     def check() -> None:
         with cluster(engine(WITH_DAEMON), tmp_path) as (raylet, worker):
@@ -107,7 +107,7 @@ async def test_tree_ends_with_its_owner(
 async def test_guard_is_no_child_of_its_owner(
     engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """Ray kills a dead worker's children, group and session: the guard is in none of these."""
+    """Ray kills a dead worker's children, group and session; the guard belongs to none of them."""
     async with await EngineProcess.start(engine(ALONE)):
         _, guard = witness.wait_for("engine")["engine"]
         assert parent_of(guard) != os.getpid()
@@ -118,7 +118,8 @@ async def test_guard_is_no_child_of_its_owner(
 async def test_engine_outlives_the_thread_that_asked_for_it(
     engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """PR_SET_PDEATHSIG fires when a thread ends: only the guard's single thread may matter."""
+    """PR_SET_PDEATHSIG fires at the end of a thread, so only the guard's single thread may start
+    it."""
     loop = asyncio.get_running_loop()
     started: list[EngineProcess] = []
 
@@ -146,7 +147,7 @@ async def exits_within(process: EngineProcess, timeout_s: float) -> ExitInfo | N
 async def test_engine_ends_with_its_guard(
     engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """A guard that is killed takes the engine and its group along, and the owner hears of it."""
+    """A killed guard ends the engine and its group, and the owner is informed."""
     async with await EngineProcess.start(engine(WITH_CHILD)) as process:
         witness.release()
         _, guard = witness.wait_for("engine", "child")["engine"]
@@ -159,13 +160,14 @@ async def test_engine_ends_with_its_guard(
 async def test_engine_ends_with_guard_and_owner_both(
     engine: Callable[[str], EngineCommand], witness: Witness, tmp_path: Path
 ) -> None:
-    """Where nobody is left to stop the engine, as after an OOM kill of both, the kernel does."""
+    """If guard and owner are both killed, as after running out of memory, the kernel ends the
+    engine."""
 
     def check() -> None:
         with cluster(engine(ALONE), tmp_path) as (raylet, worker):
             witness.release()
             _, guard = witness.wait_for("engine")["engine"]
-            os.kill(worker, signal.SIGSTOP)  # it must not act on the guard's end
+            os.kill(worker, signal.SIGSTOP)  # so that it cannot react to the end of the guard
             os.kill(guard, signal.SIGKILL)
             kill_worker(raylet, worker)
             witness.wait_for_silence()
@@ -177,7 +179,7 @@ async def test_engine_ends_with_guard_and_owner_both(
 async def test_what_an_engine_leaves_behind_is_killed(
     engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """exited() returns the engine's own status, and only when nothing of its tree is left."""
+    """exited() returns the engine's own status, once nothing of its tree is left."""
     process = await EngineProcess.start(engine(SPEAK + DAEMON + 'say("engine"); sys.exit(7)'))
     witness.release()
     assert await exits_within(process, DEADLINE_S) == ExitInfo(7)
@@ -188,7 +190,7 @@ async def test_what_an_engine_leaves_behind_is_killed(
 async def test_guard_told_to_end_stops_the_tree(
     engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """SIGTERM to the guard, as at the shutdown of a node, is a wish to stop, not a leak."""
+    """SIGTERM to the guard, as at the shutdown of a node, stops the engine's tree."""
     process = await EngineProcess.start(engine(WITH_CHILD))
     witness.release()
     _, guard = witness.wait_for("engine", "child")["engine"]
@@ -214,7 +216,7 @@ while True:
 async def test_stop_lets_an_engine_leave(
     engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """SIGTERM comes first, so that an engine can end in its own way."""
+    """SIGTERM comes first, so that an engine can exit on its own."""
     process = await EngineProcess.start(engine(SPEAK + POLITE + ALONE))
     witness.wait_for("engine")
     await process.stop(DEADLINE_S)
@@ -225,7 +227,7 @@ async def test_stop_lets_an_engine_leave(
 async def test_stop_kills_an_engine_that_will_not_leave(
     engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """After the grace comes SIGKILL, for every process of the tree."""
+    """After the grace period every process of the tree gets SIGKILL."""
     process = await EngineProcess.start(engine(DEAF + WITH_CHILD))
     witness.release()
     witness.wait_for("engine", "child")
@@ -237,7 +239,7 @@ async def test_stop_kills_an_engine_that_will_not_leave(
 async def test_a_second_stop_can_be_less_patient(
     engine: Callable[[str], EngineCommand], witness: Witness
 ) -> None:
-    """stop() can be called twice, at once and again; the shortest grace counts."""
+    """stop() can be called again and concurrently; the shortest grace counts."""
     process = await EngineProcess.start(engine(DEAF + ALONE))
     witness.wait_for("engine")
     begun_at = time.monotonic()
@@ -250,7 +252,7 @@ async def test_a_second_stop_can_be_less_patient(
 async def test_owner_that_dies_while_stopping_is_not_waited_for(
     engine: Callable[[str], EngineCommand], witness: Witness, tmp_path: Path
 ) -> None:
-    """A long grace that an owner asked for ends with the owner."""
+    """A long grace ends with the owner that asked for it."""
 
     def check() -> None:
         with cluster(engine(SPEAK + STUBBORN), tmp_path) as (raylet, worker):

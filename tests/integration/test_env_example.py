@@ -1,4 +1,4 @@
-""".env.example, held against the settings that the code reads."""
+""".env.example, compared with the settings that the code reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from restoration.settings import Settings, load_settings
 from tests.support.cluster_files import ROOT
 
-# a comment, then the variable, behind `#` if it need not be set
+# A comment, then the variable, which is behind `#` if it is optional.
 VARIABLE = re.compile(r"^# (.+)\n(#?)([A-Z][A-Z0-9_]*)=(.*)$", re.MULTILINE)
 
 
@@ -19,7 +19,8 @@ def example() -> str:
 
 
 def test_every_setting_is_in_the_example(example: str) -> None:
-    """.env.example names each setting once, with a comment above, and nothing else but Ray's."""
+    """.env.example has each setting once, with a comment above, and otherwise only Ray's
+    variables."""
     names = [name for _, _, name, _ in VARIABLE.findall(example)]
 
     assert names == re.findall(r"^#?([A-Z][A-Z0-9_]*)=", example, re.MULTILINE)
@@ -29,7 +30,7 @@ def test_every_setting_is_in_the_example(example: str) -> None:
 
 
 def test_the_example_shows_the_defaults(example: str) -> None:
-    """What .env.example shows behind `#`, unless it says e.g., holds when nothing is set."""
+    """The values behind `#`, except those marked with e.g., are the defaults."""
     found = VARIABLE.findall(example)
     required = {name: value for _, off, name, value in found if not off}
     defaults = {name: value for text, off, name, value in found if off and "(e.g." not in text}

@@ -1,4 +1,4 @@
-"""Threads for Postgres and S3: what another owner's call waits for beside a greedy owner."""
+"""Threads for Postgres and S3 are shared fairly beside a greedy owner."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ async def test_a_database_call_does_not_wait_for_all_of_a_greedy_owner(
 
 @contextmanager
 def bucket_behind(gate: Gate) -> Iterator[str]:
-    """A server that stores nothing, and answers for keys of the greedy owner behind the gate."""
+    """Run a server that stores nothing, and answers for the greedy owner's keys through the
+    gate."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -81,7 +82,7 @@ async def test_an_s3_call_does_not_wait_for_all_of_a_greedy_owner(threads: int) 
 async def test_a_call_whose_request_has_gone_keeps_its_place_until_it_ends(
     database_url: str,
 ) -> None:
-    """Else an owner that breaks its requests off would get thread after thread."""
+    """Otherwise an owner could occupy all threads by breaking requests off."""
     database, gate = Database(database_url, pool_size=2), Gate()
 
     def hold() -> asyncio.Task[object]:

@@ -1,4 +1,4 @@
-"""HAProxy's configuration as Serve writes it, and as it is used: with the real HAProxy."""
+"""HAProxy's configuration as written by Serve and as hardened, checked with the real HAProxy."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEADLINE_S = 60
 
 @pytest.fixture(params=["serving", "without the application", "draining"])
 def config(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The configuration as Serve writes it in this state."""
+    """Return the configuration that Serve writes in this state."""
     config = serves.HAProxyConfig(
         socket_path=f"{tmp_path}/admin.sock",
         server_state_base=str(tmp_path),
@@ -62,14 +62,14 @@ def _words(config: str, first: str) -> list[list[str]]:
 
 
 def test_serve_itself_listens_everywhere(config: str) -> None:
-    """The fault that is mended is there: without it the next test would show nothing."""
+    """Serve's own configuration has the faults; otherwise the next test would show nothing."""
     assert {words[1] for words in _words(config, "bind")} == {":9101", "*:8404", "*:8000"}
     assert "mode 666 level admin" in config
     assert re.search("return status .* if routes", config)
 
 
 def test_only_the_service_listens_beyond_loopback(config: str, tmp_path: Path) -> None:
-    """Metrics and statistics are for this machine, the administrative socket for this account."""
+    """Metrics and statistics are on loopback, and the admin socket is only for this account."""
     mended = hardened(config, tmp_path)
     binds = {words[1] for words in _words(mended, "bind")}
     assert binds == {"127.0.0.1:9101", "127.0.0.1:8404", "*:8000"}
@@ -79,7 +79,7 @@ def test_only_the_service_listens_beyond_loopback(config: str, tmp_path: Path) -
 
 
 def test_haproxy_takes_what_is_made_of_it(config: str, tmp_path: Path) -> None:
-    """It finds no fault with the whole file and the error files that it names."""
+    """HAProxy accepts the hardened file and the error files that it names."""
     write_error_files(tmp_path)
     (tmp_path / "mended.cfg").write_text(hardened(config, tmp_path))
     checked = subprocess.run(
@@ -89,14 +89,14 @@ def test_haproxy_takes_what_is_made_of_it(config: str, tmp_path: Path) -> None:
 
 
 def test_another_template_of_serves_is_refused(config: str, tmp_path: Path) -> None:
-    """An upgrade of Ray that renames a line must be looked at: nothing is left open in silence."""
+    """An upgrade of Ray that renames a line is refused, so that nothing is left open unnoticed."""
     with pytest.raises(InvalidSettings, match="stats socket"):
         hardened(config.replace("mode 666", "mode 660"), tmp_path)
 
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """The address of HAProxy as Serve starts it, and its process; no replica is up."""
+    """Yield the address and the process of a HAProxy started like Serve's, without replicas."""
     ports = [free_port() for _ in range(4)]
     config = serves.HAProxyConfig(
         socket_path=f"{tmp_path}/admin.sock",
@@ -128,7 +128,8 @@ def _listeners(process: psutil.Process) -> set[str]:
 def test_haproxy_itself_is_for_this_machine(
     running: tuple[str, psutil.Process], tmp_path: Path
 ) -> None:
-    """It has become HAProxy, under the process id that Serve knows, and listens on loopback."""
+    """The program becomes HAProxy under the process id that Serve knows, and listens on
+    loopback."""
     _, process = running
     assert process.name() == "haproxy"
     assert str(tmp_path / "haproxy.cfg") in process.cmdline()  # by which Serve knows it again
@@ -140,7 +141,7 @@ def test_haproxy_itself_is_for_this_machine(
     ("request_line", "status"),
     [
         (b"GET /healthz HTTP/1.1", 503),
-        (b"GET /-/routes HTTP/1.1", 503),  # it is the replica that refuses
+        (b"GET /-/routes HTTP/1.1", 503),  # would be refused by the replica
         (b"OPTIONS * HTTP/1.1", 404),
         (b"GET nowhere HTTP/1.1", 404),
     ],
@@ -148,7 +149,7 @@ def test_haproxy_itself_is_for_this_machine(
 def test_haproxy_answers_with_problems(
     running: tuple[str, psutil.Process], request_line: bytes, status: int
 ) -> None:
-    """Where no replica could: with the status that says whether to try again."""
+    """Without a replica the answer is a problem whose status says whether to retry."""
     answer = send_bytes(running[0], request_line + b"\r\nHost: edge.test\r\n\r\n")
     assert answer.status == status
     assert answer.headers["content-type"] == "application/problem+json"
@@ -156,7 +157,7 @@ def test_haproxy_answers_with_problems(
 
 
 def test_haproxys_own_errors_are_problems(tmp_path: Path) -> None:
-    """As the application's are, with the headers that each answer has."""
+    """Its error files have the format and the headers of the application's errors."""
     write_error_files(tmp_path)
     for path in tmp_path.glob("*.http"):
         raw = BytesIO(path.read_bytes())
@@ -171,7 +172,7 @@ def test_haproxys_own_errors_are_problems(tmp_path: Path) -> None:
 
 
 def test_a_local_stack_has_haproxy_to_itself(tmp_path: Path) -> None:
-    """Its ports are for one stack, its program is there, and Ray knows each of the settings."""
+    """Each local stack has its own ports, the program exists, and Ray knows every setting."""
     environment = local_environment(tmp_path)
     other = local_environment(tmp_path)
     ports = [value for name, value in environment.items() if name.endswith("_PORT")]

@@ -1,4 +1,4 @@
-"""Point 14: what ended jobs leave is removed when its time is up, and nothing else is."""
+"""Retention: inputs, outputs and rows of ended jobs are removed when they expire."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def store_result(blobs: BlobStore, ref: AttemptRef) -> Artifact:
 
 
 async def finish(store: PostgresJobStore, blobs: BlobStore, **changes: Any) -> Job:
-    """A job that has succeeded, with its objects."""
+    """Create a job that has succeeded, with its objects."""
     await submit(store, blobs, **changes)
     job = await store.claim("w", 60, ["restore"])
     assert job is not None
@@ -88,7 +88,7 @@ async def finish(store: PostgresJobStore, blobs: BlobStore, **changes: Any) -> J
 
 
 async def age(database: Database, job: Job, days: float) -> None:
-    """Let the job have ended so many days earlier."""
+    """Shift the end of the job so many days into the past."""
     statement = text(
         "UPDATE jobs SET finished_at = finished_at - :days * interval '1 day' WHERE id = :id"
     )
@@ -109,7 +109,7 @@ async def is_there(blobs: BlobStore, stored: Artifact | None) -> bool:
 async def test_each_goes_when_its_time_is_up(
     database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
 ) -> None:
-    """The input after 7 days, the result after 30, the row after 90, and none of them before."""
+    """The input expires after 7 days, the result after 30, the row after 90, and none earlier."""
     job = await finish(store, blobs)
     left = []
     for days in (6.9, 0.2, 22.8, 0.2, 59.8):
@@ -133,7 +133,7 @@ async def test_each_goes_when_its_time_is_up(
 async def test_what_is_kept_for_ever_is_kept(
     database: Database, store: PostgresJobStore, blobs: BlobStore
 ) -> None:
-    """0 keeps; a row stays for as long as one of its objects does."""
+    """A lifetime of 0 means for ever; a row stays as long as one of its objects."""
     job = await finish(store, blobs)
     await age(database, job, 10_000)
     for lifetimes in (Lifetimes(0, 0, 0), Lifetimes(0, 0, 1), Lifetimes(1, 0, 1)):
@@ -147,7 +147,7 @@ async def test_what_is_kept_for_ever_is_kept(
 async def test_a_job_that_goes_on_keeps_everything(
     database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
 ) -> None:
-    """Waiting or running, however old: only an end starts the clock."""
+    """Waiting and running jobs never expire, because the time counts from the end."""
     older = text("UPDATE jobs SET created_at = created_at - interval '1000 days'")
     running, waiting = [await submit(store, blobs) for _ in range(2)]
     assert await store.claim("w", 60, ["restore"]) is not None
@@ -161,7 +161,7 @@ async def test_a_job_that_goes_on_keeps_everything(
 async def test_failed_and_cancelled_jobs_are_swept_too(
     database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
 ) -> None:
-    """A job without a result leaves an input and a row."""
+    """Jobs without a result have an input and a row that expire."""
     job = await submit(store, blobs)
     await store.request_cancel(job.id)
     await age(database, job, 91)
@@ -175,7 +175,7 @@ async def test_failed_and_cancelled_jobs_are_swept_too(
 async def test_an_input_stays_while_another_job_needs_it(
     database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
 ) -> None:
-    """Of jobs on the same input the last one to expire decides, ended or not."""
+    """An input shared by several jobs expires with the last of them."""
     first = await finish(store, blobs)
     second, _ = await store.insert(new_job(input=first.input))
     await age(database, first, 1000)
@@ -196,7 +196,7 @@ async def test_an_input_stays_while_another_job_needs_it(
 async def test_a_sweep_does_not_overtake_a_job_made_on_an_old_input(
     database: Database, store: PostgresJobStore, blobs: BlobStore
 ) -> None:
-    """Whoever locks the old job's row and then inserts a new one on its input finds it there."""
+    """A retry that locks the old job's row keeps the input from expiring before its own insert."""
     old = await finish(store, blobs)
     await age(database, old, 8)
     locked, go_on = threading.Event(), threading.Event()
@@ -223,7 +223,7 @@ async def test_a_sweep_does_not_overtake_a_job_made_on_an_old_input(
 async def test_a_row_stays_until_its_receiver_knows(
     database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
 ) -> None:
-    """A pending webhook keeps its job; one that is over goes with it."""
+    """A pending webhook keeps its job's row; a finished one is deleted with it."""
     job = await finish(store, blobs, webhook_url="https://example.com/")
     await age(database, job, 91)
     await keeper.remove_expired()
@@ -242,7 +242,7 @@ async def test_two_sweepers_and_many_batches(
     keeper: Housekeeping,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two at a time share the work, batch by batch, until nothing is left of it."""
+    """Two concurrent sweeps share the work in batches until none is left."""
     monkeypatch.setattr(sweeping, "BATCH", 3)
     for _ in range(10):
         await age(database, await finish(store, blobs), 91)
@@ -259,8 +259,8 @@ async def test_orphans(
     keeper: Housekeeping,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An upload without a row goes, and the result of an attempt that lost; what a job counts on
-    stays, what a running job is about to finish with stays, and so does what is not ours."""
+    """Orphaned uploads, and results of attempts that lost their job, are deleted. Objects of jobs,
+    results of running attempts and foreign objects stay."""
     done = await finish(store, blobs)
     lost = await store_result(blobs, AttemptRef(done.id, 7))
     upload = await blobs.put(input_key(uuid4(), ImageType.JPEG), b"x", "image/jpeg")
@@ -294,7 +294,7 @@ async def test_orphans(
 async def test_an_outage_in_the_middle_loses_track_of_nothing(
     database: Database, store: PostgresJobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S3 going away after a row was marked leaves an orphan, and the next sweep finds it."""
+    """If S3 fails after a row was marked, the object becomes an orphan for the next sweep."""
     blobs = MemoryBlobStore()
     keeper = Housekeeping(Retention(database), blobs, LIFETIMES)
     job = await finish(store, blobs)
@@ -313,7 +313,7 @@ async def test_an_outage_in_the_middle_loses_track_of_nothing(
 async def test_uploads_that_nobody_uses_are_removed(
     blobs: BlobStore, keeper: Housekeeping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An hour after they were sent, and not before."""
+    """Unused uploads are removed an hour after they were sent, and not before."""
     key = upload_key("ann", uuid4())
     await blobs.put(key, b"a photo", "image/png")
     await keeper.remove_orphans()
@@ -329,7 +329,7 @@ async def test_sweeping_goes_on_whatever_happens(
     store: PostgresJobStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Neither an outage nor a defect ends the sweeps for good."""
+    """Neither an outage nor a defect stops the sweeps for good."""
     monkeypatch.setattr(sweeping, "EXPIRY_EVERY_S", 0.01)
     blobs = MemoryBlobStore()
     keeper = Housekeeping(Retention(database), blobs, LIFETIMES)
@@ -369,7 +369,7 @@ async def test_the_process_does_both(
     s3: S3Access,
     redis_url: str,
 ) -> None:
-    """From settings alone: what has expired is removed, and what ends is told."""
+    """With only settings, the process removes expired objects and sends webhooks."""
     settings = Settings.model_validate(
         {
             "database_url": database_url,

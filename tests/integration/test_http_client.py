@@ -1,4 +1,4 @@
-"""The Python client against a real server, and what it makes of a bad connection."""
+"""The Python client against a real server, and over a bad connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def live() -> AsyncIterator[LiveSite]:
 
 
 class Store(ThreadingHTTPServer):
-    """What a signed URL leads to: serves `data`, and keeps the headers that it was sent."""
+    """The target of signed URLs: serves `data`, and records the request headers in `seen`."""
 
     daemon_threads = True
 
@@ -53,7 +53,7 @@ class _StoreHandler(BaseHTTPRequestHandler):
         self.wfile.write(self.server.data)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Tests read what was asked for from `seen`."""
+        """Suppress the server's log."""
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def store(live: LiveSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 async def test_everything_that_the_api_offers(live: LiveSite, tmp_path: Path) -> None:
-    """Submit from a file, look, list over pages, cancel, and ask for the workflows."""
+    """A client can submit a file, show, list over pages and cancel jobs, and list workflows."""
     path = tmp_path / "photo.png"
     path.write_bytes(photo())
 
@@ -95,7 +95,8 @@ async def test_everything_that_the_api_offers(live: LiveSite, tmp_path: Path) ->
 
 @pytest.mark.retry
 async def test_failed_jobs_are_listed_and_sent_again_from_a_terminal(live: LiveSite) -> None:
-    """`restore jobs --failed` shows them with their code, `restore retry` prints the new job."""
+    """`restore jobs --failed` shows failed jobs with their codes; `restore retry` prints the new
+    id."""
     failed = await live.site.start(await live.site.submit())
     await live.site.fail(failed)
     other = await live.site.submit()
@@ -117,7 +118,7 @@ async def test_failed_jobs_are_listed_and_sent_again_from_a_terminal(live: LiveS
 
 @pytest.mark.admission
 async def test_the_client_comes_back_when_the_queue_has_room() -> None:
-    """It waits for as long as Retry-After says, if it has the patience, and then gets in."""
+    """The client waits as long as Retry-After says, within its patience, and then succeeds."""
     async with open_live_site(max_waiting_jobs=1) as live:
         waiting = await live.site.submit()
         with pytest.raises(ApiError, match="queue_full"):
@@ -132,7 +133,7 @@ async def test_the_client_comes_back_when_the_queue_has_room() -> None:
 
 
 class RefusesOnce:
-    """Answers the first request with 429 and one second, and passes the others on."""
+    """Answers the first request with 429 and Retry-After: 1, and forwards the others."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -146,7 +147,7 @@ class RefusesOnce:
 
 
 async def test_events_go_on_after_the_server_was_away(live: LiveSite) -> None:
-    """A cut stream is resumed after the last event that arrived, and followed to the end."""
+    """A broken stream resumes after the last received event, and is followed to the end."""
     job = await live.site.start(await live.site.submit())
     half_way = Progressed(0.5, "sampling", 1)
     await live.site.board.publish([(job.id, half_way)])
@@ -174,7 +175,7 @@ async def test_events_go_on_after_the_server_was_away(live: LiveSite) -> None:
 
 
 class RemembersResumptions:
-    """Passes everything on, and keeps the Last-Event-ID that a client came back with."""
+    """Forwards every request, and keeps the Last-Event-ID with which a client resumed."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -191,7 +192,8 @@ class RemembersResumptions:
 async def test_a_finished_job_is_waited_for_and_downloaded(
     live: LiveSite, store: Store, tmp_path: Path
 ) -> None:
-    """`wait` ends with the job; the picture comes from the store, which never sees the token."""
+    """`wait` returns at the job's end; the picture comes from the store, which never gets the
+    token."""
     job = await live.site.start(await live.site.submit())
     out, store.data = tmp_path / "after.png", b"restored"
 
@@ -207,7 +209,7 @@ async def test_a_finished_job_is_waited_for_and_downloaded(
 
 
 async def _ended(live: LiveSite, result: bytes | None) -> None:
-    """Wait for a job to be submitted, and end it: with `result`, or as cancelled."""
+    """Wait for the first job, and end it: with `result`, or by cancelling it."""
     while not live.site.jobs.rows:  # noqa: ASYNC110 - a dict has no event
         await asyncio.sleep(0.01)
     [job] = live.site.jobs.rows.values()
@@ -221,7 +223,7 @@ async def _ended(live: LiveSite, result: bytes | None) -> None:
 async def test_a_photo_is_restored_in_one_call(
     live: LiveSite, store: Store, monkeypatch: pytest.MonkeyPatch, in_the_answer: bool
 ) -> None:
-    """The result is the answer to the submission; of a job that takes longer it is fetched."""
+    """The answer to the submission is the result; the result of a longer job is fetched."""
     store.data = b"restored"
     if not in_the_answer:
         monkeypatch.setattr("serve_app.client.submissions._WAITING", {})
@@ -237,7 +239,7 @@ async def test_a_photo_is_restored_in_one_call(
 async def test_what_was_not_restored_is_an_error(
     live: LiveSite, monkeypatch: pytest.MonkeyPatch, in_the_answer: bool
 ) -> None:
-    """A job that ended without a result is told by its code, however it was waited for."""
+    """A job that ended without a result raises its code, both ways."""
     if not in_the_answer:
         monkeypatch.setattr("serve_app.client.submissions._WAITING", {})
     ending = asyncio.create_task(_ended(live, None))
@@ -250,7 +252,7 @@ async def test_what_was_not_restored_is_an_error(
 async def test_a_damaged_answer_is_no_picture(
     live: LiveSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The picture in the answer is held against its sha256, as a download is."""
+    """The picture in the answer is checked against its sha256, like a download."""
 
     async def damaged(artifact: Artifact) -> bytes:
         return b"rest"
@@ -265,7 +267,7 @@ async def test_a_damaged_answer_is_no_picture(
 async def test_a_damaged_download_leaves_no_file(
     live: LiveSite, store: Store, tmp_path: Path
 ) -> None:
-    """Bytes that do not match the job's sha256 never get the name of the result."""
+    """Bytes that do not match the job's sha256 do not replace the file."""
     job = await live.site.start(await live.site.submit())
     await live.site.succeed(job, b"restored")
     out, store.data = tmp_path / "after.png", b"rest"
@@ -277,7 +279,7 @@ async def test_a_damaged_download_leaves_no_file(
 
 
 async def test_an_answer_lost_on_the_way_makes_no_second_job(live: LiveSite) -> None:
-    """The client tries again with the same key, and gets the job that it made the first time."""
+    """The client retries with the same key, and gets the job that it created the first time."""
     await live.stop()
     live.app = LosesTheFirstAnswer(live.app)
     await live.start()
@@ -286,7 +288,8 @@ async def test_an_answer_lost_on_the_way_makes_no_second_job(live: LiveSite) -> 
 
 
 async def test_a_failure_that_took_longer_than_patience_is_tried_again(live: LiveSite) -> None:
-    """Patience begins with the first failure: a slow upload has its second try, on the same key."""
+    """Patience counts from the first failure, so that a slow upload has a second try with its
+    key."""
     await live.stop()
     live.app = LosesTheFirstAnswer(live.app, wait_s=1.2)
     await live.start()
@@ -295,7 +298,7 @@ async def test_a_failure_that_took_longer_than_patience_is_tried_again(live: Liv
 
 
 async def test_a_service_lost_late_in_the_wait_costs_no_photo(live: LiveSite, store: Store) -> None:
-    """Patience may be over by then: the same job is asked for again, and its result fetched."""
+    """Even without patience the client asks for the same job again, and fetches its result."""
     store.data = b"restored"
     await live.stop()
     live.app = LosesTheFirstAnswer(live.app)
@@ -308,7 +311,7 @@ async def test_a_service_lost_late_in_the_wait_costs_no_photo(live: LiveSite, st
 
 
 async def test_a_refusal_is_an_error_with_everything_in_it(live: LiveSite) -> None:
-    """Code, status, message and request id come from the problem, and it is not tried again."""
+    """The error has the problem's code, status, message and request id, and is not retried."""
     with pytest.raises(ApiError) as caught:
         await live.call(lambda client: client.get(uuid4()))
     assert (caught.value.code, caught.value.status) == ("job_not_found", 404)
@@ -316,7 +319,7 @@ async def test_a_refusal_is_an_error_with_everything_in_it(live: LiveSite) -> No
 
 
 async def test_a_service_that_is_gone_is_reported_in_time(live: LiveSite) -> None:
-    """After its patience has run out the client says what it could not reach."""
+    """After its patience the client names the URL that it could not reach."""
     await live.stop()
     with pytest.raises(ApiError, match=live.url) as caught:
         await live.call(lambda client: client.get(uuid4()), patience_s=0.3)
@@ -325,13 +328,13 @@ async def test_a_service_that_is_gone_is_reported_in_time(live: LiveSite) -> Non
 
 
 async def test_a_watch_of_no_job_ends(live: LiveSite) -> None:
-    """Events of a job that does not exist are an error, and no endless wait."""
+    """Events of a missing job raise an error instead of waiting."""
     with pytest.raises(ApiError, match="job_not_found"):
         await live.call(lambda client: list(client.events(UUID(int=0))))
 
 
 async def test_what_is_not_the_service_is_recognised(live: LiveSite) -> None:
-    """Something else on that address is an error of its own, not a crash of the client's."""
+    """An answer of another program raises its own error instead of crashing the client."""
     await live.stop()
     live.app = Response("<html>", media_type="text/html")
     await live.start()

@@ -24,7 +24,7 @@ async def live() -> AsyncIterator[LiveSite]:
 
 @pytest.mark.batches
 async def test_a_batch_from_files(live: LiveSite, tmp_path: Path) -> None:
-    """Files become a batch in the order given; each one's outcome is shown."""
+    """Files become a batch in the given order, with an outcome for each."""
     paths = []
     for index in range(150):
         paths.append(tmp_path / f"{index}.png")
@@ -55,7 +55,7 @@ async def test_a_batch_from_files(live: LiveSite, tmp_path: Path) -> None:
 async def test_an_answer_lost_on_the_way_makes_no_second_batch(
     live: LiveSite, tmp_path: Path
 ) -> None:
-    """The client sends the files again with the same key, and gets the batch of the first time."""
+    """The client sends the files again with the same key, and gets the first batch."""
     path = tmp_path / "photo.png"
     path.write_bytes(photo())
     await live.stop()
@@ -68,7 +68,7 @@ async def test_an_answer_lost_on_the_way_makes_no_second_batch(
 
 @pytest.mark.batches
 async def test_a_file_that_cannot_be_read_submits_nothing(live: LiveSite, tmp_path: Path) -> None:
-    """A missing file is the caller's to mend, before anything has been sent."""
+    """A missing file raises an error before anything is sent."""
     with pytest.raises(FileNotFoundError):
         await live.call(lambda client: client.submit_batch([tmp_path / "missing.png"]))
     assert live.site.batches.rows == {}
@@ -76,7 +76,7 @@ async def test_a_file_that_cannot_be_read_submits_nothing(live: LiveSite, tmp_pa
 
 @pytest.mark.batches
 async def test_a_batch_is_followed_while_the_server_is_away(live: LiveSite, tmp_path: Path) -> None:
-    """A cut stream of a batch is taken up again, and followed to the end."""
+    """A broken stream of a batch is resumed and followed to the end."""
     path = tmp_path / "photo.png"
     path.write_bytes(photo())
     batch = await live.call(lambda client: client.submit_batch([path]))
@@ -101,6 +101,6 @@ async def test_a_batch_is_followed_while_the_server_is_away(live: LiveSite, tmp_
 
 @pytest.mark.batches
 async def test_events_of_no_batch_end(live: LiveSite) -> None:
-    """Events of a batch that does not exist are an error, and no endless wait."""
+    """Events of a missing batch raise an error instead of waiting."""
     with pytest.raises(ApiError, match="batch_not_found"):
         await live.call(lambda client: list(client.batch_events(UUID(int=0))))

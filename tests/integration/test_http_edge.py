@@ -1,4 +1,4 @@
-"""The edge in the HTTP server that Serve runs it in, with requests as they are written."""
+"""The edge middleware in uvicorn, as Serve runs it, with raw requests."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def _send(url: str, request_line: bytes, *headers: bytes) -> RawAnswer:
     [b"http://127.0.0.1:8188/ws", b"ws://edge.test/", b"http://edge.test", b"*", b"/-/routes"],
 )
 async def test_a_websocket_to_no_path_is_answered_with_a_problem(url: str, target: bytes) -> None:
-    """The server of HTTP hands a websocket's target over as it came."""
+    """uvicorn passes a websocket's target on unchanged."""
     answer = await _send(url, b"GET " + target + b" HTTP/1.1", UPGRADE)
     assert answer.status == 404
     assert answer.headers["content-type"] == "application/problem+json"
@@ -59,7 +59,7 @@ async def test_a_websocket_to_no_path_is_answered_with_a_problem(url: str, targe
 
 
 async def test_a_websocket_to_a_path_is_refused_by_the_application(url: str) -> None:
-    """It has none; the edge leaves that to it."""
+    """The application has no websocket routes, and the edge leaves the refusal to it."""
     answer = await _send(url, b"GET /api/v1/ws HTTP/1.1", UPGRADE)
     assert 400 <= answer.status < 500
 
@@ -76,7 +76,7 @@ async def test_a_websocket_to_a_path_is_refused_by_the_application(url: str) -> 
     ],
 )
 async def test_bytes_that_are_no_text_do_no_harm(url: str, line: bytes) -> None:
-    """To a request or to a websocket's."""
+    """Undecodable header bytes harm neither requests nor websocket upgrades."""
     assert (await _send(url, b"GET /healthz HTTP/1.1", line, b"Connection: close")).status == 200
     upgraded = await _send(url, b"GET http://edge.test/ws HTTP/1.1", line, UPGRADE)
     assert upgraded.status == 404

@@ -70,7 +70,7 @@ async def test_events_arrive_while_the_job_runs(live: LiveSite, http: httpx.Asyn
 async def test_a_stream_resumes_after_the_last_event(
     live: LiveSite, http: httpx.AsyncClient
 ) -> None:
-    """Last-Event-ID leaves out what was received before."""
+    """Last-Event-ID skips the events received before."""
     job = await live.site.start(await live.site.submit())
     for fraction in (0.1, 0.2, 0.3):
         await _publish(live, job.id, Progressed(fraction, "sampling", 1))
@@ -84,7 +84,7 @@ async def test_a_stream_resumes_after_the_last_event(
 async def test_a_client_that_goes_away_leaves_nothing_behind(
     live: LiveSite, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The board is no longer followed for a watcher whose connection has closed."""
+    """The board is not followed any more after the watcher's connection has closed."""
     job = await live.site.start(await live.site.submit())
     follow, left = live.site.board.follow, asyncio.Event()
 
@@ -108,7 +108,7 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(
 async def test_an_upload_that_is_too_large_is_told_so(
     live: LiveSite, http: httpx.AsyncClient, announced: bool
 ) -> None:
-    """A client that is still sending reads the 413, and not just a connection that broke."""
+    """A client that is still sending receives the 413, not only a broken connection."""
     head = b'--b\r\nContent-Disposition: form-data; name="image"; filename="p"\r\n\r\n'
     chunk, count = bytes(100_000), 4 * (LIMIT_BYTES + FORM_OVERHEAD_BYTES) // 100_000
 
@@ -128,8 +128,8 @@ async def test_an_upload_that_is_too_large_is_told_so(
 async def test_a_body_that_trickles_is_told_so(
     live: LiveSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that reads while it sends has the 408. Then its connection ends, or what it goes on
-    sending would be read for ever."""
+    """A client that reads while it sends receives the 408. Then its connection is closed, because
+    its body would otherwise be read for ever."""
     monkeypatch.setattr(BodyPace, "PATIENCE_S", 0.5)
     url = httpx.URL(live.url)
     reader, writer = await asyncio.open_connection(url.host, url.port)
@@ -147,7 +147,7 @@ async def test_a_body_that_trickles_is_told_so(
 
 
 async def _trickle(writer: asyncio.StreamWriter) -> None:
-    """Until the other side has closed."""
+    """Send a byte at a time until the other side has closed."""
     with suppress(ConnectionError):
         while True:
             writer.write(b"x")
@@ -159,7 +159,8 @@ async def _trickle(writer: asyncio.StreamWriter) -> None:
 async def test_a_stream_outlives_the_patience_with_bodies(
     live: LiveSite, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request without a body is complete at once, however long its answer takes."""
+    """The limit on slow bodies does not affect a request without a body, however long its answer
+    takes."""
     monkeypatch.setattr(BodyPace, "PATIENCE_S", 0.2)
     job = await live.site.start(await live.site.submit())
     async with http.stream("GET", f"{API}/{job.id}/events") as answer:
@@ -172,7 +173,7 @@ async def test_a_stream_outlives_the_patience_with_bodies(
 
 
 async def test_the_local_issuer_is_a_process_of_its_own(tmp_path: Path) -> None:
-    """It publishes the key that signs the tokens, and ends on SIGTERM with status 0."""
+    """It publishes the key that signs the tokens, and exits with status 0 on SIGTERM."""
     port = free_port()
     url = issuer_url(port)
     process = await asyncio.create_subprocess_exec(

@@ -1,4 +1,4 @@
-"""Pictures that crash, hang or burst their process cost themselves only; results are written."""
+"""Image processes: hostile pictures harm only themselves, and results are encoded."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from tests.support.polling import until
 GOOD = ACCEPTED["jpeg"][1]
 STAND_IN = (sys.executable, "-P", "-m", "tests.fakes.image_process")
 PROGRAM = "tests.fakes.image_process"
-# of a photo for whose result nothing is kept
+# a photo without alpha channel and metadata
 PLAIN = PreparedImage(b"", ImageInfo(ImageType.PNG, 60, 40), grey=False)
 
 
 def order(deed: str) -> bytes:
-    """A picture that makes the stand-in do this; its first bytes are a BMP's."""
+    """Return a picture that makes the fake process misbehave; it begins like a BMP."""
     return b"BM" + deed.encode()
 
 
 @pytest.fixture
 async def pool() -> AsyncIterator[ImageProcessPool]:
-    """Two stand-ins, with a second of processor time for the largest picture."""
+    """Run a pool of two fake processes with one second of CPU time for the largest picture."""
     async with ImageProcessPool(UploadLimits(), processes=2, cpu_s=1, argv=STAND_IN) as pool:
         yield pool
 
@@ -81,7 +81,7 @@ class TestReading:
     async def test_every_accepted_type_is_examined_and_prepared(
         self, real: ImageProcessPool, name: str
     ) -> None:
-        """With all that a reader imports late, although the process can open no file."""
+        """All late imports of a reader work although the process cannot open files."""
         kind, data = ACCEPTED[name]
         assert await real.examine(data) == ImageInfo(kind, WIDTH, HEIGHT)
         prepared = await real.prepare(data)
@@ -90,7 +90,7 @@ class TestReading:
             assert image.size == (WIDTH, HEIGHT)
 
     async def test_alpha_and_metadata_are_kept_apart(self, real: ImageProcessPool) -> None:
-        """As many bytes as pixels, and EXIF only where it is asked for."""
+        """The alpha channel has a byte per pixel, and EXIF is kept only on request."""
         picture = noise("RGBA")
         picture.putalpha(noise("L"))
         data = file(picture, "PNG", exif=exif_of("Leica"))
@@ -131,7 +131,7 @@ class TestLosses:
     async def test_what_a_picture_does_costs_itself(
         self, pool: ImageProcessPool, deed: str, error: type[RestorationError], said: str
     ) -> None:
-        """It is refused with a reason, while good pictures beside it and after it pass."""
+        """The picture is refused with a reason, while good pictures beside and after it succeed."""
         beside = asyncio.create_task(pool.examine(GOOD))
         with pytest.raises(error, match=said):
             await pool.examine(order(deed))
@@ -141,7 +141,7 @@ class TestLosses:
     async def test_many_hostile_pictures_do_not_starve_a_good_one(
         self, pool: ImageProcessPool
     ) -> None:
-        """More crashes than there are processes, all at once: the good picture passes."""
+        """The good picture succeeds despite more concurrent crashes than processes."""
         hostile = [pool.examine(order("segfault")) for _ in range(6)]
         answers = await asyncio.gather(
             *hostile[:3], pool.examine(GOOD), *hostile[3:], return_exceptions=True
@@ -164,7 +164,7 @@ class TestLosses:
     async def test_a_process_that_the_kernel_killed_is_not_the_pictures_fault(
         self, pool: ImageProcessPool
     ) -> None:
-        """Short of memory, the kernel kills what it likes: the picture may be a good one."""
+        """Out of memory, the kernel may kill any process, so the picture may be a good one."""
         examining = asyncio.create_task(pool.examine(order("hang")))
 
         async def killed() -> bool:
@@ -179,7 +179,7 @@ class TestLosses:
             await examining
 
     async def test_a_cancelled_request_ends_its_process(self, pool: ImageProcessPool) -> None:
-        """Nothing goes on working for a job that was cancelled, whatever its picture does."""
+        """No process keeps working for a cancelled job."""
         preparing = asyncio.create_task(pool.prepare(order("spin")))
 
         async def works() -> bool:
@@ -196,7 +196,7 @@ class TestLosses:
     async def test_a_process_that_cannot_be_started_yet_is_started_later(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """No memory for a process costs the pictures of that moment, and none after it."""
+        """A lack of memory for a process fails only the pictures of that moment."""
         start, refused = subprocess.Popen, 2
 
         def no_memory(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
@@ -218,7 +218,7 @@ class TestTurns:
     async def test_one_owners_slow_pictures_leave_a_process_to_the_others(
         self, pool: ImageProcessPool
     ) -> None:
-        """However many of them wait, another owner's picture is examined at once."""
+        """Another owner's picture is examined at once, however many slow ones wait."""
         slow = [asyncio.create_task(examine_as("mallory", pool, order("hang"))) for _ in range(6)]
 
         async def one_hangs() -> bool:
@@ -237,7 +237,7 @@ class TestWriting:
     async def test_raw_pixels_are_written_in_every_format(
         self, real: ImageProcessPool, pixels: Pixels
     ) -> None:
-        """To the pixel in PNG, in the size asked for otherwise; any number at once."""
+        """PNG keeps every pixel, other formats the size, with any number of concurrent calls."""
         orders = [wanted for wanted in OutputFormat for _ in range(3)]
         results = await asyncio.gather(*(encode(real, pixels, wanted) for wanted in orders))
         for wanted, data in zip(orders, results, strict=True):
@@ -266,7 +266,7 @@ class TestWriting:
     async def test_a_picture_that_cannot_be_written_harms_no_other(
         self, real: ImageProcessPool, pixels: Pixels
     ) -> None:
-        """The reason is told, and the process takes the next one."""
+        """The error gives the reason, and the process handles the next picture."""
         with pytest.raises(EncodeFailed, match="Unidentified"):
             await encode(real, b"not a PNG", OutputFormat.JPEG)
         before = set(real.pids)
@@ -278,8 +278,8 @@ class TestWriting:
     async def test_a_large_picture_takes_bounded_memory(
         self, tmp_path: Path, wanted: OutputFormat
     ) -> None:
-        """At most 7.5 bytes a pixel: the 3 that were handed over, mapped, and one copy in
-        Pillow's 4. Nothing of that is kept for the next picture."""
+        """Encoding takes at most 7.5 bytes a pixel: 3 mapped ones and a copy of 4 in Pillow. None
+        of it is kept for the next picture."""
         side = 4000
         (tmp_path / "small").write_bytes(bytes(3))
         (tmp_path / "large").touch()
@@ -304,15 +304,15 @@ class TestSandbox:
     async def test_a_picture_cannot_make_its_process_reach_out(
         self, pool: ImageProcessPool, deed: str
     ) -> None:
-        """No file, socket, program or signal, should a decoder be taken over."""
+        """A decoder that has been taken over can use no file, socket, program or signal."""
         with pytest.raises(BrokenImage, match=f"{deed}: .*not permitted"):
             await pool.examine(order(deed))
 
     async def test_there_is_nothing_to_steal(
         self, pool: ImageProcessPool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """No secret in the environment, no file open but the connection; memory is not readable
-        by other processes of the user."""
+        """The process has no secrets in its environment, no open files but its connection, and a
+        seccomp filter."""
         monkeypatch.setenv("DATABASE_URL", "postgresql://u:hunter2@db/d")
         await pool.examine(GOOD)
         [pid] = pool.pids
@@ -321,7 +321,7 @@ class TestSandbox:
         assert {"NoNewPrivs:\t1", "Seccomp:\t2"} <= status_lines(pid)
 
     async def test_processes_die_with_their_owner(self) -> None:
-        """SIGKILL for the owner, while they hang and compute: the kernel ends them."""
+        """When the owner is killed, the kernel ends its processes, hanging or computing."""
         owner = start_owner()
 
         async def at_work() -> bool:
@@ -345,7 +345,7 @@ class TestSandbox:
 
 
 def test_image_processes_load_little() -> None:
-    """Neither Ray nor FastAPI nor boto3 is imported where hostile bytes are read."""
+    """Neither Ray nor FastAPI nor boto3 is imported into the processes that read hostile bytes."""
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, actors.images.process; print(*sys.modules)"],
         capture_output=True,
@@ -379,7 +379,7 @@ def exif_of(maker: str) -> Image.Exif:
 
 
 def children(parent: int, program: str) -> list[int]:
-    """Processes that `parent` started and that run `program`."""
+    """Return the children of `parent` that run `program`."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -387,7 +387,7 @@ def children(parent: int, program: str) -> list[int]:
             if int(status[1]) == parent and program in (folder / "cmdline").read_text():
                 found.append(int(folder.name))
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended while we looked
+            continue  # ended meanwhile
     return found
 
 
@@ -411,7 +411,7 @@ async def until_gone(pids: list[int]) -> None:
 
 
 def is_locked_down(pid: int) -> bool:
-    """Its filter is set, after which it reads pictures."""
+    """Return whether its seccomp filter is set; it reads pictures only after that."""
     return "Seccomp:\t2" in status_lines(pid)
 
 
@@ -420,14 +420,14 @@ def status_lines(pid: int) -> set[str]:
 
 
 def resident_bytes(pid: int, kind: str) -> int:
-    """Linux's `VmRSS`, as it is now, or `VmHWM`, at its highest."""
+    """Return `VmRSS`, the current memory, or `VmHWM`, the peak, in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     [kilobytes] = [line.split()[1] for line in status.splitlines() if line.startswith(kind)]
     return 1024 * int(kilobytes)
 
 
 async def test_every_accepted_file_is_read_behind_the_lock(real: ImageProcessPool) -> None:
-    """No decoder needs a file, a module or a thread that the locked process cannot have."""
+    """No decoder needs a file, a module or a thread that the locked-down process cannot have."""
     current_owner.set("corpus")
     for case in (*corpus(), *siblings()):
         if isinstance(case.expected, Image.Image):

@@ -1,7 +1,7 @@
-"""deploy/kuberay, without a Kubernetes: by Ray's own reader of RayClusters and Serve's schema.
+"""deploy/kuberay without a Kubernetes, checked with Ray's reader of RayClusters and Serve's schema.
 
-No package has the schema of KubeRay's resources, so their fields are held against the part of
-the manifest that Ray reads, and what the files say of each other.
+No package has the schema of KubeRay's resources. So their fields are compared with the part of the
+manifest that Ray reads, and with each other.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ def service() -> Config:
 
 @pytest.fixture
 def ray_cluster(service: Config) -> Config:
-    """The RayCluster that the operator makes of it."""
+    """Return the RayCluster that the operator creates from the service."""
     metadata = {"name": "comfy-restore", "namespace": "comfy-restore"}
     return {"metadata": metadata, "spec": service["spec"]["rayClusterConfig"]}
 
 
 def autoscaling(ray_cluster: Config) -> Config:
-    """What Ray's autoscaler makes of a RayCluster, validated as it does."""
+    """Return the configuration that Ray's autoscaler derives from a RayCluster, after its
+    validation."""
     from ray.autoscaler._private.kuberay import autoscaling_config
 
     derive = autoscaling_config._derive_autoscaling_config_from_ray_cr
@@ -56,7 +57,7 @@ def autoscaling(ray_cluster: Config) -> Config:
 
 @pytest.mark.cluster
 def test_ray_reads_the_cluster(ray_cluster: Config) -> None:
-    """Ray's autoscaler finds a head that takes no work, and GPU nodes of two sizes and markets."""
+    """Ray's autoscaler finds a head without work, and GPU nodes of two sizes and two markets."""
     config = autoscaling(ray_cluster)
     types = config["available_node_types"]
     gpus = {name: kind["resources"].get("GPU", 0) for name, kind in types.items()}
@@ -84,7 +85,7 @@ def test_ray_reads_the_cluster(ray_cluster: Config) -> None:
 def test_ray_refuses_a_planted_error(
     ray_cluster: Config, group: int, key: str, wrong: object, error: type[Exception]
 ) -> None:
-    """The reading above can fail: Ray refuses each of these mistakes."""
+    """The reader can fail: Ray refuses each of these mistakes."""
     ray_cluster["spec"]["workerGroupSpecs"][group][key] = wrong
 
     with pytest.raises(error):
@@ -93,8 +94,7 @@ def test_ray_refuses_a_planted_error(
 
 @pytest.mark.cluster
 def test_serve_gets_the_configuration_of_the_repository(service: Config) -> None:
-    """The service on Kubernetes is that of serve_config.yaml, in every figure, and Serve takes
-    it."""
+    """The embedded configuration equals serve_config.yaml, and Serve accepts it."""
     embedded = yaml.safe_load(service["spec"]["serveConfigV2"])
 
     assert embedded == yaml.safe_load((ROOT / "serve_config.yaml").read_text())
@@ -104,7 +104,7 @@ def test_serve_gets_the_configuration_of_the_repository(service: Config) -> None
 
 @pytest.mark.cluster
 def test_the_fleet_has_room_for_every_worker(ray_cluster: Config, service: Config) -> None:
-    """A worker fits each group's pod, and all workers together fit the spot groups alone."""
+    """Each group's pod has room for a worker, and the spot groups alone for all workers."""
     [application] = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
     args = PoolArgs.model_validate(application["args"])
     types = autoscaling(ray_cluster)["available_node_types"]
@@ -120,7 +120,7 @@ def test_the_fleet_has_room_for_every_worker(ray_cluster: Config, service: Confi
 
 @pytest.mark.cluster
 def test_versions_are_those_of_the_release(service: Config) -> None:
-    """Ray and the wheel are the ones that pyproject.toml names."""
+    """The versions of Ray and of the wheel are those in pyproject.toml."""
     project = (ROOT / "pyproject.toml").read_text()
     [ray] = re.findall(r"ray\[serve\]==([0-9.]+)", project)
     [release] = re.findall(r'^version = "([0-9.]+)"', project, re.MULTILINE)
@@ -137,8 +137,8 @@ def test_versions_are_those_of_the_release(service: Config) -> None:
 
 
 def test_images_are_named_by_digest() -> None:
-    """What runs is what was built, whatever is pushed under a tag later; and no image is built on
-    another Ray than the one that was looked at."""
+    """A tag that is pushed again changes neither the running images nor the Ray that they are built
+    on."""
     [overlay] = _documents(OVERLAY / "kustomization.yaml")
     for image in overlay["images"]:
         assert "newTag" not in image
@@ -146,13 +146,13 @@ def test_images_are_named_by_digest() -> None:
     dockerfile = (KUBERAY / "Dockerfile").read_text()
     [base] = [line for line in dockerfile.splitlines() if line.startswith("FROM rayproject/")]
     assert "@${RAY_DIGEST} AS head" in base
-    assert "\nARG RAY_DIGEST\n" in dockerfile  # without a default: a build has to name it
+    assert "\nARG RAY_DIGEST\n" in dockerfile  # without a default, so that each build names it
 
 
 @pytest.mark.cluster
 def test_pods_have_the_environment_of_the_nodes(service: Config) -> None:
-    """Ray's and glibc's variables are those of cluster.yaml, but for the token, the operator's,
-    and for where programs and files lie."""
+    """Ray's and glibc's variables are those of cluster.yaml, except for the token, which the
+    operator sets, and for paths."""
     exported = re.findall(r"export ((?:RAY|MALLOC)_\w+)=(\S+)", (ROOT / "cluster.yaml").read_text())
     written = dict(exported)
     assert written.pop("RAY_AUTH_MODE") == "token"
@@ -167,14 +167,14 @@ def test_pods_have_the_environment_of_the_nodes(service: Config) -> None:
 
 
 def _writable(pod: Config, container: Config) -> dict[str, str]:
-    """The folders of a container that it may write to, and their volumes."""
+    """Return the writable folders of a container with their volumes."""
     volumes = {volume["name"]: volume["emptyDir"] for volume in pod["volumes"]}
     return {each["mountPath"]: volumes[each["name"]] for each in container["volumeMounts"]}
 
 
 def test_pods_can_do_no_more_than_they_must(service: Config) -> None:
-    """Each container: an ordinary account, no way to become another, nothing of its image changed,
-    and system calls as the container runtime allows them by default."""
+    """Each container has an ordinary account, no way to gain privileges, a read-only image, and the
+    container runtime's default system calls."""
     for pod in _pods(service):
         account = pod["securityContext"]
         assert account["runAsNonRoot"]
@@ -193,20 +193,19 @@ def test_pods_can_do_no_more_than_they_must(service: Config) -> None:
 
 
 def test_gpu_pods_have_no_rights_in_kubernetes_and_lease_their_gpus(service: Config) -> None:
-    """Their account's token is not mounted; leases lie where the service looks for them."""
+    """Their account's token is not mounted; the leases' folder is where the service expects it."""
     _, *gpu_pods = _pods(service)
     for pod in gpu_pods:
         assert pod["automountServiceAccountToken"] is False
         for container in pod["containers"]:
             cache = NodeSettings.model_fields["cache_dir"].default
-            home = Path("/home/ray")  # of the account that Ray's images have
+            home = Path("/home/ray")  # the home of the account in Ray's images
             slots = home / Path(cache).relative_to("~") / "slots"
             assert str(slots) in _writable(pod, container)
 
 
 def test_gpu_pods_get_the_secrets_that_they_need(service: Config) -> None:
-    """Their secret is made of cluster.env without those that only the head uses; what is left is
-    enough to work with."""
+    """Their secret is cluster.env without the head's own secrets, and is sufficient to run."""
     [secret] = re.findall(
         r"^(grep .*) > worker\.env$", (ROOT / "docs" / "operations.md").read_text(), re.MULTILINE
     )
@@ -235,7 +234,8 @@ def test_gpu_pods_get_the_secrets_that_they_need(service: Config) -> None:
 
 
 def test_pods_reach_what_they_need_and_no_metadata_of_the_cloud() -> None:
-    """Egress: each other, names, Postgres, Redis and HTTPS; the head also webhooks' receivers."""
+    """Egress is allowed to each other, DNS, Postgres, Redis and HTTPS; from the head also to
+    webhooks."""
     policies = {each["metadata"]["name"]: each["spec"] for each in _network_policies()}
     everyone, head = policies["comfy-restore"], policies["comfy-restore-head"]
     assert everyone["policyTypes"] == ["Ingress", "Egress"]
@@ -262,7 +262,7 @@ def test_pods_reach_what_they_need_and_no_metadata_of_the_cloud() -> None:
 
 
 def test_only_http_is_reached_from_outside() -> None:
-    """HAProxy's metrics and statistics and Ray's ports are for the pods themselves."""
+    """HAProxy's metrics and statistics and Ray's ports are reachable only between the pods."""
     policies = [each["spec"] for each in _network_policies()]
     open_to_all = [
         rule for policy in policies for rule in policy.get("ingress", []) if "from" not in rule
@@ -287,7 +287,7 @@ def _pods(service: Config) -> Iterator[Config]:
 @pytest.mark.cluster
 @pytest.mark.parametrize("folder", [KUBERAY / "base", OVERLAY], ids=["base", "aws"])
 def test_a_kustomization_names_what_is_there(folder: Path) -> None:
-    """Each file of the folder is used, each that is named exists, and each patch has a target."""
+    """All files of the folder are used, all named files exist, and each patch has a target."""
     [kustomization] = _documents(folder / "kustomization.yaml")
     patches = [patch["path"] for patch in kustomization.get("patches", [])]
     named = kustomization["resources"] + patches + kustomization.get("configurations", [])
@@ -310,7 +310,7 @@ def test_a_kustomization_names_what_is_there(folder: Path) -> None:
 
 @pytest.mark.cluster
 def test_every_image_is_replaced_by_the_overlay(service: Config) -> None:
-    """The base's image names are placeholders, and kustomize is told where they stand."""
+    """The base's image names are placeholders, and kustomize knows all their places."""
     [overlay] = _documents(OVERLAY / "kustomization.yaml")
     pods = list(_pods(service))
     containers = [each for pod in pods for each in pod["containers"]]

@@ -1,4 +1,4 @@
-"""The migrations, against the tables that the code believes in and against each other."""
+"""The migrations, compared with the declared tables, and run concurrently."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CATALOGUE = {
 
 @pytest.fixture
 def empty_url(database_url: str) -> Iterator[str]:
-    """The URL of a database that nobody has migrated."""
+    """Yield the URL of a database without migrations."""
     name = f"empty_{uuid4().hex}"
     admin = _engine(database_url).execution_options(isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:
@@ -60,7 +60,7 @@ def _catalogue(url: str) -> dict[str, list[tuple[object, ...]]]:
 def test_the_migrations_make_the_tables_that_the_code_declares(
     database_url: str, empty_url: str
 ) -> None:
-    """Columns, constraints and indexes are the same to the letter in Postgres' own words."""
+    """Columns, constraints and indexes are identical in Postgres' catalogue."""
     metadata.create_all(_engine(empty_url))
     declared = _catalogue(empty_url)
     assert declared["columns"]
@@ -68,7 +68,7 @@ def test_the_migrations_make_the_tables_that_the_code_declares(
 
 
 def test_processes_that_migrate_at_once_do_not_disturb_each_other(empty_url: str) -> None:
-    """Of several upgrades at the same moment one does the work, and none fails."""
+    """Of several concurrent upgrades one does the work, and none fails."""
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(upgrade, [empty_url] * 4))
     with _engine(empty_url).connect() as connection:
@@ -95,7 +95,7 @@ def test_processes_that_migrate_at_once_do_not_disturb_each_other(empty_url: str
     ],
 )  # fmt: skip
 def test_no_row_can_contradict_itself(database_url: str, violated: str, values: str) -> None:
-    """Even an UPDATE by hand cannot leave a job in a state without what belongs to that state."""
+    """Constraints refuse an UPDATE that leaves a job without the columns of its state."""
     with _engine(database_url).connect() as connection:
         connection.execute(jobs.insert().values(new_row(new_job())))
         with pytest.raises(IntegrityError) as caught:

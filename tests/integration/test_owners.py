@@ -1,4 +1,4 @@
-"""What owners have, where only Postgres shows it: triggers, retention, locks, the upgrade."""
+"""Owners' counters in Postgres: triggers, retention, locks and the upgrade."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _counts(connection: Connection) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.quotas
 def test_counts_are_right_whoever_writes(engine: Engine) -> None:
-    """Editing and deleting rows by hand, many at once, leaves them as true as before."""
+    """Triggers keep the counts right, even if many rows are edited or deleted by hand."""
     some = "WHERE id IN (SELECT id FROM jobs WHERE owner = 'owner-1' ORDER BY id LIMIT 4)"
     with engine.begin() as connection:
         _fill(connection, 30, owners=3)
@@ -85,7 +85,7 @@ def test_counts_are_right_whoever_writes(engine: Engine) -> None:
 
 @pytest.mark.quotas
 async def test_retention_gives_room_back(database: Database, store: PostgresJobStore) -> None:
-    """Each object that expires is stored no more; owners with nothing left are forgotten."""
+    """Expired objects do not count as stored, and owners without anything are deleted."""
     quotas = Quotas(stored_bytes=100)
     photo = Artifact("inputs/a.png", "0" * 64, 60, "image/png")
     await store.insert(new_job(input=photo), quotas)
@@ -107,7 +107,7 @@ async def test_retention_gives_room_back(database: Database, store: PostgresJobS
 async def test_a_photo_that_was_sent_again_counts_until_it_goes(
     database: Database, store: PostgresJobStore
 ) -> None:
-    """The object is one, and expires for both of its jobs at once."""
+    """The shared object counts once, and expires for both of its jobs at once."""
     first, _ = await store.insert(new_job(input=Artifact("inputs/a.png", "", 60, "image/png")))
     await store.request_cancel(first.id)
     again, _ = await store.insert(new_job(input=first.input, retry_of=first.id))
@@ -121,7 +121,7 @@ async def test_a_photo_that_was_sent_again_counts_until_it_goes(
 async def test_jobs_from_before_the_migration_are_counted(
     engine: Engine, store: PostgresJobStore
 ) -> None:
-    """What was there is in the counts after the upgrade, and goes on as before."""
+    """Existing jobs are in the counts after the upgrade, and their later changes count."""
     with engine.begin() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
         command.upgrade(_config(connection), "0007")
@@ -138,7 +138,7 @@ async def test_jobs_from_before_the_migration_are_counted(
 
 @pytest.mark.quotas
 async def test_a_held_owner_costs_a_claim_nothing(engine: Engine, store: PostgresJobStore) -> None:
-    """The turns of owners who run as many as they may are not in the index that claims go by."""
+    """Turns of owners at their limit are not in the index that claims use."""
     for number in range(50):
         for _ in range(2):
             await store.insert(new_job(owner=f"o{number}"), Quotas(running_jobs=1))
@@ -157,8 +157,8 @@ async def test_a_held_owner_costs_a_claim_nothing(engine: Engine, store: Postgre
 async def test_workers_sweepers_and_owners_do_not_lock_each_other_out(
     database: Database, store: PostgresJobStore
 ) -> None:
-    """Claims, ends, cancels, lost workers, new jobs and retention of the same few owners, all at
-    once: none is refused by Postgres for waiting in a circle."""
+    """Concurrent claims, ends, cancels, lost workers, new jobs and retention for a few owners never
+    deadlock."""
     retention = Retention(database)
     quotas = Quotas(running_jobs=2)
 
@@ -205,7 +205,7 @@ async def test_workers_sweepers_and_owners_do_not_lock_each_other_out(
 async def test_room_is_news_for_the_dispatcher(
     database: Database, store: PostgresJobStore, database_url: str
 ) -> None:
-    """The end of a job of a held owner wakes whoever waits for jobs, as a new job does."""
+    """The end of a job of an owner at its limit wakes the dispatcher, like a new job."""
     for _ in range(2):
         await store.insert(new_job(), Quotas(running_jobs=1))
     job = await store.claim("w", 60, ["restore"])
@@ -229,9 +229,9 @@ async def test_room_is_news_for_the_dispatcher(
 async def test_sweepers_take_owners_in_one_order(
     engine: Engine, database: Database, store: PostgresJobStore, what: str
 ) -> None:
-    """Whoever waits for one owner holds none that comes after, whichever of the jobs is older: so
-    two transactions over several owners cannot wait for each other."""
-    for owner in ("bob", "alice"):  # the other way round than they are to be locked
+    """A sweep that waits for one owner has not locked a later one, whichever jobs are older. So two
+    transactions over several owners cannot deadlock."""
+    for owner in ("bob", "alice"):  # the reverse of the order in which they are locked
         await store.insert(new_job(owner=owner, input=Artifact(owner, "", 1, "image/png")))
         job = await store.claim("w", 60, ["restore"])
         assert job is not None

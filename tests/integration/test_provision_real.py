@@ -1,4 +1,4 @@
-"""The engine and the models that the other tests run: complete, and installed only once."""
+"""The engine and the models that the other tests use are complete, and installed only once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CATALOG = load_catalog()
 
 @pytest.fixture(scope="module")
 def cache_dir() -> Path:
-    """The user's own cache, so that 6 GB are downloaded once and not for every run."""
+    """Install into the user's own cache, so that 6 GB are downloaded only once."""
     folder = Path(os.environ.get("COMFY_RESTORE_CACHE", "~/.cache/comfy-restore")).expanduser()
     install_engine(folder)
     install_models(folder, CATALOG.models())
@@ -30,14 +30,14 @@ def unexpected(message: str) -> None:
 
 
 def test_a_second_install_does_nothing(cache_dir: Path) -> None:
-    """With everything there, installing returns what is there and touches nothing."""
+    """With everything installed, an install returns it and changes nothing."""
     first = install_engine(cache_dir, progress=unexpected)
     assert install_engine(cache_dir, progress=unexpected) == first
     assert install_models(cache_dir, CATALOG.models(), unexpected) == first.models_dir
 
 
 def test_the_models_are_the_manifests(cache_dir: Path) -> None:
-    """What was converted from the wheel has the sha256 and the size that the manifests pin."""
+    """Models converted from the wheel have the sha256 and the size in the manifests."""
     CATALOG.check_models(cache_dir / "models")
     for model in CATALOG.models():
         path = cache_dir / "models" / model.folder / model.name
@@ -45,7 +45,7 @@ def test_the_models_are_the_manifests(cache_dir: Path) -> None:
 
 
 def test_the_doctor_finds_nothing_wrong(cache_dir: Path) -> None:
-    """The engine's environment imports torch, and nothing needs mending."""
+    """The engine's environment imports torch, and nothing needs a repair."""
     findings = diagnose(cache_dir, CATALOG)
     assert all(finding.ok and not finding.mend for finding in findings), findings
     assert COMFYUI_VERSION in findings[0].detail

@@ -1,4 +1,4 @@
-"""The process of Ray, by stand-ins: what `restore up` makes of its ends."""
+"""The handling of Ray's process by `restore up`, tested with fake programs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def running(state_dir: Path, monkeypatch: pytest.MonkeyPatch, *parts: str) -> It
 def test_a_ray_that_is_lost_says_why_and_leaves_nothing(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its last line is the reason; what it has started ends with it, in other sessions too."""
+    """Its last line is the reason; all processes that it started end, even in other sessions."""
     told = state_dir / "told"
     end = f"""
         while not os.path.exists({str(told)!r}):
@@ -69,7 +69,7 @@ def test_a_ray_that_is_lost_says_why_and_leaves_nothing(
 
 
 def test_a_ray_that_is_killed_is_lost(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a line of its own the status is the reason, and the log has the rest."""
+    """Without an output line the exit status is the reason, and the error names the log."""
     end = "os.kill(os.getpid(), 9)"
     with running(state_dir, monkeypatch, READY, end) as ray:
         with pytest.raises(RayLost, match=r"its process ended with status -9; see .*ray\.log"):
@@ -79,7 +79,7 @@ def test_a_ray_that_is_killed_is_lost(state_dir: Path, monkeypatch: pytest.Monke
 def test_a_ray_that_does_not_start_is_lost(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next one may start: it is no reason to end the stack."""
+    """Another start may succeed, so that this does not end the stack."""
     fail = 'import sys; sys.stderr.write("error: Ray did not start: no port\\n"); sys.exit(3)'
     with running(state_dir, monkeypatch, fail) as ray:
         with pytest.raises(RayLost, match="Ray did not start: no port"):
@@ -89,7 +89,7 @@ def test_a_ray_that_does_not_start_is_lost(
 def test_a_service_that_does_not_start_is_an_error(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would not start the next time either."""
+    """Another start would fail too."""
     fail = 'import sys; sys.exit("error: the service did not start: no model")'
     with running(state_dir, monkeypatch, fail) as ray:
         with pytest.raises(DependencyUnavailable, match="the service did not start: no model; see"):
@@ -99,7 +99,7 @@ def test_a_service_that_does_not_start_is_an_error(
 def test_what_was_reported_before_is_not_believed(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A report of the Ray before does not make the next one ready."""
+    """A report by the previous Ray does not make the next one ready."""
     (state_dir / "ray.json").write_text(
         '{"session_dir": "/no/session", "gcs": "old:1", "metrics": "m", "ready": true}'
     )

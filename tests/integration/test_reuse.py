@@ -1,4 +1,4 @@
-"""Point 4 where only Postgres and S3 show it: the index, the upkeep, the rules in the table."""
+"""Reused results in Postgres and S3: the index, retention and the table's constraints."""
 
 from __future__ import annotations
 
@@ -64,8 +64,7 @@ async def _finish(store: PostgresJobStore, blobs: S3BlobStore) -> Job:
 async def test_a_copy_outlives_the_job_that_was_executed(
     database: Database, blobs: S3BlobStore
 ) -> None:
-    """The earlier result, its object and its row go in their time; the later job's does not, nor
-    does the sweep for orphans take it."""
+    """The earlier job's object and row expire; the copy stays, and is not swept as an orphan."""
     store, retention = PostgresJobStore(database), Retention(database)
     earlier = await _finish(store, blobs)
     new = new_job()
@@ -87,7 +86,7 @@ async def test_a_copy_outlives_the_job_that_was_executed(
 
 @pytest.mark.reuse
 async def test_the_lookup_is_one_step_in_an_index(database: Database) -> None:
-    """However many results of the same work there are: the newest is the first."""
+    """The index gives the newest result first, however many there are of the same work."""
     asked = new_job()
     statements: list[tuple[str, Any]] = []
 
@@ -123,7 +122,7 @@ async def test_the_lookup_is_one_step_in_an_index(database: Database) -> None:
     ids=["success without attempt", "attempt", "failed"],
 )
 async def test_the_table_refuses_what_reuse_cannot_be(database: Database, wrong: str) -> None:
-    """Nobody succeeds without an attempt but by reuse, and reuse is nothing but a success."""
+    """Only reused jobs succeed without an attempt, and reused jobs can only succeed."""
     new = new_job()
     key = copy_key(new.id, OutputFormat.PNG)
     await PostgresJobStore(database).insert(replace(new, reused=Reused(uuid4(), artifact(key))))

@@ -1,4 +1,4 @@
-"""serve_config.yaml, held to Serve's own validators and to our code."""
+"""serve_config.yaml, checked with Serve's own validators and against our code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def serve_config() -> Config:
 
 
 def test_serve_accepts_the_application(serve_config: Config) -> None:
-    """Serve's schema and PoolArgs take serve_config.yaml; its names are the code's names."""
+    """Serve's schema and PoolArgs accept serve_config.yaml, and its names exist in the code."""
     validate_serve(serve_config)
     application = ServeDeploySchema.model_validate(serve_config).applications[0]
     module, _, attribute = application.import_path.partition(":")
@@ -34,7 +34,7 @@ def test_serve_accepts_the_application(serve_config: Config) -> None:
 
 
 def test_another_release_is_rolled_out(serve_config: Config) -> None:
-    """Serve replaces replicas for another file, and not for what was installed meanwhile."""
+    """Serve replaces the replicas only if the deployed file has another release."""
 
     def version(release: str) -> str:
         serve_config["applications"][0]["args"]["release"] = release
@@ -45,7 +45,7 @@ def test_another_release_is_rolled_out(serve_config: Config) -> None:
 
 
 def test_streams_are_not_cut(serve_config: Config) -> None:
-    """Serve sets no limit on the time of a request, which would end a stream of events."""
+    """Serve has no time limit for requests, which would end event streams."""
     options = ServeDeploySchema.model_validate(serve_config).http_options
 
     assert options.request_timeout_s is None
@@ -86,7 +86,7 @@ def _of_application(mutate: Mutation) -> Mutation:
 def test_serve_refuses_a_planted_error(
     serve_config: Config, mutate: Mutation, complaint: str
 ) -> None:
-    """The validation above can fail: it refuses each of these mistakes."""
+    """The validation can fail: it refuses each of these mistakes."""
     mutate(copied := copy.deepcopy(serve_config))
 
     with pytest.raises(ValueError, match=complaint):
@@ -101,7 +101,8 @@ def test_a_worker_may_finish_its_job(serve_config: Config) -> None:
 
 
 def test_gpu_nodes_can_become_idle(serve_config: Config) -> None:
-    """What asks for no CPU is kept on the head: on a GPU node it would keep that node for ever."""
+    """Deployments without CPUs are kept on the head, because on a GPU node they would keep it
+    alive."""
     args = validate_serve(serve_config)
     application = serve_config["applications"][0]
     kept = {

@@ -1,4 +1,4 @@
-"""Leadership and hints, on connections that are cut and contended for."""
+"""Leadership and notifications on contended and broken connections."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def standby(database_url: str) -> AsyncIterator[Leadership]:
 
 
 async def test_one_leader_at_a_time(leader: Leadership, standby: Leadership) -> None:
-    """A second one is kept waiting, and takes over in the moment the first goes."""
+    """A second instance waits, and takes over as soon as the first leaves."""
     assert await leader.acquire(SHORT_S)
     assert not await standby.acquire(SHORT_S)
     assert not await standby.acquire(SHORT_S)
@@ -55,13 +55,13 @@ async def test_one_leader_at_a_time(leader: Leadership, standby: Leadership) -> 
 
 
 async def test_a_standby_may_not_wait_for_hints(standby: Leadership) -> None:
-    """Who does not lead hears that at once."""
+    """An instance that does not lead gets an error at once."""
     with pytest.raises(DependencyUnavailable):
         await standby.wait(SHORT_S)
 
 
 async def test_a_cancelled_standby_can_try_again(leader: Leadership, standby: Leadership) -> None:
-    """Giving up in the middle of waiting for the lock leaves a usable object behind."""
+    """Cancelling a wait for the lock leaves the object usable."""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(SHORT_S):
             await standby.acquire(LONG_S)
@@ -89,7 +89,8 @@ async def test_every_way_to_start_waiting_is_announced(
 
 @pytest.mark.dispatch
 async def test_a_new_job_is_announced_by_name(leader: Leadership, database: Database) -> None:
-    """Unless so many of its owner's run already that it may have to wait: then the table tells."""
+    """The hint names the job, unless its owner is so close to a limit that the job may have to
+    wait."""
     store = PostgresJobStore(database)
     job, _ = await store.insert(new_job())
     assert [attempt_of(hint) for hint in await leader.wait(LONG_S)] == [AttemptRef(job.id, 1)]
@@ -98,7 +99,7 @@ async def test_a_new_job_is_announced_by_name(leader: Leadership, database: Data
 
 
 async def test_announcements_are_used_up(leader: Leadership, database: Database) -> None:
-    """What came before a wait counts, however many there were, and does not count for ever."""
+    """Notifications from before a wait count, but are consumed by it."""
     store = PostgresJobStore(database)
     for _ in range(3):
         await store.insert(new_job())
@@ -112,7 +113,7 @@ async def test_announcements_are_used_up(leader: Leadership, database: Database)
 async def test_a_cancelled_wait_keeps_the_leadership(
     leader: Leadership, standby: Leadership, database: Database
 ) -> None:
-    """A dispatcher that has something better to do may drop its wait and come back."""
+    """A dispatcher may cancel its wait and wait again."""
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(SHORT_S):
             await leader.wait(LONG_S)
@@ -124,7 +125,7 @@ async def test_a_cancelled_wait_keeps_the_leadership(
 async def test_losing_the_connection_is_losing_the_leadership(
     leader: Leadership, standby: Leadership, database: Database
 ) -> None:
-    """A cut connection ends the wait with an error; the lock is free, and may be had again."""
+    """A broken connection ends the wait with an error; the lock is free and can be taken again."""
 
     def cut(connection: Connection) -> None:
         connection.execute(
@@ -145,7 +146,7 @@ async def test_losing_the_connection_is_losing_the_leadership(
 
 @pytest.mark.parametrize("listens", [False, True])
 async def test_a_server_that_is_away(listens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused or left hanging, `acquire` raises DependencyUnavailable before long."""
+    """Whether refused or left hanging, `acquire` soon raises DependencyUnavailable."""
     monkeypatch.setattr("persistence.postgres.leadership.CONNECT_TIMEOUT_S", 0.2)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

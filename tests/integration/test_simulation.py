@@ -1,4 +1,4 @@
-"""The simulation's footing: its clock, in Python and in Postgres, and that a run repeats."""
+"""The base of the simulation: its clock in Python and in Postgres, and repeatable runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SEED = 3
 
 @pytest.fixture
 def make_url(database_url: str) -> Iterator[Callable[[], str]]:
-    """Makes databases with a simulated clock, as many as a test asks for."""
+    """Yield a function that creates databases with a simulated clock."""
     names: list[str] = []
 
     def make() -> str:
@@ -50,7 +50,7 @@ def make_url(database_url: str) -> Iterator[Callable[[], str]]:
 
 
 def test_simulated_time_leaps_to_the_next_timer() -> None:
-    """A day's sleep takes no time, and timers go off in the order of their times."""
+    """A day's sleep takes no time, and timers fire in order."""
     ends: list[float] = []
 
     async def sleeper(seconds: float) -> None:
@@ -68,7 +68,7 @@ def test_simulated_time_leaps_to_the_next_timer() -> None:
 
 
 def test_postgres_goes_by_simulated_time(make_url: Callable[[], str]) -> None:
-    """Defaults, claims and leases all have the loop's time; not a statement knows of it."""
+    """Defaults, claims and leases use the loop's time with unchanged statements."""
 
     async def submit_and_claim() -> None:
         database = SimulatedDatabase(make_url())
@@ -92,7 +92,7 @@ def test_postgres_goes_by_simulated_time(make_url: Callable[[], str]) -> None:
 
 
 def test_a_simulated_day_repeats_and_loses_no_job(make_url: Callable[[], str]) -> None:
-    """The same seed gives the same day to the last figure, while most workers are lost."""
+    """The same seed gives exactly the same day, even with many lost workers."""
     photos = day(SEED, until_s=HOUR_S)
     machines = replace(Machines(), lost_every_s=600.0)
     first = simulate(make_url(), photos, Ours(POLICY), machines, SEED, HOUR_S)
@@ -104,7 +104,7 @@ def test_a_simulated_day_repeats_and_loses_no_job(make_url: Callable[[], str]) -
 
 
 def test_serves_default_is_asked_as_serve_asks_it() -> None:
-    """Half as many replicas as requests, not before they have been wanted for 30 s."""
+    """It wants half as many replicas as requests, but only after 30 s."""
     policy = ServeDefault(max_workers=8)
     busy = Demand(waiting=9, running=1, interactive_waiting=9, interactive_running=1)
     decided = [policy.decide(busy, 1, 1, now_s) for now_s in range(0, 40, 10)]
@@ -112,6 +112,6 @@ def test_serves_default_is_asked_as_serve_asks_it() -> None:
 
 
 def test_p95_is_the_wait_that_nineteen_of_twenty_keep_below() -> None:
-    """Of twenty waits the nineteenth."""
+    """The p95 of twenty waits is the nineteenth."""
     waits = {Priority.INTERACTIVE: [float(n) for n in range(20, 0, -1)], Priority.BATCH: []}
     assert Outcome(0, 0, waits, []).p95_wait_s(Priority.INTERACTIVE) == 19

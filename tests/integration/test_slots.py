@@ -1,4 +1,4 @@
-"""Slots between real processes and real ports."""
+"""Slots between real processes and on real ports."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def base_port() -> int:
-    """The first of a few ports in a row on which nobody listens."""
+    """Return the first of several consecutive free ports."""
     while True:
         base = 10_000 + secrets.randbelow(10_000)
         if all(port_is_free(base + index) for index in range(PORTS)):
@@ -47,7 +47,7 @@ def listen(port: int) -> socket.socket:
 
 
 async def test_numbered_gpu_has_its_own_port(tmp_path: Path, base_port: int) -> None:
-    """GPU 2 is slot 2, whether or not the slots below it are free."""
+    """GPU 2 has slot 2, whether or not lower slots are free."""
     with await acquire_slot(["2"], tmp_path, base_port=base_port) as slot:
         assert (slot.index, slot.port, slot.cuda_visible_devices) == (2, base_port + 2, "2")
 
@@ -59,7 +59,7 @@ async def test_numbered_gpu_has_its_own_port(tmp_path: Path, base_port: int) -> 
 async def test_others_take_the_first_free_slot(
     gpu_ids: list[int | str], whole_gpu: bool, devices: str | None, tmp_path: Path, base_port: int
 ) -> None:
-    """Without a number of its own a worker passes over slots that are held and ports in use."""
+    """Without a numbered GPU a worker skips leased slots and ports in use."""
     with ExitStack() as stack:
 
         async def acquire() -> Slot:
@@ -80,7 +80,7 @@ async def test_others_take_the_first_free_slot(
 async def test_processes_that_ask_at_once_get_different_slots(
     tmp_path: Path, base_port: int
 ) -> None:
-    """The lease is between processes, and ends with its process."""
+    """A lease holds across processes, and ends with its process."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path), str(base_port)]
 
     def check() -> None:
@@ -102,7 +102,7 @@ async def test_processes_that_ask_at_once_get_different_slots(
 
 
 async def test_all_slots_taken(tmp_path: Path, base_port: int) -> None:
-    """Without a free slot the error is one to try again after."""
+    """Without a free slot the error is retryable."""
     with await acquire_slot([], tmp_path, base_port=base_port, max_slots=1):
         with pytest.raises(EngineUnavailable, match="none of this node's 1 ") as raised:
             await acquire_slot([], tmp_path, base_port=base_port, max_slots=1)
@@ -110,7 +110,7 @@ async def test_all_slots_taken(tmp_path: Path, base_port: int) -> None:
 
 
 async def test_numbered_gpu_waits_for_its_predecessor(tmp_path: Path, base_port: int) -> None:
-    """A restarted worker waits until nobody holds its lease or listens on its port."""
+    """A restarted worker waits until its lease and its port are free."""
     predecessor = await acquire_slot([1], tmp_path, base_port=base_port)
     with listen(predecessor.port):
         waiting = asyncio.create_task(
@@ -126,7 +126,7 @@ async def test_numbered_gpu_waits_for_its_predecessor(tmp_path: Path, base_port:
 
 @pytest.mark.parametrize("obstacle", ["lease", "port"])
 async def test_numbered_gpu_gives_up_in_time(obstacle: str, tmp_path: Path, base_port: int) -> None:
-    """A predecessor that stays is a clear error, which names the port."""
+    """A predecessor that stays is an error that names the port."""
     with ExitStack() as stack:
         if obstacle == "lease":
             stack.enter_context(await acquire_slot([1], tmp_path, base_port=base_port))
@@ -137,7 +137,7 @@ async def test_numbered_gpu_gives_up_in_time(obstacle: str, tmp_path: Path, base
 
 
 async def test_lease_can_be_released_twice(tmp_path: Path, base_port: int) -> None:
-    """A second release does nothing, least of all close somebody else's descriptor."""
+    """A second release does nothing, and closes no other descriptor."""
     slot = await acquire_slot([0], tmp_path, base_port=base_port)
     slot.release()
     with await acquire_slot([0], tmp_path, base_port=base_port, timeout_s=0) as next_slot:
@@ -146,18 +146,18 @@ async def test_lease_can_be_released_twice(tmp_path: Path, base_port: int) -> No
 
 
 async def test_connections_that_linger_hold_no_port(tmp_path: Path, base_port: int) -> None:
-    """A predecessor's connections in TIME_WAIT do not keep its successor out."""
+    """A predecessor's connections in TIME_WAIT do not block the port."""
     with listen(base_port) as server, socket.create_connection(server.getsockname()):
         connection, _ = server.accept()
-        connection.close()  # closed by the server first: it is the server that lingers
+        connection.close()  # The server closes first, so that its side stays in TIME_WAIT.
     with await acquire_slot([0], tmp_path, base_port=base_port, timeout_s=0) as slot:
         assert slot.port == base_port
 
 
 @pytest.mark.fleet
 async def test_doctor_tells_whose_port_is_taken_by_whom(tmp_path: Path, base_port: int) -> None:
-    """Of four GPUs one has its engine, one a stranger on its port, which alone is amiss and has a
-    mend; a lease that was given back is no longer an engine's."""
+    """Of four GPUs one has its engine, and one has another program on its port: only taken ports
+    are reported, with a remedy. A released lease does not count as an engine's."""
     with await acquire_slot([3], tmp_path, base_port=base_port):
         pass
     with await acquire_slot([1], tmp_path, base_port=base_port) as slot, listen(slot.port):
@@ -174,7 +174,7 @@ async def test_doctor_tells_whose_port_is_taken_by_whom(tmp_path: Path, base_por
 
 @pytest.mark.fleet
 async def test_doctor_names_the_port_of_the_next_engine(tmp_path: Path, base_port: int) -> None:
-    """Without numbered GPUs a port that is taken is passed over, and said if it is a stranger's."""
+    """Without numbered GPUs taken ports are skipped, and those of other programs are named."""
     with await acquire_slot([], tmp_path, base_port=base_port) as slot, listen(slot.port):
         [next_one] = examine_ports(tmp_path, base_port, gpus=0)
         with listen(base_port + 1):
@@ -187,7 +187,7 @@ async def test_doctor_names_the_port_of_the_next_engine(tmp_path: Path, base_por
 
 @pytest.mark.fleet
 def test_doctor_looks_at_ports_and_takes_none(tmp_path: Path, base_port: int) -> None:
-    """Not a file is made, on a machine that never had an engine."""
+    """No file is created on a machine that never had an engine."""
     with listen(base_port):
         examine_ports(tmp_path / "slots", base_port, gpus=2)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""`restore down` on stacks of stand-ins: in each state it ends all of theirs, and nothing else."""
+"""`restore down` on fake stacks ends all of their processes in any state, and no others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from serve_app.local.record import (
 )
 from tests.e2e.stack_processes import wait_until
 
-# The owner of a state folder, with a child of its own and one that has left it, as engines do.
+# The owner of a state folder, with a child and a detached grandchild, like an engine.
 OWNER = """
     import os, signal, subprocess, sys, threading
     from pathlib import Path
@@ -48,7 +48,7 @@ OWNER = """
 
 
 class Started:
-    """Processes of a test; those that are left at its end are killed."""
+    """Starts processes, and kills those that are left at the end of the test."""
 
     def __init__(self, undo: ExitStack) -> None:
         self._undo = undo
@@ -79,7 +79,7 @@ class Started:
         return psutil.Process(started.pid)
 
     def stack(self, state_dir: Path, on_sigterm: str) -> list[psutil.Process]:
-        """The owner of the folder first, then what it has started."""
+        """Start a stack, and return its owner, followed by the processes that it started."""
         owner = self.program(OWNER, str(state_dir), on_sigterm, environ=mark(state_dir))
         assert owner.stdout is not None
         pids = [int(pid) for pid in owner.stdout.readline().split()]
@@ -94,7 +94,7 @@ def started() -> Iterator[Started]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An owner that does not stop is killed at once."""
+    """Kill an owner that does not stop almost at once."""
     monkeypatch.setattr(record, "STOP_S", 0.5)
 
 
@@ -103,7 +103,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_down_ends_a_stack_that_stops_badly(
     started: Started, tmp_path: Path, on_sigterm: str, suspended: bool
 ) -> None:
-    """The owner may ignore SIGTERM, end without its children, or be suspended with all of them."""
+    """The owner may ignore SIGTERM, end without its children, or be suspended with them."""
     processes = started.stack(tmp_path, on_sigterm)
     for each in processes if suspended else []:
         each.suspend()
@@ -113,7 +113,7 @@ def test_down_ends_a_stack_that_stops_badly(
 
 
 def test_down_ends_what_a_dead_owner_has_left(started: Started, tmp_path: Path) -> None:
-    """Its children live on, one of them suspended; so does the record."""
+    """The children, one of them suspended, and the record outlive a dead owner."""
     owner, *left = started.stack(tmp_path, "SIG_DFL")
     record = StackRecord(owner.pid, "http://127.0.0.1:1")
     (tmp_path / "stack.json").write_text(json.dumps(asdict(record)))
@@ -129,7 +129,7 @@ def test_down_ends_what_a_dead_owner_has_left(started: Started, tmp_path: Path) 
 def test_down_ends_a_process_that_wrote_a_title_over_its_environment(
     started: Started, tmp_path: Path
 ) -> None:
-    """It is known by the folder it works in, or by a file that it has open in Ray's."""
+    """It is recognised by its working folder, or by an open file in Ray's folder."""
     session = tmp_path / "ray" / "session_1"
     state_dir = tmp_path / "state"
     for folder in (session, state_dir):
@@ -151,7 +151,8 @@ def test_down_ends_a_process_that_wrote_a_title_over_its_environment(
 
 
 def test_down_spares_every_other_process(started: Started, tmp_path: Path) -> None:
-    """Another stack, and a shell of the user's that names this stack's folder and stands in it."""
+    """Another stack survives, and so does a shell that names this stack's folder and works in
+    it."""
     own, other = tmp_path / "state", tmp_path / "state-of-another"
     own.mkdir()
     ours = started.stack(own, "SIG_DFL")
@@ -166,7 +167,7 @@ def test_down_spares_every_other_process(started: Started, tmp_path: Path) -> No
 def test_up_ends_what_a_dead_stack_has_left_and_nothing_of_a_living_one(
     started: Started, tmp_path: Path
 ) -> None:
-    """`restore up` looks before it starts; a folder that is held is left as it is."""
+    """`restore up` removes leftovers before it starts, but leaves a locked folder alone."""
     owner, *below = started.stack(tmp_path, "SIG_DFL")
     with pytest.raises(SetupError, match=f"pid {owner.pid}"):
         demand_down(tmp_path)
@@ -182,7 +183,7 @@ def test_up_ends_what_a_dead_stack_has_left_and_nothing_of_a_living_one(
 def test_a_pid_that_the_lock_names_wrongly_is_not_signalled(
     started: Started, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For an instant the lock's file names the holder before; its pid may be another's by now."""
+    """For an instant the lock file names the previous holder, whose pid may have been reused."""
     bystander = started.sleeper({})
     monkeypatch.setattr(record, "holder_of", lambda _folder: bystander.pid)
     assert not stop_stack(tmp_path)

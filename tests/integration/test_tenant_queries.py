@@ -1,4 +1,4 @@
-"""What is somebody else's costs Postgres the same questions as what does not exist."""
+"""Requests for another owner's objects send Postgres the same queries as for missing ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.foreign import OWNED, assert_as_if_missing, routes_to_owned
 
 @pytest.fixture
 async def site(database_url: str) -> AsyncIterator[Site]:
-    """A site whose jobs and batches are in Postgres."""
+    """Run a site whose jobs and batches are in Postgres."""
     async with open_site() as site:
         database = Database(database_url, pool_size=1)
         jobs = PostgresJobStore(database)
@@ -46,7 +46,7 @@ def _on(jobs: PostgresJobStore, services: Services) -> Submission:
 
 @contextmanager
 def _statements() -> Iterator[list[str]]:
-    """Every statement that Postgres is sent during the block."""
+    """Yield a list of the statements sent to Postgres during the block."""
     sent: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
@@ -68,8 +68,8 @@ async def _anns(site: Site) -> dict[str, UUID]:
 
 @pytest.mark.tenants
 async def test_the_same_queries_for_foreign_and_for_missing(site: Site) -> None:
-    """By every route: nothing is read first and compared with its owner afterwards, which would
-    take a different time. The owner is part of each question."""
+    """On every route the owner is part of each query. A row read first and compared with its owner
+    later would take a different time."""
     anns = await _anns(site)
     assert anns.keys() == OWNED
     async with site.client("bob") as bob:

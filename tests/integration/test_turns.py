@@ -1,4 +1,4 @@
-"""Turns where only Postgres can show them: backlogs, locks, counts, and the way from before."""
+"""Turns in Postgres: backlogs, locks, counts and the upgrade."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _fill(connection: Connection, rows: int, owners: int) -> None:
 
 @pytest.mark.turns
 async def test_a_backlog_of_10000_delays_nobody(engine: Engine, store: PostgresJobStore) -> None:
-    """Four GPUs work one owner's jobs off; the next that is free takes the newcomer's."""
+    """While four GPUs work on one owner's backlog, the next claim takes the newcomer's job."""
     with engine.begin() as connection:
         _fill(connection, 10_000, owners=1)
     for gpu in range(4):
@@ -61,7 +61,7 @@ async def test_a_backlog_of_10000_delays_nobody(engine: Engine, store: PostgresJ
 async def test_an_endless_stream_of_new_owners_starves_nobody(
     engine: Engine, store: PostgresJobStore
 ) -> None:
-    """A newcomer goes first, but not before an owner whose last turn was ten minutes ago."""
+    """A newcomer goes first, but not before an owner whose last turn was over ten minutes ago."""
     for _ in range(3):
         await store.insert(new_job(owner="alice"))
     await store.claim("w", 60, ["restore"])
@@ -78,7 +78,7 @@ async def test_an_endless_stream_of_new_owners_starves_nobody(
 @pytest.mark.turns
 @pytest.mark.parametrize("planned_for", [1, 50])
 def test_a_claim_locks_one_job(engine: Engine, planned_for: int) -> None:
-    """Whatever the planner believes of the table, the other owners' jobs stay free for others."""
+    """Whatever the planner assumes, other jobs stay free for concurrent claims."""
     with engine.begin() as connection:
         _fill(connection, planned_for, owners=planned_for)
         connection.execute(text("ANALYZE jobs, turns"))
@@ -94,7 +94,7 @@ def test_a_claim_locks_one_job(engine: Engine, planned_for: int) -> None:
 
 @pytest.mark.turns
 def test_turns_are_right_whoever_writes(engine: Engine) -> None:
-    """Deleting and editing rows by hand, many at once, leaves the counts as true as before."""
+    """Triggers keep the counts right, even if many rows are edited or deleted by hand."""
     with engine.begin() as connection:
         _fill(connection, 60, owners=3)
         some = "WHERE owner = 'owner-1' AND id IN (SELECT id FROM jobs ORDER BY id LIMIT 30)"
@@ -115,7 +115,7 @@ def test_turns_are_right_whoever_writes(engine: Engine) -> None:
 async def test_owners_that_were_away_for_long_are_forgotten(
     engine: Engine, store: PostgresJobStore
 ) -> None:
-    """The table holds who waits, and who had a turn of late; it does not grow for ever."""
+    """The table keeps owners who wait or had a recent turn, and does not grow without limit."""
     for owner in ("alice", "bob"):
         await store.insert(new_job(owner=owner))
         assert await store.claim("w", 60, ["restore"]) is not None
@@ -131,7 +131,7 @@ async def test_owners_that_were_away_for_long_are_forgotten(
 async def test_jobs_from_before_the_migration_have_their_turns(
     engine: Engine, store: PostgresJobStore
 ) -> None:
-    """What waited in a database of the release before is claimed after the upgrade."""
+    """Jobs that waited before the upgrade are claimed after it."""
     with engine.begin() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
         command.upgrade(_config(connection), "0001")

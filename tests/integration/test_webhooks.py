@@ -1,4 +1,4 @@
-"""Point 11: webhooks from the end of a job in Postgres to a real receiver over HTTP."""
+"""Webhooks from the end of a job in Postgres to a real HTTP receiver."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from tests.support.samples import artifact, new_job
 
 QUICK = RetrySchedule(first_s=0.02, longest_s=0.04)
 LOCAL = WebhookRules(True, allow_http=True, networks=(ip_network("127.0.0.0/8"), ip_network("::1")))
-LATER = RetrySchedule()  # a second try comes after more seconds than these tests last
+LATER = RetrySchedule()  # A second try comes only after the end of these tests.
 Done = Callable[[Delivery], bool]
 
 
@@ -77,7 +77,7 @@ async def sent_by(
     schedule: RetrySchedule = LATER,
     limits: SendLimits | None = None,
 ) -> AsyncIterator[None]:
-    """A courier at work."""
+    """Run a webhook sender."""
     limits = limits or SendLimits()
     signals = Leadership(database_url, AdvisoryLock.AFTERCARE, DELIVERY_CHANNEL)
     assert await signals.acquire(10)
@@ -98,7 +98,7 @@ async def end_one(store: PostgresJobStore, url: str, **changes: Any) -> Job:
 
 
 async def until(store: PostgresJobStore, job_id: UUID, is_done: Done) -> Delivery:
-    """The job's delivery as soon as it is as asked for."""
+    """Wait until the job's delivery satisfies the condition, and return it."""
 
     async def look() -> bool:
         return is_done((await store.deliveries([job_id]))[job_id])
@@ -119,7 +119,7 @@ def delivered(delivery: Delivery) -> bool:
 async def test_delivered_once_and_signed(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """A receiver hears of the end once, at once, where it asked to, and can tell who says so."""
+    """A receiver gets one signed webhook at once, at the URL that was asked for."""
     async with sent_by(database, database_url):
         job = await end_one(store, receiver.url())
         done = await until(store, job.id, delivered)
@@ -138,7 +138,7 @@ async def test_delivered_once_and_signed(
 async def test_what_was_left_is_sent_by_the_next_sender(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """Jobs that end while nobody sends are told as soon as somebody does."""
+    """Webhooks of jobs that ended without a sender are sent by the next one."""
     jobs = [await end_one(store, receiver.url()) for _ in range(3)]
     async with sent_by(database, database_url):
         for job in jobs:
@@ -149,7 +149,7 @@ async def test_what_was_left_is_sent_by_the_next_sender(
 async def test_tried_again_under_the_same_id(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """After errors it is sent again, signed afresh, until the receiver has it."""
+    """After errors the webhook is sent again with a new signature, until it is accepted."""
     receiver.script = [status(500), status(404), status(429)]
     async with sent_by(database, database_url, QUICK):
         job = await end_one(store, receiver.url())
@@ -163,7 +163,7 @@ async def test_tried_again_under_the_same_id(
 async def test_failures_are_visible_and_wait_their_turn(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """The row says what went wrong and when it is tried again: 2.5 to 5 s after the first try."""
+    """The row has the error and the time of the next try, 2.5 to 5 s after the first."""
     receiver.default = status(500)
     async with sent_by(database, database_url):
         job = await end_one(store, receiver.url())
@@ -180,7 +180,7 @@ async def test_failures_are_visible_and_wait_their_turn(
 async def test_a_receiver_that_is_busy_says_how_long(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """Retry-After is honoured."""
+    """Retry-After is respected."""
     receiver.default = status(503, Retry_After="1000")
     async with sent_by(database, database_url):
         job = await end_one(store, receiver.url())
@@ -199,7 +199,7 @@ async def test_a_slow_answer_is_cut_off(
     receiver: Receiver,
     answer: Answer,
 ) -> None:
-    """A try has so many seconds in all, whether nothing comes or always a little more."""
+    """A try has a total time limit, whether the answer is silent or trickles."""
     receiver.default = answer
     async with sent_by(database, database_url, limits=SendLimits(timeout_s=0.3)):
         job = await end_one(store, receiver.url())
@@ -211,7 +211,7 @@ async def test_a_slow_answer_is_cut_off(
 async def test_a_slow_host_holds_up_nobody_else(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """With a host silent, and more for it waiting than may be sent at a time, others get theirs."""
+    """A silent host with many pending webhooks does not delay those for other hosts."""
     limits = SendLimits(timeout_s=60, lease_s=120, at_once=3, per_host=2)
     released = asyncio.Event()
 
@@ -239,7 +239,7 @@ async def test_a_slow_host_holds_up_nobody_else(
 async def test_gone_is_for_good(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """410 ends it at once, visibly."""
+    """A 410 ends the delivery at once, visible in the row."""
     receiver.default = status(410)
     async with sent_by(database, database_url, QUICK):
         job = await end_one(store, receiver.url())
@@ -251,7 +251,7 @@ async def test_gone_is_for_good(
 async def test_after_a_day_it_is_dead_and_visible(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """A delivery that fails 24 h after the job's end is not tried again, and says why."""
+    """A delivery that fails 24 h after the job's end is dead, and its row gives the reason."""
     receiver.default = status(500)
     job = await end_one(store, receiver.url())
     await database.run(_make_a_day_older)
@@ -270,7 +270,7 @@ def _make_a_day_older(connection: Connection) -> None:
 async def test_a_redirect_is_not_followed(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """Nobody can send us elsewhere: a redirect is a failure like another."""
+    """A redirect is a failure like another, so that no receiver can redirect us."""
     receiver.script = [status(307, Location=receiver.url(path="/elsewhere"))]
     async with sent_by(database, database_url):
         job = await end_one(store, receiver.url())
@@ -283,7 +283,7 @@ async def test_a_redirect_is_not_followed(
 async def test_an_endless_answer_is_not_read(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """The status counts, and of the body no more than is needed to be polite."""
+    """The status counts, and only a little of the body is read."""
     receiver.default = flood
     async with sent_by(database, database_url):
         job = await end_one(store, receiver.url())
@@ -294,7 +294,7 @@ async def test_an_endless_answer_is_not_read(
 async def test_nothing_of_a_receiver_is_remembered(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """A cookie that one delivery was given does not travel with the next."""
+    """A cookie set by one answer is not sent with the next webhook."""
     receiver.default = status(204, Set_Cookie="session=secret; Path=/")
     async with sent_by(database, database_url):
         for _ in range(2):
@@ -306,7 +306,7 @@ async def test_nothing_of_a_receiver_is_remembered(
 async def test_nobody_there_is_a_failure_like_another(
     database: Database, database_url: str, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """A refused connection and an answer that is no HTTP are told, and tried again."""
+    """A refused connection and an answer that is not HTTP are recorded and retried."""
 
     async def babble(writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello\r\n\r\n")
@@ -323,8 +323,8 @@ async def test_nobody_there_is_a_failure_like_another(
 async def test_a_try_whose_sender_died_is_repeated_under_the_same_id(
     database: Database, store: PostgresJobStore, receiver: Receiver
 ) -> None:
-    """What was taken and never reported comes back when its lease lapses; a late failure of the
-    first try changes nothing then, a late success counts."""
+    """A claimed webhook without a report is claimed again when its lease lapses. After that a late
+    failure of the first try changes nothing, but a late success counts."""
     outbox = Outbox(database)
     job = await end_one(store, receiver.url())
     [first] = await outbox.claim(10, 10, lease_s=0)
@@ -345,7 +345,7 @@ async def test_a_try_whose_sender_died_is_repeated_under_the_same_id(
 async def test_two_senders_share_the_outbox_out(
     database: Database, store: PostgresJobStore
 ) -> None:
-    """Nothing is taken twice, though both take at the same time."""
+    """Concurrent claims never take a delivery twice."""
     for _ in range(12):
         await end_one(store, "https://example.com/")
     outbox = Outbox(database)
@@ -363,7 +363,8 @@ def _list(claim: object) -> list[DueDelivery]:
 
 @pytest.mark.webhooks
 async def test_hosts_take_turns(database: Database, store: PostgresJobStore) -> None:
-    """A claim takes a few of each host, the longest overdue first, and none of those left out."""
+    """A claim takes a few deliveries per host, the most overdue first, and none of excluded
+    hosts."""
     for _ in range(5):
         await end_one(store, "https://many.example.com/")
     few = await end_one(store, "https://few.example.com/")
@@ -378,7 +379,7 @@ async def test_hosts_take_turns(database: Database, store: PostgresJobStore) -> 
 
 @pytest.mark.webhooks
 async def test_owners_take_turns(database: Database, store: PostgresJobStore) -> None:
-    """However many hosts an owner has, all of them slow, another's webhook is with the next."""
+    """However many slow hosts an owner has, another owner's webhook is among the next."""
     for number in range(6):
         await end_one(store, f"https://n{number}.example.com/")
     late = await end_one(store, "https://other.example.com/", owner="bob")
@@ -392,7 +393,7 @@ async def test_owners_take_turns(database: Database, store: PostgresJobStore) ->
 async def test_the_end_and_its_delivery_are_one(
     database: Database, store: PostgresJobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash between the two is impossible: if one is not written, neither is the other."""
+    """The end of a job and its delivery are written together or not at all."""
     await store.insert(new_job(webhook_url="https://example.com/"))
     job = await store.claim("w", 60, ["restore"])
     assert job is not None
