@@ -93,7 +93,7 @@ class TicketDispatcher:
     async def _follow(self, ref: AttemptRef) -> None:
         try:
             if not await self._was_of_use(ref):
-                # Another ticket for this job would fail too; the window is already free for others.
+                # Another ticket for this job would not help now; other jobs may use the window.
                 await asyncio.sleep(self._pause_s)
         finally:
             del self._outstanding[ref]
@@ -194,7 +194,7 @@ class Dispatch:
             self._wake.set()
 
     async def _tend(self, *, reclaims: bool) -> None:
-        """Reclaim expired leases, expire overdue jobs, and promote jobs that have waited long."""
+        """Reclaim expired leases, end overdue jobs, promote jobs that are old or start again."""
         if reclaims:
             for job in await self._jobs.reclaim():
                 log.warning("lease_lapsed", job_id=str(job.id), attempt=job.attempt, now=job.status)

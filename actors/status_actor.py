@@ -89,6 +89,7 @@ class StatusActor:
         self._watchers = Watchers()
 
     async def publish(self, events: Sequence[WireEvent]) -> None:
+        """Write events to Redis, and wake the callers that wait for jobs that ended."""
         decoded = [(UUID(job_id), from_json(text)) for job_id, text in events]
         try:
             await self._board.publish(decoded)
@@ -97,7 +98,7 @@ class StatusActor:
         self._watchers.wake([job_id for job_id, event in decoded if is_last(event)])
 
     async def latest(self, job_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Return each job's newest event of each type, as JSON, by job id."""
+        """Return each job's newest event of each type, as JSON, without jobs that have none."""
         found = await self._board.latest([UUID(job_id) for job_id in job_ids])
         return {str(job_id): [to_json(event) for event in found[job_id]] for job_id in found}
 

@@ -59,12 +59,14 @@ class ServePool:
     """
 
     async def size(self) -> int:
+        """Return the target number of replicas. Raises DependencyUnavailable."""
         with _unavailable():  # LookupError: the deployment is absent during a redeployment
             details = await _of_controller("get_serve_instance_details")
             size: int = details["applications"][APP]["deployments"][WORKERS]["target_num_replicas"]
             return size
 
     async def resize(self, workers: int) -> None:
+        """Set the target number of replicas. Raises DependencyUnavailable."""
         with _unavailable():
             await _of_controller("update_deployment_replicas", DeploymentID(WORKERS, APP), workers)
 
@@ -95,6 +97,7 @@ class IngressHandle:
         self._handle = handle
 
     def submit(self, request: SubmissionRequest) -> Submitted:
+        """Submit a job; see `actors.submission.service.Submission.submit`."""
         submitted: Submitted = _answer(self._handle.submit.remote(request))
         return submitted
 
@@ -113,10 +116,12 @@ class IngressHandle:
         return submitted.batch
 
     def batch(self, batch_id: UUID) -> JobBatch:
+        """Return the batch. Raises BatchNotFound."""
         batch: JobBatch = _answer(self._handle.batch.remote(batch_id))
         return batch
 
     def cancel_batch(self, batch_id: UUID) -> JobBatch:
+        """Request the cancellation of the batch's jobs. Raises BatchNotFound."""
         batch: JobBatch = _answer(self._handle.cancel_batch.remote(batch_id))
         return batch
 
@@ -131,10 +136,12 @@ class IngressHandle:
         return jobs
 
     def cancel(self, job_id: UUID) -> Job:
+        """Request the cancellation of a job, and return its row. Raises JobNotFound."""
         job: Job = _answer(self._handle.cancel.remote(job_id))
         return job
 
     def result(self, job_id: UUID) -> bytes:
+        """Return the bytes of the result. Raises ResultNotReady unless the job succeeded."""
         data: bytes = _answer(self._handle.result.remote(job_id))
         return data
 

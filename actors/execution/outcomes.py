@@ -43,6 +43,7 @@ class Outcomes:
         self._retry = retry
 
     async def succeeded(self, job: Job, output: Artifact, timings_s: Mapping[str, float]) -> Job:
+        """Record the stored result, and the seconds of each stage."""
         return await self._record(self._jobs.succeed, job.ref, output, timings_s)
 
     async def stopped(self, job: Job) -> Job:
@@ -50,6 +51,7 @@ class Outcomes:
         return await self._record(self._jobs.release, job.ref, None)
 
     async def failed(self, job: Job, error: RestorationError) -> Job:
+        """Release the job for another attempt if the error is transient; otherwise fail it."""
         failure = Failure.of(error)
         if isinstance(error, EngineUnavailable | DependencyUnavailable):
             # Nothing ran, or S3 is unavailable: neither is the job's fault, so it is not charged.

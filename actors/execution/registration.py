@@ -66,6 +66,7 @@ class WorkerRegistration:
                 await stop(self._restarting)
 
     async def report(self) -> None:
+        """Report once, and apply the orders that the registry returns. A failure is logged."""
         try:
             orders = await self._registry.report(self._look(self._restarts_done))
         except DependencyUnavailable as error:
@@ -79,6 +80,7 @@ class WorkerRegistration:
             self._restarting = asyncio.create_task(self._obey(orders.restarts_asked))
 
     async def leave(self) -> None:
+        """Remove the worker from the registry. A failure is logged."""
         try:
             await self._registry.leave(self._look(self._restarts_done).id)
         except DependencyUnavailable as error:

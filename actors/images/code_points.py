@@ -43,6 +43,7 @@ def transfer(number: int) -> Callable[[Floats64], Floats64] | None:
 
 
 def srgb(v: Floats64) -> Floats64:
+    """Return the linear light of sRGB samples, 0 to 1 (IEC 61966-2-1)."""
     return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
 
 

@@ -50,6 +50,7 @@ def to_srgb(samples: Samples) -> Array8:
 
 
 def to_8_bits(values: Array8or16) -> Array8:
+    """Round samples of 16 bits to 8, and return those of 8 bits unchanged."""
     if values.dtype == np.uint8:
         return values.astype(np.uint8, copy=False)
     return _in_bands(values, _cut)

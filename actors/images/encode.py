@@ -63,9 +63,10 @@ def encode(
 
     `picture` is a PNG, or an array of shape (height, width, channels). A PNG that needs neither
     alpha, grey nor another format is copied without decoding its pixels. `quality` (1 to 100) is
-    for JPEG and WebP. A JPEG is composed on white, because it has no alpha. With `grey` the result
-    has one channel, or equal R, G and B where the format or the alpha requires RGB; a grey WebP is
-    lossless. Raises EngineFailed, or an error of Pillow, for broken PNG data.
+    for JPEG and WebP. With `alpha` a JPEG is composed on white, because it has no transparency.
+    With `grey` the result has one channel, or equal R, G and B where the format or the alpha
+    requires RGB; a grey WebP is lossless. Raises EngineFailed, or an error of Pillow, for broken
+    PNG data.
     """
     if output_format is _PNG and alpha is None and not grey:
         if isinstance(picture, bytes):

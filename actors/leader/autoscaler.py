@@ -59,6 +59,7 @@ class PoolScaler:
             await asyncio.sleep(pause_s)
 
     async def look(self) -> None:
+        """Read the demand once, and resize the pool if needed. Raises DependencyUnavailable."""
         demand = await self._jobs.demand()
         current = await self._pool.size()
         wanted = self._scaler.decide(demand, current, self._clock())

@@ -26,6 +26,8 @@ class Observer(Protocol):
 
 
 class NobodyWatches:
+    """An observer that does nothing."""
+
     def executed(self, job: Job, more_s: float) -> None: ...
 
     def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None: ...

@@ -59,6 +59,7 @@ class OtelTracer:
         self._tracer = provider.get_tracer(SERVICE)
 
     def record(self, span: Span) -> None:
+        """Export a finished span."""
         self._ids.given = span.context
         above = None if span.parent is None else NonRecordingSpan(_context_of(span.parent))
         told = self._tracer.start_span(

@@ -40,8 +40,10 @@ class PinnedTransport(httpx.AsyncBaseTransport):
         resolve: Resolve = resolve,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`limits` should not allow keep-alive: httpx would reuse a connection for any host that
-        has its address."""
+        """`limits` must not allow keep-alive, because connections are pooled by address, not host.
+
+        A kept connection would serve other hosts that have the same address.
+        """
         self._rules = rules
         self._resolve = resolve
         self._wire = httpx.AsyncHTTPTransport(verify=tls or True, limits=limits)
