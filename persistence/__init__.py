@@ -1,4 +1,4 @@
-"""Postgres, S3 and Redis behind the ports of `restoration.ports`, and nothing else.
+"""Implementations of `restoration.ports` on Postgres, S3 and Redis.
 
-Foreign exceptions end here: what leaves this package is an error of `restoration.errors`.
+Foreign exceptions are converted here: this package raises only errors of `restoration.errors`.
 """

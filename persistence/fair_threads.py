@@ -1,4 +1,4 @@
-"""Threads for calls that block, lent to the owners of the requests in turns."""
+"""Threads for blocking calls, which the owners of requests use in turns."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _T = TypeVar("_T")
 
 
 class FairThreads:
-    """As many threads as places; for one event loop."""
+    """A fixed number of threads, for use on one event loop."""
 
     def __init__(self, number: int, service: str, queue_timeout_s: float | None = None) -> None:
-        """`service` is what the calls go to, for errors and the names of the threads."""
+        """Create `number` threads. `service` is the called service, for errors and thread names."""
         self._service = service
         self._queue_timeout_s = queue_timeout_s
         self._places = FairPlaces(number, f"calls to {service}")
         self._threads = ThreadPoolExecutor(number, thread_name_prefix=service.lower())
 
     def begin(self, work: Callable[[], _T]) -> Future[_T]:
-        """Call `work` in a thread without waiting for a turn: to prepare what the others use."""
+        """Call `work` in a thread without waiting for a turn, to prepare for the other calls."""
         return self._threads.submit(work)
 
     async def run(self, work: Callable[[], _T]) -> _T:
-        """Call `work` in a thread, in the turn of the owner that the task works for.
+        """Wait for the current owner's turn, then call `work` in a thread and return its result.
 
-        Cancelling the caller does not stop a call that has begun, which keeps its owner's place
-        until it ends. Raises DependencyUnavailable when no thread became free in time: the caller
-        has probably gone, and to run it all the same would keep the others waiting.
+        Cancelling the caller does not stop a call that has begun; it keeps its owner's place until
+        it ends. Raises DependencyUnavailable if no thread becomes free in time: the client has
+        probably left by then, and running the call would only delay others.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -41,7 +41,7 @@ class FairThreads:
             raise DependencyUnavailable(f"{self._service}: no thread became free in time") from None
         try:
             call = self._threads.submit(work)
-        except RuntimeError:  # they are closed
+        except RuntimeError:  # the threads are shut down
             place.give_back()
             raise
         try:
@@ -53,5 +53,5 @@ class FairThreads:
                 call.add_done_callback(lambda _: loop.call_soon_threadsafe(place.give_back))
 
     async def aclose(self) -> None:
-        """Wait for the calls that have begun."""
+        """Cancel the calls that have not begun, and wait for the others."""
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)

@@ -1,5 +1,5 @@
-"""The vocabulary that every other package shares: jobs, errors, events, images, settings, ports.
+"""Types that every other package shares: jobs, errors, events, images, settings and ports.
 
-Standard library and pydantic only. No I/O but that of `files`, and of `settings`, which reads
-secrets from files.
+Depends on the standard library and pydantic only. Only `files` and `settings`, which reads secrets
+from files, do I/O.
 """

@@ -1,7 +1,7 @@
-"""Which of the best waiting jobs a worker prefers: one whose models are loaded. Pure.
+"""Prefer waiting jobs whose models a worker has loaded. No I/O.
 
-A worker passes over a job once at most, and then takes it before any other. So each GPU makes a
-job wait for at most one that came after it.
+A worker passes over the first job in the queue at most once, and prefers it from then on. So each
+GPU makes a job wait for at most one job behind it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-# What is looked at: so many turns of the best's class, and of each the oldest jobs.
+# A claim considers this many turns of the best job's class, and this many of each turn's oldest
+# jobs.
 WINDOW_TURNS = 8
 WINDOW_JOBS = 4
-# Jobs that were passed over, and are not again; with more of them the first is forgotten.
+# A worker remembers this many jobs that it passed over. Beyond that it forgets the oldest.
 _REMEMBERED = 64
 
 
@@ -28,14 +29,14 @@ class Candidate:
 
 @dataclass(slots=True)
 class Affinity:
-    """What one worker has loaded: the workflows that need no other models."""
+    """Workflows whose models one worker has loaded, and the jobs it passed over for them."""
 
     workflows: frozenset[str] = field(default_factory=frozenset)
-    others_waited: bool = False  # besides the one that was claimed last
+    others_waited: bool = False  # whether the last call to `order` had more than one candidate
     _passed_over: deque[UUID] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
     def order(self, candidates: Sequence[Candidate]) -> list[UUID]:
-        """The candidates, which come in the order of turns, in the order of preference."""
+        """Return the candidates' job ids, preferred first. `candidates` are in queue order."""
         self.others_waited = len(candidates) > 1
         if not candidates:
             return []

@@ -1,7 +1,7 @@
-"""A batch: up to a thousand photos that were submitted, are watched and cancelled as one.
+"""Batches: up to a thousand photos that are submitted, watched and cancelled together. No I/O.
 
-Its jobs are jobs like any other. A batch has no state of its own: how it stands is computed from
-its jobs, and from the photos that were refused when it came in. Pure.
+The jobs of a batch are ordinary jobs. A batch stores no status: it is computed from its jobs and
+from the photos that were refused at submission.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from restoration.jobs import Failure, JobStatus
 
 MAX_BATCH_ITEMS = 1000
 MAX_ITEM_NAME_CHARS = 255
-_HARMFUL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, surrogates, breaks of lines
+_HARMFUL = frozenset({"Cc", "Cs", "Zl", "Zp"})  # controls, surrogates, line breaks
+# Characters that change the direction of text.
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# From a batch's first photo to its rows. Objects without a row are kept for longer than that.
+# Longest time from a batch's first stored photo to its rows. Objects without a row are kept longer.
 PUT_TOGETHER_S = 6 * 3600.0
 
 
@@ -28,11 +29,11 @@ def utc_now() -> datetime:
 
 
 class BatchStatus(StrEnum):
-    RUNNING = "running"  # at least one of its jobs has not ended
-    SUCCEEDED = "succeeded"  # every photo is restored
-    PARTLY_FAILED = "partly_failed"  # some are restored, others failed or were refused
-    FAILED = "failed"  # none is restored
-    CANCELLED = "cancelled"  # all has ended, and some of it because of a cancel
+    RUNNING = "running"  # at least one job has not ended
+    SUCCEEDED = "succeeded"  # every photo was restored
+    PARTLY_FAILED = "partly_failed"  # some photos were restored, others failed or were refused
+    FAILED = "failed"  # no photo was restored
+    CANCELLED = "cancelled"  # every job has ended, at least one of them by a cancel
 
     @property
     def is_final(self) -> bool:
@@ -41,9 +42,10 @@ class BatchStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BatchCounts:
-    """How many of a batch's photos are where: its jobs by status, and the photos without one.
+    """Numbers of a batch's photos: jobs by status, refused photos and expired jobs.
 
-    `expired` are jobs that ended so long ago that their rows are gone; the others say how it went.
+    `expired` counts ended jobs whose rows were deleted by retention. `status` does not count them
+    as failed.
     """
 
     queued: int = 0
@@ -76,7 +78,7 @@ class BatchCounts:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why the photo at `index` was not accepted; `reason` is that of the error that refused it."""
+    """The refusal of the photo at `index`; `reason` holds the error's code and message."""
 
     index: int
     reason: Failure
@@ -84,26 +86,26 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """What a submission writes. Photo `index` of `names` has either a job or a refusal."""
+    """A batch to record. Each photo, by its index in `names`, has either a job or a refusal."""
 
     id: UUID
     owner: str
-    names: tuple[str, ...]  # the files' names, for people
+    names: tuple[str, ...]  # file names, for display
     refusals: tuple[Refusal, ...]
     idempotency_key: str | None = None
-    # sha256 over everything the request asked for: the same key must mean the same request
+    # sha256 over the whole request, to detect another request with the same idempotency key
     request_digest: str | None = None
     begun_at: datetime = field(default_factory=utc_now)  # before its first photo was stored
 
     @property
     def is_stale(self) -> bool:
-        """Whether its photos may be gone soon, if they are not already."""
+        """Whether PUT_TOGETHER_S has passed, after which its photos may be deleted."""
         return utc_now() - self.begun_at > timedelta(seconds=PUT_TOGETHER_S)
 
 
 @dataclass(frozen=True, slots=True)
 class JobBatch:
-    """A batch as its rows have it. `created_at` is UTC and aware."""
+    """A recorded batch. `created_at` is an aware datetime in UTC."""
 
     id: UUID
     owner: str
@@ -119,8 +121,11 @@ class JobBatch:
 
 @dataclass(frozen=True, slots=True)
 class BatchItem:
-    """One photo. `status` and `job_id` are None when there is no job: it was refused, and
-    `failure` says why, or its row is gone."""
+    """One photo of a batch.
+
+    `status` and `job_id` are None without a job: the photo was refused, with the reason in
+    `failure`, or retention deleted the job's row.
+    """
 
     index: int
     name: str
@@ -131,20 +136,23 @@ class BatchItem:
 
 @dataclass(frozen=True, slots=True)
 class BatchPage:
-    """Newest first. `next_cursor` is opaque, and None on the last page."""
+    """A page of batches, newest first. `next_cursor` is opaque, and None on the last page."""
 
     batches: Sequence[JobBatch]
     next_cursor: str | None
 
 
 def item_name(name: str) -> str:
-    """A file's name, fit to be stored and shown: short, and without what moves a terminal's
-    cursor or turns the direction of its text."""
+    """Return a file name that is safe to store and show.
+
+    It is cut to MAX_ITEM_NAME_CHARS. Control characters, which can move a terminal's cursor, and
+    characters that change the direction of text are replaced by U+FFFD.
+    """
     return "".join(c if _is_harmless(c) else "\N{REPLACEMENT CHARACTER}" for c in name)[
         :MAX_ITEM_NAME_CHARS
     ]
 
 
 def _is_harmless(char: str) -> bool:
-    """Spaces of every width and joiners of letters stand in ordinary names."""
+    # Other spaces and joiners are allowed: ordinary names contain them.
     return unicodedata.category(char) not in _HARMFUL and char not in _TURNING

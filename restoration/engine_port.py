@@ -1,7 +1,7 @@
-"""The seam to ComfyUI: what the core asks of an engine, and what an engine tells of a run.
+"""The port to ComfyUI: the Engine protocol and the events of a run.
 
-Every implementation raises errors of `restoration.errors` only. `tests/contracts/engine` holds its
-rules, for the stand-in and for the real ComfyUI.
+Every implementation raises only errors of `restoration.errors`. The contract suite
+`tests/contracts/engine` runs on the fake engine and on the real ComfyUI.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Prompt = Mapping[str, Any]  # a workflow graph in ComfyUI's API format
 
 @dataclass(frozen=True, slots=True)
 class EngineBegan:
-    """The run's turn has come: it executes from now on. Told once, before its progress."""
+    """The engine has begun to execute the run. Sent once, before any progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineProgress:
-    """`fraction` from 0 to 1 over the whole prompt; `node_class` is what runs now."""
+    """`fraction` is from 0 to 1 over the whole prompt; `node_class` is the executing node's."""
 
     fraction: float
     node_class: str
@@ -31,8 +31,7 @@ class EngineProgress:
 
 @dataclass(frozen=True, slots=True)
 class EngineNode:
-    """A node of the run executes from now on; of one whose result is there already nothing is
-    told."""
+    """A node of the run has begun to execute. Not sent for a node whose result is cached."""
 
     node_class: str
 
@@ -50,9 +49,9 @@ EngineEvent = EngineBegan | EngineNode | EngineProgress | EnginePreview
 class EngineRun:
     """One prompt to run on one picture.
 
-    `id` is used once: it is ComfyUI's prompt id, and names the run's folders. `render` makes the
-    prompt from the picture's name inside the engine and the prefix its output must carry. What the
-    engine says while it executes the run is logged with the `log_context`.
+    `id` must be unique: it is ComfyUI's prompt id and names the run's folders. `render` takes the
+    picture's name inside the engine and the prefix of its output, and returns the prompt. Lines
+    that the engine prints while it executes the run are logged with `log_context`.
     """
 
     id: UUID
@@ -65,7 +64,7 @@ class EngineRun:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A picture without a format: rows of 8-bit channels in a file, which its taker deletes."""
+    """An unencoded picture: rows of 8-bit channels in a file. The receiver deletes the file."""
 
     path: Path
     width: int
@@ -73,14 +72,14 @@ class Pixels:
     channels: int
 
     async def discard(self) -> None:
-        """Delete the file, also if the caller is cancelled meanwhile.
+        """Delete the file, even if the caller is cancelled.
 
-        In a thread: to free a large file in memory takes milliseconds.
+        Runs in a thread, because freeing a large file in memory takes milliseconds.
         """
         await asyncio.shield(asyncio.to_thread(self.path.unlink, missing_ok=True))
 
 
-EngineResult = bytes | Pixels  # a PNG, or what would have been in it
+EngineResult = bytes | Pixels  # a PNG, or its pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +91,25 @@ class Vram:
 
 
 class Engine(Protocol):
-    """One ComfyUI. Only EngineError comes out of it."""
+    """One ComfyUI. Its methods raise only EngineError."""
 
     @property
     def starts(self) -> int:
-        """How often it was started: after another start, nothing that it had loaded is left."""
+        """Number of starts so far. A new start means that no model is loaded any more."""
 
     async def start(self) -> None:
-        """Ready for `run` on return. Raises EngineUnavailable."""
+        """Start the engine and wait until it accepts `run`. Raises EngineUnavailable."""
 
     async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> EngineResult:
-        """The picture that `output_node` saved; nothing of the run is left in the engine.
+        """Run the prompt and return the picture that `output_node` saved.
 
-        Raises EngineInterrupted after `interrupt`, and the other EngineErrors as they say. When
-        the calling task is cancelled, the run is interrupted before CancelledError goes on.
+        Leaves nothing of the run in the engine. Raises EngineInterrupted after `interrupt`, and
+        other EngineErrors. If the calling task is cancelled, the run is interrupted before
+        CancelledError propagates.
         """
 
     async def interrupt(self, run_id: UUID) -> None:
-        """Ask for the end of a queued or running run; its `run` call tells the outcome."""
+        """Ask the engine to stop a queued or running run. Its `run` call returns or raises."""
 
     async def healthy(self) -> bool: ...
 

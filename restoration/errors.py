@@ -1,44 +1,44 @@
-"""Every error that crosses a border inside this system.
+"""Every error that crosses a package or process boundary.
 
-The class says what follows: `code` is stable and shown to clients, `retryable` decides between
-another attempt and a failed job. HTTP statuses are given to the codes in `serve_app.asgi.errors`.
+`code` is stable and shown to clients. `retryable` decides between another attempt and a failed
+job. `serve_app.asgi.errors` maps the codes to HTTP statuses.
 
     RestorationError
-    ├── InvalidRequest                invalid_request       the caller can mend it
-    │   ├── UnsupportedImage          unsupported_image     not a picture that is accepted
-    │   ├── BrokenImage               broken_image          the right type, but it does not decode
+    ├── InvalidRequest                invalid_request       the caller can correct it
+    │   ├── UnsupportedImage          unsupported_image     not an accepted type of picture
+    │   ├── BrokenImage               broken_image          an accepted type that does not decode
     │   ├── ImageTooLarge             image_too_large       more bytes or pixels than allowed
     │   ├── UploadTooSlow             upload_too_slow       it held its place for too long
     │   ├── BatchTooLarge             batch_too_large       more bytes or photos than allowed
-    │   ├── BatchExpired              batch_expired         put together for hours; its photos go
-    │   ├── InvalidParameters         invalid_parameters    details["problems"] names each
+    │   ├── BatchExpired              batch_expired         took hours; its photos may be gone
+    │   ├── InvalidParameters         invalid_parameters    details["problems"] lists each problem
     │   ├── UnknownWorkflow           unknown_workflow
-    │   ├── GraphRefused              graph_refused         details["node"] says where, if one is
-    │   └── InvalidWebhook            invalid_webhook       no webhook can be sent there, or at all
+    │   ├── GraphRefused              graph_refused         details["node"] names the node, if any
+    │   └── InvalidWebhook            invalid_webhook       URL not allowed, or webhooks are off
     ├── Unauthenticated               unauthenticated
-    ├── Forbidden                     insufficient_scope    details["scope"] is what lacks
-    ├── JobNotFound                   job_not_found         missing, or somebody else's
-    ├── BatchNotFound                 batch_not_found       missing, or somebody else's
-    ├── UploadNotFound                upload_not_found      missing, removed, or somebody else's
-    ├── WorkerNotFound                worker_not_found      never there, or long gone
+    ├── Forbidden                     insufficient_scope    details["scope"] is the missing scope
+    ├── JobNotFound                   job_not_found         missing, or another owner's
+    ├── BatchNotFound                 batch_not_found       missing, or another owner's
+    ├── UploadNotFound                upload_not_found      missing, removed, or another owner's
+    ├── WorkerNotFound                worker_not_found      never registered, or silent for long
     ├── Conflict
     │   ├── IdempotencyConflict       idempotency_conflict  the key was used for another request
-    │   ├── UploadUsed                upload_used           another job was made of the upload
+    │   ├── UploadUsed                upload_used           another job was made from the upload
     │   ├── ResultNotReady            result_not_ready
-    │   ├── ResultExpired             result_expired        it was there, and was removed
-    │   ├── InputExpired              input_expired         a job cannot be sent again without it
+    │   ├── ResultExpired             result_expired        the result was removed
+    │   ├── InputExpired              input_expired         a retry needs the removed input
     │   └── IllegalTransition         illegal_transition
     ├── QueueFull                     queue_full            details["retry_after_s"]
     ├── StorageFull                   storage_full          details["retry_after_s"]
     ├── RateLimited                   rate_limited          details["retry_after_s"]
     ├── TooManyAtOnce                 too_many_at_once      details["retry_after_s"]
-    │   └── TooManyUploads            too_many_uploads      the same, of uploads
+    │   └── TooManyUploads            too_many_uploads
     ├── QueueTimeout                  queue_timeout         did not start in time
-    ├── LeaseLost                     lease_lost            another attempt owns the job now
+    ├── LeaseLost                     lease_lost            the attempt no longer owns the job
     ├── EngineError
-    │   ├── EngineUnavailable         engine_unavailable    retryable: does not start, or is gone
-    │   ├── EngineCrashed             engine_crashed        retryable: died under the job
-    │   ├── EngineStalled             engine_stalled        retryable: alive, but silent
+    │   ├── EngineUnavailable         engine_unavailable    retryable: does not start or answer
+    │   ├── EngineCrashed             engine_crashed        retryable: exited during the job
+    │   ├── EngineStalled             engine_stalled        retryable: runs, but sends no events
     │   ├── EngineOutOfMemory         engine_out_of_memory  retryable
     │   ├── EngineTimeout             engine_timeout        over the workflow's time limit
     │   ├── EngineRejected            engine_rejected       the graph did not validate
@@ -52,10 +52,10 @@ another attempt and a failed job. HTTP statuses are given to the codes in `serve
         ├── ModelMissing              model_missing
         └── ProvisionFailed           provision_failed
 
-A job whose worker was lost once too often has failed with the code `worker_lost`, which no error
-stands for: nobody is there to raise it.
+A job that fails because its workers were lost has the code `worker_lost`. It has no class, because
+no process is left to raise it.
 
-Each takes one message and keyword details, so that it survives pickling between processes.
+Each error takes one message and keyword details, and can be pickled between processes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a watcher of a job sees: a closed union of small events, and their JSON.
+"""Events of a job, as a closed union, and their JSON.
 
-Events are best effort and may skip progress; the job's row is authoritative. Each event travels
-as one flat JSON object whose `type` names its class.
+Events are best effort and may skip progress; the job's row is authoritative. An event is encoded as
+one flat JSON object whose `type` names its class.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from restoration.jobs import JobStatus
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """The job entered `status`; `attempt` is the one that runs, or ran last."""
+    """The job entered `status`. `attempt` is the current or last attempt."""
 
     status: JobStatus
     attempt: int
@@ -26,7 +26,7 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """How far the attempt is: `fraction` from 0 to 1 over the whole job, `stage` for a person."""
+    """Progress of the attempt: `fraction` from 0 to 1 over the whole job, `stage` for display."""
 
     fraction: float
     stage: str
@@ -36,7 +36,7 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Previewed:
-    """A small picture of the work so far, base64 in JSON."""
+    """A small preview picture, base64-encoded."""
 
     content_type: str
     data_base64: str
@@ -57,12 +57,12 @@ def to_json(event: JobEvent) -> str:
 
 
 def from_json(text: str | bytes) -> JobEvent:
-    """Raises pydantic.ValidationError (a ValueError) when `text` is no event."""
+    """Parse an event. Raises pydantic.ValidationError, a ValueError, if `text` is not one."""
     return _ADAPTER.validate_json(text)
 
 
 def is_last(event: JobEvent) -> bool:
-    """True for the one event after which nothing more happens to the job."""
+    """Return whether `event` says that the job has ended."""
     match event:
         case StateChanged(status=status):
             return status.is_final

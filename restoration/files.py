@@ -1,4 +1,4 @@
-"""Files that appear whole."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from uuid import uuid4
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, which has all of it then or is as it was. Raises OSError."""
-    draft = path.with_name(f".{uuid4().hex}")  # no longer than any name may be
+    """Write `data` to `path` atomically: readers see all of it or the old file. Raises OSError."""
+    draft = path.with_name(f".{uuid4().hex}")  # a suffix to `path.name` could make it too long
     try:
         draft.write_bytes(data)
         draft.replace(path)

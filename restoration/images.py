@@ -1,4 +1,4 @@
-"""What an upload may be: its type by content, its size in bytes, its size in pixels. Pure."""
+"""Checks of an upload's type, by content, and of its size in bytes and pixels. No I/O."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _MAX_BRANDS_BYTES = 256
 
 ACCEPTED_TYPES = "JPEG, PNG, WebP, TIFF, BMP, HEIC or AVIF"
 
-# What the formats themselves can hold; PNG has no limit that matters here.
+# Longest side that each format can store; PNG's limit is far above what is accepted.
 _MAX_RESULT_SIDE = {OutputFormat.WEBP: 16_383, OutputFormat.JPEG: 65_500}
 
 
@@ -51,14 +51,14 @@ class UploadLimits:
     max_bytes: int = 50 * MEBIBYTE
     max_pixels: int = 16_000_000
     max_side: int = 16_384
-    # Below what Pillow reads back without taking it for a decompression bomb (179 million).
+    # Below the 179 million pixels from which Pillow refuses a file as a decompression bomb.
     max_result_pixels: int = 100_000_000
 
 
 def sniff(data: bytes) -> ImageType:
-    """The type that the first bytes say, whatever a file name or header claims.
+    """Return the image type by its first bytes; file names and headers are not considered.
 
-    Raises InvalidRequest for no bytes, UnsupportedImage for anything else that is not accepted.
+    Raises InvalidRequest if `data` is empty and UnsupportedImage for any type not accepted.
     """
     if not data:
         raise InvalidRequest("the image is empty; send the bytes of a picture")
@@ -76,7 +76,7 @@ def sniff(data: bytes) -> ImageType:
 
 
 def _type_of_brands(data: bytes) -> ImageType | None:
-    """HEIC or AVIF by the brands of an ISO base media file; None for films and others.
+    """Return HEIC or AVIF by the brands of an ISO base media file, or None for videos and others.
 
     Raises UnsupportedImage for a sequence of pictures.
     """
@@ -84,7 +84,7 @@ def _type_of_brands(data: bytes) -> ImageType | None:
     brands = [data[8:12], *(data[n : n + 4] for n in range(16, size, 4))]
     if brands[0] in _SEQUENCE_BRANDS:
         raise UnsupportedImage("the file holds a sequence of pictures; send a single one")
-    # a general brand comes first in files of some cameras, and the others say which codec it is
+    # Some cameras write a general brand first; the codec is then among the other brands.
     considered = brands if brands[0] in _GENERAL_BRANDS else brands[:1]
     for kind, names in _BRANDS.items():
         if any(brand in names for brand in considered):
@@ -103,7 +103,7 @@ def check_size_bytes(size_bytes: int, limits: UploadLimits) -> None:
 
 
 def check_dimensions(width: int, height: int, limits: UploadLimits) -> None:
-    """Raise ImageTooLarge above the pixel or side limit; to be called before decoding."""
+    """Raise ImageTooLarge above the pixel or side limit. Call it before decoding."""
     if width * height > limits.max_pixels:
         raise ImageTooLarge(
             f"the image has {width}x{height} pixels; at most {limits.max_pixels} are accepted",
@@ -123,7 +123,10 @@ def check_dimensions(width: int, height: int, limits: UploadLimits) -> None:
 def check_result(
     width: int, height: int, scale: float, output_format: OutputFormat, limits: UploadLimits
 ) -> None:
-    """Raise ImageTooLarge when a width x height picture, `scale` times as large, is too large."""
+    """Raise ImageTooLarge if a `width` x `height` picture scaled by `scale` exceeds a limit.
+
+    The limits are `max_result_pixels` and the longest side of `output_format`.
+    """
     wide, high = math.ceil(width * scale), math.ceil(height * scale)
     if wide * high > limits.max_result_pixels:
         raise ImageTooLarge(

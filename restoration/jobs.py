@@ -1,6 +1,6 @@
-"""A job, its states, and the only ways from one state to the next.
+"""Jobs, their states, and the allowed transitions between states.
 
-Postgres holds the truth about a job; this module says what that truth may look like.
+Postgres holds the authoritative state of each job.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from restoration.errors import IllegalTransition, RestorationError, ResultExpire
 
 ParamValue = bool | int | float | str
 
-# What a node says may have a tensor in it.
+# An error message of a node can contain a whole tensor.
 MAX_MESSAGE_CHARS = 2000
 
 
@@ -33,7 +33,7 @@ class JobStatus(StrEnum):
         return not TRANSITIONS[self]
 
 
-# running → queued: the attempt was lost or handed back, and the job waits for another.
+# running → queued: the attempt was lost or handed back, and the job waits for another attempt.
 # cancelling → succeeded / failed: the attempt ended before the cancel reached its engine.
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
     {
@@ -52,7 +52,7 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
 
 
 def sources_of(target: JobStatus) -> frozenset[JobStatus]:
-    """The states from which a job may move to `target`."""
+    """Return the states from which a job may move to `target`."""
     return frozenset(source for source, targets in TRANSITIONS.items() if target in targets)
 
 
@@ -82,13 +82,13 @@ class OutputFormat(StrEnum):
 
     @property
     def suffix(self) -> str:
-        """Of a file's name, with its dot."""
+        """File name suffix, with its dot."""
         return ".jpg" if self is OutputFormat.JPEG else f".{self.value}"
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """Bytes in S3, and what they must turn out to be when they are read back."""
+    """An object in S3, with the size and sha256 that are verified when it is read."""
 
     key: str
     sha256: str  # lower-case hex
@@ -98,7 +98,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRef:
-    """One attempt at one job. `attempt` is the fencing token: only the newest may finish it."""
+    """One attempt at a job. `attempt` is the fencing token: only the newest can finish the job."""
 
     job_id: UUID
     attempt: int
@@ -106,22 +106,26 @@ class AttemptRef:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job failed: `code` is an error's stable code, `message` is for a person."""
+    """The reason of a failed job: a stable error code, and a message for display."""
 
     code: str
     message: str
 
     @classmethod
     def of(cls, error: RestorationError) -> Failure:
-        """With the error's message fit to be stored and shown, whatever a node put into it."""
-        unicode = error.message.encode(errors="replace").decode()  # no half of a surrogate pair
+        """Return the failure for `error`.
+
+        A node's message can hold any text: lone surrogates and NULs are replaced, and it is cut
+        to MAX_MESSAGE_CHARS.
+        """
+        unicode = error.message.encode(errors="replace").decode()  # replaces lone surrogates
         text = unicode.replace("\0", "\N{REPLACEMENT CHARACTER}")
         cut = text[: MAX_MESSAGE_CHARS - 1] + "…" if len(text) > MAX_MESSAGE_CHARS else text
         return cls(error.code, cut)
 
 
 class AttemptOutcome(StrEnum):
-    """How an attempt ended. FAILED is held against the job, HANDED_BACK is not."""
+    """The outcome of an attempt. FAILED counts towards `max_attempts`; HANDED_BACK does not."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -131,7 +135,7 @@ class AttemptOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One attempt that is over; `code` and `message` say what went wrong, if anything did."""
+    """One ended attempt. `code` and `message` are those of its error, if it had one."""
 
     attempt: int
     worker: str
@@ -142,7 +146,7 @@ class AttemptRecord:
     message: str | None = None
 
 
-# The history of a job that is handed back again and again keeps its newest attempts.
+# A job can be handed back any number of times; its history keeps the newest attempts.
 MAX_RECORDS = 50
 
 DEFAULT_QUEUE_LIMIT_S = 86_400.0
@@ -150,7 +154,7 @@ DEFAULT_QUEUE_LIMIT_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """A copy, made for a new job, of the result that the job `source` was executed for."""
+    """A copy of the result of the job `source`, stored for a new job."""
 
     source: UUID
     output: Artifact
@@ -158,7 +162,7 @@ class Reused:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What a submission writes. The id comes first, because the input's S3 key holds it."""
+    """A job to record. The caller chooses `id`, because the input's S3 key contains it."""
 
     id: UUID
     owner: str
@@ -170,35 +174,33 @@ class NewJob:
     input: Artifact
     max_attempts: int
     idempotency_key: str | None = None
-    # sha256 over everything the request asked for: the same key must mean the same request
+    # sha256 over the whole request, to detect another request with the same idempotency key
     request_digest: str | None = None
     queue_limit_s: float = DEFAULT_QUEUE_LIMIT_S
-    run_limit_s: float | None = None  # None: the workflow's
+    run_limit_s: float | None = None  # None: the workflow's limit
     retry_of: UUID | None = None
     webhook_url: str | None = None
     keep_metadata: bool = False  # the result gets the photo's EXIF
-    # the batch it came in, and its place there
     batch_id: UUID | None = None
     batch_index: int | None = None
-    traceparent: str | None = None  # W3C Trace Context, of whatever submitted it
-    reused: Reused | None = None  # then the job has succeeded as soon as it is recorded
+    traceparent: str | None = None  # W3C Trace Context of the submission
+    reused: Reused | None = None  # if set, the job is recorded as succeeded
 
     @property
     def object_keys(self) -> tuple[str, ...]:
-        """Of what was stored for the job before it was recorded."""
+        """S3 keys of the objects that were stored for the job before it was recorded."""
         return (self.input.key, *((self.reused.output.key,) if self.reused else ()))
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as Postgres has it. Times are UTC and aware.
+    """A recorded job. Times are aware datetimes in UTC.
 
-    `attempt` counts claims and is the fencing token; `failed_attempts` counts those that are
-    held against the job, up to `max_attempts`. A worker that goes away in good order hands its
-    job back without one. `attempts` are those that are over, oldest first, at most MAX_RECORDS.
-    A job whose first attempt has not begun by `queue_deadline_at` fails; `retry_of` is the job
-    that this one was sent again for. A job that was answered from a stored result has that of the
-    job `reused_from`, and no attempt.
+    `attempt` counts claims and is the fencing token. `failed_attempts` counts the attempts that
+    failed, up to `max_attempts`; a worker that shuts down hands its job back without adding to it.
+    `attempts` are the ended attempts, oldest first, at most MAX_RECORDS. A job whose first attempt
+    has not begun by `queue_deadline_at` fails. `retry_of` is the job that this one retries.
+    `reused_from` is the job whose stored result was copied; this job then has no attempt.
     """
 
     id: UUID
@@ -230,12 +232,12 @@ class Job:
     attempts: tuple[AttemptRecord, ...] = ()
     webhook_url: str | None = None
     keep_metadata: bool = False
-    # from then on the bytes may be gone
+    # From these times on the objects may be deleted.
     input_expired_at: datetime | None = None
     output_expired_at: datetime | None = None
     batch_id: UUID | None = None
     batch_index: int | None = None
-    traceparent: str | None = None  # W3C Trace Context, of whatever submitted it
+    traceparent: str | None = None  # W3C Trace Context of the submission
     reused_from: UUID | None = None
 
     @property
@@ -243,8 +245,11 @@ class Job:
         return AttemptRef(self.id, self.attempt)
 
     def result(self) -> Artifact:
-        """The restored picture. Raises ResultNotReady, which says how the job stands, or
-        ResultExpired."""
+        """Return the restored picture.
+
+        Raises ResultNotReady, with the job's status, if there is none, and ResultExpired once it
+        has been removed.
+        """
         if self.output is None:
             reason = self.failure.message if self.failure else "it has no result yet"
             raise ResultNotReady(
@@ -257,7 +262,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """Newest first. `next_cursor` is opaque, and None on the last page."""
+    """A page of jobs, newest first. `next_cursor` is opaque, and None on the last page."""
 
     jobs: tuple[Job, ...]
     next_cursor: str | None

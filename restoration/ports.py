@@ -1,8 +1,8 @@
-"""The seams of the system: what the core asks of Postgres, S3 and Redis.
+"""The ports to Postgres, S3 and Redis.
 
-Every implementation raises errors of `restoration.errors` only; a dependency that cannot be
-reached is DependencyUnavailable. One contract suite in tests/contracts holds each port's rules.
-The seam to ComfyUI is `restoration.engine_port`.
+Every implementation raises only errors of `restoration.errors`: DependencyUnavailable if a
+dependency cannot be reached. Each port has a contract suite in tests/contracts. The port to
+ComfyUI is `restoration.engine_port`.
 """
 
 from __future__ import annotations
@@ -33,43 +33,47 @@ from restoration.workers import QueueState, WorkerOrders, WorkerReport, WorkerSn
 
 
 class JobStore(Protocol):
-    """The truth about jobs. A method changes a job in one transaction, fenced where it takes a ref;
-    those that go through many jobs may take several.
+    """The authoritative store of jobs.
 
-    A method that takes an AttemptRef raises LeaseLost when that attempt does not own the job.
+    Each change of a job is one transaction; methods that change many jobs may use several. A method
+    that takes an AttemptRef is fenced: it raises LeaseLost if that attempt does not own the job.
     """
 
     async def insert(self, job: NewJob, quotas: Quotas | None = None) -> tuple[Job, bool]:
-        """Record a queued job and notify the dispatcher: (job, True).
+        """Record a queued job, notify the dispatcher and return (job, True).
 
-        With an idempotency key that its owner has used already: (the earlier job, False), or
-        IdempotencyConflict when the request digests differ. A job that was sent again already is
-        taken for a used key. Raises QueueFull when too many jobs wait, StorageFull when too much
-        would be stored. From then on `quotas`, by default the store's own, say how many of its
-        owner's jobs may run at a time: claims pass over the others. A job that is sent again
-        without quotas leaves that as it was. A job with a reused result is
-        recorded as succeeded, and nobody is notified.
+        If the owner has used the idempotency key already, return (the earlier job, False), or raise
+        IdempotencyConflict if the request digests differ. A second retry of one job returns the
+        first in the same way. Raises QueueFull if too many jobs wait, StorageFull if too much would
+        be stored.
+
+        `quotas`, by default the store's own, also set how many of the owner's jobs may run at a
+        time from now on; claims pass over the others. A retry without quotas leaves that limit
+        unchanged. A job with a reused result is recorded as succeeded, without a notification.
         """
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
-        """The job that the key made, for as long as keys live."""
+        """Return the job of this idempotency key, or None if the key is unused or expired."""
 
     async def check_room(
         self, owner: str, quotas: Quotas | None = None, more_bytes: int = 0
     ) -> None:
-        """Raises what `insert` would: to ask before an upload of so many bytes is stored."""
+        """Raise QueueFull or StorageFull if `insert` would, with `more_bytes` more stored.
+
+        Call it before an upload is stored.
+        """
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
-        """Raises JobNotFound; with `owner`, somebody else's job does not exist either."""
+        """Return the job. Raises JobNotFound; with `owner`, also for another owner's job."""
 
     async def find_result(self, job: NewJob) -> Job | None:
-        """The newest job whose stored result does for `job` as well (`restoration.reuse`)."""
+        """Return the newest job whose stored result answers `job` too (see `restoration.reuse`)."""
 
     async def find(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
-        """Those of the jobs that there are, in any order."""
+        """Return those of the jobs that exist, in any order."""
 
     async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
-        """Those of the jobs that have ended."""
+        """Return those of the jobs that have ended."""
 
     async def list(
         self,
@@ -78,7 +82,10 @@ class JobStore(Protocol):
         cursor: str | None = None,
         limit: int = 50,
     ) -> JobPage:
-        """Newest first; no statuses means all. Raises InvalidRequest for a foreign cursor."""
+        """Return a page of the owner's jobs, newest first; no statuses means all.
+
+        Raises InvalidRequest if `cursor` is not one of this list.
+        """
 
     async def claim(
         self,
@@ -87,24 +94,24 @@ class JobStore(Protocol):
         workflows: Sequence[str],
         affinity: Affinity | None = None,
     ) -> Job | None:
-        """Give the best waiting job of these workflows to `worker`; None when none waits.
+        """Claim the first waiting job of these workflows for `worker`; return None if none waits.
 
-        A workflow is a name, or `versioned` for one version of it: others' jobs are left alone.
+        A workflow is a name, for all versions, or the result of `versioned`, for one version.
 
-        Interactive before batch; within a class owners take turns, each with its oldest job. With
-        `affinity`, the worker's own, the first few of them come in the order that it says.
+        Interactive jobs come before batch jobs; within a class owners take turns, each with its
+        oldest job. The worker's `affinity` reorders the first few of them.
         """
 
     async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
-        """Extend the lease; RUNNING, or CANCELLING when the worker is to stop."""
+        """Extend the lease. Return RUNNING, or CANCELLING if the worker must stop the job."""
 
     async def succeed(
         self, ref: AttemptRef, output: Artifact, timings_s: Mapping[str, float]
     ) -> Job:
-        """Finish the job. Repeating it for the same attempt changes nothing."""
+        """End the job as succeeded. Idempotent for the same attempt."""
 
     async def fail(self, ref: AttemptRef, failure: Failure) -> Job:
-        """End the job as failed: another attempt would fail the same way."""
+        """End the job as failed, because another attempt would fail the same way."""
 
     async def release(
         self,
@@ -114,60 +121,66 @@ class JobStore(Protocol):
         *,
         charged: bool = True,
     ) -> Job:
-        """Hand the job back, to be claimed again after `delay_s`, by another worker if possible.
+        """Hand the job back, to be claimed after `delay_s`, by another worker if possible.
 
-        With a failure the attempt is held against the job, which fails once it has had
-        `max_attempts`; not so if it is not `charged`. A job that was being cancelled ends as
-        cancelled.
+        If there is a failure and it is `charged`, the attempt counts as failed, and the job fails
+        at `max_attempts`. A job that was being cancelled ends as cancelled.
         """
 
     async def request_cancel(self, job_id: UUID, owner: str | None = None) -> Job:
-        """Cancel a waiting job at once, ask the worker of a running one; idempotent."""
+        """Cancel a waiting job at once, or ask the worker of a running one to stop. Idempotent."""
 
     async def reclaim(self, worker: str | None = None) -> Sequence[Job]:
-        """Release every job whose lease has lapsed, or all those of a dead `worker`."""
+        """Release and return the jobs whose lease has expired, or all jobs of a dead `worker`."""
 
     async def expire(self) -> Sequence[Job]:
-        """Fail jobs that did not start by their queue deadline; a bounded number each call."""
+        """Fail jobs that did not start by their queue deadline, and return them.
+
+        Each call handles a bounded number.
+        """
 
     async def promote(self) -> None:
-        """Let owners whose batch jobs have waited long take turns with interactive ones.
+        """Let batch jobs that have waited for `aging_s` take turns with interactive ones.
 
-        To be called about once a second: nothing starves for longer than that and the policy say.
+        Call it about once a second: a promotion is at most that late. `aging_s` is in QueuePolicy.
         """
 
     async def waiting(self, limit: int) -> Sequence[AttemptRef]:
-        """Jobs that could be claimed now, each with the attempt it waits for.
+        """Return up to `limit` jobs that could be claimed now, each with its next attempt.
 
-        The best is first; after it the order is that of owners, not of turns.
+        The next job to claim comes first. The rest are grouped by owner, not by order of claims.
         """
 
     async def demand(self) -> Demand:
-        """Jobs that wait and jobs in hand, of all owners.
+        """Return the numbers of waiting and running jobs of all owners.
 
-        Of an owner whose jobs may not all run at a time, only as many of either class count as
-        waiting as could start.
+        For an owner with a limit on running jobs, at most as many jobs of each class count as
+        waiting as the limit lets start.
         """
 
     async def deliveries(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Delivery]:
-        """The webhooks of those of the jobs that have ended and asked for one.
+        """Return the webhook deliveries of those jobs that have ended and have a webhook URL.
 
-        Each was recorded by whatever ended its job, in the same transaction.
+        A delivery is recorded in the transaction that ends its job.
         """
 
     async def ping(self) -> None: ...
 
 
 class BatchStore(Protocol):
-    """The truth about batches; their jobs are in the JobStore. BatchNotFound as JobNotFound."""
+    """The authoritative store of batches, whose jobs are in the JobStore.
+
+    Methods raise BatchNotFound for a missing batch and, with `owner`, for another owner's.
+    """
 
     async def insert(
         self, batch: NewBatch, jobs: Sequence[NewJob], quotas: Quotas | None = None
     ) -> tuple[JobBatch, bool]:
-        """Record the batch and all its jobs, or nothing: (batch, True). Each job names the batch.
+        """Record the batch and all its jobs in one transaction, and return (batch, True).
 
-        With an idempotency key that its owner has used already: (the earlier batch, False), or
-        IdempotencyConflict when the request digests differ. `quotas` as in `JobStore.insert`.
+        Each job carries the batch's id. If the owner has used the idempotency key already, return
+        (the earlier batch, False), or raise IdempotencyConflict if the request digests differ.
+        `quotas` work as in `JobStore.insert`.
         """
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> JobBatch | None: ...
@@ -175,23 +188,23 @@ class BatchStore(Protocol):
     async def get(self, batch_id: UUID, owner: str | None = None) -> JobBatch: ...
 
     async def find(self, batch_ids: Sequence[UUID]) -> Sequence[JobBatch]:
-        """Those of the batches that there are, in any order."""
+        """Return those of the batches that exist, in any order."""
 
     async def list(self, owner: str, cursor: str | None = None, limit: int = 50) -> BatchPage:
-        """Newest first. Raises InvalidRequest for a foreign cursor."""
+        """Return a page of batches, newest first. Raises InvalidRequest for a foreign cursor."""
 
     async def items(
         self, batch_id: UUID, owner: str | None = None, first: int = 0, limit: int = 1000
     ) -> Sequence[BatchItem]:
-        """Up to `limit` photos, by index, from the one at index `first`."""
+        """Return up to `limit` photos in the order of their index, starting at index `first`."""
 
     async def request_cancel(self, batch_id: UUID, owner: str | None = None) -> JobBatch:
-        """`JobStore.request_cancel` for each job of the batch; idempotent."""
+        """Cancel each job of the batch as `JobStore.request_cancel` does. Idempotent."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewUpload:
-    """What a client is about to write by itself. `sha256` in lower-case hex, if it is known."""
+    """A direct upload that a client announces. `sha256` is lower-case hex, or None if unknown."""
 
     content_type: str
     size_bytes: int
@@ -199,8 +212,7 @@ class NewUpload:
 
 
 class UploadStore(Protocol):
-    """Direct uploads that no job was made of yet. The JobStore that records a job with an upload's
-    id ends it."""
+    """Direct uploads without a job yet. An upload ends when JobStore records a job with its id."""
 
     async def begin(
         self,
@@ -210,19 +222,19 @@ class UploadStore(Protocol):
         lifetime_s: float,
         quotas: Quotas | None = None,
     ) -> None:
-        """Count so many bytes as stored for `owner` until a job is made of them, or the time is up.
+        """Count `size_bytes` as stored for `owner` until a job is made or `lifetime_s` has passed.
 
-        `quotas` are by default the store's own. Raises QueueFull if no job could be made of them
-        now, StorageFull if too much would be stored, or announced.
+        `quotas` default to the store's own. Raises QueueFull if no job could be queued now, and
+        StorageFull if too many bytes would be stored or announced.
         """
 
     async def size_of(self, upload_id: UUID, owner: str) -> int | None:
-        """The bytes that were announced; None for none of the owner's uploads."""
+        """Return the announced size in bytes, or None if the owner has no such upload."""
 
 
 @dataclass(frozen=True, slots=True)
 class UploadLink:
-    """Where to PUT an upload, with exactly these headers, until then."""
+    """A presigned URL for a PUT with exactly these headers, valid until `expires_at`."""
 
     url: str
     headers: Mapping[str, str]
@@ -230,49 +242,49 @@ class UploadLink:
 
 
 class BlobStore(Protocol):
-    """Bytes by key. What `put` returned is what `get` must deliver, to the bit."""
+    """Object storage. `get` returns exactly the bytes that were `put`."""
 
     async def put(self, key: str, data: bytes, content_type: str) -> Artifact: ...
 
     async def get(self, artifact: Artifact) -> bytes:
-        """Raises ArtifactCorrupt when size or sha256 differ, or the object is gone."""
+        """Return the bytes. Raises ArtifactCorrupt if size or sha256 differ, or it is missing."""
 
     async def read(self, artifact: Artifact, start: int, end: int) -> bytes:
-        """The bytes from `start` up to `end`, which are within the artifact's.
+        """Return the bytes from `start` up to `end` (exclusive), which must lie in the artifact.
 
-        Raises ArtifactCorrupt when the size differs or the object is gone; that the bytes are
-        those that were put shows in the sha256 of all of them.
+        Raises ArtifactCorrupt if the size differs or the object is gone. The sha256 covers the
+        whole object, so a part is not verified.
         """
 
     async def copy(self, artifact: Artifact, key: str) -> Artifact:
-        """The same bytes once more, as `put` would have stored them. Raises as `get`."""
+        """Copy the bytes to `key`, as if by `put`. Raises the errors of `get`."""
 
     async def delete(self, key: str) -> None:
-        """Deleting what is not there is no error."""
+        """Delete the object. A missing object is not an error."""
 
     async def delete_many(self, keys: Sequence[str]) -> None:
-        """As `delete`, for any number of keys."""
+        """Delete any number of objects. Missing objects are not errors."""
 
     def list(self, prefix: str, older_than: datetime) -> AsyncIterator[Sequence[str]]:
-        """The keys that begin with `prefix` and were last written before then, in pages."""
+        """Yield pages of the keys with `prefix` that were last written before `older_than`."""
 
     async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
-        """A URL that delivers the object without a token until `lifetime_s` has passed."""
+        """Return a URL that serves the object without a token for `lifetime_s` seconds."""
 
     async def upload_link(self, key: str, upload: NewUpload, lifetime_s: int) -> UploadLink:
-        """Lets whoever has it write that object, and no other."""
+        """Return a link with which its holder can write the object at `key`, and no other."""
 
     async def fetch(self, key: str, max_bytes: int) -> bytes | None:
-        """Bytes that nobody has vouched for: at most one more than `max_bytes`, None for none."""
+        """Return unverified bytes, at most `max_bytes` + 1, or None if there is no object."""
 
     async def ping(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class StampedEvent:
-    """An event with its place in the job's stream; ids compare in order of publication.
+    """An event with its id in the job's stream. Ids sort in the order of publication.
 
-    `row`, if whoever ended the job left it there: the job as that was committed.
+    `row` is the committed job, if the event is its end and was published by `conclude`.
     """
 
     id: str
@@ -281,50 +293,53 @@ class StampedEvent:
 
 
 class StatusBoard(Protocol):
-    """Live progress, best effort: losing all of it loses progress bars and no job."""
+    """Live progress, best effort. Its loss affects progress bars but no job."""
 
     async def publish(self, events: Sequence[tuple[UUID, JobEvent]]) -> None: ...
 
     async def conclude(self, job: Job) -> None:
-        """Publish the end of `job`, whose row is given as it was committed: followers get it
-        with the event, unless it is large."""
+        """Publish the end of `job`, given as committed.
+
+        Followers receive the row with the event, unless it is too large.
+        """
 
     async def latest(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:
-        """The newest event of each type for each of the jobs that has any."""
+        """Return the newest event of each type, for each of the jobs that has any."""
 
     def follow(self, job_id: UUID, after_id: str | None = None) -> AsyncIterator[StampedEvent]:
-        """Events after `after_id` (None: those kept, from the first), then new ones for ever."""
+        """Yield the stored events after `after_id` (None: all), then new ones without end."""
 
     async def ping(self) -> None: ...
 
 
 class RateLimiter(Protocol):
-    """Requests of an owner, counted over all replicas; losing the counts loses nothing else."""
+    """Counts requests per owner over all replicas. Losing the counts has no other effect."""
 
     async def take(self, owner: str, per_minute: int) -> Rate:
-        """Count a request; one above the limit is counted as none, and not `allowed`."""
+        """Count a request and return the state. A request over the limit is not counted."""
 
 
 class WorkerRegistry(Protocol):
-    """Which workers there are, what they do, and what they have been told; and what waits.
+    """Live workers, their reports and orders, and the state of the queue.
 
-    Orders are kept for as long as their worker is there. An unknown worker is WorkerNotFound.
+    Orders are kept while their worker is registered. Methods raise WorkerNotFound for an unknown
+    worker.
     """
 
     async def report(self, report: WorkerReport) -> WorkerOrders:
-        """Called by each worker about once a second."""
+        """Record a worker's report and return its orders. Workers call it about once a second."""
 
     async def leave(self, worker: str) -> None:
-        """Called by a worker that stops in good order; one that is lost is forgotten in time."""
+        """Remove a worker that shuts down. A lost worker is removed after a time."""
 
     async def roll(self) -> WorkerSnapshot:
-        """By node and engine. One that has been silent for more than a minute is not there."""
+        """Return the workers by node and engine, without those silent for more than a minute."""
 
     async def drain(self, worker: str, *, drained: bool) -> WorkerState:
-        """It finishes what it has in hand, and claims no more until it is undrained."""
+        """Drain or undrain a worker. A drained one finishes its jobs and claims no more."""
 
     async def restart_engine(self, worker: str) -> WorkerState:
-        """Its engine is started anew, when no job is in it."""
+        """Order a restart of the worker's engine, which happens when no job is in it."""
 
     async def queue(self) -> QueueState:
-        """How many wait and run, of each class."""
+        """Return the numbers of waiting and running jobs of each class."""

@@ -1,6 +1,6 @@
-"""How much may wait, for how long a key is remembered, and when waiting long counts.
+"""Limits of the queue, the lifetime of idempotency keys, and the age that promotes batch jobs.
 
-Every implementation of the job store is given one policy and keeps to it.
+Every implementation of the job store takes one policy.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ __all__ = ["RETRY_AFTER_S", "Load", "QueuePolicy", "versioned"]
 
 
 def versioned(workflow: str, version: str) -> str:
-    """How a worker names one version of a workflow when it claims; a name alone means all."""
+    """Return the name with which a worker claims one version of a workflow."""
     return f"{workflow}@{version}"
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Jobs that wait, in all and of one owner, and the bytes that are stored for that owner."""
+    """Waiting jobs, of all owners and of one, and the bytes stored for that owner."""
 
     waiting: int
     waiting_of_owner: int
@@ -28,8 +28,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class QueuePolicy:
-    """`quotas` are an owner's unless a call brings others; `aging_s`: a batch job that has waited
-    for longer takes turns with interactive ones."""
+    """The policy of a job store.
+
+    `quotas` apply to each owner unless a call passes others. A batch job that has waited longer
+    than `aging_s` takes turns with interactive ones.
+    """
 
     max_waiting: int = 100_000
     quotas: Quotas = field(default_factory=Quotas)
@@ -37,16 +40,16 @@ class QueuePolicy:
     aging_s: float = 600
 
     def running_limit(self, quotas: Quotas | None, *, is_retry: bool = False) -> int | None:
-        """How many of the owner's jobs may run at a time from now on; 0 is no limit.
+        """Return the owner's new limit on running jobs (0: no limit), or None to keep the old one.
 
-        None: as many as until now. Whoever sends somebody else's job again brings no quotas.
+        A retry without quotas keeps it: the caller may be someone else than the job's owner.
         """
         if quotas is None and is_retry:
             return None
         return (quotas or self.quotas).running_jobs
 
     def check_room(self, load: Load, quotas: Quotas | None = None) -> None:
-        """Raise QueueFull or StorageFull if `load`, with what is being added, is above a limit."""
+        """Raise QueueFull or StorageFull if `load`, including the addition, exceeds a limit."""
         allowed = quotas or self.quotas
         allowed.check_waiting(load.waiting_of_owner)
         if load.waiting > self.max_waiting:

@@ -1,8 +1,8 @@
-"""When a stored result answers another job: the same work, asked for by the same owner. Pure.
+"""Decide when a stored result answers another job: the same work for the same owner. No I/O.
 
-A result depends on the photo, the workflow and its version, and what the manifest calls
-parameters; a seed is one of them, with a default that is the same for every job. What a job is
-asked for besides, its priority, limits and webhook, changes nothing in the picture.
+A result depends on the photo, the workflow and its version, the manifest's parameters, the output
+format and whether metadata is kept. A seed is a parameter, with the same default for every job.
+Priority, limits and webhook do not change the picture.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Reuse(StrEnum):
 
 
 def work_key(job: NewJob) -> bytes:
-    """sha256 that two jobs share only when one result does for both."""
+    """Return a sha256 digest that is equal for jobs which one result answers."""
     work = [
         *(job.owner, job.input.sha256, job.workflow, job.workflow_version),
         *(dict(job.params), job.output_format, job.keep_metadata),

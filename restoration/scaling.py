@@ -1,7 +1,7 @@
-"""How many GPU workers the demand asks for, and when to act on it; pure.
+"""Compute the number of GPU workers from the demand, with delays. No I/O.
 
-Demand is jobs that wait and jobs in hand, never HTTP requests. Each interactive job wants a
-worker to itself at once; batch jobs may share one, `jobs_per_worker` of them in turn.
+Demand is the numbers of waiting and running jobs, not HTTP requests. Each interactive job needs its
+own worker at once; batch jobs share one, `jobs_per_worker` each.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from restoration.errors import InvalidSettings
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Jobs of all classes; the interactive ones are counted among `waiting` and `running`."""
+    """Numbers of jobs. `waiting` and `running` include the interactive ones."""
 
     waiting: int
     running: int
@@ -26,8 +26,9 @@ class Demand:
 class ScalingPolicy:
     """Limits, targets and delays. Raises InvalidSettings if they contradict each other.
 
-    `warm_workers` are kept beyond those that the demand asks for, so that the next interactive
-    job finds one without work; `min_workers` counts all. Both 0: no worker while there is no job.
+    `warm_workers` are kept in addition to those that the demand needs, so that the next interactive
+    job finds an idle one. `min_workers` counts all workers. With both 0, no worker runs without a
+    job.
     """
 
     jobs_per_worker: float
@@ -47,10 +48,10 @@ class ScalingPolicy:
 
 
 def wanted_workers(policy: ScalingPolicy, demand: Demand, current: int) -> int:
-    """How many workers there should be, all at once, where there are `current` now.
+    """Return the number of workers for the demand, without delays; `current` run now.
 
-    With several batch jobs to a worker, a queue that gets shorter asks for fewer workers than are
-    at work; those keep theirs, since Serve does not choose an idle one to stop.
+    With several batch jobs to a worker, a short queue needs fewer workers than are busy. Busy
+    workers are kept, because Serve may stop a busy one rather than an idle one.
     """
     interactive = demand.interactive_waiting + demand.interactive_running
     batch = demand.waiting + demand.running - interactive
@@ -61,18 +62,18 @@ def wanted_workers(policy: ScalingPolicy, demand: Demand, current: int) -> int:
 
 
 class Scaler:
-    """Follows what is wanted, each way only once it has been wanted for that way's delay."""
+    """Scales up or down once the demand has asked for it for that direction's delay."""
 
     def __init__(self, policy: ScalingPolicy) -> None:
         self._policy = policy
         self._up_since: float | None = None
         self._down_since: float | None = None
-        self._most = 0  # that was wanted since `_down_since`
+        self._most = 0  # largest number wanted since `_down_since`
 
     def decide(self, demand: Demand, current: int, now_s: float) -> int:
-        """The number of workers to have from now on; `now_s` is any clock that only goes on.
+        """Return the new number of workers. `now_s` is the time of any monotonic clock.
 
-        Fewer are had only as far as none of the decisions within the delay wanted more.
+        Scaling down goes to the largest number wanted within the delay.
         """
         wanted = wanted_workers(self._policy, demand, current)
         if wanted <= current:

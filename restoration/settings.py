@@ -1,8 +1,8 @@
-"""Every setting, its environment variable and its default, as one frozen value.
+"""All settings, with their environment variables and defaults, as one frozen value.
 
-Nothing is read at import: a process calls `load_settings(os.environ)` once, at its edge, and
-passes the parts on. Secrets never show in a repr; instead of NAME, NAME_FILE may name a file that
-holds one, as container platforms mount them.
+Nothing is read at import: a process calls `load_settings(os.environ)` once at its entry point and
+passes values on. Secrets never show in a repr. A secret NAME can also be given as NAME_FILE, the
+path of a file that holds it, as container platforms mount secrets.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from restoration.webhooks.urls import WebhookRules
 
 DAY_S = 24 * 3600
 FILE_SUFFIX = "_FILE"
-# Holds the state folder in the environment of every process of a local stack.
+# Variable with the state folder, in the environment of every process of a local stack.
 STACK_MARK = "COMFY_RESTORE_STACK"
-# As browsers send it: lower case and nothing behind the port. `*` and `null` would be anybody.
+# As browsers send it: lower case, nothing after the port. `*` and `null` would allow any page.
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]+)?", re.ASCII)
-# Of stock ComfyUI. What turns one picture into many, or takes its size from elsewhere, is not here.
+# Nodes of stock ComfyUI, except those that make several pictures of one or that take a picture's
+# size from elsewhere.
 PURE_IMAGE_NODES = (
     *("LoadImage", "SaveImage", "UpscaleModelLoader", "ImageUpscaleWithModel"),
     *("ImageScale", "ImageScaleBy", "ImageScaleToTotalPixels", "ImageScaleToMaxDimension"),
@@ -49,7 +50,7 @@ PURE_IMAGE_NODES = (
 
 
 def _state_dir() -> Path:
-    # Root's home is closed to the account that Postgres runs under then.
+    # As root, Postgres runs under another account, which cannot read root's home.
     return Path("/var/lib/comfy-restore" if os.geteuid() == 0 else "~/.local/state/comfy-restore")
 
 
@@ -63,7 +64,7 @@ S = TypeVar("S", bound="NodeSettings")
 
 
 class NodeSettings(BaseModel):
-    """What a machine needs to know to run an engine. The alias is the variable's name."""
+    """Settings to run an engine. A field's alias is the name of its environment variable."""
 
     model_config = ConfigDict(
         frozen=True, populate_by_name=True, extra="ignore", validate_default=True
@@ -72,25 +73,26 @@ class NodeSettings(BaseModel):
     comfyui_url: str | None = Field(None, alias="COMFYUI_URL")
     comfyui_dir: Path | None = Field(None, alias="COMFYUI_DIR")
     comfyui_python: Path | None = Field(None, alias="COMFYUI_PYTHON")
-    # Folders of further workflows, and of custom nodes for the engines that are ours.
+    # Folders of more workflows, and of custom nodes for engines that workers start themselves.
     workflows_dir: Path | None = Field(None, alias="WORKFLOWS_DIR")
     custom_nodes_dir: Path | None = Field(None, alias="CUSTOM_NODES_DIR")
     engine_variant: Literal["cpu", "cuda"] = Field("cpu", alias="ENGINE_VARIANT")
     engine_base_port: int = Field(8188, alias="ENGINE_BASE_PORT", gt=0, lt=65536)
     engine_start_timeout_s: float = Field(120, alias="ENGINE_START_TIMEOUT_S", gt=0)
-    # An engine that runs a prompt and says nothing for so long is taken for hung.
+    # An engine that runs a prompt without an event for this long counts as stalled.
     engine_stall_s: float = Field(300, alias="ENGINE_STALL_S", gt=0)
-    # Its models are loaded before a worker takes its first job; empty: none.
+    # Workflow whose models are loaded before a worker takes its first job; empty: none.
     warm_up_workflow: str = Field("restore", alias="WARM_UP_WORKFLOW")
-    # Jobs held ready behind the one that executes: one keeps a GPU busy, more wait without need.
+    # Jobs staged behind the one that executes: one keeps a GPU busy, more only wait longer.
     worker_depth: int = Field(1, alias="WORKER_DEPTH", ge=0)
-    # Started anew between two jobs after so many, or above so much memory (0: never).
+    # The engine restarts between two jobs after this many, or above this much memory (0: never).
     engine_restart_after_jobs: int = Field(1000, alias="ENGINE_RESTART_AFTER_JOBS", ge=0)
     engine_memory_limit_mb: int = Field(0, alias="ENGINE_MEMORY_LIMIT_MB", ge=0)
-    # How long running jobs may go on after the local stack is told to stop; then they wait again.
+    # Time for running jobs to end when the local stack stops; the others return to the queue.
     drain_s: float = Field(15, alias="DRAIN_S", gt=0)
-    # Big downloads, shared by every stack of this user; and the local stack's data and secrets.
+    # Large downloads, shared by all stacks of this user.
     cache_dir: Path = Field(Path("~/.cache/comfy-restore"), alias="COMFY_RESTORE_CACHE")
+    # Data and secrets of the local stack.
     state_dir: Path = Field(default_factory=_state_dir, alias="COMFY_RESTORE_STATE")
 
     @field_validator(
@@ -107,56 +109,56 @@ class NodeSettings(BaseModel):
 
 
 class Settings(NodeSettings):
-    """Everything the service needs to know."""
+    """All settings of the service."""
 
-    # Where state lives
+    # Storage
     database_url: SecretStr = Field(alias="DATABASE_URL")
     redis_url: SecretStr = Field(alias="REDIS_URL")
     s3_bucket: str = Field(alias="S3_BUCKET")
     s3_endpoint_url: str | None = Field(None, alias="S3_ENDPOINT_URL")
     s3_region: str = Field("us-east-1", alias="AWS_REGION")
-    # None leaves it to boto3: instance profile, shared credentials file, ...
+    # None: boto3 finds credentials (instance profile, shared credentials file, ...)
     s3_access_key: str | None = Field(None, alias="AWS_ACCESS_KEY_ID")
     s3_secret_key: SecretStr | None = Field(None, alias="AWS_SECRET_ACCESS_KEY")
-    # CloudFront in front of the bucket: all three or nothing
+    # CloudFront in front of the bucket: set all three or none
     cloudfront_domain: str | None = Field(None, alias="CLOUDFRONT_DOMAIN")
     cloudfront_key_pair_id: str | None = Field(None, alias="CLOUDFRONT_KEY_PAIR_ID")
     cloudfront_private_key: SecretStr | None = Field(None, alias="CLOUDFRONT_PRIVATE_KEY")
 
-    # Who may come in
+    # Authentication
     auth0_domain: str | None = Field(None, alias="AUTH0_DOMAIN")
     auth0_audience: str | None = Field(None, alias="AUTH0_AUDIENCE")
     local_issuer_url: str | None = Field(None, alias="LOCAL_ISSUER_URL")
 
-    # Other origins whose pages may call the API, separated by commas; none by default
+    # Other origins whose pages may call the API, separated by commas
     cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
         (), alias="CORS_ORIGINS"
     )
 
-    # What may come in, and how long a link to a result is good
+    # Limits of uploads and results, and the lifetime of a link to a result
     upload_max_bytes: int = Field(50 * MEBIBYTE, alias="UPLOAD_MAX_BYTES", gt=0)
     batch_max_bytes: int = Field(1024 * MEBIBYTE, alias="BATCH_MAX_BYTES", gt=0)
     upload_max_pixels: int = Field(16_000_000, alias="UPLOAD_MAX_PIXELS", gt=0)
     result_max_pixels: int = Field(100_000_000, alias="RESULT_MAX_PIXELS", gt=0)
-    # Processes that read uploads, for each replica of the ingress. In them and in a worker's, the
-    # largest picture may take so many seconds of processor time, others in proportion
+    # Processes that decode uploads, per replica of the ingress. There and in workers, the largest
+    # picture may take IMAGE_CPU_S seconds of CPU time, smaller ones proportionally less
     image_processes: int = Field(3, alias="IMAGE_PROCESSES", gt=0)
     image_cpu_s: float = Field(15, alias="IMAGE_CPU_S", gt=0)
     result_url_lifetime_s: int = Field(3600, alias="RESULT_URL_LIFETIME_S", gt=0)
 
-    # How long a direct upload may take; the sweeper removes what nobody has used an hour later
+    # Time for a direct upload; the sweeper removes an unused one an hour later
     upload_url_lifetime_s: int = Field(900, alias="UPLOAD_URL_LIFETIME_S", gt=0, le=3600)
 
-    # Node classes that users' own graphs may contain: each is trusted to write, reach and run
-    # nothing, and to make one picture of one
+    # Node classes allowed in users' own graphs. Each is trusted not to write files, open
+    # connections or run code, and to make one picture of one
     runs_allowed_nodes: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
         PURE_IMAGE_NODES, alias="RUNS_ALLOWED_NODES"
     )
 
-    # How much may wait and be on its way, and how long an idempotency key is remembered
+    # Limits of the queue and of concurrent requests, and the lifetime of idempotency keys
     max_waiting_jobs: int = Field(100_000, alias="MAX_WAITING_JOBS", gt=0)
-    # ... of one owner, unless its token says otherwise (0: no limit). The defaults stop a client
-    # that has gone wild; who shares a fleet among strangers sets all five.
+    # Limits of one owner, unless its token says otherwise (0: no limit). The defaults only stop a
+    # runaway client; set all five where owners do not trust each other.
     max_requests_per_minute: int = Field(6_000, alias="MAX_REQUESTS_PER_MINUTE", ge=0)
     max_waiting_per_owner: int = Field(10_000, alias="MAX_WAITING_PER_OWNER", ge=0)
     max_running_per_owner: int = Field(0, alias="MAX_RUNNING_PER_OWNER", ge=0)
@@ -164,35 +166,35 @@ class Settings(NodeSettings):
     max_uploading_bytes_per_owner: int = Field(
         UPLOADING_BYTES, alias="MAX_UPLOADING_BYTES_PER_OWNER", ge=0
     )
-    # At the same time, in each replica of the ingress. An owner gets one more only while more are
-    # left than it has: at most half of them alone, so that some are left for the others.
+    # Concurrent requests, per replica of the ingress. An owner gets another place only while more
+    # are free than it holds, so one owner alone gets at most half of them.
     max_uploads_in_flight: int = Field(64, alias="MAX_UPLOADS_IN_FLIGHT", gt=0)
     max_event_streams: int = Field(2048, alias="MAX_EVENT_STREAMS", gt=0)
     max_waits: int = Field(1024, alias="MAX_WAITS", gt=0)
     max_downloads: int = Field(64, alias="MAX_DOWNLOADS", gt=0)
-    # Bytes of uploads that a replica of the ingress holds in memory at a time; by default ten of
-    # the largest photos
+    # Bytes of uploads that a replica of the ingress holds in memory; by default ten of the largest
+    # photos
     max_upload_bytes_in_flight: int | None = Field(None, alias="MAX_UPLOAD_BYTES_IN_FLIGHT", gt=0)
     idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
-    # A batch job that has waited for so long takes turns with interactive ones
+    # A batch job that has waited this long takes turns with interactive ones
     aging_s: float = Field(600, alias="AGING_S", gt=0)
-    # The signature of webhooks, without which none is sent; plain HTTP, for development; and
-    # networks that are not public and may be reached all the same, separated by commas
+    # The secret that signs webhooks (none are sent without it); plain HTTP, for development; and
+    # private networks that webhooks may reach, separated by commas
     webhook_secret: SecretStr | None = Field(None, alias="WEBHOOK_SECRET")
     webhook_allow_http: bool = Field(False, alias="WEBHOOK_ALLOW_HTTP")
     webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)] = (
         Field((), alias="WEBHOOK_NETWORKS")
     )
 
-    # How long what an ended job leaves is kept, from its end on; 0: for ever
+    # How long inputs, outputs and rows are kept after a job's end; 0: for ever
     retention_input_s: float = Field(7 * DAY_S, alias="RETENTION_INPUT_S", ge=0)
     retention_output_s: float = Field(30 * DAY_S, alias="RETENTION_OUTPUT_S", ge=0)
     retention_row_s: float = Field(90 * DAY_S, alias="RETENTION_ROW_S", ge=0)
 
-    # The lease on a job: three heartbeats may be missed before another worker gets it
+    # The lease on a job: by default it survives three missed heartbeats
     heartbeat_s: float = Field(1.0, alias="HEARTBEAT_S", gt=0)
     lease_s: float = Field(4.0, alias="LEASE_S", gt=0)
-    # An OTLP/HTTP collector, for traces; without one nothing is traced. OpenTelemetry's own name
+    # OTLP/HTTP collector for traces, by OpenTelemetry's own variable; without it nothing is traced
     otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     log_format: Literal["json", "console"] = Field("json", alias="LOG_FORMAT")
 
@@ -237,7 +239,7 @@ class Settings(NodeSettings):
 
     @model_validator(mode="after")
     def _batches_fit_into_memory(self) -> Self:
-        """A batch holds two photos at a time, and an owner half of what there is."""
+        # A batch holds two photos at a time, and an owner may hold half of the bytes.
         if self.upload_bytes_in_flight < 4 * self.upload_max_bytes:
             raise ValueError(
                 "MAX_UPLOAD_BYTES_IN_FLIGHT must be at least four times UPLOAD_MAX_BYTES"
@@ -285,15 +287,18 @@ class Settings(NodeSettings):
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:
-    """Read the settings from an environment; an empty variable counts as unset.
+    """Load the settings from an environment; an empty variable counts as unset.
 
-    Raises InvalidSettings, which names each variable and what is wrong with it.
+    Raises InvalidSettings, which names each wrong variable and its problem.
     """
     return _load(Settings, environ)
 
 
 def load_node_settings(environ: Mapping[str, str]) -> NodeSettings:
-    """As `load_settings`, where neither Postgres nor Redis nor S3 need be known."""
+    """Load only the engine's settings; those of Postgres, Redis and S3 may be unset.
+
+    Raises InvalidSettings.
+    """
     return _load(NodeSettings, environ)
 
 

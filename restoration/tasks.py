@@ -1,4 +1,4 @@
-"""Tasks that nobody needs any more."""
+"""Helper to cancel asyncio tasks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 async def stop(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel `tasks` and wait until they have ended, however that happens."""
+    """Cancel `tasks` and wait until all have ended. Their results and exceptions are ignored."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

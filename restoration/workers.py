@@ -1,7 +1,7 @@
-"""What workers say of themselves, what they are told, and what waits: an operator's view.
+"""Reports of workers, orders to them, and the state of the queue, for operators.
 
-A worker reports with every heartbeat and reads its orders from the answer, so an order takes
-effect within about a second and outlives whoever gave it.
+A worker reports with every heartbeat and receives its orders in return. So an order takes effect
+within about a second, and does not depend on the process that gave it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from restoration.jobs import Priority
 class EngineState(StrEnum):
     READY = "ready"
     DOWN = "down"  # being started, or about to be
-    BROKEN = "broken"  # it does not start; the worker will be replaced
+    BROKEN = "broken"  # does not start; the worker will be replaced
 
 
 class Stage(StrEnum):
-    """Where a job in hand is: on its way into the engine, ready in it, executing, or out of it."""
+    """Stage of a claimed job: being fetched, staged in the engine, executing, or being stored."""
 
     FETCHING = "fetching"
     STAGED = "staged"
@@ -39,8 +39,11 @@ class JobInHand:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """`engine_starts` counts all starts; `restarts_done` the orders to restart that were obeyed;
-    `engine_version` is what the engine said of itself, empty if it did not."""
+    """A worker's report.
+
+    `engine_starts` counts all starts of the engine, `restarts_done` the restarts done on orders.
+    `engine_version` is as the engine reports it, or empty.
+    """
 
     id: str
     node: str
@@ -54,7 +57,11 @@ class WorkerReport:
 
 @dataclass(frozen=True, slots=True)
 class WorkerOrders:
-    """A `drained` worker claims no more. `restarts_asked` counts orders to restart the engine."""
+    """Orders to a worker.
+
+    A `drained` worker claims no more jobs. `restarts_asked` counts the orders to restart the
+    engine.
+    """
 
     drained: bool = False
     restarts_asked: int = 0
@@ -62,7 +69,7 @@ class WorkerOrders:
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """The newest report, and what has been ordered since."""
+    """A worker's newest report, and its current orders."""
 
     report: WorkerReport
     orders: WorkerOrders
@@ -72,7 +79,7 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSnapshot:
-    """All workers that are there, as they stood `at`, by the clock that their times are of."""
+    """All live workers at the time `at`, which is of the same clock as their times."""
 
     at: datetime
     workers: tuple[WorkerState, ...]
@@ -80,7 +87,7 @@ class WorkerSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class QueueLine:
-    """Jobs of one class; `oldest_at` is when the one that has waited longest was submitted."""
+    """Jobs of one class. `oldest_at` is the submission time of the longest-waiting job."""
 
     priority: Priority
     waiting: int
@@ -90,7 +97,7 @@ class QueueLine:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """A line for each class."""
+    """State of the queue, with one line for each class."""
 
     at: datetime
     lines: tuple[QueueLine, ...]

@@ -1,5 +1,5 @@
-"""Alembic's environment and the revisions, in order of their numbers.
+"""Alembic's environment and the numbered revisions.
 
-A revision is written in SQL and never edited once it has been released. Revisions go forward
-only; the way back is a backup. `persistence.postgres.tables` must say the same as the last one.
+A revision is written in SQL and never edited after its release. There are no downgrades: restore a
+backup instead. `persistence.postgres.tables` must match the schema after the last revision.
 """

@@ -1,4 +1,4 @@
-"""Run by Alembic: applies the revisions on the connection that `migrate` has opened."""
+"""Alembic's entry point: run the revisions on the connection that `migrate` has opened."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""The keys of our objects: made here, and read back here, only."""
+"""Keys of the objects in S3: the only module that makes and parses them."""
 
 from __future__ import annotations
 
@@ -25,35 +25,41 @@ _OURS = re.compile(rf"(?:{INPUTS}|{OUTPUTS}(?=[^/]*/))({_UUID})[./].*")
 
 
 def input_key(job_id: UUID, image_type: ImageType) -> str:
-    """Inputs and outputs have a prefix each, since a bucket's lifecycle rules go by prefix."""
+    """Return the key of a job's input.
+
+    Inputs and outputs have different prefixes, because lifecycle rules of a bucket go by prefix.
+    """
     return f"{INPUTS}{job_id}.{_SUFFIXES[image_type]}"
 
 
 def output_key(ref: AttemptRef, output_format: OutputFormat) -> str:
-    """Named after job and attempt, so that a late zombie cannot overwrite another's result."""
+    """Return the key of an attempt's result, so that no attempt can overwrite another's."""
     return f"{OUTPUTS}{ref.job_id}/{ref.attempt}{output_format.suffix}"
 
 
 def copy_key(job_id: UUID, output_format: OutputFormat) -> str:
-    """For another job's result that becomes this one's; two requests may try to make one job."""
+    """Return a new key for a copy of another job's result.
+
+    It is unique, because two requests may try to make the same job.
+    """
     return f"{OUTPUTS}{job_id}/copy-{uuid4()}{output_format.suffix}"
 
 
 def upload_key(owner: str, upload_id: UUID) -> str:
-    """Where an owner's upload lies until a job is made of it.
+    """Return the key of an owner's direct upload.
 
-    The owner is part of the key, so that nobody reaches another's upload by its id.
+    The owner is part of the key, so that the id alone does not give access to another's upload.
     """
     return f"{UPLOADS}{hashlib.sha256(owner.encode()).hexdigest()}/{upload_id}"
 
 
 def job_of(key: str) -> UUID | None:
-    """The job for which an input's or output's key was made; None for no key of ours."""
+    """Return the job of an input's or output's key, or None for any other key."""
     found = _OURS.fullmatch(key)
     return UUID(found[1]) if found else None
 
 
 def filename_of(key: str) -> str:
-    """What the object at `key` is saved as; a result says whose it is."""
+    """Return the file name under which clients save the object; a result's has its job's id."""
     name = Path(key)
     return f"restored-{job_of(key)}{name.suffix}" if key.startswith(OUTPUTS) else name.name

@@ -1,10 +1,9 @@
-"""Small objects on their way: a copy in Redis for whoever reads them first, beside the one in S3.
+"""Cache small objects in Redis for their first reader.
 
-A job's photo is read once, a moment after it was stored, and so is the result that a client waits
-for. A copy spares that reader a call to S3, and S3 the call; it is gone once it was taken, and
-after a few seconds anyway. S3 is the truth: nothing is stored that is not there too, whatever
-comes from a copy is checked against what S3 was given, and without Redis everything is slower and
-nothing else.
+A job's photo is usually read once, shortly after it was stored, and so is a result that a client
+waits for. A copy in Redis saves that reader a call to S3. It is deleted when it is read, or expires
+after KEPT_S. S3 is authoritative: every object is stored there too, copies are checked against the
+artifact's size and sha256, and without Redis reads are only slower.
 """
 
 from __future__ import annotations
@@ -29,25 +28,28 @@ from restoration.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-LARGEST_BYTES = 1024 * 1024  # reading more than that takes S3 longer than finding it
+LARGEST_BYTES = 1024 * 1024  # above this, S3's transfer takes longer than its lookup
 KEPT_S = 10
-# What a process may have there: a burst of photos that nobody reads soon must not fill Redis.
+# Limit of a process's copies, so that a burst of photos that are not read soon cannot fill Redis.
 BUDGET_BYTES = 16 * 1024 * 1024
 _TIMEOUT_S = 0.1  # S3 would have answered by then
-_PAUSE_S = 2.0  # after a failure nobody asks for so long
+_PAUSE_S = 2.0  # time without calls to Redis after a failure
 
 
 class RedisCopies:
-    """Belongs to one event loop: the one it is made in. Its methods never fail."""
+    """Copies of objects in Redis. Bound to the event loop in which it is created.
+
+    Its methods do not raise if Redis fails.
+    """
 
     def __init__(self, redis_url: str, budget_bytes: int = BUDGET_BYTES) -> None:
-        """Connects on first use."""
+        """Create the client, which connects on first use."""
         self._redis = connect(redis_url, timeout_s=_TIMEOUT_S, retries=1, text=False)
         self._budget = _Budget(budget_bytes)
         self._away_until = 0.0
 
     async def offer(self, key: str, data: bytes) -> None:
-        """Keep a copy for a while, unless it is too large or too many are kept."""
+        """Store a copy for KEPT_S, unless it is too large or the budget is used up."""
         if self._is_away or len(data) > LARGEST_BYTES or not self._budget.spend(len(data)):
             return
         try:
@@ -57,7 +59,7 @@ class RedisCopies:
             self._failed(error)
 
     async def take(self, artifact: Artifact) -> bytes | None:
-        """The copy, if there is one and it is that very object; nobody else gets it then."""
+        """Delete and return the copy. Return None if it is missing or differs from `artifact`."""
         if self._is_away or artifact.size_bytes > LARGEST_BYTES:
             return None
         try:
@@ -69,7 +71,7 @@ class RedisCopies:
         return data if data is not None and _is(artifact, data) else None
 
     async def drop(self, keys: Sequence[str]) -> None:
-        """What is deleted is to be nowhere. Without Redis copies vanish by themselves."""
+        """Delete copies of deleted objects. If Redis fails, they expire."""
         if self._is_away or not keys:
             return
         try:
@@ -91,7 +93,7 @@ class RedisCopies:
 
 
 class _Budget:
-    """Bytes that were written within the last `KEPT_S`, at most so many."""
+    """Limits the bytes written within the last `KEPT_S`."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -110,7 +112,7 @@ class _Budget:
 
 
 class CopiedBlobs:
-    """A BlobStore whose small objects have copies."""
+    """A BlobStore that keeps copies of small objects in Redis."""
 
     def __init__(self, blobs: BlobStore, copies: RedisCopies) -> None:
         self._blobs = blobs
@@ -157,7 +159,7 @@ class CopiedBlobs:
 
 
 def open_blobs(settings: Settings, resources: AsyncExitStack) -> CopiedBlobs:
-    """S3 with copies in Redis, both closed by `resources`. Raises InvalidSettings."""
+    """Return S3 with copies in Redis; `resources` closes both. Raises InvalidSettings."""
     s3 = S3BlobStore.from_settings(settings)
     resources.push_async_callback(s3.aclose)
     copies = RedisCopies(settings.redis_url.get_secret_value())

@@ -1,8 +1,7 @@
 """BlobStore on S3.
 
-Every object is written with the sha256 that we computed ourselves and is checked against it when
-it is read. boto3 blocks, so its calls run on a few threads, which owners have in turns; its errors
-become ours here.
+Every object is written with a sha256 computed here, and checked against it when it is read. boto3
+blocks, so its calls run on a few threads, which owners use in turns. Its errors are converted here.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_MISSING = {"NoSuchKey", "404", "InvalidRange"}  # the last: of an object that is shorter
+_MISSING = {"NoSuchKey", "404", "InvalidRange"}  # InvalidRange: the object is shorter
 
 
-_PIECE_BYTES = 1024 * 1024  # of an object that is read without being kept
-_LISTED_AT_ONCE = _DELETED_AT_ONCE = 1000  # as many as S3 allows in a call
+_PIECE_BYTES = 1024 * 1024  # chunk size for hashing an object
+_LISTED_AT_ONCE = _DELETED_AT_ONCE = 1000  # S3's limit for a call
 
 
 class S3BlobStore:
-    """One bucket. Keys and secrets that are None are looked up by boto3 in its usual places."""
+    """BlobStore on one bucket. Methods raise DependencyUnavailable if S3 fails."""
 
     def __init__(
         self,
@@ -56,7 +55,11 @@ class S3BlobStore:
         cloudfront: CloudFront | None = None,
         concurrency: int = 8,
     ) -> None:
-        """With `cloudfront`, results are delivered from there."""
+        """Create the store, which connects on first use.
+
+        boto3 looks up an access key or secret key of None in its usual places. With `cloudfront`,
+        signed URLs of results lead there.
+        """
         self._bucket = bucket
         self._cloudfront = cloudfront
         self._threads = FairThreads(concurrency, "S3")
@@ -70,16 +73,16 @@ class S3BlobStore:
                 aws_secret_access_key=secret_key,
                 config=_client_config(concurrency, own_endpoint=endpoint_url is not None),
             )
-            # To ask first whether a picture may come costs a round trip for each of them.
+            # `Expect: 100-continue` costs a round trip for each upload.
             client.meta.events.unregister("before-call.s3", add_expect_header)
             return client
 
-        # In a thread: boto3 reads its service descriptions from disk for a tenth of a second.
+        # In a thread, because boto3 takes 0.1 s to read its service descriptions from disk.
         self._client = self._threads.begin(connect)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Raises InvalidSettings."""
+        """Create the store. Raises InvalidSettings for an unusable CloudFront key."""
         secret_key = settings.s3_secret_key
         return cls(
             settings.s3_bucket,
@@ -91,7 +94,7 @@ class S3BlobStore:
         )
 
     async def put(self, key: str, data: bytes, content_type: str) -> Artifact:
-        """Overwrites what is there. Raises DependencyUnavailable, as every method does."""
+        """Store the object, replacing one at the same key. Raises DependencyUnavailable."""
 
         def work(client: S3Client) -> Artifact:
             digest = hashlib.sha256(data)
@@ -100,7 +103,7 @@ class S3BlobStore:
                 Key=key,
                 Body=data,
                 ContentType=content_type,
-                ContentDisposition=attachment(filename_of(key)),  # CloudFront delivers it as it is
+                ContentDisposition=attachment(filename_of(key)),  # CloudFront cannot override it
                 ChecksumSHA256=base64.b64encode(digest.digest()).decode(),
             )
             return Artifact(key, digest.hexdigest(), len(data), content_type)
@@ -122,7 +125,7 @@ class S3BlobStore:
         return await self._run(work)
 
     async def read(self, artifact: Artifact, start: int, end: int) -> bytes:
-        """A request of its own: no connection is held while the caller does without the next."""
+        """See BlobStore. Each call is one request, so no connection is held between calls."""
 
         def work(client: S3Client) -> bytes:
             with _missing_is_corrupt(artifact):
@@ -138,7 +141,10 @@ class S3BlobStore:
         return await self._run(work)
 
     async def copy(self, artifact: Artifact, key: str) -> Artifact:
-        """S3 copies by itself, and says what it wrote; a server that does not is read back from."""
+        """See BlobStore. S3 copies on the server and returns the sha256 of the copy.
+
+        If the server returns none, the copy is read back to compute it.
+        """
 
         def work(client: S3Client) -> Artifact:
             with _missing_is_corrupt(artifact):
@@ -195,13 +201,16 @@ class S3BlobStore:
             after = found[-1]["Key"]
 
     def _page(self, prefix: str, after: str, client: S3Client) -> ListObjectsV2OutputTypeDef:
-        # By key, not by token: a listing goes on where it was, whatever is deleted meanwhile.
+        # By key, not by token, so that deletions in between do not disturb the listing.
         return client.list_objects_v2(
             Bucket=self._bucket, Prefix=prefix, StartAfter=after, MaxKeys=_LISTED_AT_ONCE
         )
 
     async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
-        """Delivers as an attachment named `filename`; CloudFront, as `put` named it."""
+        """Return a URL that serves the object as an attachment named `filename`.
+
+        CloudFront serves it with the name that `put` stored.
+        """
 
         def work(client: S3Client) -> str:
             if self._cloudfront is not None:
@@ -232,7 +241,7 @@ class S3BlobStore:
         await self._run(lambda client: client.head_bucket(Bucket=self._bucket))
 
     async def aclose(self) -> None:
-        """Wait for the calls that have begun, then close the connections."""
+        """Close the connections, and wait for the calls that have begun."""
         await self._run(lambda client: client.close())
         await self._threads.aclose()
 
@@ -247,15 +256,15 @@ class S3BlobStore:
 def _client_config(concurrency: int, *, own_endpoint: bool) -> Config:
     return Config(
         signature_version="s3v4",
-        user_agent="comfy-restore",  # boto3 puts its own together anew for each call, 0.4 ms
-        # Servers other than AWS have no name for each bucket.
+        user_agent="comfy-restore",  # boto3 builds its default anew for each call, 0.4 ms
+        # Servers other than AWS have no host name for each bucket.
         s3={"addressing_style": "path" if own_endpoint else "auto"},
         connect_timeout=3,
         read_timeout=20,
         retries={"mode": "standard", "total_max_attempts": 3},
         max_pool_connections=concurrency,
         tcp_keepalive=True,
-        # We send a sha256 and check it ourselves; not every server knows the newer checksums.
+        # The sha256 is sent and checked here; not every server supports boto3's default checksums.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )

@@ -1,7 +1,7 @@
-"""Addresses that open one object for a while, without a token: to read a result, or to upload.
+"""Signed URLs that give temporary access to one object, to read a result or to upload.
 
-Whatever an address allows is in its signature, so that nothing of it can be changed: SigV4 query
-authentication for S3, a canned policy (RSA-SHA1, as CloudFront defines it) for CloudFront.
+The signature covers everything that a URL allows. S3's are SigV4 query authentication; CloudFront's
+are a canned policy with RSA-SHA1, as CloudFront requires.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def attachment(filename: str) -> str:
-    """RFC 6266: a plain name for every client, and the exact one for those that can read it."""
+    """Return a Content-Disposition header (RFC 6266) with an ASCII and a UTF-8 file name."""
     plain = re.sub(r"[^ !#-\[\]-~]", "_", filename)  # ASCII without quote and backslash
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
@@ -38,7 +38,10 @@ def attachment(filename: str) -> str:
 def result_link(
     client: S3Client, bucket: str, artifact: Artifact, filename: str, lifetime_s: int
 ) -> str:
-    """Delivers the object as an attachment of the artifact's type, whatever S3 says about it."""
+    """Return a URL that serves the object as an attachment of the artifact's content type.
+
+    The URL overrides the headers that are stored with the object.
+    """
     parameters = {
         "Bucket": bucket,
         "Key": artifact.key,
@@ -52,7 +55,7 @@ def result_link(
 def upload_link(
     client: S3Client, bucket: str, key: str, upload: NewUpload, lifetime_s: int
 ) -> UploadLink:
-    """Takes an object of this type, this length and, if it is given, this sha256."""
+    """Return a link that accepts only this content type, this length and, if given, this sha256."""
     expires_at = datetime.now(UTC) + timedelta(seconds=lifetime_s)
     headers = {"Content-Type": upload.content_type}
     parameters: dict[str, Any] = {
@@ -68,14 +71,14 @@ def upload_link(
 
 @dataclass(frozen=True, slots=True)
 class CloudFront:
-    """A distribution that serves the bucket to whoever has an address signed with this key."""
+    """A CloudFront distribution that serves the bucket to holders of a signed URL."""
 
     domain: str
     signer: CloudFrontSigner
 
     @classmethod
     def from_settings(cls, settings: Settings) -> CloudFront | None:
-        """None without a distribution. Raises InvalidSettings for a key that cannot be used."""
+        """Return the distribution, or None if none is set. Raises InvalidSettings for a bad key."""
         domain, key_pair_id = settings.cloudfront_domain, settings.cloudfront_key_pair_id
         private_key = settings.cloudfront_private_key
         if domain is None or key_pair_id is None or private_key is None:

@@ -1,6 +1,6 @@
-"""A job's attempts that are over: a JSON array in its row, appended to by the UPDATE that ends one.
+"""A job's ended attempts: a JSON array in its row, appended to by the UPDATE that ends an attempt.
 
-In the row, not in a table of their own: they are read with the job, and go when it goes.
+They are not a table of their own, because they are read and deleted with the job.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ from sqlalchemy.dialects.postgresql import JSONB
 from persistence.postgres.tables import jobs
 from restoration.jobs import MAX_RECORDS, AttemptOutcome, Failure
 
-# A row keeps one for each of its attempts; that which ends the job is whole, in its own columns.
+# Each attempt's message is cut to this. The failure that ends the job has its own columns, uncut.
 _MAX_MESSAGE_CHARS = 1_000
 
 
 def with_attempt(outcome: AttemptOutcome, failure: Failure | None = None) -> ColumnElement[Any]:
-    """`jobs.attempts` and the attempt that the row names now; the oldest goes when it is full."""
+    """Return `jobs.attempts` with the row's current attempt appended, which has ended.
+
+    Drops the oldest attempt at MAX_RECORDS.
+    """
     record = func.jsonb_build_object(
         *("attempt", jobs.c.attempt),
         *("worker", jobs.c.worker),

@@ -1,7 +1,7 @@
-"""BatchStore on Postgres. A batch and its jobs appear in one transaction; how it stands is counted
-from the jobs whenever somebody asks.
+"""BatchStore on Postgres.
 
-As in `jobs`, each call may be made again when its answer was lost.
+A batch and its jobs are inserted in one transaction. Its status is counted from the jobs on each
+read. As in `jobs`, calls may be repeated.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from restoration.jobs import Failure, JobStatus, NewJob
 from restoration.limits.quotas import Quotas
 from restoration.queue_policy import QueuePolicy
 
-# A cancel holds the rows of so many jobs at a time, so that no claim waits long for it.
+# A cancel locks this many jobs at a time, so that no other transaction waits long for it.
 CANCEL_BATCH = 100
 
 _NEWEST_FIRST = (batches.c.created_at.desc(), batches.c.id.desc())
@@ -60,7 +60,7 @@ _CAN_BE_CANCELLED = (JobStatus.QUEUED, JobStatus.RUNNING)
 
 
 class PostgresBatchStore:
-    """Holds nothing but the database, which must be that of the jobs."""
+    """BatchStore without state of its own, on the database that holds the jobs."""
 
     def __init__(self, database: Database, policy: QueuePolicy | None = None) -> None:
         self._database = database
@@ -70,7 +70,7 @@ class PostgresBatchStore:
     async def insert(
         self, batch: NewBatch, jobs: Sequence[NewJob], quotas: Quotas | None = None
     ) -> tuple[JobBatch, bool]:
-        """As the port says. Inserting an id again is taken for a repetition of the call."""
+        """See BatchStore. Inserting the same id again counts as a repetition of the call."""
         return await self._database.run(partial(_insert, batch, jobs, self._policy, quotas))
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> JobBatch | None:
@@ -92,7 +92,7 @@ class PostgresBatchStore:
             last = Cursor.decode(cursor)
             position = tuple_(batches.c.created_at, batches.c.id)
             query = query.where(position < tuple_(last.created_at, last.id))
-        # One more than asked for tells whether there is another page.
+        # Fetch one more than asked for, to know whether there is another page.
         found = await self._database.run(partial(_fetch, query.limit(limit + 1)))
         page = found[:limit]
         if len(found) <= limit:
@@ -105,7 +105,7 @@ class PostgresBatchStore:
         return await self._database.run(partial(_items, batch_id, owner, first, limit))
 
     async def request_cancel(self, batch_id: UUID, owner: str | None = None) -> JobBatch:
-        """As the port says, in transactions of a few jobs each."""
+        """See BatchStore. Uses a transaction for every CANCEL_BATCH jobs."""
         await self.get(batch_id, owner)
         while await self._database.run(partial(_cancel_some, batch_id)) == CANCEL_BATCH:
             pass
@@ -121,12 +121,12 @@ def _insert(
 ) -> tuple[JobBatch, bool]:
     if batch.idempotency_key is not None:
         _free_expired_key(batch.owner, batch.idempotency_key, policy.idempotency_ttl_s, connection)
-    # While another transaction inserts the same key, this waits until that one has ended.
+    # This waits for another transaction that inserts the same key.
     statement = insert(batches).values(_new_row(batch)).on_conflict_do_nothing()
     if connection.execute(statement.returning(batches.c.id)).first() is None:
         return _earlier(batch, connection), False
     if new_jobs:
-        # One statement: a row holds expressions of Postgres' clock, which executemany cannot take.
+        # One statement, because executemany does not accept the rows' SQL expressions (now()).
         connection.execute(insert(jobs).values([new_row(job) for job in new_jobs]))
         fair_queue.admit(policy, batch.owner, quotas, policy.running_limit(quotas), connection)
         transitions.announce(connection)
@@ -196,7 +196,7 @@ def _counts(row: RowMapping, by_status: Mapping[str, int]) -> BatchCounts:
 
 
 def _count(batch_ids: Collection[UUID], connection: Connection) -> dict[UUID, dict[str, int]]:
-    """The number of jobs in each status, for those statuses that there are."""
+    """Return each batch's number of jobs by status; statuses without jobs are left out."""
     query = (
         select(jobs.c.batch_id, jobs.c.status, func.count())
         .where(jobs.c.batch_id.in_(batch_ids))
@@ -235,7 +235,7 @@ def _items(
 
 
 def _cancel_some(batch_id: UUID, connection: Connection) -> int:
-    """Cancel up to CANCEL_BATCH of the jobs that can be; returns how many those were."""
+    """Cancel up to CANCEL_BATCH jobs that have not ended, and return how many it found."""
     query = (
         select(jobs)
         .where(jobs.c.batch_id == batch_id, jobs.c.status.in_(_CAN_BE_CANCELLED))

@@ -1,4 +1,4 @@
-"""Where a page of a listing ended, as an opaque text for the client to hand back. Pure."""
+"""Opaque cursors for the pages of a listing. No I/O."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from restoration.errors import InvalidRequest
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-# Version, microseconds since the epoch, id; a CRC of these follows. Together 30 bytes, which make
-# 40 characters of base64 without padding, fit for a URL as they are.
+# Version, microseconds since the epoch, id, then a CRC of these: 30 bytes, or 40 characters of
+# URL-safe base64 without padding.
 _LAYOUT = struct.Struct(">Hq16s")
 _CHECKSUM = struct.Struct(">I")
 _VERSION = 1
@@ -22,7 +22,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The last job of a page; a listing goes on behind it."""
+    """Position of the last item of a page; the next page starts after it."""
 
     created_at: datetime
     id: UUID
@@ -34,7 +34,7 @@ class Cursor:
 
     @classmethod
     def decode(cls, text: str) -> Cursor:
-        """Raises InvalidRequest for anything that `encode` did not make."""
+        """Decode a cursor. Raises InvalidRequest if `encode` did not make it."""
         try:
             raw = base64.b64decode(text, altchars=b"-_", validate=True)
             body, checksum = raw[: _LAYOUT.size], raw[_LAYOUT.size :]

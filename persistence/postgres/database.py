@@ -1,8 +1,8 @@
-"""Postgres from asyncio: one call is one transaction on one of a few threads, as a rule.
+"""Postgres for asyncio: a call runs as one transaction on one of a few threads.
 
-`Database.run` is the only way to a connection. A server that cannot be reached, that breaks the
-connection off or takes too long becomes DependencyUnavailable here; the outcome of a transaction
-that was being committed then is unknown, so whatever runs here must be fit to be repeated.
+Stores use connections only through `Database.run`. It raises DependencyUnavailable if the server
+cannot be reached, closes the connection or takes too long. The transaction may have been committed
+then, so all work that runs here must be repeatable.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _T = TypeVar("_T")
 CONNECT_TIMEOUT_S = 3
 _STATEMENT_TIMEOUT_MS = 10_000
 QUEUE_TIMEOUT_S = 10.0
-# psycopg2 says so without a class of its own
+# psycopg2 raises a plain ValueError with this message.
 _NUL_REFUSED = "A string literal cannot contain NUL (0x00) characters."
 
-# Both ends find out in about ten seconds that the other machine is gone. The server's side
-# matters as much as ours: until it notices, it keeps the locks of the machine that vanished.
+# Each side notices within about ten seconds that the other machine is gone. The server needs this
+# too, because it keeps the locks of a lost client until it notices.
 _CLIENT_KEEPALIVE = {
     "keepalives": 1,
     "keepalives_idle": 5,
@@ -49,7 +49,7 @@ _SERVER_KEEPALIVE = {
 
 
 class AdvisoryLock(IntEnum):
-    """Every advisory lock of this application; they are scoped to one database."""
+    """All advisory locks of this application. Postgres scopes them to a database."""
 
     MIGRATION = 7_206_001
     DISPATCHER = 7_206_002
@@ -57,16 +57,20 @@ class AdvisoryLock(IntEnum):
 
 
 class Database:
-    """A bounded pool of connections, and as many threads, which owners have in turns.
+    """A bounded pool of connections with as many threads, which owners use in turns.
 
-    A connection is checked before each use and replaced if it is dead, which is the one retry
-    that is always safe: nothing has been sent on it yet.
+    A connection is checked before each use and replaced if it is dead. This retry is always safe,
+    because nothing has been sent yet.
     """
 
     def __init__(
         self, url: str, *, pool_size: int = 8, queue_timeout_s: float = QUEUE_TIMEOUT_S
     ) -> None:
-        """Connects on first use. Raises InvalidSettings when `url` is no Postgres URL."""
+        """Create the pool, which connects on first use.
+
+        `queue_timeout_s` limits the wait for a thread. Raises InvalidSettings if `url` is not a
+        Postgres URL.
+        """
         self._engine = create_engine(
             sqlalchemy_url(url),
             pool_size=pool_size,
@@ -78,32 +82,32 @@ class Database:
         self._threads = FairThreads(pool_size, "Postgres", queue_timeout_s)
 
     async def run(self, work: Callable[[Connection], _T], *, atomic: bool = True) -> _T:
-        """`work(connection)` in one transaction: committed when it returns, else rolled back.
+        """Run `work(connection)` in a transaction, and commit it if `work` returns.
 
-        Unless `atomic`, each of its statements is a transaction of its own: for one statement,
-        or several of which none relies on another. That spares the two round trips around them.
+        Unless `atomic`, each statement is a transaction of its own, which saves the round trips of
+        BEGIN and COMMIT. Use it for one statement, or several independent ones.
 
         Cancelling the caller does not stop a transaction that has begun. Raises
-        DependencyUnavailable, InvalidRequest for a value that Postgres cannot hold, and whatever
-        `work` raises.
+        DependencyUnavailable, InvalidRequest for a value that Postgres cannot store, and the errors
+        of `work`.
         """
         begin = self._engine.begin if atomic else self._autocommit
         return await self._threads.run(partial(_transact, begin, work))
 
     @contextmanager
     def _autocommit(self) -> Iterator[Connection]:
-        # Not SQLAlchemy's isolation level, whose way back costs a round trip with psycopg2.
+        # SQLAlchemy's isolation level is not used: resetting it costs a round trip with psycopg2.
         with self._engine.connect() as connection:
             driver: Any = connection.connection.driver_connection
             driver.autocommit = True
             try:
                 yield connection
             finally:
-                with suppress(psycopg2.InterfaceError):  # it is closed
+                with suppress(psycopg2.InterfaceError):  # the connection is closed
                     driver.autocommit = False
 
     async def aclose(self) -> None:
-        """Wait for the transactions that have begun, then close every connection."""
+        """Wait for the transactions that have begun, then close all connections."""
         await self._threads.aclose()
         self._engine.dispose()
 
@@ -116,11 +120,11 @@ def _transact(
 
 
 def _replace_if_dead(connection: Any, record: ConnectionPoolEntry, *_: object) -> None:
-    """An idle connection has nothing to say. If there is something to read, the server has closed
-    it, or is about to: replace it. A `SELECT 1` would cost a round trip on each use.
+    """Replace an idle connection that has something to read: the server has closed it or will.
 
-    A connection that was made just now is not looked at: SQLAlchemy would make one more, and
-    then give up with an error that says nothing of the server."""
+    A `SELECT 1` would cost a round trip on each use. A new connection is not checked, because
+    SQLAlchemy would replace it once and then raise an error that does not mention the server.
+    """
     if not record.info.get("used"):
         record.info["used"] = True  # forgotten with the connection
         return
@@ -131,17 +135,19 @@ def _replace_if_dead(connection: Any, record: ConnectionPoolEntry, *_: object) -
 
 
 def _give_up_if_demoted(context: ExceptionContext) -> None:
-    """A server that has become a standby while it could be reached takes no writes from us any
-    more: like one that is gone, it is left with all its connections."""
+    """Treat a read-only error as a disconnect: the server has become a standby.
+
+    This drops all connections to it.
+    """
     if isinstance(context.original_exception, psycopg2.errors.ReadOnlySqlTransaction):
         context.is_disconnect = True
 
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn what SQLAlchemy and psycopg2 raise about the outside world into errors of ours.
+    """Convert SQLAlchemy's and psycopg2's errors to DependencyUnavailable or InvalidRequest.
 
-    What says that a statement is wrong (ProgrammingError, IntegrityError) is a bug, and stays.
+    ProgrammingError and IntegrityError are bugs in a statement and pass through.
     """
     try:
         yield
@@ -171,7 +177,7 @@ def _first_line(error: Exception) -> str:
 
 
 def connect_arguments(*, statement_timeout_ms: int) -> dict[str, Any]:
-    """libpq's connection parameters, the same for every connection but the time limit."""
+    """Return libpq's connection parameters."""
     session = {
         **_SERVER_KEEPALIVE,
         "statement_timeout": statement_timeout_ms,
@@ -192,7 +198,7 @@ def sqlalchemy_url(url: str) -> URL:
 
 
 def libpq_url(url: str) -> str:
-    """`url` as libpq understands it, without SQLAlchemy's name of a driver."""
+    """Return `url` for libpq, without SQLAlchemy's driver name. Raises InvalidSettings."""
     return _parse(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
@@ -209,7 +215,7 @@ def _parse(url: str) -> URL:
         raise InvalidSettings("DATABASE_URL must begin with postgresql://")
     hosts = (parsed.host or "", *_texts(parsed.query.get("host", ())))
     if any("," in host for host in hosts) or len(hosts) > 2:
-        # libpq would go from one to the next, but not where it is used without blocking
+        # libpq tries several hosts in turn only on blocking connections.
         raise InvalidSettings(
             "DATABASE_URL names several hosts; give the one name that leads to who takes writes"
         )

@@ -1,12 +1,12 @@
-"""Whose turn it is: interactive before batch, and within a class one owner after the other.
+"""The fair queue: interactive before batch jobs, and owners in turns within a class.
 
-`turns` has a row for each owner and class, ordered by when that owner had its last turn; a claim
-takes the first owner's oldest job. Triggers on `jobs` count what waits and stamp each turn, in
-the same transaction, so that a claim is one statement and finds its job through two indexes.
+`turns` has a row for each owner and class, ordered by the time of the owner's last turn. A claim
+takes the oldest job of the first owner. Triggers on `jobs` count the waiting jobs and stamp each
+turn in the same transaction, so that a claim is one statement that uses two indexes.
 
-Lock order, for a transaction that changes several jobs: lock all of them first, then change them
-in the order of `by_turn`, because each change to or from `queued` locks its owner's turn, and
-each start and end its owner's row (`persistence.postgres.owner_counters`) before that.
+Lock order of a transaction that changes several jobs: lock all their rows first, then change them
+in the order of `by_turn`. Each change to or from `queued` locks the owner's turn, and each start
+and end locks the owner's row (`persistence.postgres.owner_counters`) before that.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from restoration.limits.quotas import Quotas
 from restoration.queue_policy import Load, QueuePolicy, versioned
 from restoration.scaling import Demand
 
-# A job that a worker has handed back for a failure is kept from it for so long, for others.
+# A worker that hands a job back with a failure cannot claim it for this long, so others can.
 ELSEWHERE_S = 2.0
-# The turn of a job that lost its worker is dated back by so much: before all other turns.
+# The turn of a job that lost its worker is dated back by this much, to come before all others.
 _FIRST = timedelta(days=365)
-# An owner without a turn for longer is treated as if it had had one then. The migration that
-# makes the triggers has the same figure.
+# An owner whose last turn is longer ago counts as if it was this long ago. The triggers'
+# migration has the same figure.
 AWAY_S = 600.0
 
 _WAITS = jobs.c.status.in_(sources_of(JobStatus.RUNNING))
@@ -66,9 +66,9 @@ _KEY = tuple_(turns.c.owner, turns.c.priority)
 _INTERACTIVE = literal(Priority.INTERACTIVE, turns.c.counts_as.type)
 _SOMETHING_WAITS = turns.c.counts_as.is_not(None)
 _HAS_ITS_TURN = and_(_SOMETHING_WAITS, ~turns.c.held)
-# The limit makes Postgres order the turns before the join; ordered after it, a claim would lock one
-# job of each owner. It is itself a query, so that the planner cannot tell that it takes them all,
-# and goes through the index instead of sorting turns that nobody will look at.
+# The limit makes Postgres sort the turns before the join; sorting after it would lock one job of
+# each owner. The limit is a subquery, so that the planner does not know it takes all rows, and
+# reads the index instead of sorting all turns.
 _ALL = select(literal(2**31)).scalar_subquery()
 _TURN = (
     select(turns)
@@ -80,29 +80,29 @@ _TURN = (
 
 
 def by_turn(job: Job) -> tuple[str, bool]:
-    """The order in which a transaction must change jobs."""
+    """Return the sort key of the order in which a transaction must change jobs."""
     return job.owner, job.priority is Priority.BATCH
 
 
 def is_overdue() -> ColumnElement[bool]:
-    """Never started, and its queue deadline has passed."""
+    """Return the condition that a job never started and its queue deadline has passed."""
     return and_(_UNSTARTED, jobs.c.queue_deadline_at <= func.now())
 
 
 def waiting(limit: int, connection: Connection) -> list[AttemptRef]:
-    """As the port says: up to `limit` jobs of the first owner, then of the next."""
+    """Return up to `limit` jobs: those of the first owner, then of the next (see JobStore)."""
     rows = connection.execute(_waiting(limit))
     return [AttemptRef(row.id, row.attempt + 1) for row in rows]
 
 
 @cache
 def _waiting(limit: int) -> Select[tuple[UUID, int]]:
-    """Made once for each limit, of which there are few."""
+    # Cached by limit, of which there are few.
     return _in_turn(_TURN, _claimable(_TURN).limit(limit).lateral("head")).limit(limit)
 
 
 def demand(connection: Connection) -> Demand:
-    """As the port says; from the counts that the triggers keep, not from the queue itself."""
+    """Return the demand (see JobStore), with waiting jobs from the counts that triggers keep."""
     waiting = {row.priority: int(row.jobs) for row in connection.execute(_COULD_START)}
     running = {row.priority: int(row.jobs) for row in connection.execute(_IN_HAND)}
     return Demand(
@@ -128,9 +128,9 @@ _IN_HAND = (
 
 
 def _claimable(turn: Subquery) -> Select[tuple[UUID, int]]:
-    """The jobs of a `turn` that may start now, oldest first."""
+    """Return the query for the jobs of `turn` that may start now, oldest first."""
     may_start = or_(jobs.c.attempt > 0, jobs.c.queue_deadline_at > func.now())
-    # Age counts from the submission: a job that lost its worker keeps its place in the line.
+    # Ordered by submission, so that a job that lost its worker keeps its place.
     return (
         select(jobs.c.id, jobs.c.attempt)
         .where(jobs.c.owner == turn.c.owner, jobs.c.priority == turn.c.priority)
@@ -148,7 +148,7 @@ def _in_turn(turn: Subquery, head: LateralFromClause) -> Select[tuple[UUID, int]
 
 
 def _mine() -> ColumnElement[bool]:
-    """Whether `for_worker`, which knows `of_workflows`, may have a job."""
+    """Return the condition that `for_worker`, which runs `of_workflows`, may claim a job."""
     just_failed_here = and_(
         jobs.c.last_worker == bindparam("for_worker"),
         jobs.c.available_at > func.now() - timedelta(seconds=ELSEWHERE_S),
@@ -165,7 +165,7 @@ def _best() -> ScalarSelect[UUID]:
     return _in_turn(_TURN, locked).with_only_columns(locked.c.id).limit(1).scalar_subquery()
 
 
-# The id of the job that the worker is to have, its row locked.
+# Locks the next job to claim for a worker, and returns its id.
 BEST = _best()
 
 
@@ -190,7 +190,10 @@ _WINDOW = _window()
 
 
 def candidates(worker: str, workflows: Sequence[str], connection: Connection) -> list[Candidate]:
-    """The oldest jobs of the next few turns, all of the best one's class; no row is locked."""
+    """Return the oldest jobs of the next few turns, in queue order, without locking them.
+
+    All are of the same class as the first.
+    """
     values = {"for_worker": worker, "of_workflows": list(workflows)}
     rows = connection.execute(_WINDOW, values).all()
     return [Candidate(row.id, row.workflow) for row in rows if row.counts_as == rows[0].counts_as]
@@ -208,15 +211,14 @@ def _first() -> ScalarSelect[UUID]:
     )
 
 
-# The id of the first job of `order` that still waits, its row locked.
+# Locks the first job of `order` that still waits, and returns its id.
 FIRST = _first()
 
 
 def check_room(
     policy: QueuePolicy, owner: str, quotas: Quotas | None, more_bytes: int, connection: Connection
 ) -> None:
-    """Raise QueueFull or StorageFull unless one more job of `owner`, with so many bytes, has room
-    beside those there are."""
+    """Raise QueueFull or StorageFull unless `owner` may add one job and `more_bytes`."""
     load, _ = _load(owner, connection)
     more = Load(load.waiting + 1, load.waiting_of_owner + 1, load.stored_bytes + more_bytes)
     policy.check_room(more, quotas)
@@ -229,11 +231,12 @@ def admit(
     running_limit: int | None,
     connection: Connection,
 ) -> None:
-    """Raise QueueFull or StorageFull unless there is room for the jobs of `owner` that this
-    transaction has inserted; from now on so many of its jobs may run, None: as many as before.
+    """Check that there is room for the jobs that this transaction has inserted for `owner`.
 
-    Exact for one owner, whose row the insert has locked; in all, inserts of several owners that
-    commit at the same moment may go over by their number.
+    Also sets the owner's limit on running jobs; None keeps it. Raises QueueFull or StorageFull.
+
+    The check is exact for one owner, whose row the insert has locked. Inserts of several owners
+    that commit at the same time may exceed the limit over all owners by their number.
     """
     load, max_running = _load(owner, connection)
     policy.check_room(load, quotas)
@@ -242,7 +245,7 @@ def admit(
 
 
 def _load(owner: str, connection: Connection) -> tuple[Load, int]:
-    """What there is, and how many of the owner's jobs may run at a time."""
+    """Return the current load, and the owner's limit on running jobs."""
     row = connection.execute(_LOAD, {"of_owner": owner}).one()
     return Load(row.in_all, row.of_owner, row.stored_bytes or 0), row.max_running or 0
 
@@ -262,23 +265,24 @@ _LOAD = _load_of()
 
 
 def put_first(job: Job, connection: Connection) -> None:
-    """Give `job`, which lost its worker and waits again, the next turn: it has had its own once."""
+    """Give the next turn to `job`, which lost its worker: it has waited for its turn once."""
     of_turn = and_(turns.c.owner == job.owner, turns.c.priority == job.priority)
     values = {"counts_as": _INTERACTIVE, "turn_at": func.clock_timestamp() - _FIRST}
     connection.execute(update(turns).where(of_turn).values(values))
 
 
 def promote(aging_s: float, connection: Connection) -> None:
-    """Let each turn count as what its jobs make it, and forget old idle ones.
+    """Update the class that each turn counts as, and delete old idle turns.
 
-    The oldest that waits, by its age; and any that was started once and is to start again.
+    A turn counts as interactive if its oldest waiting job is older than `aging_s`, or if one of its
+    jobs has been started and waits again.
     """
     connection.execute(_PROMOTE, {"aging": timedelta(seconds=aging_s)})
     connection.execute(_FORGET_AWAY)
 
 
 def _unlocked(*conditions: ColumnElement[bool]) -> Select[tuple[str, Priority]]:
-    """Keys of turns that no claim or insert is changing at this moment: never waits for one."""
+    """Return the query for keys of turns, skipping those locked by a claim or insert."""
     keys = select(turns.c.owner, turns.c.priority).where(*conditions)
     return keys.with_for_update(skip_locked=True)
 
@@ -300,5 +304,5 @@ def _forgetting() -> Delete:
     return delete(turns).where(_KEY.in_(_unlocked(~_SOMETHING_WAITS, away)))
 
 
-# Made once: the leader executes them every second.
+# Built once, because the leader executes them every second.
 _PROMOTE, _FORGET_AWAY = _promotion(), _forgetting()

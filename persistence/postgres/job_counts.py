@@ -1,7 +1,7 @@
-"""How many jobs there are, by what metrics tell them apart: aggregates, no job by itself.
+"""Numbers of jobs, grouped by the labels of metrics.
 
-The counts come from the jobs' own rows, so that they are right whoever ended a job: a worker, a
-cancel, a deadline, a batch.
+The counts come from the jobs' rows, so they include every job, whether a worker, a cancel or a
+deadline ended it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from persistence.postgres.tables import OWNED, jobs
 from restoration.jobs import JobStatus, Priority
 from restoration.limits.owner_classes import MACHINE_SUFFIX, PERSON_SEPARATOR, OwnerClass
 
-# A job's `finished_at` is the moment at which its transaction began; it is seen when that commits.
-# The statement that ends it may take 10 s (`persistence.postgres.database`): what is younger comes
-# next time.
+# `finished_at` is the time at which a job's last transaction began; others see it after the commit.
+# A statement may take 10 s (`persistence.postgres.database`), so younger jobs are counted later.
 _SETTLED = timedelta(seconds=15)
 
 _OWNER_CLASS: ColumnElement[str] = case(
@@ -33,7 +32,7 @@ _GROUP = (jobs.c.status, jobs.c.priority, _OWNER_CLASS.label("owner_class"), job
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Jobs of one kind; `oldest_age_s` since the submission of the oldest."""
+    """A group of jobs. `oldest_age_s` is the time since the submission of the oldest."""
 
     status: JobStatus
     priority: Priority
@@ -49,26 +48,26 @@ def _grouped(*conditions: ColumnElement[bool]) -> Select[Any]:
     return query.where(*conditions).group_by(*_GROUP)
 
 
-# Two queries, each of which has an index that holds its jobs and no others.
+# Two queries, because each has a partial index with exactly its jobs.
 _UNFINISHED = union_all(
     _grouped(jobs.c.status == JobStatus.QUEUED), _grouped(jobs.c.status.in_(OWNED))
 )
 
 
 class Census:
-    """Reads; changes nothing."""
+    """Counts jobs for the queue's metrics. Read-only."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def unfinished(self) -> list[Group]:
-        """All jobs that have not ended. Raises DependencyUnavailable."""
+        """Return the groups of all jobs that have not ended. Raises DependencyUnavailable."""
         return await self._database.run(partial(_groups, _UNFINISHED))
 
     async def finished(self, since: datetime | None) -> tuple[list[Group], datetime]:
-        """Jobs that have ended since then, and the time to ask about next.
+        """Return the groups of jobs that ended after `since`, and the `since` of the next call.
 
-        None begins: with no jobs. Raises DependencyUnavailable.
+        For None the list is empty. Raises DependencyUnavailable.
         """
         return await self._database.run(partial(_finished, since))
 
@@ -77,7 +76,7 @@ def _finished(since: datetime | None, connection: Connection) -> tuple[list[Grou
     until: datetime = connection.execute(select(func.now() - _SETTLED)).scalar_one()
     if since is None:
         return [], until
-    # The index of inputs that are kept has all jobs that have just ended.
+    # The condition on inputs makes the index of kept inputs usable, which has all these jobs.
     ended = (jobs.c.finished_at > since, jobs.c.finished_at <= until)
     return _groups(_grouped(*ended, jobs.c.input_expired_at.is_(None)), connection), until
 

@@ -1,7 +1,7 @@
-"""JobStore on Postgres: what it reads and inserts. What changes a state is in `transitions`.
+"""JobStore on Postgres: reads and inserts. `transitions` has the changes of state.
 
-What a call does to one job is one transaction, and nothing in it depends on an earlier call: one
-whose answer was lost may be made again.
+Each call changes a job in one transaction and does not depend on earlier calls, so a call whose
+answer was lost may be repeated.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from restoration.reuse import work_key
 from restoration.scaling import Demand
 from restoration.webhooks.messages import Delivery
 
-# Overdue jobs that one call of `expire` fails at most: the leader has tickets to send meanwhile.
+# Limit of one call of `expire`, so that the leader can send tickets in between.
 EXPIRE_AT_MOST = 20 * RECLAIM_BATCH
 
 _NEWEST_FIRST = (jobs.c.created_at.desc(), jobs.c.id.desc())
 
-# Made once: to put a statement with so many columns together takes longer than to execute it.
+# Built once, because building a statement with so many columns takes longer than executing it.
 _ONE = select(jobs).where(jobs.c.id == bindparam("job_id"))
 _ONE_OF_OWNER = _ONE.where(jobs.c.owner == bindparam("of_owner"))
 
 
 class PostgresJobStore:
-    """Holds nothing but the database; any number of stores may work on the same jobs."""
+    """JobStore without state of its own; any number of stores may share a database."""
 
     def __init__(self, database: Database, policy: QueuePolicy | None = None) -> None:
         self._database = database
         self._policy = policy or QueuePolicy()
 
     async def insert(self, job: NewJob, quotas: Quotas | None = None) -> tuple[Job, bool]:
-        """As the port says. Inserting an id again is taken for a repetition of the call."""
+        """See JobStore. Inserting the same id again counts as a repetition of the call."""
         return await self._database.run(partial(_insert, job, self._policy, quotas))
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
@@ -110,7 +110,7 @@ class PostgresJobStore:
             last = Cursor.decode(cursor)
             position = tuple_(jobs.c.created_at, jobs.c.id)
             query = query.where(position < tuple_(last.created_at, last.id))
-        # One more than asked for tells whether there is another page.
+        # Fetch one more than asked for, to know whether there is another page.
         found = await self._fetch(query.limit(limit + 1))
         page = tuple(found[:limit])
         if len(found) <= limit:
@@ -157,11 +157,11 @@ class PostgresJobStore:
         return await self._database.run(work)
 
     async def request_cancel(self, job_id: UUID, owner: str | None = None) -> Job:
-        """As the port says; a job that has ended is returned as it is."""
+        """See JobStore. A job that has ended is returned unchanged."""
         return await self._database.run(partial(transitions.request_cancel, job_id, owner))
 
     async def reclaim(self, worker: str | None = None) -> Sequence[Job]:
-        """As the port says, in transactions of a few jobs each."""
+        """See JobStore. Uses a transaction for every RECLAIM_BATCH jobs."""
         reclaimed: list[Job] = []
         while True:
             batch = await self._database.run(partial(transitions.reclaim, worker))
@@ -170,7 +170,7 @@ class PostgresJobStore:
                 return reclaimed
 
     async def expire(self) -> Sequence[Job]:
-        """As the port says, in transactions of a few jobs each."""
+        """See JobStore. Uses a transaction for every RECLAIM_BATCH jobs."""
         expired: list[Job] = []
         while len(expired) < EXPIRE_AT_MOST:
             batch = await self._database.run(transitions.expire)
@@ -215,11 +215,11 @@ def _insert(
         _hold_input(job.retry_of, connection)
     running_limit = policy.running_limit(quotas, is_retry=job.retry_of is not None)
     hint = hint_of(AttemptRef(job.id, 1)) if running_limit == 0 else LOOK
-    # While another transaction inserts the same key, this waits until that one has ended.
+    # This waits for another transaction that inserts the same key.
     row = connection.execute(*insertion(job, hint)).mappings().first()
     if row is None:
         return _earlier(job, connection), False
-    end_upload(job.id, connection)  # a job that is made of an upload has its id
+    end_upload(job.id, connection)  # a job made from an upload has the upload's id
     fair_queue.admit(policy, job.owner, quotas, running_limit, connection)
     if job.reused is not None:
         webhook_outbox.enqueue(job, connection)
@@ -236,9 +236,10 @@ def _free_expired_key(owner: str, key: str, policy: QueuePolicy, connection: Con
 
 
 def _hold_input(source_id: UUID, connection: Connection) -> None:
-    """Keep the sweeper from taking the input of a job that is being sent again.
+    """Lock the row of the retried job, so that the sweeper does not delete its input.
 
-    It passes over rows that are locked, and over inputs that another row still needs.
+    The sweeper skips locked rows, and inputs that another row still needs. Raises JobNotFound, or
+    InputExpired if the input is deleted already.
     """
     query = select(jobs.c.input_expired_at).where(jobs.c.id == source_id).with_for_update()
     source = connection.execute(query).first()
@@ -255,7 +256,7 @@ def _earlier(job: NewJob, connection: Connection) -> Job:
     if job.retry_of is not None:
         same = or_(same, jobs.c.retry_of == job.retry_of)
     query = select(jobs).where(jobs.c.owner == job.owner, same)
-    # The key of one job and the id of another are two rows, and no repetition of either.
+    # Two rows match if the key is of one job and the id of another: that is no repetition.
     row, *others = connection.execute(query).mappings().all()
     if others or row["request_digest"] != job.request_digest:
         raise IdempotencyConflict(

@@ -1,8 +1,8 @@
-"""Who leads, and when to look: a session's advisory lock, and LISTEN, on one connection.
+"""Leader election by a session's advisory lock, and notifications by LISTEN, on one connection.
 
-The lock lives exactly as long as the connection, so to lose one is to lose the other, and
-DependencyUnavailable says so. A notification is a hint only: whoever waits looks at the table
-now and then, hinted or not. No thread: the event loop drives the connection.
+The lock lives exactly as long as the connection, and DependencyUnavailable reports the loss of
+both. A notification is only a hint: the leader also polls the table. The event loop drives the
+connection, without a thread.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from restoration.jobs import AttemptRef
 WAITING_CHANNEL = "comfy_restore_job_waits"
 DELIVERY_CHANNEL = "comfy_restore_webhook_waits"
 
-# How long an answer may take, past the time limit that the server itself keeps.
+# Time for the server's answer, in addition to the time limit of the statement.
 _ANSWER_TIMEOUT_S = 5.0
 
-LOOK = ""  # the hint that says no more than that there is something
+LOOK = ""  # a hint without an attempt: some job waits
 
 
 def hint_of(ref: AttemptRef) -> str:
-    """What is announced of an attempt that a worker may begin with."""
+    """Return the notification for a waiting job whose next attempt is `ref`."""
     return f"{ref.job_id} {ref.attempt}"
 
 
 def attempt_of(hint: str) -> AttemptRef | None:
-    """The attempt that was announced; None for a hint to look at the table."""
+    """Return the attempt that a notification names, or None for LOOK."""
     job_id, _, attempt = hint.partition(" ")
     try:
         return AttemptRef(UUID(job_id), int(attempt))
@@ -51,7 +51,7 @@ def attempt_of(hint: str) -> AttemptRef | None:
 
 
 class Leadership:
-    """One replica's way to lead, by a lock, and a leader's ear; for one task at a time."""
+    """A replica's leader election, and the leader's notifications. For one task at a time."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Leadership:
         lock: AdvisoryLock = AdvisoryLock.DISPATCHER,
         channel: str = WAITING_CHANNEL,
     ) -> None:
-        """Connects on the first `acquire`. Raises InvalidSettings for what is no Postgres URL."""
+        """Create it without connecting. Raises InvalidSettings if the URL is not for Postgres."""
         self._url = libpq_url(database_url)
         self._lock = lock
         self._channel = channel
@@ -67,10 +67,10 @@ class Leadership:
         self._leads = False
 
     async def acquire(self, timeout_s: float) -> bool:
-        """Whether this is the leader now, after at most `timeout_s` of waiting for another to go.
+        """Wait up to `timeout_s` to become the leader, and return whether this is the leader.
 
-        Connects again after a loss. Raises DependencyUnavailable. When it is cancelled, the
-        connection is given up.
+        Connects on the first call and after a loss. Raises DependencyUnavailable. Cancelling it
+        closes the connection.
         """
         if self._leads:
             return True
@@ -79,16 +79,15 @@ class Leadership:
                 self._connection = await asyncio.to_thread(_open, self._url)
                 await _settle(self._connection, CONNECT_TIMEOUT_S)
             if await _take(self._lock, self._connection, timeout_s):
-                # Only now: a follower would collect notifications that it never reads.
+                # Only the leader listens: a follower would collect notifications it never reads.
                 await _execute(self._connection, f"LISTEN {self._channel}", _ANSWER_TIMEOUT_S)
                 self._leads = True
         return self._leads
 
     async def wait(self, timeout_s: float) -> Sequence[str]:
-        """What was announced since the last wait, as soon as something is; none after `timeout_s`.
+        """Wait up to `timeout_s` for notifications, and return all since the last call.
 
-        For the leader; it may be cancelled without harm. Raises DependencyUnavailable when the
-        leadership is lost.
+        Only for the leader; safe to cancel. Raises DependencyUnavailable if the leadership is lost.
         """
         if not self._leads or self._connection is None:
             raise DependencyUnavailable("Postgres: the leader's lock is not held")
@@ -100,7 +99,7 @@ class Leadership:
             raise
 
     async def aclose(self) -> None:
-        """Give up the connection and with it the lock; `acquire` may be called again."""
+        """Close the connection, which releases the lock. `acquire` may be called again."""
         self._leads = False
         if self._connection is not None:
             self._connection.close()
@@ -108,7 +107,7 @@ class Leadership:
 
     @contextlib.contextmanager
     def _closed_unless_done(self) -> Iterator[None]:
-        # A connection that was left in the middle of a statement is of no use to the next one.
+        # A connection in the middle of a statement cannot execute another one.
         done = False
         try:
             with translated_errors():
@@ -121,14 +120,14 @@ class Leadership:
 
 
 def _open(url: str) -> Connection:
-    """Begin to connect. libpq may block meanwhile, to look up the host's name."""
+    """Start to connect. libpq may block while it resolves the host name."""
     arguments = connect_arguments(statement_timeout_ms=0)
     return psycopg2.connect(url, connection_factory=Connection, async_=True, **arguments)
 
 
 async def _take(lock: AdvisoryLock, connection: Connection, timeout_s: float) -> bool:
-    # The server ends the wait, so that a standby's statement never lasts: one that waited for
-    # days would hold a snapshot, and keep vacuum away from every row that died in those days.
+    # The server limits the wait, because a statement that waited for days would hold a snapshot
+    # and keep vacuum from removing rows deleted in that time.
     await _execute(
         connection, f"SET lock_timeout = {max(1, round(timeout_s * 1000))}", _ANSWER_TIMEOUT_S
     )
@@ -141,7 +140,7 @@ async def _take(lock: AdvisoryLock, connection: Connection, timeout_s: float) ->
 
 
 async def _notified(connection: Connection, timeout_s: float) -> Sequence[str]:
-    """The notifications that are there, or come in time; takes all of them."""
+    """Wait up to `timeout_s` for notifications, then take and return all of them."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             _poll(connection)
@@ -160,7 +159,7 @@ async def _execute(connection: Connection, statement: str, timeout_s: float) -> 
 
 
 async def _settle(connection: Connection, timeout_s: float) -> None:
-    """Drive the connection until what was begun on it has ended."""
+    """Poll the connection until its operation is complete. Raises DependencyUnavailable."""
     try:
         async with asyncio.timeout(timeout_s):
             while (state := _poll(connection)) != POLL_OK:
@@ -177,7 +176,7 @@ def _poll(connection: Connection) -> int:
 
 
 async def _ready(connection: Connection, *, to_write: bool) -> None:
-    """Return when the connection's socket can be read from, or written to."""
+    """Wait until the connection's socket is readable, or writable."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     descriptor = connection.fileno()

@@ -1,7 +1,7 @@
-"""Bring a database up to the newest revision, all of it or nothing.
+"""Migrate a database to the newest revision in one transaction.
 
-Safe to call from several processes at once: an advisory lock lets one through, and the others
-find the work done.
+Several processes may call it at once: an advisory lock lets one migrate, and the others then find
+nothing to do.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from persistence.postgres.database import (
     translated_errors,
 )
 
-# Long enough for another process's migration; a blocked ALTER must not hold up every query
-# behind it for longer.
+# Long enough for another process's migration. A blocked ALTER blocks all later queries, so it must
+# not wait longer.
 _LOCK_TIMEOUT = "60s"
 
 
 def upgrade(database_url: str) -> None:
-    """Blocks. Raises DependencyUnavailable when Postgres cannot be reached or a lock not be had."""
+    """Migrate the database; blocks. Raises DependencyUnavailable, also if a lock times out."""
     engine = create_engine(
         sqlalchemy_url(database_url),
         poolclass=NullPool,

@@ -1,10 +1,10 @@
-"""What each owner has: jobs that run, bytes that are stored, and how many may run at a time.
+"""Counters of each owner: running jobs, their limit, and stored bytes.
 
-Triggers on `jobs` and `uploads` count, in the transaction that changes the row (migrations 0009
-and 0015); while as many
-run as may, they also mark the owner's turns as `held`, and claims pass over these.
+Triggers on `jobs` and `uploads` count in the transaction that changes the row (migrations 0009 and
+0015). While an owner's running jobs are at the limit, they also mark its turns as `held`, and
+claims pass over these.
 
-Lock order: an owner's row comes before its turns, and owners in the order of `in_order`.
+Lock order: an owner's row before its turns, and owners in the order of `in_order`.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from sqlalchemy import ColumnElement, Connection, collate, delete, exists, selec
 
 from persistence.postgres.tables import jobs, owners
 
-# The SQLSTATE with which the triggers refuse a claim that would go over the owner's limit: another
-# claim was quicker. It is that of a transaction to be tried again.
+# SQLSTATE with which the triggers refuse a claim over the owner's limit, because a concurrent claim
+# took the last place. It is serialization_failure, which means that a retry may succeed.
 CLAIMED_BY_ANOTHER = "40001"
 
 
 def limit_running(owner: str, max_running: int, connection: Connection) -> None:
-    """From now on so many of the owner's jobs may run at a time; 0: any number."""
+    """Set how many of the owner's jobs may run at a time; 0 means no limit."""
     statement = update(owners).where(owners.c.owner == owner)
     connection.execute(statement.values(max_running=max_running))
 
 
 def lock_owners_of(job_ids: Collection[UUID], connection: Connection) -> None:
-    """To come before a statement that changes what several owners have stored."""
+    """Lock the rows of the jobs' owners. Call it before changing several owners' stored bytes."""
     concerned = select(jobs.c.owner).where(jobs.c.id.in_(job_ids))
     query = select(owners.c.owner).where(owners.c.owner.in_(concerned)).order_by(in_order())
     connection.execute(query.with_for_update())
 
 
 def lock_owners(names: Collection[str], connection: Connection) -> None:
-    """As `lock_owners_of`, for owners that are known."""
+    """Lock the rows of these owners, as `lock_owners_of` does."""
     query = select(owners.c.owner).where(owners.c.owner.in_(names)).order_by(in_order())
     connection.execute(query.with_for_update())
 
 
 def in_order() -> ColumnElement[str]:
-    """By code points, as `sorted` has them: what `turns.by_turn` goes by."""
+    """Return the owners' lock order: by code points, like `sorted` by `fair_queue.by_turn`."""
     return collate(owners.c.owner, "C")
 
 
 def forget_idle(connection: Connection) -> None:
-    """Delete the rows of owners who have nothing left."""
+    """Delete the rows of owners without jobs and stored bytes."""
     nothing = (owners.c.running == 0) & (owners.c.stored_bytes == 0)
     has_jobs = exists().where(jobs.c.owner == owners.c.owner)
     connection.execute(delete(owners).where(nothing, ~has_jobs))

@@ -1,8 +1,8 @@
-"""What of ended jobs has outlived its time, in Postgres: marked first, for S3 to follow.
+"""Mark expired inputs and outputs in Postgres before S3 deletes them, and delete old rows.
 
-An object is only deleted once no row counts on it, and that is decided here, under the locks of
-the rows that name it. Whoever makes a new job on the input of an earlier one locks that one's row
-and looks at its `input_expired_at` in the same transaction: then one of the two comes first.
+An object is deleted only when no row needs it. This is decided under the locks of the rows that
+name the object. A retry, which uses the input of an earlier job, locks that job's row and checks
+its `input_expired_at` in the same transaction, so the two cannot interleave.
 """
 
 from __future__ import annotations
@@ -32,42 +32,46 @@ from restoration.webhooks.messages import DeliveryStatus
 
 
 class Retention:
-    """Each call is one small transaction; any number of sweepers may call."""
+    """Retention of rows and objects. Each call is one small transaction; sweepers may overlap."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def expire_inputs(self, kept_s: float, limit: int) -> Sequence[str]:
-        """Mark inputs whose every job ended `kept_s` ago or longer; returns their keys."""
+        """Mark inputs whose jobs all ended at least `kept_s` ago, and return their keys."""
         return await self._database.run(partial(_expire_inputs, kept_s, limit))
 
     async def expire_outputs(self, kept_s: float, limit: int) -> Sequence[str]:
-        """Mark the results of jobs that ended `kept_s` ago or longer; returns their keys."""
+        """Mark results of jobs that ended at least `kept_s` ago, and return their keys."""
         return await self._database.run(partial(_expire_outputs, kept_s, limit))
 
     async def delete_rows(self, kept_s: float, limit: int) -> int:
-        """Delete jobs that ended `kept_s` ago or longer, have no object left, and nothing to tell
-        a receiver; returns how many."""
+        """Delete jobs that ended at least `kept_s` ago, and return how many.
+
+        Keeps jobs with an unexpired object or a pending webhook.
+        """
         return await self._database.run(partial(_delete_rows, kept_s, limit))
 
     async def forget_emptied(self, kept_s: float) -> None:
-        """Delete batches of that age, and owners, of whom no job is left. To be called after
-        `delete_rows`, once: it looks at all of them."""
+        """Delete batches without jobs that are at least `kept_s` old, and owners without jobs.
+
+        Call it once after `delete_rows`, because it scans all of them.
+        """
         await self._database.run(partial(_forget_emptied, kept_s))
 
     async def expire_uploads(self, limit: int) -> Sequence[str]:
-        """Forget direct uploads that were not used in time; returns their keys."""
+        """Delete direct uploads that were not used in time, and return their keys."""
         return await self._database.run(partial(expire_uploads, limit))
 
     async def wanted_inputs(self, keys: Collection[str]) -> Collection[str]:
-        """Those of the keys that some job counts on."""
+        """Return those of the keys that are the unexpired input of a job."""
         query = select(jobs.c.input_key).where(
             jobs.c.input_key.in_(keys), jobs.c.input_expired_at.is_(None)
         )
         return await self._database.run(lambda connection: set(connection.scalars(query)))
 
     async def wanted_outputs(self, keys: Collection[str]) -> Collection[str]:
-        """Those of the keys that are a job's result, or may become it: its job runs."""
+        """Return those of the keys that are a job's unexpired result, or whose job is running."""
         return await self._database.run(partial(_wanted_outputs, keys))
 
 
@@ -93,8 +97,8 @@ def _expire_inputs(kept_s: float, limit: int, connection: Connection) -> list[st
         .limit(limit)
     )
     keys = set(connection.scalars(candidates))
-    # All rows of a key, in one order, so that two sweepers cannot wait for each other. Then the
-    # question again, in a statement of its own: only that sees what was committed meanwhile.
+    # Lock all rows of each key in one order, so that two sweepers cannot deadlock. Then check
+    # again in a new statement, which sees what was committed in the meantime.
     locked = select(jobs.c.id).where(jobs.c.input_key.in_(keys), is_kept).order_by(jobs.c.id)
     lock_owners_of(connection.scalars(locked.with_for_update()).all(), connection)
     statement = (
@@ -156,7 +160,7 @@ def _forget_emptied(kept_s: float, connection: Connection) -> None:
 
 
 def _emptied_before(kept_s: float) -> ColumnElement[bool]:
-    """Batches of whose jobs none is left; one that never had any goes by its age."""
+    """Return the condition that a batch is older than `kept_s` and has no jobs left."""
     old = batches.c.created_at < func.now() - timedelta(seconds=kept_s)
     return and_(old, ~exists().where(jobs.c.batch_id == batches.c.id))
 

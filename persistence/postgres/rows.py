@@ -1,4 +1,4 @@
-"""A job's way into its row, and back."""
+"""Conversion between jobs and rows of the `jobs` table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OUTPUT = ("output_key", "output_sha256", "output_size_bytes", "output_content_t
 
 
 def artifact_columns(prefix: str, artifact: Artifact) -> dict[str, Any]:
-    """`artifact` as the values of the four columns whose names begin with `prefix`."""
+    """Return the values of the four columns of an artifact, whose names begin with `prefix`."""
     return {
         f"{prefix}_key": artifact.key,
         f"{prefix}_sha256": artifact.sha256,
@@ -40,7 +40,7 @@ def failure_columns(failure: Failure) -> dict[str, Any]:
     return {"failure_code": failure.code, "failure_message": failure.message}
 
 
-# A new job's row from `_plain_values`; made once, as it takes longer to make than to execute.
+# Built once, because building such a statement takes longer than executing it.
 _NEW = (
     insert(jobs)
     .values(queue_deadline_at=func.now() + bindparam("queue_limit", type_=Interval()))
@@ -51,16 +51,17 @@ _INSERT_ENDED = _NEW.values(finished_at=func.now()).returning(jobs)
 
 
 def insertion(job: NewJob, hint: str) -> tuple[Insert, dict[str, Any]]:
-    """The statement that inserts `job`, and its values; it returns the row, unless there is one.
+    """Return the statement that inserts `job`, and its values.
 
-    The dispatcher is told the `hint`, if the job waits for it, when that is committed.
+    The statement returns the new row, or nothing on a conflict. Unless the job is recorded as
+    succeeded, it notifies the dispatcher with `hint` on commit.
     """
     values = _plain_values(job) | {"queue_limit": timedelta(seconds=job.queue_limit_s)}
     return (_INSERT_ENDED, values) if job.reused else (_INSERT, {**values, "hint": hint})
 
 
 def new_row(job: NewJob) -> dict[str, Any]:
-    """All values of a new job's row, for a statement that inserts several."""
+    """Return all values of a new job's row, for a statement that inserts several."""
     return _plain_values(job) | {
         "finished_at": func.now() if job.reused else None,
         "queue_deadline_at": func.now() + timedelta(seconds=job.queue_limit_s),
@@ -68,7 +69,10 @@ def new_row(job: NewJob) -> dict[str, Any]:
 
 
 def _plain_values(job: NewJob) -> dict[str, Any]:
-    """The values of a new job's row: it waits, or it has its result. The times are the server's."""
+    """Return the values of a new job's row, queued or with its result, but not its times.
+
+    The times are SQL expressions of the server's clock.
+    """
     reused = job.reused
     ended = artifact_columns("output", reused.output) if reused else dict.fromkeys(_OUTPUT)
     return {

@@ -1,8 +1,8 @@
-"""The tables as they are now.
+"""The current tables.
 
-The migrations bring a database here step by step; a test compares the two in Postgres' own
-catalogue. What must be true of a row in each of its states is a CHECK, so that no code path, and
-nobody with psql, can store a job that the rest of the system could not read.
+The migrations lead to this schema step by step; a test compares the two in Postgres' catalogue.
+CHECK constraints state what must hold for a row in each status, so that neither code nor a manual
+statement can store a job that the rest of the system cannot read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from restoration.webhooks.messages import DeliveryStatus
 
 metadata = MetaData()
 
-# Ranks leave room between the classes: claims take the lowest first.
+# Claims take the lowest rank first. The gaps leave room for more classes.
 _RANKS = {Priority.INTERACTIVE: 10, Priority.BATCH: 20}
 _CLASSES = {rank: priority for priority, rank in _RANKS.items()}
 
@@ -68,13 +68,13 @@ def _listed(values: Iterable[StrEnum]) -> str:
 
 
 def _one_of(column: str, kind: type[StrEnum]) -> CheckConstraint:
-    # Text and a CHECK, not a native ENUM: a value can be added, renamed and dropped in one
-    # transaction with the rest of a migration.
+    # Text with a CHECK instead of a native ENUM, so that a migration can add, rename and drop
+    # values in its transaction.
     return CheckConstraint(f"{column} IN ({_listed(kind)})", name=f"jobs_{column}_known")
 
 
 def _present_in(states: Iterable[JobStatus], column: str) -> CheckConstraint:
-    """`column` is set in these states and in no other."""
+    """Return the constraint that `column` is set in these states and null in all others."""
     return CheckConstraint(
         f"(status IN ({_listed(states)})) = ({column} IS NOT NULL)", name=f"jobs_{column}_present"
     )
@@ -90,7 +90,7 @@ jobs = Table(
     Column("status", Text, nullable=False),
     Column("workflow", Text, nullable=False),
     Column("workflow_version", Text, nullable=False),
-    # json keeps numbers as they were written; jsonb would turn 1e22 from a float into an integer
+    # json keeps numbers as written; jsonb would turn the float 1e22 into an integer
     Column("params", JSON, nullable=False),
     Column("output_format", Text, nullable=False),
     Column("priority", _PriorityRank, nullable=False),
@@ -103,7 +103,7 @@ jobs = Table(
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("failed_attempts", Integer, nullable=False, server_default=text("0")),
     Column("max_attempts", Integer, nullable=False),
-    # worker and started_at are those of the attempt that runs, or that ended the job
+    # worker and started_at are those of the current attempt, or of the one that ended the job
     Column("worker", Text),
     Column("lease_until", DateTime(timezone=True)),
     Column("started_at", DateTime(timezone=True)),
@@ -120,20 +120,20 @@ jobs = Table(
     Column("queue_deadline_at", DateTime(timezone=True), nullable=False),
     Column("run_limit_s", Double),
     Column("retry_of", Uuid),
-    # the worker that handed it back, to be passed over for a moment
+    # the worker that handed it back with a failure, and cannot claim it for a moment
     Column("last_worker", Text),
-    # the attempts that are over, see `persistence.postgres.attempts`
+    # the ended attempts, see `persistence.postgres.attempts`
     Column("attempts", JSONB, nullable=False, server_default=text("'[]'")),
     Column("webhook_url", Text),
-    # from then on nobody may count on the object
+    # from these times on the objects may be deleted
     Column("input_expired_at", DateTime(timezone=True)),
     Column("output_expired_at", DateTime(timezone=True)),
     Column("batch_id", Uuid, ForeignKey("batches.id")),
     Column("batch_index", Integer),
     Column("keep_metadata", Boolean, nullable=False, server_default=text("false")),
-    # W3C Trace Context, of the request that submitted it
+    # W3C Trace Context of the submission
     Column("traceparent", Text),
-    # see `restoration.reuse`; no key for jobs from before there were any
+    # see `restoration.reuse`; null for jobs from before this column
     Column("work_key", LargeBinary),
     Column("reused_from", Uuid),
     _one_of("status", JobStatus),
@@ -169,7 +169,7 @@ jobs = Table(
         unique=True,
         postgresql_where=text("idempotency_key IS NOT NULL"),
     ),
-    # What waits, each owner's oldest first; whose turn it is, `turns` says.
+    # Waiting jobs, each owner's oldest first; `turns` has the order of owners.
     Index(
         "jobs_waiting",
         *("owner", "priority", "created_at", "id"),
@@ -190,7 +190,7 @@ jobs = Table(
         "jobs_leases", "lease_until", postgresql_where=text("status IN ('running', 'cancelling')")
     ),
     Index("jobs_listing", "owner", text("created_at DESC"), text("id DESC")),
-    # For the sweeper: whose time is up, and who else needs an input.
+    # For retention: expired objects and rows, and other jobs that need an input (`jobs_input`).
     Index(
         "jobs_inputs_kept",
         "finished_at",
@@ -220,7 +220,7 @@ jobs = Table(
     ),
 )
 
-# The outbox of webhooks: one row for each job that has ended and asked for one.
+# The webhook outbox: one row for each ended job with a webhook URL.
 deliveries = Table(
     "deliveries",
     metadata,
@@ -229,7 +229,7 @@ deliveries = Table(
     Column("status", Text, nullable=False, server_default=text("'pending'")),
     Column("tries", Integer, nullable=False, server_default=text("0")),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    # while a try is under way: when it is given up for lost
+    # during a try: the time at which it counts as lost
     Column("next_try_at", DateTime(timezone=True), server_default=func.now()),
     Column("last_error", Text),
     CheckConstraint(f"status IN ({_listed(DeliveryStatus)})", name="deliveries_status_known"),
@@ -244,18 +244,18 @@ deliveries = Table(
     ),
 )
 
-# A row for each owner with jobs waiting in a class: how many, and when it had its last turn.
-# Triggers on `jobs` keep it (see the migration), so that no statement can forget to.
+# A row for each owner and class: the number of waiting jobs, and the time of its last turn.
+# Triggers on `jobs` (see the migration) maintain it, so that no statement can forget to.
 turns = Table(
     "turns",
     metadata,
     Column("owner", Text, primary_key=True),
     Column("priority", _PriorityRank, primary_key=True, autoincrement=False),
     Column("waiting", Integer, nullable=False),
-    # as which class it takes turns; null while nothing waits
+    # the class in which it takes turns; null while no job waits
     Column("counts_as", _PriorityRank),
     Column("turn_at", DateTime(timezone=True), nullable=False),
-    # while as many of the owner's jobs run as may, see `persistence.postgres.owner_counters`
+    # true while the owner's running jobs are at their limit, see `owner_counters`
     Column("held", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint("waiting >= 0 AND (waiting > 0) = (counts_as IS NOT NULL)", "turns_counted"),
     Index(
@@ -263,17 +263,17 @@ turns = Table(
         *("counts_as", "turn_at"),
         postgresql_where=text("counts_as IS NOT NULL AND NOT held"),
     ),
-    # every claim and every insert updates a row in place
+    # every claim and insert updates a row: leave room for the new version in its page
     postgresql_with={"fillfactor": 50},
 )
 
-# What an owner has, whatever its state; triggers on `jobs` keep it as well.
+# Counters of each owner over both classes; triggers on `jobs` and `uploads` maintain them.
 owners = Table(
     "owners",
     metadata,
     Column("owner", Text, primary_key=True),
     Column("running", Integer, nullable=False, server_default=text("0")),
-    # 0: any number; that of the newest submission
+    # 0: no limit; set by the newest submission
     Column("max_running", Integer, nullable=False, server_default=text("0")),
     Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint(
@@ -282,21 +282,21 @@ owners = Table(
     postgresql_with={"fillfactor": 50},
 )
 
-# Direct uploads that no job was made of yet; triggers add them to what their owner has stored.
+# Direct uploads without a job yet; triggers add them to their owner's stored bytes.
 uploads = Table(
     "uploads",
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("owner", Text, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
-    # when the object may be removed, which is later than the end of its link
+    # when the object may be deleted, some time after its link has expired
     Column("expires_at", DateTime(timezone=True), nullable=False),
     CheckConstraint("size_bytes > 0", name="uploads_sized"),
     Index("uploads_of_owner", "owner", postgresql_include=["size_bytes"]),
     Index("uploads_by_expiry", "expires_at"),
 )
 
-# What each attempt has cost; kept when the job's row goes.
+# GPU time of each attempt, kept after the job's row is deleted.
 gpu_usage = Table(
     "gpu_usage",
     metadata,
@@ -309,11 +309,11 @@ gpu_usage = Table(
     CheckConstraint("gpu_s >= 0", name="gpu_usage_counted"),
     Index("gpu_usage_began", "began_at"),
     Index("gpu_usage_of_owner", "owner", "began_at"),
-    # a figure grows while its attempt executes
+    # gpu_s is updated while its attempt executes
     postgresql_with={"fillfactor": 70},
 )
 
-# The last report of each worker, and its orders; see `persistence.postgres.workers`.
+# The newest report of each worker, and its orders; see `persistence.postgres.workers`.
 workers = Table(
     "workers",
     metadata,
@@ -329,11 +329,11 @@ workers = Table(
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("seen_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("engine_version", Text, nullable=False, server_default=text("''")),
-    # written once a second: room for the next version beside the last
+    # updated every second: leave room for the new version in its page
     postgresql_with={"fillfactor": 50},
 )
 
-# What a batch was given; how it stands is in its jobs alone.
+# Batches as submitted; their status is computed from their jobs.
 batches = Table(
     "batches",
     metadata,
@@ -341,7 +341,7 @@ batches = Table(
     Column("owner", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("size", Integer, nullable=False),
-    # one for each photo, and [{"index": ..., "code": ..., "message": ...}] for those without a job
+    # names: one for each photo; refusals: [{"index": ..., "code": ..., "message": ...}]
     Column("names", JSON, nullable=False),
     Column("refusals", JSON, nullable=False),
     Column("idempotency_key", Text),

@@ -1,8 +1,8 @@
-"""Every change of a job's state in Postgres, each a function of one transaction's connection.
+"""Changes of a job's state in Postgres, as functions of a transaction's connection.
 
-There is one UPDATE that changes a state (`_move`), and one that claims. Both name the states
-they may start from with `sources_of`, and both are fenced: a row that another attempt owns, or
-that has moved on, is left alone. Leases are measured on Postgres' clock only.
+One UPDATE claims a job, and one (`_moving`) makes all other changes. Both take the allowed source
+states from `sources_of`. Both leave a row alone that another attempt owns or that has changed
+since. Leases use only Postgres' clock.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ def _claim(job_id: ScalarSelect[UUID]) -> ReturningUpdate[Any]:
     )
 
 
-# Made once: to put so large a statement together takes longer than to execute it.
+# Built once, because building so large a statement takes longer than executing it.
 _CLAIM_BEST, _CLAIM_FIRST = _claim(BEST), _claim(FIRST)
 
 
 def _some(order: ColumnElement[datetime], *conditions: ColumnElement[bool]) -> Select[Any]:
-    """Rows for a batch of changes, locked; those that somebody else is changing are left out."""
+    """Return the query that locks rows for a batch of changes, skipping rows locked by others."""
     of_batch = select(jobs).where(*conditions).order_by(order).limit(RECLAIM_BATCH)
     return of_batch.with_for_update(skip_locked=True)
 
@@ -81,7 +81,7 @@ _OVERDUE = _some(jobs.c.queue_deadline_at, is_overdue())
 
 
 class Overtaken(Exception):
-    """Another claim has taken the last place that the owner had; a new one passes over it."""
+    """A concurrent claim took the owner's last place. A new claim passes over the owner."""
 
 
 def claim(
@@ -91,7 +91,10 @@ def claim(
     connection: Connection,
     affinity: Affinity | None = None,
 ) -> Job | None:
-    """The best job that waits; concurrent claims pass over each other's jobs. Raises Overtaken."""
+    """Claim the next job (see JobStore), skipping jobs that others are claiming.
+
+    Raises Overtaken if a concurrent claim took the last place of the job's owner.
+    """
     lease = timedelta(seconds=lease_s)
     values = {"for_worker": worker, "of_workflows": list(workflows), "lease": lease}
     try:
@@ -99,7 +102,7 @@ def claim(
         if affinity is not None:
             order = affinity.order(candidates(worker, workflows, connection))
             row = connection.execute(_CLAIM_FIRST, {**values, "order": order}).mappings().first()
-        if row is None:  # all of them were being claimed at this moment, or there are none
+        if row is None:  # others are claiming all candidates, or there are none
             row = connection.execute(_CLAIM_BEST, values).mappings().first()
     except OperationalError as error:
         if getattr(error.orig, "pgcode", None) == CLAIMED_BY_ANOTHER:
@@ -119,9 +122,9 @@ def heartbeat(ref: AttemptRef, lease_s: float, connection: Connection) -> JobSta
 def succeed_quietly(
     ref: AttemptRef, output: Artifact, timings_s: dict[str, float], connection: Connection
 ) -> Job | None:
-    """As `succeed`, by one statement that needs no transaction around it.
+    """Do what `succeed` does in one statement, without a transaction around it.
 
-    None, and nothing has changed, for a job with a webhook, and for one that is not the attempt's.
+    Return None and change nothing if the job has a webhook, or if `ref` does not own it.
     """
     values = {**_this(ref), **artifact_columns("output", output), "timings_s": timings_s}
     row = connection.execute(_SUCCEED_QUIETLY, values).mappings().first()
@@ -135,7 +138,7 @@ def succeed(
     try:
         return _moved(_SUCCEED, ref, connection, values)
     except LeaseLost:
-        # The answer to an earlier call may have been lost on its way to the worker.
+        # An earlier call may have succeeded and its answer been lost.
         done = _is_attempt(ref, {JobStatus.SUCCEEDED})
         row = connection.execute(select(jobs).where(done)).mappings().first()
         if row is None:
@@ -167,7 +170,7 @@ def release(
 
 
 def reclaim(worker: str | None, connection: Connection) -> list[Job]:
-    """Hand back at most RECLAIM_BATCH of the jobs that the port's `reclaim` means."""
+    """Hand back at most RECLAIM_BATCH jobs with an expired lease, or of a dead `worker`."""
     query = _LAPSED if worker is None else _HELD_BY
     held = [to_job(row) for row in connection.execute(query, {"by_worker": worker}).mappings()]
     held.sort(key=by_turn)
@@ -182,7 +185,7 @@ def _resume(job: Job, connection: Connection) -> Job:
 
 
 def expire(connection: Connection) -> list[Job]:
-    """Fail at most RECLAIM_BATCH of the jobs that the port's `expire` means."""
+    """Fail at most RECLAIM_BATCH jobs that did not start by their queue deadline."""
     overdue = [to_job(row) for row in connection.execute(_OVERDUE).mappings()]
     overdue.sort(key=by_turn)
     failure = Failure(QueueTimeout.code, "the job did not start by its queue deadline")
@@ -203,7 +206,7 @@ def request_cancel(job_id: UUID, owner: str | None, connection: Connection) -> J
 
 
 def cancel(job: Job, connection: Connection) -> Job:
-    """Cancel a job whose row is locked, as the port's `request_cancel` says."""
+    """Cancel a job, whose row the caller has locked (see `JobStore.request_cancel`)."""
     match job.status:
         case JobStatus.QUEUED:
             return _move(connection, job.ref, {job.status}, JobStatus.CANCELLED)
@@ -214,7 +217,7 @@ def cancel(job: Job, connection: Connection) -> Job:
 
 
 def announce(connection: Connection) -> None:
-    """Tell the dispatcher to look for jobs: when this transaction commits, and only then."""
+    """Notify the dispatcher, when this transaction commits, that jobs wait."""
     connection.execute(_ANNOUNCE)
 
 
@@ -230,7 +233,7 @@ def _hand_back(
     *,
     charged: bool = True,
 ) -> Job:
-    """End the attempt that owns `job`, whose row is locked, without a result."""
+    """End the current attempt of `job` without a result. The caller has locked its row."""
     if job.status is JobStatus.CANCELLING:
         ended = {"attempts": with_attempt(AttemptOutcome.CANCELLED, failure)}
         return _move(connection, job.ref, OWNED, JobStatus.CANCELLED, ended)
@@ -254,8 +257,10 @@ def _hand_back(
 def _moving(
     sources: Collection[JobStatus], target: JobStatus, values: Mapping[str, object] | None = None
 ) -> ReturningUpdate[Any]:
-    """The change of the attempt that is named by `_this`, if it was in one of `sources` from which
-    the table of transitions leads to `target`."""
+    """Return the UPDATE that moves the job of `_this` to `target`.
+
+    It matches only in those of `sources` from which TRANSITIONS allows `target`.
+    """
     changes: dict[str, object] = {"status": target, **(values or {})}
     if target not in OWNED:
         changes["lease_until"] = None
@@ -272,8 +277,11 @@ def _move(
     target: JobStatus,
     values: Mapping[str, object] | None = None,
 ) -> Job:
-    """The job, now in `target`. Raises LeaseLost unless `ref` is its newest attempt, and it was
-    in one of `sources` from which the table of transitions leads to `target`."""
+    """Move the job to `target` and return it.
+
+    Raises LeaseLost unless `ref` is its newest attempt, and its state is one of `sources` from
+    which TRANSITIONS allows `target`.
+    """
     return _moved(_moving(sources, target, values), ref, connection)
 
 
@@ -305,7 +313,7 @@ def _is_attempt(ref: AttemptRef, statuses: Collection[JobStatus]) -> ColumnEleme
     return and_(jobs.c.id == ref.job_id, jobs.c.attempt == ref.attempt, jobs.c.status.in_(statuses))
 
 
-# Made once, as `_CLAIM_BEST` is.
+# Built once, like `_CLAIM_BEST`.
 _HEARTBEAT = (
     update(jobs)
     .where(_is_this(OWNED))

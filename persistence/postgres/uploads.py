@@ -1,7 +1,7 @@
-"""Direct uploads that no job was made of yet, in Postgres: how much each owner has announced.
+"""UploadStore on Postgres: direct uploads without a job yet, and their announced sizes.
 
-Triggers add them to what the owner has stored (migration 0015), from the moment in which the link
-is given. The transaction that records the job of an upload ends it; retention ends the others.
+Triggers add them to the owner's stored bytes (migration 0015) before the client gets its link. The
+transaction that records an upload's job deletes its row; retention deletes the unused ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from restoration.queue_policy import QueuePolicy
 
 
 class PostgresUploadStore:
-    """Holds nothing but the database; any number of stores may work on the same uploads."""
+    """UploadStore without state of its own; any number of stores may share a database."""
 
     def __init__(self, database: Database, policy: QueuePolicy | None = None) -> None:
         self._database = database
@@ -57,7 +57,7 @@ def _begin(
     quotas: Quotas | None,
     connection: Connection,
 ) -> None:
-    """Exact for one owner, whose row the insert has locked."""
+    # The insert locks the owner's row, so the checks after it are exact for one owner.
     expires_at = func.now() + timedelta(seconds=lifetime_s)
     new = {"id": upload_id, "owner": owner, "size_bytes": size_bytes, "expires_at": expires_at}
     connection.execute(insert(uploads).values(new).on_conflict_do_nothing())  # a repeated call
@@ -67,12 +67,12 @@ def _begin(
 
 
 def end_upload(upload_id: UUID, connection: Connection) -> None:
-    """A job was made of it, which counts from now on. The caller has locked the owner's row."""
+    """Delete an upload whose job was recorded. The caller has locked the owner's row."""
     connection.execute(delete(uploads).where(uploads.c.id == upload_id))
 
 
 def expire_uploads(limit: int, connection: Connection) -> Sequence[str]:
-    """Forget uploads whose time is up; returns the keys of their objects, which are to follow."""
+    """Delete expired uploads, and return the keys of their objects for deletion."""
     chosen = (
         select(uploads.c.id, uploads.c.owner)
         .where(uploads.c.expires_at <= func.now())

@@ -1,7 +1,7 @@
-"""The UsageLedger on Postgres: one row for each attempt that an engine has executed.
+"""UsageLedger on Postgres: one row for each attempt that an engine has executed.
 
-`began_at` is set once: an index on it, and a figure that grows with each heartbeat, would
-otherwise make each of those an update of the index.
+`began_at` is set once, because it is indexed: changing it whenever `gpu_s` grows would update the
+index too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from restoration.observability.usage import Cost, Usage
 
 
 class PostgresUsageLedger:
-    """See `restoration.observability.usage.UsageLedger`."""
+    """UsageLedger on Postgres; see `restoration.observability.usage.UsageLedger`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -54,8 +54,8 @@ def _row(job: Job, gpu_s: float) -> dict[str, object]:
 
 def _sums(since: datetime, owner: str | None, connection: Connection) -> list[Usage]:
     each, earlier = gpu_usage.c, gpu_usage.alias("earlier").c
-    # Jobs are counted by their first attempts: for distinct ids Postgres would sort all attempts,
-    # and there are few that are not the first.
+    # Jobs are counted by their first attempts. For count(DISTINCT) Postgres would sort all
+    # attempts, and few of them are not the first.
     before = exists().where(
         earlier.job_id == each.job_id, earlier.attempt < each.attempt, earlier.began_at >= since
     )

@@ -1,8 +1,8 @@
-"""The outbox of webhooks, in Postgres.
+"""The webhook outbox in Postgres.
 
-A delivery is written by the transaction that ends its job, and by nothing else. A claim is a lease:
-it puts the next try off until this one must have ended, so that a sender that dies delays its
-deliveries and loses none. All times are Postgres' own.
+Only the transaction that ends a job inserts its delivery. A claim is a lease: it postpones the next
+try until the current one must have ended, so a sender that dies delays its deliveries but loses
+none. All times are of Postgres' clock.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ _IS_DUE = and_(
 
 
 def enqueue(job: Job | NewJob, connection: Connection) -> None:
-    """Part of the end of `job`; wakes the sender when that is committed, and only then."""
+    """Insert the delivery of `job`, if it has a webhook URL, and notify the sender on commit.
+
+    Call it in the transaction that ends the job.
+    """
     if job.webhook_url is None:
         return
     connection.execute(insert(deliveries).values(job_id=job.id, host=host_of(job.webhook_url)))
@@ -45,7 +48,7 @@ def of_jobs(job_ids: Sequence[UUID], connection: Connection) -> dict[UUID, Deliv
 
 
 class Outbox:
-    """What a sender needs; any number of senders may work on the same outbox."""
+    """The sender's side of the outbox. Any number of senders may share it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -53,23 +56,25 @@ class Outbox:
     async def claim(
         self, limit: int, per_host: int, lease_s: float, without: Collection[str] = ()
     ) -> Sequence[DueDelivery]:
-        """Take deliveries whose time has come, for `lease_s`: each owner's in turn, of one owner
-        the longest overdue first.
+        """Claim up to `limit` due deliveries for `lease_s`.
 
-        At most `per_host` of each host, and none of the hosts in `without`: a host that is slow
-        holds up nobody else's deliveries, however many wait for it, and no owner of many hosts
-        another owner's.
+        Owners take turns, each with its longest overdue delivery, so that an owner of many hosts
+        does not delay the others. At most `per_host` are of one host, and none of a host in
+        `without`, so that a slow host delays only its own deliveries.
         """
         return await self._database.run(partial(_claim, limit, per_host, lease_s, without))
 
     async def delivered(self, due: DueDelivery) -> None:
-        """The receiver has it: true whoever says so, however late."""
+        """Mark a pending delivery as delivered, even if a later try has begun."""
         await self._update(
             _is_pending(due), {"status": DeliveryStatus.DELIVERED, "next_try_at": None}
         )
 
     async def failed(self, due: DueDelivery, error: str, retry_in_s: float | None) -> None:
-        """To be tried again, or dead for None. Nothing changes if a later try has begun."""
+        """Record a failed try. Retry in `retry_in_s`, or mark the delivery dead if None.
+
+        Changes nothing if a later try has begun.
+        """
         next_try: dict[str, object] = {"status": DeliveryStatus.DEAD, "next_try_at": None}
         if retry_in_s is not None:
             next_try = {"next_try_at": _from_now(retry_in_s)}
@@ -86,7 +91,7 @@ def _claim(
 ) -> list[DueDelivery]:
     hosts = select(deliveries.c.host).where(_IS_DUE, deliveries.c.host.not_in(without))
     host = hosts.distinct().subquery("host")
-    # Each host's through its index: of a backlog only the names of hosts are gone through.
+    # Each host's deliveries come from its index, so a backlog is scanned only for names of hosts.
     head = (
         select(deliveries.c.job_id, deliveries.c.next_try_at)
         .where(_IS_DUE, deliveries.c.host == host.c.host)
@@ -100,7 +105,7 @@ def _claim(
         .select_from(host.join(head, true()).join(jobs, jobs.c.id == head.c.job_id))
         .subquery()
     )
-    # A CTE, so that it is run once: the rows it locks are those that are taken.
+    # As a CTE it runs once, so the rows it locks are exactly those it claims.
     chosen = (
         select(deliveries.c.job_id)
         .join(placed, placed.c.job_id == deliveries.c.job_id)

@@ -1,7 +1,6 @@
 """WorkerRegistry on Postgres: a row for each worker, written by its reports and by orders.
 
-A report never touches what was ordered, and an order never what was reported: whichever comes
-first, neither is lost.
+Reports and orders write different columns, so neither overwrites the other.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from restoration.workers import (
     WorkerState,
 )
 
-# So long a worker that fell silent is shown; then its row is kept for a while, because it may only
-# have been cut off, and what it was told must hold when it is back.
+# A silent worker is listed for SHOWN_S. Its row is kept for KEPT_S, because it may only have lost
+# its connection, and its orders must still apply when it is back.
 SHOWN_S = 60.0
 KEPT_S = 24 * 3600.0
 
 
 class PostgresWorkerRegistry:
-    """Holds nothing but the database."""
+    """WorkerRegistry without state of its own."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -105,7 +104,7 @@ def _order(worker: str, values: Mapping[str, Any], connection: Connection) -> Wo
 
 def _queue(connection: Connection) -> QueueState:
     of_turn = and_(jobs.c.owner == turns.c.owner, jobs.c.priority == turns.c.priority)
-    oldest = (  # through the index of what waits, one look for each owner
+    oldest = (  # one lookup for each owner, in the index of waiting jobs
         select(func.min(jobs.c.created_at).label("at"))
         .where(of_turn, jobs.c.status == JobStatus.QUEUED)
         .lateral("oldest")

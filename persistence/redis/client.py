@@ -1,4 +1,4 @@
-"""How this package connects to Redis, and what errors become; `database` has that of Postgres."""
+"""Connections to Redis, and the conversion of its errors."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ _CONNECT_TIMEOUT_S = 1.0
 
 
 def connect(url: str, *, timeout_s: float, retries: int, text: bool = True) -> Redis:
-    """A client that gives up on an answer after `timeout_s`, and on a broken connection after
-    `retries` new ones, at once each. Answers are text, or bytes."""
+    """Return a client that waits `timeout_s` for an answer; it connects on first use.
+
+    It reconnects up to `retries` times to a broken connection, without a delay. Answers are str if
+    `text`, else bytes.
+    """
     return Redis.from_url(
         url,
         decode_responses=text,
-        protocol=2,  # the same shape of answers from every version of client and server
-        driver_info=None,  # else each new connection reads redis-py's version from the disk
+        protocol=2,  # all versions of client and server return answers of the same shape
+        driver_info=None,  # otherwise each new connection reads redis-py's version from disk
         socket_connect_timeout=_CONNECT_TIMEOUT_S,
         socket_timeout=timeout_s,
         retry=Retry(NoBackoff(), retries, supported_errors=(RedisConnectionError,)),
@@ -32,7 +35,7 @@ def connect(url: str, *, timeout_s: float, retries: int, text: bool = True) -> R
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Raises DependencyUnavailable for any error of Redis, and for an answer that came too late."""
+    """Convert errors of Redis, and a TimeoutError, to DependencyUnavailable."""
     try:
         yield
     except (RedisError, TimeoutError) as error:

@@ -1,9 +1,9 @@
-"""Every follower of every job in this process, on one Redis connection.
+"""Follow the events of any number of jobs on one Redis connection per process.
 
-A hub reads all the streams that somebody follows with one blocking XREAD, each from the earliest
-id that one of its followers lacks. It hands on what it reads to a mailbox for each follower,
-which skips what that one has had. A new follower interrupts the read through a stream of the
-hub's own, so that no wake-up can be lost. A lost Redis is connected to again for ever.
+A hub reads all followed streams with one blocking XREAD, each from the earliest id that one of its
+followers needs. It delivers the entries to a mailbox for each follower, which skips those it has
+had. A new follower interrupts the read through a control stream, so that no wake-up is lost. If
+Redis fails, the hub reconnects until it is closed.
 """
 
 from __future__ import annotations
@@ -38,22 +38,25 @@ log = structlog.get_logger(__name__)
 
 BLOCK_S = 2.0
 _READ_COUNT = 200
-MAILBOX_SIZE = 400  # more than a stream holds, so that whoever comes late loses nothing
+MAILBOX_SIZE = 400  # more than a stream holds, so that a late follower loses nothing
 _BACKOFF_S = (0.05, 2.0)
 
 
 class Mailbox:
-    """What one follower has yet to take: one preview at most, and states before progress."""
+    """The undelivered events of one follower.
+
+    It holds at most one preview. If it is full, progress and previews are dropped before states.
+    """
 
     def __init__(self, job_id: UUID, after: StreamId) -> None:
         self.job_id = job_id
-        self.cursor = after  # of the last entry seen, whether or not it made an event
+        self.cursor = after  # id of the last entry seen, with or without an event
         self._events: deque[StampedEvent] = deque()
         self._changed = asyncio.Event()
         self._closed = False
 
     def offer(self, position: StreamId, event: JobEvent | None, row: Job | None = None) -> None:
-        """Add the event at `position`, unless it has been here; None only moves the cursor on."""
+        """Add the event at `position`, unless it was offered before. None only moves the cursor."""
         if position <= self.cursor:
             return
         self.cursor = position
@@ -73,7 +76,7 @@ class Mailbox:
         self._changed.set()
 
     async def take(self) -> StampedEvent | None:
-        """The next event, waiting for it if need be; None when there will be no more."""
+        """Wait for the next event and return it, or None once the mailbox is closed and empty."""
         while not self._events:
             if self._closed:
                 return None
@@ -90,10 +93,10 @@ class Mailbox:
 
 
 class Hub:
-    """Reads for all mailboxes, from the first follower on until it is closed."""
+    """Reads the streams for all mailboxes, from the first follower until it is closed."""
 
     def __init__(self, commands: Redis, blocking: Redis) -> None:
-        """`blocking` is the hub's own, and waits BLOCK_S for an answer at least."""
+        """Create the hub. `blocking` is for its use only, with a timeout above BLOCK_S."""
         self._commands = commands
         self._blocking = blocking
         self._mailboxes: set[Mailbox] = set()
@@ -104,7 +107,7 @@ class Hub:
 
     @contextlib.asynccontextmanager
     async def join(self, job_id: UUID, after: StreamId) -> AsyncIterator[Mailbox]:
-        """A mailbox that fills with the events of `job_id` after the one at `after`."""
+        """Open a mailbox that receives the events of `job_id` after the id `after`."""
         mailbox = Mailbox(job_id, after)
         self._mailboxes.add(mailbox)
         try:
@@ -118,15 +121,15 @@ class Hub:
             self._mailboxes.discard(mailbox)
 
     async def aclose(self) -> None:
-        """End every follower's iteration and the connection."""
+        """Stop reading, and end every follower's iteration."""
         self._closing.set()
         while self._task is not None and not self._task.done():
-            self._task.cancel()  # again if need be: see `_honour_cancel`
+            self._task.cancel()  # may have to be repeated: see `_honour_cancel`
             await asyncio.wait([self._task], timeout=0.1)
         self._close_mailboxes()
 
     async def _interrupt(self) -> None:
-        # Where Redis is away the hub is not blocked in a read, and needs no interruption.
+        # If Redis is unavailable, the hub is not blocked in a read and needs no interruption.
         with contextlib.suppress(RedisError):
             async with self._commands.pipeline(transaction=False) as pipeline:
                 pipeline.xadd(self._control_key, {"joined": ""}, maxlen=1, approximate=False)
@@ -147,7 +150,7 @@ class Hub:
                 failures += 1
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        # Only a defect ends the task early: its followers must not wait for ever.
+        # Only a bug ends the task early. Its followers must not wait for ever then.
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("status_hub_failed", exc_info=error)
         self._close_mailboxes()
@@ -157,7 +160,7 @@ class Hub:
             mailbox.close()
 
     async def _read(self) -> None:
-        """One XREAD, and its delivery."""
+        """Do one XREAD and deliver its entries."""
         asked: dict[UUID, StreamId] = {}
         for mailbox in self._mailboxes:
             asked[mailbox.job_id] = min(mailbox.cursor, asked.get(mailbox.job_id, mailbox.cursor))
@@ -170,8 +173,8 @@ class Hub:
             self._control_at = control[-1].id
         entries = {jobs[key]: found for key, found in read.items()}
         previews = await self._newest_previews(entries)
-        # Who has joined meanwhile, and lacks earlier events than were asked for, waits for the
-        # next read: to deliver now would move its cursor past them.
+        # A follower that joined during the read and needs earlier events waits for the next read,
+        # because delivery would move its cursor past them.
         for mailbox in self._mailboxes:
             if mailbox.job_id in entries and mailbox.cursor >= asked[mailbox.job_id]:
                 _deliver(mailbox, entries[mailbox.job_id], previews.get(mailbox.job_id))
@@ -189,14 +192,17 @@ class Hub:
 
 
 def _honour_cancel() -> None:
-    """Go now, if this task was cancelled and redis-py has kept that to itself: it uses
-    asyncio.wait_for, which in Python 3.11 swallows a cancel that comes with its result."""
+    """Raise CancelledError if this task was cancelled and redis-py swallowed it.
+
+    redis-py uses asyncio.wait_for, which in Python 3.11 swallows a cancellation that arrives
+    together with its result.
+    """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
 
 
 def _deliver(mailbox: Mailbox, entries: Iterable[Entry], preview: JobEvent | None) -> None:
-    # Several previews are all the newest picture by now; the mailbox keeps the last of them.
+    # All previews of the entries resolve to the newest picture; the mailbox keeps the last one.
     for entry in entries:
         mailbox.offer(entry.id, preview if entry.is_preview else entry.event, entry.row)

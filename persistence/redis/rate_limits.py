@@ -1,8 +1,8 @@
-"""Requests a minute of each owner, in Redis: one script, one round trip, and no state of ours.
+"""Limit each owner's requests per minute in Redis, with one script in one round trip.
 
-The generic cell rate algorithm (ITU-T I.371, as in https://brandur.org/rate-limiting): what is
-kept is only the moment at which a bucket that fills evenly would be full again. A whole minute's
-requests may come at once. Redis' own clock counts, so that replicas need not agree on the time.
+This is the generic cell rate algorithm (ITU-T I.371, see https://brandur.org/rate-limiting). It
+stores only the time at which an evenly refilled bucket would be full again. A burst may use a whole
+minute's requests. Times are of Redis' clock, so that replicas need not agree.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import asyncio
 from persistence.redis.client import connect, translated_errors
 from restoration.limits.rates import WINDOW_S, Rate
 
-# A request would rather go uncounted than wait longer for this.
+# A request goes uncounted rather than wait longer.
 _TIMEOUT_S = 0.25
 
-# Times are in microseconds, which Lua's numbers hold exactly. Returns what is left, or -1 for a
-# refusal; and the microseconds until there is one more, after a refusal, or all of it again.
+# Times are in microseconds, which Lua's numbers hold exactly. Returns the remaining requests, or -1
+# if refused, and the microseconds until the next request is allowed, if refused, or until all are.
 _TAKE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -32,16 +32,19 @@ return {math.floor((window - (full_at - now)) / step + 0.001), math.ceil(full_at
 
 
 class RedisRateLimiter:
-    """Belongs to one event loop: the one it is made in. Connects on first use."""
+    """RateLimiter on Redis, bound to the event loop in which it is created.
+
+    It connects on first use.
+    """
 
     def __init__(self, redis_url: str) -> None:
         self._redis = connect(redis_url, timeout_s=_TIMEOUT_S, retries=0)
 
     async def take(self, owner: str, per_minute: int) -> Rate:
-        """As the port says. Raises DependencyUnavailable after a quarter of a second."""
+        """See RateLimiter. Raises DependencyUnavailable after 0.25 s without an answer."""
         window_us = WINDOW_S * 1_000_000
         with translated_errors():
-            # EVAL rather than EVALSHA: no second round trip when a new server lacks the script
+            # EVAL instead of EVALSHA saves the second round trip to a server without the script.
             async with asyncio.timeout(_TIMEOUT_S):
                 left, wait_us = await self._redis.eval(
                     _TAKE, 1, f"restore:rate:{owner}", str(per_minute), str(window_us)

@@ -1,7 +1,7 @@
-"""StatusBoard on Redis: best effort, and quick to say when Redis is away.
+"""StatusBoard on Redis: best effort, with short timeouts.
 
-Everything about a job vanishes a day after its last event. What is lost here was never the truth:
-the job's row tells how it ended.
+The keys of a job expire a day after its last event. Their loss is harmless, because the job's row
+is authoritative.
 """
 
 from __future__ import annotations
@@ -29,27 +29,30 @@ from restoration.ports import StampedEvent
 
 _TIMEOUT_S = 1.0
 _KEPT_S = 24 * 3600
-_KEPT_EVENTS = 200  # for each job, give or take a hundred
+_KEPT_EVENTS = 200  # for each job, within about a hundred
 
 
 class RedisStatusBoard:
-    """Belongs to one event loop: the one it is made in."""
+    """StatusBoard on Redis. Bound to the event loop in which it is created."""
 
     def __init__(self, redis_url: str) -> None:
-        """Connects on first use: the commands share a pool, all followers one connection."""
+        """Create the clients: commands share a pool, and all followers share one connection.
+
+        They connect on first use.
+        """
         self._commands = connect(redis_url, timeout_s=_TIMEOUT_S, retries=1)
         self._blocking = connect(redis_url, timeout_s=BLOCK_S + _TIMEOUT_S, retries=0)
         self._hub = Hub(self._commands, self._blocking)
 
     async def publish(self, events: Sequence[tuple[UUID, JobEvent]]) -> None:
-        """Write the whole batch in one round trip.
+        """Publish all events in one round trip.
 
-        Raises DependencyUnavailable after about two seconds; part of it may be written then.
+        Raises DependencyUnavailable after about two seconds; some events may be written then.
         """
         await self._write([(job_id, event, entry_fields(event)) for job_id, event in events])
 
     async def conclude(self, job: Job) -> None:
-        """As the port says, in one round trip. Raises DependencyUnavailable as `publish`."""
+        """See StatusBoard. One round trip; raises DependencyUnavailable as `publish` does."""
         end = StateChanged(job.status, job.attempt)
         await self._write([(job.id, end, entry_fields(end) | row_fields(job))])
 
@@ -59,7 +62,7 @@ class RedisStatusBoard:
             newest[job_id][event.type] = to_json(event)
         with translated_errors():
             async with self._commands.pipeline(transaction=False) as pipeline:
-                # The hash first: whoever reads of a preview in the stream looks for it there.
+                # The hash first, because readers of a preview's stream entry look it up there.
                 for job_id, by_type in newest.items():
                     pipeline.hset(latest_key(job_id), mapping=by_type)
                 for job_id, _, fields in entries:
@@ -70,7 +73,7 @@ class RedisStatusBoard:
                 await pipeline.execute()
 
     async def latest(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:
-        """As the port says, in one round trip. Raises DependencyUnavailable."""
+        """See StatusBoard. One round trip; raises DependencyUnavailable."""
         with translated_errors():
             async with self._commands.pipeline(transaction=False) as pipeline:
                 for job_id in job_ids:
@@ -84,10 +87,10 @@ class RedisStatusBoard:
         return boards
 
     def follow(self, job_id: UUID, after_id: str | None = None) -> AsyncIterator[StampedEvent]:
-        """As the port says. Goes on by itself after Redis was away, and ends with `aclose`.
+        """See StatusBoard. Continues after a failure of Redis, and ends with `aclose`.
 
-        A follower that is slow loses progress, never the newest state. Raises InvalidRequest at
-        once for an `after_id` that is none.
+        A slow follower loses progress but not the newest state. The call itself, not the iteration,
+        raises InvalidRequest if `after_id` is malformed.
         """
         return self._follow(job_id, START if after_id is None else parse_id(after_id))
 
@@ -101,7 +104,7 @@ class RedisStatusBoard:
             await self._commands.ping()
 
     async def aclose(self) -> None:
-        """End every follower, and close the connections."""
+        """End every follower's iteration, and close the connections."""
         await self._hub.aclose()
         await self._blocking.aclose()
         await self._commands.aclose()

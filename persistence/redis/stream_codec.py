@@ -1,8 +1,8 @@
-"""How a job's events lie in Redis: the keys, the ids, the entries of a stream.
+"""Encoding of a job's events in Redis: keys, ids and stream entries.
 
-`restore:{job}:latest` is a hash of the newest event of each type; `restore:{job}:events` a stream
-of all, in which a preview is only mentioned, for its picture lies in the hash. A job's end may have
-its row beside it.
+`restore:{job}:latest` is a hash of the newest event of each type. `restore:{job}:events` is a
+stream of all events. A preview's entry there is only a marker, and its picture is in the hash. The
+entry of a job's end may also have the job's row.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ START: StreamId = (0, 0)
 _EVENT_FIELD = "event"
 _ROW_FIELD = "row"
 _ROW = TypeAdapter(Job)
-_LARGEST_ROW_BYTES = 16 * 1024  # one with a graph of the user's own may be read in Postgres
-PREVIEW = "preview"  # the type of Previewed, and the field that mentions one in the stream
+_LARGEST_ROW_BYTES = 16 * 1024  # a larger row, with a user's own graph, is read from Postgres
+PREVIEW = "preview"  # the type of Previewed, and the field that marks one in the stream
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """`event` is None for a preview, and for what this version does not know."""
+    """A stream entry. `event` is None for a preview, and for an event of an unknown type."""
 
     id: StreamId
     event: JobEvent | None
@@ -55,7 +55,7 @@ def format_id(position: StreamId) -> str:
 
 
 def parse_id(text: str) -> StreamId:
-    """Raises InvalidRequest for what is no id of a stream."""
+    """Parse a stream id. Raises InvalidRequest if it is malformed."""
     milliseconds, dash, sequence = text.partition("-")
     if not (dash and _is_number(milliseconds) and _is_number(sequence)):
         raise InvalidRequest("the event id is not one that this service gave out")
@@ -63,7 +63,7 @@ def parse_id(text: str) -> StreamId:
 
 
 def _is_number(text: str) -> bool:
-    # 64 bits unsigned have at most 20 digits, 19 of which always fit.
+    # Unsigned 64-bit numbers have at most 20 digits; any 19 digits fit.
     return text.isascii() and text.isdecimal() and len(text) < 20
 
 
@@ -72,13 +72,13 @@ def entry_fields(event: JobEvent) -> dict[Any, Any]:
 
 
 def row_fields(job: Job) -> dict[Any, Any]:
-    """What goes with the event of an end."""
+    """Return the entry fields with a job's row, or none if it is too large."""
     row = _ROW.dump_json(job)
     return {_ROW_FIELD: row} if len(row) <= _LARGEST_ROW_BYTES else {}
 
 
 def parse_event(text: str | None) -> JobEvent | None:
-    """None for nothing, and for an event of another version: one that is not ours to show."""
+    """Parse an event. Return None if there is none, or if another version wrote it."""
     if text is None:
         return None
     try:
@@ -89,7 +89,7 @@ def parse_event(text: str | None) -> JobEvent | None:
 
 
 def _parse_row(text: str | None) -> Job | None:
-    """None for nothing, and for a row that this version cannot read."""
+    """Parse a job's row. Return None if there is none, or if this version cannot read it."""
     if text is None:
         return None
     try:
@@ -102,7 +102,7 @@ def _parse_row(text: str | None) -> Job | None:
 async def read_entries(
     client: Redis, positions: Mapping[str, StreamId], count: int, block_s: float
 ) -> dict[str, Sequence[Entry]]:
-    """XREAD: the entries after each position, by key; waits up to `block_s` for the first."""
+    """Return the entries after each position by key, waiting up to `block_s` for one (XREAD)."""
     streams: dict[Any, Any] = {key: format_id(position) for key, position in positions.items()}
     answer: Any = await client.xread(streams, count=count, block=round(block_s * 1000))
     return {key: [_entry(*raw) for raw in found] for key, found in answer or ()}

@@ -1,9 +1,8 @@
-"""Places that several owners share in turns: threads, processes, uploads, event streams.
+"""Share a limited number of places between owners: threads, processes, uploads, event streams.
 
-The next free place goes to the waiting owner that holds the fewest, in turns where several hold
-as few, and within an owner to the request that has waited the longest. A limit on what one owner
-holds keeps places within reach of the others
-(docs/decisions/0030-lend-places-to-owners-in-turns.md).
+A free place goes to the waiting owner that holds the fewest; owners that hold equally many take
+turns. Within an owner it goes to the request that has waited longest. A limit on what one owner
+holds leaves places for the others (docs/decisions/0030-lend-places-to-owners-in-turns.md).
 """
 
 from __future__ import annotations
@@ -20,45 +19,45 @@ from restoration.errors import TooManyAtOnce
 RETRY_AFTER_S = 2
 
 Owner = str | None
-"""None is work of the service itself: it takes its turn as one owner, without a limit."""
+"""None stands for the service itself, which takes turns like one owner but has no limit."""
 
 Share = Callable[[int, int], int]
 """Return how many places an owner may hold, given how many there are and how many are free."""
 
 current_owner: ContextVar[Owner] = ContextVar("current_owner", default=None)
-"""The owner that the running task works for, set where a request is authenticated."""
+"""The owner that the current task works for, set when a request is authenticated."""
 
 
 def context_of(owner: Owner) -> Context:
-    """Return the running task's context with this owner in it, for a task that outlives it."""
+    """Return a copy of the current context with this owner, for a task that outlives the caller."""
     context = copy_context()
     context.run(current_owner.set, owner)
     return context
 
 
 def all_but_one(places: int, _free: int) -> int:
-    """Leave one place to the others: for places that are held briefly. A single place is lent."""
+    """Leave one place for other owners; for places that are held briefly. The minimum is 1."""
     return max(1, places - 1)
 
 
 def as_many_as_are_free(_places: int, free: int) -> int:
-    """Lend an owner another place only while more are free than it holds.
+    """Let an owner take another place only while more are free than it holds.
 
-    For places that a client can hold for long: one greedy owner gets half of them, the next half
-    of what is left, and so on, so that several together do not fill them.
+    For places that a client can hold for long: one owner gets at most half of them, the next half
+    of the rest, and so on, so that several owners together do not take them all.
     """
     return free
 
 
 class Place:
-    """A place that is held. Use it as a context manager, or give it back by hand."""
+    """A held place. Use it as a context manager, or call `give_back`."""
 
     def __init__(self, places: FairPlaces, owner: Owner) -> None:
         self._places: FairPlaces | None = places
         self._owner = owner
 
     def give_back(self) -> None:
-        """Let the next owner have the place. Repeating it changes nothing."""
+        """Free the place for the next owner. Idempotent."""
         if self._places is not None:
             self._places._give_back(self._owner)
             self._places = None
@@ -71,7 +70,7 @@ class Place:
 
 
 class FairPlaces:
-    """A number of places; for one event loop."""
+    """A fixed number of places, for use on one event loop."""
 
     def __init__(
         self,
@@ -82,15 +81,18 @@ class FairPlaces:
         max_waiting: int | None = None,
         error: type[TooManyAtOnce] = TooManyAtOnce,
     ) -> None:
-        """`what` names in errors what is being done in them ("uploads"); of each owner at most
-        `max_waiting` requests wait. `error` is raised in place of TooManyAtOnce."""
+        """Create `places` places.
+
+        `what` names their use in errors ("uploads"). At most `max_waiting` requests of each owner
+        wait (None: no limit). `error` is raised in place of TooManyAtOnce.
+        """
         self._places = places
         self._what = what
         self._share = share
         self._max_waiting = max_waiting
         self._error = error
         self._held: Counter[Owner] = Counter()
-        # Owners in the order of their turns: who is served, or begins to wait, goes to the end.
+        # Owners in turn order: an owner moves to the end when it starts to wait or gets a place.
         self._waiting: dict[Owner, deque[asyncio.Future[None]]] = {}
 
     @property
@@ -106,22 +108,22 @@ class FairPlaces:
     def has_room_for(self, owner: Owner) -> bool:
         """Return whether the owner would get a place at once.
 
-        None that waits is passed over then: an owner that may have a free place has it already.
+        This passes over no waiting owner: one that is allowed a free place has it already.
         """
         free = self.free
         return free > 0 and (owner is None or self._held[owner] < self._share(self._places, free))
 
     @asynccontextmanager
     async def turn(self, owner: Owner, timeout_s: float | None = None) -> AsyncIterator[None]:
-        """Hold a place for the block, after waiting for it. Raises as `take`."""
+        """Wait for a place and hold it for the block. Raises the errors of `take`."""
         with await self.take(owner, timeout_s):
             yield
 
     async def take(self, owner: Owner, timeout_s: float | None = None) -> Place:
-        """Wait for a place; a caller that is cancelled meanwhile holds none.
+        """Wait for a place and return it. A caller that is cancelled while it waits holds none.
 
-        Raises TooManyAtOnce when there is none after `timeout_s`, or, at once, when as many
-        requests of the owner wait as may.
+        Raises TooManyAtOnce if there is none after `timeout_s`, and at once if `max_waiting`
+        requests of the owner wait already.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -142,13 +144,13 @@ class FairPlaces:
         except asyncio.CancelledError:
             if lent.cancelled():
                 self._leave(owner, lent)
-            else:  # it was lent in the moment of the cancellation
+            else:  # the place was lent just before the cancellation
                 self._give_back(owner)
             raise
         return Place(self, owner)
 
     def take_now(self, owner: Owner) -> Place:
-        """Take a place without waiting. Raises TooManyAtOnce when there is none for the owner."""
+        """Return a place without waiting. Raises TooManyAtOnce if there is none for the owner."""
         if self.has_room_for(owner):
             return self._lend(owner)
         if self.free:
@@ -166,11 +168,11 @@ class FairPlaces:
         self._serve()
 
     def _serve(self) -> None:
-        """Lend what is free to those who wait."""
+        """Lend free places to the waiting owners."""
         while ready := [owner for owner in self._waiting if self.has_room_for(owner)]:
             owner = min(ready, key=self.held)
             lent = self._waiting[owner].popleft()
-            if not lent.done():  # else cancelled, which does not cost the owner its turn
+            if not lent.done():  # done means cancelled, and the owner then keeps its turn
                 self._held[owner] += 1
                 lent.set_result(None)
                 self._waiting[owner] = self._waiting.pop(owner)

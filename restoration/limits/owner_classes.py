@@ -1,7 +1,7 @@
-"""What kind of owner a job has, told by its name alone: few enough kinds to count jobs by.
+"""Classify owners by name as person, machine or other, for use as a metric label.
 
-Auth0's subjects are `connection|id` for a person and `client id@clients` for a machine (its
-documentation, "Access Tokens"). Other names are those of batch scripts and other issuers.
+Auth0's subjects are `connection|id` for a person and `client id@clients` for a machine (Auth0
+documentation, "Access Tokens"). Names of batch scripts and other issuers are OTHER.
 """
 
 from __future__ import annotations

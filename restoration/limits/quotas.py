@@ -1,6 +1,6 @@
-"""What one owner may have and do at a time. 0 is no limit.
+"""Limits for one owner. 0 means no limit.
 
-The settings give everybody's; a token's claim may replace any of them for its bearer.
+The settings give the defaults; a claim in a token may replace any of them for its owner.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from restoration.errors import QueueFull, StorageFull
 from restoration.images import MEBIBYTE
 
-# What a client is told to wait before it sends again: by then a few jobs have ended ...
+# Retry-After of QueueFull: a few jobs have ended by then.
 RETRY_AFTER_S = 10
-# ... and what is kept has been looked through for what may go (actors.leader.retention).
+# Retry-After of StorageFull: retention (actors.leader.retention) has run by then.
 STORAGE_RETRY_AFTER_S = 3600
 # A whole batch of the largest photos.
 UPLOADING_BYTES = 1000 * 50 * MEBIBYTE
-_MOST = 2**31 - 1  # what Postgres' integer holds
-_MOST_BYTES = 2**53  # beyond, JSON's numbers are not exact
+_MOST = 2**31 - 1  # largest value of an integer column in Postgres
+_MOST_BYTES = 2**53  # larger numbers are not exact in JSON
 
 
 class Quotas(BaseModel):
-    """`requests_per_minute` counts what changes something; reads are never refused.
+    """The limits of one owner.
 
-    `uploading_bytes` are those of direct uploads that no job was made of yet, which count in
-    `stored_bytes` as well.
+    `requests_per_minute` counts requests that change something; reads are never refused.
+    `uploading_bytes` counts direct uploads without a job yet, which `stored_bytes` includes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -38,18 +38,21 @@ class Quotas(BaseModel):
     uploading_bytes: int = Field(UPLOADING_BYTES, ge=0, le=_MOST_BYTES)
 
     def replaced(self, claim: object) -> Self:
-        """These with those that a token's claim names. Raises ValueError for any other claim."""
+        """Return a copy with the limits that a token's claim names.
+
+        Raises ValueError if the claim is not an object of valid limits.
+        """
         if not isinstance(claim, dict):
             raise ValueError("its quotas are not an object")
         return type(self).model_validate({**self.model_dump(), **claim})
 
     def check_waiting(self, waiting: int) -> None:
-        """Raise QueueFull if more jobs than may would wait."""
+        """Raise QueueFull if `waiting` jobs exceed the limit."""
         if 0 < self.waiting_jobs < waiting:
             raise queue_full("as many of your jobs wait as may", self.waiting_jobs)
 
     def check_stored(self, stored_bytes: int) -> None:
-        """Raise StorageFull if more bytes than may would be stored."""
+        """Raise StorageFull if `stored_bytes` exceed the limit."""
         if 0 < self.stored_bytes < stored_bytes:
             raise StorageFull(
                 f"your photos and results would take more than {self.stored_bytes} bytes; "
@@ -59,7 +62,7 @@ class Quotas(BaseModel):
             )
 
     def check_uploading(self, uploading_bytes: int) -> None:
-        """Raise StorageFull if more bytes than may would be announced."""
+        """Raise StorageFull if the `uploading_bytes` announced exceed the limit."""
         if 0 < self.uploading_bytes < uploading_bytes:
             raise StorageFull(
                 f"your direct uploads would announce more than {self.uploading_bytes} bytes; submit"

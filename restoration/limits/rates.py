@@ -1,7 +1,7 @@
-"""How many requests an owner has left, and how answers tell it.
+"""The state of an owner's rate limit, and its response headers.
 
-The headers are those of draft-ietf-httpapi-ratelimit-headers-10, whose parameters are: `q` the
-quota, `w` its window in seconds, `r` what is left of it, `t` the seconds until there is more.
+The headers follow draft-ietf-httpapi-ratelimit-headers-10. Their parameters are `q`, the quota;
+`w`, its window in seconds; `r`, the remaining quota; and `t`, the seconds until there is more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ WINDOW_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """`wait_s`: until one more request is allowed, if this one was not, else until all are."""
+    """The state of one owner's limit after a request.
+
+    `wait_s` is the time until the next request is allowed, if this one was not, and otherwise
+    until the whole quota is available.
+    """
 
     per_minute: int
     left: int

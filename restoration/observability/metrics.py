@@ -1,7 +1,7 @@
-"""What the service measures of itself: each metric once, and the port through which it is told.
+"""Definitions of all metrics, and the Meter port that records them.
 
-Names follow Prometheus' conventions; Ray's metrics agent, which serves them, puts `ray_` in front.
-Every label has a bounded set of values: an owner shows by its class alone.
+Names follow Prometheus' conventions; Ray's metrics agent, which serves them, prefixes `ray_`.
+Every label has a bounded set of values, so owners appear only by class.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-PREFIX = "ray_"  # of every metric that goes through Ray
+PREFIX = "ray_"  # Ray adds it to every metric
 
 
 class Kind(StrEnum):
@@ -22,7 +22,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`buckets` are a histogram's upper bounds. `gpu_only`: not there where engines have no GPU."""
+    """A metric. `buckets` are a histogram's upper bounds; a `gpu_only` one needs a GPU."""
 
     name: str
     kind: Kind
@@ -33,12 +33,12 @@ class Metric:
 
     @property
     def exported(self) -> str:
-        """Its name at the metrics agent; a histogram's series have a suffix behind it."""
+        """Name at the metrics agent. The series of a histogram add a suffix to it."""
         return PREFIX + self.name
 
 
 _OF_JOBS = ("class", "owner_class", "workflow")
-# From a small picture on a GPU to the longest run that a workflow allows.
+# From a small picture on a GPU to the longest time limit of a workflow.
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3600)
 
 JOBS = Metric("restore_jobs", Kind.GAUGE, ("state", *_OF_JOBS), "Jobs that have not ended")
@@ -112,22 +112,22 @@ NO_LABELS: Mapping[str, str] = {}
 
 
 class Meter(Protocol):
-    """Takes measurements; never blocks, never fails. Each metric is told with all its labels."""
+    """Records measurements without blocking or raising. Callers pass all labels of a metric."""
 
     def count(
         self, metric: Metric, labels: Mapping[str, str] = NO_LABELS, amount: float = 1
     ) -> None:
-        """Add to a counter; nothing happens for an amount of 0."""
+        """Add `amount` to a counter. An amount of 0 has no effect."""
 
     def gauge(self, metric: Metric, value: float, labels: Mapping[str, str] = NO_LABELS) -> None:
-        """A gauge's value from now on, in this process."""
+        """Set a gauge's value for this process."""
 
     def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
-        """One more value of a histogram."""
+        """Add a value to a histogram."""
 
 
 class NullMeter:
-    """For whoever measures nothing."""
+    """A meter that records nothing."""
 
     def count(
         self, metric: Metric, labels: Mapping[str, str] = NO_LABELS, amount: float = 1

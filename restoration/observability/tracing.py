@@ -1,7 +1,7 @@
-"""Where in a trace we are: W3C Trace Context, and spans as they are told once they are over.
+"""W3C Trace Context, spans, and the Tracer port. https://www.w3.org/TR/trace-context/
 
-A trace is one of the caller's, or begins here. It travels with a job through Postgres, since the
-worker that claims it is not called by whoever submitted it. https://www.w3.org/TR/trace-context/
+A trace comes from the caller or begins here. A job carries its trace context in its Postgres row,
+because the worker claims the job there and receives no request from the submitter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal, Protocol, Self
 
 HEADER = "traceparent"
 _SAMPLED = 1
-# Version 00; later ones may have more behind it, and are to be read as this one.
+# Version 00. Later versions may append fields, and are parsed as version 00.
 _TRACEPARENT = re.compile(
     r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
 )
@@ -25,7 +25,10 @@ _TRACEPARENT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TraceContext:
-    """One span's place: 32 and 16 digits of hex; `sampled`: somebody wants to see it."""
+    """The identity of a span.
+
+    `trace_id` has 32 and `span_id` 16 hex digits. `sampled` is the flag that the trace is recorded.
+    """
 
     trace_id: str
     span_id: str
@@ -37,7 +40,10 @@ class TraceContext:
 
     @classmethod
     def parse(cls, header: str | None) -> Self | None:
-        """None for what is no `traceparent`: the trace begins here then, as W3C has it."""
+        """Parse a `traceparent` header. Return None if it is invalid or missing.
+
+        The caller then begins a new trace, as W3C Trace Context requires.
+        """
         match = _TRACEPARENT.fullmatch(header or "")
         if match is None or (match[1] == "00" and match[5]):
             return None
@@ -48,13 +54,13 @@ class TraceContext:
         return f"00-{self.trace_id}-{self.span_id}-{int(self.sampled):02x}"
 
     def child(self) -> TraceContext:
-        """A new span in the same trace."""
+        """Return the context of a new span in the same trace."""
         return replace(self, span_id=secrets.token_hex(8))
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Something that is over; times in seconds since the epoch. `error` says what went wrong."""
+    """An ended span. Times are seconds since the epoch; `error` is the exception's class name."""
 
     name: str
     context: TraceContext
@@ -69,14 +75,14 @@ class Span:
 class Tracer(Protocol):
     @property
     def samples(self) -> bool:
-        """Whether traces that begin here are to be seen; a caller's say so themselves."""
+        """Whether traces that begin here are sampled. A caller's trace decides for itself."""
 
     def record(self, span: Span) -> None:
-        """Take a span; never blocks, never fails."""
+        """Record an ended span, without blocking or raising."""
 
 
 class NullTracer:
-    """For whoever traces nothing: contexts are passed on, and no span is told."""
+    """A tracer that records no span. Trace contexts are still passed on."""
 
     samples = False
 
@@ -87,7 +93,7 @@ _current: ContextVar[TraceContext | None] = ContextVar("trace", default=None)
 
 
 def current() -> TraceContext | None:
-    """The span that this code runs under, if there is one."""
+    """Return the context of the current span, or None."""
     return _current.get()
 
 
@@ -99,7 +105,10 @@ def spanning(
     kind: Literal["internal", "server", "client"] = "internal",
     parent: TraceContext | None = None,
 ) -> Iterator[TraceContext]:
-    """The block as a span: below `parent`, else below the current one, else of a new trace."""
+    """Run the block as a span and record it.
+
+    Its parent is `parent`, or else the current span; without either it begins a new trace.
+    """
     above = parent or _current.get()
     here = above.child() if above else TraceContext.new(sampled=tracer.samples)
     token = _current.set(here)

@@ -1,4 +1,4 @@
-"""What jobs cost: seconds in which an engine executed them, of every attempt, however it ended."""
+"""GPU usage: the seconds in which engines executed jobs, over all attempts and outcomes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from restoration.jobs import Job
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Of one owner and workflow: `gpu_s` is the sum over `attempts` attempts of `jobs` jobs."""
+    """Usage of one owner and workflow: `gpu_s` over `attempts` attempts at `jobs` jobs."""
 
     owner: str
     workflow: str
@@ -23,22 +23,27 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The attempt of `job` has executed for `gpu_s` seconds in all."""
+    """The current attempt of `job` has executed for `gpu_s` seconds so far."""
 
     job: Job
     gpu_s: float
 
 
 class UsageLedger(Protocol):
-    """Keeps what attempts cost, and keeps it when a job's row is gone.
+    """Stores the usage of attempts, and keeps it after a job's row is deleted.
 
-    Not fenced: an attempt that has lost its job has cost all the same.
+    Records are not fenced: an attempt that lost its lease has used the GPU too.
     """
 
     async def record(self, costs: Sequence[Cost]) -> None:
-        """Of different attempts. May be told again and again; a smaller figure changes nothing.
-        Raises DependencyUnavailable."""
+        """Record the costs of different attempts.
+
+        Call it repeatedly with growing figures; a smaller figure changes nothing. Raises
+        DependencyUnavailable.
+        """
 
     async def since(self, since: datetime, owner: str | None = None) -> Sequence[Usage]:
-        """Sums over attempts that began to execute at or after `since`, of all owners or of one;
-        the largest first. Raises DependencyUnavailable."""
+        """Return the usage of attempts that began to execute at or after `since`, largest first.
+
+        Covers all owners, or only `owner`. Raises DependencyUnavailable.
+        """

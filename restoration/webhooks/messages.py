@@ -1,7 +1,7 @@
-"""Webhooks: what is sent when a job has ended, how it is signed, and when it is tried again. Pure.
+"""Payload, signature and retry schedule of the webhook for an ended job. No I/O.
 
-Scheme and headers are those of Standard Webhooks 1.0 (standardwebhooks.com), so that a receiver
-can verify with a library off the shelf. Where a webhook may go is in `restoration.webhooks.urls`.
+The signature scheme and headers are those of Standard Webhooks 1.0 (standardwebhooks.com), so that
+receivers can verify with an existing library. `restoration.webhooks.urls` checks destinations.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class DeliveryStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """How the webhook of an ended job stands. `next_try_at` is set while it is pending."""
+    """State of an ended job's webhook. `next_try_at` is set while it is pending."""
 
     status: DeliveryStatus = DeliveryStatus.PENDING
     tries: int = 0
@@ -41,7 +41,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class DueDelivery:
-    """One try at a webhook: the `tries`-th, `age_s` after its job ended."""
+    """A webhook to send now: its `tries`-th try, `age_s` seconds after its job ended."""
 
     job: Job
     host: str
@@ -58,9 +58,10 @@ class RetrySchedule:
     give_up_s: float = 24 * 3600.0
 
     def delay_s(self, tries: int, age_s: float, asked_s: float = 0) -> float | None:
-        """How long to wait after the `tries`-th failure; None: it was the last.
+        """Return the delay after the `tries`-th failed try, or None if it was the last.
 
-        `asked_s` is what the receiver asked for. The last try comes when the time is up.
+        `age_s` is the time since the job's end, `asked_s` the receiver's Retry-After. The last try
+        is made at `give_up_s`.
         """
         if age_s >= self.give_up_s:
             return None
@@ -70,12 +71,15 @@ class RetrySchedule:
 
 
 def message_id(job_id: UUID) -> str:
-    """The same for every try, for a receiver to tell a repetition: a job ends once."""
+    """Return the message id, the same for every try, by which receivers detect repetitions."""
     return f"msg_{job_id.hex}"
 
 
 def payload(job: Job) -> bytes:
-    """The JSON that is sent for a job that has ended; `links` are paths on the API's host."""
+    """Return the JSON body for an ended job; its `links` are paths on the API's host.
+
+    Raises ValueError if the job has not ended.
+    """
     if job.finished_at is None:
         raise ValueError(f"job {job.id} has not ended")
     path = f"/api/v1/restorations/{job.id}"
@@ -94,7 +98,7 @@ def payload(job: Job) -> bytes:
 
 
 def secret_key(secret: str) -> bytes:
-    """The bytes of a `whsec_` secret. Raises ValueError for what is none."""
+    """Return the key in a `whsec_` secret, 24 to 64 bytes. Raises ValueError if it is malformed."""
     try:
         key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     except binascii.Error:
@@ -108,7 +112,7 @@ def secret_key(secret: str) -> bytes:
 
 
 def signed_headers(key: bytes, message: str, timestamp_s: int, body: bytes) -> dict[str, str]:
-    """The headers by which a receiver knows that `body` is ours, and fresh."""
+    """Return the Standard Webhooks headers, with which a receiver verifies origin and age."""
     content = f"{message}.{timestamp_s}.".encode() + body
     signature = base64.b64encode(hmac.digest(key, content, hashlib.sha256)).decode()
     return {

@@ -1,8 +1,9 @@
-"""Which IP addresses belong to the public internet. Pure.
+"""Check whether an IP address belongs to the public internet. No I/O.
 
-`ipaddress.is_global` differs from one release of Python to the next and counts forms in which an
-IPv4 address hides (6to4, NAT64, Teredo). So the tables are here, from IANA's special-purpose
-registries (RFC 6890): of IPv4 all but these, of IPv6 what is given out as unicast, less these.
+`ipaddress.is_global` differs between releases of Python and accepts IPv6 forms that embed an IPv4
+address (6to4, NAT64, Teredo). The tables here are from IANA's special-purpose registries
+(RFC 6890). Public are all IPv4 addresses and all allocated IPv6 unicast addresses, except those
+listed.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ _NOT_PUBLIC_V4 = tuple(
         "10.0.0.0/8",  # private
         "100.64.0.0/10",  # behind a provider's NAT; Alibaba's metadata
         "127.0.0.0/8",  # loopback
-        "168.63.129.16/32",  # the platform under every Azure machine, though its number is public
+        "168.63.129.16/32",  # Azure's platform service, on every Azure machine
         "169.254.0.0/16",  # link-local; the metadata of AWS, Google and Azure
         "172.16.0.0/12",  # private
         "192.0.0.0/24",  # protocol assignments; Oracle's metadata
         "192.0.2.0/24",  # documentation
-        "192.88.99.0/24",  # relays of 6to4
+        "192.88.99.0/24",  # 6to4 relays
         "192.168.0.0/16",  # private
         "198.18.0.0/15",  # benchmarks
         "198.51.100.0/24",  # documentation
@@ -30,13 +31,13 @@ _NOT_PUBLIC_V4 = tuple(
         "240.0.0.0/4",  # reserved, and broadcast
     )
 )
-# Outside it lie loopback, link-local, private (fd00:ec2::254 is metadata), multicast, and the
+# Excludes loopback, link-local, private (fd00:ec2::254 is AWS's metadata), multicast, and the
 # mapped, compatible and NAT64 forms of IPv4 addresses.
 _UNICAST_V6 = IPv6Network("2000::/3")
 _NOT_PUBLIC_V6 = tuple(
     IPv6Network(network)
     for network in (
-        "2001::/23",  # protocol assignments, Teredo (2001::/32) among them
+        "2001::/23",  # protocol assignments, with Teredo (2001::/32)
         "2001:db8::/32",  # documentation
         "2002::/16",  # 6to4
         "3fff::/20",  # documentation
@@ -45,7 +46,7 @@ _NOT_PUBLIC_V6 = tuple(
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether a packet to `address` leaves for the internet, as itself and not for another."""
+    """Return whether `address` is public and does not embed another address."""
     if isinstance(address, IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_V4)
     if address.scope_id is not None or address not in _UNICAST_V6:

@@ -1,7 +1,7 @@
-"""Where a webhook may go: the URL when it is submitted, and an address when it is sent. Pure.
+"""Check the URL of a webhook at submission, and the IP address when it is sent. No I/O.
 
-The grammar is narrower than RFC 3986's, so that no two parsers can read a URL differently. Nobody
-is asked what a name resolves to: whoever connects does that, and shows each address to `permits`.
+The grammar is narrower than RFC 3986's, so that no two parsers can read a URL differently. Names
+are not resolved here: the sender resolves them and checks each address with `permits`.
 """
 
 from __future__ import annotations
@@ -14,31 +14,34 @@ from restoration.errors import InvalidWebhook
 from restoration.webhooks.public_addresses import is_public
 
 MAX_URL_CHARS = 2048
-# Those of HTTP: on another, a request could be meant for something that receives no webhooks.
+# Only HTTP's usual ports, so that a webhook cannot be aimed at another kind of service.
 PUBLIC_PORTS = (80, 443, 8080, 8443)
 
 _URL = re.compile(
     r"(?P<scheme>https?)://"
     r"(?P<host>[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]+\])"
     r"(:(?P<port>[0-9]{1,5}))?"
-    # no user before the host, no fragment, and nothing that some parsers take for a slash
+    # no user before the host, no fragment, and no backslash, which some parsers read as a slash
     r"([/?][a-z0-9/?:@!$&'()*+,;=._~%-]*)?",
     re.ASCII | re.IGNORECASE,
 )
-# Names that lead nowhere but home, whatever the resolver says (RFC 6761, RFC 6762, ICANN).
+# Names reserved for private use, even if a resolver answers for them (RFC 6761, RFC 6762, ICANN).
 _PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".home.arpa", ".lan")
 
 
 @dataclass(frozen=True, slots=True)
 class WebhookRules:
-    """`allow_http` is for development; addresses in `networks` may be reached on any port."""
+    """Rules for destinations.
+
+    `allow_http` is for development. Addresses in `networks` are permitted on any port.
+    """
 
     enabled: bool = False
     allow_http: bool = False
     networks: tuple[IPv4Network | IPv6Network, ...] = ()
 
     def permits(self, address: str, port: int) -> bool:
-        """Whether a webhook may be sent to this IP address. Raises ValueError if it is none."""
+        """Return whether a webhook may be sent to `address`. Raises ValueError if it is no IP."""
         found = ip_address(address)
         if any(found in network for network in self.networks):
             return True
@@ -47,7 +50,7 @@ class WebhookRules:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a URL leads: `host` in lower case, an IPv6 address without brackets."""
+    """Destination of a URL. `host` is in lower case, and an IPv6 address has no brackets."""
 
     scheme: str
     host: str
@@ -55,7 +58,10 @@ class Target:
 
 
 def check_url(url: str, rules: WebhookRules) -> Target:
-    """Raise InvalidWebhook unless a webhook may be sent to `url`, as far as its text tells."""
+    """Return the destination of `url`. Raises InvalidWebhook if the rules forbid it.
+
+    A name passes without being resolved.
+    """
     if not rules.enabled:
         raise InvalidWebhook("this service sends no webhooks: WEBHOOK_SECRET is not set")
     if (target := _read(url)) is None:
@@ -73,7 +79,7 @@ def check_url(url: str, rules: WebhookRules) -> Target:
 
 
 def host_of(url: str) -> str:
-    """The host of a URL that `check_url` let pass."""
+    """Return the host of a URL that `check_url` has accepted."""
     target = _read(url)
     return target.host if target else ""
 
@@ -95,9 +101,10 @@ def _may_be_reached(target: Target, rules: WebhookRules) -> bool:
 
 
 def _may_be_resolved(name: str, rules: WebhookRules) -> bool:
-    # A resolver takes 127.1, 0x7f.1 and 2130706433 for addresses: no top-level domain is a number.
+    # Resolvers read 127.1, 0x7f.1 and 2130706433 as addresses. No top-level domain begins with a
+    # digit.
     if not name.rpartition(".")[2][:1].isalpha():
         return False
-    if rules.networks:  # a name of one's own may lead there
+    if rules.networks:  # an internal name may resolve to an address in them
         return True
     return "." in name and not f".{name}".endswith(_PRIVATE_SUFFIXES)

@@ -1,4 +1,4 @@
-"""Jobs: the queue, its history and its leases in one table."""
+"""Create `jobs`: the queue, its history and its leases in one table."""
 
 from alembic import op
 

@@ -1,7 +1,7 @@
-"""Turns between owners, and a job's history, deadlines and retries.
+"""Create `turns`, and add a job's history, deadlines and retries.
 
-Triggers keep `turns`, not the application: a count that one forgotten statement could put wrong
-would leave jobs that nobody ever claims.
+Triggers maintain `turns` instead of the application: one statement that forgot to count would leave
+jobs that are never claimed.
 """
 
 from alembic import op
@@ -33,8 +33,8 @@ CREATE INDEX jobs_unstarted ON jobs (queue_deadline_at)
 CREATE UNIQUE INDEX jobs_retried ON jobs (retry_of) WHERE retry_of IS NOT NULL;
 """
 
-# An owner that comes (back) goes before those who had a turn since, but not before those who
-# have waited for ten minutes: even an endless stream of new owners starves nobody.
+# A new or returning owner goes before owners that had a turn in the last ten minutes, but after
+# those that have waited longer, so that even an endless stream of new owners starves none.
 _TURNS = """
 CREATE TABLE turns (
     owner      text NOT NULL,

@@ -1,4 +1,4 @@
-"""Webhooks: where a job wants one sent, and the outbox."""
+"""Add a job's webhook URL, and create the outbox `deliveries`."""
 
 from alembic import op
 

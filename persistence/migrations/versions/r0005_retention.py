@@ -1,4 +1,4 @@
-"""Retention: what of an ended job has expired, and whose time is up."""
+"""Add the times at which inputs and outputs expired, and the indexes for retention."""
 
 from alembic import op
 

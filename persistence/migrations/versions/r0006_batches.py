@@ -1,4 +1,4 @@
-"""Batches: what was submitted as one, and which job is which of its photos."""
+"""Create `batches`, and add a job's batch and its index there."""
 
 from alembic import op
 

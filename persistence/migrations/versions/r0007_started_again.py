@@ -1,4 +1,4 @@
-"""An index of the jobs that were started once and wait to be started again."""
+"""Add an index of jobs that have been started and wait again."""
 
 from alembic import op
 

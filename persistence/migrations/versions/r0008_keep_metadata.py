@@ -1,4 +1,4 @@
-"""Whether a job's result gets the EXIF of its photo. A constant default: no row is rewritten."""
+"""Add whether a result keeps its photo's EXIF. A constant default rewrites no row."""
 
 from alembic import op
 

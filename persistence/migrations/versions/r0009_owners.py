@@ -1,8 +1,8 @@
-"""What each owner has running and stored, and turns that are held while as many run as may.
+"""Create `owners` with counters of running jobs and stored bytes, and hold turns at the limit.
 
-As with turns, triggers count: a limit on a count that one statement forgot would lock its owner
-out for ever. Their names come before those of the turns' triggers, and Postgres goes by name: an
-owner's row is locked before its turns.
+As with turns, triggers count: one statement that forgot to would lock its owner out for ever.
+Postgres fires triggers in the order of their names. These names sort before those of the turns'
+triggers, so that an owner's row is locked before its turns.
 """
 
 from alembic import op
@@ -30,7 +30,7 @@ DROP INDEX turns_order;
 CREATE INDEX turns_order ON turns (counts_as, turn_at) WHERE counts_as IS NOT NULL AND NOT held;
 """
 
-# A job that is sent again shares its input with the first, which counts it; both expire at once.
+# A retry shares its input with the first job, which counts it; both inputs expire together.
 _FUNCTIONS = """
 CREATE FUNCTION job_runs(job jobs) RETURNS integer LANGUAGE sql IMMUTABLE AS $$
     SELECT (job.status IN ('running', 'cancelling'))::integer
@@ -100,7 +100,7 @@ CREATE TRIGGER jobs_account_end AFTER DELETE ON jobs FOR EACH ROW
     EXECUTE FUNCTION jobs_account_end();
 """
 
-# Room for an owner's next job is news for the dispatcher, as a new job is.
+# The dispatcher is notified of room for an owner's next job, as of a new job.
 _HOLDING = """
 CREATE FUNCTION owners_hold() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -130,7 +130,7 @@ RETURNS void LANGUAGE sql AS $$
 $$;
 """
 
-# The triggers hold writers off until this commits, so that nothing is counted twice or missed.
+# Creating the triggers blocks writers until the commit, so that no row is missed or counted twice.
 _BACKFILL = """
 INSERT INTO owners (owner, running, stored_bytes)
     SELECT owner, sum(job_runs(job)), sum(job_stores(job)) FROM jobs AS job GROUP BY owner;

@@ -1,6 +1,6 @@
-"""What attempts cost, in a table that outlives the jobs' rows; and each job's trace context.
+"""Create `gpu_usage`, which outlives the jobs' rows, and add each job's trace context.
 
-Expand only: the code before this release writes neither.
+Only additions: older code writes neither.
 """
 
 from alembic import op
@@ -14,7 +14,7 @@ def upgrade() -> None:
     op.execute("ALTER TABLE jobs ADD COLUMN traceparent text")
 
 
-# No reference to jobs: their rows are removed after a while, and what they cost stays.
+# No foreign key to jobs, because their rows are deleted after a time and the usage is kept.
 _USAGE = """
 CREATE TABLE gpu_usage (
     job_id   uuid NOT NULL,

@@ -1,7 +1,7 @@
-"""Results that answer later jobs: what a job's result depends on, and whose result it is.
+"""Add `work_key`, to find a result that answers a later job, and `reused_from`.
 
-No row is rewritten; the table is read twice, for the constraints and for the index, which is empty
-at first. Jobs that older code inserts have no key, and are not found.
+No row is rewritten. The table is scanned twice, for the constraints and for the index, which is
+empty at first. Jobs that older code inserts have no key and are not found.
 """
 
 from alembic import op

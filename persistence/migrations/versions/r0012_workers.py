@@ -1,4 +1,4 @@
-"""What workers say of themselves, and what they are told. A new table: old code never sees it."""
+"""Create `workers`, with their reports and orders. Older code does not use it."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Which ComfyUI a worker's engine is. Workers of before do not say, and need not."""
+"""Add the version of a worker's engine, which is empty for older workers."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Each host's due deliveries by their time, so that a backlog of one is not sorted for others."""
+"""Add an index of due deliveries by host, so that one host's backlog is not sorted for others."""
 
 from alembic import op
 

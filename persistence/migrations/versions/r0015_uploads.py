@@ -1,4 +1,4 @@
-"""Direct uploads that no job was made of yet: they count in what their owner has stored."""
+"""Create `uploads`: direct uploads without a job yet, which count as stored by their owner."""
 
 from alembic import op
 
@@ -23,7 +23,7 @@ CREATE INDEX uploads_of_owner ON uploads (owner) INCLUDE (size_bytes);
 CREATE INDEX uploads_by_expiry ON uploads (expires_at);
 """
 
-# As for jobs (0009): a count that one statement forgot would lock its owner out for ever.
+# Triggers as for jobs (0009): one statement that forgot to count would lock its owner out for ever.
 _ACCOUNTING = """
 CREATE FUNCTION uploads_account_new() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
