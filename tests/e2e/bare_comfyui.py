@@ -1,6 +1,6 @@
-"""The reference: a prompt run by a ComfyUI through plain HTTP calls, with nothing of ours around.
+"""The reference result: a prompt run by ComfyUI through plain HTTP calls, without our code.
 
-Straight from https://docs.comfy.org/development/comfyui-server/comms_routes
+Follows https://docs.comfy.org/development/comfyui-server/comms_routes
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEADLINE_S = 600.0
 def run_bare(
     comfyui_url: str, workflow_name: str, params: Mapping[str, object], image: bytes
 ) -> bytes:
-    """The PNG that the workflow's graph saves."""
+    """Return the PNG that the workflow's graph saves."""
     workflow = load_catalog().find(workflow_name)
     run = uuid4().hex
     with httpx.Client(base_url=comfyui_url, trust_env=False, timeout=300) as comfyui:

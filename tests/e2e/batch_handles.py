@@ -1,6 +1,5 @@
-"""A batch script: `python -m tests.e2e.batch_handles PHOTO...` tells on standard output, as JSON,
-how a batch of the photos went. RAY_ADDRESS says where.
-"""
+"""A batch script: `python -m tests.e2e.batch_handles PHOTO...` submits a batch to the cluster at
+RAY_ADDRESS, and prints the outcome as JSON."""
 
 from __future__ import annotations
 

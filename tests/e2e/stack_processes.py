@@ -1,4 +1,4 @@
-"""The processes of one stack, told from all others by what the kernel knows about them."""
+"""The processes of one stack, identified by the kernel's data about them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-WAIT_S = 300.0  # much longer than anything takes on a machine with other work
+WAIT_S = 300.0  # far longer than anything takes on a busy machine
 GPU_WORKER = "ray::ServeReplica:comfy-restore:GpuWorker"
 
 
 @dataclass(frozen=True)
 class Process:
-    """One life of one pid: `born` is in clock ticks since boot."""
+    """A process, identified by its pid and its start `born` in clock ticks since boot."""
 
     pid: int
     born: int
     parent: int = field(compare=False)
-    command: str = field(compare=False)  # Ray rewrites it with every call
+    command: str = field(compare=False)  # Ray rewrites it with every call.
 
     @property
     def words(self) -> list[str]:
@@ -35,7 +35,7 @@ class Process:
         os.kill(self.pid, signal.SIGKILL)
 
     def has_open(self, name: str) -> bool:
-        """Whether it has a file of this name open."""
+        """Return whether the process has a file of this name open."""
         try:
             return any(link.readlink().name == name for link in _fds(self.pid))
         except OSError:
@@ -43,8 +43,8 @@ class Process:
 
 
 def of_stack(state_dir: Path, up_pid: int | None = None) -> list[Process]:
-    """Everything that names the folder on its command line or in its environment, and all below
-    `up_pid`: a title that Ray gives a process may take the place of both."""
+    """Return the processes that name the folder in their command line or environment, and all
+    descendants of `up_pid`, because Ray's process titles may overwrite both."""
     found = {each.pid: each for each in _all() if _names(each, str(state_dir))}
     if up_pid is not None:
         found |= {each.pid: each for each in _below(up_pid)}
@@ -52,7 +52,7 @@ def of_stack(state_dir: Path, up_pid: int | None = None) -> list[Process]:
 
 
 def engines(state_dir: Path) -> dict[int, Process]:
-    """The ComfyUI of each port."""
+    """Return the ComfyUI of each port."""
     found = {}
     for each in _all():
         words = each.words
@@ -64,7 +64,7 @@ def engines(state_dir: Path) -> dict[int, Process]:
 
 
 def workers(state_dir: Path) -> dict[int, Process]:
-    """The GPU worker of each engine's port: the one that holds its lease."""
+    """Return for each engine's port the GPU worker that holds its lease."""
     ours = [each for each in of_stack(state_dir) if each.command.startswith(GPU_WORKER)]
     return {
         port: worker
@@ -88,10 +88,10 @@ def _all() -> Iterator[Process]:
 
 
 def _read(pid: int) -> Process | None:
-    """None for what has ended, be it still to be reaped."""
+    """Return None for a process that has ended, even if it is not reaped yet."""
     folder = Path(f"/proc/{pid}")
     try:
-        # "pid (name) state ppid ...", where the name may hold anything
+        # "pid (name) state ppid ...", where the name may contain anything
         stat = (folder / "stat").read_text().rpartition(")")[2].split()
         command = (folder / "cmdline").read_bytes().decode(errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Point 12 through the whole real system: a folder from a terminal, and files through Ray."""
+"""Batches through the complete system: a folder from a terminal, and files through Ray handles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.real_engine
 
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
-    """Three small photos, all different, and a file that is none."""
+    """Create three small different photos, and a file that is not a picture."""
     folder = tmp_path / "scans"
     folder.mkdir()
     photo = degrade(original("flower"))
@@ -32,7 +32,7 @@ def scans(tmp_path: Path) -> Path:
 
 @pytest.mark.batches
 def test_a_folder_is_restored_from_a_terminal(stack: Stack, scans: Path, tmp_path: Path) -> None:
-    """Every photo's own restoration under its own name; the one that is none is told."""
+    """Each photo is restored under its own name, and the broken file is reported."""
     results = tmp_path / "results"
     done = stack.restore(
         *("batch", "submit", str(scans), "-o", str(results)),
@@ -56,7 +56,8 @@ def width_of(path: Path) -> int:
 
 @pytest.mark.batches
 def test_files_are_one_batch_through_handles(stack: Stack, scans: Path) -> None:
-    """Submitted, watched and cancelled as one; errors cross the cluster as what they are."""
+    """Files are submitted, watched and cancelled as one batch; errors keep their class across
+    Ray."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.e2e.batch_handles", *sorted(scans.iterdir())],
         env={**os.environ, "RAY_ADDRESS": stack.record.ray_address, "RAY_AUTH_MODE": "token"},

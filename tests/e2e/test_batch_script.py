@@ -1,4 +1,4 @@
-"""The example of docs/examples as an operator would run it: a process of its own, through Ray."""
+"""The batch script of docs/examples, run as by an operator: in its own process, through Ray."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NAMES = ["a", "b", "c", "d", "e"]
 
 
 def test_a_folder_is_restored_through_ray_handles(stack: Stack, tmp_path: Path) -> None:
-    """Each good photo's result is on disk, the broken one is told, and the output is the script's
-    own; over HTTP the same jobs and the same bytes are there for the script's owner."""
+    """Good photos' results are on disk, the broken one is reported, and the output has only the
+    script's lines. Over HTTP the script's owner gets the same jobs and bytes."""
     photos, results, over_http = (tmp_path / name for name in ("photos", "results", "over_http"))
     photos.mkdir()
     photo = degrade(original("flower"))
@@ -50,7 +50,7 @@ def test_a_folder_is_restored_through_ray_handles(stack: Stack, tmp_path: Path) 
 
 
 def run_script(stack: Stack, *arguments: Path) -> subprocess.CompletedProcess[str]:
-    """Beside the stack: RAY_ADDRESS says which of several, and ~/.ray/auth_token lets it in."""
+    """Run the script. RAY_ADDRESS selects the stack, and ~/.ray/auth_token authenticates."""
     environ = {"RAY_ADDRESS": stack.record.ray_address}
     return subprocess.run(
         [sys.executable, SCRIPT, *arguments],

@@ -1,6 +1,6 @@
-"""The `restore` command against a running stack: what it prints, leaves on disk, and exits with.
+"""The `restore` command against a running stack: its output, files and exit statuses.
 
-`run_restore` fails a test on any traceback.
+`run_restore` fails a test that prints a traceback.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.real_engine
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file that `enlarge` takes a fraction of a second for."""
+    """Write a photo that takes `enlarge` a fraction of a second."""
     path = tmp_path_factory.mktemp("photos") / "photo.jpg"
     path.write_bytes(jpeg(degrade(original("flower")).crop((0, 0, 64, 48))))
     return path
@@ -34,13 +34,13 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(stack: Stack) -> Iterator[RestorationClient]:
-    """For what the command's own user does beside it."""
+    """Yield a client for the user of the commands."""
     with stack.client("local") as client:
         yield client
 
 
 def test_run_leaves_the_result_on_disk(stack: Stack, photo: Path, tmp_path: Path) -> None:
-    """Exit status 0, progress on standard error, and the format that the name's suffix says."""
+    """The exit status is 0, progress goes to standard error, and the suffix chooses the format."""
     out = tmp_path / "restored.webp"
     done = stack.restore(
         *("run", str(photo), "-o", str(out)),
@@ -56,12 +56,12 @@ def test_run_leaves_the_result_on_disk(stack: Stack, photo: Path, tmp_path: Path
 
 
 def newest_job(stack: Stack) -> str:
-    """Its id, as a person would copy it from the list."""
+    """Return the job's id, copied from the list as a user would."""
     return stack.restore("jobs", "--limit", "1").stdout.splitlines()[-1].split()[0]
 
 
 def test_format_overrides_the_suffix(stack: Stack, photo: Path, tmp_path: Path) -> None:
-    """--format says what is in the file, whatever it is called."""
+    """--format decides the format, whatever the file's name."""
     out = tmp_path / "restored.png"
     stack.restore("run", str(photo), "-o", str(out), "--workflow", "enlarge", "--format", "jpeg")
     with Image.open(out) as image:
@@ -80,7 +80,7 @@ def test_format_overrides_the_suffix(stack: Stack, photo: Path, tmp_path: Path) 
 def test_run_says_in_one_line_what_is_wrong(
     stack: Stack, photo: Path, tmp_path: Path, options: list[str], message: str
 ) -> None:
-    """Exit status 1, one line, and no file."""
+    """The exit status is 1, with one line of output and no file."""
     out = tmp_path / "restored.png"
     failed = stack.restore("run", str(photo), "-o", str(out), *options, check=False)
     assert_one_error(failed.returncode, failed.stderr, message)
@@ -88,7 +88,7 @@ def test_run_says_in_one_line_what_is_wrong(
 
 
 def test_a_broken_picture_is_refused_in_one_line(stack: Stack, photo: Path, tmp_path: Path) -> None:
-    """The service's reason is what the user reads."""
+    """The user sees the reason that the service gave."""
     broken, out = tmp_path / "broken.jpg", tmp_path / "restored.png"
     broken.write_bytes(photo.read_bytes()[:-200])
     failed = stack.restore("run", str(broken), "-o", str(out), check=False)
@@ -104,7 +104,7 @@ def assert_one_error(exit_status: int, stderr: str, message: str) -> None:
 
 
 def test_jobs_can_be_filtered_by_status(stack: Stack, client: RestorationClient) -> None:
-    """Nothing of another status is in the list."""
+    """The list has no job with another status."""
     listed = stack.restore("jobs", "--status", "succeeded", "--limit", "5").stdout.splitlines()
     assert listed[0].split() == ["job", "status", "workflow", "created", "took"]
     for line in listed[1:]:
@@ -112,7 +112,7 @@ def test_jobs_can_be_filtered_by_status(stack: Stack, client: RestorationClient)
 
 
 def test_cancel_returns_when_the_job_has_ended(stack: Stack, client: RestorationClient) -> None:
-    """0 for a job that is cancelled now, 1 for one that could not be any more."""
+    """The exit status is 0 for a job cancelled now, and 1 for one that cannot be cancelled."""
     job = client.submit(jpeg(original("flower").resize((240, 160))))
     assert stack.restore("cancel", str(job.id)).stderr == f"job {job.id} cancelled\n"
     assert client.get(job.id).status is JobStatus.CANCELLED
@@ -121,7 +121,7 @@ def test_cancel_returns_when_the_job_has_ended(stack: Stack, client: Restoration
 
 
 def test_a_token_is_accepted_by_the_api(stack: Stack) -> None:
-    """What `token` prints is all that a request needs, and it is for whom it was asked for."""
+    """The printed token is sufficient for a request, and belongs to the given subject."""
     url = f"{stack.record.url}/api/v1/restorations"
     token = stack.restore("token", "--sub", "somebody").stdout.strip()
     with httpx.Client(trust_env=False) as http:
@@ -131,14 +131,14 @@ def test_a_token_is_accepted_by_the_api(stack: Stack) -> None:
 
 
 def test_doctor_finds_all_well(stack: Stack) -> None:
-    """Exit status 0, every finding ok, and the stack among them."""
+    """The exit status is 0 and all findings are ok, including one about the stack."""
     findings = stack.restore("doctor").stdout.splitlines()[1:]
     assert all(line.startswith("ok ") for line in findings)
     assert f"serves at {stack.record.url}" in findings[-1]
 
 
 def test_engine_install_is_quick_and_says_what_is_wrong(stack: Stack, tmp_path: Path) -> None:
-    """What is there is left alone; a folder without a ComfyUI is named."""
+    """An installed engine is left alone, and a folder without ComfyUI is named."""
     assert "are installed in" in stack.restore("engine", "install").stderr
     wrong = stack.restore(
         *("engine", "install", "--source", "path", "--path", str(tmp_path)), check=False
@@ -157,7 +157,7 @@ def test_up_on_a_port_in_use_is_refused_in_one_line(tmp_path: Path, how: list[st
 
 
 def test_without_a_stack_each_command_says_so(tmp_path: Path) -> None:
-    """One line that says what to do; stopping nothing is no error."""
+    """One line says what to do; `down` without a stack is no error."""
     for command in (["jobs"], ["show", str(uuid4())], ["token"]):
         failed = run_restore(tmp_path, *command, check=False)
         assert_one_error(failed.returncode, failed.stderr, "no local stack is running")

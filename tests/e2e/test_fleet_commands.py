@@ -1,4 +1,4 @@
-"""The operators' commands against a running stack: what they show, and that workers obey."""
+"""The operators' commands against a running stack, and their effect on the workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TIMEOUT_S = 300
 
 @pytest.fixture
 def ids(stack: Stack) -> Iterator[list[str]]:
-    """The ids of the stack's two workers, which take jobs before and after the test."""
+    """Yield the ids of the stack's two workers, which take jobs before and after the test."""
     wait_until(lambda: len(stack.workers()) == 2, timeout_s=TIMEOUT_S)
     found = [worker.id for worker in stack.workers().values()]
     yield found
@@ -43,7 +43,7 @@ def _engines_are(stack: Stack, state: str) -> bool:
 
 @pytest.mark.fleet
 def test_a_drained_fleet_takes_no_job_until_it_is_undrained(stack: Stack, ids: list[str]) -> None:
-    """The job waits, which `status` shows beside the drained workers, and then it is done."""
+    """The job waits, as `status` shows beside the drained workers, until one is undrained."""
     for worker in ids:
         stack.restore("drain", worker)
     shown = stack.restore("status", "--once").stdout
@@ -62,7 +62,7 @@ def test_a_drained_fleet_takes_no_job_until_it_is_undrained(stack: Stack, ids: l
 
 
 def _wait_for_orders(stack: Stack) -> None:
-    """Each worker has reported since, and so been told."""
+    """Wait until each worker has reported again, and so has received its orders."""
     since = _status(stack)["workers"]["at"]
     wait_until(
         lambda: (
@@ -82,7 +82,7 @@ def _ends(client: RestorationClient, job_id: str) -> JobStatus:
 
 @pytest.mark.fleet
 def test_an_engine_is_started_anew_on_request(stack: Stack, ids: list[str]) -> None:
-    """Another process on the same port; the other worker's engine stays as it is."""
+    """A new process uses the same port, and the other worker's engine is not affected."""
     [port] = [port for port, worker in stack.workers().items() if worker.id == ids[0]]
     before = engines(stack.state_dir)
     stack.restore("restart-engine", ids[0])
@@ -97,7 +97,7 @@ def test_an_engine_is_started_anew_on_request(stack: Stack, ids: list[str]) -> N
 
 @pytest.mark.fleet
 def test_an_unknown_worker_is_named(stack: Stack, ids: list[str]) -> None:
-    """One line that says who is there, and exit status 1."""
+    """One line lists the workers, and the exit status is 1."""
     done = stack.restore("drain", "nobody", check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: no worker begins with 'nobody'")

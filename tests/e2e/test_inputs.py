@@ -1,4 +1,4 @@
-"""The corpus of odd files, through the whole real system: each gets the answer that is promised."""
+"""The corpus of unusual files through the complete system: each gets the documented answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ACCEPTED = [name for name, case in CASES.items() if isinstance(case.expected, Im
 REFUSED = [name for name, case in CASES.items() if isinstance(case.expected, Refused)]
 SCALE = 2
 FLIP = "y-axis: horizontally"
-TOLERANCE = 30  # of 255, in the middle of a quarter: JPEG and the model both blur
+TOLERANCE = 30  # of 255, in the middle of a quarter, because JPEG and the model blur
 
 pytestmark = pytest.mark.real_engine
 
@@ -42,7 +42,7 @@ def engines_before(stack: Stack) -> dict[int, Process]:
 
 @pytest.fixture(scope="module")
 def answers(stack: Stack, engines_before: object) -> Mapping[str, httpx.Response]:
-    """To each file of the corpus, all of them sent one after the other."""
+    """Send all files of the corpus one after another, and return the answers."""
     with stack.http("corpus") as http:
         return {name: submit(http, case) for name, case in CASES.items()}
 
@@ -59,7 +59,8 @@ def submit(http: httpx.Client, case: Case) -> httpx.Response:
 def test_a_bad_file_is_refused_with_a_code_that_says_why(
     answers: Mapping[str, httpx.Response], name: str
 ) -> None:
-    """The documented status and code, as a problem whose detail says more; and no job."""
+    """The answer is a problem with the documented status and code and a longer detail; no job
+    exists."""
     expected, answer = CASES[name].expected, answers[name]
     assert isinstance(expected, Refused)
     problem = answer.json()
@@ -72,7 +73,7 @@ def test_a_bad_file_is_refused_with_a_code_that_says_why(
 def test_an_odd_file_is_restored_as_a_person_expects(
     client: RestorationClient, answers: Mapping[str, httpx.Response], name: str, tmp_path: Path
 ) -> None:
-    """Upright, in the right colours, as transparent as it was, and at the first attempt."""
+    """The result is upright, with the right colours and transparency, at the first attempt."""
     expected = CASES[name].expected
     assert isinstance(expected, Image.Image)
     assert answers[name].status_code == 202, answers[name].text
@@ -87,7 +88,7 @@ def test_an_odd_file_is_restored_as_a_person_expects(
 
 
 def is_grey(picture: Image.Image) -> bool:
-    """Whether R, G and B of each pixel are equal."""
+    """Return whether R, G and B of each pixel are equal."""
     red, green, blue = picture.convert("RGB").split()
     return red == green == blue
 
@@ -103,14 +104,15 @@ def test_no_file_costs_an_engine(
 
 
 def test_the_documented_answers_are_these() -> None:
-    """`docs/inputs.md` holds the corpus' own table."""
+    """`docs/inputs.md` contains the table of the corpus."""
     assert table() in Path("docs/inputs.md").read_text()
 
 
 @pytest.mark.images
 def test_a_graph_that_moves_pixels_moves_no_transparency(stack: Stack) -> None:
-    """The right half is seen through: flipped and padded it is the left one, and white. Padding
-    that is to feather for minutes, by a mask that nobody takes, is done in no time."""
+    """A flipped and padded picture has no transparency left: its transparent right half becomes
+    white on the left. Feathering that would take minutes is skipped, because no node uses its
+    mask."""
     photo = Image.new("RGBA", (600, 400), (200, 0, 0, 255))
     photo.paste((0, 0, 200, 0), (300, 0, 600, 400))
     file = io.BytesIO()

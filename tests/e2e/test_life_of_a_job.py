@@ -1,4 +1,4 @@
-"""The life of a job through the whole real system: HTTP, Postgres, Ray, ComfyUI, S3 and back."""
+"""Jobs through the complete system: HTTP, Postgres, Ray, ComfyUI, S3 and back."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ def png(image: Image.Image) -> bytes:
 
 @pytest.fixture(scope="module")
 def small() -> bytes:
-    """A real photo that takes `enlarge` a fraction of a second."""
+    """Return a real photo that takes `enlarge` a fraction of a second."""
     return png(degrade(original("flower")).crop((0, 0, 64, 48)))
 
 
 def test_a_photo_goes_in_and_its_restoration_comes_out(stack: Stack, small: bytes) -> None:
-    """202 with the job and where it is; events to the end; the result is what the job says."""
+    """The submission answers 202 with the job and its location, events follow to the end, and the
+    result matches the job."""
     with stack.http() as http:
         accepted = http.post(API, files={"image": ("a.png", small)}, data={"workflow": "enlarge"})
         assert accepted.status_code == 202, accepted.text
@@ -67,8 +68,8 @@ def test_a_photo_goes_in_and_its_restoration_comes_out(stack: Stack, small: byte
 
 
 def test_progress_rises_to_the_end(client: RestorationClient) -> None:
-    """A watcher sees states in order and a bar that never goes back. The photo is large enough for
-    its job not to be over before anything is told."""
+    """A watcher sees states in order and progress that never falls. The photo is so large that the
+    job is not over before its first event."""
     job = client.submit(png(original("flower").resize((480, 320))), workflow="enlarge")
     events: list[JobEvent] = list(client.events(job.id))
     fractions = [event.fraction for event in events if isinstance(event, Progressed)]
@@ -83,7 +84,8 @@ def test_progress_rises_to_the_end(client: RestorationClient) -> None:
 def test_restored_photos_are_closer_to_the_original_than_enlarged_ones(
     client: RestorationClient, name: PhotoName, tmp_path: Path
 ) -> None:
-    """With default parameters, SSIM against the undamaged photo is above bicubic's."""
+    """With default parameters the SSIM with the original is higher than that of bicubic
+    enlargement."""
     truth = original(name)
     damaged = degrade(truth)
     job = client.wait(client.submit(png(damaged)).id)
@@ -98,7 +100,7 @@ def test_restored_photos_are_closer_to_the_original_than_enlarged_ones(
 def test_the_service_changes_no_pixel(
     stack: Stack, client: RestorationClient, small: bytes, workflow: str, tmp_path: Path
 ) -> None:
-    """With strength 1 and PNG out, the result is what the same graph gives in a bare ComfyUI."""
+    """With strength 1 and PNG, the result equals that of the same graph in a bare ComfyUI."""
     params = {"strength": 1.0}
     job = client.wait(client.submit(small, workflow=workflow, params=params).id)
     client.download(job.id, tmp_path / "ours.png")
@@ -116,7 +118,7 @@ def pixels(data: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
 def test_the_result_has_the_format_that_was_asked_for(
     client: RestorationClient, small: bytes, asked: OutputFormat, tmp_path: Path
 ) -> None:
-    """The bytes, the content type and the job all say the same format."""
+    """The bytes, the content type and the job agree on the format."""
     out = tmp_path / "result"
     job = client.submit(small, workflow="enlarge", params={"quality": 80}, output_format=asked)
     client.wait(job.id)
@@ -128,7 +130,7 @@ def test_the_result_has_the_format_that_was_asked_for(
 
 
 def test_two_jobs_on_two_workers_overlap(client: RestorationClient) -> None:
-    """Both workers have a ComfyUI of their own: neither job waits for the other."""
+    """Each worker has its own ComfyUI, so that neither job waits for the other."""
     photo = png(degrade(original("flower")))
     first, second = [client.wait(id_) for id_ in [client.submit(photo).id, client.submit(photo).id]]
     assert started(first) < ended_at(second)
@@ -138,7 +140,7 @@ def test_two_jobs_on_two_workers_overlap(client: RestorationClient) -> None:
 def test_three_jobs_on_two_workers_queue_and_finish(
     client: RestorationClient, small: bytes
 ) -> None:
-    """More jobs than workers wait their turn, in Postgres or in an engine; each ends."""
+    """Jobs beyond the number of workers wait, and each succeeds."""
     ids = [client.submit(small).id for _ in range(3)]
     jobs = [client.wait(id_) for id_ in ids]
     assert [(job.status, job.attempt) for job in jobs] == [(JobStatus.SUCCEEDED, 1)] * 3
@@ -155,7 +157,7 @@ def ended_at(job: Restoration) -> datetime:
 
 
 def test_a_waiting_client_gets_the_finished_job(stack: Stack, small: bytes) -> None:
-    """`Prefer: wait` answers 200 with the job at its end when it ends in time."""
+    """`Prefer: wait` answers 200 with the ended job if it ends in time."""
     with stack.http() as http:
         answer = http.post(
             API,
@@ -172,7 +174,7 @@ def test_a_waiting_client_gets_the_finished_job(stack: Stack, small: bytes) -> N
 def test_a_waiting_client_gets_the_picture_if_it_accepts_one(
     stack: Stack, client: RestorationClient, small: bytes, tmp_path: Path
 ) -> None:
-    """One request through the proxy and back: the same bytes that the job's result has."""
+    """One request through the proxy returns the same bytes as the job's result."""
     with stack.http() as http:
         answer = http.post(
             API,
@@ -188,7 +190,7 @@ def test_a_waiting_client_gets_the_picture_if_it_accepts_one(
 
 @pytest.mark.idempotency
 def test_an_idempotency_key_makes_one_job(client: RestorationClient, small: bytes) -> None:
-    """The same request under the same key is the same job; another request is refused."""
+    """The same request with the same key returns the same job; another request is refused."""
     key = str(uuid.uuid4())
     first = client.submit(small, workflow="enlarge", idempotency_key=key)
     again = client.submit(small, workflow="enlarge", idempotency_key=key)
@@ -199,7 +201,7 @@ def test_an_idempotency_key_makes_one_job(client: RestorationClient, small: byte
 
 
 def test_somebody_elses_job_does_not_exist(stack: Stack, small: bytes) -> None:
-    """Another owner gets the 404 of a job that never was, on every route."""
+    """Every route answers another owner with 404, as for a job that never existed."""
     with stack.client("owner") as owner:
         job = owner.submit(small, workflow="enlarge")
         owner.wait(job.id)
@@ -214,7 +216,7 @@ def test_somebody_elses_job_does_not_exist(stack: Stack, small: bytes) -> None:
 
 @pytest.mark.cancel
 def test_a_waiting_job_is_cancelled_at_once(client: RestorationClient, small: bytes) -> None:
-    """Behind two running jobs, a third is cancelled without ever having started."""
+    """A job queued behind two running ones is cancelled without having started."""
     photo = png(degrade(original("flower")))
     busy = [client.submit(photo).id for _ in range(2)]
     waiting = client.submit(small)
@@ -226,7 +228,7 @@ def test_a_waiting_job_is_cancelled_at_once(client: RestorationClient, small: by
 
 @pytest.mark.cancel
 def test_a_running_job_is_cancelled(stack: Stack, client: RestorationClient) -> None:
-    """Its engine is interrupted, it ends as cancelled, and has no result; the GPU is free then."""
+    """Its engine is interrupted and free again; the job is cancelled and has no result."""
     job = client.submit(png(degrade(original("china"))))
     for event in client.events(job.id):
         if isinstance(event, Progressed) and "Upscale" in event.stage:
@@ -242,7 +244,7 @@ def test_a_running_job_is_cancelled(stack: Stack, client: RestorationClient) -> 
 
 
 def test_what_is_no_picture_never_becomes_a_job(stack: Stack) -> None:
-    """The answer is a problem with a stable code and the request's id, and there is no job."""
+    """The answer is a problem with a stable code and the request's id, and no job exists."""
     with stack.http("careless") as http:
         answer = http.post(API, files={"image": ("a.png", b"GIF89a rest")})
         assert answer.status_code == 415
@@ -253,7 +255,7 @@ def test_what_is_no_picture_never_becomes_a_job(stack: Stack) -> None:
 
 
 def test_every_dependency_is_ready_by_name(stack: Stack) -> None:
-    """/readyz names each dependency, needs no token, and says nothing else."""
+    """/readyz names each dependency, needs no token, and contains nothing else."""
     answer = httpx.get(f"{stack.record.url}/readyz", trust_env=False)
     assert answer.json() == {
         "status": "ok",

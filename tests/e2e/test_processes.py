@@ -1,4 +1,4 @@
-"""What is killed, and what becomes of its jobs; and that a stack leaves nothing behind.
+"""Jobs survive killed processes, and a stack leaves no process behind.
 
 The tests at the end share a second stack, attached to a ComfyUI of the first, and run in order.
 """
@@ -40,13 +40,13 @@ pytestmark = pytest.mark.real_engine
 
 @pytest.fixture(scope="module")
 def photo() -> bytes:
-    """Takes `restore` some seconds: time enough to kill somebody meanwhile."""
+    """Return a photo that takes `restore` some seconds, long enough to kill a process meanwhile."""
     return jpeg(original("flower").resize((240, 160)))
 
 
 @pytest.fixture
 def client(stack: Stack) -> Iterator[RestorationClient]:
-    """What a test kills is the only thing amiss, and mended when the test is over."""
+    """Yield a client while both workers serve, and wait until they serve again after the test."""
     wait_until(lambda: len(serving_ports(stack)) == 2)
     with stack.client() as client:
         yield client
@@ -54,8 +54,8 @@ def client(stack: Stack) -> Iterator[RestorationClient]:
 
 
 def serving_ports(stack: Stack) -> list[int]:
-    """The ports whose ComfyUI answers, and has a worker that reports: so whatever it executes is
-    a job, not what warms it up."""
+    """Return the ports whose ComfyUI answers and whose worker has reported. Such an engine executes
+    only jobs, not a warm-up."""
     ports = workers(stack.state_dir).keys() & stack.workers().keys()
     return [port for port in ports if answers(f"http://127.0.0.1:{port}")]
 
@@ -65,7 +65,7 @@ def answers(comfyui_url: str) -> bool:
 
 
 def queue_of(comfyui_url: str) -> dict[str, list[object]] | None:
-    """ComfyUI's own account of what it does; None if nobody answers."""
+    """Return ComfyUI's queue, or None if it cannot be reached."""
     try:
         answer = httpx.get(f"{comfyui_url}/queue", trust_env=False, timeout=10)
     except httpx.TransportError:
@@ -75,7 +75,7 @@ def queue_of(comfyui_url: str) -> dict[str, list[object]] | None:
 
 
 def port_at_work(stack: Stack) -> int:
-    """The port of the ComfyUI that executes a prompt, once one does."""
+    """Wait until a ComfyUI executes a prompt, and return its port."""
     busy: list[int] = []
 
     def look() -> bool:
@@ -101,8 +101,8 @@ def assert_ran_again(client: RestorationClient, job_id: UUID, out: Path) -> Rest
 def test_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
     stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
 ) -> None:
-    """SIGKILL of the replica: its ComfyUI is gone, another attempt makes the one result. The job
-    is queued again long before its lease lapses."""
+    """When the replica is killed, its ComfyUI ends, and another attempt stores the only result. The
+    job is queued again long before its lease lapses."""
     job = client.submit(photo)
     port = port_at_work(stack)
     worker, engine = workers(stack.state_dir)[port], engines(stack.state_dir)[port]
@@ -117,7 +117,7 @@ def test_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
 
 
 def stored_results(stack: Stack, job: Restoration) -> list[str]:
-    """The keys of all results of the job in S3, of whatever attempt."""
+    """Return the keys of the job's results in S3 from all attempts."""
     state = json.loads((stack.state_dir / "state.json").read_bytes())
     s3 = boto3.client(
         "s3",
@@ -135,7 +135,8 @@ def stored_results(stack: Stack, job: Restoration) -> list[str]:
 def test_a_killed_engine_is_started_again_and_its_job_runs_again(
     stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
 ) -> None:
-    """SIGKILL of ComfyUI: the job is handed back at once, and the worker starts a new engine."""
+    """When ComfyUI is killed, its job is handed back at once, and the worker starts a new
+    engine."""
     job = client.submit(photo)
     port = port_at_work(stack)
     worker, engine = workers(stack.state_dir)[port], engines(stack.state_dir)[port]
@@ -147,8 +148,8 @@ def test_a_killed_engine_is_started_again_and_its_job_runs_again(
 
 @pytest.fixture(scope="module")
 def terminal(stack: Stack) -> Iterator[Terminal]:
-    """A second stack, on a ComfyUI of the first: it has none of its own, and is quick to start.
-    Its first `restore up` is in the foreground, the later ones are not."""
+    """Run a second stack on a ComfyUI of the first, so that it starts quickly without engines. Its
+    first `restore up` runs in the foreground, later ones do not."""
     environ = {"COMFYUI_URL": stack.comfyui_url(), "DRAIN_S": "4"}
     with running_in_terminal(environ) as terminal:
         yield terminal
@@ -162,7 +163,7 @@ def attached(terminal: Terminal) -> Stack:
 def test_an_attached_stack_works_with_somebody_elses_comfyui(
     attached: Stack, photo: bytes, tmp_path: Path
 ) -> None:
-    """With COMFYUI_URL set a job succeeds, and no engine is started."""
+    """With COMFYUI_URL set, a job succeeds and no engine is started."""
     with attached.client() as client:
         job = client.wait(client.submit(photo, workflow="enlarge").id)
         assert job.status is JobStatus.SUCCEEDED, job.failure
@@ -172,7 +173,7 @@ def test_an_attached_stack_works_with_somebody_elses_comfyui(
 
 @pytest.mark.parametrize("how", [[], ["--detach"]])
 def test_a_second_stack_on_one_folder_is_refused(attached: Stack, how: list[str]) -> None:
-    """One line says who is there already; the first one serves on."""
+    """One line names the running stack, which keeps serving."""
     refused = attached.restore("up", *how, check=False)
     assert refused.returncode == 1
     assert len(refused.stderr.splitlines()) == 1
@@ -187,9 +188,8 @@ def test_a_second_stack_on_one_folder_is_refused(attached: Stack, how: list[str]
 def test_a_stack_that_loses_its_ray_says_so_and_goes_on_with_its_jobs(
     terminal: Terminal, attached: Stack, photo: bytes, program: str, part: str
 ) -> None:
-    """`restore up` says what was lost and starts Ray again. Meanwhile no request waits for an
-    answer that never comes; afterwards the jobs that ran and waited end, and nothing of the Ray
-    before is left."""
+    """`restore up` names the lost part and starts Ray again. Meanwhile no request hangs. Afterwards
+    the running and waiting jobs end, and nothing of the old Ray is left."""
     up_pid, url = attached.record.pid, attached.record.url
     with attached.client() as client:
         jobs = [client.submit(photo).id for _ in range(3)]
@@ -210,7 +210,8 @@ def is_of_ray(process: Process) -> bool:
 
 
 def is_ready(url: str) -> bool:
-    """Fails the test if nobody answers, nor refuses to."""
+    """Return whether the service is ready. Fails the test if a connection is accepted but not
+    answered."""
     try:
         return httpx.get(f"{url}/readyz", trust_env=False, timeout=WAIT_S).is_success
     except httpx.TimeoutException:
@@ -223,9 +224,9 @@ def is_ready(url: str) -> bool:
 def test_ctrl_c_stops_all_that_restore_up_started_and_loses_no_job(
     terminal: Terminal, attached: Stack, photo: bytes
 ) -> None:
-    """A terminal sends SIGINT to every process of the group, whatever Ray has put there: it is an
-    orderly stop all the same. `restore up` says so and ends well, nothing of it is left, and the
-    job that ran ends after the next `restore up`, with no attempt lost on the way."""
+    """A terminal sends SIGINT to every process of the group, including Ray's, and the stop is still
+    orderly. `restore up` reports it and exits with 0, nothing is left, and the running job succeeds
+    after the next `restore up` without a charged attempt."""
     port = attached.record.url.rpartition(":")[2]
     with attached.client() as client:
         job = client.submit(photo)
@@ -248,13 +249,13 @@ def test_ctrl_c_stops_all_that_restore_up_started_and_loses_no_job(
 def test_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
     stack: Stack, attached: Stack, photo: bytes
 ) -> None:
-    """What `restore down` asks for leaves no process but the ComfyUI that is not its own. A job
-    that did not end in time was handed back, which costs it no attempt; after `restore up` on
-    the same folder all jobs end."""
+    """An orderly stop leaves only the ComfyUI that belongs to the other stack. A job that did not
+    end in time is handed back without a charge; after `restore up` on the same folder all jobs
+    end."""
     up_pid, port = attached.record.pid, attached.record.url.rpartition(":")[2]
     with attached.client() as client:
-        # Takes several times as long as the grace period, in one step that nothing interrupts:
-        # the engine, which is not the stack's own, goes on with it for so long.
+        # Takes several times the grace period in one step that cannot be interrupted. The engine is
+        # not the stack's own, and keeps executing it for that time.
         long_job = client.submit(jpeg(original("flower").resize((300, 200))))
         jobs = [client.submit(photo) for _ in range(2)]
         wait_until(lambda: client.get(long_job.id).status is not JobStatus.QUEUED)
@@ -275,9 +276,9 @@ def test_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
 def test_a_stack_that_is_killed_leaves_nothing_but_its_jobs(
     stack: Stack, attached: Stack, photo: bytes
 ) -> None:
-    """SIGKILL of `restore up` at work: databases, Ray and workers end by themselves; all but two
-    helpers of Ray's, which `restore down` ends. It ends a stack that is only starting, too. The
-    next `restore up` goes on with the job."""
+    """After SIGKILL of a busy `restore up`, databases, Ray and workers end by themselves, except
+    for two helpers of Ray that `restore down` ends. `restore down` also ends a stack that is only
+    starting. The next `restore up` continues the job."""
     up_pid, port = attached.record.pid, attached.record.url.rpartition(":")[2]
     with attached.client() as client:
         job = client.submit(photo)
@@ -310,7 +311,7 @@ def test_a_stack_that_is_killed_leaves_nothing_but_its_jobs(
 def test_a_stack_whose_processes_are_all_suspended_is_ended(
     stack: Stack, attached: Stack, photo: bytes
 ) -> None:
-    """`restore down` leaves no process of it, and after `restore up` the job ends."""
+    """`restore down` leaves none of its processes, and after `restore up` the job succeeds."""
     port = attached.record.url.rpartition(":")[2]
     with attached.client() as client:
         job = client.submit(photo)
@@ -327,8 +328,8 @@ def test_a_stack_whose_processes_are_all_suspended_is_ended(
         assert client.wait(job.id).status is JobStatus.SUCCEEDED
 
 
-# When Ray's own daemon is killed, these wait for 60 s for somebody to report that to
-# (`publish_error_to_driver` in Ray 2.60), and hold nothing meanwhile.
+# After Ray's own daemon has been killed, these wait 60 s to report that to a driver
+# (`publish_error_to_driver` in Ray 2.60), and hold no resources meanwhile.
 RAYS_MOURNERS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 

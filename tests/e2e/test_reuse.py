@@ -1,4 +1,4 @@
-"""Point 4 through the whole real system: what was restored once is not restored again."""
+"""Reuse through the complete system: equal work is not done twice."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.real_engine
 
 @pytest.mark.reuse
 def test_the_second_time_no_engine_runs(stack: Stack, tmp_path: Path) -> None:
-    """The same bytes, as a job of its own that succeeded without an attempt; a batch gets them by
-    default, and who says `never` has the photo restored again."""
+    """The second job has the same bytes and succeeds without an attempt. Batches reuse by default,
+    and with `never` the photo is restored again."""
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(jpeg(degrade(original("flower")).crop((8, 8, 72, 56))))
     with stack.client("reuse") as client:
@@ -43,8 +43,7 @@ def test_the_second_time_no_engine_runs(stack: Stack, tmp_path: Path) -> None:
 
 @pytest.mark.reuse
 def test_from_a_terminal(stack: Stack, tmp_path: Path) -> None:
-    """`--reuse` is for those who ask; the result is on disk all the same, and is called what it
-    is."""
+    """With `--reuse` the result is on disk as usual, and the output says that it is reused."""
     photo, result = tmp_path / "photo.jpg", tmp_path / "restored.png"
     photo.write_bytes(jpeg(degrade(original("flower")).crop((4, 4, 52, 36))))
     run = ("run", str(photo), "-o", str(result), "--workflow", "enlarge")

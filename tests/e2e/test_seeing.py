@@ -1,4 +1,4 @@
-"""Points 7 and 9 on the whole stack: what it tells of itself once a job has ended."""
+"""Traces, usage and metrics of the complete stack after a job."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.support.polling import until
 from tests.support.stack import Stack
 
 DEADLINE_S = 300
-# An end is counted within 15 s, and Ray reports every 10: on a busy machine, later
+# Ends are counted within 15 s and Ray reports every 10 s, later on a busy machine.
 EXPORTED_S = 600
-LINE = 30  # jobs that keep two engines at work for longer than it is between two counts
-# What Ray puts on every series, and the format on a histogram's.
+LINE = 30  # enough jobs to keep two engines busy for longer than the time between two counts
+# Labels that Ray adds to every series, and the label of a histogram's buckets.
 RAYS_LABELS = {"Component", "NodeAddress", "SessionName", "Version", "WorkerId", "le"}
 RAYS_PREFIXES = ("otel_scope_",)
 
 
 async def _scrape(stack: Stack) -> Mapping[str, set[frozenset[str]]]:
-    """Each metric of ours, by its exported name, with the label sets of its series."""
+    """Return our exported metrics by name with the label sets of their series."""
     assert stack.record.metrics is not None
     async with httpx.AsyncClient(trust_env=False) as http:
         text = (await http.get(stack.record.metrics)).text
@@ -46,7 +46,7 @@ def _own(labels: Mapping[str, str]) -> set[str]:
     return {name for name in labels if not name.startswith(RAYS_PREFIXES)} - RAYS_LABELS
 
 
-# Of models that are loaded already, ComfyUI executes no loader.
+# ComfyUI executes no loader for models that are already loaded.
 SPANS = {
     *("POST", "submit", "examine", "store_input", "record", "queue", "attempt"),
     *("fetch", "staged", "engine", "node LoadImage", "node ImageUpscaleWithModel"),
@@ -58,8 +58,8 @@ SPANS = {
 async def test_one_trace_from_the_request_to_the_last_node(
     stack: Stack, collector: Collector
 ) -> None:
-    """The caller's trace has the request, the submission, the wait, the attempt, its stages, each
-    of ComfyUI's nodes by its class, and the webhook; and the receiver gets the context."""
+    """The caller's trace contains the request, the submission, the wait, the attempt and its
+    stages, each ComfyUI node by class, and the webhook; the receiver gets the trace context."""
     trace_id = secrets.token_hex(16)
     async with receiving() as receiver:
         await asyncio.to_thread(_submit_in, trace_id, stack, receiver)
@@ -91,11 +91,11 @@ def _submit_in(trace_id: str, stack: Stack, receiver: Receiver) -> None:
 
 @pytest.mark.usage
 def test_gpu_seconds_of_a_job_are_summed(stack: Stack) -> None:
-    """Those of its execution, as its timings have it; on the command line too."""
+    """The usage equals the job's execution time in its timings, also on the command line."""
     sub = f"payer-{secrets.token_hex(4)}"
     with stack.client(sub) as client:
         job = client.wait(client.submit(photo((64, 64)), workflow="enlarge").id)
-        # the last of it is recorded right after the job's end
+        # The last report is recorded right after the job's end.
         row, deadline = None, time.monotonic() + DEADLINE_S
         while row is None or row.gpu_s < job.timings_s["engine"] - 0.01:
             assert time.monotonic() < deadline, row
@@ -111,8 +111,8 @@ def test_gpu_seconds_of_a_job_are_summed(stack: Stack) -> None:
 
 @pytest.mark.metrics
 async def test_what_is_documented_is_exported(stack: Stack) -> None:
-    """After a job, a webhook and a refusal, Ray's agent has each metric, with its labels and
-    no others; those of a GPU's memory where there is a GPU."""
+    """After a job, a webhook and a refusal, Ray's agent exports each metric with exactly its
+    labels. Metrics of GPU memory need a GPU."""
     async with receiving() as receiver:
         await asyncio.to_thread(_work, stack, receiver)
         await receiver.wait_for(1)
@@ -133,7 +133,7 @@ async def test_what_is_documented_is_exported(stack: Stack) -> None:
 
 def _work(stack: Stack, receiver: Receiver) -> None:
     with stack.client() as client:
-        for _ in range(LINE):  # of a job that has ended when jobs are counted, no gauge tells
+        for _ in range(LINE):  # A job that ends before the next count is in no gauge.
             client.submit(photo((96, 96)), workflow="enlarge")
         job = client.submit(photo((64, 64)), workflow="enlarge", webhook_url=receiver.url())
         client.wait(job.id)

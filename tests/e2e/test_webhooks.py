@@ -1,4 +1,4 @@
-"""Point 11 on the whole stack: from a form field to a signed request."""
+"""Webhooks on the complete stack, from the form field to the signed request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.stack import Stack
 
 @pytest.mark.webhooks
 async def test_the_end_of_a_job_is_told(stack: Stack) -> None:
-    """Whoever submitted a photo is told of its end, signed with the stack's own secret."""
+    """The receiver gets the end of the job, signed with the stack's own secret."""
     async with receiving() as receiver:
         job_id = await asyncio.to_thread(_submit, stack, receiver)
         await receiver.wait_for(1)

@@ -1,7 +1,7 @@
-"""The running stack held to its own OpenAPI document: a few requests for every operation.
+"""The running stack answers as its OpenAPI document says, with a few requests per operation.
 
-In much larger number they are sent to the same routes with stores in memory, in
-tests/contracts/test_document.py; here Postgres, S3, Redis and Serve are behind them.
+tests/contracts/test_document.py sends many more to the same routes with in-memory stores; here the
+routes use Postgres, S3, Redis and Serve.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from tests.support.stack import Stack
 
 @pytest.fixture
 def ended_job(stack: Stack) -> str:
-    """A stream of its events ends, and so does a test that reads it."""
+    """Return the id of an ended job, whose event stream ends, so that a test can read it."""
     with stack.client("schemathesis") as client:
         job = client.cancel(client.submit(photo((64, 64))).id)
         return str(client.wait(job.id).id)
 
 
 def test_the_stack_answers_as_described(stack: Stack, ended_job: str) -> None:
-    """No 5xx and nothing outside the document, with a token."""
+    """With a token there is no 5xx, and nothing outside the document."""
     known = {"job_id": ended_job, "name": "restore"}
     service = Service(stack.record.url, stack.token("schemathesis"), known)
     seen = demand_conformance(service, service.document(), examples=8)
@@ -30,7 +30,7 @@ def test_the_stack_answers_as_described(stack: Stack, ended_job: str) -> None:
 
 
 def test_the_stack_asks_everybody_for_a_token(stack: Stack) -> None:
-    """Without one, 401 is all that any operation says, but for the health checks."""
+    """Without a token every operation answers 401, except for the health checks."""
     service = Service(stack.record.url)
     seen = demand_conformance(service, service.document(), examples=3)
     kept = {operation for operation, statuses in seen.items() if statuses != {401}}

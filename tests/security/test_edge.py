@@ -1,6 +1,6 @@
-"""Requests that are meant for Ray Serve instead of the service, or for nothing that there is.
+"""Requests that target Ray Serve instead of the service, or that target nothing.
 
-They hold for Serve's own HTTP proxy and for HAProxy: `make test` runs them in front of both.
+The tests hold for Serve's own HTTP proxy and for HAProxy, and `make test` runs them with both.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _assert_problem(answer: RawAnswer, status: int) -> None:
 
 @pytest.mark.parametrize("name", STEERING)
 def test_a_header_for_serve_changes_nothing(stack: Stack, name: str) -> None:
-    """Whatever its value, the answer is that of a request without it."""
+    """The answer is that of a request without the header, whatever its value."""
     url = stack.record.url
     for value in VALUES:
         headers = _user(stack) | {name: value}
@@ -59,7 +59,7 @@ def test_a_header_for_serve_changes_nothing(stack: Stack, name: str) -> None:
 
 @pytest.mark.parametrize("name", READ_BY_US)
 def test_a_header_that_is_no_text_is_no_fault_of_the_service(stack: Stack, name: str) -> None:
-    """Bytes that are not UTF-8, in what the service reads itself."""
+    """Headers that the service reads may have bytes that are not UTF-8."""
     url = stack.record.url
     for value in ("\xff", "\xff\xfe=\xff;q=\xff", "Bearer \xff.\xff.\xff"):
         headers = _user(stack) | {name.title(): value}
@@ -70,7 +70,7 @@ def test_a_header_that_is_no_text_is_no_fault_of_the_service(stack: Stack, name:
 @pytest.mark.parametrize("target", ["http://{host}/prompt", "ws://{host}/ws", "http://evil.test/",
                                     "//evil.test/ws", "/-/routes", "*"])  # fmt: skip
 def test_a_websocket_to_no_route_is_refused(stack: Stack, target: str) -> None:
-    """Also where the request's target is a whole address: Serve itself fails there."""
+    """The target may be an absolute URL too, on which Serve itself fails."""
     url = stack.record.url
     headers = _user(stack) | UPGRADE
     answer = send_raw(url, "GET", target.format(host=urlsplit(url).netloc), headers)
@@ -79,20 +79,20 @@ def test_a_websocket_to_no_route_is_refused(stack: Stack, target: str) -> None:
 
 @pytest.mark.parametrize("path", ["/-/routes", "/-/routes?a=b", "/-/routes/", "/%2d/routes"])
 def test_nobody_learns_which_applications_run(stack: Stack, path: str) -> None:
-    """With a token or without one."""
+    """The routes are hidden with a token and without one."""
     for headers in ({}, _user(stack)):
         _assert_problem(send_raw(stack.record.url, "GET", path, headers), 404)
 
 
 def test_serves_health_says_one_word(stack: Stack) -> None:
-    """It is for probes that have no token: KubeRay's."""
+    """The endpoint is for probes without a token, such as KubeRay's."""
     answer = send_raw(stack.record.url, "GET", "/-/healthz")
     assert (answer.status, answer.body) == (200, b"success")
 
 
 @pytest.mark.parametrize("path", [API, "/api/v1/workflows", "/healthz", "/docs", "/openapi.json"])
 def test_a_trailing_slash_leads_nowhere(stack: Stack, path: str) -> None:
-    """A redirect would lead to whatever host the request names."""
+    """A redirect would lead to any host that the request names."""
     headers = _user(stack) | {"Host": "evil.test"}
     answer = send_raw(stack.record.url, "GET", f"{path}/", headers)
     _assert_problem(answer, 404)
@@ -121,7 +121,7 @@ def test_a_trailing_slash_leads_nowhere(stack: Stack, path: str) -> None:
 def test_a_request_line_of_odd_bytes_is_the_senders_fault(
     stack: Stack, request_line: bytes
 ) -> None:
-    """It is answered, with a 4xx, by the first that cannot read it."""
+    """The first server that cannot read it answers with a 4xx."""
     token = f"Authorization: Bearer {stack.token()}".encode()
     request = b"\r\n".join(
         [request_line, b"Host: edge.test", token, b"Connection: close", b"", b""]
@@ -131,7 +131,7 @@ def test_a_request_line_of_odd_bytes_is_the_senders_fault(
 
 @pytest.mark.parametrize("line", [b"X-\xff: 1", b"Host: [", b"Host: \xff", b"Host: a b", b": 1"])
 def test_a_header_of_odd_bytes_is_no_fault_of_the_service(stack: Stack, line: bytes) -> None:
-    """In its name, or where it names the service itself."""
+    """The odd bytes are in a header's name, or in the Host header."""
     for path in (b"/healthz", b"/api/v1/restorations/", b"/nowhere"):
         request = b"GET " + path + b" HTTP/1.1\r\n" + line + b"\r\nConnection: close\r\n\r\n"
         assert send_bytes(stack.record.url, request).status < 500

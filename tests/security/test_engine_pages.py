@@ -1,4 +1,4 @@
-"""The real ComfyUI of a stack, attacked by a page in a browser on the same machine."""
+"""Attacks on a stack's real ComfyUI by a page in a browser on the same machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATHS = ["/system_stats", "/queue", "/ws", "/", "/view?filename=input.png&type=i
 def test_a_page_under_a_name_that_leads_to_loopback_is_refused(
     stack: Stack, path: str, host: str
 ) -> None:
-    """DNS rebinding: Host and Origin match, and neither is the engine's own."""
+    """DNS rebinding: Host and Origin match, but neither is the engine's own."""
     url = stack.comfyui_url()
     foreign = host.format(port=urlsplit(url).port)
     for headers in ({"Host": foreign}, {"Host": foreign, "Origin": f"http://{foreign}"}):
@@ -31,7 +31,7 @@ def test_a_page_under_a_name_that_leads_to_loopback_is_refused(
 
 @pytest.mark.parametrize("origin", ["http://evil.test", "null", "", "https://{own}", "file://"])
 def test_a_page_of_another_origin_is_refused(stack: Stack, origin: str) -> None:
-    """A page needs no answer to do harm: a POST to /prompt is enough."""
+    """A page can do harm without reading the answer, for example with a POST to /prompt."""
     url = stack.comfyui_url()
     own = urlsplit(url).netloc
     headers = {"Host": own, "Origin": origin.format(own=own)}
@@ -41,7 +41,7 @@ def test_a_page_of_another_origin_is_refused(stack: Stack, origin: str) -> None:
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]"])
 def test_this_machine_is_let_in(stack: Stack, name: str) -> None:
-    """By each name of loopback, with the engine's own port and origin or none."""
+    """Every name of loopback is accepted with the engine's port, and its origin or none."""
     url = stack.comfyui_url()
     host = f"{name}:{urlsplit(url).port}"
     for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host.lower()}"}):

@@ -1,4 +1,4 @@
-"""Point 8: who can be reached from where, on the running stack."""
+"""The listening ports of the running stack, and the protection of those that are reachable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.e2e.stack_processes import of_stack
 from tests.support.raw_http import send_raw
 from tests.support.stack import Stack
 
-UNARY = "/ray.serve.ASGIService/HandleRequest"  # as Serve names it
+UNARY = "/ray.serve.ASGIService/HandleRequest"  # the name that Serve uses
 UPGRADE = {
     "Connection": "Upgrade",
     "Upgrade": "websocket",
@@ -26,10 +26,10 @@ UPGRADE = {
 
 
 def _listeners(stack: Stack) -> dict[tuple[str, int], str]:
-    """(address, port) of every listening socket of the stack, and the command behind it."""
+    """Return the command behind each listening (address, port) of the stack."""
     found: dict[tuple[str, int], str] = {}
     for each in of_stack(stack.state_dir, stack.record.pid):
-        with suppress(psutil.Error):  # it has ended meanwhile
+        with suppress(psutil.Error):  # ended meanwhile
             for connection in psutil.Process(each.pid).net_connections(kind="inet"):
                 if connection.status == psutil.CONN_LISTEN:
                     found[tuple(connection.laddr)] = each.command
@@ -46,9 +46,9 @@ def _is_loopback(address: str) -> bool:
 @pytest.mark.exposure
 def test_what_can_be_reached_from_outside_asks_for_rays_token(stack: Stack) -> None:
     """Engines, Postgres, Redis, S3, the issuer, HTTP and Ray listen on loopback, and so do HAProxy,
-    its metrics and its statistics where it is in front. Every interface has one port of each
-    replica (Serve's, between deployments; its address cannot be set), where a call without Ray's
-    token, or with a wrong one, is refused before it is read."""
+    its metrics and its statistics where it is enabled. On all interfaces there is only one port per
+    replica, for calls between deployments, whose address Serve does not let us set. There a call
+    without Ray's token, or with a wrong one, is refused before it is read."""
     listeners = _listeners(stack)
     commands = "\n".join(listeners.values())
     parts = ["postgres", "valkey", "weed", "local_issuer", "gcs_server", "raylet", "main.py"]
@@ -64,7 +64,7 @@ def test_what_can_be_reached_from_outside_asks_for_rays_token(stack: Stack) -> N
 
 
 def _answer(port: int, metadata: tuple[tuple[str, str], ...]) -> grpc.StatusCode:
-    """What a replica says to a call from another deployment."""
+    """Return a replica's status for a call from another deployment."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.unary_unary(UNARY)
         with pytest.raises(grpc.RpcError) as refused:
@@ -86,19 +86,19 @@ def _answer(port: int, metadata: tuple[tuple[str, str], ...]) -> grpc.StatusCode
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_comfyui_is_not_behind_the_ingress(stack: Stack, path: str, method: str) -> None:
-    """None of its paths leads anywhere, and an answer is a problem of ours."""
+    """None of ComfyUI's paths exists, and every answer is a problem of ours."""
     url, user = stack.record.url, {"Authorization": f"Bearer {stack.token()}"}
     answer = send_raw(url, method, path, user)
     upgraded = send_raw(url, "GET", path, user | UPGRADE)
     assert answer.status in {404, 405}
-    assert upgraded.status in {400, 403, 404, 405}  # as the server of HTTP refuses it
+    assert upgraded.status in {400, 403, 404, 405}  # refused by the HTTP server
     assert answer.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.exposure
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_the_ingress_is_nobodys_proxy(stack: Stack, method: str) -> None:
-    """A request line with an engine's whole address is answered by the service, with a refusal."""
+    """A request line with an engine's absolute URL is refused by the service."""
     user = {"Authorization": f"Bearer {stack.token()}"}
     target = f"{stack.comfyui_url()}/prompt"
     answer = send_raw(stack.record.url, method, target, user)
@@ -108,6 +108,6 @@ def test_the_ingress_is_nobodys_proxy(stack: Stack, method: str) -> None:
 
 @pytest.mark.exposure
 def test_comfyui_is_there_to_be_protected(stack: Stack) -> None:
-    """On loopback it answers: the paths above are its own."""
+    """ComfyUI answers on loopback, which shows that the paths above are its own."""
     answer = httpx.get(f"{stack.comfyui_url()}/system_stats", trust_env=False, timeout=300)
     assert answer.status_code == 200

@@ -1,4 +1,4 @@
-"""Point 9: the local stack's issuer is there for the local stack alone."""
+"""The local issuer exists only for a local stack without Auth0."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ELSEWHERE = {
 }
 AUTH0 = {"AUTH0_DOMAIN": "tenant.eu.auth0.com", "AUTH0_AUDIENCE": "https://restore.example.com"}
 LISTENING = "0A"
-LOOPBACK = "0100007F"  # 127.0.0.1 as the kernel writes it
+LOOPBACK = "0100007F"  # 127.0.0.1 in the kernel's notation
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def state_dir() -> Iterator[Path]:
 def _started(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str]
 ) -> tuple[Mapping[str, str], list[str]]:
-    """The addresses that `restore up` would hand on, and the issuers that run meanwhile."""
+    """Start the services as `restore up` does; return their settings and the running issuers."""
     for name in ("AUTH0_DOMAIN", "AUTH0_AUDIENCE", "LOCAL_ISSUER_URL"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {**ELSEWHERE, **environ}.items():
@@ -55,7 +55,7 @@ def _is_issuer(command: str) -> bool:
 
 
 def _addresses_of(port: int) -> set[str]:
-    """Where somebody listens on `port`, of IPv4 and IPv6."""
+    """Return the IPv4 and IPv6 addresses with a listener on `port`."""
     lines = [
         line.split()
         for table in ("tcp", "tcp6")
@@ -69,7 +69,7 @@ def _addresses_of(port: int) -> set[str]:
 def test_with_auth0_there_is_no_local_issuer(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither its process nor a port, a key or an address of it."""
+    """There is no process, port, key or address of a local issuer."""
     addresses, issuers = _started(state_dir, monkeypatch, AUTH0)
     assert issuers == []
     assert "LOCAL_ISSUER_URL" not in addresses
@@ -80,7 +80,7 @@ def test_with_auth0_there_is_no_local_issuer(
 
 @pytest.mark.auth
 def test_without_auth0_there_is_one(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same start without the variables: what the test above does not find is there."""
+    """The same start without the variables has what the test above does not find."""
     addresses, issuers = _started(state_dir, monkeypatch, {})
     assert len(issuers) == 1
     assert addresses["LOCAL_ISSUER_URL"].startswith("http://127.0.0.1:")
@@ -89,7 +89,7 @@ def test_without_auth0_there_is_one(state_dir: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.auth
 def test_with_auth0_no_token_is_minted(state_dir: Path) -> None:
-    """`restore token` says in one line where tokens come from, even with a key from before."""
+    """`restore token` names Auth0 in one line, even if an earlier key exists."""
     ensure_key(issuer_folder(state_dir))
     with StateDir.locked(state_dir, lambda _port: True):
         with recording(state_dir) as record:
@@ -104,7 +104,7 @@ def test_with_auth0_no_token_is_minted(state_dir: Path) -> None:
 @pytest.mark.auth
 @pytest.mark.parametrize("umask", [0, 0o022])
 def test_the_key_is_its_owners_alone(state_dir: Path, umask: int) -> None:
-    """Whatever the umask, and even where somebody has opened it up since."""
+    """The key is private whatever the umask, and is made private again if it was opened."""
     folder = issuer_folder(state_dir)
     before = os.umask(umask)
     try:
@@ -127,7 +127,7 @@ def _modes(folder: Path) -> tuple[int, int]:
 
 @pytest.mark.auth
 def test_a_running_stacks_issuer_is_on_loopback(stack: Stack) -> None:
-    """Its port is open on 127.0.0.1 and nowhere else, and its key is private."""
+    """Its port is open only on 127.0.0.1, and its key is private."""
     issuer = stack.record.issuer
     assert issuer is not None
     port = urlsplit(issuer).port
@@ -135,12 +135,12 @@ def test_a_running_stacks_issuer_is_on_loopback(stack: Stack) -> None:
     assert _addresses_of(port) == {LOOPBACK}
     assert _modes(issuer_folder(stack.state_dir)) == (0o700, 0o600)
     with socket.create_connection(("127.0.0.1", port), timeout=10):
-        pass  # somebody does listen there
+        pass  # a server does listen there
 
 
 @pytest.mark.auth
 def test_the_key_is_not_served(stack: Stack) -> None:
-    """The issuer answers with its two documents, and with no file of its folder."""
+    """The issuer serves its two documents, and no file of its folder."""
     issuer = stack.record.issuer
     assert issuer is not None
     key = issuer_folder(stack.state_dir) / KEY_FILE

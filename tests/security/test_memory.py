@@ -1,4 +1,5 @@
-"""The memory of the running service is bounded, whatever is sent to it and however it is read."""
+"""The memory of the running service stays bounded, whatever is sent and however slowly it is
+read."""
 
 from __future__ import annotations
 
@@ -29,10 +30,10 @@ from tests.support.stack import Stack
 pytestmark = pytest.mark.real_engine
 BATCHES = "/api/v1/batches"
 OWNER = "greedy"
-BOUND = 300 * MEBIBYTE  # above what was held before
-KEPT = 100 * MEBIBYTE  # of it that may be left a minute later
+BOUND = 300 * MEBIBYTE  # above the memory held before
+KEPT = 100 * MEBIBYTE  # may be left of it a minute later
 GIVEN_BACK_S = 60
-STALLED_S = 5  # a connection that takes nothing for so long is not read from
+STALLED_S = 5  # A connection that accepts no data for this long is stalled.
 PART = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
 INVERT = {
     "1": {"class_type": "LoadImage", "inputs": {"image": "image"}},
@@ -42,7 +43,7 @@ INVERT = {
 
 
 def noise(side: int) -> bytes:
-    """A PNG of 3 bytes for each pixel, which nothing makes smaller."""
+    """Return a PNG with 3 bytes per pixel that cannot be compressed."""
     pixels = numpy.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=numpy.uint8)
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
@@ -51,7 +52,7 @@ def noise(side: int) -> bytes:
 
 @dataclass
 class Memory:
-    """Private memory of the ingress and of the proxy before it, in bytes."""
+    """Private memory in bytes of the ingress and of the proxy in front of it."""
 
     pids: dict[str, int]
     before: dict[str, int] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class Memory:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Keeps the most that each had in the meantime."""
+        """Record the peak of each process during the block."""
         self.before = self.peak = self.now()
         ended = threading.Event()
 
@@ -103,7 +104,7 @@ def memory(stack: Stack) -> Memory:
 
 
 def connect(stack: Stack) -> socket.socket:
-    """A connection that gives up on a service that neither takes nor sends anything."""
+    """Open a connection that gives up when the service neither accepts nor sends data."""
     parts = urlsplit(stack.record.url)
     assert parts.hostname is not None
     connection = socket.socket()
@@ -134,7 +135,7 @@ def test_a_batch_that_is_sent_faster_than_it_is_read_is_held_up(
             for _ in range(600 * MEBIBYTE // len(chunk)):
                 connection.sendall(chunk)
         except TimeoutError:
-            pass  # nothing of it is read until there is room for it
+            pass  # The service reads no more until it has room.
     assert max(memory.above(memory.peak).values()) < BOUND
     memory.assert_given_back()
 
@@ -159,7 +160,7 @@ def test_results_that_are_not_read_stay_where_they_are(stack: Stack, memory: Mem
         for connection in connections:
             connection.sendall(download)
         begun = [connection.recv(1) for connection in connections]
-        time.sleep(STALLED_S)  # for what would be taken in without being asked for
+        time.sleep(STALLED_S)  # time to buffer data that was not asked for
         for connection in connections:
             connection.close()
     assert set(begun) == {b"H"}
@@ -181,7 +182,7 @@ def test_batches_beyond_what_fits_are_refused(stack: Stack, memory: Memory) -> N
                     connection.sendall(photo)
                 connection.sendall(b"--b--\r\n")
             except OSError:
-                pass  # refused, and closed: the answer is there all the same
+                pass  # refused and closed, but the answer can still be read
             return int(connection.recv(12).split()[1])
 
     with memory.watched(), ThreadPoolExecutor(24) as threads:

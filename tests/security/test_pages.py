@@ -1,4 +1,4 @@
-"""Point 10: what a browser may do with anything that this service answers."""
+"""Browser security of all answers: headers, the only page, and CORS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MINIMAL = {"DATABASE_URL": "postgresql://d", "REDIS_URL": "redis://r", "S3_BUCKE
 
 
 class _Page(HTMLParser):
-    """The elements of a page: their tags, and the attributes of all of them."""
+    """Collects the tags of a page and all of their attributes."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -47,7 +47,8 @@ def _demand_harmless(html: str) -> None:
 @pytest.mark.exposure
 @pytest.mark.parametrize("path", ["/docs", "/docs/reference.css", "/openapi.json", "/healthz", API])
 def test_the_stacks_answers_are_shut(stack: Stack, path: str) -> None:
-    """Every answer forbids sniffing, framing, referrers and other hosts, each header once."""
+    """Every answer has each header once; they forbid sniffing, framing, referrers and other
+    hosts."""
     answer = httpx.get(stack.record.url + path, trust_env=False)
     for name, value in SECURITY_HEADERS.items():
         found = answer.headers.get_list(name)
@@ -59,7 +60,7 @@ def test_the_stacks_answers_are_shut(stack: Stack, path: str) -> None:
 
 @pytest.mark.exposure
 def test_the_stacks_one_page_has_no_script(stack: Stack) -> None:
-    """The reference loads one style sheet from where it comes from, and nothing else."""
+    """The reference page loads one style sheet from its own origin, and nothing else."""
     with stack.http() as http:
         page, style = http.get("/docs"), http.get("/docs/reference.css")
     assert (page.headers["content-type"], style.headers["content-type"]) == (
@@ -83,7 +84,7 @@ def test_the_stacks_one_page_has_no_script(stack: Stack) -> None:
 
 @pytest.mark.exposure
 async def test_there_is_no_other_page() -> None:
-    """Nothing that is served, whatever is asked for, is HTML but the reference."""
+    """No answer but the reference page is HTML, whatever is requested."""
     async with open_site() as site, site.client(None) as client:
         document = (await client.get("/openapi.json")).json()
         paths = ["/", "/docs", "/redoc", "/docs/oauth2-redirect", "/<script>", *document["paths"]]
@@ -96,7 +97,7 @@ async def test_there_is_no_other_page() -> None:
 
 @pytest.mark.exposure
 async def test_every_operation_is_in_the_reference() -> None:
-    """It shows what the document says of each."""
+    """The reference page has a section for each operation in the document."""
     async with open_site() as site, site.client(None) as client:
         document = (await client.get("/openapi.json")).json()
         page = (await client.get("/docs")).text
@@ -108,7 +109,7 @@ async def test_every_operation_is_in_the_reference() -> None:
 
 @pytest.mark.exposure
 def test_what_the_document_says_stays_text() -> None:
-    """A description with markup in it is shown, not obeyed, wherever it stands."""
+    """Markup anywhere in the document is shown as text."""
     evil = '"><script src=//evil>`</code><img onerror=x>`'
     operation: dict[str, Any] = {
         "operationId": evil,
@@ -134,7 +135,7 @@ def _preflight(origin: str) -> dict[str, str]:
 @pytest.mark.exposure
 @pytest.mark.parametrize("origin", [LISTED, "null", "https://evil.example"])
 def test_the_stack_shares_with_no_origin(stack: Stack, origin: str) -> None:
-    """Without CORS_ORIGINS there is no CORS: a preflight is a method that does not exist."""
+    """Without CORS_ORIGINS a preflight is a method that is not allowed."""
     asked = httpx.options(stack.record.url + API, headers=_preflight(origin), trust_env=False)
     got = httpx.get(stack.record.url + "/healthz", headers={"Origin": origin}, trust_env=False)
     assert (asked.status_code, got.status_code) == (405, 200)
@@ -157,7 +158,7 @@ def test_the_stack_shares_with_no_origin(stack: Stack, origin: str) -> None:
     ],
 )
 async def test_only_listed_origins_are_answered(origin: str, allowed: bool) -> None:
-    """Word for word, in preflights and in answers; never with credentials, never `*`."""
+    """Origins must match exactly; answers never allow credentials or `*`."""
     async with open_site(cors_origins=(LISTED,)) as site, site.client() as client:
         asked = await client.options(API, headers=_preflight(origin))
         got = await client.get(API, headers={"Origin": origin})
@@ -173,14 +174,14 @@ async def test_only_listed_origins_are_answered(origin: str, allowed: bool) -> N
     "origin", ["*", "null", "https://app.example.com/", "app.example.com", "https://*.example.com"]
 )
 def test_what_is_no_origin_is_refused(origin: str) -> None:
-    """A list that would let anybody in, or nobody by mistake, stops the service at its start."""
+    """A value that would allow everyone, or by mistake no one, stops the service at its start."""
     with pytest.raises(InvalidSettings, match=r"CORS_ORIGINS.*no origin"):
         load_settings({**MINIMAL, "CORS_ORIGINS": f"{LISTED},{origin}"})
 
 
 @pytest.mark.exposure
 async def test_problems_are_no_pages() -> None:
-    """Markup in a request comes back as JSON, if at all."""
+    """Markup in a request can only come back inside JSON."""
     async with open_site() as site, site.client() as client:
         answer = await client.get(f"{API}/<script>alert(1)</script>")
     assert answer.headers["content-type"] == "application/problem+json"

@@ -1,4 +1,4 @@
-"""The files of photos while their job runs, as another account of the machine would find them."""
+"""Permissions of photos' files during their jobs, as seen by another account of the machine."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at only
 
 
 def _files(stack: Stack) -> Iterator[tuple[Path, int]]:
-    """Each file and folder of the stack's engines, with its mode; links have none of their own."""
+    """Yield each file and folder of the stack's engines with its mode; links have no mode of their
+    own."""
     roots = [stack.state_dir / "engines", *SHARED_MEMORY.glob("comfy-restore-*")]
     for root in roots:
         for path in (root, *root.rglob("*")):
             try:
                 status = path.lstat()
-            except FileNotFoundError:  # it was in flight
+            except FileNotFoundError:  # was deleted meanwhile
                 continue
             if not stat.S_ISLNK(status.st_mode):
                 yield path, stat.S_IMODE(status.st_mode)
 
 
 def test_photos_in_flight_are_for_their_account_alone(stack: Stack) -> None:
-    """Whatever the engines and their workers write, in folders and in shared memory."""
+    """All files that engines and workers write, in folders and in shared memory, are private."""
     seen: dict[Path, int] = {}
     photo = jpeg(degrade(original("china")))
     with stack.client() as client:

@@ -1,4 +1,4 @@
-"""Point 3 against the running service, with the limits in the token."""
+"""Quotas against the running service, with limits in the token."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _client(stack: Stack, owner: str, **quotas: int) -> httpx.Client:
     ],
 )
 def test_beyond_a_quota_is_429(stack: Stack, quotas: dict[str, int], code: str) -> None:
-    """After two submissions the third is refused, says why and when to come back; what was
-    accepted can be read all the same."""
+    """After two submissions the third is refused with the reason and a time to retry; accepted jobs
+    can still be read."""
     with _client(stack, f"quota-{code}", **quotas) as client:
         accepted = [client.post(API, **submission()) for _ in range(2)]
         refused = client.post(API, **submission())
@@ -43,7 +43,7 @@ def test_beyond_a_quota_is_429(stack: Stack, quotas: dict[str, int], code: str) 
 
 @pytest.mark.quotas
 def test_answers_tell_what_is_left(stack: Stack) -> None:
-    """The headers of the draft, from the counts in Redis."""
+    """Answers have the draft's rate limit headers, from the counts in Redis."""
     with _client(stack, "quota-headers", requests_per_minute=60) as client:
         answer = client.post(f"{API}/{uuid4()}/cancel")
     assert answer.status_code == 404
@@ -53,8 +53,8 @@ def test_answers_tell_what_is_left(stack: Stack) -> None:
 
 @pytest.mark.quotas
 def test_jobs_beyond_the_quota_wait_and_run(stack: Stack) -> None:
-    """An owner who may run one job has three done nevertheless: the end of one starts the next,
-    through dispatcher and workers. That no two run at once is shown on the store itself."""
+    """Three jobs of an owner who may run one at a time all succeed: the end of one starts the next,
+    through dispatcher and workers. The store's own tests show that no two run at once."""
     with _client(stack, "quota-running", running_jobs=1) as client:
         paths = [client.post(API, **submission()).headers["location"] for _ in range(3)]
 

@@ -1,4 +1,4 @@
-"""Point 7 against the running service: results are private, and saved instead of shown."""
+"""Results on the running service are private, and are saved rather than shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.real_engine
 
 @dataclass(frozen=True)
 class Delivered:
-    """A finished job: where its result is to be had, and the link that was given for it."""
+    """A finished job, with the path of its result and a signed link."""
 
     id: str
     path: str
@@ -45,7 +45,7 @@ def get(url: str) -> httpx.Response:
 
 @pytest.mark.results
 def test_a_link_delivers_an_attachment(delivered: Delivered) -> None:
-    """With its type and its file name from the signature, whatever a browser would like."""
+    """The signature fixes the type and the file name, whatever the browser requests."""
     answer = get(delivered.link)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     wanted = f'attachment; filename="restored-{delivered.id}.png"'
@@ -54,7 +54,7 @@ def test_a_link_delivers_an_attachment(delivered: Delivered) -> None:
 
 @pytest.mark.results
 def test_what_the_service_delivers_is_an_attachment(stack: Stack, delivered: Delivered) -> None:
-    """And nobody sniffs what it might be, or keeps it in a shared cache."""
+    """The answer also forbids sniffing and shared caches."""
     with stack.http("photographer") as http:
         answer = http.get(delivered.path, params={"download": 1})
     assert answer.headers["content-disposition"] == (
@@ -66,7 +66,7 @@ def test_what_the_service_delivers_is_an_attachment(stack: Stack, delivered: Del
 
 
 def test_a_download_is_to_be_had_in_ranges(stack: Stack, delivered: Delivered) -> None:
-    """Put together they are the whole, which has the sha256 of its ETag."""
+    """The ranges together are the whole file, whose sha256 is its ETag."""
     with stack.http("photographer") as http:
         whole = http.get(delivered.path, params={"download": 1})
         half = len(whole.content) // 2
@@ -103,7 +103,7 @@ def test_a_head_has_the_headers_of_the_download(stack: Stack, delivered: Deliver
 
 @pytest.mark.results
 def test_the_bucket_is_private(delivered: Delivered) -> None:
-    """Without a signature there is neither the object, nor a listing, nor a way to write."""
+    """Without a signature the object can be neither read nor written, and the bucket not listed."""
     parts = urlsplit(delivered.link)
     bucket = "/" + parts.path.split("/")[1]
     plain = urlunsplit(parts._replace(query=""))
@@ -117,7 +117,7 @@ def test_the_bucket_is_private(delivered: Delivered) -> None:
 
 @pytest.mark.results
 def test_a_link_is_for_one_object_and_a_while(delivered: Delivered) -> None:
-    """Neither the key, nor the end, nor the name, nor the type can be changed."""
+    """The key, the end, the name and the type of a link cannot be changed."""
     assert get(delivered.link.replace("/1.png", "/2.png")).status_code == 403
     assert get(delivered.link.replace("X-Amz-Expires=3600", "X-Amz-Expires=9")).status_code == 403
     earlier = delivered.link.replace("X-Amz-Date=20", "X-Amz-Date=19")
@@ -131,7 +131,7 @@ def test_a_link_is_for_one_object_and_a_while(delivered: Delivered) -> None:
 
 @pytest.mark.results
 def test_only_its_owner_is_given_a_link(stack: Stack, delivered: Delivered) -> None:
-    """A stranger gets the 404 of a job that never was, by either way."""
+    """Another owner gets the 404 of a missing job, in both ways."""
     with stack.http("stranger") as stranger:
         for params in ({}, {"download": 1}):
             assert stranger.get(delivered.path, params=params).status_code == 404

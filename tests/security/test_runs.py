@@ -1,4 +1,4 @@
-"""Point 5 against the running service: graphs of users' own, good ones and hostile ones."""
+"""Users' own graphs against the running service, valid and hostile ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def send(http: httpx.Client, sent: Graph, **headers: str) -> httpx.Response:
 
 @pytest.mark.runs
 def test_a_graph_of_ones_own_runs(stack: Stack, runner: httpx.Client, tmp_path: Path) -> None:
-    """Through the same queue, with the same events and the same kind of result."""
+    """A graph uses the same queue, events and results as any job."""
     answer = send(runner, graph(node("ImageInvert"), scale(2.0)))
     assert answer.status_code == 202, answer.text
     with stack.client("runner") as client:
@@ -53,11 +53,11 @@ def test_a_graph_of_ones_own_runs(stack: Stack, runner: httpx.Client, tmp_path: 
     content = runner.get(inverted.json()["links"]["result"], params={"download": 1}).content
     with Image.open(io.BytesIO(content)) as result:
         inverse = 255 - np.asarray(PHOTO).astype(int)
-        assert np.abs(np.asarray(result) - inverse).max() <= 1  # ComfyUI's rounding
+        assert np.abs(np.asarray(result) - inverse).max() <= 1  # the rounding of ComfyUI
 
 
 def test_an_export_with_a_preview_runs(runner: httpx.Client) -> None:
-    """As the editor sends it to ComfyUI: wrapped, and with a node that only shows."""
+    """The graph is wrapped as the editor sends it to ComfyUI, and has a node that only displays."""
     sent = graph(scale(2)) | {"p": node("PreviewImage", images=["2", 0])}
     answer = send(runner, {"prompt": sent, "client_id": "x"}, Prefer="wait=50")
     assert (answer.status_code, answer.json()["status"]) == (200, JobStatus.SUCCEEDED)
@@ -65,7 +65,7 @@ def test_an_export_with_a_preview_runs(runner: httpx.Client) -> None:
 
 @pytest.mark.runs
 def test_every_allowed_node_is_one_that_the_engine_has(stack: Stack, runner: httpx.Client) -> None:
-    """The default list names stock ComfyUI's classes as they are spelt there."""
+    """The default list has the names of stock ComfyUI's classes."""
     known = httpx.get(f"{stack.comfyui_url()}/object_info", timeout=300, trust_env=False).json()
     problem = send(runner, graph(node("Nothing"))).json()["details"]["problem"]
     allowed = problem.partition("used: ")[2].split(", ")
@@ -77,7 +77,7 @@ def test_every_allowed_node_is_one_that_the_engine_has(stack: Stack, runner: htt
 
 @pytest.mark.parametrize("name", sorted(NODE_CLASSES))
 def test_a_class_has_the_inputs_that_the_engine_says(stack: Stack, name: str) -> None:
-    """What a graph is checked against is what the engine's own release has."""
+    """The inputs that graphs are checked against are those of the engine's release."""
     url = f"{stack.comfyui_url()}/object_info/{name}"
     known = httpx.get(url, timeout=60, trust_env=False).json()[name]
     inputs = {**known["input"].get("required", {}), **known["input"].get("optional", {})}
@@ -112,7 +112,7 @@ HOSTILE: dict[str, Graph] = {
 @pytest.mark.runs
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_graph_is_refused(runner: httpx.Client, name: str) -> None:
-    """422 with the node and the reason, and no job of it."""
+    """The answer is 422 with the node and the reason, and no job exists."""
     before = _jobs(runner)
     answer = send(runner, HOSTILE[name])
     body: dict[str, Any] = answer.json()
@@ -122,13 +122,13 @@ def test_a_hostile_graph_is_refused(runner: httpx.Client, name: str) -> None:
 
 
 def _jobs(http: httpx.Client) -> list[str]:
-    """The newest of the owner's, whatever became of them."""
+    """Return the ids of the owner's newest jobs in any state."""
     return [job["id"] for job in http.get(API).json()["restorations"]]
 
 
 @pytest.mark.runs
 def test_it_takes_the_scope(stack: Stack) -> None:
-    """Neither a user nor an admin runs graphs without it; the answer names what is missing."""
+    """Without the scope neither a user nor an admin may run graphs; the answer names it."""
     for scopes in (USER_SCOPES, (Scope.ADMIN,)):
         with stack.http("user", scopes) as http:
             answer = send(http, graph())
@@ -138,7 +138,7 @@ def test_it_takes_the_scope(stack: Stack) -> None:
 
 @pytest.mark.runs
 def test_a_run_is_its_owners(stack: Stack, runner: httpx.Client) -> None:
-    """Like every job: another owner gets the 404 of one that never was."""
+    """Another owner gets the 404 of a missing job."""
     job = send(runner, graph()).json()
     with stack.http("stranger", (*USER_SCOPES, Scope.RUN)) as stranger:
         assert stranger.get(job["links"]["self"]).status_code == 404

@@ -1,4 +1,4 @@
-"""Point 8: where the secrets of a running stack are, and everywhere that they are not."""
+"""Secrets of a running stack stay in their files, and appear nowhere else."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ LONGEST_BYTES = 4096
 
 @pytest.fixture(scope="module")
 def secrets(stack: Stack) -> Mapping[str, bytes]:
-    """Every secret of the stack, and a token with which a job has run and failed calls were made.
+    """Return every secret of the stack, and of a token that was used for a job and for failed
+    calls.
 
-    Of the issuer's key, a line from its middle; of the token, its signature.
+    The issuer's key is represented by a line from its middle, the token by its signature.
     """
     token = stack.token("secretive")
     found = {"token": token.rpartition(".")[2].encode()}
     state = json.loads((stack.state_dir / "state.json").read_bytes())
     found |= {name: secret.encode() for name, secret in state["secrets"].items()}
-    del found["s3-access-key"]  # a name, and part of every signed URL
+    del found["s3-access-key"]  # an identifier that is part of every signed URL
     found["webhook"] = (stack.state_dir / "webhook-secret").read_bytes().removeprefix(b"whsec_")
     key = (issuer_folder(stack.state_dir) / KEY_FILE).read_bytes()
     found["issuer key"] = key.splitlines()[3]
@@ -54,14 +55,14 @@ def secrets(stack: Stack) -> Mapping[str, bytes]:
 
 @pytest.mark.secrets
 def test_every_secret_is_known_to_this_test(secrets: Mapping[str, bytes]) -> None:
-    """What is searched for below is long enough to be found by accident nowhere."""
+    """The secrets searched for below are too long to be found by accident."""
     assert len(secrets) >= 10
     assert all(len(secret) >= 16 for secret in secrets.values()), secrets.keys()
 
 
 @pytest.mark.secrets
 def test_no_secret_is_in_a_log(stack: Stack, secrets: Mapping[str, bytes]) -> None:
-    """Neither in the stack's own nor in Ray's, which hold what every process prints."""
+    """Neither the stack's own logs nor Ray's, with the output of every process, have a secret."""
     logs = [*_logs(stack)]
     assert len(logs) > 10
     assert any(b"request" in path.read_bytes() for path in logs)
@@ -70,7 +71,7 @@ def test_no_secret_is_in_a_log(stack: Stack, secrets: Mapping[str, bytes]) -> No
 
 @pytest.mark.secrets
 def test_no_secret_is_on_a_command_line(stack: Stack, secrets: Mapping[str, bytes]) -> None:
-    """Every user of a machine may read them."""
+    """Command lines are readable by every user of a machine."""
     processes = of_stack(stack.state_dir, stack.record.pid)
     assert len(processes) > 10
     for each in processes:
@@ -79,7 +80,8 @@ def test_no_secret_is_on_a_command_line(stack: Stack, secrets: Mapping[str, byte
 
 @pytest.mark.secrets
 def test_engines_have_no_secret(stack: Stack, secrets: Mapping[str, bytes]) -> None:
-    """What runs users' graphs has nothing of ours in its environment, nor has its guard."""
+    """Engines run users' graphs, so neither they nor their guards have secrets in their
+    environment."""
     found = engines(stack.state_dir)
     assert len(found) == 2
     for each in found.values():
@@ -93,7 +95,7 @@ def test_engines_have_no_secret(stack: Stack, secrets: Mapping[str, bytes]) -> N
     "path", ["/readyz", "/healthz", "/openapi.json", "/docs", API, f"{API}/nonsense", "/nowhere"]
 )
 def test_no_secret_is_in_an_answer(stack: Stack, secrets: Mapping[str, bytes], path: str) -> None:
-    """With a token or without, answer or problem."""
+    """No answer or problem contains a secret, with a token or without."""
     anybody = httpx.get(stack.record.url + path, trust_env=False, timeout=300)
     with stack.http("secretive") as http:
         somebody = http.get(path)
@@ -104,7 +106,7 @@ def test_no_secret_is_in_an_answer(stack: Stack, secrets: Mapping[str, bytes], p
 
 @pytest.mark.secrets
 def test_files_with_secrets_are_their_owners(stack: Stack, secrets: Mapping[str, bytes]) -> None:
-    """Whatever in the state folder holds one is closed to others, itself or a folder above it."""
+    """Each file with a secret is closed to others, itself or by a folder above it."""
     holders = {
         path: found
         for path in stack.state_dir.rglob("*")
@@ -116,7 +118,8 @@ def test_files_with_secrets_are_their_owners(stack: Stack, secrets: Mapping[str,
 
 @pytest.mark.secrets
 def test_no_secret_is_an_argument_of_an_actor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is built here and sent to the replicas holds sizes; they have an environment each."""
+    """The arguments sent to replicas hold only sizes; secrets come from each replica's
+    environment."""
     secret = "no-one-may-see-this"
     for name in ("DATABASE_URL", "REDIS_URL", "AWS_SECRET_ACCESS_KEY", "WEBHOOK_SECRET"):
         monkeypatch.setenv(name, secret)
@@ -153,7 +156,7 @@ def _open_files(pid: int) -> list[Path]:
 
 
 def _found(path: Path, secrets: Mapping[str, bytes]) -> set[str]:
-    """The secrets in a file, read in pieces that overlap."""
+    """Return the names of the secrets in a file, which is read in overlapping chunks."""
     found: set[str] = set()
     tail = b""
     with suppress(FileNotFoundError), path.open("rb") as file:

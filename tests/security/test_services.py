@@ -1,4 +1,4 @@
-"""Point 8: Postgres, Redis and S3 want their passwords, and TLS where their URL asks for it."""
+"""Postgres, Redis and S3 require their passwords, and TLS where their URL asks for it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _altered(url: str, query: dict[str, str] | None = None, **parts: Any) -> str
 
 @pytest.mark.secrets
 async def test_each_service_answers_its_own_password(services: LocalServices, s3: S3Access) -> None:
-    """What the refusals below are compared with."""
+    """The right passwords work, which gives the refusals below their meaning."""
     await _ask_postgres(services.urls.database_url)
     await _ask_redis(services.urls.redis_url)
     await _ask_s3(s3)
@@ -64,7 +64,7 @@ async def test_each_service_answers_its_own_password(services: LocalServices, s3
 @pytest.mark.secrets
 @pytest.mark.parametrize("password", ["wrong", ""])
 async def test_postgres_wants_its_password(services: LocalServices, password: str) -> None:
-    """And does not say which part of a login was wrong, nor do we say the password."""
+    """A wrong password or user raises DependencyUnavailable."""
     with pytest.raises(DependencyUnavailable):
         await _ask_postgres(_altered(services.urls.database_url, password=password))
     with pytest.raises(DependencyUnavailable):
@@ -74,7 +74,7 @@ async def test_postgres_wants_its_password(services: LocalServices, password: st
 @pytest.mark.secrets
 @pytest.mark.parametrize("login", ["", ":wrong@", "default:wrong@"])
 async def test_redis_wants_its_password(services: LocalServices, login: str) -> None:
-    """A connection without one may not even ask whether it lives."""
+    """Without a password even a ping is refused."""
     address = services.urls.redis_url.rpartition("@")[2]
     with pytest.raises(DependencyUnavailable):
         await _ask_redis(f"redis://{login}{address}")
@@ -83,7 +83,7 @@ async def test_redis_wants_its_password(services: LocalServices, login: str) -> 
 @pytest.mark.secrets
 @pytest.mark.parametrize("changes", [{"secret_key": "wrong"}, {"access_key": "wrong"}])
 async def test_s3_wants_its_keys(s3: S3Access, changes: dict[str, str]) -> None:
-    """Each of the two."""
+    """Either key being wrong is refused."""
     with pytest.raises(DependencyUnavailable):
         await _ask_s3(replace(s3, **changes))
 
@@ -93,7 +93,7 @@ async def test_s3_wants_its_keys(s3: S3Access, changes: dict[str, str]) -> None:
 async def test_postgres_without_tls_is_refused_where_the_url_asks_for_it(
     services: LocalServices, mode: str
 ) -> None:
-    """There is no falling back to plain text."""
+    """There is no fallback to plain text."""
     with pytest.raises(DependencyUnavailable, match=r"SSL|certificate"):
         await _ask_postgres(_altered(services.urls.database_url, {"sslmode": mode}))
 
@@ -102,14 +102,14 @@ async def test_postgres_without_tls_is_refused_where_the_url_asks_for_it(
 async def test_redis_without_tls_is_refused_where_the_url_asks_for_it(
     services: LocalServices,
 ) -> None:
-    """rediss:// against a server that speaks redis://."""
+    """A rediss:// URL fails on a server without TLS."""
     with pytest.raises(DependencyUnavailable):
         await _ask_redis(services.urls.redis_url.replace("redis://", "rediss://", 1))
 
 
 @pytest.mark.secrets
 async def test_s3_without_tls_is_refused_where_the_url_asks_for_it(s3: S3Access) -> None:
-    """https:// against a server that speaks http://."""
+    """An https:// URL fails on a server without TLS."""
     plain = s3.endpoint_url.replace("http://", "https://", 1)
     with pytest.raises(DependencyUnavailable):
         await _ask_s3(replace(s3, endpoint_url=plain))
@@ -121,7 +121,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 
 async def _ask_for_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Postgres' SSLRequest, and the consent to it in its protocol."""
+    """Answer Postgres' SSLRequest with consent, as its protocol demands."""
     await reader.readexactly(8)
     writer.write(b"S")
     await writer.drain()
@@ -139,7 +139,7 @@ async def _ask_for_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 async def test_postgres_must_be_who_its_url_says(
     services: LocalServices, authority: Authority, certified: str, mode: str, accepted: bool
 ) -> None:
-    """verify-full holds the certificate to the host's name; that it reaches libpq is ours."""
+    """verify-full checks the host name in the certificate; our part is to pass it on to libpq."""
     url = make_url(services.urls.database_url)
     assert url.port is not None
     tls = {"sslmode": mode, "sslrootcert": str(authority.path)}
@@ -156,7 +156,7 @@ async def test_postgres_must_be_who_its_url_says(
 async def test_redis_must_be_who_its_url_says(
     services: LocalServices, authority: Authority, certified: str, accepted: bool
 ) -> None:
-    """rediss:// looks at the certificate and its name, without being asked to."""
+    """rediss:// checks the certificate and its name by default."""
     url = make_url(services.urls.redis_url)
     assert url.port is not None
     async with relaying(url.port, authority.server(certified)) as port:

@@ -1,4 +1,4 @@
-"""Point 2 against the running service: nobody reaches what belongs to somebody else."""
+"""Isolation of owners on the running service."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def routes(stack: Stack) -> list[Route]:
 
 @pytest.fixture(scope="module")
 def owned(stack: Stack) -> Mapping[str, Mapping[str, UUID]]:
-    """One of everything for each owner."""
+    """Create one object of each kind for each owner."""
     return {owner: _make(stack, owner) for owner in OWNERS}
 
 
@@ -40,7 +40,7 @@ def _make(stack: Stack, owner: str) -> dict[str, UUID]:
 def test_every_route_with_every_other_owners_identifiers(
     stack: Stack, routes: list[Route], owned: Mapping[str, Mapping[str, UUID]]
 ) -> None:
-    """The answer is that for an identifier which nothing has."""
+    """The answer is the same as for an identifier that does not exist."""
     assert {route.parameter for route in routes} == OWNED == next(iter(owned.values())).keys()
     for owner, caller in itertools.permutations(OWNERS, 2):
         with stack.http(caller) as client:
@@ -53,7 +53,7 @@ def test_every_route_with_every_other_owners_identifiers(
 
 @pytest.mark.tenants
 def test_owners_have_what_is_theirs(stack: Stack, owned: Mapping[str, Mapping[str, UUID]]) -> None:
-    """Nothing that the others tried has taken it away, or ended it as cancelled."""
+    """The other owners' requests have neither deleted nor cancelled anything."""
     for owner in OWNERS:
         with stack.http(owner) as client:
             job = client.get(f"{API}/{owned[owner]['job_id']}").json()
@@ -66,7 +66,7 @@ def test_owners_have_what_is_theirs(stack: Stack, owned: Mapping[str, Mapping[st
 
 @pytest.mark.tenants
 def test_an_admin_reaches_all_of_it(stack: Stack, owned: Mapping[str, Mapping[str, UUID]]) -> None:
-    """By the routes that owners use; and nobody else may list what others own."""
+    """An admin uses the owners' routes; other users may not list another owner's jobs."""
     with stack.http("operator", [Scope.ADMIN]) as admin:
         for owner in OWNERS:
             assert admin.get(f"{API}/{owned[owner]['job_id']}").status_code == 200

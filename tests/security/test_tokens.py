@@ -1,7 +1,7 @@
-"""Point 1 against the running service: every way that we know to get in without a good token.
+"""All known attacks on authentication, against the running service.
 
 The attacker has a token of a real user, the issuer's published key, a key pair of its own and,
-where that makes the attack stronger, tokens that the issuer itself has signed.
+where that makes the attack stronger, tokens signed by the issuer itself.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HOUR_S = 3600
 
 @dataclass(frozen=True)
 class Forge:
-    """Makes tokens that are good but for what a test asks for, and presents them."""
+    """Makes and presents tokens that are valid except for the changes of a test."""
 
     http: httpx.Client
     issuer: str
@@ -49,7 +49,7 @@ class Forge:
     kid: str
 
     def claims(self, **changes: object) -> dict[str, Any]:
-        """Good claims with these changes; None leaves a claim out."""
+        """Return valid claims with these changes; None removes a claim."""
         now = int(time.time())
         good = {
             **{"iss": self.issuer, "aud": LOCAL_AUDIENCE, "sub": "tester"},
@@ -64,7 +64,7 @@ class Forge:
         algorithm: str = "RS256",
         **header: object,
     ) -> str:
-        """Signed with the issuer's own key unless another is given."""
+        """Sign with the issuer's own key, unless another one is given."""
         headers = {name: value for name, value in {"kid": self.kid, **header}.items() if value}
         pem = (key or self.key).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         return jwt.encode(claims or self.claims(), pem.decode(), algorithm, headers)
@@ -106,13 +106,13 @@ def _base64(data: bytes) -> str:
 
 @pytest.mark.auth
 def test_what_the_forge_makes_is_good(forge: Forge) -> None:
-    """The attacks below differ in one thing each from a token that is let in."""
+    """An unchanged token is accepted, so that each attack below differs from it in one thing."""
     assert forge.present(forge.sign()).status_code == 200
 
 
 @pytest.mark.auth
 def test_a_request_without_a_token_is_told_how_to_authenticate(forge: Forge) -> None:
-    """401 with the scheme, and nothing about a token that was not there (RFC 6750)."""
+    """The answer is 401 with the scheme, and without an error about a token (RFC 6750)."""
     answer = forge.http.get(API)
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == 'Bearer realm="comfy-restore"'
@@ -120,7 +120,7 @@ def test_a_request_without_a_token_is_told_how_to_authenticate(forge: Forge) -> 
 
 @pytest.mark.auth
 def test_a_missing_scope_is_named(forge: Forge) -> None:
-    """403, and the header says which scope to ask the issuer for."""
+    """The answer is 403, and its header names the scope to request."""
     token = forge.sign(forge.claims(scope="restorations:read"))
     headers = {"Authorization": f"Bearer {token}"}
     answer = forge.http.post(API, headers=headers, **submission())
@@ -133,7 +133,7 @@ def test_a_missing_scope_is_named(forge: Forge) -> None:
 @pytest.mark.auth
 @pytest.mark.parametrize("alg", ["none", "None", "nOnE", ""])
 def test_alg_none(forge: Forge, alg: str) -> None:
-    """A token that says it needs no signature."""
+    """A token that claims to need no signature is refused."""
     header, claims = _part({"alg": alg, "typ": "JWT", "kid": forge.kid}), _part(forge.claims())
     forge.assert_refused(f"{header}.{claims}.")
 
@@ -142,7 +142,7 @@ def test_alg_none(forge: Forge, alg: str) -> None:
 @pytest.mark.parametrize("form", ["pem", "der", "jwk"])
 @pytest.mark.parametrize("alg", ["HS256", "RS256"])
 def test_hmac_with_the_public_key(forge: Forge, alg: str, form: str) -> None:
-    """The public key is no secret to sign with, in whatever form and whatever the header says."""
+    """The public key is not accepted as an HMAC secret in any form, whatever the header says."""
     public = forge.key.public_key()
     secret = {
         "pem": public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
@@ -157,33 +157,33 @@ def test_hmac_with_the_public_key(forge: Forge, alg: str, form: str) -> None:
 @pytest.mark.auth
 @pytest.mark.parametrize("algorithm", ["RS384", "RS512"])
 def test_another_algorithm_with_the_right_key(forge: Forge, algorithm: str) -> None:
-    """RS256 is pinned: the issuer's own signature by another algorithm will not do."""
+    """RS256 is pinned, so that the issuer's own signature by another algorithm is refused."""
     forge.assert_refused(forge.sign(algorithm=algorithm))
 
 
 @pytest.mark.auth
 def test_a_key_of_ones_own(forge: Forge, own_key: rsa.RSAPrivateKey) -> None:
-    """Signed by somebody else in the name of the issuer's key."""
+    """A signature by another key under the issuer's key id is refused."""
     forge.assert_refused(forge.sign(key=own_key))
 
 
 @pytest.mark.auth
 def test_an_unknown_kid(forge: Forge, own_key: rsa.RSAPrivateKey) -> None:
-    """A key that the issuer does not have, with its own signature and with the issuer's."""
+    """An unknown key id is refused, signed by its own key or by the issuer's."""
     forge.assert_refused(forge.sign(key=own_key, kid="mine"))
     forge.assert_refused(forge.sign(kid="../../issuer-key.pem"))
 
 
 @pytest.mark.auth
 def test_a_missing_kid(forge: Forge) -> None:
-    """Keys are not tried one after the other."""
+    """Keys are not tried one after another."""
     forge.assert_refused(forge.sign(kid=None))
 
 
 @pytest.mark.auth
 @pytest.mark.parametrize("field", ["jku", "x5u", "jwk", "x5c"])
 def test_a_header_that_brings_a_key(forge: Forge, own_key: rsa.RSAPrivateKey, field: str) -> None:
-    """Refused with the attacker's signature, and even with the issuer's own."""
+    """The token is refused with the attacker's signature, and even with the issuer's own."""
     numbers = own_key.public_key().public_numbers()
     jwk = {
         **{"kty": "RSA", "alg": "RS256", "kid": forge.kid},
@@ -198,20 +198,20 @@ def test_a_header_that_brings_a_key(forge: Forge, own_key: rsa.RSAPrivateKey, fi
 @pytest.mark.auth
 @pytest.mark.parametrize("audience", ["another-service", ["a", "b"], [], None])
 def test_another_audience(forge: Forge, audience: object) -> None:
-    """A token for another service of the same issuer."""
+    """A token for another service of the same issuer is refused."""
     forge.assert_refused(forge.sign(forge.claims(aud=audience)))
 
 
 @pytest.mark.auth
 @pytest.mark.parametrize("issuer", ["https://evil.example.com/", "", None])
 def test_another_issuer(forge: Forge, issuer: str | None) -> None:
-    """A token that says somebody else made it, or does not say."""
+    """A token of another issuer, or without one, is refused."""
     forge.assert_refused(forge.sign(forge.claims(iss=issuer)))
 
 
 @pytest.mark.auth
 def test_an_expired_token(forge: Forge) -> None:
-    """Over is over, a little leeway for clocks aside; and every token ends."""
+    """A token is refused after its end and a small leeway for clocks, and without an end."""
     forge.assert_refused(forge.sign(forge.claims(exp=int(time.time()) - LEEWAY_S - 10)))
     forge.assert_refused(forge.sign(forge.claims(exp=None)))
 
@@ -219,20 +219,20 @@ def test_an_expired_token(forge: Forge) -> None:
 @pytest.mark.auth
 @pytest.mark.parametrize("claim", ["nbf", "iat"])
 def test_a_token_that_is_not_valid_yet(forge: Forge, claim: str) -> None:
-    """Neither one for later nor one that was issued in the future."""
+    """A token for later, or issued in the future, is refused."""
     forge.assert_refused(forge.sign(forge.claims(**{claim: int(time.time()) + HOUR_S})))
 
 
 @pytest.mark.auth
 def test_an_encrypted_token(forge: Forge) -> None:
-    """Five parts, as a JWE has; nothing of it is decrypted or unpacked."""
+    """A token with five parts, like a JWE, is neither decrypted nor unpacked."""
     header = {"alg": "RSA-OAEP", "enc": "A256GCM", "zip": "DEF", "kid": forge.kid}
     forge.assert_refused(".".join([_part(header), *(_base64(os.urandom(64)) for _ in range(4))]))
 
 
 @pytest.mark.auth
 def test_missing_dots(forge: Forge) -> None:
-    """A token without one of its dots, or both, or a part between them."""
+    """A token without one or both of its dots, or with an empty part, is refused."""
     header, claims, signature = forge.sign().split(".")
     for token in (
         f"{header}{claims}.{signature}",
@@ -248,34 +248,34 @@ def test_missing_dots(forge: Forge) -> None:
 
 @pytest.mark.auth
 def test_claims_that_were_not_signed(forge: Forge) -> None:
-    """The signature of one token under the claims of another."""
+    """The signature of one token does not cover the claims of another."""
     header, _, signature = forge.sign().split(".")
     forge.assert_refused(f"{header}.{_part(forge.claims(sub='root', scope='admin'))}.{signature}")
 
 
 @pytest.mark.auth
 def test_a_megabyte_of_token(forge: Forge) -> None:
-    """A token that is too long is refused, signed or not, wherever it is noticed first."""
+    """A token that is too long is refused, signed or not, by the first server that notices."""
     signed = forge.sign(forge.claims(padding="x" * 2**20))
     for token in (signed, "x" * 2**20, "." * 2**20):
         try:
             status = forge.present(token).status_code
         except httpx.TransportError:
-            continue  # the server in front hung up
+            continue  # the server in front closed the connection
         assert status in (400, 401, 431)
     assert forge.present(forge.sign()).status_code == 200
 
 
 @pytest.mark.auth
 def test_a_token_that_just_fits_a_header_is_too_long(forge: Forge) -> None:
-    """Below what servers in front refuse, the limit is ours."""
+    """Below the limit of the servers in front, our own limit applies."""
     forge.assert_refused(forge.sign(forge.claims(padding="x" * 20_000)))
 
 
 @pytest.mark.auth
 @pytest.mark.parametrize("name", ["access_token", "token", "bearer", "authorization"])
 def test_a_token_in_the_query_string_is_not_read(forge: Forge, name: str) -> None:
-    """Addresses end up in logs and histories: a good token there is as none at all."""
+    """URLs end up in logs and histories, so that a token there is ignored."""
     answer = forge.http.get(API, params={name: forge.sign()})
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"] == 'Bearer realm="comfy-restore"'
@@ -283,7 +283,7 @@ def test_a_token_in_the_query_string_is_not_read(forge: Forge, name: str) -> Non
 
 @pytest.mark.auth
 def test_a_token_elsewhere_is_not_read(forge: Forge) -> None:
-    """Neither in a cookie nor in the form, nor under another scheme."""
+    """A token in a cookie, in the form or under another scheme is ignored."""
     token = forge.sign()
     for headers in (
         {"Cookie": f"access_token={token}; Authorization=Bearer {token}"},
@@ -298,7 +298,7 @@ def test_a_token_elsewhere_is_not_read(forge: Forge) -> None:
 
 @pytest.mark.auth
 def test_known_keys_serve_while_the_issuer_hangs(stack: Stack, forge: Forge) -> None:
-    """An issuer that does not answer locks nobody out, and lets nobody in."""
+    """While the issuer hangs, known keys still work, and unknown ones are refused."""
     assert forge.present(forge.sign()).status_code == 200
     [issuer] = [
         each for each in of_stack(stack.state_dir) if "serve_app.auth.local_issuer" in each.command

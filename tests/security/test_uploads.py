@@ -1,4 +1,4 @@
-"""Point 4 against the running service: hostile uploads, in the form and past the service."""
+"""Hostile uploads to the running service, in the form and directly to S3."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def refusal(answer: httpx.Response) -> tuple[int, str]:
 
 
 def with_exif() -> bytes:
-    """A small photo that tells where and when it was taken."""
+    """Return a small photo with time, place and camera in its EXIF."""
     exif = Image.Exif()
     exif[Base.Make], exif[Base.Orientation] = "ACME", 6
     exif.get_ifd(IFD.Exif)[Base.DateTimeOriginal] = "1986:04:26 01:23:40"
@@ -60,7 +60,7 @@ def with_exif() -> bytes:
 
 @pytest.mark.uploads
 def test_a_body_that_says_it_is_too_large_is_not_read(http: httpx.Client) -> None:
-    """413 by its Content-Length, from whatever has been sent of it by then."""
+    """The answer is 413 by Content-Length, before the body has been read."""
     head = {"Content-Type": "multipart/form-data; boundary=b"}
     body = b"--b\r\n" + bytes(LIMIT + 2 * 2**20)
     assert refusal(http.post(API, content=body, headers=head)) == (413, "image_too_large")
@@ -68,7 +68,7 @@ def test_a_body_that_says_it_is_too_large_is_not_read(http: httpx.Client) -> Non
 
 @pytest.mark.uploads
 def test_a_body_without_a_length_is_counted(http: httpx.Client) -> None:
-    """It is refused while it arrives, at the limit."""
+    """A body without a length is refused at the limit, while it arrives."""
 
     def endless() -> Iterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
@@ -81,7 +81,8 @@ def test_a_body_without_a_length_is_counted(http: httpx.Client) -> None:
 
 @pytest.mark.uploads
 def test_a_decompression_bomb_is_not_decoded(http: httpx.Client) -> None:
-    """A picture of 10 kB that says it has a hundred million pixels, or more than Pillow opens."""
+    """A picture of 10 kB that claims a hundred million pixels, or more than Pillow opens, is
+    refused."""
     for side in (10_000, 60_000):
         header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
         body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
@@ -98,7 +99,7 @@ def image_processes(stack: Stack) -> list[Process]:
 
 @pytest.mark.uploads
 def test_uploads_are_decoded_apart(stack: Stack, http: httpx.Client) -> None:
-    """In processes without a secret, whose end costs nobody anything."""
+    """Pictures are decoded in processes without secrets, whose death fails no later upload."""
     assert refusal(send(http, file(noise(), "JPEG")[:500])) == (422, "broken_image")
     found = image_processes(stack)
     assert found
@@ -124,7 +125,7 @@ def test_uploads_are_decoded_apart(stack: Stack, http: httpx.Client) -> None:
 def test_a_result_does_not_tell_where_the_photo_was_taken(
     client: RestorationClient, wanted: OutputFormat, tmp_path: Path
 ) -> None:
-    """No EXIF, no text, no comment in it: not of the photo, and not of the engine."""
+    """The result has no EXIF, text or comment, neither of the photo nor of the engine."""
     job = client.wait(client.submit(with_exif(), workflow="enlarge", output_format=wanted).id)
     assert job.status is JobStatus.SUCCEEDED, job.failure
     client.download(job.id, tmp_path / "result")
@@ -132,20 +133,20 @@ def test_a_result_does_not_tell_where_the_photo_was_taken(
         image.load()
         assert len(image.getexif()) == 0
         assert image.info.keys() <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"} | {
-            *("loop", "background", "timestamp", "duration")  # WebP's, of every picture
+            *("loop", "background", "timestamp", "duration")  # in every WebP
         }
     assert b"ACME" not in (tmp_path / "result").read_bytes()
 
 
 @pytest.mark.uploads
 def test_metadata_is_kept_for_who_asks(client: RestorationClient, tmp_path: Path) -> None:
-    """Place, time and camera; the picture is upright, and says nothing else."""
+    """Place, time and camera are kept, the picture is upright, and the orientation is removed."""
     sent = client.submit(with_exif(), workflow="enlarge", keep_metadata=True)
     client.wait(sent.id)
     job = client.download(sent.id, tmp_path / "result.png")
     assert job.keep_metadata
     with Image.open(tmp_path / "result.png") as image:
-        assert image.size == (48 * 4, 64 * 4)  # it lay on its side
+        assert image.size == (48 * 4, 64 * 4)  # was rotated by 90 degrees
         exif = image.getexif()
     assert exif.get_ifd(IFD.GPSInfo)[GPS.GPSLatitude] == LATITUDE
     assert exif.get_ifd(IFD.Exif)[Base.DateTimeOriginal] == "1986:04:26 01:23:40"
@@ -177,7 +178,7 @@ def use(http: httpx.Client, upload_id: str, **fields: str) -> httpx.Response:
 def test_a_photo_goes_past_the_service_and_is_restored(
     client: RestorationClient, tmp_path: Path
 ) -> None:
-    """Sent to S3 by its link, submitted by its id, and restored like any other."""
+    """A photo sent to S3 by a link, and submitted by its id, is restored like any other."""
     job = client.wait(client.submit(client.upload(file(noise(), "PNG")), workflow="enlarge").id)
     assert job.status is JobStatus.SUCCEEDED, job.failure
     client.download(job.id, tmp_path / "result.png")
@@ -195,7 +196,7 @@ def test_a_link_is_for_what_was_announced(http: httpx.Client) -> None:
     assert put(upload, data, **{"x-amz-acl": "public-read"}) == 403
     elsewhere = {**upload, "url": upload["url"].replace(upload["id"], str(uuid4()))}
     assert put(elsewhere, data) == 403
-    assert use(http, upload["id"]).status_code == 404  # nothing of it was stored
+    assert use(http, upload["id"]).status_code == 404  # nothing was stored
 
 
 @pytest.mark.uploads
@@ -212,7 +213,7 @@ def test_a_link_is_for_what_was_announced(http: httpx.Client) -> None:
 def test_what_was_uploaded_is_checked_like_any_other(
     http: httpx.Client, data: bytes, expected: tuple[int, str]
 ) -> None:
-    """Before anything is recorded, and whatever type was announced."""
+    """A direct upload is checked before a job is recorded, whatever type was announced."""
     before = http.get(API, params={"limit": 1}).json()
     upload = begin(http, len(data))
     assert put(upload, data) == 200
@@ -222,7 +223,7 @@ def test_what_was_uploaded_is_checked_like_any_other(
 
 @pytest.mark.uploads
 def test_an_upload_is_its_owners_and_for_one_job(stack: Stack, http: httpx.Client) -> None:
-    """A stranger's 404 is the one of an id that never was; a second job is refused."""
+    """Another owner gets the 404 of a missing id, and a second, different job is refused."""
     data = file(noise(), "PNG")
     upload = begin(http, len(data))
     assert put(upload, data) == 200

@@ -1,4 +1,4 @@
-"""Point 6: a webhook reaches the public internet, and nothing on this side of it."""
+"""Webhooks reach only the public internet, and no internal address."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.fakes.receiver import Receiver, receiving, status
 
 LOOPBACK = ip_network("127.0.0.0/8")
 STRICT = WebhookRules(enabled=True)
-# As strict, but for the one address at which a test can have a receiver.
+# Strict, except for the one address at which a test can have a receiver.
 ONE_ADDRESS = WebhookRules(enabled=True, networks=(ip_network("127.0.0.1/32"),))
 NAME = "hooks.example.com"
 REFUSED = "does not resolve to public addresses alone"
@@ -37,7 +37,7 @@ REFUSED = "does not resolve to public addresses alone"
     ],
 )
 def test_public_addresses_are_public(address: str) -> None:
-    """Those right beside a private range among them."""
+    """Addresses next to private ranges are public too."""
     assert is_public(ip_address(address))
 
 
@@ -53,20 +53,20 @@ def test_public_addresses_are_public(address: str) -> None:
         *("203.0.113.1", "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255"),
         *("::", "::1", "fe80::1", "fe80::1%eth0", "fc00::1", "fd00:ec2::254", "fec0::1"),
         *("ff02::1", "ff0e::1", "100::1", "2001:db8::1", "2001:10::1", "3fff::1", "5f00::1"),
-        # an IPv4 address in disguise: mapped, compatible, NAT64, 6to4, Teredo
+        # embedded IPv4 addresses: mapped, compatible, NAT64, 6to4, Teredo
         *("::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "::ffff:0:127.0.0.1"),
         *("64:ff9b::7f00:1", "64:ff9b:1::a00:1", "2002:7f00:1::", "2001:0:7f00:1::"),
         "2606:4700:4700::1111%eth0",
     ],
 )
 def test_no_other_address_is(address: str) -> None:
-    """Everything that IANA gave another purpose, clouds' metadata, and IPv4 inside of IPv6."""
+    """Addresses that IANA reserves, metadata services and IPv4 inside IPv6 are not public."""
     assert not is_public(ip_address(address))
 
 
 @dataclass
 class Names:
-    """A resolver whose answers are set by a test: one after another, the last for ever."""
+    """A resolver that returns a test's answers in order, and then repeats the last one."""
 
     answers: list[Sequence[str]]
     asked: list[str] = field(default_factory=list)
@@ -92,14 +92,14 @@ async def post(
         ["169.254.169.254"],
         ["fd00:ec2::254"],
         ["::ffff:127.0.0.1"],
-        ["127.0.0.1", "10.0.0.1"],  # a permitted one does not excuse another
+        ["127.0.0.1", "10.0.0.1"],  # one permitted address is not enough
         ["10.0.0.1", "127.0.0.1"],
         [],
     ],
     ids=str,
 )
 async def test_a_name_that_leads_inside_is_not_connected_to(addresses: list[str]) -> None:
-    """One address that is not permitted among a name's own, and nothing is sent to any."""
+    """If one of a name's addresses is not permitted, nothing is sent to any."""
     async with receiving() as receiver:
         url = f"https://{NAME}:{receiver.port}/"
         with pytest.raises(httpx.ConnectError, match=REFUSED):
@@ -109,7 +109,7 @@ async def test_a_name_that_leads_inside_is_not_connected_to(addresses: list[str]
 
 @pytest.mark.webhooks
 async def test_a_name_that_does_not_exist_looks_like_one_that_leads_inside() -> None:
-    """What a failed webhook says of a name tells nobody whether the inside knows it."""
+    """The error of a failed webhook does not reveal whether an internal name exists."""
 
     class Unknown(Names):
         async def resolve(self, host: str, port: int) -> Sequence[str]:
@@ -121,7 +121,7 @@ async def test_a_name_that_does_not_exist_looks_like_one_that_leads_inside() -> 
 
 @pytest.mark.webhooks
 async def test_the_real_resolver_is_held_to_the_rules() -> None:
-    """A name from this machine's own resolver that leads to loopback is refused."""
+    """A name that this machine's own resolver maps to loopback is refused."""
     assert {ip_address(each).is_loopback for each in await resolve("localhost", 443)} == {True}
     elsewhere = WebhookRules(enabled=True, networks=(ip_network("10.0.0.0/8"),))
     async with http_client(SendLimits(), elsewhere) as http:
@@ -131,7 +131,7 @@ async def test_the_real_resolver_is_held_to_the_rules() -> None:
 
 @pytest.mark.webhooks
 async def test_the_rules_hold_when_it_is_sent_as_well() -> None:
-    """What was accepted under looser rules is not sent under stricter ones."""
+    """A URL accepted under looser rules is not used under stricter ones."""
     async with receiving() as receiver:
         with pytest.raises(httpx.ConnectError, match="must begin with https"):
             await post(receiver.url(), ONE_ADDRESS, Names([["127.0.0.1"]]))
@@ -140,7 +140,7 @@ async def test_the_rules_hold_when_it_is_sent_as_well() -> None:
 
 @pytest.mark.webhooks
 async def test_no_proxy_from_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy would resolve the name by itself, and see the signed request."""
+    """A proxy would resolve the name itself, and see the signed request."""
     local = WebhookRules(enabled=True, allow_http=True, networks=(LOOPBACK,))
     async with receiving() as proxy, receiving() as receiver:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -162,7 +162,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 async def receiving_tls(
     authority: Authority, name: str, seen: list[str | None]
 ) -> AsyncIterator[Receiver]:
-    """A receiver behind TLS: what it is sent is passed on to a plain one."""
+    """Run a receiver behind TLS that relays to a plain one."""
 
     async with receiving() as plain:
         async with relaying(plain.port, authority.server(name, seen)) as port:
@@ -171,8 +171,8 @@ async def receiving_tls(
 
 @pytest.mark.webhooks
 async def test_what_was_looked_at_is_what_is_connected_to(authority: Authority) -> None:
-    """A name that leads elsewhere the moment after (DNS rebinding) is asked about once only; the
-    handshake, the certificate and the Host header are the name's all the same."""
+    """A connection resolves its name only once, so that a changed answer (DNS rebinding) has no
+    effect. Handshake, certificate and Host header still use the name."""
     handshakes: list[str | None] = []
     names = Names([["127.0.0.1"], ["127.0.0.2"]])
     async with receiving_tls(authority, NAME, handshakes) as receiver:
@@ -189,7 +189,8 @@ async def test_what_was_looked_at_is_what_is_connected_to(authority: Authority) 
 
 @pytest.mark.webhooks
 async def test_the_certificate_must_be_the_names(authority: Authority) -> None:
-    """Another's certificate, or one of an authority that nobody knows, and nothing is sent."""
+    """Nothing is sent to a server with another name's certificate, or one of an unknown
+    authority."""
     names = Names([["127.0.0.1"]])
     async with receiving_tls(authority, "other.example.com", []) as receiver:
         url = f"https://{NAME}:{receiver.port}/"
@@ -203,7 +204,7 @@ async def test_the_certificate_must_be_the_names(authority: Authority) -> None:
 
 @pytest.mark.webhooks
 async def test_two_names_with_one_address_share_no_connection(authority: Authority) -> None:
-    """What one name's certificate vouched for is not used for another name."""
+    """A connection verified for one name is not reused for another name."""
     handshakes: list[str | None] = []
     names = Names([["127.0.0.1"]])
     async with (
@@ -219,7 +220,7 @@ async def test_two_names_with_one_address_share_no_connection(authority: Authori
 
 @pytest.mark.webhooks
 async def test_a_dead_address_among_others_does_no_harm() -> None:
-    """The second address of a name is tried when the first takes no connection."""
+    """If a name's first address refuses the connection, the second is tried."""
     local = WebhookRules(enabled=True, allow_http=True, networks=(LOOPBACK,))
     async with receiving() as receiver:
         url = f"http://{NAME}:{receiver.port}/"
@@ -230,7 +231,7 @@ async def test_a_dead_address_among_others_does_no_harm() -> None:
 
 @pytest.mark.webhooks
 async def test_a_redirect_leads_nowhere() -> None:
-    """Not even to where the rules would permit."""
+    """A redirect is not followed, even to a permitted address."""
     local = WebhookRules(enabled=True, allow_http=True, networks=(LOOPBACK,))
     async with receiving() as receiver, receiving() as elsewhere:
         receiver.default = status(307, Location=elsewhere.url())
@@ -241,7 +242,8 @@ async def test_a_redirect_leads_nowhere() -> None:
 
 @pytest.mark.webhooks
 def test_no_spelling_of_an_address_gets_around() -> None:
-    """Decimal, octal, hex and short forms, users, unicode digits, trailing dots, zones."""
+    """Decimal, octal, hex and short forms, users, unicode digits, trailing dots and zones are
+    refused."""
     for host in (
         *("2130706433", "0177.0.0.1", "0x7f000001", "0x7f.1", "127.1", "127.0.0.1.", "0"),
         *("[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[0:0:0:0:0:ffff:a9fe:a9fe]", "[::1%25lo]"),

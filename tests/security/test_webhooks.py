@@ -1,6 +1,6 @@
-"""Point 6 on the whole stack: where it may be told to send, and where it does not follow.
+"""Refused webhook targets and receivers' tricks, on the complete stack.
 
-The local stack's rules are looser than a cluster's by two settings: plain HTTP, and loopback.
+The local stack's rules are looser than a cluster's by two settings: plain HTTP and loopback.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.support.stack import Stack
     ],
 )
 def test_the_stack_is_not_sent_inside(stack: Stack, url: str) -> None:
-    """Metadata, private networks and what looks like something else: refused at the door."""
+    """Metadata services, private networks and disguised addresses are refused at the submission."""
     with stack.http() as http:
         answer = http.post(API, **submission(webhook_url=url))
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_webhook")
@@ -46,7 +46,7 @@ def test_the_stack_is_not_sent_inside(stack: Stack, url: str) -> None:
 
 @pytest.mark.webhooks
 async def test_the_stack_follows_no_redirect(stack: Stack) -> None:
-    """A receiver that sends it on gets a failed delivery, and the other place gets nothing."""
+    """A redirect is a failed delivery, and its target receives nothing."""
     async with receiving() as receiver, receiving() as elsewhere:
         receiver.default = status(307, Location=elsewhere.url())
         webhook = await _first_try(stack, receiver)
@@ -56,7 +56,7 @@ async def test_the_stack_follows_no_redirect(stack: Stack) -> None:
 
 @pytest.mark.webhooks
 async def test_the_stack_waits_for_no_dripping_answer(stack: Stack) -> None:
-    """A header every moment, for ever, ends after the seconds that a try has in all."""
+    """An answer that trickles for ever ends at the total time limit of a try."""
     async with receiving() as receiver:
         receiver.default = drip
         webhook = await _first_try(stack, receiver)
@@ -64,7 +64,7 @@ async def test_the_stack_waits_for_no_dripping_answer(stack: Stack) -> None:
 
 
 async def _first_try(stack: Stack, receiver: Receiver) -> WebhookView:
-    """The webhook of a new job when it has been tried, and before it is tried again."""
+    """Submit a job, and return its webhook after the first failed try and before the second."""
 
     def submit() -> str:
         with stack.client() as client:
