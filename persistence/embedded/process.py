@@ -1,4 +1,4 @@
-"""One process of a service, from its start to the end of its group."""
+"""One process of a service, from its start to the end of its process group."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LOG_TAIL_BYTES = 2_000
 
 
 class ServerProcess:
-    """Started by its constructor, from a thread that must outlive it (see shim.command).
+    """A process that its constructor starts, in a thread that must outlive it (see shim.command).
 
-    It leads a session of its own: a Ctrl-C in the terminal is for the supervisor, which then
-    stops its services in order. `on_exit` is called from another thread when it has ended.
+    It leads its own session, so that a Ctrl-C in the terminal reaches only the supervisor, which
+    stops its services in order. `on_exit` is called in another thread when the process has ended.
     """
 
     def __init__(self, service: Service, log_path: Path, on_exit: Callable[[], None]) -> None:
@@ -57,19 +57,19 @@ class ServerProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """None while it runs; negative for the signal that ended it."""
+        """Exit status; None while it runs, and the negative signal number if one ended it."""
         return self._popen.returncode if self._exited.is_set() else None
 
     def end(self) -> None:
-        """Ask with the service's own signal, wait, then kill what is left of its group.
+        """Send the service's stop signal, wait for `grace_s`, then kill the rest of its group.
 
-        An interrupt ends the wait, not the killing.
+        A KeyboardInterrupt ends the wait, but the group is killed all the same.
         """
         self._popen.send_signal(self._service.stop_signal)
         try:
             self._exited.wait(self._service.grace_s)
         finally:
-            # PermissionError is how macOS says that only zombies are left
+            # macOS raises PermissionError if only zombies are left.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
             self._reaper.join()
@@ -77,7 +77,7 @@ class ServerProcess:
             os.close(self._lifeline)
 
     def log_tail(self) -> str:
-        """The last lines that it wrote, without those of earlier processes."""
+        """Return the end of its output, up to LOG_TAIL_BYTES, without that of earlier processes."""
         with self._log_path.open("rb") as log:
             end = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start, end - LOG_TAIL_BYTES))

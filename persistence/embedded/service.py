@@ -1,7 +1,7 @@
-"""What the supervisor has to know about a server: one frozen description, nothing else.
+"""The description of a program that the supervisor keeps running.
 
-The modules postgres, valkey and seaweed each build one; any other program that should be kept
-alive beside them is described the same way.
+The modules postgres, valkey and seaweed each build one. Other programs that run beside them are
+described in the same way.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-# A server inherits nothing of our environment: a stray PGPORT or AWS_SESSION_TOKEN changes what
-# these programs do, and they have no business with our secrets.
+# A server does not inherit the environment: a stray PGPORT or AWS_SESSION_TOKEN would change its
+# behaviour, and it must not see the application's secrets.
 BARE_ENV: Mapping[str, str] = MappingProxyType(
     {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 )
@@ -25,7 +25,7 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An account to drop to before the program starts; only root can."""
+    """An account to switch to before the program starts, which only root can do."""
 
     name: str
     uid: int
@@ -34,12 +34,13 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """One program to keep running.
+    """A program to keep running.
 
-    `argv` is readable by every user of the machine: secrets go into `env` (all the program gets)
-    or into files. `probe` says whether the server does its work, checked with its credentials; it
-    answers within a few seconds and does not raise. `prepare` runs before each start,
-    `initialise` each time the probe first succeeds; both may be repeated, and may raise.
+    Every user of the machine can read `argv`, so secrets go into `env`, which is the program's
+    whole environment, or into files. `probe` returns whether the server works, checked with its
+    credentials; it takes at most a few seconds and does not raise. `prepare` runs before each
+    start, and `initialise` when the probe first succeeds after it. Both must be repeatable, and may
+    raise.
     """
 
     name: str

@@ -1,14 +1,14 @@
-"""Turns itself into a server that cannot outlive whoever started it.
+"""Launcher that execs a server which cannot outlive its parent.
 
-In this order: drop to the wanted account, bind to the parent's life, make sure that the parent is
-still there, exec. Run by its path, with the standard library alone: that takes 20 ms, while
+It switches to the wanted account, arranges to be killed with the parent, checks that the parent
+still runs, and then execs. It is run by its path with the standard library only, which takes 20 ms;
 `-m` would import the packages around it as root.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes  # before setuid: the interpreter may lie where the other account cannot read
+import ctypes  # before setuid, because the other account may be unable to read the interpreter
 import os
 import signal
 import sys
@@ -25,11 +25,11 @@ HAS_PDEATHSIG = sys.platform == "linux"
 def command(
     argv: Sequence[str], run_as: Account | None = None, lifeline: int | None = None
 ) -> list[str]:
-    """The command line that runs `argv` as a child of this process and of this thread's life.
+    """Return the command line that runs `argv` as a child bound to this process.
 
     On Linux the kernel kills the child when the thread that started it ends, so start it from a
-    thread that stays. Elsewhere give `lifeline`, the read end of a pipe whose write end only this
-    process holds: at its end of file the server is killed.
+    thread that keeps running. On other systems pass `lifeline`, the read end of a pipe whose write
+    end only this process holds: the server is killed at its end of file.
     """
     options = ["--parent", str(os.getpid())]
     if run_as is not None:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("argv", nargs="+")
     options = parser.parse_args(arguments)
     for ignorable in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
-        # A supervisor in the background of a shell ignores SIGINT, and its children would too.
+        # A supervisor in a shell's background ignores SIGINT, and its children would inherit that.
         signal.signal(ignorable, signal.SIG_DFL)
     if options.uid is not None:
         os.setgroups([])
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.lifeline is not None:
         _die_at_end_of_file(options.lifeline)
     elif HAS_PDEATHSIG:
-        _die_with_parent()  # after setuid, which clears it
+        _die_with_parent()  # after setuid, which clears the setting
     if os.getppid() != options.parent:
         sys.exit("the supervisor ended before its server could start")
     os.umask(0o077)
@@ -71,14 +71,14 @@ def _die_with_parent() -> None:
 
 
 def _die_at_end_of_file(lifeline: int) -> None:
-    """Leave a watcher behind, as a child of what will be the server, and return."""
+    """Fork a watcher, as a child of the future server, which kills the server at end of file."""
     server = os.getpid()
     if os.fork() != 0:
         os.close(lifeline)
         return
-    os.setsid()  # the supervisor kills the server's group, and must not wait for the watcher
+    os.setsid()  # leave the server's group, which the supervisor kills
     os.read(lifeline, 1)
-    if os.getppid() == server:  # otherwise it is gone, and its pid may be somebody else's
+    if os.getppid() == server:  # otherwise it has ended, and its pid may be another process's
         os.kill(server, signal.SIGKILL)
     os._exit(0)
 

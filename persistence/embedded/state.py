@@ -1,7 +1,7 @@
-"""The folder a local stack lives in: held by one supervisor at a time, with its ports and secrets.
+"""The state folder of a local stack, with its ports and secrets; one supervisor locks it.
 
-Ports and secrets are chosen once and stay: whatever was told an address finds it again after a
-restart. They lie in one file, 0600, that is replaced as a whole or not at all.
+Ports and secrets are chosen once, so that addresses stay valid after a restart. They are in one
+file of mode 0600, which is replaced atomically.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import IO, Self
 
 from restoration.errors import SetupError
 
-# Below the ephemeral ports of every common system, so that no outgoing connection takes one.
+# Below the ephemeral ports of all common systems, so that no outgoing connection takes one.
 PORTS = range(22_000, 30_000)
 PAIRED_PORTS = range(20_000, 22_000)
 PAIR_OFFSET = 10_000
 
-LOCK = "lock"  # held by the supervisor of the folder
-LOCK_PATIENCE_S = 0.3  # `holder_of` takes the lock for an instant
+LOCK = "lock"  # locked by the folder's supervisor
+LOCK_PATIENCE_S = 0.3  # wait for the lock, because `holder_of` takes it for an instant
 
 
 def is_free(port: int) -> bool:
-    """Whether this machine's loopback has nobody on `port` right now."""
+    """Return whether `port` of the loopback address is free now."""
     with socket.socket() as probe:
         try:
             probe.bind(("127.0.0.1", port))
@@ -41,7 +41,7 @@ def is_free(port: int) -> bool:
 
 @dataclass(slots=True)
 class StateDir:
-    """A held state folder. `path` is absolute; get one from `StateDir.locked`."""
+    """A locked state folder. Create it with `StateDir.locked`. `path` is absolute."""
 
     path: Path
     _is_free: Callable[[int], bool] = is_free
@@ -51,15 +51,15 @@ class StateDir:
     @classmethod
     @contextlib.contextmanager
     def locked(cls, path: Path, is_free: Callable[[int], bool] = is_free) -> Iterator[Self]:
-        """Create or open the folder and hold it until the block ends.
+        """Create or open the folder, and lock it until the block ends.
 
-        Raises SetupError when another supervisor holds it, or when it cannot be used.
+        Raises SetupError if another supervisor has locked it, or if it cannot be used.
         """
         path = path.expanduser().absolute()
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Root's Postgres runs under another account, which has to pass through; what is
-            # secret has a mode of its own.
+            # Root's Postgres runs under another account, which must traverse the folder. Secrets
+            # have their own modes.
             path.chmod(0o711 if os.geteuid() == 0 else 0o700)
             with holding(path / LOCK):
                 state = cls(path, is_free)
@@ -75,9 +75,10 @@ class StateDir:
         paired_ports: Iterable[str] = (),
         secrets_for: Iterable[str] = (),
     ) -> None:
-        """Choose what has not been chosen before, and write all of it down at once.
+        """Choose ports and secrets for names that have none yet, and save them.
 
-        A paired port's owner also gets the port PAIR_OFFSET above it.
+        A name in `paired_ports` also gets the port PAIR_OFFSET above its own. Raises SetupError if
+        no port is free.
         """
         before = len(self._ports) + len(self._secrets)
         for name in ports:
@@ -98,7 +99,7 @@ class StateDir:
         return self._secrets[name]
 
     def folder(self, name: str) -> Path:
-        """A folder in here that nobody else can read, made when missing."""
+        """Return a private subfolder, and create it if it is missing."""
         folder = self.path / name
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
@@ -131,7 +132,7 @@ class StateDir:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace `path`, as a whole or not at all, with a file that only its owner can read."""
+    """Replace `path` atomically with a file of mode 0600."""
     draft = path.with_name(path.name + ".new")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -143,7 +144,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def holder_of(path: Path) -> int | None:
-    """The pid of the process that holds the state folder `path`, or None."""
+    """Return the pid of the process that has locked the state folder `path`, or None."""
     try:
         with open(path.expanduser() / LOCK) as file:
             try:
@@ -170,7 +171,10 @@ def _lock_within(file: IO[str], patience_s: float) -> bool:
 
 @contextlib.contextmanager
 def holding(lock: Path) -> Iterator[None]:
-    """Hold the lock file, with our pid in it for whoever comes second."""
+    """Lock the file, and write this process's pid into it for the errors of other processes.
+
+    Raises SetupError if it stays locked for LOCK_PATIENCE_S.
+    """
     with open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
         if not _lock_within(file, LOCK_PATIENCE_S):
             holder = file.read() or "unknown"

@@ -1,7 +1,7 @@
-"""Starts services in order, each once the one before is ready, and stops them in reverse.
+"""Start services in order, each when the one before is ready, and stop them in reverse order.
 
-A context manager: whatever ends the block, or the start-up itself, ends the services; and the
-kernel ends them if this process is killed.
+The services stop when the `with` block or the start-up ends in any way. If this process is killed,
+the kernel kills them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from persistence.embedded.service import Service
 
 
 class Supervisor:
-    """Keeps `services` alive between `start` and `stop`.
+    """Keeps `services` running between `start` and `stop`.
 
-    `log_path` says where each writes. The methods that take a name raise KeyError for a service
-    that is not supervised here.
+    `log_path` returns the log file of a service. Methods that take a name raise KeyError for an
+    unknown service.
     """
 
     def __init__(
@@ -34,9 +34,9 @@ class Supervisor:
         }
 
     def start(self) -> None:
-        """Return when all are ready; if that fails or is interrupted, none is left running.
+        """Start all services and wait until they are ready; stop them on an error or interrupt.
 
-        Raises DependencyUnavailable, with the end of the log, for one that does not get ready.
+        Raises DependencyUnavailable, with the end of the log, if one does not become ready.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(self.stop)
@@ -45,21 +45,21 @@ class Supervisor:
             undo.pop_all()
 
     def stop(self) -> None:
-        """Stop all, last started first, and return when they are gone. May be repeated."""
-        with contextlib.ExitStack() as stack:  # which goes on when one is interrupted
+        """Stop all services in reverse order, and wait until they have ended. Idempotent."""
+        with contextlib.ExitStack() as stack:  # continues if one `stop` is interrupted
             for keeper in self._keepers.values():
                 stack.callback(keeper.stop)
 
     def restart(self, name: str) -> None:
-        """Stop one properly and return when it is ready again."""
+        """Shut down one service and wait until it is ready again."""
         self._keepers[name].restart()
 
     def pid(self, name: str) -> int | None:
-        """The server's process; None between two lives."""
+        """Return the pid of the service's process, or None while none runs."""
         return self._keepers[name].pid
 
     def answers(self, name: str) -> bool:
-        """Probe one now, whatever its keeper knows; takes at most a few seconds."""
+        """Probe one service now and return whether it works. Takes at most a few seconds."""
         return self._keepers[name].service.probe()
 
     def log_path(self, name: str) -> Path:
@@ -80,10 +80,10 @@ class Supervisor:
 
 @contextlib.contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Let the first SIGTERM unwind the main thread, as Ctrl-C does; later ones change nothing.
+    """Make the first SIGTERM raise SystemExit in the main thread, and ignore later ones.
 
-    By default SIGTERM ends the process on the spot, and with it every service, without a chance
-    to shut down properly.
+    By default SIGTERM ends the process at once, so that the services are killed instead of shut
+    down.
     """
 
     def unwind(_signal: int, _frame: FrameType | None) -> None:

@@ -17,8 +17,8 @@ from persistence.embedded.wheels import folder_of_package
 NAME = "redis"
 PROBE_TIMEOUT_S = 2.0
 
-# Every second's worth of writes reaches the disk: live progress needs no more. The file is named
-# on the command line, its content is not.
+# Writes reach the disk every second, which is enough for live progress. The password is in this
+# file, because every user can read the command line.
 CONFIGURATION = """\
 bind 127.0.0.1
 port {port}
@@ -39,7 +39,7 @@ def reserve(state: StateDir) -> None:
 
 
 def service(state: StateDir) -> Service:
-    """Raises SetupError when the wheel is not installed."""
+    """Return the service. Raises SetupError if the wheel is not installed."""
     folder = state.folder(NAME)
     return Service(
         name=NAME,
@@ -64,7 +64,7 @@ def _answers(url: str) -> bool:
         url,
         socket_timeout=PROBE_TIMEOUT_S,
         socket_connect_timeout=PROBE_TIMEOUT_S,
-        retry=Retry(NoBackoff(), retries=0),  # by default it tries for seconds
+        retry=Retry(NoBackoff(), retries=0),  # by default it retries for seconds
     )
     with contextlib.closing(client):
         try:

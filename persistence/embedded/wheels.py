@@ -1,4 +1,4 @@
-"""Where the wheels of the `local` extra have put their servers."""
+"""Locate the servers in the wheels of the `local` extra."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from restoration.errors import SetupError
 
 
 def folder_of_package(name: str) -> Path:
-    """The folder of an importable package, which is not imported. Raises SetupError."""
+    """Return the folder of a package without importing it. Raises SetupError if it is missing."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise _missing(name)
@@ -25,7 +25,7 @@ def version_of(distribution: str) -> str:
 
 
 def program_of(distribution: str, name: str) -> Path:
-    """A program that a distribution has put beside the interpreter. Raises SetupError."""
+    """Return the path of a program of a distribution. Raises SetupError if it is missing."""
     version_of(distribution)
     for file in metadata.files(distribution) or ():
         if file.name == name:
