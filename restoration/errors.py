@@ -20,7 +20,7 @@ job. `serve_app.asgi.errors` maps the codes to HTTP statuses.
     ├── JobNotFound                   job_not_found         missing, or another owner's
     ├── BatchNotFound                 batch_not_found       missing, or another owner's
     ├── UploadNotFound                upload_not_found      missing, removed, or another owner's
-    ├── WorkerNotFound                worker_not_found      never registered, or silent for long
+    ├── WorkerNotFound                worker_not_found      never registered, or removed
     ├── Conflict
     │   ├── IdempotencyConflict       idempotency_conflict  the key was used for another request
     │   ├── UploadUsed                upload_used           another job was made from the upload

@@ -88,7 +88,7 @@ class NodeSettings(BaseModel):
     # The engine restarts between two jobs after this many, or above this much memory (0: never).
     engine_restart_after_jobs: int = Field(1000, alias="ENGINE_RESTART_AFTER_JOBS", ge=0)
     engine_memory_limit_mb: int = Field(0, alias="ENGINE_MEMORY_LIMIT_MB", ge=0)
-    # Time for running jobs to end when the local stack stops; the others return to the queue.
+    # How long running jobs may continue when the local stack stops; then they return to the queue.
     drain_s: float = Field(15, alias="DRAIN_S", gt=0)
     # Large downloads, shared by all stacks of this user.
     cache_dir: Path = Field(Path("~/.cache/comfy-restore"), alias="COMFY_RESTORE_CACHE")

@@ -41,7 +41,7 @@ def all_but_one(places: int, _free: int) -> int:
 
 
 def as_many_as_are_free(_places: int, free: int) -> int:
-    """Limit an owner to as many places as are free.
+    """Let an owner take another place only while it holds fewer than are free.
 
     For places that a client can hold for long: one owner gets at most half of them, the next half
     of the rest, and so on, so that several owners together do not take them all.
