@@ -1,4 +1,4 @@
-"""Points 7 and 9: what an attempt leaves behind in metrics and in the ledger."""
+"""Points 7 and 9: what an attempt adds to the metrics and to the ledger."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def watch(clock: Clock) -> Stopwatch:
-    """An attempt: 1 s to fetch, 2 s until its turn, 3 + 4 s in nodes, 5 s to encode."""
+    """Run an attempt: 1 s to fetch, 2 s until its turn, 3 + 4 s in nodes, 5 s to encode."""
     watch = Stopwatch(clock)
     for stage, took_s in (("fetch", 1), ("staged", 2)):
         watch.enter(stage)
@@ -64,7 +64,7 @@ def _ended(job: Job, outcome: AttemptOutcome, code: str | None = None) -> Job:
 
 @pytest.mark.metrics
 def test_each_stage_is_one_observation(watch: Stopwatch, job: Job) -> None:
-    """Queue from when the attempt could have begun; the engine's time is that of loaders and of
+    """Queue time starts when the attempt could have begun; engine time is split into loaders and
     other nodes."""
     meter = MemoryMeter()
     Measured(meter).ended(job, watch, _ended(job, AttemptOutcome.SUCCEEDED))
@@ -86,7 +86,7 @@ def test_each_stage_is_one_observation(watch: Stopwatch, job: Job) -> None:
 def test_an_attempt_counts_by_how_it_ended(
     job: Job, outcome: AttemptOutcome, code: str | None, told: tuple[str, str]
 ) -> None:
-    """By the outcome and the code that the job's history has."""
+    """An attempt counts under the outcome and the code in the job's history."""
     meter = MemoryMeter()
     Measured(meter).ended(job, Stopwatch(), _ended(job, outcome, code))
     assert meter.counted(ATTEMPTS, outcome=told[0], code=told[1]) == 1
@@ -94,7 +94,7 @@ def test_an_attempt_counts_by_how_it_ended(
 
 @pytest.mark.metrics
 def test_an_attempt_that_was_taken_away_is_lost(job: Job) -> None:
-    """Its worker did not end it."""
+    """An attempt counts as lost if its worker did not end it."""
     meter = MemoryMeter()
     Measured(meter).ended(job, Stopwatch(), None)
     assert meter.counted(ATTEMPTS, outcome="lost", code="none") == 1
@@ -102,7 +102,7 @@ def test_an_attempt_that_was_taken_away_is_lost(job: Job) -> None:
 
 @pytest.mark.usage
 def test_gpu_seconds_are_those_of_the_engine(watch: Stopwatch, clock: Clock) -> None:
-    """Neither waiting for the turn nor fetching and encoding count."""
+    """Waiting for the turn, fetching and encoding do not count."""
     assert watch.gpu_s == pytest.approx(7)
     clock.now_s += 100
     assert watch.gpu_s == pytest.approx(7)
@@ -110,7 +110,8 @@ def test_gpu_seconds_are_those_of_the_engine(watch: Stopwatch, clock: Clock) -> 
 
 @pytest.mark.usage
 def test_gpu_seconds_grow_while_the_engine_executes(clock: Clock, job: Job) -> None:
-    """What is taken is what has come since, so that a sum of it is right at any moment."""
+    """Each reading returns only the seconds added since the last, so their sum is right at any
+    moment."""
     watch, meter = Stopwatch(clock), MemoryMeter()
     measured = Measured(meter)
     watch.enter(ENGINE)

@@ -1,4 +1,4 @@
-"""What an attempt's end costs its job: charged, not charged, or over its time."""
+"""The effect of an attempt's end on its job: charged, not charged, or past its time."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from workflows.catalog import load_catalog
 
 
 async def _attempt(error: EngineError | None, **changes: object) -> tuple[Job, MemoryJobStore]:
-    """A job whose attempt ended in `error`."""
+    """Return a job whose attempt ended in `error`."""
     jobs, blobs = MemoryJobStore(), MemoryBlobStore()
     engine = MemoryEngine(photo(), error=error)
-    if error is None:  # it runs for ever
+    if error is None:  # never ends
         engine.go_on.clear()
     stored = await blobs.put("inputs/1.png", photo(), "image/png")
     catalog = load_catalog()
@@ -53,7 +53,7 @@ async def _attempt(error: EngineError | None, **changes: object) -> tuple[Job, M
 
 @pytest.mark.retry
 async def test_an_engine_that_did_not_start_costs_the_job_nothing() -> None:
-    """Handed back with the reason in its history, though the job had but one attempt."""
+    """The job is handed back with the reason in its history, though it had only one attempt."""
     job, _ = await _attempt(EngineUnavailable("no engine"), max_attempts=1)
     assert (job.status, job.failed_attempts) == (JobStatus.QUEUED, 0)
     assert [(r.outcome, r.code) for r in job.attempts] == [
@@ -66,7 +66,7 @@ async def test_an_engine_that_did_not_start_costs_the_job_nothing() -> None:
 @pytest.mark.retry
 @pytest.mark.parametrize("error", [EngineCrashed("it died"), EngineOutOfMemory("no memory")])
 async def test_transient_errors_are_charged_and_tried_again(error: EngineError) -> None:
-    """The job waits again, one attempt poorer, and not for the same worker."""
+    """The job waits again with one attempt fewer, and another worker is preferred."""
     job, jobs = await _attempt(error, max_attempts=2)
     assert (job.status, job.failed_attempts) == (JobStatus.QUEUED, 1)
     assert jobs.turns.workers == {job.id: "w"}
@@ -74,7 +74,7 @@ async def test_transient_errors_are_charged_and_tried_again(error: EngineError) 
 
 @pytest.mark.retry
 async def test_permanent_errors_are_never_tried_again() -> None:
-    """A graph that does not validate fails at its first attempt."""
+    """A graph that does not validate fails the job at its first attempt."""
     job, _ = await _attempt(EngineRejected("bad graph"), max_attempts=3)
     assert job.failure is not None
     assert (job.status, job.failure.code) == (JobStatus.FAILED, "engine_rejected")
@@ -92,14 +92,14 @@ async def test_permanent_errors_are_never_tried_again() -> None:
     ids=["NUL", "half a pair", "as it is", "long"],
 )
 async def test_whatever_a_node_says_can_be_recorded(said: str, stored: str) -> None:
-    """What Postgres' text cannot hold is replaced, so that the attempt ends as it ended."""
+    """Text that Postgres cannot hold is replaced, so the attempt's outcome is still recorded."""
     job, _ = await _attempt(EngineFailed(said))
     assert job.failure == Failure("engine_failed", stored)
 
 
 @pytest.mark.retry
 def test_the_pause_before_a_retry_has_a_bound() -> None:
-    """However often a job was handed back, the delay grows to `longest_s` and no further."""
+    """The delay never exceeds `longest_s`, however often a job was handed back."""
     policy = RetryPolicy(first_s=1, longest_s=8)
     assert 0.5 <= policy.delay_s(0) <= 1
     assert all(4 <= policy.delay_s(failures) <= 8 for failures in (3, 100, 5_000))
@@ -107,7 +107,7 @@ def test_the_pause_before_a_retry_has_a_bound() -> None:
 
 @pytest.mark.deadlines
 async def test_a_shorter_run_limit_ends_the_attempt() -> None:
-    """The request's limit holds where it is shorter than the workflow's."""
+    """The request's limit applies where it is shorter than the workflow's."""
     job, _ = await _attempt(None, run_limit_s=0.05)
     assert job.failure is not None
     assert (job.status, job.failure.code) == (JobStatus.FAILED, "engine_timeout")
@@ -115,7 +115,7 @@ async def test_a_shorter_run_limit_ends_the_attempt() -> None:
 
 
 class NoHints(Leadership):
-    """Signals that never come."""
+    """Hints that never arrive."""
 
     def __init__(self) -> None:
         super().__init__("postgresql://nobody@nowhere/none")
@@ -127,7 +127,7 @@ class NoHints(Leadership):
 
 @pytest.mark.deadlines
 async def test_the_leader_fails_what_is_overdue() -> None:
-    """A job that nobody started in time ends without a worker, and gets no ticket."""
+    """A job not started in time fails without a worker and gets no ticket."""
     jobs, tickets = MemoryJobStore(), list[AttemptRef]()
     late, _ = await jobs.insert(new_job(queue_limit_s=-1))
     sent = asyncio.Event()

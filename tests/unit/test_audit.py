@@ -1,4 +1,4 @@
-"""What `make check` makes of pip-audit: weaknesses fail, a missing network does not."""
+"""How `make check` treats pip-audit: weaknesses fail it, a missing network does not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def database(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What it answers to the probe; an exception is raised."""
+    """Set the answer to the probe; an exception is raised."""
     answer: dict[str, Any] = {"vulnerabilities": [{}]}
 
     def get(url: str, **_options: object) -> httpx.Response:
@@ -57,7 +57,7 @@ def test_a_known_weakness_fails(
     status: int,
     said: str,
 ) -> None:
-    """One line for each, with the version that mends it."""
+    """Each weakness gets one line with the version that fixes it."""
     _report(monkeypatch, json.dumps({"dependencies": packages}))
     assert audit.main() == status
     assert said in capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_a_known_weakness_fails(
 def test_no_database_is_said_and_passes(
     database: dict[str, Any], capsys: Capture, answer: dict[str, Any]
 ) -> None:
-    """Unreachable, or a mirror that knows of no weakness: nothing is claimed."""
+    """An unreachable database, or a mirror that lists no weaknesses, passes with a message."""
     database.clear()
     database.update(answer)
     assert audit.main() == 0
@@ -77,7 +77,7 @@ def test_no_database_is_said_and_passes(
 def test_an_audit_that_the_database_leaves_is_said_and_passes(
     database: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """Without a report there is nothing to fail for."""
+    """Without a report the audit passes with a message."""
 
     def run(*_command: object, **_options: object) -> subprocess.CompletedProcess[str]:
         database["error"] = True
@@ -92,7 +92,7 @@ def test_an_audit_that_the_database_leaves_is_said_and_passes(
 def test_an_audit_that_breaks_by_itself_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """A line of the lock that it cannot read must not switch it off for good."""
+    """A lock line that pip-audit cannot read must not disable the audit for good."""
     _report(monkeypatch, "")
     assert audit.main() == 1
     assert "pip-audit failed" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tokens: which are accepted, and that every other is refused for the right reason."""
+"""Tokens: which are accepted, and that all others are refused for the right reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from serve_app.auth.local_issuer import LOCAL_AUDIENCE, ensure_key, jwks, mint_t
 from serve_app.auth.tokens import LEEWAY_S, Authenticator, Issuer, Principal, issuer_from
 from tests.fakes.site import API, ISSUER, open_site, settings_for_tests
 
-# A suite runs for minutes: what is not valid yet when tests are collected must not become so.
+# A suite runs for minutes: a token not yet valid at collection must not become valid.
 DAY_S = 24 * 3600
 
 
@@ -57,7 +57,7 @@ async def authenticator(key_dir: Path) -> AsyncIterator[Authenticator]:
 
 
 def _claims(**changes: Any) -> dict[str, Any]:
-    """Good claims with these changes; None leaves a claim out."""
+    """Return good claims with these changes; None leaves a claim out."""
     now = int(time.time())
     good = {"iss": ISSUER, "aud": LOCAL_AUDIENCE, "sub": "ann", "iat": now, "exp": now + 60}
     return {name: value for name, value in (good | changes).items() if value is not None}
@@ -78,7 +78,7 @@ def _part(value: object) -> bytes:
 
 @st.composite
 def _parts(draw: st.DrawFn) -> str:
-    """Three parts, the first of which is JSON of any kind."""
+    """Return three parts, the first of which is JSON of any kind."""
     header = draw(st.recursive(_LEAVES, lambda inner: st.dictionaries(_NAMES, inner), max_leaves=5))
     return f"{_part(header).decode()}.{draw(st.text('ab-_=', max_size=9))}.e30"
 
@@ -122,7 +122,7 @@ async def test_one_audience_of_several_is_enough(
         {"sub": "x" * 256},
         {"sub": "ann\ud800"},
         {"exp": "soon"},
-        {"exp": "99999999999"},  # a number as text is no NumericDate (RFC 7519)
+        {"exp": "99999999999"},  # a number as text is not a NumericDate (RFC 7519)
         {"exp": True},
         {"exp": {}},
         {"exp": float("nan")},
@@ -147,7 +147,7 @@ async def test_one_audience_of_several_is_enough(
 async def test_claims_that_are_not_accepted(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str, changes: dict[str, Any]
 ) -> None:
-    """A good signature is not enough: who, for whom, from and until when must hold, each of it."""
+    """A good signature is not enough: each of subject, issuer, audience and times must be valid."""
     with pytest.raises(Unauthenticated):
         await authenticator.authenticate(_signed(key, kid, _claims(**changes)))
 
@@ -155,7 +155,7 @@ async def test_claims_that_are_not_accepted(
 async def test_times_may_have_fractions(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
 ) -> None:
-    """A NumericDate is any number of JSON, and an expiry may be far away."""
+    """A NumericDate is any JSON number, and an expiry may be far in the future."""
     now = time.time()
     for claims in (_claims(exp=now + 60.5, iat=now - 0.5, nbf=now - 1.5), _claims(exp=10**30)):
         assert (await authenticator.authenticate(_signed(key, kid, claims))).sub == "ann"
@@ -171,7 +171,7 @@ async def test_clocks_may_differ_a_little(
 
 
 async def test_a_token_without_a_signature(authenticator: Authenticator, kid: str) -> None:
-    """`alg: none` is an attack, in any spelling and with any key id."""
+    """`alg: none` is refused in any spelling and with any key id."""
     for alg in ("none", "None", "NONE", ""):
         token = b".".join([_part({"alg": alg, "kid": kid}), _part(_claims()), b""]).decode()
         with pytest.raises(Unauthenticated):
@@ -181,8 +181,8 @@ async def test_a_token_without_a_signature(authenticator: Authenticator, kid: st
 async def test_the_public_key_is_no_hmac_secret(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, key_dir: Path, kid: str
 ) -> None:
-    """An HS256 token signed with the public key, in any form that it is published in, is refused,
-    whether its header admits to HS256 or claims RS256."""
+    """An HS256 token signed with the public key, in any published form, is refused, whether its
+    header says HS256 or RS256."""
     public = key.public_key()
     secrets = [
         public.public_bytes(Encoding.PEM, Format.SubjectPublicKeyInfo),
@@ -200,7 +200,8 @@ async def test_the_public_key_is_no_hmac_secret(
 async def test_only_rs256_will_do(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
 ) -> None:
-    """Another algorithm with the right key is refused: ours is not for tokens to choose."""
+    """A token with another algorithm is refused even if its key is right: tokens do not choose
+    ours."""
     token = jwt.encode(_claims(), _private(key), algorithm="RS512", headers={"kid": kid})
     with pytest.raises(Unauthenticated, match="RS256"):
         await authenticator.authenticate(token)
@@ -220,14 +221,14 @@ async def test_a_key_that_the_token_brings_along(authenticator: Authenticator, k
 async def test_a_token_that_offers_a_key_is_refused(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str, field: str
 ) -> None:
-    """Even where its signature is good: the fields are refused, not ignored."""
+    """The fields are refused, not ignored, even if the signature is good."""
     with pytest.raises(Unauthenticated, match=field):
         await authenticator.authenticate(_signed(key, kid, _claims(), **{field: "https://evil"}))
 
 
 @pytest.mark.auth
 async def test_an_encrypted_token_is_refused(authenticator: Authenticator, kid: str) -> None:
-    """The five parts of a JWE are none of ours, whatever its header says."""
+    """A JWE with its five parts is refused, whatever its header."""
     for alg in ("RSA-OAEP", "dir", "RS256"):
         header = _part({"alg": alg, "enc": "A256GCM", "zip": "DEF", "kid": kid})
         token = b".".join([header, _part("key"), _part("iv"), _part("text"), _part("tag")])
@@ -242,7 +243,7 @@ async def test_a_token_of_a_megabyte_is_not_parsed(
     kid: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its length alone refuses it, though it is signed; nothing of it is decoded."""
+    """Its length alone gets a signed token refused; none of it is decoded."""
     token = _signed(key, kid, _claims(padding="x" * 2**20))
 
     def decoded(_token: str) -> None:
@@ -257,7 +258,7 @@ async def test_a_token_of_a_megabyte_is_not_parsed(
 async def test_roles_permissions_and_scope_are_both_read(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
 ) -> None:
-    """Auth0's two claims make one set of scopes; a claim of another type refuses the token."""
+    """Auth0's two claims form one set of scopes; a claim of another type refuses the token."""
     claims = _claims(scope="restorations:read", permissions=["workflows:run"])
     principal = await authenticator.authenticate(_signed(key, kid, claims))
     assert principal.scopes == {"restorations:read", "workflows:run"}
@@ -268,7 +269,7 @@ async def test_roles_permissions_and_scope_are_both_read(
 async def test_a_token_that_names_no_key(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
 ) -> None:
-    """Without a key id, or with one that is no text, there is no key to check with."""
+    """A token without a key id, or with one that is not text, is refused."""
     with pytest.raises(Unauthenticated):
         await authenticator.authenticate(_signed(key, None, _claims()))
     with pytest.raises(Unauthenticated):
@@ -278,7 +279,7 @@ async def test_a_token_that_names_no_key(
 async def test_critical_extensions_are_refused(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
 ) -> None:
-    """RFC 7515: who does not understand a critical extension must refuse the token."""
+    """RFC 7515: a verifier that does not understand a critical extension must refuse the token."""
     with pytest.raises(Unauthenticated, match="crit"):
         await authenticator.authenticate(_signed(key, kid, _claims(), crit=["b64"], b64=False))
 
@@ -287,7 +288,7 @@ async def test_critical_extensions_are_refused(
     "token", ["", ".", "..", "...", "garbage", "a.b.c", "é.é.é", "e30.e30.e30", "x" * 10_000]
 )
 async def test_garbage_is_no_token(authenticator: Authenticator, token: str) -> None:
-    """Whatever does not parse is refused like any other bad token."""
+    """Text that does not parse is refused like any other bad token."""
     with pytest.raises(Unauthenticated):
         await authenticator.authenticate(token)
 
@@ -321,7 +322,7 @@ _NESTED = b"[" * 5000 + b"]" * 5000
 async def test_a_header_of_an_odd_shape_is_refused(
     authenticator: Authenticator, text: bytes
 ) -> None:
-    """However deep, long or mistyped: a bad token, and no fault of the service."""
+    """A deep, long or mistyped header makes a bad token, not an internal error."""
     header = base64.urlsafe_b64encode(text).rstrip(b"=").decode()
     with pytest.raises(Unauthenticated):
         await authenticator.authenticate(f"{header}.e30.e30")
@@ -343,7 +344,7 @@ async def test_a_header_of_an_odd_shape_is_refused(
 async def test_claims_of_an_odd_shape_are_refused(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str, text: bytes
 ) -> None:
-    """A good signature around them makes no difference."""
+    """A good signature does not make odd claims acceptable."""
     header = _part({"alg": "RS256", "kid": kid})
     signed = header + b"." + base64.urlsafe_b64encode(text).rstrip(b"=")
     signature = key.sign(signed, padding.PKCS1v15(), hashes.SHA256())
@@ -355,7 +356,7 @@ async def test_claims_of_an_odd_shape_are_refused(
 @given(st.text() | st.binary().map(lambda raw: raw.decode("latin-1")) | _parts())
 @settings(max_examples=300, deadline=None)
 async def test_no_text_is_a_fault_of_the_service(token: str) -> None:
-    """Whatever stands where a token should is refused as one."""
+    """Any text in place of a token is refused as a bad token."""
     async with httpx.AsyncClient(transport=httpx.MockTransport(_no_keys)) as http:
         with pytest.raises(Unauthenticated):
             await Authenticator(Issuer(ISSUER, "api", f"{ISSUER}/jwks"), http).authenticate(token)
@@ -364,7 +365,7 @@ async def test_no_text_is_a_fault_of_the_service(token: str) -> None:
 async def test_a_token_with_a_part_missing_or_changed(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
 ) -> None:
-    """Dots left out, a part left out, and claims that were not signed."""
+    """Missing dots, a missing part and unsigned claims are refused."""
     header, claims, signature = _signed(key, kid, _claims()).split(".")
     forged = _part(_claims(sub="admin")).decode()
     for token in (
@@ -380,12 +381,12 @@ async def test_a_token_with_a_part_missing_or_changed(
 
 @pytest.mark.parametrize("header", [None, "Basic YTpi", "Bearer", "Bearer ", "Bearer a.b.c"])
 async def test_over_http_a_bad_token_is_401(header: str | None) -> None:
-    """The answer says which kind of credentials is wanted, and does not repeat those it got."""
+    """The answer names the kind of credentials required and does not repeat those it received."""
     async with open_site() as site, site.client(sub=None) as client:
         answer = await client.get(API, headers={"Authorization": header} if header else {})
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
     challenge = 'Bearer realm="comfy-restore"'
-    if header == "Bearer a.b.c":  # RFC 6750: whoever sent no token is not told what is wrong
+    if header == "Bearer a.b.c":  # RFC 6750: a request without a token gets no error code
         challenge += ', error="invalid_token"'
     assert answer.headers["www-authenticate"] == challenge
     assert "a.b.c" not in answer.text
@@ -407,6 +408,6 @@ def test_the_issuer_is_the_local_one_otherwise() -> None:
 
 
 def test_without_an_issuer_nothing_starts() -> None:
-    """A service that could let nobody in, or everybody, says what to set."""
+    """Without an issuer the service refuses to start and names the settings to set."""
     with pytest.raises(InvalidSettings, match="AUTH0_DOMAIN"):
         issuer_from(settings_for_tests(local_issuer_url=None))

@@ -1,4 +1,4 @@
-"""The issuer's keys: fetched when needed, kept through outages, never fetched on demand of many."""
+"""The issuer's keys: fetched when needed, kept through outages, with a limited rate of fetches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serve_app.auth.local_issuer import KEY_FILE, ensure_key, jwks, mint_token
 
 @dataclass
 class FakeIssuer:
-    """Answers with `document`, and counts; `down` refuses the connection."""
+    """An issuer that answers with `document` and counts; `down` refuses the connection."""
 
     document: Any
     status: int = 200
@@ -40,7 +40,7 @@ class FakeIssuer:
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The key sets of two issuers, or of one before and after it changed its key."""
+    """Return the key sets of two issuers, or of one before and after it changed its key."""
     return [jwks(tmp_path_factory.mktemp("issuer")) for _ in range(2)]
 
 
@@ -62,7 +62,7 @@ async def keys(issuer: FakeIssuer) -> AsyncIterator[KeySet]:
 
 
 async def test_keys_are_fetched_once(issuer: FakeIssuer, keys: KeySet) -> None:
-    """One fetch serves every later token, and all of those that arrive during it."""
+    """One fetch serves every later token and all tokens that arrive during it."""
     issuer.gate.clear()
     async with asyncio.TaskGroup() as group:
         for _ in range(20):
@@ -76,7 +76,7 @@ async def test_keys_are_fetched_once(issuer: FakeIssuer, keys: KeySet) -> None:
 async def test_a_new_key_is_found(
     issuer: FakeIssuer, keys: KeySet, documents: list[dict[str, Any]]
 ) -> None:
-    """When the issuer changes its key, the first token that names the new one fetches it."""
+    """The first token that names the issuer's new key triggers a fetch."""
     await keys.find(_kid(documents[0]))
     issuer.document = documents[1]
     issuer.now_s += MIN_INTERVAL_S
@@ -89,14 +89,14 @@ async def test_a_new_key_is_found(
 async def test_rotation_refuses_nobody(
     issuer: FakeIssuer, keys: KeySet, documents: list[dict[str, Any]]
 ) -> None:
-    """An issuer that publishes the next key beside the old one, then signs with it, then withdraws
-    the old one: a token that is good to the issuer is good here, at every moment."""
+    """Tokens stay accepted while the issuer publishes the next key beside the old one, signs with
+    it, and withdraws the old one."""
     old, new = _kid(documents[0]), _kid(documents[1])
     both = {"keys": documents[0]["keys"] + documents[1]["keys"]}
     await keys.find(old)
     issuer.document = both
     issuer.now_s += MIN_INTERVAL_S
-    await keys.find(new)  # before the old set was of age: its id was unknown
+    await keys.find(new)  # before the old set expired: its id was unknown
     await keys.find(old)
     issuer.document = documents[1]
     issuer.now_s += MAX_AGE_S
@@ -105,7 +105,7 @@ async def test_rotation_refuses_nobody(
 
 
 async def test_invented_key_ids_do_not_reach_the_issuer(issuer: FakeIssuer, keys: KeySet) -> None:
-    """However many unknown key ids there are, the issuer is asked once in an interval."""
+    """However many unknown key ids arrive, the issuer is asked once per interval."""
     await keys.find(_kid(issuer.document))
     for number in range(50):
         with pytest.raises(Unauthenticated):
@@ -119,7 +119,7 @@ async def test_invented_key_ids_do_not_reach_the_issuer(issuer: FakeIssuer, keys
 
 
 async def test_keys_outlive_their_issuer(issuer: FakeIssuer, keys: KeySet) -> None:
-    """While the issuer is down the keys that are known go on, however old."""
+    """While the issuer is down, known keys stay in use, however old."""
     await keys.find(_kid(issuer.document))
     issuer.down = True
     issuer.now_s += 100 * MAX_AGE_S
@@ -129,7 +129,7 @@ async def test_keys_outlive_their_issuer(issuer: FakeIssuer, keys: KeySet) -> No
 
 
 async def test_an_old_key_serves_while_a_fetch_hangs(issuer: FakeIssuer, keys: KeySet) -> None:
-    """Only one request waits for a slow issuer; the others are let in with what is known."""
+    """Only one request waits for a slow issuer; the others use the known keys."""
     kid = _kid(issuer.document)
     await keys.find(kid)
     issuer.now_s += MAX_AGE_S
@@ -145,7 +145,7 @@ async def test_an_old_key_serves_while_a_fetch_hangs(issuer: FakeIssuer, keys: K
 async def test_a_withdrawn_key_ends(
     issuer: FakeIssuer, keys: KeySet, documents: list[dict[str, Any]]
 ) -> None:
-    """A key that the issuer no longer has is refused once the set is fetched again."""
+    """A key that the issuer withdrew is refused after the next fetch."""
     await keys.find(_kid(documents[0]))
     issuer.document = documents[1]
     issuer.now_s += MAX_AGE_S
@@ -157,7 +157,7 @@ async def test_a_withdrawn_key_ends(
 async def test_keys_that_never_came_are_an_outage(
     issuer: FakeIssuer, keys: KeySet, documents: list[dict[str, Any]], fault: str
 ) -> None:
-    """Nobody can be told apart yet, which is no fault of the token's; soon it is tried again."""
+    """Without keys the service reports an outage, not a bad token, and soon fetches again."""
     kid, good = _kid(documents[0]), documents[0]
     match fault:
         case "down":
@@ -188,7 +188,7 @@ async def test_keys_that_never_came_are_an_outage(
 async def test_only_keys_for_signing_rs256_count(
     issuer: FakeIssuer, keys: KeySet, change: dict[str, Any]
 ) -> None:
-    """What a key set holds for other purposes checks no token of ours."""
+    """Keys published for other purposes verify no token."""
     kid = _kid(issuer.document)
     issuer.document = {"keys": [{**issuer.document["keys"][0], **change}]}
     with pytest.raises(Unauthenticated):
@@ -221,7 +221,7 @@ async def test_only_keys_for_signing_rs256_count(
 async def test_an_odd_key_spoils_no_other(
     issuer: FakeIssuer, keys: KeySet, documents: list[dict[str, Any]], change: dict[str, Any]
 ) -> None:
-    """Of a set, keys that are none are left out, and the others serve."""
+    """Invalid keys of a set are left out, and the others serve."""
     odd = {**documents[1]["keys"][0], **change}
     issuer.document = {"keys": [odd, *documents[0]["keys"], odd]}
     await keys.find(_kid(documents[0]))
@@ -232,7 +232,7 @@ async def test_an_odd_key_spoils_no_other(
 async def test_of_a_private_key_the_public_part_is_used(
     issuer: FakeIssuer, keys: KeySet, documents: list[dict[str, Any]]
 ) -> None:
-    """What an issuer should not have published does no harm here, whatever it holds."""
+    """A private key that the issuer published by mistake serves through its public part."""
     issuer.document = {"keys": [{**documents[0]["keys"][0], "d": "%%%", "p": 2**40}]}
     await keys.find(_kid(documents[0]))
 
@@ -252,7 +252,7 @@ async def test_what_is_no_key_spoils_no_other(
 async def test_a_document_of_another_shape_is_an_outage(
     issuer: FakeIssuer, keys: KeySet, document: object
 ) -> None:
-    """The issuer is asked again later, and no token is blamed."""
+    """The issuer is asked again later, and no token is refused as bad."""
     issuer.document = document
     with pytest.raises(DependencyUnavailable):
         await keys.find("any")
@@ -271,7 +271,7 @@ def test_a_key_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
 
 
 def test_a_token_names_its_key_and_expires(tmp_path: Path) -> None:
-    """A minted token carries the key id of the published key, and the lifetime asked for."""
+    """A minted token carries the published key's id and the requested lifetime."""
     token = mint_token(tmp_path, "iss", "aud", "ann", lifetime_s=60)
     claims = jwt.get_unverified_claims(token)
     assert jwt.get_unverified_header(token)["kid"] == _kid(jwks(tmp_path))

@@ -1,4 +1,4 @@
-"""What a batch script can rely on, whatever the service does meanwhile."""
+"""The guarantees of the batch client while the service fails or restarts."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ DEADLINE_S = 300
 
 
 class FakeIngress(IngressHandle):
-    """The service behind its handle: `away` calls are refused before it answers again."""
+    """The service behind its handle: the first `away` calls are refused."""
 
     def __init__(self) -> None:
         self.jobs: dict[UUID, Job] = {}
         self.requests: list[SubmissionRequest] = []
         self.away = 0
-        self.full = 0  # so many submissions find no room
+        self.full = 0  # so many submissions are refused as the queue is full
         self.unanswered = False  # the first submission is accepted, but its answer gets lost
-        self.slow: set[bytes] = set()  # images that are accepted after all the others
+        self.slow: set[bytes] = set()  # images accepted after all the others
         self.others_accepted = threading.Event()
         self.latency_s = 0.0
-        self.to_end: list[list[UUID]] = []  # which jobs end before each question
+        self.to_end: list[list[UUID]] = []  # the jobs that end before each question
         self._lock = threading.Lock()
 
     def submit(self, request: SubmissionRequest) -> Submitted:
@@ -119,7 +119,7 @@ class FakeIngress(IngressHandle):
 
 
 class FakeStatus:
-    """The status actor's handle: `wait.remote` notes what was waited for, `latest.remote` too."""
+    """The status actor's handle: `wait.remote` and `latest.remote` record the jobs asked for."""
 
     def __init__(self) -> None:
         self.waited_for: list[set[str]] = []
@@ -163,7 +163,7 @@ class TestSubmitFiles:
     def test_each_file_is_a_job_of_the_owner(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path
     ) -> None:
-        """The request holds the file's bytes and what was asked for; batch is its class."""
+        """The request holds the file's bytes and the options; its class is batch."""
         photos = _photos(tmp_path, b"one")
         jobs = batch.submit_files(
             photos, workflow="enlarge", params={"scale": 2}, output_format=OutputFormat.WEBP
@@ -177,7 +177,7 @@ class TestSubmitFiles:
     def test_the_order_is_the_callers(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path
     ) -> None:
-        """Jobs come back in the order of the files, though the first was accepted as the last."""
+        """Jobs come back in the order of the files, even if the first was accepted last."""
         photos = _photos(tmp_path, *(bytes([i]) for i in range(IN_FLIGHT)))
         ingress.slow = {bytes([0])}
         jobs = batch.submit_files(photos)
@@ -193,14 +193,14 @@ class TestSubmitFiles:
     def test_an_absent_service_is_asked_again(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path
     ) -> None:
-        """A restart of the service costs the script some time and nothing else."""
+        """A restart of the service only costs the script time."""
         ingress.away = 3
         assert len(batch.submit_files(_photos(tmp_path, b"one"))) == 1
 
     def test_a_lost_answer_makes_no_second_job(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path
     ) -> None:
-        """A submission is repeated under the same key, so that it counts once."""
+        """A submission is repeated under the same key, so it counts once."""
         ingress.unanswered = True
         jobs = batch.submit_files(_photos(tmp_path, b"one"))
         assert list(jobs) == list(ingress.jobs)
@@ -211,7 +211,7 @@ class TestSubmitFiles:
     def test_a_full_queue_is_waited_for(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A script is in no hurry: it tries again until there is room, with the same key."""
+        """The script tries again with the same key until there is room."""
         monkeypatch.setattr(retry, "RETRY_AFTER_S", 0.001)
         monkeypatch.setattr(retry, "PATIENCE_S", 0)
         ingress.full = 3
@@ -222,7 +222,7 @@ class TestSubmitFiles:
     def test_a_service_that_stays_away_is_told(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """After its patience the script hears of it, rather than wait for ever."""
+        """After its patience the script gets an error and stops waiting."""
         monkeypatch.setattr(retry, "PATIENCE_S", 0.01)
         ingress.away = 1_000_000
         with pytest.raises(DependencyUnavailable):
@@ -231,7 +231,7 @@ class TestSubmitFiles:
     def test_a_refused_file_stops_it(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path
     ) -> None:
-        """The refusal is raised as it is, is not tried again, and most files after it stay."""
+        """The refusal is raised unchanged and not retried, and most later files are not sent."""
         ingress.latency_s = 0.2
         photos = _photos(tmp_path, b"broken", *[b"fine"] * 200)
         with pytest.raises(BrokenImage):
@@ -244,7 +244,8 @@ class TestAsCompleted:
     def test_each_job_comes_once(
         self, batch: Batch, ingress: FakeIngress, status: FakeStatus, tmp_path: Path
     ) -> None:
-        """In the order in which they end; between two looks it waits for those still open."""
+        """Jobs come in the order in which they end; between two queries the client waits for open
+        ones."""
         jobs = list(batch.submit_files(_photos(tmp_path, b"0", b"1", b"2")))
         ingress.to_end = [[], [jobs[2]], [], [jobs[0], jobs[1]]]
         results = [result.job.id for result in batch.as_completed([*jobs, jobs[0]])]
@@ -253,12 +254,11 @@ class TestAsCompleted:
         assert status.waited_for == [set(map(str, jobs)), {str(jobs[0]), str(jobs[1])}]
 
     def test_no_jobs_are_no_results(self, batch: Batch, status: FakeStatus) -> None:
-        """Nothing is waited for."""
         assert list(batch.as_completed([])) == []
         assert not status.waited_for
 
     def test_a_job_that_is_not_there_is_not_waited_for(self, batch: Batch, tmp_path: Path) -> None:
-        """Never submitted, or so long ago that its row is gone: it would not end."""
+        """A job never submitted, or whose row was deleted long ago, would never end."""
         jobs = list(batch.submit_files(_photos(tmp_path, b"0")))
         stranger = uuid4()
         with pytest.raises(JobNotFound, match=str(stranger)):
@@ -267,7 +267,7 @@ class TestAsCompleted:
     def test_it_goes_on_without_the_status_actor(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Rows decide: the actor only makes it quick."""
+        """The rows decide; the actor only makes it faster."""
 
         def get(_: object, timeout: float) -> None:
             raise ActorUnavailableError("for a moment", None)
@@ -280,7 +280,7 @@ class TestAsCompleted:
     def test_it_goes_on_when_the_service_is_back(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path
     ) -> None:
-        """A restart in the middle of a night's batch does not end the batch."""
+        """A restart of the service does not end a running batch."""
         jobs = list(batch.submit_files(_photos(tmp_path, b"0", b"1")))
         ingress.to_end = [[jobs[0]], [jobs[1]]]
         results = batch.as_completed(jobs)
@@ -293,7 +293,7 @@ class TestProgress:
     def test_it_is_what_the_status_actor_has(
         self, batch: Batch, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of each job that it knows, the newest event of each kind."""
+        """The answer holds, for each known job, the newest event of each kind."""
         job_id, event = uuid4(), Progressed(0.5, "sampling", 1)
         monkeypatch.setattr("ray.get", lambda _, timeout: {str(job_id): [to_json(event)]})
         assert batch.progress([job_id, uuid4()]) == {job_id: [event]}
@@ -301,7 +301,7 @@ class TestProgress:
     def test_it_is_empty_without_the_status_actor(
         self, batch: Batch, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Nobody's script fails because progress cannot be seen."""
+        """A script does not fail because progress is unavailable."""
 
         def get(_: object, timeout: float) -> None:
             raise ActorUnavailableError("for a moment", None)
@@ -314,7 +314,7 @@ class TestPatience:
     def test_a_call_that_hung_for_longer_than_patience_is_made_again(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Patience is counted from the first failure on, and not from when the call began."""
+        """Patience counts from the first failure, not from the start of the call."""
         monkeypatch.setattr(retry, "PATIENCE_S", 1.0)
         ingress.latency_s, ingress.away = 1.2, 1
         assert len(batch.submit_files(_photos(tmp_path, b"one"))) == 1
@@ -322,7 +322,7 @@ class TestPatience:
     def test_a_cancel_outlives_a_restart_too(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path
     ) -> None:
-        """As every other call does: it may be repeated."""
+        """A cancel may be repeated like every other call."""
         (job_id,) = batch.submit_files(_photos(tmp_path, b"one"))
         ingress.away = 3
         assert batch.cancel(job_id).id == job_id
@@ -336,7 +336,8 @@ class TestSave:
         return next(batch.as_completed(jobs))
 
     def test_the_file_is_the_result(self, result: Result, tmp_path: Path) -> None:
-        """Its bytes are the object's, it replaces what was there, and nothing lies beside it."""
+        """The file holds the object's bytes, replaces the old file, and leaves no other file beside
+        it."""
         (folder := tmp_path / "results").mkdir()
         (folder / "0.png").write_bytes(b"older")
         result.save(folder / "0.png")
@@ -345,7 +346,7 @@ class TestSave:
     def test_it_appears_whole_or_not_at_all(
         self, result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """When the disk is full, what was there stays, and no half of a file is left."""
+        """When the disk is full, the old file stays and no partial file is left."""
         (folder := tmp_path / "results").mkdir()
         (folder / "0.png").write_bytes(b"older")
 
@@ -362,7 +363,7 @@ class TestSave:
     def test_a_job_without_a_result_writes_nothing(
         self, result: Result, ingress: FakeIngress, tmp_path: Path
     ) -> None:
-        """The reason is raised, and no empty file stands for a picture."""
+        """The reason is raised, and no empty file is written."""
         ingress.jobs[result.job.id] = replace(result.job, status=JobStatus.FAILED)
         with pytest.raises(ResultNotReady):
             result.save(tmp_path / "result.png")

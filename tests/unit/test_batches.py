@@ -1,4 +1,4 @@
-"""Point 12: how a batch stands, told from its counts alone; and the names of its photos."""
+"""Point 12: a batch's status, computed from its counts alone; and the names of its photos."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COUNTS = st.builds(BatchCounts, **dict.fromkeys(BatchCounts.__slots__, st.intege
     ],
 )
 def test_the_status_follows_from_the_counts(counts: BatchCounts, status: BatchStatus) -> None:
-    """Running until the last job has ended; then what became of the photos decides."""
+    """A batch runs until its last job has ended; then the photos' outcomes decide."""
     assert counts.status is status
     assert counts.total == 10
 
@@ -40,7 +40,7 @@ def test_the_status_follows_from_the_counts(counts: BatchCounts, status: BatchSt
 @pytest.mark.batches
 @given(COUNTS)
 def test_a_batch_is_final_when_nothing_can_change_any_more(counts: BatchCounts) -> None:
-    """Exactly while a job waits, runs or is being cancelled, the batch runs."""
+    """The batch runs exactly while a job waits, runs or is being cancelled."""
     open_jobs = counts.queued + counts.running + counts.cancelling
     assert counts.status.is_final is (open_jobs == 0)
     assert counts.ended + open_jobs == counts.total
@@ -49,7 +49,7 @@ def test_a_batch_is_final_when_nothing_can_change_any_more(counts: BatchCounts) 
 @pytest.mark.batches
 @given(COUNTS)
 def test_one_more_photo_never_turns_failure_into_success(counts: BatchCounts) -> None:
-    """`succeeded` means every photo: with one refused, no batch says it."""
+    """`succeeded` requires every photo: a batch with a refused one never has it."""
     assert replace(counts, refused=counts.refused + 1).status is not BatchStatus.SUCCEEDED
 
 
@@ -67,5 +67,6 @@ def test_one_more_photo_never_turns_failure_into_success(counts: BatchCounts) ->
     ],
 )
 def test_names_are_fit_to_be_stored_and_shown(name: str, kept: str) -> None:
-    """What no terminal, log line or database should be handed is replaced, and length bounded."""
+    """Characters unsafe for terminals, logs or the database are replaced, and the length is
+    bounded."""
     assert item_name(name) == kept

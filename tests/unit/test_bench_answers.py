@@ -1,4 +1,4 @@
-"""What the benchmarks take for a right answer, and that they count the others."""
+"""The benchmarks accept right answers and count the others."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def _enlarged(photo: bytes, side: int = HELD.side) -> bytes:
 
 @pytest.mark.bench
 def test_only_the_photos_own_enlargement_is_right() -> None:
-    """Not another photo's, which a service that mixes jobs up would send, nor another size."""
+    """Another photo's enlargement, which a service that mixes up jobs would send, and another size
+    are wrong."""
     china, flower = HELD.photo("china"), HELD.photo("flower")
     assert is_right(_enlarged(china), china, HELD.side)
     assert is_right(_enlarged(flower), flower, HELD.side)
@@ -32,7 +33,7 @@ def test_only_the_photos_own_enlargement_is_right() -> None:
 
 @pytest.mark.bench
 async def test_wrong_answers_and_none_are_counted() -> None:
-    """A service that mixes up every second job, and one that fails all of them."""
+    """Checked with a service that mixes up every second job, and one that fails all of them."""
     china = HELD.photo("china")
 
     async def always_china(_photo: bytes) -> bytes:

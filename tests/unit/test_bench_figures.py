@@ -1,4 +1,4 @@
-"""When a benchmark has met its goal, and when it fails the run."""
+"""When a benchmark meets its goal, and when it fails the run."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from benchmarks.figures import Figure, Goal
 def test_a_goal_is_met_exactly_and_missed_beyond_its_tolerance(
     goal: Goal, value: float, met: bool, missed: bool
 ) -> None:
-    """The table tells what is not met; the run fails of what is missed by more than figures of that
-    kind differ from one run to the next."""
+    """The table shows each unmet goal; the run fails only beyond the variation that figures of that
+    kind have between runs."""
     assert (goal.met(value), goal.missed(value)) == (met, missed)
 
 
@@ -45,13 +45,13 @@ def test_a_goal_is_met_exactly_and_missed_beyond_its_tolerance(
     ],
 )
 def test_what_is_better_is_drawn_further_on(goal: Goal, value: float, reach: float) -> None:
-    """Of what should stay small nothing, or less than nothing, is no miss."""
+    """For figures that should stay small, zero or less is never a miss."""
     assert goal.reach(value) == reach
 
 
 @pytest.mark.bench
 def test_a_figure_is_its_median_and_is_told_with_its_extremes() -> None:
-    """One good round makes no figure good."""
+    """One good round does not make a figure good."""
     figure = Figure("jobs/s", [2.5, 1.6, 1.7], Goal(1.8, at_least=True))
     assert figure.as_json() == {
         "name": "jobs/s",
@@ -66,6 +66,6 @@ def test_a_figure_is_its_median_and_is_told_with_its_extremes() -> None:
 
 @pytest.mark.bench
 def test_a_step_without_an_event_counts_until_the_next_one() -> None:
-    """What a client was not told of in time makes the figure worse, and is not left out of it."""
+    """A late event makes the figure worse and is not left out of it."""
     seen = {1: 10.0, 3: 12.5, 4: 13.0}
     assert [known_at(step, seen) for step in (1, 2, 3)] == [10.0, 12.5, 12.5]

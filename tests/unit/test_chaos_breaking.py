@@ -1,4 +1,4 @@
-"""Which faults a chaos run counts as done, and in which order it goes about them."""
+"""Which faults a chaos run counts as done, and their order."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_fault_that_could_not_be_done_is_not_counted() -> None:
-    """Neither one that the kernel refuses nor one that found nothing to hit; both are told."""
+    """A fault that the kernel refuses and one that finds no victim are reported, not counted."""
     kinds, told = struck("refused", "no victim", "done")
     assert kinds == ["done"]
     assert "refused: NOT DONE: the kernel says no" in told
@@ -49,7 +49,7 @@ def test_a_fault_that_could_not_be_done_is_not_counted() -> None:
 def test_a_victim_that_is_being_started_again_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So that what was asked for is struck, however slowly the last fault is got over."""
+    """The fault is injected even if the victim recovers slowly from the last one."""
     looks = iter([None, "pid 2"])
     late = Fault("late", lambda _stack, _rng: next(looks))
     monkeypatch.setitem(FAKES, "late", late)
@@ -58,12 +58,12 @@ def test_a_victim_that_is_being_started_again_is_waited_for(
 
 
 def test_kinds_that_are_asked_for_are_struck_once_each_in_their_order() -> None:
-    """However long that takes: a plan for the suite has no time that could be up."""
+    """A plan for the suite has no time limit."""
     assert struck("done", "done", "done")[0] == ["done"] * 3
 
 
 def test_without_any_asked_for_each_kind_comes_before_any_comes_again() -> None:
-    """In an order of chance, and for ever: the plan's time ends it."""
+    """The order is random and endless; the plan's time ends it."""
     order = Plan(seconds=600).faults(random.Random(1))  # noqa: S311 - chance, not a secret
     kinds = [next(order).kind for _ in range(2 * len(FAULTS))]
     everything = sorted(fault.kind for fault in FAULTS)

@@ -1,4 +1,4 @@
-"""That the users of a chaos run put down what they were told, and hide no trouble of their own."""
+"""The users of a chaos run record what they receive, and do not hide their own errors."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class TwoTongues:
 
 
 def test_the_end_in_the_stream_is_put_down_apart_from_the_jobs_own() -> None:
-    """A stream that told another end would otherwise hide behind the row."""
+    """Otherwise the row would hide a stream that reported another end."""
     job_id, ledger, client = uuid4(), Ledger(), TwoTongues()
     watch_to_end(client, job_id, ledger)  # type: ignore[arg-type]
     assert ledger.seen == [(job_id, FAILED), (job_id, SUCCEEDED)]
 
 
 def test_an_error_in_a_users_thread_comes_out_at_the_end() -> None:
-    """Users that broke would otherwise submit nothing, and nothing would be lost."""
+    """Otherwise users that broke would submit nothing, and no job could be lost."""
     submits = threading.Event()
 
     class Full(Ledger):
@@ -61,7 +61,7 @@ def test_an_error_in_a_users_thread_comes_out_at_the_end() -> None:
 def test_a_batch_script_that_does_not_connect_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it the run would go on, and show nothing of jobs that come through handles."""
+    """Otherwise the run would go on without testing jobs that come through handles."""
     monkeypatch.setattr(batch_process, "CONNECT_TIMEOUT_S", 0.01)
     with pytest.raises(ChildProcessError), BatchProcess(a_stack(tmp_path), Ledger(), []):
         pass
@@ -73,7 +73,7 @@ def a_stack(state_dir: Path) -> Any:
 
 
 def test_a_run_goes_on_until_each_owner_has_had_a_success() -> None:
-    """However slow the machine: only when no job ends any more is it given up."""
+    """However slow the machine, the run gives up only when no more jobs end."""
     ledger = Ledger()
     ann, bob = uuid4(), uuid4()
     ledger.accepts(ann, "ann", "flower")

@@ -1,4 +1,4 @@
-"""The judgement of a chaos run, on evidence made up for each way in which a run can go wrong."""
+"""The verdict of a chaos run, on made-up evidence for each way in which a run can go wrong."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def job_row(
 
 
 def verdict_on(*rows: Row, changes: tuple[Change, ...] = (), **evidence: object) -> Verdict:
-    """The verdict on jobs that were all accepted."""
+    """Return the verdict on jobs that were all accepted."""
     ledger = Ledger()
     for row in rows:
         ledger.accepts(row.job_id, row.owner, "flower")
@@ -47,26 +47,26 @@ def verdict_on(*rows: Row, changes: tuple[Change, ...] = (), **evidence: object)
 
 
 def test_an_accepted_job_without_a_row_is_lost() -> None:
-    """The ledger is what was promised, the rows are what there is."""
+    """The ledger holds the accepted jobs; the rows hold the existing ones."""
     ledger = Ledger()
     ledger.accepts(uuid4(), "alice", "flower")
     assert (verdict_on(ledger=ledger).lost, verdict_on(ledger=ledger).ok) == (1, False)
 
 
 def test_a_job_that_has_not_ended_is_lost() -> None:
-    """A job that hangs is no better than one that vanished."""
+    """A job that hangs counts like one that vanished."""
     assert verdict_on(job_row(uuid4(), RUNNING)).lost == 1
 
 
 def test_a_change_after_the_end_is_a_second_end() -> None:
-    """Even when the row, which shows the last state only, looks like any other."""
+    """The change counts even if the row, which shows only the last state, looks normal."""
     job_id = uuid4()
     again = Change(job_id, 2, SUCCEEDED, SUCCEEDED, 30.0)
     assert verdict_on(job_row(job_id, SUCCEEDED), changes=(again,)).doubled == 1
 
 
 def test_an_end_that_a_client_was_told_otherwise_is_a_second_end() -> None:
-    """What a client has been told is final."""
+    """An end that a client received is final."""
     row = job_row(uuid4(), SUCCEEDED)
     ledger = Ledger()
     ledger.accepts(row.job_id, row.owner, "flower")
@@ -76,7 +76,8 @@ def test_an_end_that_a_client_was_told_otherwise_is_a_second_end() -> None:
 
 @pytest.mark.lease
 def test_the_result_of_another_attempt_is_a_hole_in_the_fence() -> None:
-    """Although it has the right pixels: every attempt at a job yields the same."""
+    """The result counts as wrong despite its right pixels: every attempt at a job yields the
+    same."""
     late = job_row(uuid4(), SUCCEEDED, result_of=1)
     verdict = verdict_on(late, job_row(uuid4(), SUCCEEDED), job_row(uuid4(), RUNNING))
     assert verdict.foreign == 1
@@ -85,14 +86,14 @@ def test_the_result_of_another_attempt_is_a_hole_in_the_fence() -> None:
 
 @pytest.mark.lease
 def test_a_result_of_another_attempt_fails_the_run() -> None:
-    """Its row says that the second attempt ended the job, with what the first has stored."""
+    """The row says that the second attempt ended the job with the first attempt's result."""
     assert verdict_on(job_row(uuid4(), SUCCEEDED)).ok
     assert not verdict_on(job_row(uuid4(), SUCCEEDED, result_of=1)).ok
 
 
 @pytest.mark.webhooks
 def test_an_end_that_no_webhook_told_is_untold() -> None:
-    """Whoever asked for a webhook gets one; whoever did not misses none."""
+    """Each job that asked for a webhook needs one; the others do not."""
     asked, not_asked = (job_row(uuid4(), SUCCEEDED, wants_webhook=wants) for wants in (True, False))
     verdict = verdict_on(asked, not_asked)
     assert (verdict.untold, verdict.ok) == (1, False)
@@ -101,7 +102,7 @@ def test_an_end_that_no_webhook_told_is_untold() -> None:
 
 @pytest.mark.webhooks
 def test_a_webhook_tells_an_end_as_any_client_is_told() -> None:
-    """One that tells another end than the row's makes it a second end."""
+    """A webhook that reports another end than the row counts as a second end."""
     row = job_row(uuid4(), SUCCEEDED, wants_webhook=True)
     ledger = Ledger()
     note_webhooks([signed(row.job_id, "failed", SECRET)], SECRET, ledger)
@@ -111,7 +112,7 @@ def test_a_webhook_tells_an_end_as_any_client_is_told() -> None:
 
 @pytest.mark.webhooks
 def test_a_webhook_with_a_foreign_signature_tells_nothing() -> None:
-    """A receiver would not believe it, so the end is untold."""
+    """A receiver would reject it, so the end counts as not delivered."""
     row = job_row(uuid4(), SUCCEEDED, wants_webhook=True)
     ledger = Ledger()
     foreign = signed(row.job_id, "succeeded", "whsec_" + base64.b64encode(bytes(32)).decode())
@@ -126,7 +127,7 @@ def signed(job_id: UUID, end: str, secret: str) -> Seen:
 
 
 def test_a_broken_attempts_delay_is_counted_from_its_first_fault() -> None:
-    """From the fault, not from when it was noticed, to the next attempt's begin."""
+    """The delay runs from the fault, not its detection, to the start of the next attempt."""
     row = job_row(uuid4(), SUCCEEDED)
     changes = (
         Change(row.job_id, 1, QUEUED, RUNNING, 11.0),
@@ -139,7 +140,7 @@ def test_a_broken_attempts_delay_is_counted_from_its_first_fault() -> None:
 
 
 def test_the_report_names_the_code_that_it_is_about() -> None:
-    """In the table and in the file: a figure without its date is nobody's."""
+    """The table and the file both name the commit and the date."""
     verdict = verdict_on()
     assert dict(verdict.table())["date, commit"] == "2026-11-29, 53486a3"
     assert verdict.as_json()["commit"] == "53486a3"
@@ -148,7 +149,7 @@ def test_the_report_names_the_code_that_it_is_about() -> None:
 def test_the_commit_is_gits_and_says_when_there_was_more_than_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A copy without history has none, and changes that are in no commit are told."""
+    """A copy without history has no commit, and uncommitted changes are reported."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     assert Revision.now(tmp_path).commit == "unknown"

@@ -32,7 +32,7 @@ from serve_app.local.record import demand_down, find_stack
     ],
 )
 def test_a_parameter_is_json_if_it_reads_as_json(text: str, parsed: tuple[str, object]) -> None:
-    """Numbers and booleans need no quoting, and any other text is taken as it stands."""
+    """Numbers and booleans need no quoting, and any other text is taken literally."""
     assert parse_parameter(text) == parsed
 
 
@@ -47,12 +47,12 @@ def test_a_parameter_without_a_value_is_wrong_usage() -> None:
     [("a.png", "png"), ("a.JPG", "jpeg"), ("a.jpeg", "jpeg"), ("a.webp", "webp"), ("a", "png")],
 )
 def test_the_suffix_says_the_format(name: str, expected: OutputFormat) -> None:
-    """In any case of letters; a name without a suffix gets a PNG."""
+    """Suffixes match in any case; a name without a suffix gets a PNG."""
     assert _format_of(Path(name)) == expected
 
 
 def test_a_suffix_that_cannot_be_written_is_wrong_usage(tmp_path: Path) -> None:
-    """A PNG is never hidden under another name; nothing is asked of any service."""
+    """A PNG is never written under another suffix; no service is called."""
     photo = tmp_path / "photo.jpg"
     photo.touch()
     done = CliRunner().invoke(app, ["run", str(photo), "-o", str(tmp_path / "out.bmp")])
@@ -61,7 +61,7 @@ def test_a_suffix_that_cannot_be_written_is_wrong_usage(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_for_the_result_is_found_before_the_work(tmp_path: Path) -> None:
-    """One line on standard error and exit status 1, from the installed command itself."""
+    """The installed command prints one line on standard error and exits with status 1."""
     photo = tmp_path / "photo.jpg"
     photo.touch()
     restore = Path(sys.executable).with_name("restore")
@@ -83,7 +83,8 @@ def test_a_missing_folder_for_the_result_is_found_before_the_work(tmp_path: Path
 def test_what_cannot_go_well_is_one_line(
     tmp_path: Path, output: str, server: str, said: str
 ) -> None:
-    """A photo is not overwritten by its own result; an address that is none is no traceback."""
+    """A result that would overwrite its photo and an invalid address give one line, not a
+    traceback."""
     photo = tmp_path / "photo.png"
     photo.write_bytes(b"a photo")
     restore = Path(sys.executable).with_name("restore")
@@ -100,7 +101,7 @@ def test_what_cannot_go_well_is_one_line(
 
 @pytest.mark.parametrize("command", ["show", "cancel"])
 def test_a_job_id_is_checked_before_anybody_is_asked(command: str) -> None:
-    """What is no UUID is wrong usage."""
+    """A job id that is not a UUID is wrong usage."""
     done = CliRunner().invoke(app, [command, "newest"])
     assert done.exit_code == 2
     assert "Invalid value for 'job_id'" in done.stderr
@@ -116,7 +117,7 @@ def test_the_record_of_a_stack_that_was_killed_counts_for_nothing(tmp_path: Path
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_step_may_be_any_text(terminal: bool) -> None:
-    """What a log says last is shown as it is, whatever brackets are in it."""
+    """A log's last line is shown literally, including brackets."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=80)
     with steps(console) as tell:

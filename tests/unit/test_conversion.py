@@ -1,4 +1,4 @@
-"""What goes into the engine and comes out of it: upright, transparency kept, colours right."""
+"""The engine's input and output: upright, with transparency kept and colours right."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def decoded(data: bytes) -> Image.Image:
 
 
 def half_transparent() -> Image.Image:
-    """Opaque on the left, transparent on the right."""
+    """Return a picture that is opaque on the left and transparent on the right."""
     picture = noise("RGBA")
     picture.paste((255, 0, 0, 0), (WIDTH // 2, 0, WIDTH, HEIGHT))
     return picture
@@ -43,14 +43,14 @@ def half_transparent() -> Image.Image:
 class TestRead:
     @pytest.mark.parametrize("format", ["PNG", "TIFF"])
     def test_deep_greys_keep_their_shades(self, format: str) -> None:
-        """Black, white and all between are in 8 bits, where ComfyUI would make them white."""
+        """Black, white and the shades between become 8-bit; ComfyUI would make them white."""
         image = read(file(deep_grey(), format), LIMITS)
         assert image.is_grey
         assert np.array_equal(image.pixels[:, :, 0], np.round(np.asarray(deep_grey()) / 257))
 
     @pytest.mark.parametrize("picture", [deep_grey(), half_transparent()], ids=["grey", "alpha"])
     def test_a_photo_on_its_side_is_turned_upright(self, picture: Image.Image) -> None:
-        """And its transparency with it."""
+        """Its transparency is turned with it."""
         image = read(file(picture, "PNG", exif=sideways()), LIMITS)
         assert image.pixels.shape[:2] == (WIDTH, HEIGHT)
         if image.alpha is not None:
@@ -58,7 +58,7 @@ class TestRead:
 
     @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
     def test_transparency_is_kept_apart(self, mode: str) -> None:
-        """Of every mode that has any."""
+        """This holds for every mode with transparency."""
         picture = half_transparent()
         if mode == "P":
             data = file(picture.quantize(), "PNG")
@@ -77,13 +77,13 @@ class TestRead:
         assert green > red
 
     def test_a_broken_profile_changes_no_pixel(self) -> None:
-        """Colours stay as they are when the profile cannot be read."""
+        """Colours stay unchanged when the profile cannot be read."""
         image = read(file(noise(), "PNG", icc_profile=b"not a profile"), LIMITS)
         assert np.array_equal(image.pixels, np.asarray(noise()))
 
     @pytest.mark.parametrize("mode", ["L", "RGB"])
     def test_a_picture_without_colours_has_one_channel(self, mode: str) -> None:
-        """Whether its file has one channel or three that are equal."""
+        """This holds whether its file has one channel or three equal ones."""
         image = read(file(noise("L").convert(mode), "PNG"), LIMITS)
         assert image.is_grey
         assert np.array_equal(image.pixels[:, :, 0], np.asarray(noise("L")))
@@ -92,7 +92,7 @@ class TestRead:
 class TestEngineInput:
     @pytest.mark.parametrize("name", ACCEPTED)
     def test_comfyui_reads_the_pixels_that_were_read(self, name: str) -> None:
-        """To the bit: LoadImage opens the file with Pillow and converts it to RGB."""
+        """The pixels are identical: LoadImage opens the file with Pillow and converts it to RGB."""
         image = read(ACCEPTED[name][1], LIMITS)
         data, _ = engine_input(image, on_white=False)
         shown = np.broadcast_to(image.pixels, (*image.pixels.shape[:2], 3))
@@ -100,7 +100,7 @@ class TestEngineInput:
 
     @pytest.mark.parametrize("mode", ["RGBA", "LA"])
     def test_on_white_no_alpha_is_kept_aside(self, mode: str) -> None:
-        """A transparent part is white, not of the colour that lies hidden there."""
+        """A transparent part becomes white, not the colour hidden there."""
         picture = half_transparent().convert(mode)
         data, alpha = engine_input(read(file(picture, "PNG"), LIMITS), on_white=True)
         assert alpha is None
@@ -115,14 +115,14 @@ def handed_over(picture: Image.Image) -> NDArray[np.uint8]:
 
 class TestEncode:
     def test_a_png_is_untouched(self) -> None:
-        """The engine's bytes are the result's, to the bit."""
+        """The result has exactly the engine's bytes."""
         png = ACCEPTED["png"][1]
         assert encode(png, OutputFormat.PNG, 1) is png
 
     @pytest.mark.pixels
     @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
     def test_pixels_become_a_png_of_those_pixels(self, mode: str) -> None:
-        """What was handed over comes out of the file again, whatever its channels."""
+        """The file holds exactly the pixels given, for any number of channels."""
         picture = noise(mode)
         pixels = handed_over(picture)
         result = decoded(encode(pixels, OutputFormat.PNG, 1))
@@ -132,7 +132,7 @@ class TestEncode:
     @pytest.mark.pixels
     @pytest.mark.parametrize("wanted", list(OutputFormat))
     def test_pixels_and_their_png_come_out_alike(self, wanted: OutputFormat) -> None:
-        """In each format, with transparency too: the same picture, however it came."""
+        """Pixels and a PNG give the same picture in each format, with transparency too."""
         pixels = handed_over(noise())
         alpha = np.asarray(half_transparent().getchannel("A"))
         for kept_aside in (None, alpha):
@@ -145,7 +145,7 @@ class TestEncode:
 
     @pytest.mark.parametrize("wanted", [OutputFormat.JPEG, OutputFormat.WEBP])
     def test_the_format_is_the_one_asked_for(self, wanted: OutputFormat) -> None:
-        """The picture is the same size in the other format, and close to what it was."""
+        """The picture keeps its size in the other format and stays close to the original."""
         smooth = Image.linear_gradient("L").convert("RGB")
         with Image.open(io.BytesIO(encode(file(smooth, "PNG"), wanted, 95))) as image:
             assert (image.format, image.size) == (wanted.upper(), smooth.size)
@@ -166,7 +166,7 @@ class TestEncode:
 
     @pytest.mark.parametrize("wanted", [OutputFormat.PNG, OutputFormat.WEBP])
     def test_transparency_is_put_back(self, wanted: OutputFormat) -> None:
-        """At the size of the result, in the formats that have it."""
+        """It gets the size of the result, in the formats that support it."""
         alpha = np.asarray(half_transparent().getchannel("A"))
         large = file(noise(size=(4 * WIDTH, 4 * HEIGHT)), "PNG")
         result = decoded(encode(large, wanted, 90, alpha))
@@ -176,7 +176,7 @@ class TestEncode:
         assert seen[:, 2 * WIDTH + 8 :].max() < 5
 
     def test_jpeg_shows_white_where_nothing_was(self) -> None:
-        """JPEG has no transparency; what was seen through is white, not black."""
+        """JPEG has no transparency: transparent parts become white, not black."""
         alpha = np.asarray(half_transparent().getchannel("A"))
         result = decoded(encode(file(noise(), "PNG"), OutputFormat.JPEG, 95, alpha))
         assert np.asarray(result)[:, WIDTH - 16 :].min() > 240
@@ -184,7 +184,7 @@ class TestEncode:
     @pytest.mark.parametrize("wanted", list(OutputFormat))
     @pytest.mark.parametrize("with_alpha", [False, True])
     def test_a_grey_photo_has_a_grey_result(self, wanted: OutputFormat, with_alpha: bool) -> None:
-        """R, G and B of every pixel are equal, though the engine has tinted them."""
+        """R, G and B of every pixel are equal, though the engine tinted them."""
         alpha = np.asarray(half_transparent().getchannel("A")) if with_alpha else None
         for came in (handed_over(noise()), file(noise(), "PNG")):
             data = encode(came, wanted, 90, alpha, None, grey=True)

@@ -1,4 +1,4 @@
-"""Each file of the corpus and each of its siblings: read as a person sees it, or refused."""
+"""Each file of the corpus and its variants is read as a person sees it, or refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def shown(image: NormalisedImage) -> Image.Image:
 
 @pytest.mark.parametrize("case", ACCEPTED, ids=slug)
 def test_a_file_is_read_as_a_person_sees_it(case: Case) -> None:
-    """Upright, in the right colours and as transparent; and an engine gets exactly that."""
+    """The picture is upright, with right colours and transparency, and an engine gets exactly
+    that."""
     assert isinstance(case.expected, Image.Image)
     image = read(case.data, LIMITS)
     picture = shown(image)
@@ -46,7 +47,7 @@ def test_a_file_is_read_as_a_person_sees_it(case: Case) -> None:
 
 @pytest.mark.parametrize("case", REFUSED, ids=slug)
 def test_a_file_is_refused_for_what_it_is(case: Case) -> None:
-    """With the code of the documented answer, and a message for a person."""
+    """The refusal has the documented code and a message for a person."""
     assert isinstance(case.expected, Refused)
     with pytest.raises(InvalidRequest) as refusal:
         examine(case.data, LIMITS)

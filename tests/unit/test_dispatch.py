@@ -1,4 +1,4 @@
-"""Tickets: one for each job that waits, and what becomes of those that end badly."""
+"""Tickets: one for each waiting job, and the handling of those that end badly."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TICK_S = 0.01
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
-    """However the lead ends, it leaves no ticket's task behind."""
+    """However the lead ends, no ticket's task is left running."""
     before = asyncio.all_tasks()
     bench = Bench()
     yield bench
@@ -38,7 +38,8 @@ async def bench() -> AsyncIterator[Bench]:
 
 class TestTickets:
     async def test_each_waiting_job_has_one(self, bench: Bench) -> None:
-        """Jobs that waited before, and those announced later; further hints send no second one."""
+        """Jobs that waited before and those announced later get one; further hints send no second
+        one."""
         first = await bench.submit()
         bench.lead()
         await bench.sent(first)
@@ -49,14 +50,14 @@ class TestTickets:
         assert bench.workers.sent == Counter([first, second, third])
 
     async def test_no_hint_is_needed(self, bench: Bench) -> None:
-        """The queue is looked at now and then: a lost notification delays a job, no more."""
+        """The queue is polled now and then, so a lost notification only delays a job."""
         bench.lead(tick_s=TICK_S)
         job, _ = await bench.jobs.insert(new_job())
         await bench.sent(AttemptRef(job.id, 1))
 
     @pytest.mark.dispatch
     async def test_an_attempt_that_is_named_needs_no_look_at_the_table(self, bench: Bench) -> None:
-        """Its ticket is out before anything is read, and once only."""
+        """Its ticket is sent before any read, and only once."""
         bench.lead()
         first = await bench.submit()
         await bench.sent(first)
@@ -68,7 +69,7 @@ class TestTickets:
 
     @pytest.mark.dispatch
     async def test_nor_does_it_go_past_the_window(self, bench: Bench) -> None:
-        """An attempt that is named while the window is full waits for its place like others."""
+        """An attempt that is named while the window is full waits for a place like the others."""
         refs = [await bench.submit() for _ in range(WINDOW)]
         bench.lead()
         await bench.sent(*refs)
@@ -82,7 +83,7 @@ class TestTickets:
         assert bench.workers.most_out == WINDOW
 
     async def test_no_more_than_the_window_are_out(self, bench: Bench) -> None:
-        """Of many waiting jobs the best have tickets; each that ends makes room for the next."""
+        """The best waiting jobs have tickets; each ticket that ends makes room for the next."""
         refs = [await bench.submit() for _ in range(WINDOW + 2)]
         bench.lead()
         for i in range(3):
@@ -92,7 +93,7 @@ class TestTickets:
         assert bench.workers.most_out == WINDOW
 
     async def test_another_attempt_is_another_ticket(self, bench: Bench) -> None:
-        """A ticket that is stuck does not stand in the way of a job that was queued again."""
+        """A stuck ticket does not block a job that was queued again."""
         stuck = await bench.submit()
         bench.lead()
         await bench.sent(stuck)
@@ -101,7 +102,7 @@ class TestTickets:
         await bench.sent(stuck, AttemptRef(stuck.job_id, 2))
 
     async def test_a_job_that_still_waits_gets_a_new_one(self, bench: Bench) -> None:
-        """A worker took a better job on this one's ticket: its demand is said again at once."""
+        """If a worker takes a better job on a job's ticket, that job gets a new one at once."""
         ref = await bench.submit()
         bench.lead()
         await bench.sent(ref)
@@ -110,7 +111,7 @@ class TestTickets:
 
     @pytest.mark.dispatch
     async def test_tickets_that_found_nothing_keep_nobody_waiting(self, bench: Bench) -> None:
-        """A window full of those whose jobs others have taken has room for a job that comes."""
+        """A window full of tickets whose jobs others took still has room for a new job."""
         refs = [await bench.submit() for _ in range(WINDOW)]
         bench.lead()
         await bench.sent(*refs)
@@ -121,9 +122,10 @@ class TestTickets:
         await bench.sent(await bench.submit())
 
     async def test_a_job_that_no_worker_takes_is_offered_slowly(self, bench: Bench) -> None:
-        """It may wait for a worker that knows its workflow; until then nobody runs in circles."""
+        """The job may wait for a worker that knows its workflow; until then it must not cause a
+        busy loop."""
         ref = await bench.submit()
-        bench.lead()  # a tick, and so a pause, of an hour
+        bench.lead()  # a tick, and thus a pause, of an hour
         await bench.sent(ref)
         bench.workers.out[ref].set_result(NOTHING_WAITS)
         await bench.sent()
@@ -132,7 +134,7 @@ class TestTickets:
         assert bench.workers.sent[ref] == 1
 
     async def test_and_is_offered_again(self, bench: Bench) -> None:
-        """After a tick, a ticket that found nothing to claim is followed by another."""
+        """After a tick, a ticket that found no job to claim is followed by another."""
         ref = await bench.submit()
         bench.lead(tick_s=TICK_S)
         await bench.sent(ref)
@@ -141,7 +143,7 @@ class TestTickets:
 
     @pytest.mark.dispatch
     async def test_a_ticket_that_was_of_no_use_is_offered_again(self, bench: Bench) -> None:
-        """At once, because another worker may have nothing to do; each time held for longer."""
+        """It is offered at once, as another worker may be idle, and held longer each time."""
         ref = await bench.submit()
         bench.lead()
         for times in range(1, 9):
@@ -153,7 +155,7 @@ class TestTickets:
 
     @pytest.mark.dispatch
     async def test_unless_the_job_waits_no_more(self, bench: Bench) -> None:
-        """A job that was cancelled asks for no worker."""
+        """A cancelled job gets no further ticket."""
         ref = await bench.submit()
         bench.lead()
         await bench.sent(ref)
@@ -177,7 +179,7 @@ def _refusal(error: Exception) -> RayTaskError:
 class TestBadEnds:
     @pytest.mark.lease
     async def test_a_dead_workers_jobs_are_queued_at_once(self, bench: Bench) -> None:
-        """Their leases have an hour to go; the next attempt's ticket is out all the same."""
+        """The next attempt's ticket is sent although the leases have an hour left."""
         ref = await bench.submit()
         bench.lead()
         await bench.sent(ref)
@@ -187,7 +189,7 @@ class TestBadEnds:
         assert bench.jobs.rows[job.id].failed_attempts == 1
 
     async def test_other_workers_jobs_are_left_alone(self, bench: Bench) -> None:
-        """One death says nothing about the others."""
+        """A worker's death does not affect the jobs of others."""
         ref = await bench.submit()
         bench.lead()
         await bench.sent(ref)
@@ -198,7 +200,7 @@ class TestBadEnds:
         assert bench.jobs.rows[job.id].status is JobStatus.RUNNING
 
     async def test_a_death_without_a_name_reclaims_nothing(self, bench: Bench) -> None:
-        """To the store no name would mean every lapsed lease, and it may be too early for those."""
+        """To the store, no name would mean every lapsed lease, which may be too early for those."""
         ref = await bench.submit()
         bench.lead()
         await bench.sent(ref)
@@ -209,7 +211,7 @@ class TestBadEnds:
         assert bench.jobs.rows[job.id].status is JobStatus.RUNNING
 
     async def test_a_death_while_postgres_is_away_is_left_to_the_lease(self, bench: Bench) -> None:
-        """The ticket ends, and the lead with it at its next look at the table: no crash."""
+        """The ticket ends, and the lead ends at its next look at the table without a crash."""
         ref = await bench.submit()
         leading = bench.lead()
         await bench.sent(ref)
@@ -230,7 +232,7 @@ class TestBadEnds:
     async def test_a_deployment_that_refuses_tickets_is_not_flooded(
         self, bench: Bench, error: Exception
     ) -> None:
-        """Ray's errors and Serve's cost the job a tick, and others nothing."""
+        """Errors of Ray and Serve delay the job by a tick and do not affect others."""
         bench.workers.refuse_with = error
         ref = await bench.submit()
         bench.lead()
@@ -241,7 +243,7 @@ class TestBadEnds:
         assert bench.workers.sent[ref] == 1
 
     async def test_a_refused_ticket_is_sent_again(self, bench: Bench) -> None:
-        """The job is not forgotten: the next tick's ticket may fare better."""
+        """The job gets another ticket at the next tick."""
         bench.workers.refuse_with = BackPressureError(1, 1)
         ref = await bench.submit()
         bench.lead(tick_s=TICK_S)
@@ -253,7 +255,7 @@ class TestBadEnds:
 class TestLeading:
     @pytest.mark.lease
     async def test_lapsed_leases_are_queued_again(self, bench: Bench) -> None:
-        """A worker that no ticket of ours tells about is known by its silence."""
+        """A worker that no ticket reports on is found by its lapsed lease."""
         bench.lease_s = 0
         ref = await bench.submit()
         await bench.claim(lease_s=-1)
@@ -261,7 +263,7 @@ class TestLeading:
         await bench.sent(AttemptRef(ref.job_id, 2))
 
     async def test_but_not_before_workers_could_extend_them(self, bench: Bench) -> None:
-        """Leases may have lapsed because Postgres was away: each gets one lease's time."""
+        """Leases may have lapsed because Postgres was away: each gets one more lease time."""
         await bench.submit()
         lapsed = await bench.claim(lease_s=-1)
         bench.lead(tick_s=TICK_S)
@@ -274,7 +276,7 @@ class TestLeading:
 
     @pytest.mark.lease
     async def test_named_attempts_keep_nobody_from_looking(self, bench: Bench) -> None:
-        """While hints come faster than ticks, a delayed retry is found in time all the same."""
+        """A delayed retry is found in time even if hints come faster than ticks."""
         now = datetime.now(UTC)
         bench.jobs.clock = lambda: now
         ref = await bench.submit()
@@ -291,7 +293,7 @@ class TestLeading:
                 await asyncio.sleep(TICK_S)
 
     async def test_a_delayed_retry_gets_its_ticket_in_time(self, bench: Bench) -> None:
-        """Nothing announces the end of a delay: a tick finds it."""
+        """The end of a delay is not announced: a tick finds it."""
         now = datetime.now(UTC)
         bench.jobs.clock = lambda: now
         ref = await bench.submit()
@@ -301,7 +303,8 @@ class TestLeading:
         await bench.sent(AttemptRef(ref.job_id, 2))
 
     async def test_losing_the_connection_ends_it(self, bench: Bench) -> None:
-        """The lock went with it, so another leads now: this one forgets its tickets and says so."""
+        """The lock is lost with the connection, so another leads: this one drops its tickets and
+        says so."""
         ref = await bench.submit()
         leading = bench.lead()
         await bench.sent(ref)
@@ -311,7 +314,7 @@ class TestLeading:
         assert not bench.workers.out
 
     async def test_whoever_leads_next_sends_tickets_of_its_own(self, bench: Bench) -> None:
-        """What the last leader had outstanding died with its lead."""
+        """The last leader's outstanding tickets ended with its lead."""
         ref = await bench.submit()
         leading = bench.lead()
         await bench.sent(ref)

@@ -1,4 +1,4 @@
-"""What `restore doctor` makes of a machine: GPUs, services and the clock."""
+"""The checks of `restore doctor`: GPUs, services and the clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serve_app.cli.doctor_services import CLOCK_OFF_S, clock_finding, examine_se
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is all that PATH names."""
+    """Return the only folder that PATH names."""
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
 
@@ -29,7 +29,7 @@ def _nvidia_smi(path: Path, script: str) -> None:
 
 @pytest.mark.fleet
 def test_each_gpu_is_named_with_its_driver(path: Path) -> None:
-    """A line of nvidia-smi each, in its order."""
+    """Each line of nvidia-smi gives one GPU, in its order."""
     _nvidia_smi(path, "echo 'NVIDIA A10G, 23028 MiB, 570.86'; echo 'NVIDIA L4, 23034 MiB, 570.86'")
     found = examine_gpus("cuda")
     assert [(each.name, each.ok, each.detail) for each in found] == [
@@ -41,7 +41,7 @@ def test_each_gpu_is_named_with_its_driver(path: Path) -> None:
 @pytest.mark.fleet
 @pytest.mark.parametrize("script", [None, "echo 'no devices were found'; exit 6"])
 def test_a_missing_gpu_has_a_mend(path: Path, script: str | None) -> None:
-    """Without a driver, and with one that finds nothing."""
+    """A remedy is given without a driver, and with one that finds no GPU."""
     if script is not None:
         _nvidia_smi(path, script)
     [found] = examine_gpus("cuda")
@@ -51,7 +51,7 @@ def test_a_missing_gpu_has_a_mend(path: Path, script: str | None) -> None:
 
 @pytest.mark.fleet
 def test_no_gpu_is_missed_where_engines_run_on_the_cpu() -> None:
-    """The default variant needs none."""
+    """The default variant needs no GPU."""
     [found] = examine_gpus("cpu")
     assert found.ok
 
@@ -60,7 +60,7 @@ def test_no_gpu_is_missed_where_engines_run_on_the_cpu() -> None:
 async def test_an_attached_engine_is_asked_and_nothing_is_installed_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With COMFYUI_URL nothing of the engine is ours: it answers, or it does not."""
+    """With COMFYUI_URL the engine is external, so only its answer is checked."""
     monkeypatch.setenv("COMFYUI_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("COMFY_RESTORE_CACHE", str(tmp_path))
     found = await asyncio.to_thread(examine, load_node_settings(os.environ))
@@ -71,7 +71,8 @@ async def test_an_attached_engine_is_asked_and_nothing_is_installed_for_it(
 
 @pytest.mark.fleet
 async def test_services_that_do_not_answer_have_a_mend() -> None:
-    """Each by its name and the settings to correct; nothing is said of a clock nobody could ask."""
+    """Each service is named with the settings to correct; the clock, which cannot be read, is left
+    out."""
     nobody = {
         "DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:9/d",
         "REDIS_URL": "redis://127.0.0.1:9",
@@ -92,7 +93,7 @@ async def test_services_that_do_not_answer_have_a_mend() -> None:
 
 @pytest.mark.fleet
 async def test_settings_that_do_not_load_are_said_so() -> None:
-    """By the variable's name; without any, the local stack brings its own services."""
+    """The variable is named; without any, the local stack brings its own services."""
     [found] = await examine_services({"DATABASE_URL": "postgresql://u@h/d"})
     assert (found.name, found.ok) == ("settings", False)
     assert "REDIS_URL" in found.detail
@@ -101,7 +102,7 @@ async def test_settings_that_do_not_load_are_said_so() -> None:
 
 @pytest.mark.fleet
 def test_a_clock_that_is_off_has_a_mend() -> None:
-    """Tokens and signed URLs go by it."""
+    """Tokens and signed URLs depend on it."""
     assert clock_finding(CLOCK_OFF_S).ok
     off = clock_finding(90)
     assert (off.ok, off.detail) == (False, "90 s off Postgres'")

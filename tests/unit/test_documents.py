@@ -1,4 +1,4 @@
-"""The pages of the project: their links lead somewhere, decisions have their form."""
+"""The project's pages: their links resolve, and decisions have their form."""
 
 from __future__ import annotations
 

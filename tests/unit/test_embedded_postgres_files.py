@@ -1,4 +1,4 @@
-"""Postgres' files: whose pid is in the lock file, and which folders another account can enter."""
+"""Postgres' files: the pid in the lock file, and the folders another account can enter."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def data(tmp_path: Path) -> DataFolder:
     ids=["another program's pid", "empty", "torn"],
 )
 def test_a_lock_that_no_postgres_holds_is_removed(data: DataFolder, content: str) -> None:
-    """A pid that now belongs to another program, or a file torn by a crash, blocks nothing."""
+    """A pid that now belongs to another program, or a file torn by a crash, does not block a
+    start."""
     lock = data.path / "postmaster.pid"
     lock.write_text(content)
     data.clear_stale_lock()
@@ -41,7 +42,7 @@ def test_a_lock_that_no_postgres_holds_is_removed(data: DataFolder, content: str
 def test_the_lock_of_a_running_postgres_stays(
     data: DataFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two Postgres on one data folder would destroy it: a lock that is in use is not touched."""
+    """Two Postgres on one data folder would destroy it, so a lock in use is kept."""
     arguments = f"postgres -D {data.path} -c port=1 "
     monkeypatch.setattr(postgres_files, "command_line", {77: arguments}.__getitem__)
     (data.path / "postmaster.pid").write_text("77\n")
@@ -55,13 +56,13 @@ def test_no_lock_is_no_error(data: DataFolder) -> None:
 
 
 def test_command_line_of_nobody() -> None:
-    """A pid that no process has gives an empty command line; ours names pytest's interpreter."""
+    """An unused pid gives an empty command line; ours names pytest's interpreter."""
     assert command_line(2**22 + 1) == ""
     assert "python" in command_line(os.getpid()) or "pytest" in command_line(os.getpid())
 
 
 def test_the_outermost_closed_folder_is_named(tmp_path: Path) -> None:
-    """Of several folders on the way that others cannot enter, the first one is reported."""
+    """Of several folders on the path that others cannot enter, the first is reported."""
     inner = tmp_path / "a/b"
     inner.mkdir(parents=True)
     (tmp_path / "a").chmod(0o700)
@@ -74,7 +75,7 @@ def test_the_outermost_closed_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_programs_out_of_reach_are_refused(tmp_path: Path) -> None:
-    """Root is told which folder keeps the account of Postgres out, before anything is started."""
+    """Before the start, root gets the name of the folder that Postgres' account cannot enter."""
     programs = tmp_path / "closed" / "bin"
     programs.mkdir(parents=True)
     for name in ("postgres", "initdb"):
@@ -86,12 +87,12 @@ def test_programs_out_of_reach_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_postgres_is_refused(tmp_path: Path) -> None:
-    """A wrong folder of programs is found out at once, and named."""
+    """A wrong programs folder is detected at once and named."""
     with pytest.raises(SetupError, match="does not hold Postgres"):
         find_programs(tmp_path, tmp_path, None)
 
 
 def test_older_postgres_has_no_builtin_locale() -> None:
-    """The builtin locale provider came with version 17; a Debian 12 carries 15."""
+    """The builtin locale provider came with version 17; Debian 12 carries 15."""
     assert "--locale-provider=builtin" in locale_options(17)
     assert locale_options(15) == ("--encoding=UTF8", "--locale=C")

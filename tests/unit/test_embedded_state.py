@@ -1,4 +1,4 @@
-"""The state folder: one holder, private files, choices that stay."""
+"""The state folder: one holder, private files, persistent choices."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def mode(path: Path) -> int:
 
 
 def test_choices_stay(tmp_path: Path) -> None:
-    """What was chosen once is found again, however much is reserved later."""
+    """A choice is found again, however much is reserved later."""
     with StateDir.locked(tmp_path / "state", any_port) as state:
         state.reserve(ports=["a", "b"], paired_ports=["c"], secrets_for=["a"])
         before = [state.port("a"), state.port("b"), state.port("c"), state.secret("a")]
@@ -66,7 +66,7 @@ def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
 
 
 def test_the_holder_can_be_asked_for(tmp_path: Path) -> None:
-    """Other commands learn who holds a folder, and asking never keeps a holder out."""
+    """Other commands can find the holder of a folder without blocking one."""
     assert holder_of(tmp_path / "missing") is None
     with StateDir.locked(tmp_path, any_port):
         assert holder_of(tmp_path) == os.getpid()
@@ -80,7 +80,7 @@ def test_the_holder_can_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_taken_port_is_not_chosen(tmp_path: Path) -> None:
-    """Ports that somebody has, or that were given away already, are passed over."""
+    """Ports in use or already reserved are skipped."""
     free = {PORTS[7], PORTS[8]}
     with StateDir.locked(tmp_path, free.__contains__) as state:
         state.reserve(ports=["a", "b"])
@@ -102,7 +102,7 @@ def test_both_ports_of_a_pair_must_be_free(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "[]", '{"ports": {}}', "{"])
 def test_a_broken_state_file_is_named(tmp_path: Path, content: str) -> None:
-    """Starting afresh would orphan the data, so a state file that cannot be read is an error."""
+    """Starting afresh would orphan the data, so an unreadable state file is an error."""
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(SetupError, match=r"state\.json"), StateDir.locked(tmp_path, any_port):
         pytest.fail("opened")
@@ -111,7 +111,7 @@ def test_a_broken_state_file_is_named(tmp_path: Path, content: str) -> None:
 def test_a_write_that_dies_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until the new content is on the disk as a whole, the old file stays as it was."""
+    """The old file stays unchanged until the new content is completely on disk."""
     write_private(tmp_path / "file", json.dumps("old"))
 
     def die(_descriptor: int) -> None:
@@ -122,5 +122,5 @@ def test_a_write_that_dies_leaves_the_old_file(
         with pytest.raises(OSError, match="power cut"):
             write_private(tmp_path / "file", json.dumps("new"))
     assert (tmp_path / "file").read_text() == '"old"'
-    write_private(tmp_path / "file", json.dumps("newer"))  # the torn draft is no obstacle
+    write_private(tmp_path / "file", json.dumps("newer"))  # the torn draft does not interfere
     assert (tmp_path / "file").read_text() == '"newer"'

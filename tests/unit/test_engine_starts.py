@@ -1,4 +1,4 @@
-"""The pace of an engine's starts, and which run the end of an engine speaks against."""
+"""The pace of an engine's starts, and which run is blamed for the end of an engine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def pauses(starts: Starts, count: int) -> list[float]:
 
 @pytest.mark.engine_health
 def test_starts_are_further_and_further_apart() -> None:
-    """0.5 s, doubled up to 30 s, each with jitter of up to a half, however many: an engine
-    that dies while it has nothing to do is started for hours."""
+    """Pauses double from 0.5 s to 30 s, each with jitter of up to half, without limit: an engine
+    that dies while idle is restarted for hours."""
     starts = Starts(EngineLimits())
     assert starts.pause_s() == 0
     ceilings = [0.5, 1, 2, 4, 8, 16, *[30] * 1100]
@@ -35,7 +35,7 @@ def test_starts_are_further_and_further_apart() -> None:
 
 @pytest.mark.engine_health
 def test_a_run_that_succeeds_ends_the_backoff() -> None:
-    """After it an engine that dies is back at once, and the next pauses are short again."""
+    """After it, an engine that dies restarts at once, and the next pauses are short again."""
     starts = Starts(EngineLimits())
     pauses(starts, 10)
     starts.run_succeeded()
@@ -45,7 +45,7 @@ def test_a_run_that_succeeds_ends_the_backoff() -> None:
 
 @pytest.mark.engine_health
 def test_only_starts_that_fail_in_a_row_break_an_engine() -> None:
-    """One that goes well in between begins the count anew; the last error is the one shown."""
+    """A successful start resets the count; the last error is the one shown."""
     starts = Starts(EngineLimits(broken_after_starts=2))
     starts.failed(EngineUnavailable("first"))
     starts.succeeded()
@@ -72,7 +72,7 @@ def blamed(link: EngineSession, *runs: str) -> list[str]:
 
 @pytest.mark.isolation
 async def test_the_run_that_executed_is_held_responsible(link: EngineSession) -> None:
-    """One of those in the engine, and it alone: nothing of the others was executed."""
+    """Only the run that executed is blamed: no part of the others was executed."""
     for run in "abc":
         link.submitted(run)
     link.executed("a")
@@ -84,7 +84,7 @@ async def test_the_run_that_executed_is_held_responsible(link: EngineSession) ->
 
 @pytest.mark.isolation
 async def test_without_events_the_first_in_line_is_held_responsible(link: EngineSession) -> None:
-    """A prompt that kills the engine at once is found out although its start was never told."""
+    """A prompt that kills the engine at once is found although its start was never reported."""
     for run in "abc":
         link.submitted(run)
     link.executed("a")
@@ -94,7 +94,7 @@ async def test_without_events_the_first_in_line_is_held_responsible(link: Engine
 
 @pytest.mark.isolation
 async def test_the_blame_stays_when_the_blamed_has_left(link: EngineSession) -> None:
-    """Runs hear of the end one after the other; the second in line does not move up."""
+    """Runs learn of the end one after the other; the second in line does not move up."""
     for run in "ab":
         link.submitted(run)
     link.ended.set_result("was killed")
@@ -105,7 +105,7 @@ async def test_the_blame_stays_when_the_blamed_has_left(link: EngineSession) -> 
 
 @pytest.mark.isolation
 async def test_an_engine_that_hangs_speaks_against_one_run(link: EngineSession) -> None:
-    """Whichever run notices first that nothing answers, the one that executed has stalled."""
+    """Whichever run first notices that the engine is silent, the one that executed has stalled."""
     for run in "ab":
         link.submitted(run)
     await link.give_up("the engine hangs")

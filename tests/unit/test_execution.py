@@ -1,4 +1,4 @@
-"""What becomes of a claimed job: each way an attempt can go, and what is left behind."""
+"""A claimed job: each way in which an attempt can end, and its results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def bench() -> AsyncIterator[Bench]:
 
 class TestSuccess:
     async def test_the_result_is_stored_and_the_job_succeeds(self, bench: Bench) -> None:
-        """The object is the engine's picture, named after job and attempt; the row says so."""
+        """The object is the engine's picture, named after job and attempt, and the row says so."""
         job = await bench.claimed()
         ended = await bench.run(job)
         assert ended == bench.row(job)
@@ -56,14 +56,15 @@ class TestSuccess:
         assert await bench.blobs.get(ended.output) == RESULT
 
     async def test_each_stage_is_timed(self, bench: Bench) -> None:
-        """The row says how long each took; waiting for the engine is not the engine's time."""
+        """The row has each stage's duration; waiting for the engine is not the engine's time."""
         ended = await bench.run(await bench.claimed())
         assert ended is not None
         assert list(ended.timings_s) == ["fetch", "staged", "engine", "encode", "store"]
         assert all(0 <= seconds < DEADLINE_S for seconds in ended.timings_s.values())
 
     async def test_the_engine_is_free_before_the_picture_is_stored(self, bench: Bench) -> None:
-        """Who lets jobs in hears when one is staged, begins and has left; storing comes after."""
+        """The admission callback learns when a job is staged, begins and has left; storing comes
+        after."""
         job = await bench.claimed(photo((5, 7)))
         put = bench.blobs.put
 
@@ -76,7 +77,7 @@ class TestSuccess:
         assert bench.visit.told == ["staged 35", "began", "left", "stored"]
 
     async def test_events_tell_the_story_in_order(self, bench: Bench) -> None:
-        """Running, progress that only rises, the engine's previews, and the end as the last."""
+        """The order is: running, rising progress, the engine's previews, and the end."""
         bench.engine.events = [
             EngineProgress(0.0, "LoadImage"),
             EnginePreview(b"small", "image/jpeg"),
@@ -99,13 +100,13 @@ class TestSuccess:
 
     @pytest.mark.progress
     async def test_the_end_is_told_with_its_row(self, bench: Bench) -> None:
-        """Watchers are given what was committed, and nothing that was not."""
+        """Watchers receive exactly what was committed."""
         job = await bench.claimed()
         await bench.run(job)
         assert bench.told_rows == [bench.row(job)]
 
     async def test_the_engine_gets_the_photo_and_the_rendered_workflow(self, bench: Bench) -> None:
-        """The pixels of the upload, the parameters of the row, the output node to read."""
+        """The engine gets the upload's pixels, the row's parameters and the output node to read."""
         image = photo((5, 7))
         await bench.run(await bench.claimed(image, params={"strength": 0.5}))
         run = bench.engine.runs[0]
@@ -118,7 +119,7 @@ class TestSuccess:
 
     @pytest.mark.images
     async def test_a_graph_that_moves_pixels_gets_them_on_white(self, bench: Bench) -> None:
-        """The transparency of the photo is put over no other part of it."""
+        """The photo's transparency is not applied to a result whose pixels moved."""
         clear = io.BytesIO()
         Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(clear, "PNG")
         stored = await bench.blobs.put("inputs/1.png", clear.getvalue(), "image/png")
@@ -136,7 +137,7 @@ class TestSuccess:
             assert image.convert("RGBA").getcolors() == [(16, (255, 255, 255, 255))]
 
     async def test_deep_greys_reach_the_engine_in_8_bits(self, bench: Bench) -> None:
-        """ComfyUI would make a 16-bit scan white, so it gets one that it reads right."""
+        """ComfyUI would make a 16-bit scan white, so it gets one that it reads correctly."""
         deep = io.BytesIO()
         Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(deep, "PNG")
         await bench.run(await bench.claimed(deep.getvalue()))
@@ -163,7 +164,7 @@ class TestSuccess:
         assert len({run.id for run in bench.engine.runs}) == 3
 
     async def test_attempts_may_overlap(self, bench: Bench) -> None:
-        """One execution sees several jobs through at once, each to its own result."""
+        """One execution handles several jobs at once, each with its own result."""
         bench.engine.go_on.clear()
         jobs = [await bench.claimed() for _ in range(3)]
         tasks = [asyncio.create_task(bench.run(job)) for job in jobs]
@@ -189,7 +190,8 @@ class TestFailure:
     async def test_what_may_pass_is_tried_again(
         self, bench: Bench, error: type[RestorationError], held_against_it: int
     ) -> None:
-        """The job is queued with a delay; an attempt that says something of it is counted."""
+        """The job is queued with a delay; only an attempt that counts against the job is
+        charged."""
         bench.engine.error = error("it died")
         job = await bench.claimed()
         ended = await bench.run(job)
@@ -201,13 +203,13 @@ class TestFailure:
         assert not bench.outputs()
 
     def test_delays_grow_to_a_limit(self) -> None:
-        """They double with each failure, and never exceed the longest one."""
+        """Delays double with each failure up to the longest one."""
         policy = RetryPolicy(first_s=1, longest_s=30)
         for failures, ceiling in enumerate([1, 2, 4, 8, 16, 30, 30]):
             assert ceiling / 2 <= policy.delay_s(failures) <= ceiling
 
     async def test_s3_away_is_tried_again(self, bench: Bench) -> None:
-        """An input that cannot be fetched now is not held against the job, however often."""
+        """A failed fetch of the input is not charged to the job, however often."""
         job = await bench.claimed()
         bench.blobs.down = True
         ended = await bench.run(job)
@@ -216,7 +218,7 @@ class TestFailure:
         assert not bench.engine.runs
 
     async def test_it_is_not_tried_for_ever(self, bench: Bench) -> None:
-        """The last of `max_attempts` fails the job, with the error's code and message."""
+        """The last of `max_attempts` fails the job with the error's code and message."""
         bench.engine.error = EngineCrashed("it died")
         job = await bench.claimed(max_attempts=1)
         await bench.run(job)
@@ -240,7 +242,7 @@ class TestFailure:
         assert (row.failure.code, row.failure.message) == (error.code, "a node raised")
 
     async def test_a_corrupt_input_fails_the_job(self, bench: Bench) -> None:
-        """The engine never sees bytes other than those that were uploaded."""
+        """The engine never sees bytes other than those uploaded."""
         job = await bench.claimed()
         bench.blobs.objects[job.input.key] = photo((9, 9))
         ended = await bench.run(job)
