@@ -252,7 +252,7 @@ class TestFailure:
         assert not bench.engine.runs
 
     async def test_a_defect_of_ours_ends_the_attempt_only(self, bench: Bench) -> None:
-        """The job is handed back as internal_error, which shows nothing; the next one runs."""
+        """The job is handed back as internal_error, which reveals nothing; the next one runs."""
         bench.engine.error = KeyError("hunter2")
         job = await bench.claimed(max_attempts=2)
         ended = await bench.run(job)
@@ -272,7 +272,7 @@ class TestFailure:
         assert ended.status is JobStatus.SUCCEEDED
 
     async def test_an_attempt_has_a_time_limit(self, bench: Bench) -> None:
-        """Over the workflow's limit the engine is stopped, and the job fails as engine_timeout."""
+        """Past the workflow's limit the engine is stopped, and the job fails as engine_timeout."""
         workflow = bench.catalog.find("restore")
         manifest = workflow.manifest.model_copy(update={"run_limit_s": 1.0})
         bench.catalog = Catalog({"restore": replace(workflow, manifest=manifest)})
@@ -287,7 +287,7 @@ class TestFailure:
 
     @pytest.mark.versions
     async def test_a_job_runs_the_version_it_was_submitted_with(self, bench: Bench) -> None:
-        """The newest may have come since: another graph, which nobody asked for."""
+        """The newest version may have come since, with a graph that the job did not ask for."""
         older = bench.catalog.find("restore")
         nodes = {name: dict(node) for name, node in older.graph.items()}
         manifest = older.manifest.model_copy(update={"version": "2"})
@@ -304,7 +304,7 @@ class TestFailure:
 
     @pytest.mark.deadlines
     async def test_the_time_limit_is_for_execution(self, bench: Bench) -> None:
-        """A job that is staged behind another's long one loses nothing of its own time."""
+        """A job staged behind another's long one loses none of its own time."""
         bench.engine.turn.clear()
         bench.engine.go_on.clear()
         job = await bench.claimed(run_limit_s=0.5)

@@ -1,4 +1,4 @@
-"""What stops an attempt or keeps it from its row: cancels, lost leases, outages, shutdowns."""
+"""Events that stop an attempt or keep it from its row: cancels, lost leases, outages, shutdowns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ async def bench() -> AsyncIterator[Bench]:
 class TestCancel:
     @pytest.mark.cancel
     async def test_a_running_job_is_interrupted(self, bench: Bench) -> None:
-        """A heartbeat brings the news, the engine is interrupted, the job ends as cancelled."""
+        """A heartbeat brings the cancel, the engine is interrupted, and the job ends as
+        cancelled."""
         job = await bench.claimed()
         task = await bench.start(job)
         await bench.jobs.request_cancel(job.id)
@@ -41,7 +42,7 @@ class TestCancel:
     async def test_a_cancel_before_the_engine_has_the_run_is_not_lost(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is asked again with each heartbeat, until there is something to interrupt."""
+        """The interrupt is repeated with each heartbeat until there is a run to interrupt."""
         fetched = asyncio.Event()
         get = bench.blobs.get
 
@@ -63,7 +64,7 @@ class TestCancel:
     async def test_a_job_that_finishes_first_stays_finished(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A cancel that comes when the result is being stored changes nothing."""
+        """A cancel that comes while the result is being stored changes nothing."""
         job = await bench.claimed()
         put = bench.blobs.put
 
@@ -81,7 +82,7 @@ class TestCancel:
     async def test_a_picture_that_takes_for_ever_is_cancelled(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
     ) -> None:
-        """Reading and writing it is given up as the engine's run is."""
+        """Reading and writing a picture is aborted like the engine's run."""
         held = Held()
         monkeypatch.setattr(bench.images, step, held)
         job = await bench.claimed()
@@ -109,7 +110,7 @@ class TestCancel:
 
 
 class Held:
-    """A call that never returns, and notes that it was given up."""
+    """A call that never returns, and records its cancellation."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
@@ -127,7 +128,7 @@ class Held:
 
 class TestLease:
     async def test_it_is_kept_while_the_engine_works(self, bench: Bench) -> None:
-        """Heartbeats extend it for as long as the attempt lasts, and end with it."""
+        """Heartbeats extend the lease for as long as the attempt lasts, and end with it."""
         later = NOW + timedelta(seconds=30)
         job = await bench.claimed()
         task = await bench.start(job)
@@ -138,7 +139,7 @@ class TestLease:
 
     @pytest.mark.lease
     async def test_who_loses_it_stops_at_once(self, bench: Bench) -> None:
-        """The engine's run is stopped; neither an object, nor the row, nor an end is written."""
+        """The engine's run is stopped; no object, row or end is written."""
         job = await bench.claimed()
         task = await bench.start(job)
         anothers = replace(bench.row(job), attempt=2, worker="worker-2")
@@ -151,7 +152,7 @@ class TestLease:
 
     @pytest.mark.lease
     async def test_who_lost_it_unnoticed_changes_nothing(self, bench: Bench) -> None:
-        """A result that comes after another attempt has begun is not the job's."""
+        """A result that comes after another attempt has begun is rejected."""
         job = await bench.claimed()
         anothers = replace(bench.row(job), attempt=2, worker="worker-2")
         bench.jobs.rows[job.id] = anothers
@@ -160,7 +161,7 @@ class TestLease:
         assert bench.states() == [JobStatus.RUNNING]
 
     async def test_missed_heartbeats_stop_nothing(self, bench: Bench) -> None:
-        """While Postgres is away the attempt goes on, and succeeds when it is back in time."""
+        """While Postgres is away the attempt goes on, and succeeds if it is back in time."""
         job = await bench.claimed()
         task = await bench.start(job)
         bench.jobs.down = True
@@ -175,7 +176,7 @@ class TestLease:
 
 class TestRecording:
     async def test_an_outcome_waits_for_postgres(self, bench: Bench) -> None:
-        """A result is recorded once Postgres is back; the engine's work is not thrown away."""
+        """A result is recorded once Postgres is back; the engine's work is not lost."""
         job = await bench.claimed()
         task = await bench.start(job)
         bench.jobs.down = True
@@ -202,7 +203,8 @@ class TestRecording:
 
 class TestShutdown:
     async def test_the_job_is_handed_back_without_a_mark(self, bench: Bench) -> None:
-        """Cancelling the worker stops its engine, and queues the job at once for another."""
+        """Cancelling the worker stops its engine and queues the job at once for another,
+        uncharged."""
         job = await bench.claimed()
         task = await bench.start(job)
         task.cancel()
@@ -214,7 +216,8 @@ class TestShutdown:
         assert bench.engine.stopped == [run.id for run in bench.engine.runs]
 
     async def test_the_lease_is_kept_while_the_engine_stops(self, bench: Bench) -> None:
-        """An engine may take longer to stop than the lease lasts: the worker is not dead yet."""
+        """An engine may take longer to stop than the lease lasts, while the worker is still
+        alive."""
         bench.engine.may_stop.clear()
         job = await bench.claimed()
         task = await bench.start(job)
@@ -228,7 +231,7 @@ class TestShutdown:
         assert bench.row(job).status is JobStatus.QUEUED
 
     async def test_an_outcome_that_is_being_recorded_is_recorded(self, bench: Bench) -> None:
-        """A worker that is told to go with a result in its hands delivers it first."""
+        """A worker that is stopped while it has a result delivers it first."""
         job = await bench.claimed()
         task = await bench.start(job)
         bench.jobs.down = True
@@ -237,14 +240,14 @@ class TestShutdown:
         task.cancel()
         seen = bench.jobs.writes
         await until(lambda: bench.jobs.writes > seen + 1)
-        assert bench.jobs.releases == 0  # a result is not to race with its own job's return
+        assert bench.jobs.releases == 0  # a result must not race with its own job's return
         bench.jobs.down = False
         with pytest.raises(asyncio.CancelledError):
             await task
         assert bench.row(job).status is JobStatus.SUCCEEDED
 
     async def test_nothing_but_the_cancellation_comes_out(self, bench: Bench) -> None:
-        """Neither a lost lease nor an absent Postgres takes the cancellation's place."""
+        """Neither a lost lease nor an absent Postgres replaces the cancellation."""
         bench.retry = RetryPolicy(first_s=0.01, record_s=0.03)
         for down in (False, True):
             job = await bench.claimed()

@@ -1,4 +1,4 @@
-"""Migrations only add: the release before goes on working on the tables of the one after."""
+"""Migrations only add: the previous release keeps working on the tables of the next one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
 
-# Before there was anything to upgrade from: 0002 asks inserts for a column that 0001 did not have.
+# No release preceded 0002, which makes inserts need a column that 0001 did not have.
 EXEMPT = {"0001", "0002"}
 # A dropped index makes a statement slow, not wrong.
 TAKES_AWAY = (
@@ -36,7 +36,7 @@ def _migrations() -> list[Script]:
 
 
 def _sql(migration: Script) -> str:
-    """What it would execute, without the bodies of functions, which nothing is taken away by."""
+    """Return the SQL it would execute, without the bodies of functions, which remove nothing."""
     told = io.StringIO()
     context = MigrationContext.configure(
         dialect_name="postgresql", opts={"as_sql": True, "output_buffer": told}
@@ -47,11 +47,11 @@ def _sql(migration: Script) -> str:
 
 
 def _contradictions(sql: str) -> list[str]:
-    """What the code before would stumble over."""
+    """Return the statements that would break the previous code."""
     found = [
         match.group() for each in TAKES_AWAY for match in re.finditer(each, sql, re.IGNORECASE)
     ]
-    # One that is put back at once is a looser one; that it is looser, its author must see to.
+    # One that is added again at once is looser; its author must ensure that it is.
     lost = [name for name in DROPPED_CHECK.findall(sql) if f"ADD CONSTRAINT {name} " not in sql]
     return [*found, *lost, *filter(_asks, ADDED_COLUMN.findall(sql))]
 
@@ -63,7 +63,7 @@ def _asks(column: str) -> bool:
 @pytest.mark.upgrades
 @pytest.mark.parametrize("migration", _migrations(), ids=lambda each: each.revision)
 def test_a_migration_only_adds(migration: Script) -> None:
-    """Nothing that old code reads goes, and nothing is asked for that it does not write."""
+    """It removes nothing that old code reads, and requires nothing that old code does not write."""
     assert _contradictions(_sql(migration)) == []
 
 
@@ -81,11 +81,11 @@ def test_a_migration_only_adds(migration: Script) -> None:
     ],
 )
 def test_what_takes_away_is_found(sql: str) -> None:
-    """The rule can be broken, and then says where."""
+    """The check reports a removal and names its place."""
     assert _contradictions(sql)
 
 
 @pytest.mark.upgrades
 def test_there_is_one_line_of_migrations() -> None:
-    """Two heads would leave it to chance which tables a database has."""
+    """With two heads, a database's tables would depend on chance."""
     assert len(_script().get_heads()) == 1

@@ -56,7 +56,8 @@ async def test_owners_take_turns_and_each_is_served_in_its_order() -> None:
 
 
 async def test_an_owner_that_asks_again_and_again_gets_no_more_than_its_turns() -> None:
-    """Whoever comes back at once goes behind those who wait, though it holds as few."""
+    """An owner that asks again at once goes behind those who wait, though it holds as few
+    places."""
     places = FairPlaces(1, "pictures")
     served: list[str] = []
 
@@ -165,7 +166,7 @@ async def test_a_cancelled_request_does_not_cost_its_owner_the_turn() -> None:
     first, second, other = (asyncio.ensure_future(places.take(owner)) for owner in ("a", "a", "b"))
     await settle()
     first.cancel()
-    held.give_back()  # before the cancelled task could say that it waits no more
+    held.give_back()  # before the cancelled task could report that it no longer waits
     await settle()
     assert (second.done(), other.done()) == (True, False)
     (await second).give_back()
@@ -184,7 +185,7 @@ async def test_an_error_in_the_block_gives_the_place_back_once() -> None:
 
 
 class TurnsModel(RuleBasedStateMachine):
-    """Owners ask, give back and give up in any order, beside lists that say who is due."""
+    """Owners ask, give back and give up in any order, beside lists of who is due."""
 
     owners = st.sampled_from(["a", "b", "c", None])
 
@@ -194,10 +195,10 @@ class TurnsModel(RuleBasedStateMachine):
         self.places = FairPlaces(1, "pictures")
         self.number = 1
         self.share: Share = all_but_one
-        # A task in place of the place that it is about to get.
+        # A task in place of the place that it will get.
         self.held: list[tuple[Owner, Place | asyncio.Task[Place]]] = []
         self.queue: list[tuple[Owner, asyncio.Task[Place]]] = []
-        self.turns: list[Owner] = []  # who waits, in the order of their turns
+        self.turns: list[Owner] = []  # the waiting tasks, in the order of their turns
 
     @initialize(number=st.integers(1, 6), share=st.sampled_from([all_but_one, as_many_as_are_free]))
     def begin(self, number: int, share: Share) -> None:
@@ -235,7 +236,7 @@ class TurnsModel(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data(), cancels=st.booleans())
     def give_back(self, data: st.DataObject, cancels: bool) -> None:
-        """`cancels`: whoever gets the place is cancelled before it knows."""
+        """Give back a place; `cancels` cancels its next holder before it notices."""
         at = data.draw(st.integers(0, len(self.held) - 1))
         _, place = self.held.pop(at)
         self._return(place)
@@ -255,7 +256,7 @@ class TurnsModel(RuleBasedStateMachine):
         place.give_back()
 
     def _due_after(self, cancelled: list[asyncio.Task[Place]]) -> list[asyncio.Task[Place]]:
-        """Their places come back one after the other, and go to those who are due then."""
+        """Return who gets the places that come back one after the other."""
         self.held = [(owner, place) for owner, place in self.held if place not in cancelled]
         return self._due()
 

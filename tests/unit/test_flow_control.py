@@ -1,5 +1,5 @@
-"""Back-pressure between an HTTP server and an application that are joined by unbounded queues, as
-Ray Serve's proxy and its replicas are."""
+"""Back-pressure between an HTTP server and an application joined by unbounded queues, like Ray
+Serve's proxy and its replicas."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from serve_app.asgi.flow_control import (
 
 PIECE = 64 * 1024
 DEADLINE_S = 20
-SETTLED_TURNS = 200  # of the event loop, in which whatever can still happen happens
+SETTLED_TURNS = 200  # turns of the event loop, in which all pending work finishes
 
 
 class Serve:
-    """As `ray.serve` joins the two: everything is taken in at once, whatever it is."""
+    """A server and an app joined as in `ray.serve`: every message is accepted at once."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -64,7 +64,7 @@ def _bytes_in(queue: asyncio.Queue[Message]) -> int:
 
 
 class Client:
-    """What a server hands over of one client: a body without an end, read as fast as asked."""
+    """A client as the server presents it: an endless body, read as fast as requested."""
 
     def __init__(self, pieces: int | None = None) -> None:
         self._left = pieces
@@ -94,7 +94,7 @@ class Client:
 
 @asynccontextmanager
 async def exchange(app: ASGIApp, client: Client) -> AsyncIterator[Serve]:
-    """The app under Serve, at work for the client."""
+    """Run the app under Serve for the client."""
     serve = Serve(FlowControlledApp(app))
     scope: dict[str, Any] = {"type": "http", "method": "POST", "headers": []}
     running = asyncio.create_task(FlowControlledEdge(serve)(scope, client.receive, client.send))
@@ -198,7 +198,7 @@ async def test_a_client_that_goes_ends_what_waits_for_it(waits_in: str) -> None:
         else:
             for _ in range(2 * WINDOW_BYTES // PIECE):
                 await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": True})
-        assert (await receive())["type"] == "http.disconnect"  # and again, as ASGI has it
+        assert (await receive())["type"] == "http.disconnect"  # and again, as ASGI allows
         ended.set()
 
     client = Client(pieces=1)

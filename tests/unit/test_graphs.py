@@ -1,4 +1,5 @@
-"""What a user's graph may be: everything that could reach out, write, or blow up is refused."""
+"""Checks of users' graphs: any that could access the outside, write, or grow too large is
+refused."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def node(class_type: str, **inputs: object) -> dict[str, Any]:
 
 
 def graph(*between: dict[str, Any]) -> Graph:
-    """LoadImage, these nodes each after the other, SaveImage; ids are 1, 2, ..."""
+    """Return LoadImage, these nodes one after the other, and SaveImage; ids are 1, 2, ..."""
     nodes = [node("LoadImage", image="image"), *(deepcopy(each) for each in between)]
     for before, each in enumerate(nodes[1:], 1):
         each["inputs"].setdefault("image", [str(before), 0])
@@ -58,7 +59,7 @@ def refused(found: object, rules: GraphRules = RULES) -> GraphRefused:
 class TestWhatIsAccepted:
     @pytest.mark.runs
     def test_a_graph_is_rebuilt_from_what_was_looked_at(self) -> None:
-        """Nothing else of what was sent goes on: no titles, no fields that nobody knows."""
+        """Only checked parts are passed on: no titles, no unknown fields."""
         sent = graph(scale(2.0))
         sent["1"] |= {"_meta": {"title": "../../etc"}, "is_changed": "x"}
         sent["1"]["inputs"] |= {"upload": "image"}
@@ -69,7 +70,7 @@ class TestWhatIsAccepted:
 
     @pytest.mark.runs
     def test_it_runs_as_a_workflow(self) -> None:
-        """Through a row and back, and into the prompt: with the job's own file names, only."""
+        """The graph passes through a row into the prompt, with only the job's own file names."""
         checked = check_graph(graph(scale(2.0)), RULES)
         stored = json.loads(json.dumps(params_of(checked)))
         prompt = render(custom_workflow(graph_of(stored)), stored, "run/input.png", "run/output")
@@ -79,7 +80,7 @@ class TestWhatIsAccepted:
 
     @pytest.mark.runs
     def test_padding_feathers_nothing_that_nobody_takes(self) -> None:
-        """ComfyUI makes that mask pixel by pixel, and nothing can stop it meanwhile."""
+        """ComfyUI makes that mask pixel by pixel and cannot be stopped meanwhile."""
         assert check_graph(graph(PAD), RULES)["2"]["inputs"]["feathering"] == 0
         rules = GraphRules(RULES.allowed | {"MaskToImage", "InvertMask"}, RULES.models)
         unseen = graph(PAD) | {
@@ -103,12 +104,12 @@ class TestWhatIsAccepted:
         ],
     )
     def test_what_moves_pixels_is_known(self, between: dict[str, Any], moves: bool) -> None:
-        """So that no transparency is put over another part of the picture than its own."""
+        """So transparency is never applied to the wrong part of the picture."""
         assert moves_pixels(check_graph(graph(between), RULES)) is moves
 
     @pytest.mark.runs
     def test_models_of_the_catalogue_may_be_named(self) -> None:
-        """And no others."""
+        """Other models are refused."""
         sent = graph(node("ImageUpscaleWithModel", upscale_model=["m", 0]))
         sent["m"] = node("UpscaleModelLoader", model_name=MODEL)
         check_graph(sent, RULES)
@@ -134,7 +135,8 @@ class TestWhatIsAccepted:
     def test_a_graph_is_taken_out_of_what_tools_wrap_it_in(
         self, wrap: Callable[[Graph], Graph]
     ) -> None:
-        """The body of POST /prompt, that of hosted ComfyUIs, and what graphToPrompt returns."""
+        """The wrappers are the bodies of POST /prompt and of hosted ComfyUIs, and graphToPrompt's
+        result."""
         assert check_graph(wrap(graph(scale(2))), RULES) == check_graph(graph(scale(2)), RULES)
 
     def test_a_node_may_have_the_id_of_a_wrapper(self) -> None:
@@ -159,7 +161,7 @@ class TestWhatIsAccepted:
         assert check_graph(sent | {"p": preview}, RULES) == check_graph(sent, RULES)
 
     def test_nodes_that_lead_to_no_result_are_left_out(self) -> None:
-        """As ComfyUI leaves them out, so they count for no size."""
+        """ComfyUI leaves them out too, so they do not count towards sizes."""
         sent = graph(scale(2)) | {"x": node("ImageScaleBy", image=["1", 0], scale_by=1e6)}
         checked = check_graph(sent, RULES)
         assert checked == check_graph(graph(scale(2)), RULES)
@@ -179,7 +181,7 @@ class TestWhatIsAccepted:
         ],
     )
     def test_a_seed_arrives_to_the_last_digit(self, value: float, kept: int) -> None:
-        """Through the row and into the prompt; a fraction is cut off, as ComfyUI does."""
+        """The seed passes through the row into the prompt; a fraction is cut off, as in ComfyUI."""
         rules = GraphRules(RULES.allowed | {"ImageAddNoise"}, RULES.models)
         sent = graph(node("ImageAddNoise", seed=value, strength=1))
         stored = json.loads(json.dumps(params_of(check_graph(sent, rules))))
@@ -195,7 +197,7 @@ class TestWhatIsAccepted:
     @pytest.mark.runs
     @pytest.mark.parametrize("workflow", ["restore", "enlarge"])
     def test_our_own_workflows_would_pass(self, workflow: str) -> None:
-        """What the service itself runs is within the rules for users."""
+        """The service's own graphs follow the rules for users."""
         catalog = load_catalog()
         rules = GraphRules(
             RULES.allowed, {model.name: model.scale or 0 for model in catalog.models()}
@@ -216,7 +218,7 @@ class TestWhatIsRefused:
         ],
     )
     def test_other_classes(self, class_type: str) -> None:
-        """The list of what is allowed decides, to the letter; the refusal names the node."""
+        """Only listed classes are allowed, compared exactly; the refusal names the node."""
         error = refused(graph(node(class_type)))
         assert (error.code, error.details["node"]) == ("graph_refused", "2")
         assert "class_type" in error.message
@@ -270,8 +272,8 @@ class TestWhatIsRefused:
     def test_an_input_that_the_class_does_not_have(
         self, class_type: str, name: str, value: object
     ) -> None:
-        """ComfyUI ignores it, but runs the nodes that it is linked to. The refusal names the node,
-        the input, and those that the class has."""
+        """ComfyUI ignores it, but runs the nodes linked to it. The refusal names the node, the
+        input, and the class's inputs."""
         sent = graph(node("ImageInvert"), scale(2))
         sent["pad"] = {**PAD, "inputs": {**PAD["inputs"], "image": ["1", 0]}}
         at = next(key for key, each in sent.items() if each["class_type"] == class_type)
@@ -315,7 +317,7 @@ class TestWhatIsRefused:
 
     @pytest.mark.parametrize("value", ["center", ["1", 0], 1, True, ["preview", 0]])
     def test_a_choice_is_no_link_and_no_number(self, value: object) -> None:
-        """So that it is known whether a picture is cropped."""
+        """This shows whether a picture is cropped."""
         crop = node("ImageScale", width=9, height=9, crop=value)
         sent = graph(crop)
         if isinstance(value, str):
@@ -330,7 +332,7 @@ class TestWhatIsRefused:
     @pytest.mark.runs
     @pytest.mark.parametrize("class_type", [None, 1, [], {}, ["LoadImage"]])
     def test_a_class_that_is_no_text(self, class_type: object) -> None:
-        """Of whatever type it is, hashable or not."""
+        """Any type is refused, hashable or not."""
         sent = graph()
         sent["1"]["class_type"] = class_type
         assert refused(sent).details["node"] == "1"
@@ -346,7 +348,7 @@ class TestWhatIsRefused:
     )
     @pytest.mark.parametrize("place", ["ImageBlur", "LoadImage", "SaveImage"])
     def test_paths_addresses_and_models(self, place: str, text: str) -> None:
-        """In any input of any node, whether or not it is one that the node knows."""
+        """They are refused in any input of any node, known to it or not."""
         sent = graph(node("ImageBlur"))
         at = next(key for key, each in sent.items() if each["class_type"] == place)
         sent[at]["inputs"]["filename_prefix" if place == "SaveImage" else "anything"] = text
@@ -358,7 +360,7 @@ class TestWhatIsRefused:
         ["example.png", "image [output]", "comfy-restore/0/input.png", 1, None, ["1", 0], {"a": 1}],
     )
     def test_files_of_others(self, name: object) -> None:
-        """LoadImage reads the job's own photo: no file of another run, no output."""
+        """LoadImage reads only the job's own photo: no file of another run, no output."""
         assert refused(graph() | {"1": node("LoadImage", image=name)}).details["node"] == "1"
 
     @pytest.mark.runs
@@ -397,7 +399,7 @@ class TestWhatIsRefused:
         ids=str,
     )
     def test_values_of_other_kinds(self, value: object) -> None:
-        """Neither nested nor endless, and a link leads to a node of the graph."""
+        """Nested and endless values are refused, and a link must lead to a node of the graph."""
         assert refused(graph(node("ImageBlur", sigma=value))).details["node"] == "2"
 
     @pytest.mark.runs
@@ -410,7 +412,7 @@ class TestWhatIsRefused:
 
     @pytest.mark.runs
     def test_circles(self) -> None:
-        """A node that needs itself, by way of others or directly, would never run."""
+        """A node that needs itself, directly or through others, would never run."""
         sent = graph(node("ImageInvert"), node("ImageInvert"))
         sent["2"]["inputs"]["image"] = ["3", 0]
         assert "itself" in refused(sent).message
@@ -428,7 +430,7 @@ class TestWhatIsRefused:
     @pytest.mark.runs
     @pytest.mark.parametrize("found", [None, [], {}, "graph", 1, {"1": None}, {"1": []}, {"": {}}])
     def test_what_is_no_graph(self, found: object) -> None:
-        """Whatever else JSON can hold."""
+        """All other JSON values are refused."""
         refused(found)
 
 
@@ -453,7 +455,7 @@ class TestSizes:
     def test_each_change_is_followed(
         self, between: list[dict[str, Any]], size: tuple[int, int]
     ) -> None:
-        """To the result: never less than what the engine makes."""
+        """The computed size is never smaller than the engine's result."""
         assert check_sizes(check_graph(graph(*between), RULES), RULES, 100, 50, LIMITS) == size
 
     @pytest.mark.runs
@@ -461,7 +463,7 @@ class TestSizes:
         "between",
         [
             [scale(8)] * 5,
-            [scale(8)] * 5 + [scale(0.001)] * 3,  # small at the end, but not on the way
+            [scale(8)] * 5 + [scale(0.001)] * 3,  # small at the end, but not before
             [node("ImageScale", width=100_000, height=100_000)],
             [node("ImageScale", width=10**9, height=1)],
             [node("ImageScaleToTotalPixels", megapixels=1000)],
@@ -472,13 +474,13 @@ class TestSizes:
         ids=str,
     )
     def test_a_picture_too_large_on_the_way(self, between: list[dict[str, Any]]) -> None:
-        """Refused before anything runs, by the node that would make it."""
+        """It is refused before anything runs, by the node that would make it."""
         with pytest.raises(GraphRefused, match="pixels"):
             check_sizes(check_graph(graph(*between), RULES), RULES, 1000, 500, LIMITS)
 
     @pytest.mark.parametrize("consumer", ["MaskToImage", "TheirOwnClass"])
     def test_a_large_picture_is_not_feathered(self, consumer: str) -> None:
-        """Whoever takes the mask, and however: it is made pixel by pixel, without an end."""
+        """The mask is made pixel by pixel without an interruption, whichever node takes it."""
         rules = GraphRules(RULES.allowed | {consumer}, RULES.models)
         sent = graph(PAD, node(consumer, mask=["2", 1]))
         del sent["3"]["inputs"]["image"]
@@ -490,7 +492,7 @@ class TestSizes:
     @pytest.mark.runs
     @pytest.mark.parametrize(("model", "times"), [(MODEL, 4), (LARGER_MODEL, 8)])
     def test_a_model_enlarges_as_its_manifest_says(self, model: str, times: int) -> None:
-        """Each by its own factor, each time that it is applied."""
+        """Each model enlarges by its own factor, each time it is applied."""
         once, twice = ([node("ImageUpscaleWithModel", upscale_model=["m", 0])] * n for n in (1, 2))
         loader = {"m": node("UpscaleModelLoader", model_name=model)}
         checked = check_graph(graph(*once) | loader, RULES)
@@ -508,7 +510,8 @@ class TestSizes:
 
     @pytest.mark.runs
     def test_too_many_large_pictures_together(self) -> None:
-        """ComfyUI keeps them all until the end: three of the largest are taken, fifty are not."""
+        """ComfyUI keeps them all until the end: three of the largest are accepted, fifty are
+        not."""
         large = node("ImageScale", width=10_000, height=10_000)
         few = graph(large, node("ImageInvert"))
         assert check_sizes(check_graph(few, RULES), RULES, 8, 8, LIMITS) == (10_000, 10_000)
@@ -519,7 +522,8 @@ class TestSizes:
     @pytest.mark.runs
     @pytest.mark.parametrize("value", ["8", True, ["1", 0], -1, None])
     def test_a_size_that_cannot_be_told(self, value: object) -> None:
-        """ComfyUI would make a number of a text, and a link could bring any: neither is taken."""
+        """ComfyUI would convert a text to a number, and a link could bring any: both are
+        refused."""
         sent = graph(scale(value) if value is not None else node("ImageScaleBy"))
         with pytest.raises(GraphRefused, match="scale_by"):
             check_sizes(check_graph(sent, RULES), RULES, 10, 10, LIMITS)
@@ -527,14 +531,14 @@ class TestSizes:
     @pytest.mark.runs
     @pytest.mark.parametrize(("width", "height"), [(0, 1000), (1000, 0), (0, 0)])
     def test_proportions_are_not_taken_for_a_size(self, width: int, height: int) -> None:
-        """0 means "as wide as it is high", which depends on what came before."""
+        """0 means "as wide as it is high", which depends on the previous nodes."""
         sent = graph(node("ImageScale", width=width, height=height))
         with pytest.raises(GraphRefused, match="above 0"):
             check_sizes(check_graph(sent, RULES), RULES, 16_000, 1, LIMITS)
 
     @pytest.mark.runs
     def test_a_blend_has_the_size_of_its_first_picture(self) -> None:
-        """As ComfyUI fits them to each other."""
+        """ComfyUI fits the second picture to the first."""
         sent = graph(scale(4))
         sent["b"] = node("ImageBlend", image1=["1", 0], image2=["2", 0])
         sent["3"]["inputs"]["images"] = ["b", 0]
@@ -567,13 +571,13 @@ _graphs = st.dictionaries(st.sampled_from("1234"), _nodes | _json, max_size=4)
 @given(_json | _graphs | _graphs.map(lambda extra: {**graph(scale(2)), **extra}))
 @example(graph(scale(2)))
 def test_no_graph_raises_anything_else(sent: object) -> None:
-    """Whatever is sent is refused with a reason, or is a graph that can be rendered."""
+    """Any input is refused with a reason, or is a graph that can be rendered."""
     try:
         checked = check_graph(sent, RULES)
         width, height = check_sizes(checked, RULES, 4000, 3000, LIMITS)
     except GraphRefused:
         return
-    assert check_graph(checked, RULES) == checked  # what is stored can be sent again
+    assert check_graph(checked, RULES) == checked  # the stored graph can be sent again
     assert width * height <= LIMITS.max_result_pixels
     assert {each["class_type"] for each in checked.values()} <= RULES.allowed
     prompt = render(custom_workflow(checked), {}, "run/input.png", "run/output")

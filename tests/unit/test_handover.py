@@ -1,4 +1,4 @@
-"""Pixels in shared memory: who may take them, and that none are left behind."""
+"""Pixels in shared memory: which runs may take them, and that none are left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workflows.catalog import load_catalog
 
 @pytest.mark.pixels
 def test_saveimage_is_replaced_in_what_is_sent_only() -> None:
-    """The node takes the same image under the run's name; the workflow's graph stays as it is."""
+    """The node takes the same image under the run's name; the workflow's graph stays unchanged."""
     graph = load_catalog().find("restore").graph
     prompt = bound(graph, "result", "a-run")
     assert prompt["result"] == {
@@ -31,7 +31,7 @@ def test_saveimage_is_replaced_in_what_is_sent_only() -> None:
 
 @pytest.mark.pixels
 def test_another_output_node_is_left_alone() -> None:
-    """A workflow that saves in a way of its own goes through the plain protocol."""
+    """A workflow with another save node uses the plain protocol."""
     prompt = {"9": {"class_type": "SaveAsItLikes", "inputs": {"images": ["1", 0]}}}
     assert bound(prompt, "9", "a-run") == prompt
 
@@ -41,7 +41,7 @@ def test_another_output_node_is_left_alone() -> None:
     ("name", "width"), [("another-run", 4), ("a-run", 5)], ids=["name", "size"]
 )
 def test_only_what_was_told_of_is_taken(tmp_path: Path, name: str, width: int) -> None:
-    """Neither another run's pixels nor a file of another size is this run's result."""
+    """Another run's pixels and a file of another size are not this run's result."""
     (tmp_path / "a-run").write_bytes(bytes(4 * 2 * 3))
     assert taken(HandedOver("a-run", 4, 2, 3), tmp_path / "a-run").width == 4
     with pytest.raises(EngineFailed):
@@ -52,7 +52,7 @@ def test_only_what_was_told_of_is_taken(tmp_path: Path, name: str, width: int) -
 def test_what_a_killed_worker_left_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the next one of that name, wherever it lies; other engines' folders stay."""
+    """The next worker of that name removes it, wherever it lies; other engines' folders stay."""
     memory, otherwise = tmp_path / "memory", tmp_path / "base"
     monkeypatch.setattr(pixels, "_MEMORY", memory)
     for folder in (memory, otherwise):
@@ -71,7 +71,7 @@ def test_what_a_killed_worker_left_is_removed(
 def test_without_enough_memory_the_disk_will_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where shared memory is small, as in most containers, or missing, nothing else changes."""
+    """If shared memory is missing or small, as in most containers, the disk serves the same way."""
     for memory, enough in ((tmp_path, 2**62), (tmp_path / "missing", 0)):
         monkeypatch.setattr(pixels, "_MEMORY", memory)
         monkeypatch.setattr(pixels, "_ENOUGH_BYTES", enough)
@@ -82,7 +82,7 @@ def test_without_enough_memory_the_disk_will_do(
 @pytest.mark.pixels
 @pytest.mark.parametrize("ours", [True, False])
 def test_what_an_engine_has_loaded_is_not_looked_through_again(ours: bool) -> None:
-    """Garbage collections pass over it in an engine of ours, and in no other process."""
+    """Garbage collections skip it in our engines, and in no other process."""
     told = subprocess.run(
         [sys.executable, "-c", "import gc, comfy_pool.nodes; print(gc.get_freeze_count())"],
         env={FOLDER_VARIABLE: "pixels"} if ours else {},

@@ -1,4 +1,4 @@
-"""A test that hangs fails by itself, and its report says where it waited."""
+"""A test that hangs fails by itself, and its report shows where it waited."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import tests.support.hanging
 
-pytestmark = pytest.mark.minutes(5)  # it starts another pytest
+pytestmark = pytest.mark.minutes(5)  # this file starts another pytest
 
 ROOT = Path(tests.support.hanging.__file__).parents[1]
 HANGING = """
@@ -33,7 +33,7 @@ async def test_next():
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What pytest says of a file with two tests that hang, with a limit of a second."""
+    """Return pytest's report on a file with two tests that hang, with a limit of a second."""
     folder = tmp_path_factory.mktemp("hanging")
     (folder / "unit").mkdir()
     (folder / "unit" / "test_hanging.py").write_text(HANGING)

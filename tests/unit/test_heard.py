@@ -1,4 +1,4 @@
-"""What events tell of a run's outcome: all of a success with pixels, and never too much."""
+"""A run's outcome from events: a success with pixels is complete, and nothing is overstated."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def heard(*messages: Message) -> RunEventLog:
 
 
 def test_all_of_a_success_is_what_history_says() -> None:
-    """Whatever the order: the entry has the node's pixels, no error and no interruption."""
+    """In any order, the entry has the node's pixels, no error and no interruption."""
     for order in permutations(ALL):
         entry = heard(*order).entry
         assert entry is not None
@@ -33,7 +33,7 @@ def test_all_of_a_success_is_what_history_says() -> None:
 
 @pytest.mark.parametrize("missing", range(len(ALL)))
 def test_without_any_of_them_history_is_asked(missing: int) -> None:
-    """An event that was lost, or that never came because a node raised, or was interrupted."""
+    """An event may be lost, or never come because a node raised or was interrupted."""
     assert heard(*ALL[:missing], *ALL[missing + 1 :]).entry is None
 
 
@@ -49,11 +49,11 @@ def test_without_any_of_them_history_is_asked(missing: int) -> None:
     ],
 )
 def test_only_pixels_of_the_output_node_count(instead: Executed) -> None:
-    """Another node's, a file's name, or what nobody understands says nothing of the result."""
+    """Another node's pixels, a file's name and unknown data do not count."""
     assert heard(instead, *ALL[1:]).entry is None
 
 
 def test_a_nodes_error_is_kept() -> None:
-    """One that blocks the execution of others is told by event only."""
+    """An error that blocks other nodes is reported by event only."""
     error = NodeError("r", "9", "Upscale", "RuntimeError", "no luck")
     assert heard(error).error == error

@@ -27,7 +27,7 @@ async def site() -> AsyncIterator[Site]:
 
 @pytest.mark.fleet
 async def test_workers_are_listed_with_what_they_have_in_hand(site: Site) -> None:
-    """As they last reported it, beside the clock that its times are of."""
+    """Each shows its last report, beside the clock of its times."""
     async with site.client(scopes=[Scope.ADMIN]) as admin:
         answer = (await admin.get(f"{ADMIN}/workers")).json()
     [worker] = answer["workers"]
@@ -46,7 +46,7 @@ async def test_workers_are_listed_with_what_they_have_in_hand(site: Site) -> Non
 
 @pytest.mark.fleet
 async def test_orders_reach_the_worker(site: Site) -> None:
-    """Each answers how the worker stands now, and the worker's next report brings it."""
+    """Each answer shows the worker's present state, and its next report brings the order."""
     async with site.client(scopes=[Scope.ADMIN]) as admin:
         assert (await admin.post(f"{ADMIN}/workers/w1/drain")).json()["drained"] is True
         told = await admin.post(f"{ADMIN}/workers/w1/restart-engine")
@@ -60,7 +60,7 @@ async def test_orders_reach_the_worker(site: Site) -> None:
 @pytest.mark.fleet
 @pytest.mark.parametrize("order", ["drain", "undrain", "restart-engine"])
 async def test_an_unknown_worker_is_404(site: Site, order: str) -> None:
-    """A problem with a code of its own; nothing is kept for a worker to come."""
+    """The problem has its own code, and no order is kept for a future worker."""
     async with site.client(scopes=[Scope.ADMIN]) as admin:
         answer = await admin.post(f"{ADMIN}/workers/w2/{order}")
     assert (answer.status_code, answer.json()["code"]) == (404, "worker_not_found")
@@ -70,7 +70,7 @@ async def test_an_unknown_worker_is_404(site: Site, order: str) -> None:
 
 @pytest.mark.fleet
 async def test_the_queue_counts_everybodys_jobs(site: Site) -> None:
-    """By class, with the age of the oldest."""
+    """Jobs are counted by class, with the age of the oldest."""
     await site.submit("ann")
     await site.submit("bob", priority="batch")
     async with site.client(scopes=[Scope.ADMIN]) as admin:
@@ -82,7 +82,7 @@ async def test_the_queue_counts_everybodys_jobs(site: Site) -> None:
 
 @pytest.mark.fleet
 async def test_users_are_refused(site: Site) -> None:
-    """What a person needs to have photos restored opens none of it."""
+    """The scopes for restoring photos open none of these routes."""
     async with site.client() as user:
         for path in ("workers", "queue"):
             assert (await user.get(f"{ADMIN}/{path}")).status_code == 403

@@ -1,4 +1,4 @@
-"""Point 12 over HTTP: the form that brings a batch, its limits, and what a broken one leaves."""
+"""Point 12 over HTTP: the form of a batch, its limits, and cleanup after a broken one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def site() -> AsyncIterator[Site]:
 async def test_a_request_that_is_wrong_as_a_whole(
     site: Site, fields: dict[str, Any], status: int, code: str
 ) -> None:
-    """What concerns every photo refuses them all, and nothing is stored."""
+    """An error that concerns every photo refuses them all, and nothing is stored."""
     async with site.client() as client:
         answer = await client.post(BATCHES, files=files(photo(), photo()), data=fields)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
@@ -100,7 +100,7 @@ async def test_a_request_that_is_wrong_as_a_whole(
 async def test_a_body_that_is_no_batch(
     site: Site, body: dict[str, Any], status: int, code: str
 ) -> None:
-    """Whatever comes instead of the form is the client's mistake, and leaves nothing behind."""
+    """Any other body is a client error and leaves nothing stored."""
     async with site.client() as client:
         answer = await client.post(BATCHES, **body)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
@@ -109,7 +109,7 @@ async def test_a_body_that_is_no_batch(
 
 @pytest.mark.batches
 async def test_a_form_may_arrive_in_any_pieces(site: Site) -> None:
-    """Photos are put together right wherever the network cuts the body."""
+    """Photos are reassembled correctly wherever the network cuts the body."""
     body = (
         form_part("workflow", b"enlarge")
         + IMAGE
@@ -131,7 +131,7 @@ async def test_a_form_may_arrive_in_any_pieces(site: Site) -> None:
 
 @pytest.mark.batches
 async def test_no_more_than_a_thousand(site: Site) -> None:
-    """The photo that is one too many refuses the batch, and what was stored of it is removed."""
+    """One photo too many refuses the batch, and its stored photos are removed."""
     image = photo((1, 1), "BMP")
     async with site.client() as client:
         answer = await client.post(BATCHES, files=files(*[image] * 1001))
@@ -141,7 +141,7 @@ async def test_no_more_than_a_thousand(site: Site) -> None:
 
 @pytest.mark.batches
 async def test_no_more_bytes_than_allowed() -> None:
-    """A batch has a limit of its own, above that of an upload, and is cut off behind it."""
+    """A batch has a limit of its own, above that of an upload, and is cut off after it."""
     sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -174,7 +174,7 @@ async def test_nobody_is_asked_for_a_batch_before_a_token(site: Site) -> None:
 
 @pytest.mark.batches
 async def test_photos_are_not_held_in_memory(site: Site, monkeypatch: Any) -> None:
-    """However large the batch, only the photos that are being checked are in memory."""
+    """However large the batch, only the photos being checked are in memory."""
     at_once = most = 0
     examine = site.services.submission.prepare
 
@@ -211,17 +211,17 @@ async def test_photos_are_not_held_in_memory(site: Site, monkeypatch: Any) -> No
         tracemalloc.stop()
     assert answer.json()["counts"]["queued"] == count
     assert most <= IN_FLIGHT
-    # those in flight, the one that waits, the one that arrives, and the test's own
+    # those in flight, the waiting one, the arriving one, and the test's own
     assert peak_bytes < (2 * IN_FLIGHT + 4) * size < count * size
 
 
 @pytest.mark.batches
 async def test_a_thousand_photos(site: Site) -> None:
-    """The largest batch: accepted in order, within bounds of time and of open files."""
+    """The largest batch is accepted in order, within bounds of time and of open files."""
     image = photo((2, 2))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(name) for name in os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 100, hard))  # no file for each photo
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 100, hard))  # not one file per photo
     started = time.monotonic()
     try:
         batch = await submit(site, *[image if index % 100 else b"?" for index in range(1000)])
@@ -243,7 +243,7 @@ async def test_a_thousand_photos(site: Site) -> None:
 async def test_a_photo_in_trouble_takes_its_batch_back(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When S3 goes down half way, what had been stored by then is removed again."""
+    """When S3 fails half way, the photos stored by then are removed again."""
     put, stored = site.blobs.put, 0
 
     async def put_some(key: str, data: bytes, content_type: str) -> Artifact:
@@ -264,7 +264,7 @@ async def test_a_photo_in_trouble_takes_its_batch_back(
 
 @pytest.mark.batches
 async def test_a_client_that_goes_away_leaves_nothing(site: Site) -> None:
-    """A connection that breaks while photos arrive takes the batch back as a whole."""
+    """A connection that breaks while photos arrive removes the whole batch."""
     app, arrived = build_asgi_app(site.services), [IMAGE * 3, IMAGE * 3]
 
     async def receive() -> Message:

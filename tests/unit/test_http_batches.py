@@ -35,7 +35,7 @@ async def run(site: Site, job_id: str) -> Job:
 
 @pytest.mark.batches
 async def test_one_call_submits_many_photos(site: Site) -> None:
-    """202: every photo is stored under a job of its own, and all ask for the same."""
+    """202: every photo is stored under its own job, and all have the same options."""
     images = [photo((8, side)) for side in (8, 9, 10)]
     async with site.client() as client:
         answer = await client.post(
@@ -67,7 +67,7 @@ async def test_one_call_submits_many_photos(site: Site) -> None:
 
 @pytest.mark.batches
 async def test_jobs_of_a_batch_are_jobs(site: Site) -> None:
-    """Each is listed, shown and cancelled by itself too, and says which batch it came in."""
+    """Each is also listed, shown and cancelled by itself, and names its batch."""
     batch = await submit(site, photo(), photo())
     async with site.client() as client:
         listed = (await client.get(API)).json()["restorations"]
@@ -79,7 +79,7 @@ async def test_jobs_of_a_batch_are_jobs(site: Site) -> None:
 
 @pytest.mark.batches
 async def test_a_bad_photo_does_not_sink_the_others(site: Site) -> None:
-    """Each photo that cannot be used says why, and every other one becomes a job."""
+    """Each unusable photo gives a reason, and every other one becomes a job."""
     async with open_site(upload_max_bytes=2000) as site:
         images = [photo(), BROKEN, photo(), b"GIF89a", b"", b"\x89PNG\r\n\x1a\n" + bytes(5000)]
         batch = await submit(site, *images)
@@ -102,7 +102,7 @@ async def test_a_bad_photo_does_not_sink_the_others(site: Site) -> None:
 
 @pytest.mark.batches
 async def test_a_batch_of_bad_photos_has_failed(site: Site) -> None:
-    """Nothing is left to be waited for, and every photo says why."""
+    """The batch has ended, and every photo gives a reason."""
     batch = await submit(site, BROKEN, b"?")
     assert (batch["status"], batch["counts"]["refused"]) == ("failed", 2)
 
@@ -111,10 +111,10 @@ async def test_a_batch_of_bad_photos_has_failed(site: Site) -> None:
 async def test_a_queue_that_fills_up_meanwhile_keeps_no_photo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Refused at the last moment, a batch takes its objects away again."""
+    """A batch refused at the last moment removes its objects again."""
 
     async def has_room(*_asked: object) -> None:
-        """As it was when it was asked."""
+        """Return the answer of the first call."""
 
     async with open_site(max_waiting_jobs=2) as site, site.client() as client:
         kept = site.jobs.rows[await site.submit()].input.key
@@ -128,7 +128,7 @@ async def test_a_queue_that_fills_up_meanwhile_keeps_no_photo(
 async def test_a_batch_that_took_too_long_is_not_recorded(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """408, and nothing is left of it: its first photos might have been swept away by then."""
+    """408, and nothing is left: its first photos might already have been swept away."""
     monkeypatch.setattr(rules, "PUT_TOGETHER_S", -1)
     async with site.client() as client:
         answer = await client.post(BATCHES, files=files(photo(), photo()))
@@ -138,7 +138,7 @@ async def test_a_batch_that_took_too_long_is_not_recorded(
 
 @pytest.mark.batches
 async def test_repeating_a_batch_makes_no_second_one(site: Site) -> None:
-    """The same key and photos: 200 with the first batch as it is by now, refusals included."""
+    """The same key and photos: 200 with the first batch in its present state, refusals included."""
     headers = {"Idempotency-Key": "k-1"}
     async with site.client() as client:
         first = await client.post(BATCHES, files=files(photo(), BROKEN), headers=headers)
@@ -167,7 +167,7 @@ async def test_repeating_a_batch_makes_no_second_one(site: Site) -> None:
 async def test_a_key_means_one_batch(
     site: Site, images: list[bytes], fields: dict[str, str]
 ) -> None:
-    """The same key with anything else is a conflict; another owner's key is another key."""
+    """The same key with different content is a conflict; another owner's key is another key."""
     headers = {"Idempotency-Key": "k-1"}
     async with site.client() as ann, site.client("bob") as bob:
         await ann.post(BATCHES, files=files(photo(), BROKEN), headers=headers)
@@ -179,7 +179,7 @@ async def test_a_key_means_one_batch(
 
 @pytest.mark.batches
 async def test_of_two_at_once_with_a_key_one_creates(site: Site) -> None:
-    """Both get the same batch, and the inputs of the one that came too late are removed."""
+    """Both get the same batch, and the inputs of the later one are removed."""
     headers = {"Idempotency-Key": "k-1"}
     async with site.client() as client:
         answers = await asyncio.gather(
@@ -195,7 +195,7 @@ async def test_of_two_at_once_with_a_key_one_creates(site: Site) -> None:
 async def test_an_outage_is_no_refusal(
     site: Site, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
-    """Without S3 or Postgres the whole batch is to be sent again, and no photo is blamed."""
+    """Without S3 or Postgres the whole batch must be sent again, and no photo is refused."""
     monkeypatch.setattr(getattr(site, store), "down", True)
     async with site.client() as client:
         answer = await client.post(BATCHES, files=files(photo(), photo()))
@@ -205,7 +205,7 @@ async def test_an_outage_is_no_refusal(
 
 @pytest.mark.batches
 async def test_a_batch_is_watched_to_its_end(site: Site) -> None:
-    """Counts follow the jobs, and the status says how all of it ended."""
+    """Counts follow the jobs, and the status shows how they all ended."""
     batch = await submit(site, photo(), photo(), BROKEN)
     first, second, _ = batch["items"]
     async with site.client() as client:
@@ -242,7 +242,7 @@ async def test_cancel_ends_a_batch(site: Site) -> None:
     ("method", "suffix"), [("GET", ""), ("GET", "/items"), ("GET", "/events"), ("POST", "/cancel")]
 )
 async def test_another_owners_batch_does_not_exist(site: Site, method: str, suffix: str) -> None:
-    """Somebody else's batch is 404 like one that never was, and stays as it is."""
+    """Another owner's batch is 404 like one that never existed, and stays unchanged."""
     batch = await submit(site, photo())
     async with site.client("mallory") as client:
         foreign = await client.request(method, f"{BATCHES}/{batch['id']}{suffix}")
@@ -256,7 +256,7 @@ async def test_another_owners_batch_does_not_exist(site: Site, method: str, suff
 
 @pytest.mark.batches
 async def test_batches_are_listed_in_pages(site: Site) -> None:
-    """Newest first, each once; `next` leads on."""
+    """Newest first, each once; `next` leads to the following page."""
     ids = [(await submit(site, photo()))["id"] for _ in range(3)]
     async with site.client() as client:
         page = (await client.get(f"{BATCHES}?limit=2")).json()
@@ -269,7 +269,7 @@ async def test_batches_are_listed_in_pages(site: Site) -> None:
 async def test_events_tell_every_change_and_end(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The counts as they are, then each time they have changed, then the end; comments between."""
+    """Events give the present counts, each change and the end; comments come between."""
     batch = await submit(site, photo(), photo())
     find, reads = site.batches.find, 0
 
@@ -303,7 +303,7 @@ async def test_events_tell_every_change_and_end(
 async def test_an_idle_batch_is_asked_for_less_often(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most twice a second while it changes, and a quarter of that while it does not."""
+    """It is polled at most twice a second while it changes, and a quarter as often otherwise."""
     batch = await submit(site, photo())
     polls, read_in = 0, list[int]()
     find, moment = site.batches.find, asyncio.sleep
@@ -332,7 +332,7 @@ async def test_an_idle_batch_is_asked_for_less_often(
 
 @pytest.mark.batches
 async def test_a_batch_that_has_ended_shows_its_end_at_once(site: Site) -> None:
-    """Whoever comes late gets one event, and the stream closes."""
+    """A late client gets one event, and the stream closes."""
     batch = await submit(site, BROKEN)
     async with site.client() as client:
         answer = await client.get(batch["links"]["events"])

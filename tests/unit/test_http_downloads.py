@@ -1,4 +1,4 @@
-"""A result by `download=1`: in parts, as the client takes them, and any range of it."""
+"""A result by `download=1`: sent in parts at the client's pace, in any range."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def client(site: Site) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def result(site: Site, data: bytes) -> tuple[str, str]:
-    """The path of a job's result with these bytes, and its key."""
+    """Return the path of a job's result with these bytes, and its key."""
     job_id: UUID = await site.submit()
     output = await site.succeed(await site.start(job_id), data)
     return f"{API}/{job_id}/result?download=1", output.key
@@ -194,7 +194,7 @@ async def test_a_client_that_does_not_read_has_one_part_more_read_for_it(site: S
 async def test_a_damaged_result_of_many_parts_breaks_off_before_its_end(
     site: Site, client: httpx.AsyncClient
 ) -> None:
-    """Its Content-Length says so to every client."""
+    """Its Content-Length shows this to every client."""
     path, key = await result(site, LARGE)
     site.blobs.objects[key] = b"x" + LARGE[1:]
     answer = await client.get(path)

@@ -17,7 +17,7 @@ from serve_app.asgi.middleware import serve_edge
 from serve_app.asgi.security_headers import SECURITY_HEADERS
 from tests.fakes.site import open_site
 
-# Every name under which Ray Serve reads a header of a request, as its own source spells it.
+# Every name under which Ray Serve reads a request header, as spelled in its source.
 SERVES_HEADERS = {
     value
     for name, value in vars(constants).items()
@@ -35,12 +35,12 @@ def _spellings(name: str) -> list[str]:
 
 
 class _Server:
-    """Stands for the HTTP server: sends requests through the edge, and keeps what comes of them."""
+    """A stand-in for the HTTP server: sends requests through the edge and keeps the results."""
 
     def __init__(self) -> None:
         self.reached: Scope | None = None
         self._app: ASGIApp = self._serve
-        for middleware in serve_edge():  # from the inside out, as Serve puts them around itself
+        for middleware in serve_edge():  # from the inside out, in Serve's order
             self._app = middleware.cls(self._app, *middleware.args, **middleware.kwargs)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +74,7 @@ class _Server:
 
     @property
     def names(self) -> set[str]:
-        """Of the headers that reached Serve."""
+        """Return the names of the headers that reached Serve."""
         assert self.reached is not None
         return {name.decode("latin-1") for name, _ in self.reached["headers"]}
 
@@ -85,7 +85,7 @@ def server() -> _Server:
 
 
 def test_serve_reads_the_headers_that_these_tests_know() -> None:
-    """Ray's constants are where they were: an upgrade that renames them has to be looked at."""
+    """Ray's constants are unchanged: an upgrade that renames them needs a review."""
     assert {
         "serve_multiplexed_model_id",
         "x-session-id",
@@ -100,7 +100,8 @@ def test_serve_reads_the_headers_that_these_tests_know() -> None:
 async def test_no_header_that_steers_serve_reaches_it(
     server: _Server, kind: str, name: str
 ) -> None:
-    """Not in any spelling that Serve takes, not twice, and not with bytes that are no text."""
+    """It is dropped in any spelling that Serve accepts, when doubled, and with bytes that are not
+    text."""
     full = f"{name}x" if name.endswith("-") else name  # a prefix
     headers = [
         (spelling.encode(), value)
@@ -127,7 +128,7 @@ async def test_a_session_header_of_the_operators_choice_is_stripped_as_well(
 async def test_serve_gets_one_request_id_that_is_text(
     server: _Server, kind: str, offered: bytes
 ) -> None:
-    """Serve decodes the id as UTF-8, and a second one would be the one it takes."""
+    """Serve decodes the id as UTF-8 and would use the second of two."""
     await server.request(kind, headers=[(b"x-request-id", offered), (b"x-request-id", b"\xff")])
     assert server.reached is not None
     [request_id] = [v for k, v in server.reached["headers"] if k == b"x-request-id"]
@@ -139,13 +140,13 @@ async def test_serve_gets_one_request_id_that_is_text(
 async def test_a_trace_that_is_no_text_does_not_reach_serve(
     server: _Server, kind: str, name: bytes
 ) -> None:
-    """Serve decodes both as UTF-8 where its own tracing is on."""
+    """Serve decodes both as UTF-8 if its own tracing is on."""
     await server.request(kind, headers=[(name, b"\xff"), (b"x-kept", b"1")])
     assert server.names == {"host", "x-kept", "x-request-id"}
 
 
 async def test_a_trace_of_the_caller_is_passed_on(server: _Server) -> None:
-    """What W3C Trace Context allows goes through as it is."""
+    """Anything that W3C Trace Context allows passes unchanged."""
     trace = [(b"traceparent", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"), (b"tracestate", b"")]
     await server.request("http", headers=trace)
     assert server.reached is not None
@@ -155,14 +156,14 @@ async def test_a_trace_of_the_caller_is_passed_on(server: _Server) -> None:
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 @pytest.mark.parametrize("path", ["/-/routes", "/-/ROUTES", "/-/routes/", "/-/", "/-/anything"])
 async def test_serves_own_paths_are_not_found(server: _Server, kind: str, path: str) -> None:
-    """Which applications run is the operators' business."""
+    """Clients must not learn which applications run."""
     answer = await server.request(kind, path)
     assert server.reached is None
     _assert_not_found(kind, path, answer)
 
 
 async def test_serves_health_is_for_probes(server: _Server) -> None:
-    """KubeRay's operator and HAProxy ask it, without a token; it says one word."""
+    """KubeRay's operator and HAProxy ask it without a token; it answers with one word."""
     await server.request("http", "/-/healthz")
     assert server.reached is not None
     server.reached = None
@@ -175,7 +176,7 @@ async def test_serves_health_is_for_probes(server: _Server) -> None:
 async def test_a_websocket_to_something_that_is_no_path_is_refused(
     server: _Server, target: str
 ) -> None:
-    """Serve has no answer to a websocket whose path no route matches, and fails."""
+    """Serve fails on a websocket whose path matches no route."""
     _assert_not_found("websocket", target, await server.request("websocket", target))
     assert server.reached is None
 
@@ -195,7 +196,7 @@ def _assert_not_found(kind: str, path: str, answer: list[Message]) -> None:
 
 
 async def test_no_trailing_slash_is_answered_with_a_redirect() -> None:
-    """It would lead to whatever host the request names."""
+    """It would lead to any host that the request names."""
     async with open_site() as site, site.client() as client:
         document = (await client.get("/openapi.json")).json()
         paths = [path.format_map(defaultdict(lambda: str(uuid4()))) for path in document["paths"]]

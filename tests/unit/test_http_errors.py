@@ -15,7 +15,7 @@ from tests.fakes.site import API, Site, open_site, submission
 
 
 def _family(kind: type[RestorationError]) -> Iterator[type[RestorationError]]:
-    """The errors of the vocabulary; a subclass elsewhere is answered like its parent."""
+    """Return the vocabulary's errors; a subclass elsewhere is answered like its parent."""
     yield kind
     for child in kind.__subclasses__():
         if child.__module__ == kind.__module__:
@@ -30,14 +30,14 @@ async def site() -> AsyncIterator[Site]:
 
 @pytest.mark.parametrize("kind", list(_family(RestorationError)), ids=lambda kind: kind.__name__)
 def test_every_error_crosses_processes_and_has_a_status(kind: type[RestorationError]) -> None:
-    """Each class survives pickling whole and stands in the table itself, not by inheritance."""
+    """Each class survives pickling unchanged and is in the table itself, not by inheritance."""
     error = pickle.loads(pickle.dumps(kind("it broke", job_id="7")))  # noqa: S301 # our own
     assert (type(error), error.message, error.details) == (kind, "it broke", {"job_id": "7"})
     assert isinstance(STATUS_OF[kind], HTTPStatus)
 
 
 def test_a_retryable_error_is_never_the_clients_fault() -> None:
-    """What another attempt may cure is answered with 500 or above."""
+    """An error that another attempt may cure is answered with 500 or above."""
     assert all(STATUS_OF[kind] >= 500 for kind in STATUS_OF if kind.retryable)
 
 
@@ -56,7 +56,7 @@ def test_a_retryable_error_is_never_the_clients_fault() -> None:
 async def test_every_refusal_is_a_problem(
     site: Site, method: str, path: str, status: int, code: str
 ) -> None:
-    """RFC 9457 with a stable code and the request's id, whoever refuses: the framework or we."""
+    """RFC 9457 with a stable code and the request's id, from the framework as well as from us."""
     async with site.client() as client:
         answer = await client.request(method, path, headers={"X-Request-Id": "req-1"})
     problem = Problem.model_validate_json(answer.content)
@@ -67,14 +67,14 @@ async def test_every_refusal_is_a_problem(
 
 
 async def test_a_malformed_request_names_each_wrong_input(site: Site) -> None:
-    """`details.problems` maps where the fault is to what it is."""
+    """`details.problems` maps each fault's place to its message."""
     async with site.client() as client:
         answer = await client.get(API, params={"limit": 0, "status": "done"})
     assert set(answer.json()["details"]["problems"]) == {"query.limit", "query.status.0"}
 
 
 async def test_a_crash_tells_clients_nothing(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unexpected exception is a 500 problem that holds nothing of the exception."""
+    """An unexpected exception is a 500 problem that shows nothing of the exception."""
 
     async def crash(*_: object) -> None:
         raise RuntimeError("password is hunter2")
@@ -89,7 +89,7 @@ async def test_a_crash_tells_clients_nothing(site: Site, monkeypatch: pytest.Mon
 
 
 async def test_an_outage_is_503_and_keeps_addresses_to_itself(site: Site) -> None:
-    """A dependency that is down asks clients to come back, and does not say where it lives."""
+    """The answer asks clients to come back, without the dependency's address."""
     site.jobs.down = True
     async with site.client() as client:
         answer = await client.post(API, **submission())

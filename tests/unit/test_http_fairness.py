@@ -1,4 +1,4 @@
-"""An owner with everything that it may have at the same time, and what another gets beside it."""
+"""An owner that uses all of its limits at once, and the share left for another."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def client_of(app: FastAPI, token: str) -> httpx.AsyncClient:
 
 
 class SlowUploads:
-    """Uploads whose bodies come only when they are let go on."""
+    """Uploads whose bodies come only when released."""
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
@@ -88,7 +88,7 @@ class SlowUploads:
     async def open(
         self, client: httpx.AsyncClient, count: int
     ) -> list[asyncio.Task[httpx.Response]]:
-        """Begin with so many; returns once each is either read or refused."""
+        """Begin this many; return once each is either read or refused."""
         body, content_type = encoded(submission())
         reading = 0
 
@@ -144,7 +144,7 @@ async def test_slow_uploads_of_several_owners_leave_room_for_another(
 
 
 async def test_an_upload_waits_its_turn_when_others_hold_every_place() -> None:
-    """Its owner holds none: it is not refused for what others do, if they soon end."""
+    """Its owner holds none: it is not refused for others' uploads, if they soon end."""
     async with (
         open_site(max_uploads_in_flight=1) as site,
         asyncio.timeout(DEADLINE_S),
@@ -218,7 +218,7 @@ async def test_an_owners_event_streams_leave_room_for_another_and_say_how_many_a
 
 
 async def test_an_owners_waits_leave_room_for_another() -> None:
-    """What is one too many is answered at once with the job, as if nothing were preferred."""
+    """One wait too many is answered at once with the job, as if without `Prefer`."""
     waiting = submission() | {"headers": {"Prefer": "wait=60"}}
     async with open_site(max_waits=4) as site, asyncio.timeout(DEADLINE_S):
         app = build_asgi_app(site.services)
@@ -329,7 +329,7 @@ async def test_downloads_that_are_not_read_leave_room_for_another_owners(
 
 
 async def test_a_picture_in_the_answer_is_left_out_when_too_many_are_being_sent() -> None:
-    """The job has ended and is the answer; its result can be had later."""
+    """The job has ended and is the answer; its result can be fetched later."""
     waiting = submission() | {"headers": {"Prefer": "wait=60", "Accept": "image/*"}}
     async with open_site(max_downloads=1) as site, asyncio.timeout(DEADLINE_S):
         app = build_asgi_app(site.services)
@@ -344,7 +344,7 @@ async def test_a_picture_in_the_answer_is_left_out_when_too_many_are_being_sent(
 
 
 async def work(site: Site, count: int) -> None:
-    """As a worker that sees so many jobs through, as soon as there are so many."""
+    """Act as a worker for this many jobs, as soon as there are so many."""
 
     async def are_there() -> bool:
         return len(site.jobs.rows) == count

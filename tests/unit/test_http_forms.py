@@ -1,4 +1,4 @@
-"""Forms as browsers, curl and HTTP libraries send them: taken as meant, or refused by field."""
+"""Forms as browsers, curl and HTTP libraries send them: accepted as meant, or refused by field."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_params_may_be_a_file_with_a_byte_order_mark(
 
 @pytest.mark.parametrize("text", [b"", BOM])
 async def test_a_graph_may_be_a_file(site: Site, text: bytes) -> None:
-    """As `curl -F graph=@graph.json` sends it, also when an editor of Windows wrote it."""
+    """`curl -F graph=@graph.json` sends it like this, also from a Windows editor."""
     sent = text + json.dumps(graph(scale(2))).encode()
     job = await submitted(site, part('name="graph"; filename="g.json"', sent), IMAGE, path=RUNS)
     assert job.workflow == "custom"
@@ -155,7 +155,7 @@ async def test_a_graph_may_be_a_file(site: Site, text: bytes) -> None:
 async def test_a_field_is_taken_as_tools_write_its_value(
     site: Site, name: str, text: bytes, value: object
 ) -> None:
-    """White space, capitals and byte order marks mean nothing; an empty field is left out."""
+    """White space, capitals and byte order marks are ignored; an empty field is left out."""
     job = await submitted(site, part(f'name="{name}"', text), IMAGE)
     assert getattr(job, name) == value
 
@@ -268,7 +268,7 @@ async def test_the_parts_of_a_form_may_come_in_any_order(
 
 
 async def test_fields_may_follow_and_part_the_photos_of_a_batch(site: Site) -> None:
-    """They hold for all of them, those that came before them too."""
+    """They hold for all photos, including those before them."""
     broken = part('name="image"; filename="b.jpg"', BROKEN)
     answer = await send(site, IMAGE, FIELDS[1], broken, FIELDS[0], IMAGE, FIELDS[2], path=BATCHES)
     assert answer.status_code == 202, answer.text
@@ -310,7 +310,7 @@ async def test_a_batch_wrong_by_its_first_fields_is_refused_before_its_photos(si
 
 
 async def test_a_photo_too_large_for_the_workflow_is_refused_by_itself(site: Site) -> None:
-    """Also when the workflow is named behind it, and nothing of it stays."""
+    """This holds if the workflow is named after it; none of it stays stored."""
     wide = part('name="image"; filename="wide.png"', photo((16_000, 1)))
     webp = part('name="output_format"', b"webp")
     answer = await send(site, wide, IMAGE, *FIELDS[:2], webp, path=BATCHES)
@@ -321,7 +321,7 @@ async def test_a_photo_too_large_for_the_workflow_is_refused_by_itself(site: Sit
 
 
 async def test_reuse_holds_for_photos_in_front_of_its_field(site: Site) -> None:
-    """`reuse=never` behind the photos: what was done before is not taken for them."""
+    """With `reuse=never` after the photos, no earlier result is used for them."""
     job = await submitted(site, part('name="priority"', b"batch"), IMAGE)
     await site.succeed(await site.start(job.id))
     never = part('name="reuse"', Reuse.NEVER.value.encode())
@@ -348,6 +348,6 @@ async def test_reuse_holds_for_photos_in_front_of_its_field(site: Site) -> None:
     ids=str,
 )
 async def test_a_file_name_comes_back_as_it_was(site: Site, disposition: str, name: str) -> None:
-    """In the notations of browsers, curl, Python's libraries, and RFC 5987."""
+    """The notations are those of browsers, curl, Python's libraries, and RFC 5987."""
     answer = await send(site, part(f'name="image"; {disposition}', PHOTO), path=BATCHES)
     assert answer.json()["items"][0]["name"] == name

@@ -1,4 +1,4 @@
-"""HEAD wherever GET is: its status and its headers, and nothing of its body."""
+"""HEAD wherever GET is: its status and its headers, without its body."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.fakes.site import API, Site, open_site
 from tests.fakes.stores import MemoryStatusBoard
 
 UNKNOWN = "11111111-1111-1111-1111-111111111111"
-# of each answer its own
+# differs in each answer
 CHANGING = {"x-request-id", "date", "location"}
 
 
@@ -25,7 +25,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def paths(site: Site) -> dict[str, list[str]]:
-    """Each path of the application with its methods, made to lead to something that is there."""
+    """Return each path of the application with its methods, filled in with existing ids."""
     job_id = await site.submit()
     await site.succeed(await site.start(job_id))
     async with site.client() as client:
@@ -46,7 +46,7 @@ async def paths(site: Site) -> dict[str, list[str]]:
 
 
 def routes_of(routes: Iterable[BaseRoute]) -> Iterator[Route]:
-    """All of them, those of included routers too, which FastAPI keeps apart."""
+    """Return all routes, including those of included routers, which FastAPI keeps apart."""
     for route in routes:
         if isinstance(route, Route):
             yield route

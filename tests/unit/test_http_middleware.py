@@ -1,4 +1,4 @@
-"""Request ids, body limits, and what Serve's edge mends."""
+"""Request ids, body limits, and corrections of Serve's edge."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def test_a_sane_request_id_is_kept(site: Site) -> None:
-    """A client's own id comes back, so that it can find its request in the log."""
+    """A client's own id comes back, so it can find its request in the log."""
     async with site.client() as client:
         answer = await client.get("/healthz", headers={"X-Request-Id": "trace-1.a_B"})
     assert answer.headers.get_list("x-request-id") == ["trace-1.a_B"]
@@ -36,7 +36,7 @@ async def test_a_sane_request_id_is_kept(site: Site) -> None:
 
 @pytest.mark.parametrize("offered", ["", "a b", 'x"y', "x" * 65, "é"])
 async def test_any_other_request_id_is_replaced(site: Site, offered: str) -> None:
-    """What could break a log line, or flood it, is not taken over."""
+    """An id that could break or flood a log line is not used."""
     async with site.client() as client:
         headers = {b"X-Request-Id": offered.encode()}
         answer = await client.get("/healthz", headers=headers)
@@ -45,7 +45,7 @@ async def test_any_other_request_id_is_replaced(site: Site, offered: str) -> Non
 
 
 async def test_a_body_is_refused_while_it_is_read(site: Site) -> None:
-    """A body without a length is cut off at the limit: the rest is never asked for."""
+    """A body without a length is cut off at the limit: the rest is never requested."""
     chunk, sent = b"x" * FORM_OVERHEAD_BYTES, 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -65,7 +65,7 @@ async def test_a_body_is_refused_while_it_is_read(site: Site) -> None:
 
 @pytest.mark.uploads
 async def test_a_body_that_trickles_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds the place of an upload for its time, and no longer."""
+    """It holds an upload's place only for its time limit."""
     monkeypatch.setattr(BodyPace, "PATIENCE_S", 0.5)
 
     async def trickle() -> AsyncIterator[bytes]:
@@ -87,7 +87,7 @@ async def test_a_body_that_trickles_is_refused(monkeypatch: pytest.MonkeyPatch) 
 async def test_a_sender_that_keeps_up_may_take_its_time(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What has arrived earns time: a long upload is not a slow one."""
+    """Received bytes extend the time: a long upload is not a slow one."""
     monkeypatch.setattr(BodyPace, "PATIENCE_S", 2.0)
     monkeypatch.setattr(BodyPace, "SLOWEST_BYTES_S", 1.0)
     request = site.client().build_request("POST", API, **submission())
@@ -106,7 +106,7 @@ async def test_a_sender_that_keeps_up_may_take_its_time(
 
 
 async def test_a_content_length_that_lies_gains_nothing(site: Site) -> None:
-    """What arrives is counted, whatever the header promised."""
+    """Received bytes are counted, whatever the header says."""
     body = submission()
     body["files"]["image"] = ("p", b"\xff\xd8\xff" + bytes(LIMIT_BYTES + FORM_OVERHEAD_BYTES))
     async with site.client() as client:
@@ -115,7 +115,7 @@ async def test_a_content_length_that_lies_gains_nothing(site: Site) -> None:
 
 
 async def test_a_body_that_is_announced_too_large_is_not_read(site: Site) -> None:
-    """The refusal comes before the first byte is taken."""
+    """The refusal comes before the first byte is read."""
 
     async def never() -> AsyncIterator[bytes]:
         pytest.fail("the body was read")
@@ -144,7 +144,7 @@ async def test_nobody_is_asked_for_a_body_before_a_token(site: Site) -> None:
 
 
 async def test_browsers_of_listed_origins_may_read_the_answers() -> None:
-    """CORS_ORIGINS opens the API to these origins only, errors and our headers included."""
+    """CORS_ORIGINS opens the API to these origins only, including errors and our headers."""
     async with open_site(cors_origins=("https://app.test",)) as site, site.client(None) as client:
         ours = await client.get(API, headers={"Origin": "https://app.test"})
         other = await client.get(API, headers={"Origin": "https://evil.test"})
@@ -155,7 +155,7 @@ async def test_browsers_of_listed_origins_may_read_the_answers() -> None:
 
 
 async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Like Serve: puts a request id on the answer, though there is one already."""
+    """Add a request id to the answer like Serve, though there is one already."""
     request = Request(scope)
     response = JSONResponse(dict(request.headers))
     for _ in range(2):
@@ -164,7 +164,7 @@ async def _echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def test_serve_never_sees_a_clients_timeout() -> None:
-    """A client cannot have its own or anybody's requests cut or kept through a header."""
+    """A client cannot use a header to cut or keep requests, its own or others'."""
     transport = httpx.ASGITransport(ServeEdge(_echo))
     async with httpx.AsyncClient(transport=transport, base_url="http://edge.test") as client:
         answer = await client.get(

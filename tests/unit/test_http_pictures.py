@@ -1,4 +1,4 @@
-"""A submission that is answered with the picture itself, for those who accept that."""
+"""A submission answered with the picture itself, for clients that accept it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ async def site() -> AsyncIterator[Site]:
 async def _post(
     site: Site, accept: str, scopes: Sequence[str] = USER_SCOPES, **fields: str
 ) -> httpx.Response:
-    """The answer to a submission that waits as long as it may."""
+    """Return the answer to a submission that waits as long as allowed."""
     headers = {"Accept": accept, "Prefer": "wait=60"}
     async with site.client(scopes=scopes) as client:
         return await client.post(API, **submission(reuse="allow", **fields), headers=headers)
 
 
 async def _have_one_already(site: Site, **fields: str) -> None:
-    """A result that the same submission is answered with, at once."""
+    """Create a result that answers the same submission at once."""
     await site.succeed(await site.start(await site.submit(**fields)))
 
 
@@ -41,7 +41,7 @@ async def _have_one_already(site: Site, **fields: str) -> None:
 async def test_who_accepts_pictures_has_the_result_in_the_answer(
     site: Site, output_format: str
 ) -> None:
-    """As `?download=1` has it, under its type and file name; the headers say which job it was."""
+    """It matches `?download=1`, with its type and file name; the headers name the job."""
     await _have_one_already(site, output_format=output_format)
     answer = await _post(site, PICTURE, output_format=output_format)
     assert (answer.status_code, answer.content) == (200, b"restored")
@@ -57,7 +57,7 @@ async def test_who_accepts_pictures_has_the_result_in_the_answer(
 @pytest.mark.results
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "image/webp", "text/html"])
 async def test_others_have_the_job(site: Site, accept: str) -> None:
-    """JSON, where the result's type is not what they would rather have."""
+    """They get JSON if they do not prefer the result's type."""
     await _have_one_already(site)
     answer = await _post(site, accept)
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
@@ -65,7 +65,7 @@ async def test_others_have_the_job(site: Site, accept: str) -> None:
 
 @pytest.mark.results
 async def test_a_job_that_goes_on_is_no_picture_yet(site: Site) -> None:
-    """202 with the job, as without the header: who waited knows where to look."""
+    """202 with the job, as without the header, so the client knows where to look."""
     async with site.client() as client:
         headers = {"Accept": PICTURE, "Prefer": "wait=0"}
         answer = await client.post(API, **submission(), headers=headers)
@@ -74,7 +74,7 @@ async def test_a_job_that_goes_on_is_no_picture_yet(site: Site) -> None:
 
 @pytest.mark.results
 async def test_a_job_that_failed_is_no_picture_at_all(site: Site) -> None:
-    """409, as for its result, and it says which job: nobody saves an error as a picture."""
+    """409, as for its result, with the job's id, so clients do not save an error as a picture."""
     job_id, headers = await _submit(site, "k-1")
     await site.fail(await site.start(job_id))
     async with site.client() as client:
@@ -85,7 +85,7 @@ async def test_a_job_that_failed_is_no_picture_at_all(site: Site) -> None:
 
 
 async def _submit(site: Site, key: str) -> tuple[UUID, dict[str, str]]:
-    """A job, and the headers with which another request is the same."""
+    """Submit a job, and return the headers that make another request the same."""
     headers = {"Idempotency-Key": key, "Accept": PICTURE}
     async with site.client() as client:
         answer = await client.post(API, **submission(), headers=headers)
@@ -94,7 +94,7 @@ async def _submit(site: Site, key: str) -> tuple[UUID, dict[str, str]]:
 
 @pytest.mark.results
 async def test_only_readers_have_the_picture(site: Site) -> None:
-    """A token that may submit and not read gets the job, as it always did."""
+    """A token that may submit but not read gets the job, as before."""
     await _have_one_already(site)
     answer = await _post(site, PICTURE, scopes=[Scope.WRITE])
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
@@ -102,7 +102,7 @@ async def test_only_readers_have_the_picture(site: Site) -> None:
 
 @pytest.mark.results
 async def test_without_s3_the_job_is_there_all_the_same(site: Site) -> None:
-    """An answer of 503 would have the photo submitted again."""
+    """With a 503 the photo would be submitted again."""
     job_id, headers = await _submit(site, "k-1")
     await site.succeed(await site.start(job_id))
     async with site.client() as client:
@@ -129,5 +129,5 @@ async def test_without_s3_the_job_is_there_all_the_same(site: Site) -> None:
     ],
 )
 def test_the_accept_header(accept: list[str], preferred: bool) -> None:
-    """RFC 9110: the most specific range counts, and among equals nothing is preferred."""
+    """RFC 9110: the most specific range counts, and equal ones give no preference."""
     assert prefers("image/png", "application/json", accept) is preferred

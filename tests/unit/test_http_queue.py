@@ -1,4 +1,4 @@
-"""What clients see of the queue: refusals, limits, attempts, and sending a job again."""
+"""The queue as clients see it: refusals, limits, attempts, and sending a job again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def _failed(site: Site, **fields: str) -> UUID:
 
 @pytest.mark.retry
 async def test_every_attempt_is_shown(site: Site, client: httpx.AsyncClient) -> None:
-    """Outcome, times and reason of each attempt that is over, and nothing of its worker."""
+    """Each ended attempt has its outcome, times and reason, without its worker."""
     job = await site.start(await site.submit())
     await site.jobs.release(job.ref, FAILURE, delay_s=-60)
     await site.succeed(await site.start(job.id))
@@ -53,7 +53,7 @@ async def test_every_attempt_is_shown(site: Site, client: httpx.AsyncClient) -> 
 async def test_a_failed_job_is_sent_again_as_a_new_one(
     site: Site, client: httpx.AsyncClient
 ) -> None:
-    """202 with the new job's Location; it asks for the same, and the old one stays failed."""
+    """202 with the new job's Location; it has the same options, and the old one stays failed."""
     job_id = await _failed(site, workflow="enlarge", output_format="webp", run_limit_s="9")
     answer = await client.post(f"{API}/{job_id}/retry")
     body = answer.json()
@@ -78,7 +78,6 @@ async def test_sending_again_twice_makes_one_job(site: Site, client: httpx.Async
 
 @pytest.mark.retry
 async def test_a_cancelled_job_may_be_sent_again(site: Site, client: httpx.AsyncClient) -> None:
-    """Cancelled is as good a reason as failed."""
     job_id = await site.submit()
     await client.post(f"{API}/{job_id}/cancel")
     assert (await client.post(f"{API}/{job_id}/retry")).status_code == 202
@@ -86,7 +85,7 @@ async def test_a_cancelled_job_may_be_sent_again(site: Site, client: httpx.Async
 
 @pytest.mark.retry
 async def test_only_what_failed_is_sent_again(site: Site, client: httpx.AsyncClient) -> None:
-    """409 for a job that waits, runs or succeeded; 404 for somebody else's."""
+    """409 for a job that waits, runs or succeeded; 404 for another owner's."""
     job_id = await site.submit()
     assert (await client.post(f"{API}/{job_id}/retry")).status_code == 409
     job = await site.start(job_id)
@@ -126,7 +125,7 @@ async def test_a_request_may_ask_for_shorter_limits(site: Site, client: httpx.As
     ],
 )
 async def test_and_for_no_longer_ones(site: Site, field: str, value: str, status: int) -> None:
-    """A limit above the workflow's is refused, like one that is no length of time."""
+    """A limit above the workflow's is refused, like one that is not a duration."""
     async with site.client() as client:
         answer = await client.post(API, **submission(**{field: value}))
     assert answer.status_code == status
@@ -145,7 +144,7 @@ async def test_another_limit_is_another_request(client: httpx.AsyncClient) -> No
 
 @pytest.mark.admission
 async def test_a_full_queue_says_when_to_come_back() -> None:
-    """429 with Retry-After before anything is stored; jobs that exist are answered as ever."""
+    """429 with Retry-After before anything is stored; existing jobs are answered as usual."""
     async with open_site(max_waiting_per_owner=1) as site, site.client() as client:
         key = {"Idempotency-Key": "k"}
         first = await client.post(API, **submission(), headers=key)
@@ -165,10 +164,10 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
 async def test_a_queue_that_fills_up_meanwhile_keeps_no_upload(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Refused at the last moment, a submission takes its object away again."""
+    """A submission refused at the last moment removes its object again."""
 
     async def has_room(*_asked: object) -> None:
-        """As it was when it was asked."""
+        """Return the answer of the first call."""
 
     async with open_site(max_waiting_jobs=1) as site, site.client() as client:
         await site.submit()
@@ -190,7 +189,7 @@ async def test_a_retry_needs_room_as_well() -> None:
 
 @pytest.mark.admission
 async def test_uploads_in_flight_have_a_limit() -> None:
-    """One too many is refused before its body is read; the slot comes back with the first."""
+    """One too many is refused before its body is read; the slot is freed with the first."""
     async with open_site(max_uploads_in_flight=1) as site, site.client() as client:
         reading, go_on = asyncio.Event(), asyncio.Event()
         request = client.build_request("POST", API, **submission())
@@ -219,7 +218,7 @@ async def test_uploads_in_flight_have_a_limit() -> None:
 
 @pytest.mark.admission
 async def test_neither_a_bad_upload_nor_a_waiting_client_keeps_a_slot() -> None:
-    """The slot is given back when the upload failed, and before its job is waited for."""
+    """The slot is given back when the upload fails, and before its job is waited for."""
     async with open_site(max_uploads_in_flight=1) as site, site.client() as client:
         for _ in range(2):
             assert (await client.post(API, **submission(params="{"))).status_code == 422

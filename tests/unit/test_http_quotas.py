@@ -1,4 +1,4 @@
-"""Quotas over HTTP: what an answer tells, what is refused, and what a token may change."""
+"""Quotas over HTTP: headers of answers, refusals, and the claims that change them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCHES = "/api/v1/batches"
 
 
 def _client(site: Site, **quotas: object) -> httpx.AsyncClient:
-    """Ann's, with a token that replaces these of her quotas."""
+    """Return Ann's client, with a token that replaces these of her quotas."""
     client = site.client(None)
     client.headers["Authorization"] = f"Bearer {site.token('ann', claims={QUOTAS_CLAIM: quotas})}"
     return client
@@ -24,7 +24,7 @@ def _client(site: Site, **quotas: object) -> httpx.AsyncClient:
 
 @pytest.mark.quotas
 async def test_answers_tell_what_is_left() -> None:
-    """Whatever the answer to a request that counts, it has the headers of the draft."""
+    """Every answer to a request that counts has the headers of the draft."""
     async with open_site(max_requests_per_minute=10) as site, site.client() as client:
         accepted = await client.post(API, **submission())
         missing = await client.post(f"{API}/{uuid4()}/cancel")
@@ -36,7 +36,8 @@ async def test_answers_tell_what_is_left() -> None:
 
 @pytest.mark.quotas
 async def test_too_many_requests_are_refused() -> None:
-    """429 before the body is read, with the time after which one is let in; others are not."""
+    """429 before the body is read, with the time until the next is let in; others are not
+    refused."""
     async with open_site(max_requests_per_minute=2) as site, site.client() as client:
         job_id = await site.submit()
         assert (await client.post(f"{API}/{job_id}/cancel")).status_code == 200
@@ -51,7 +52,7 @@ async def test_too_many_requests_are_refused() -> None:
 
 @pytest.mark.quotas
 async def test_reads_are_never_refused() -> None:
-    """A client that polls gets to know how its job ended, whatever it has spent."""
+    """A client that polls learns how its job ended, however much it has spent."""
     async with open_site(max_requests_per_minute=1) as site, site.client() as client:
         job_id = await site.submit()
         for path in (f"{API}/{job_id}", API, BATCHES, "/api/v1/workflows") * 3:
@@ -63,7 +64,7 @@ async def test_reads_are_never_refused() -> None:
 
 @pytest.mark.quotas
 async def test_without_redis_requests_are_let_in() -> None:
-    """Losing the counts is no outage; the answers say nothing about them then."""
+    """Losing the counts is not an outage; the answers then lack the headers."""
     async with open_site(max_requests_per_minute=1) as site, site.client() as client:
         site.rates.down = True
         for _ in range(3):
@@ -74,8 +75,8 @@ async def test_without_redis_requests_are_let_in() -> None:
 
 @pytest.mark.quotas
 async def test_one_question_a_request() -> None:
-    """However many dependencies ask who calls, a request is counted once; and not at all where
-    there is no limit, or for a token that is refused."""
+    """A request counts once, however many dependencies ask for the caller; it does not count
+    without a limit or with a refused token."""
     async with open_site() as site, site.client() as client, site.client(None) as nobody:
         await client.post(API, **submission())
         assert site.rates.asked == 1
@@ -115,7 +116,7 @@ async def test_storage_that_is_full() -> None:
     ],
 )
 async def test_a_token_may_say_less(quotas: dict[str, int], code: str) -> None:
-    """The claim replaces what the settings give, each for itself."""
+    """Each claim replaces its own setting."""
     async with open_site() as site, _client(site, **quotas) as client:
         assert (await client.post(API, **submission())).status_code == 202
         refused = await client.post(API, **submission())
@@ -124,7 +125,7 @@ async def test_a_token_may_say_less(quotas: dict[str, int], code: str) -> None:
 
 @pytest.mark.quotas
 async def test_a_token_may_say_more() -> None:
-    """A customer who pays for it is held to no limit of the others."""
+    """A customer who pays for it is not held to the limits of others."""
     limits = {"max_requests_per_minute": 1, "max_waiting_per_owner": 1}
     more = {"requests_per_minute": 100, "waiting_jobs": 0}
     async with open_site(**limits) as site, _client(site, **more) as client:
@@ -134,7 +135,7 @@ async def test_a_token_may_say_more() -> None:
 
 @pytest.mark.quotas
 async def test_a_token_limits_what_runs() -> None:
-    """The claim goes with the job into the store, and claims keep to it."""
+    """The claim goes with the job into the store and limits its claims."""
     async with open_site() as site, _client(site, running_jobs=1) as client:
         for _ in range(2):
             await client.post(API, **submission())
@@ -144,7 +145,7 @@ async def test_a_token_limits_what_runs() -> None:
 
 @pytest.mark.quotas
 async def test_an_operators_quotas_are_not_the_owners() -> None:
-    """Who sends somebody else's job again does it under the settings."""
+    """An operator who sends another owner's job again is subject to the settings."""
     async with open_site() as site:
         job_id = await site.submit("ann")
         await site.jobs.request_cancel(job_id)
@@ -168,7 +169,7 @@ async def test_an_operators_quotas_are_not_the_owners() -> None:
     ids=str,
 )
 async def test_a_claim_that_is_wrong_refuses_the_token(claim: Any) -> None:
-    """Rather than to be ignored: the defaults might be more than its owner was to have."""
+    """An ignored claim could give its owner more than intended."""
     async with open_site() as site, site.client(None) as client:
         token = site.token("ann", claims={QUOTAS_CLAIM: claim})
         answer = await client.get(API, headers={"Authorization": f"Bearer {token}"})

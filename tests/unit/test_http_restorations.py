@@ -1,4 +1,4 @@
-"""Listing, looking at, cancelling and fetching jobs, the workflows, and health."""
+"""Listing, showing, cancelling and fetching jobs, the workflows, and health."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_a_listing_can_be_filtered_by_states(site: Site, client: httpx.Asy
     ("method", "suffix"), [("GET", ""), ("GET", "/events"), ("GET", "/result"), ("POST", "/cancel")]
 )
 async def test_somebody_elses_job_does_not_exist(site: Site, method: str, suffix: str) -> None:
-    """Bob's view of Ann's job is, to the byte, that of no job at all."""
+    """Bob's answer for Ann's job is identical to that for no job."""
     anns, nobodys = await site.submit("ann"), uuid4()
     async with site.client("bob") as bob:
         headers = {"X-Request-Id": "same"}
@@ -71,7 +71,7 @@ async def test_somebody_elses_job_does_not_exist(site: Site, method: str, suffix
 
 
 async def test_a_running_job_shows_its_progress(site: Site, client: httpx.AsyncClient) -> None:
-    """The newest progress of the attempt that runs is part of the job."""
+    """The newest progress of the running attempt is part of the job."""
     job = await site.start(await site.submit())
     await site.board.publish([(job.id, Progressed(f, "KSampler", 1)) for f in (0.2, 0.4)])
     shown = (await client.get(f"{API}/{job.id}")).json()
@@ -81,7 +81,7 @@ async def test_a_running_job_shows_its_progress(site: Site, client: httpx.AsyncC
 async def test_progress_of_an_attempt_that_is_over_is_not_shown(
     site: Site, client: httpx.AsyncClient
 ) -> None:
-    """What a lost attempt reported says nothing about the one that runs now."""
+    """Progress reported by a lost attempt does not apply to the one that runs now."""
     job = await site.start(await site.submit())
     await site.board.publish([(job.id, Progressed(0.9, "late", job.attempt))])
     await site.jobs.release(job.ref, None)
@@ -92,7 +92,7 @@ async def test_progress_of_an_attempt_that_is_over_is_not_shown(
 async def test_without_a_board_a_job_is_shown_without_progress(
     site: Site, client: httpx.AsyncClient
 ) -> None:
-    """Losing Redis costs the progress and nothing else."""
+    """Losing Redis costs only the progress."""
     job = await site.start(await site.submit())
     site.board.down = True
     answer = await client.get(f"{API}/{job.id}")
@@ -132,7 +132,7 @@ async def test_cancelling_a_job_that_runs_is_a_request(
 
 
 async def test_a_result_is_where_the_signed_url_says(site: Site, client: httpx.AsyncClient) -> None:
-    """A redirect that expires as set, and that no cache may keep."""
+    """The redirect expires as configured and may not be cached."""
     job = await site.start(await site.submit())
     output = await site.succeed(job)
     answer = await client.get(f"{API}/{job.id}/result")
@@ -155,7 +155,7 @@ async def test_a_result_can_be_had_as_bytes(site: Site, client: httpx.AsyncClien
 
 
 async def test_a_damaged_result_is_not_handed_out(site: Site, client: httpx.AsyncClient) -> None:
-    """Bytes that differ from the row's sha256 are a fault of ours, not a result."""
+    """Bytes that differ from the row's sha256 are an internal error, not a result."""
     job = await site.start(await site.submit())
     output = await site.succeed(job, b"restored")
     site.blobs.objects[output.key] = b"rotten"
@@ -168,7 +168,7 @@ async def test_a_damaged_result_is_not_handed_out(site: Site, client: httpx.Asyn
 async def test_without_a_result_the_answer_says_how_the_job_stands(
     site: Site, client: httpx.AsyncClient, ending: str
 ) -> None:
-    """409 until there is a result, for ever if there will be none; the details tell which."""
+    """409 until there is a result, or always if there will be none; the details say which."""
     job_id = await site.submit()
     if ending == "failed":
         await site.fail(await site.start(job_id))
@@ -180,7 +180,7 @@ async def test_without_a_result_the_answer_says_how_the_job_stands(
 
 
 async def test_a_failed_job_says_why(site: Site, client: httpx.AsyncClient) -> None:
-    """The job carries the stable code and the message of its failure."""
+    """The job has the stable code and the message of its failure."""
     job_id = await site.submit()
     await site.fail(await site.start(job_id))
     shown = (await client.get(f"{API}/{job_id}")).json()
@@ -218,7 +218,7 @@ async def test_health_needs_no_token_and_no_dependency(site: Site) -> None:
 async def test_readiness_names_each_dependency(
     site: Site, broken: str | None, status: int, verdict: str
 ) -> None:
-    """What is down is named, without its address; only what is best effort may be down."""
+    """A failed dependency is named without its address; only best-effort ones may be down."""
     stores: dict[str, Any] = {"postgres": site.jobs, "s3": site.blobs, "redis": site.board}
     if broken:
         stores[broken].down = True

@@ -1,4 +1,4 @@
-"""Point 4 over HTTP: who asks for it, and what the answer says."""
+"""Point 4 over HTTP: the requests that get reuse, and their answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def _post(site: Site, sub: str = "ann", **fields: str) -> httpx.Response:
 
 @pytest.mark.reuse
 async def test_the_answer_says_whose_result_it_is(site: Site) -> None:
-    """200 with the job at its end; it can be fetched, listed and watched like any other."""
+    """200 with the ended job; it can be fetched, listed and watched like any other."""
     earlier = await _finish(site)
     answer = await _post(site, reuse="allow")
     body = answer.json()
@@ -79,7 +79,7 @@ async def test_waiting_for_it_takes_no_time(site: Site) -> None:
     ids=lambda fields: ", ".join(fields) or "nothing",
 )
 async def test_another_job_is_executed(site: Site, fields: dict[str, Any]) -> None:
-    """202 for whoever did not ask for reuse, or asks for anything else, or is somebody else."""
+    """202 without a request for reuse, with other options, or for another owner."""
     await _finish(site)
     answer = await _post(site, **fields)
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
@@ -95,8 +95,7 @@ async def test_what_reuse_may_be_is_stated(site: Site) -> None:
 
 @pytest.mark.reuse
 async def test_batches_reuse_unless_told_otherwise(site: Site) -> None:
-    """Photos that were restored before have succeeded at once, the others wait; with `never`
-    all of them wait."""
+    """Photos restored before succeed at once, the others wait; with `never` all of them wait."""
     earlier = await _finish(site)
     files = [("image", ("a.png", photo())), ("image", ("b.png", photo((9, 9))))]
     async with site.client() as client:
@@ -111,7 +110,7 @@ async def test_batches_reuse_unless_told_otherwise(site: Site) -> None:
 
 @pytest.mark.reuse
 async def test_a_batch_that_was_done_before_has_ended(site: Site) -> None:
-    """Its answer and its events say so, though no worker was ever asked."""
+    """Its answer and its events say so, though no worker was involved."""
     await _finish(site)
     async with site.client() as client:
         batch = (await client.post(BATCHES, files=[("image", ("a.png", photo()))])).json()
@@ -123,7 +122,7 @@ async def test_a_batch_that_was_done_before_has_ended(site: Site) -> None:
 
 @pytest.mark.reuse
 async def test_a_graph_of_ones_own_counts_as_its_work(site: Site) -> None:
-    """The same graph on the same photo; its numbers are all written out, seeds among them."""
+    """This needs the same graph, seeds and other numbers included, on the same photo."""
     asked = submission(graph=json.dumps(graph(scale(2))))
     async with site.client("ann", (*USER_SCOPES, Scope.RUN)) as client:
         first = await client.post("/api/v1/runs", **asked)

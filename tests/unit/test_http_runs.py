@@ -1,4 +1,4 @@
-"""POST /api/v1/runs: who may, what is refused, and what becomes of it."""
+"""POST /api/v1/runs: who may use it, its refusals, and its effects."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ async def client(site: Site) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def run(sent: object = None, **fields: str) -> dict[str, Any]:
-    """Arguments for a POST of a photo and a graph."""
+    """Return arguments for a POST of a photo and a graph."""
     text = json.dumps(graph(scale(2)) if sent is None else sent)
     return {"files": {"image": ("photo.png", photo())}, "data": {"graph": text, **fields}}
 
 
 @pytest.mark.runs
 async def test_a_graph_becomes_a_job(site: Site, client: httpx.AsyncClient) -> None:
-    """Of the same kind, at the same place, with the checked graph in its row."""
+    """It has the same kind and place as others, with the checked graph in its row."""
     answer = await client.post(RUNS, **run(output_format="webp", priority="batch"))
     body = answer.json()
     job = site.jobs.rows[UUID(body["id"])]
@@ -57,7 +57,7 @@ async def test_a_graph_becomes_a_job(site: Site, client: httpx.AsyncClient) -> N
 @pytest.mark.runs
 @pytest.mark.parametrize("scopes", [USER_SCOPES, (Scope.ADMIN,), ()])
 async def test_it_takes_a_scope_of_its_own(site: Site, scopes: tuple[str, ...]) -> None:
-    """To restore photos, or to look after others' jobs, is no permission to run graphs."""
+    """Scopes for restoring photos or looking after others' jobs do not allow graphs."""
     async with site.client("ann", scopes) as client:
         answer = await client.post(RUNS, **run())
     assert (answer.status_code, answer.json()["code"]) == (403, "insufficient_scope")
@@ -66,7 +66,7 @@ async def test_it_takes_a_scope_of_its_own(site: Site, scopes: tuple[str, ...]) 
 
 @pytest.mark.runs
 async def test_no_other_way_in(site: Site, client: httpx.AsyncClient) -> None:
-    """The name of such jobs' workflow is no workflow: neither alone nor in a batch, nor listed."""
+    """The name of such jobs' workflow is not accepted, alone or in a batch, nor listed."""
     params = json.dumps({"graph": json.dumps(graph())})
     form = {"data": {"workflow": CUSTOM, "params": params}, "files": {"image": photo()}}
     for path in (API, "/api/v1/batches"):
