@@ -24,9 +24,8 @@ FORMATS = (OutputFormat.PNG, OutputFormat.JPEG)
 # Mark in the command line, and memory limit in MB for 100 million pixels
 PARTS: Mapping[str, tuple[str, int]] = {
     "ingress": ("ray::ServeReplica:comfy-restore:Ingress", 400),
-    "decoder": ("actors.decoder", 400),
     "worker": ("ray::ServeReplica:comfy-restore:GpuWorker", 500),
-    "encoder": ("actors.encoders", 900),
+    "image process": ("actors.images.process", 900),
     "engine": ("app/main.py --", 6000),
 }
 
