@@ -92,7 +92,7 @@ async def test_no_other_way_in(site: Site, client: httpx.AsyncClient) -> None:
 async def test_a_refusal_says_why(
     site: Site, client: httpx.AsyncClient, sent: object, status: int, code: str
 ) -> None:
-    """A problem with a code; of a graph, the node too. Nothing is stored."""
+    """A refusal is a problem with a code, and with the graph's node. Nothing is stored."""
     form = run(sent) | {"data": {"graph": json.dumps(sent)}}
     answer = await client.post(RUNS, **form)
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
@@ -118,7 +118,7 @@ async def test_what_the_editor_saves_is_told_how_to_export(client: httpx.AsyncCl
 
 @pytest.mark.runs
 async def test_deep_json_is_no_crash(site: Site, client: httpx.AsyncClient) -> None:
-    """Brackets without end are malformed."""
+    """Endless brackets are malformed."""
     for text in ('{"1":' * 9000, "[" * 60_000, '{"a":' * 150 + "1" + "}" * 150):
         answer = await client.post(RUNS, **run() | {"data": {"graph": text}})
         assert (answer.status_code, answer.json()["code"]) in {
@@ -129,7 +129,7 @@ async def test_deep_json_is_no_crash(site: Site, client: httpx.AsyncClient) -> N
 
 @pytest.mark.runs
 async def test_a_result_must_fit_its_format(client: httpx.AsyncClient) -> None:
-    """As for a workflow of ours: no WebP has a side above 16,383."""
+    """As for built-in workflows: no WebP has a side above 16,383."""
     sent = graph(node("ImageScale", width=20_000, height=10))
     answer = await client.post(RUNS, **run(sent, output_format="webp"))
     assert (answer.status_code, answer.json()["code"]) == (413, "image_too_large")
@@ -137,7 +137,7 @@ async def test_a_result_must_fit_its_format(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.runs
 async def test_a_run_may_use_an_upload(site: Site, client: httpx.AsyncClient) -> None:
-    """Its own owner's, once; another's is not there."""
+    """The owner may use its own upload once; another's is not found."""
     mine, anothers = uuid4(), uuid4()
     await site.blobs.put(upload_key("ann", mine), photo(), "image/png")
     await site.blobs.put(upload_key("bob", anothers), photo(), "image/png")
@@ -152,7 +152,7 @@ async def test_a_run_may_use_an_upload(site: Site, client: httpx.AsyncClient) ->
 
 @pytest.mark.runs
 async def test_the_same_key_means_the_same_graph(client: httpx.AsyncClient) -> None:
-    """Another graph under a key that was used is a conflict."""
+    """Another graph under a used key is a conflict."""
     headers = {"Idempotency-Key": "k"}
     first = await client.post(RUNS, **run(), headers=headers)
     again = await client.post(RUNS, **run(), headers=headers)
@@ -162,7 +162,7 @@ async def test_the_same_key_means_the_same_graph(client: httpx.AsyncClient) -> N
 
 @pytest.mark.runs
 async def test_limits_and_queue_are_those_of_jobs() -> None:
-    """A full queue refuses a run as it refuses a restoration, and one counts for the other."""
+    """A full queue refuses a run like a restoration, and each counts for the other."""
     async with open_site(max_waiting_per_owner=1) as site, site.client("ann", RUNNER) as client:
         assert (await client.post(RUNS, **run(run_limit_s="601"))).status_code == 400
         assert (await client.post(RUNS, **run())).status_code == 202
@@ -171,7 +171,7 @@ async def test_limits_and_queue_are_those_of_jobs() -> None:
 
 @pytest.mark.runs
 async def test_a_retry_runs_under_the_rules_of_its_time(site: Site) -> None:
-    """For a token that may run graphs; a graph that is not allowed any more stays ended."""
+    """The token must allow graphs; a job whose graph is no longer allowed stays ended."""
     async with site.client("ann", RUNNER) as runner, site.client("ann") as user:
         body = (await runner.post(RUNS, **run())).json()
         await runner.post(body["links"]["cancel"])

@@ -1,4 +1,4 @@
-"""What a token's scopes let its bearer do, route by route as the OpenAPI document names them."""
+"""The effect of a token's scopes, for each route in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def _operations(site: Site) -> list[tuple[str, str, str]]:
-    """(method, path with identifiers that nothing has, scope) of all that wants a token."""
+    """Return (method, path with unused identifiers, scope) of each operation that requires a
+    token."""
     async with site.client() as client:
         document = (await client.get("/openapi.json")).json()
     return list(_guarded(document))
@@ -40,8 +41,8 @@ def _guarded(document: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 @pytest.mark.auth
 async def test_every_route_refuses_a_token_without_its_scope(site: Site) -> None:
-    """With every scope but the needed one the answer is 403 and names it, before anything else
-    about the request is looked at; with that one alone it is not."""
+    """With every scope but the needed one the answer is 403 and names it, before the rest of the
+    request is checked; with that one alone it is not."""
     operations = await _operations(site)
     assert len(operations) > 10
     for method, path, needed in operations:
@@ -60,7 +61,7 @@ async def test_every_route_refuses_a_token_without_its_scope(site: Site) -> None
 
 @pytest.mark.auth
 async def test_a_token_without_scopes_opens_nothing(site: Site) -> None:
-    """Who calls is not enough: no route is content with a signature."""
+    """A valid signature alone opens no route."""
     async with site.client(scopes=[]) as client:
         for method, path, _ in await _operations(site):
             assert (await client.request(method, path)).status_code == 403, path
@@ -99,8 +100,8 @@ async def test_a_photo_is_not_read_for_a_token_that_may_not_send_it(site: Site) 
     ],
 )  # fmt: skip
 def test_both_claims_count(claims: dict[str, Any], scopes: set[str]) -> None:
-    """Auth0 puts permissions of roles in one claim and what was asked for in another; admin
-    stands for what users may, and nothing stands for workflows:run."""
+    """Auth0 puts permissions of roles in one claim and requested scopes in another; admin includes
+    the users' scopes, and no scope includes workflows:run."""
     assert granted(claims) == scopes
 
 
@@ -110,7 +111,7 @@ def test_both_claims_count(claims: dict[str, Any], scopes: set[str]) -> None:
      0x2029, 0x202F, 0x205F, 0x3000],
 )  # fmt: skip
 def test_scopes_are_parted_by_spaces_alone(code: int) -> None:
-    """RFC 6749 knows one separator; with any other it is one name."""
+    """RFC 6749 has one separator; with any other the claim is one name."""
     claim = f"openid{chr(code)}admin"
     assert granted({"scope": f"{claim} restorations:read"}) == {claim, "restorations:read"}
     assert granted({"permissions": [claim, "openid admin"]}) == {claim, "openid admin"}
@@ -123,14 +124,14 @@ def test_scopes_are_parted_by_spaces_alone(code: int) -> None:
      {"permissions": {"admin": True}}],
 )  # fmt: skip
 def test_scopes_of_other_types_are_refused(claims: dict[str, Any]) -> None:
-    """A claim that is not what it should be is not guessed at."""
+    """A claim of a wrong type is not interpreted."""
     with pytest.raises(ValueError, match="its"):
         granted(claims)
 
 
 @pytest.mark.auth
 async def test_an_admin_sees_and_cancels_everybodys_jobs(site: Site) -> None:
-    """Through the routes that owners use, by identifier; its own listing shows its own."""
+    """The owners' routes work for an admin by identifier; its own listing shows its own jobs."""
     job_id = await site.submit("ann")
     async with site.client("root", scopes=[Scope.ADMIN]) as admin:
         assert (await admin.get(f"{API}/{job_id}")).json()["status"] == "queued"
@@ -138,14 +139,15 @@ async def test_an_admin_sees_and_cancels_everybodys_jobs(site: Site) -> None:
         assert (await admin.post(f"{API}/{job_id}/cancel")).json()["status"] == "cancelled"
         sent_again = (await admin.post(f"{API}/{job_id}/retry")).json()
     assert site.jobs.rows[job_id].status is JobStatus.CANCELLED
-    async with site.client("ann") as ann:  # whose job it stays
+    async with site.client("ann") as ann:  # the job's owner stays the same
         assert (await ann.get(f"{API}/{sent_again['id']}")).status_code == 200
 
 
 @pytest.mark.auth
 @pytest.mark.parametrize("path", [API, BATCHES])
 async def test_an_admin_lists_an_owners_jobs(site: Site, path: str) -> None:
-    """`owner` says whose, on every page; for others than oneself it takes admin."""
+    """`owner` selects the owner, on every page; for another owner than oneself it requires
+    admin."""
     ids = [str(await site.submit("ann")) for _ in range(3)]
     async with site.client("root", scopes=[Scope.ADMIN]) as admin:
         page = (await admin.get(f"{path}?owner=ann&limit=2")).json()

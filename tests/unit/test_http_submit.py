@@ -23,7 +23,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def test_a_photo_is_accepted(site: Site) -> None:
-    """202: the photo is stored, the job is recorded as the token's, and links say how to go on."""
+    """202: the photo is stored, the job belongs to the token's owner, and links lead on."""
     async with site.client("ann") as client:
         answer = await client.post(
             API,
@@ -45,7 +45,7 @@ async def test_a_photo_is_accepted(site: Site) -> None:
 
 
 async def test_only_the_image_is_needed(site: Site) -> None:
-    """Everything else has a default, and the job shows what it was."""
+    """All other fields have defaults, which the job shows."""
     async with site.client() as client:
         body = (await client.post(API, **submission())).json()
     assert (body["workflow"], body["output_format"], body["priority"]) == (
@@ -83,7 +83,7 @@ async def test_nothing_internal_is_shown(site: Site) -> None:
 async def test_a_form_that_asks_for_nonsense(
     site: Site, fields: dict[str, str], status: int, code: str
 ) -> None:
-    """Each wrong field is refused with a code of its own kind, and nothing is stored."""
+    """Each wrong field is refused with its own kind of code, and nothing is stored."""
     async with site.client() as client:
         answer = await client.post(API, **submission(**fields))
     assert (answer.status_code, answer.json()["code"]) == (status, code)
@@ -100,7 +100,7 @@ async def test_a_form_that_asks_for_nonsense(
     ],
 )
 async def test_an_image_that_cannot_be_used(image: bytes, status: int, code: str) -> None:
-    """The status tells wrong type, broken content and too much of it apart."""
+    """The status distinguishes wrong type, broken content and too much content."""
     async with open_site(upload_max_bytes=5000) as site, site.client() as client:
         answer = await client.post(API, files={"image": ("photo.png", image, "image/png")})
     assert (answer.status_code, answer.json()["code"]) == (status, code)
@@ -154,14 +154,14 @@ _FORM_IN = {
 async def test_a_body_that_is_no_form(
     site: Site, body: dict[str, Any], status: int, code: str
 ) -> None:
-    """Whatever comes instead of the form is refused as the client's mistake, never a crash."""
+    """Any other body is refused as a client error, without a crash."""
     async with site.client() as client:
         answer = await client.post(API, **body)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
 async def test_repeating_a_request_makes_no_second_job(site: Site) -> None:
-    """The same Idempotency-Key and request: 200 with the first job, and it says so."""
+    """The same Idempotency-Key and request: 200 with the first job, marked as a repetition."""
     headers = {"Idempotency-Key": "k-1"}
     async with site.client() as client:
         first = await client.post(API, **submission(), headers=headers)
@@ -216,7 +216,7 @@ async def test_who_would_rather_wait_gets_the_finished_job(
 
 
 async def test_waiting_ends_when_the_client_said(site: Site) -> None:
-    """A job that has not ended in time is answered with 202 as if nobody had waited."""
+    """A job that has not ended in time is answered with 202, as without waiting."""
     async with site.client() as client:
         answer = await client.post(API, **submission(), headers={"Prefer": "wait=0"})
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
@@ -256,5 +256,5 @@ async def test_an_outage_while_waiting_does_not_undo_a_job(
     ],
 )
 def test_the_prefer_header(headers: list[str], wait_s: int | None) -> None:
-    """RFC 7240: preferences we do not understand are ignored, and waiting has a bound."""
+    """RFC 7240: unknown preferences are ignored, and waiting has a bound."""
     assert preferred_wait_s(headers) == wait_s

@@ -1,4 +1,4 @@
-"""What others own does not exist: any history of several owners, every route, every identifier."""
+"""Other owners' things do not exist: any history of several owners, every route and identifier."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def _send_batch(site: Site, owner: str, photos: int) -> tuple[UUID, list[U
 
 
 class _Tenants(RuleBasedStateMachine):
-    """`things` holds what each owner has made, in whatever state it is by now."""
+    """Several owners' things; `things` holds those that each has made, in their present state."""
 
     things = Bundle("things")
 
@@ -72,7 +72,7 @@ class _Tenants(RuleBasedStateMachine):
 
     @rule(ends=st.booleans(), succeeds=st.booleans())
     def work(self, ends: bool, succeeds: bool) -> None:
-        """A worker takes the best job, and may end it."""
+        """Let a worker take the best job, and end it if asked."""
 
         async def work() -> None:
             names = [workflow.name for workflow in self._site.services.catalog]
@@ -84,7 +84,7 @@ class _Tenants(RuleBasedStateMachine):
 
     @rule(thing=things, caller=OWNERS)
     def ask(self, thing: Thing, caller: str) -> None:
-        """By every route: nothing there for others, and nothing has changed by their asking."""
+        """Request every route: others find nothing, and their requests change nothing."""
         parameter, owner, identifier = thing
         if caller != owner:
             before = dict(self._site.jobs.rows)
@@ -93,7 +93,7 @@ class _Tenants(RuleBasedStateMachine):
 
     async def _ask_all(self, parameter: str, identifier: UUID, caller: str) -> None:
         nobodys = uuid4()
-        # an event stream that is opened by mistake would not end
+        # an event stream opened by mistake would not end
         async with asyncio.timeout(DEADLINE_S), self._site.client(caller) as client:
             for route in self._routes:
                 if route.parameter == parameter:
@@ -126,7 +126,7 @@ class _Tenants(RuleBasedStateMachine):
 @pytest.mark.tenants
 @pytest.mark.minutes(5)
 def test_any_history_of_several_owners() -> None:
-    """Whatever is there and in whatever state, others get what they would if it were not."""
+    """In any state, a thing's existence does not change the answers to others."""
     run_state_machine_as_test(
         _Tenants,
         settings=settings(
@@ -141,7 +141,7 @@ def test_any_history_of_several_owners() -> None:
 @pytest.mark.tenants
 @pytest.mark.parametrize("path", [API, BATCHES])
 async def test_a_cursor_of_somebody_else_leads_nowhere_else(path: str) -> None:
-    """A place in Ann's listing, given to Bob, shows what is Bob's or is refused."""
+    """A cursor from Ann's listing shows Bob only his own jobs, or is refused."""
     async with open_site() as site:
         for _ in range(3):
             await site.submit("ann")
@@ -159,7 +159,7 @@ async def test_a_cursor_of_somebody_else_leads_nowhere_else(path: str) -> None:
 
 @pytest.mark.tenants
 async def test_an_idempotency_key_is_its_owners() -> None:
-    """The key that Ann has used makes a job of Bob's own."""
+    """A key that Ann has used creates a separate job for Bob."""
     async with open_site() as site:
         for sub in ("ann", "bob"):
             async with site.client(sub) as client:

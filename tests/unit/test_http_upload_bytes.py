@@ -1,4 +1,4 @@
-"""Bytes of uploads that a replica holds in memory: limited in all and for each owner."""
+"""Bytes of uploads in a replica's memory: limited in total and for each owner."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from workflows.catalog import load_catalog
 
 BATCHES = "/api/v1/batches"
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=b"}
-PHOTO_BYTES = 1000  # that one may have
-# of an owner who is alone as much may be on its way as is left
+PHOTO_BYTES = 1000  # the limit of one owner
+# a lone owner may have as much in flight as is left
 LIMITS = {"upload_max_bytes": PHOTO_BYTES, "max_upload_bytes_in_flight": 10 * PHOTO_BYTES}
 
 
 @dataclass
 class Greedy:
-    """Requests that declare their length, and then send nothing until they are let go."""
+    """Requests that declare their length, and then send nothing until they are released."""
 
     go_on: asyncio.Event
     running: asyncio.TaskGroup
@@ -59,7 +59,7 @@ async def greedy() -> AsyncIterator[Greedy]:
 
 
 async def refused(client: httpx.AsyncClient, path: str, declared: int) -> bool:
-    """Whether a request is refused before its body is read."""
+    """Return whether a request is refused before its body is read."""
 
     async def never() -> AsyncIterator[bytes]:
         yield b"--b--"
@@ -92,7 +92,7 @@ async def test_an_owner_gets_as_much_as_is_left(path: str, declared: int, counte
 
 @pytest.mark.parametrize(("path", "counted"), [(API, PHOTO_BYTES), (BATCHES, 2 * PHOTO_BYTES)])
 async def test_a_body_without_a_length_counts_as_it_arrives(path: str, counted: int) -> None:
-    """With no more than it can hold; one that finds no room is refused on its way."""
+    """It counts only the bytes received; one that finds no room is refused midway."""
 
     async def endless() -> AsyncIterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
@@ -129,7 +129,7 @@ async def test_two_greedy_owners_leave_room_for_a_third() -> None:
 
 
 async def test_what_was_stored_is_counted_no_more() -> None:
-    """Nor what was refused, or broke off."""
+    """Refused and broken uploads are not counted any more either."""
     async with open_site(**LIMITS) as site, site.client() as client:
         for _ in range(12):
             assert (await client.post(API, **submission())).status_code == 202
@@ -152,7 +152,7 @@ async def test_an_answer_is_waited_for_without_a_share() -> None:
 
 
 async def test_a_photo_that_was_uploaded_directly_counts_with_its_size() -> None:
-    """The request that names it is small, and has all of it fetched."""
+    """The request that names it is small, but causes the fetch of the whole photo."""
     async with open_site(**LIMITS) as site, site.client() as client, greedy() as ann:
         upload = await client.post(
             "/api/v1/uploads", json={"content_type": "image/png", "size_bytes": PHOTO_BYTES}
@@ -165,7 +165,7 @@ async def test_a_photo_that_was_uploaded_directly_counts_with_its_size() -> None
 
 
 class Held:
-    """An examiner that holds every photo until the test has looked."""
+    """An examiner that holds every photo until the test has checked."""
 
     async def examine(self, data: bytes) -> None:
         await asyncio.Event().wait()
@@ -175,7 +175,7 @@ class Held:
 async def test_a_batch_takes_no_photo_before_there_is_room_for_it(
     size_bytes: int, taken: int
 ) -> None:
-    """Beside those in hand, which together are as large as one may be, it holds the next one."""
+    """The photos being checked reach at most the largest photo's size, plus the next one held."""
     jobs, given = MemoryJobStore(), 0
     limits = UploadLimits(max_bytes=PHOTO_BYTES)
     submission = Submission(load_catalog(), jobs, MemoryBlobStore(), Held(), limits)  # type: ignore[arg-type]

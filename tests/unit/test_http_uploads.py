@@ -1,4 +1,4 @@
-"""POST /api/v1/uploads, and jobs made of what was uploaded."""
+"""POST /api/v1/uploads, and jobs made from uploads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def uploaded(site: Site, data: bytes, owner: str = "ann") -> str:
-    """The id of an upload that has been sent."""
+    """Return the id of an upload that has been sent."""
     async with site.client(owner) as client:
         body = (await client.post(UPLOADS_API, json=GOOD)).json()
     await site.blobs.put(upload_key(owner, UUID(body["id"])), data, "image/png")
@@ -33,7 +33,7 @@ async def uploaded(site: Site, data: bytes, owner: str = "ann") -> str:
 
 
 def form(upload_id: str, **fields: str) -> dict[str, Any]:
-    """A multipart form without a file."""
+    """Return a multipart form without a file."""
     return {"files": {name: (None, value) for name, value in fields.items()} | _id(upload_id)}
 
 
@@ -47,7 +47,7 @@ def stored(site: Site) -> list[str]:
 
 @pytest.mark.uploads
 async def test_an_upload_says_where_and_how(site: Site) -> None:
-    """201 with the id, and all that a client needs to send the photo by itself."""
+    """201 with the id and everything that a client needs to send the photo directly."""
     async with site.client() as client:
         answer = await client.post(UPLOADS_API, json={**GOOD, "sha256": "0" * 64})
     body = answer.json()
@@ -73,7 +73,7 @@ async def test_an_upload_says_where_and_how(site: Site) -> None:
 async def test_what_could_not_be_a_photo_gets_no_link(
     site: Site, changes: dict[str, object], status: int, code: str
 ) -> None:
-    """Too large, no picture, or an attempt to name the key: refused before anything is signed."""
+    """Oversize, other types and an attempt to set the key are refused before anything is signed."""
     async with site.client() as client:
         answer = await client.post(UPLOADS_API, json=GOOD | changes)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
@@ -98,7 +98,7 @@ async def test_what_could_not_be_a_photo_gets_no_link(
 async def test_a_direct_upload_takes_what_tools_call_a_type_and_a_digest(
     site: Site, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], taken: str
 ) -> None:
-    """The link is for the registered type and the digest in lower case, as S3 wants them."""
+    """The link uses the registered type and the digest in lower case, as S3 requires."""
     signed: list[NewUpload] = []
     sign = site.blobs.upload_link
 
@@ -116,7 +116,7 @@ async def test_a_direct_upload_takes_what_tools_call_a_type_and_a_digest(
 
 @pytest.mark.parametrize("content", [b'{"content_type": "image/png", "size_bytes": 9}', b"[]"])
 async def test_a_body_that_is_not_sent_as_json_is_told_how(site: Site, content: bytes) -> None:
-    """As `curl -d` does without a header for the type."""
+    """`curl -d` sends such a body without a header for the type."""
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     async with site.client() as client:
         answer = await client.post(UPLOADS_API, content=content, headers=headers)
@@ -127,7 +127,7 @@ async def test_a_body_that_is_not_sent_as_json_is_told_how(site: Site, content: 
 @pytest.mark.uploads
 @pytest.mark.parametrize("body", [b"{", b'"\xff', b"[]"], ids=["cut", "no text", "no object"])
 async def test_a_stranger_is_not_told_what_is_wrong(site: Site, body: bytes) -> None:
-    """Who calls is asked before the body is looked at."""
+    """The token is checked before the body."""
     async with site.client() as client:
         headers = {"Content-Type": "application/json", "Authorization": "Bearer none"}
         assert (await client.post(UPLOADS_API, content=body, headers=headers)).status_code == 401
@@ -138,7 +138,7 @@ async def test_a_stranger_is_not_told_what_is_wrong(site: Site, body: bytes) -> 
 
 @pytest.mark.uploads
 async def test_a_large_body_is_not_read(site: Site) -> None:
-    """The request describes an upload; it is none."""
+    """The request only describes an upload."""
     async with site.client() as client:
         long = await client.post(UPLOADS_API, content=b" " * 20_000)
         nested = await client.post(UPLOADS_API, content=b"[" * 10_000)
@@ -148,7 +148,7 @@ async def test_a_large_body_is_not_read(site: Site) -> None:
 
 @pytest.mark.uploads
 async def test_an_upload_becomes_a_job(site: Site) -> None:
-    """As a photo in the form would; its object is then the job's input, and the upload is gone."""
+    """Like a photo in the form, its object becomes the job's input, and the upload is gone."""
     upload_id = await uploaded(site, photo())
     async with site.client() as client:
         answer = await client.post(API, **form(upload_id, workflow="enlarge"))
@@ -160,7 +160,7 @@ async def test_an_upload_becomes_a_job(site: Site) -> None:
 
 @pytest.mark.uploads
 async def test_an_upload_is_checked_like_any_other(site: Site) -> None:
-    """What is no picture gets the same answer as in the form, and nothing is recorded."""
+    """A non-picture gets the same answer as in the form, and nothing is recorded."""
     for data, status, code in (
         (b"", 400, "invalid_request"),
         (b"GIF89a", 415, "unsupported_image"),
@@ -177,7 +177,7 @@ async def test_an_upload_is_checked_like_any_other(site: Site) -> None:
 
 @pytest.mark.uploads
 async def test_somebody_elses_upload_does_not_exist(site: Site) -> None:
-    """The same 404 as for an id that never was, and for one that nothing was sent to."""
+    """It gets the same 404 as an unknown id and an upload that was never sent."""
     anns = await uploaded(site, photo(), "ann")
     async with site.client("bob") as bob:
         empty = (await bob.post(UPLOADS_API, json=GOOD)).json()["id"]
@@ -205,7 +205,7 @@ async def test_an_upload_is_used_once(site: Site) -> None:
 
 @pytest.mark.uploads
 async def test_a_race_for_an_upload_has_one_winner(site: Site) -> None:
-    """However many use it at once, there is one job, and its input stays."""
+    """However many requests use it at once, there is one job, and its input stays."""
     upload_id = await uploaded(site, photo())
     async with site.client() as client:
         answers = await asyncio.gather(
@@ -218,7 +218,7 @@ async def test_a_race_for_an_upload_has_one_winner(site: Site) -> None:
 
 @pytest.mark.uploads
 async def test_a_full_queue_keeps_the_upload() -> None:
-    """429 is to be tried again: the photo need not be sent twice."""
+    """After a 429 the photo need not be sent again."""
     async with open_site(max_waiting_per_owner=1) as site:
         upload_id = await uploaded(site, photo())
         await site.submit()
@@ -231,7 +231,7 @@ async def test_a_full_queue_keeps_the_upload() -> None:
 
 @pytest.mark.uploads
 async def test_an_owner_without_room_gets_no_link() -> None:
-    """What an upload announces counts against the bytes that its owner may store."""
+    """An upload's declared size counts against the bytes that its owner may store."""
     async with open_site(max_stored_bytes_per_owner=1000) as site, site.client() as client:
         assert (await client.post(UPLOADS_API, json=GOOD)).status_code == 201
         answer = await client.post(UPLOADS_API, json=GOOD | {"size_bytes": 1001})
@@ -250,7 +250,7 @@ async def test_an_owner_without_room_gets_no_link() -> None:
     ids=["both", "no id", "a path", "a file"],
 )
 async def test_a_form_has_a_photo_or_an_upload(site: Site, parts: dict[str, Any]) -> None:
-    """One of the two, and an id is an id: no key can be smuggled in."""
+    """Exactly one of the two is required, and an id must be a UUID, so it cannot carry a key."""
     async with site.client() as client:
         answer = await client.post(API, files=parts)
     assert (answer.status_code, answer.json()["code"]) == (422, "malformed_request")
@@ -258,7 +258,7 @@ async def test_a_form_has_a_photo_or_an_upload(site: Site, parts: dict[str, Any]
 
 @pytest.mark.uploads
 async def test_a_batch_takes_no_upload(site: Site) -> None:
-    """Its photos are sent as files."""
+    """A batch's photos are sent as files."""
     async with site.client() as client:
         parts = {"upload_id": (None, str(uuid4()).encode()), "image": ("a.png", photo())}
         answer = await client.post("/api/v1/batches", files=parts)

@@ -1,4 +1,4 @@
-"""What a watcher of a job sees, whatever the board does; and Server-Sent Events as text."""
+"""The events that a job's watcher sees while the board fails; and Server-Sent Events as text."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def job(site: Site) -> Job:
 
 
 async def _seen(site: Site, job: Job, poll_s: float = 0.05) -> list[Seen]:
-    """All that a watcher sees from now to the end."""
+    """Return everything that a watcher sees from now to the end."""
     watcher = JobWatcher(site.jobs, site.board, poll_s)
     async with asyncio.timeout(DEADLINE_S), aclosing(watcher.watch(job)) as watch:
         return [seen async for seen in watch if seen is not None]
@@ -53,9 +53,9 @@ async def _publish(site: Site, job_id: UUID, happened: Sequence[JobEvent]) -> No
 
 
 async def test_the_state_comes_first_and_the_end_last(site: Site, job: Job) -> None:
-    """A watcher sees the state as it is now, the events, and a final state, then no more."""
+    """A watcher sees the present state, the events, and a final state, then no more."""
     async with asyncio.TaskGroup() as group:
-        # so rare a poll that the end can only be known from the board's hint
+        # so rare a poll that only the board's hint can reveal the end
         watching = group.create_task(_seen(site, job, poll_s=10 * DEADLINE_S))
         await _publish(site, job.id, _progress(0.1, 0.7))
         await site.succeed(job)
@@ -64,7 +64,7 @@ async def test_the_state_comes_first_and_the_end_last(site: Site, job: Job) -> N
 
 
 async def test_a_job_that_has_ended_shows_its_end_at_once(site: Site, job: Job) -> None:
-    """Whoever comes late gets the final state, and old progress is not gone through again."""
+    """A late watcher gets the final state without old progress."""
     await _publish(site, job.id, _progress(0.5))
     await site.succeed(job)
     ended = await site.jobs.get(job.id)
@@ -72,7 +72,7 @@ async def test_a_job_that_has_ended_shows_its_end_at_once(site: Site, job: Job) 
 
 
 async def test_the_end_is_seen_without_a_board(site: Site, job: Job) -> None:
-    """With Redis gone, the row alone tells the end."""
+    """With Redis gone, the row alone reveals the end."""
     site.board.down = True
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(_seen(site, job))
@@ -81,7 +81,7 @@ async def test_the_end_is_seen_without_a_board(site: Site, job: Job) -> None:
 
 
 async def test_a_watch_outlives_an_outage_of_the_board(site: Site, job: Job) -> None:
-    """Events go on after the board is back, from where they stopped, each of them once."""
+    """Events resume after the board is back, from where they stopped, each of them once."""
     seen: list[JobEvent] = []
     await _publish(site, job.id, _progress(0.1))
     async with (
@@ -115,7 +115,7 @@ async def test_an_outage_of_the_row_is_waited_out(site: Site, job: Job) -> None:
 
 
 async def test_a_state_on_the_board_is_not_believed(site: Site, job: Job) -> None:
-    """An attempt that lost its lease may claim anything; states come from the row alone."""
+    """An attempt that lost its lease may report any state; states come from the row alone."""
     zombie = StateChanged(JobStatus.FAILED, 1)
     await _publish(site, job.id, [zombie, *_progress(0.3)])
     async with asyncio.TaskGroup() as group:
@@ -126,7 +126,7 @@ async def test_a_state_on_the_board_is_not_believed(site: Site, job: Job) -> Non
 
 
 async def test_progress_of_a_lost_attempt_is_left_out(site: Site, job: Job) -> None:
-    """A watcher is not sent back and forth between two attempts."""
+    """A watcher does not switch back and forth between two attempts."""
     await _publish(site, job.id, _progress(0.9))
     await site.jobs.release(job.ref, None)
     second = await site.start(job.id)
@@ -146,7 +146,7 @@ async def test_progress_of_a_lost_attempt_is_left_out(site: Site, job: Job) -> N
 
 
 async def test_a_watch_resumes_after_an_event(site: Site, job: Job) -> None:
-    """After Last-Event-ID come only later events; the state as it is now comes in any case."""
+    """After Last-Event-ID come only later events; the present state comes in any case."""
     await _publish(site, job.id, _progress(0.1, 0.2, 0.3))
     second_id = site.board.streams[job.id][1].id
     async with aclosing(site.services.watcher.watch(job, second_id)) as watch:
@@ -169,7 +169,7 @@ async def test_a_board_that_never_rests_cannot_hide_the_end(site: Site, job: Job
 async def test_a_bug_in_the_board_ends_the_watch(
     site: Site, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What nobody expected is not taken for an outage and retried for ever."""
+    """An unexpected error is not treated as an outage and retried endlessly."""
 
     async def broken(*_: object) -> AsyncIterator[None]:
         raise RuntimeError("bug")
@@ -208,7 +208,7 @@ async def test_the_stream_is_the_watch(
 
 
 async def test_a_connection_that_breaks_closes_the_watch() -> None:
-    """A watch that is to send, and cannot, is closed there and then, not when it is collected."""
+    """A watch that cannot send is closed at once, not when it is garbage collected."""
     closed = False
 
     async def endless() -> AsyncGenerator[bytes, None]:
@@ -230,7 +230,7 @@ async def test_a_connection_that_breaks_closes_the_watch() -> None:
 
 
 async def test_an_event_id_that_is_none_is_refused(site: Site, job: Job) -> None:
-    """A Last-Event-ID that no event ever had is a problem, and not a stream that breaks."""
+    """An impossible Last-Event-ID gets a problem, not a stream that breaks."""
     async with site.client() as client:
         answer = await client.get(f"{API}/{job.id}/events", headers={"Last-Event-ID": "x"})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
@@ -247,7 +247,7 @@ _EVENTS = st.builds(
 
 @given(st.lists(_EVENTS), st.data())
 def test_events_survive_any_cut(sent: list[ServerEvent], data: st.DataObject) -> None:
-    """What is encoded is decoded again, wherever the text is cut on its way."""
+    """Encoded events are decoded again, wherever the text is cut in transit."""
     text = "".join(encode(event).decode() + encode_comment("alive").decode() for event in sent)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)))))
     decoder = Decoder()
@@ -270,7 +270,7 @@ def test_any_line_end_will_do(end: str) -> None:
 
 
 def test_an_unfinished_event_is_dropped_with_its_connection() -> None:
-    """Half an event is none, and does not move the place to resume from."""
+    """A partial event is dropped and does not move the place to resume from."""
     decoder = Decoder("7")
     assert list(decoder.feed("id: 8\ndata: half")) == []
     assert decoder.last_id == "7"

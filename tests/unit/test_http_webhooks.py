@@ -44,7 +44,7 @@ async def test_who_asks_for_a_webhook_sees_how_it_stands(site: Site) -> None:
 
 @pytest.mark.webhooks
 async def test_the_links_of_a_webhook_are_the_apis_own(site: Site) -> None:
-    """What a receiver is told to fetch is where the API says it is."""
+    """The links sent to a receiver are those of the API."""
     job_id = await site.submit(webhook_url=URL)
     await site.succeed(await site.start(job_id))
     async with site.client() as client:
@@ -58,7 +58,6 @@ async def test_the_links_of_a_webhook_are_the_apis_own(site: Site) -> None:
 
 @pytest.mark.webhooks
 async def test_no_webhook_unless_asked_for(site: Site) -> None:
-    """Other jobs have none."""
     async with site.client() as client:
         assert (await client.post(API, **submission())).json()["webhook"] is None
 
@@ -86,7 +85,7 @@ async def test_a_webhook_that_cannot_be_sent_is_refused(
 
 @pytest.mark.webhooks
 async def test_another_webhook_is_another_request(site: Site) -> None:
-    """Under one Idempotency-Key there is one place to tell."""
+    """One Idempotency-Key allows one webhook address."""
     headers = {"Idempotency-Key": "k"}
     async with site.client() as client:
         await client.post(API, **submission(webhook_url=URL), headers=headers)
@@ -97,7 +96,7 @@ async def test_another_webhook_is_another_request(site: Site) -> None:
 @pytest.mark.retention
 @pytest.mark.parametrize("query", ["", "?download=1"])
 async def test_an_expired_result_is_gone(site: Site, query: str) -> None:
-    """410 `result_expired`, and the job says since when."""
+    """410 `result_expired`, and the job shows since when."""
     job_id = await site.submit()
     await site.succeed(await site.start(job_id))
     expired_at = utc_now()

@@ -15,7 +15,7 @@ from workflows.catalog import BUILT_IN
 
 
 def _write_workflow(folder: Path, **changes: str) -> None:
-    """`mine`, which is `enlarge` with other lines in its manifest, by their keys."""
+    """Write `mine`: `enlarge` with other lines in its manifest, by their keys."""
     mine = shutil.copytree(BUILT_IN / "enlarge", folder / "mine", dirs_exist_ok=True)
     manifest = mine / "manifest.toml"
     text = manifest.read_text()
@@ -26,7 +26,7 @@ def _write_workflow(folder: Path, **changes: str) -> None:
 
 @pytest.mark.images
 async def test_without_a_format_the_workflow_chooses(tmp_path: Path) -> None:
-    """For a job and for a batch; one that cannot write PNG is no trap."""
+    """This holds for a job and for a batch, also for a workflow that cannot write PNG."""
     _write_workflow(tmp_path, formats='["webp"]', default_format='"webp"')
     async with open_site(workflows_dir=str(tmp_path)) as site, site.client() as client:
         for path in (API, "/api/v1/batches"):
@@ -38,8 +38,8 @@ async def test_without_a_format_the_workflow_chooses(tmp_path: Path) -> None:
 
 @pytest.mark.retry
 async def test_a_retry_is_checked_as_the_first_request_was(tmp_path: Path) -> None:
-    """By the workflow and the rules of its time: the format is written no more, the limit is
-    shorter, and webhooks are not sent any more."""
+    """The workflow and rules of the retry's time apply: the format is no longer written, the limit
+    is shorter, and webhooks are no longer sent."""
     _write_workflow(tmp_path, run_limit_s="100")
     mine = {"workflow": "mine", "run_limit_s": "90"}
     settings = {"workflows_dir": str(tmp_path)}

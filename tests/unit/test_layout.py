@@ -1,4 +1,4 @@
-"""The folders are small enough to take in at a glance, and the architecture page names them."""
+"""Folders stay small, and the architecture page names them."""
 
 from __future__ import annotations
 

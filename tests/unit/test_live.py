@@ -1,4 +1,4 @@
-"""Many who watch one job: what they share, and what each of them sees."""
+"""Many watchers of one job: the work that they share, and the events that each of them sees."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def job(site: Site) -> Job:
 
 @pytest.fixture
 def asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often the board was followed and a row was read."""
+    """Return how often the board was followed and a row was read."""
     counted: Counter[str] = Counter()
     follow, get = site.board.follow, site.jobs.get
 
@@ -70,7 +70,7 @@ async def _all(watcher: JobWatcher, job: Job) -> list[Seen]:
 async def test_watchers_of_a_job_share_its_events(
     site: Site, job: Job, asked: Counter[str]
 ) -> None:
-    """However many watch: the board is followed once, a row is read once, an event encoded once."""
+    """For any number of watchers, the board is followed, a row read and an event encoded once."""
     watcher = JobWatcher(site.jobs, site.board, poll_s=NEVER_S)
     watching = [asyncio.create_task(_all(watcher, job)) for _ in range(WATCHERS)]
     await _publish(site, job, *_progress(0.1, 0.7))
@@ -87,7 +87,7 @@ async def test_watchers_of_a_job_share_its_events(
 async def test_an_end_that_brings_its_row_is_not_read_again(
     site: Site, job: Job, asked: Counter[str]
 ) -> None:
-    """Who ended the job has left what was committed beside the event: nobody wakes Postgres."""
+    """The end event carries the committed row, so Postgres is not queried."""
     watcher = JobWatcher(site.jobs, site.board, poll_s=NEVER_S)
     waiting = asyncio.create_task(watcher.wait(job, DEADLINE_S))
     watching = asyncio.create_task(_all(watcher, job))
@@ -100,7 +100,7 @@ async def test_an_end_that_brings_its_row_is_not_read_again(
 
 
 async def test_one_that_leaves_takes_nothing_from_the_others(site: Site, job: Job) -> None:
-    """A watch goes on when that for which the board was first followed is closed."""
+    """A watch goes on when the one that first followed the board is closed."""
     watcher = JobWatcher(site.jobs, site.board, poll_s=NEVER_S)
     await _publish(site, job, *_progress(0.1))
     async with aclosing(watcher.watch(job)) as second:
@@ -115,7 +115,7 @@ async def test_one_that_leaves_takes_nothing_from_the_others(site: Site, job: Jo
 
 
 async def test_a_new_watch_begins_afresh(site: Site, job: Job, asked: Counter[str]) -> None:
-    """When the last one has left, nothing is read any more; who comes then sees what is kept."""
+    """After the last watcher has left, nothing is read; a new one sees the kept events."""
     watcher = JobWatcher(site.jobs, site.board, poll_s=NEVER_S)
     await _publish(site, job, *_progress(0.1, 0.2))
     for _ in range(2):
@@ -126,7 +126,7 @@ async def test_a_new_watch_begins_afresh(site: Site, job: Job, asked: Counter[st
 
 
 async def test_whoever_joins_brings_the_news(site: Site, job: Job) -> None:
-    """A row that is newer than what the others know is told to them, an older one is not."""
+    """A row newer than the others' is sent to them, an older one is not."""
     watcher = JobWatcher(site.jobs, site.board, poll_s=NEVER_S)
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(aclosing(watcher.watch(job)))
@@ -148,7 +148,7 @@ async def test_whoever_joins_brings_the_news(site: Site, job: Job) -> None:
 
 
 async def test_whoever_is_slow_loses_progress_only(site: Site, job: Job) -> None:
-    """Behind by more than is kept, a watcher is told the state as it is, and goes on from there."""
+    """A watcher that falls too far behind gets the present state and continues from there."""
     watcher = JobWatcher(site.jobs, site.board, poll_s=NEVER_S)
     async with AsyncExitStack() as stack:
         slow = await stack.enter_async_context(aclosing(watcher.watch(job)))
@@ -169,7 +169,7 @@ async def test_whoever_is_slow_loses_progress_only(site: Site, job: Job) -> None
 
 
 async def test_of_previews_one_is_kept(site: Site, job: Job) -> None:
-    """Pictures are large: who comes late gets the newest alone, in its place."""
+    """Pictures are large: a late watcher gets only the newest, in its place."""
     watcher = JobWatcher(site.jobs, site.board, poll_s=NEVER_S)
     pictures = [Previewed.from_bytes(bytes([n]), "image/jpeg", 1) for n in range(3)]
     async with AsyncExitStack() as stack:
@@ -187,7 +187,7 @@ async def test_of_previews_one_is_kept(site: Site, job: Job) -> None:
 async def test_waiting_reads_the_row_at_the_end_alone(
     site: Site, job: Job, asked: Counter[str]
 ) -> None:
-    """Whoever only waits for the end costs Postgres no look at the states before it."""
+    """Waiting only for the end causes no reads of earlier states in Postgres."""
     watcher = JobWatcher(site.jobs, site.board, poll_s=NEVER_S)
     waiting = asyncio.create_task(watcher.wait(job, NEVER_S))
     await _publish(site, job, StateChanged(JobStatus.RUNNING, 2), *_progress(0.5))
@@ -200,7 +200,7 @@ async def test_waiting_reads_the_row_at_the_end_alone(
 async def test_all_rows_are_read_in_one_statement(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many jobs are watched, one look at the rows tells the ends of all of them."""
+    """However many jobs are watched, one read of the rows gives the ends of all of them."""
     find, asked = site.jobs.find, list[int]()
 
     async def counted_find(job_ids: Sequence[UUID]) -> Sequence[Job]:
@@ -221,7 +221,7 @@ async def test_all_rows_are_read_in_one_statement(
 async def test_a_bug_in_the_store_ends_the_watch(
     site: Site, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What nobody expected of the rows is not taken for an outage and retried for ever."""
+    """An unexpected error from the store is not treated as an outage and retried endlessly."""
 
     async def broken(_: Sequence[UUID]) -> Sequence[Job]:
         raise RuntimeError("bug")
@@ -235,7 +235,7 @@ async def test_a_bug_in_the_store_ends_the_watch(
     ("source", "target"), [(s, t) for s, targets in TRANSITIONS.items() for t in sorted(targets)]
 )
 def test_every_transition_leads_to_something_later(source: JobStatus, target: JobStatus) -> None:
-    """Of two states of a job it can be told which came later; only a claim raises the attempt."""
+    """Of two states of a job the later is known; only a claim raises the attempt."""
     before = StateChanged(source, 1)
     after = StateChanged(target, 2 if target is JobStatus.RUNNING else 1)
     assert is_later(after, than=before)

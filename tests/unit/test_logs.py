@@ -1,4 +1,4 @@
-"""Logs: one structured line an event, and nothing secret in a traceback."""
+"""Logs: one structured line per event, without secrets in a traceback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _fail_with_a_secret() -> None:
 def test_a_traceback_shows_no_local_variable(
     style: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a frame held when it failed, a token for one, is not written."""
+    """Values of a failed frame, such as a token, are not written."""
     configure_logging(style)
     try:
         _fail_with_a_secret()
@@ -39,7 +39,7 @@ def test_a_traceback_shows_no_local_variable(
 
 
 def test_a_line_carries_what_is_bound(capsys: pytest.CaptureFixture[str]) -> None:
-    """The job's id, bound once, is in each line as a field of its own."""
+    """The job's id, bound once, is a separate field in each line."""
     configure_logging("json")
     with structlog.contextvars.bound_contextvars(job_id="a1"):
         structlog.get_logger().info("attempt_ended", status="succeeded")

@@ -1,4 +1,4 @@
-"""Point 8: a script finds a Ray on loopback where it is, and any other as Ray would."""
+"""Point 8: a script finds a Ray on loopback at that address, and any other as Ray would."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from actors.cluster.local import find_ray
 def test_only_a_ray_on_loopback_is_looked_for_there(
     monkeypatch: pytest.MonkeyPatch, address: str, stays: bool, by: str
 ) -> None:
-    """Ray would replace 127.0.0.1 by the machine's own address, where nobody listens."""
+    """Ray would replace 127.0.0.1 by the machine's own address, where no process listens."""
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # as this process has it
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -1,4 +1,4 @@
-"""Nothing of an upload's making, nor of the engine's, is in a result that did not ask for it."""
+"""Results carry no metadata of the upload or the engine unless requested."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EVERY_FORMAT = pytest.mark.parametrize("wanted", OutputFormat)
 
 
 def camera_exif() -> Image.Exif:
-    """What a telephone writes: where, when, with what, and how it was held."""
+    """Return a telephone's EXIF: place, time, device and orientation."""
     exif = Image.Exif()
     exif[Base.Make] = CAMERA
     exif[Base.Orientation] = 6
@@ -39,7 +39,7 @@ def camera_exif() -> Image.Exif:
 
 
 def engines_png(picture: Image.Image | None = None) -> bytes:
-    """As ComfyUI saves it when nobody told it not to: with the graph, compressed and not."""
+    """Return a PNG as ComfyUI saves it by default: with the graph, compressed and not."""
     texts = PngInfo()
     texts.add_text("prompt", SECRET.decode())
     texts.add_text("comment", SECRET.decode())
@@ -55,7 +55,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 def readable(data: bytes) -> bytes:
-    """The file, and whatever in it is compressed."""
+    """Return the file with its compressed parts expanded."""
     found = [data]
     for start in range(len(data)):
         if data[start : start + 1] == b"\x78":
@@ -70,7 +70,7 @@ def readable(data: bytes) -> bytes:
 @EVERY_FORMAT
 @pytest.mark.parametrize("alpha", [False, True], ids=["opaque", "with alpha"])
 def test_a_result_has_no_metadata_of_its_own(wanted: OutputFormat, alpha: bool) -> None:
-    """Neither the graph that ComfyUI writes into its pictures nor EXIF, in any format."""
+    """Neither the graph that ComfyUI writes into its pictures nor EXIF remains, in any format."""
     mask = np.full((HEIGHT, WIDTH), 99, np.uint8) if alpha else None
     assert SECRET in engines_png()
     result = encode(engines_png(), wanted, 90, mask)
@@ -85,7 +85,7 @@ def test_a_result_has_no_metadata_of_its_own(wanted: OutputFormat, alpha: bool) 
 @EVERY_FORMAT
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_metadata_is_kept_on_request(wanted: OutputFormat, format: str) -> None:
-    """Camera, capture time and place are the photo's; how it was held is not: it is upright."""
+    """Camera, capture time and place are the photo's; orientation is not: the result is upright."""
     photo = file(noise(), format, exif=camera_exif().tobytes())
     image = read(photo, UploadLimits(), keep_metadata=True)
     exif = opened(encode(engines_png(), wanted, 90, image.alpha, image.exif)).getexif()
@@ -99,21 +99,21 @@ def test_metadata_is_kept_on_request(wanted: OutputFormat, format: str) -> None:
 
 @pytest.mark.images
 def test_nothing_is_read_that_is_not_asked_for() -> None:
-    """Without the request there is no EXIF for an encoder to write by mistake."""
+    """Without the request there is no EXIF that an encoder could write by mistake."""
     assert read(file(noise(), "JPEG", exif=camera_exif().tobytes()), UploadLimits()).exif is None
 
 
 @pytest.mark.images
 @EVERY_FORMAT
 def test_a_photo_without_metadata_gives_none(wanted: OutputFormat) -> None:
-    """Asking to keep what is not there changes nothing."""
+    """A request to keep absent metadata changes nothing."""
     image = read(file(noise(), "PNG"), UploadLimits(), keep_metadata=True)
     assert image.exif is None
     assert encode(engines_png(), wanted, 90, None, None) == encode(engines_png(), wanted, 90)
 
 
 def test_maker_notes_that_fit_no_file_are_left_out() -> None:
-    """JPEG has room for 64 KiB of EXIF: values that do not fit it are left out, and no others."""
+    """JPEG has room for 64 KiB of EXIF: only values that do not fit it are left out."""
     exif = camera_exif()
     exif.get_ifd(IFD.Exif)[Base.MakerNote] = b"n" * 100_000
     exif[Base.ImageDescription] = "d" * 100_000
@@ -125,7 +125,7 @@ def test_maker_notes_that_fit_no_file_are_left_out() -> None:
 
 
 def test_maker_notes_go_before_other_values() -> None:
-    """Where each value fits but all of them do not."""
+    """This applies where each value fits alone but not all together."""
     exif = camera_exif()
     exif.get_ifd(IFD.Exif)[Base.MakerNote] = b"n" * 60_000
     exif.get_ifd(IFD.Exif)[Base.UserComment] = b"c" * 30_000
@@ -150,7 +150,7 @@ TITLE = "Großmutter, 写真".encode("utf-16-le") + bytes(2)
 
 
 def raw_exif(order: str) -> bytes:
-    """EXIF with texts that are no ASCII, a GPS position, an orientation and a thumbnail."""
+    """Return EXIF with non-ASCII texts, a GPS position, an orientation and a thumbnail."""
     place, position = 8 + 2 + 6 * 12 + 4, struct.pack(f"{order}6I", 51, 1, 16, 1, 61, 2)
     entries, values = [], b""
     main = {
@@ -178,13 +178,13 @@ def raw_exif(order: str) -> bytes:
 
 
 def stored_exif(data: bytes) -> bytes:
-    """EXIF as the file holds it, beginning with II or MM."""
+    """Return the EXIF as the file holds it, beginning with II or MM."""
     found: bytes = opened(data).info["exif"]
     return found.removeprefix(b"Exif\0\0")
 
 
 def values_of(exif: bytes) -> dict[int, bytes]:
-    """The bytes of each value in the first directory, and of a GPS latitude."""
+    """Return the bytes of each value in the first directory, and of a GPS latitude."""
     order = {b"II": "<", b"MM": ">"}[exif[:2]]
     found: dict[int, bytes] = {}
     sizes = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8}
@@ -206,9 +206,9 @@ def values_of(exif: bytes) -> dict[int, bytes]:
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP", "HEIC", "AVIF", "TIFF"])
 def test_texts_come_back_byte_for_byte(wanted: OutputFormat, order: str, source: str) -> None:
-    """In the encoding that they have: UTF-8, Latin-1 or UTF-16, in either byte order."""
+    """Texts keep their encoding: UTF-8, Latin-1 or UTF-16, in either byte order."""
     exif = raw_exif(order)
-    if source == "AVIF":  # Pillow writes EXIF anew if there is an orientation in it
+    if source == "AVIF":  # Pillow rewrites EXIF that has an orientation
         orientation, other = (struct.pack(f"{order}HH", tag, 3) for tag in (0x0112, 0x0111))
         exif = exif.replace(orientation, other)
     with_prefix = b"Exif\0\0" + exif
@@ -232,7 +232,7 @@ def test_texts_come_back_byte_for_byte(wanted: OutputFormat, order: str, source:
 
 
 def tiff_with(exif: bytes) -> bytes:
-    """A TIFF of one grey pixel whose first directory has the values of `exif` too."""
+    """Return a TIFF of one grey pixel whose first directory also has the values of `exif`."""
     order = {b"II": "<", b"MM": ">"}[exif[:2]]
     (count,) = struct.unpack_from(f"{order}H", exif, 8)
     entries = [exif[10 + 12 * n : 22 + 12 * n] for n in range(count)]
@@ -249,7 +249,7 @@ def test_orientation_is_read_in_either_byte_order() -> None:
 
 @given(st.data())
 def test_broken_exif_is_left_out(data: st.DataObject) -> None:
-    """However it was damaged, reading it raises nothing, and what it gives can be written."""
+    """Reading damaged EXIF never raises, and its output can be written."""
     damaged = bytearray(data.draw(st.sampled_from([camera_exif().tobytes(), raw_exif("<")])))
     places = st.tuples(st.integers(0, len(damaged) - 1), st.integers(0, 255))
     for place, value in data.draw(st.lists(places, max_size=8)):
@@ -261,7 +261,7 @@ def test_broken_exif_is_left_out(data: st.DataObject) -> None:
 
 
 def test_entries_that_share_their_bytes_make_no_large_exif() -> None:
-    """A directory may name the same bytes thousands of times."""
+    """A directory may reference the same bytes thousands of times."""
     entries = b"".join(struct.pack("<HHII", tag, 7, 50_000, 0) for tag in range(60_000))
     directory = struct.pack("<H", 60_000) + entries + bytes(4)
     main = struct.pack("<HHHII", 1, 0x8769, 4, 1, 26) + bytes(4)
@@ -275,7 +275,7 @@ PLAIN = ACCEPTED["png"][1]
 @pytest.mark.images
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
 def test_pixels_are_untouched(mode: str) -> None:
-    """The same mode, palette and pixels, to the bit: only chunks beside them are gone."""
+    """Mode, palette and pixels are identical: only other chunks are removed."""
     picture = noise("P") if mode == "P" else noise(mode)
     before, after = opened(engines_png(picture)), opened(bare_png(engines_png(picture)))
     assert before.mode == after.mode
@@ -285,14 +285,14 @@ def test_pixels_are_untouched(mode: str) -> None:
 
 @pytest.mark.images
 def test_what_is_bare_already_is_the_same_bytes() -> None:
-    """A PNG without metadata passes through, and is its own reference byte by byte."""
+    """A PNG without metadata passes through byte by byte, and so is its own reference."""
     assert bare_png(PLAIN) is PLAIN
     assert bare_png(engines_png()) == bare_png(bare_png(engines_png()))
 
 
 @pytest.mark.images
 def test_unknown_chunks_and_what_follows_the_end_are_dropped() -> None:
-    """Nothing hides in a chunk that nobody knows, nor behind the picture."""
+    """Data cannot hide in an unknown chunk or after the picture."""
     hidden = PLAIN[:-12] + chunk(b"prVt", SECRET) + chunk(b"tIME", bytes(7)) + PLAIN[-12:] + SECRET
     assert bare_png(hidden) == PLAIN
     assert bare_png(PLAIN + SECRET) == PLAIN
@@ -301,6 +301,6 @@ def test_unknown_chunks_and_what_follows_the_end_are_dropped() -> None:
 @pytest.mark.images
 @pytest.mark.parametrize("data", [b"", b"GIF89a", PLAIN[:8], PLAIN[:40], PLAIN[:-5]])
 def test_what_is_no_whole_png_is_no_result(data: bytes) -> None:
-    """Of what cannot be read, nobody could say that it carries nothing."""
+    """A file that cannot be read cannot be proved free of metadata."""
     with pytest.raises(EngineFailed):
         bare_png(data)

@@ -1,4 +1,4 @@
-"""Point 7: what tells the meter, apart from attempts and the census."""
+"""Point 7: the meter's figures, apart from attempts and the census."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Engine:
 
 @pytest.mark.metrics
 async def test_an_engine_is_up_down_and_started_anew() -> None:
-    """Each start counts once, however often is looked."""
+    """Each start counts once, however often the meter reads it."""
     meter, engine = MemoryMeter(), Engine()
     watch = EngineWatch(engine, meter)
     await watch.look()
@@ -59,7 +59,7 @@ async def test_an_engine_is_up_down_and_started_anew() -> None:
 
 @pytest.mark.metrics
 async def test_memory_is_told_where_there_is_a_gpu() -> None:
-    """And of an engine on the CPU nothing is."""
+    """For an engine on the CPU no memory is reported."""
     meter, engine = MemoryMeter(), Engine()
     watch = EngineWatch(engine, meter)
     await watch.look()
@@ -74,13 +74,13 @@ async def test_memory_is_told_where_there_is_a_gpu() -> None:
     ("devices", "expected"), [([GPU], Vram(24, 20)), ([CPU], None), ([], None)]
 )
 def test_vram_as_comfyui_tells_it(devices: list[object], expected: Vram | None) -> None:
-    """The machine's memory, which it tells of for a CPU, is not a GPU's."""
+    """The machine's memory, which ComfyUI reports for a CPU, is not a GPU's."""
     assert parse_vram(json.dumps({"system": {}, "devices": devices}).encode()) == expected
 
 
 @pytest.mark.metrics
 def test_open_streams_are_counted_until_they_are_closed() -> None:
-    """However each ends."""
+    """They count down however they end."""
     meter = MemoryMeter()
     streams = OpenStreams(meter, limit=8)
     assert meter.gauged(SSE_CLIENTS) == 0
@@ -94,7 +94,7 @@ def test_open_streams_are_counted_until_they_are_closed() -> None:
 
 @pytest.mark.metrics
 async def test_refusals_count_by_code_and_only_of_what_would_change_something() -> None:
-    """A submission that is refused does; a poll for a job that is not there does not."""
+    """A refused submission counts; a poll for an absent job does not."""
     meter = MemoryMeter()
     async with open_site() as site:
         site = replace(site, services=replace(site.services, meter=meter))

@@ -1,4 +1,4 @@
-"""Point 7: metrics are defined once, documented, and used by no other name."""
+"""Point 7: metrics are defined once, documented, and used under no other name."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RULES = DOCS / "monitoring" / "alerts.yml"
 RULE_TESTS = DOCS / "monitoring" / "alerts_test.yml"
 DASHBOARD = DOCS / "monitoring" / "grafana-dashboard.json"
 SUFFIXES = {Kind.HISTOGRAM: ("_bucket", "_count", "_sum")}
-# What Ray and the exposition format put on every series.
+# The labels that Ray and the exposition format put on every series.
 RAYS_LABELS = {"NodeAddress", "WorkerId", "le"}
 
 
 def _series() -> dict[str, set[str]]:
-    """Each series that can be asked for, with its labels."""
+    """Return each series that can be queried, with its labels."""
     return {
         metric.exported + suffix: {*metric.labels, *RAYS_LABELS}
         for metric in METRICS
@@ -65,7 +65,7 @@ def _text(name: str) -> str:
 @pytest.mark.metrics
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_names_follow_the_conventions(metric: Any) -> None:
-    """Counters end in _total, what has a unit in its base unit, and a histogram has buckets."""
+    """Counters end in _total, units are base units in the name, and a histogram has buckets."""
     assert re.fullmatch(r"restore(_[a-z]+)+", metric.name)
     assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER)
     assert not re.search(r"_(ms|s|mb|minutes)(_total)?$", metric.name)
@@ -76,7 +76,7 @@ def test_names_follow_the_conventions(metric: Any) -> None:
 
 @pytest.mark.metrics
 def test_each_expression_uses_metrics_and_labels_that_exist() -> None:
-    """In alerts and dashboard alike, whatever looks like a metric of ours is one."""
+    """In alerts and dashboard, each name with our metrics' form is defined."""
     known, used = _series(), set[str]()
     for expression in _expressions():
         names = re.findall(r"\bray_\w+", expression)
@@ -94,7 +94,7 @@ def test_each_expression_uses_metrics_and_labels_that_exist() -> None:
 
 @pytest.mark.metrics
 def test_each_alert_has_its_page() -> None:
-    """`runbook_url` leads to a section of docs/alerts.md, and no section is without an alert."""
+    """`runbook_url` leads to a section of docs/alerts.md, and every section has an alert."""
     sections = re.findall(r"^## (\w+)$", _text("alerts.md"), re.M)
     assert sections == [rule["alert"] for rule in _alerts()]
     for rule in _alerts():
@@ -103,7 +103,7 @@ def test_each_alert_has_its_page() -> None:
 
 
 def _promtool(*arguments: str | Path) -> None:
-    """Run it; it must find nothing."""
+    """Run promtool, which must report no error."""
     if (promtool := shutil.which("promtool")) is None:
         pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
     done = subprocess.run([promtool, *arguments], capture_output=True, text=True, timeout=300)
@@ -118,7 +118,7 @@ def test_promtool_accepts_the_rules() -> None:
 
 @pytest.mark.metrics
 def test_promtool_accepts_what_the_dashboard_asks(tmp_path: Path) -> None:
-    """Every expression of a panel is one to Prometheus, Grafana's variables filled in."""
+    """Every panel's expression is valid in Prometheus, with Grafana's variables filled in."""
     filled = [re.sub(r"\$(__)?\w+", "5m", expression) for expression in _expressions()]
     rules = [{"record": f"panel:{n}", "expr": each} for n, each in enumerate(filled)]
     file = tmp_path / "panels.yml"
@@ -128,13 +128,13 @@ def test_promtool_accepts_what_the_dashboard_asks(tmp_path: Path) -> None:
 
 @pytest.mark.metrics
 def test_each_alert_fires_when_it_should_and_says_what_is_so() -> None:
-    """On planted series; what they are, and what is said, is in the file of tests."""
+    """The series are made up; the file of tests has them and the expected messages."""
     _promtool("test", "rules", RULE_TESTS)
 
 
 @pytest.mark.metrics
 def test_no_alert_is_without_its_tests() -> None:
-    """Each fires on some planted series, and does not on those of a fleet at work."""
+    """Each fires on some made-up series, and stays silent on those of a healthy fleet."""
     tests = yaml.safe_load(RULE_TESTS.read_text())["tests"]
     healthy = {case["alertname"] for case in tests[0]["alert_rule_test"]}
     assert not any(case.get("exp_alerts") for case in tests[0]["alert_rule_test"])
@@ -145,7 +145,7 @@ def test_no_alert_is_without_its_tests() -> None:
 
 @pytest.mark.metrics
 def test_each_planted_series_is_one_that_is_exported() -> None:
-    """By metric and labels: a rule that fires on what nobody tells is no rule."""
+    """Metric and labels must exist: a rule on a series that is never exported is useless."""
     known = _series()
     for test in yaml.safe_load(RULE_TESTS.read_text())["tests"]:
         for each in test["input_series"]:
@@ -167,5 +167,5 @@ def test_each_planted_series_is_one_that_is_exported() -> None:
     ],
 )
 def test_an_owners_class_is_in_its_name(owner: str, expected: OwnerClass) -> None:
-    """As Auth0 names people and machines; everything else is `other`."""
+    """Auth0's names show people and machines; all others are `other`."""
     assert owner_class(owner) is expected

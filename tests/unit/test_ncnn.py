@@ -36,7 +36,7 @@ def param(*layers: str) -> str:
 
 
 def stored(weights: NDArray[np.float32], half: bool) -> bytes:
-    """As ncnn writes weights: a tag, the values, padding to four bytes."""
+    """Return weights as ncnn writes them: a tag, the values, padding to four bytes."""
     data = weights.astype(np.float16 if half else np.float32).tobytes()
     return struct.pack("<I", FLOAT16_TAG if half else FLOAT32_TAG) + data + b"\0" * (-len(data) % 4)
 
@@ -46,7 +46,7 @@ sizes = st.integers(1, 5)
 
 @given(outputs=sizes, inputs=sizes, half=st.booleans(), seed=st.integers(0, 2**32 - 1))
 def test_values_come_back(outputs: int, inputs: int, half: bool, seed: int) -> None:
-    """Weights, biases and slopes of any shape and storage come back to the bit, in order."""
+    """Weights, biases and slopes of any shape and storage come back exactly, in order."""
     random = np.random.default_rng(seed)
     weights = random.normal(size=(outputs, inputs, 3, 3)).astype(np.float32)
     bias = random.normal(size=outputs).astype(np.float32)
@@ -65,7 +65,7 @@ def test_values_come_back(outputs: int, inputs: int, half: bool, seed: int) -> N
 
 
 def test_convolutions_alone_are_an_rrdbnet() -> None:
-    """351 convolutions without PReLU get RRDBNet's names, first and last where they belong."""
+    """351 convolutions without PReLU get RRDBNet's names, with first and last in their places."""
     layer = stored(np.ones((1, 1, 3, 3), np.float32), half=True) + struct.pack("<f", 1.0)
     last = stored(np.ones((1, 1, 3, 3), np.float32), half=True) + struct.pack("<f", 9.0)
     state = read_state(param(*[convolution(1, 1)] * 351), layer * 350 + last)
@@ -104,6 +104,6 @@ GOOD_BIN = stored(np.ones((1, 1, 3, 3), np.float32), half=False) + bytes(8)
     ],
 )
 def test_other_files_are_refused(text: str, data: bytes, problem: str) -> None:
-    """What is no model of the two known shapes is refused, never turned into wrong weights."""
+    """A file of another shape than the two known is refused, never turned into wrong weights."""
     with pytest.raises(NcnnFormatError, match=problem):
         to_safetensors(text, data)

@@ -1,4 +1,4 @@
-"""What a follower's mailbox keeps when the follower is slow."""
+"""The events that a follower's mailbox keeps when the follower is slow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _progress(n: int) -> Progressed:
 
 
 async def _after(*events: JobEvent) -> list[JobEvent]:
-    """What is taken from a mailbox to which these were offered in a row."""
+    """Return everything taken from a mailbox after these were offered in a row."""
     mailbox = Mailbox(new_job().id, START)
     for n, event in enumerate(events, start=1):
         mailbox.offer((n, 0), event)
@@ -32,27 +32,27 @@ async def _after(*events: JobEvent) -> list[JobEvent]:
 
 
 async def test_progress_is_dropped_oldest_first_and_states_never() -> None:
-    """A full mailbox makes room by forgetting the oldest progress, wherever states lie."""
+    """A full mailbox drops its oldest progress, wherever states lie."""
     progress = [_progress(n) for n in range(MORE_THAN_FITS)]
     kept = progress[-(MAILBOX_SIZE - 2) :]
     assert await _after(RUNNING, *progress, DONE) == [RUNNING, *kept, DONE]
 
 
 async def test_the_newest_state_is_kept_among_states_alone() -> None:
-    """Even where states are all there is, memory is bounded and the end is not lost."""
+    """Even with states alone, memory is bounded and the end is not lost."""
     taken = await _after(*[RUNNING] * MORE_THAN_FITS, DONE)
     assert len(taken) == MAILBOX_SIZE
     assert taken[-1] == DONE
 
 
 async def test_one_picture_at_a_time() -> None:
-    """A preview takes the place of the one that was not taken yet."""
+    """A preview replaces one that was not taken yet."""
     old, new = (Previewed.from_bytes(data, "image/png", 1) for data in (b"old", b"new"))
     assert await _after(old, RUNNING, new, DONE) == [RUNNING, new, DONE]
 
 
 async def test_what_was_seen_is_not_seen_again() -> None:
-    """An offer at or before the cursor is ignored, so that a stream may be read again."""
+    """An offer at or before the cursor is ignored, so a stream may be read again."""
     mailbox = Mailbox(new_job().id, (5, 1))
     for position in ((4, 9), (5, 1), (5, 2), (5, 2)):
         mailbox.offer(position, DONE)
@@ -66,7 +66,7 @@ async def test_what_was_seen_is_not_seen_again() -> None:
 
 
 async def test_a_follower_that_waits_is_woken() -> None:
-    """`take` returns as soon as something comes, and when nothing will come any more."""
+    """`take` returns as soon as an event comes, and when none can come any more."""
     mailbox = Mailbox(new_job().id, START)
     taking = asyncio.create_task(mailbox.take())
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The names that persistence gives: object keys, cursors, stream ids, connection strings."""
+"""Persistence's names: object keys, cursors, stream ids, connection strings."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def test_cursors_come_back_exactly(created_at: datetime, job_id: UUID) -> None:
 
 @given(text=st.text() | st.binary(max_size=60).map(lambda raw: raw.hex()))
 def test_anything_else_is_no_cursor(text: str) -> None:
-    """Whatever a client makes up is InvalidRequest, and nothing else is raised."""
+    """Any other text raises InvalidRequest and no other error."""
     with pytest.raises(InvalidRequest):
         Cursor.decode(text)
 
 
 @given(position=st.integers(0, 39))
 def test_a_cursor_with_a_changed_character_is_refused(position: int) -> None:
-    """A cursor that was garbled on its way does not lead to another place."""
+    """A cursor damaged in transit does not lead to another place."""
     text = Cursor(datetime(2026, 1, 1, tzinfo=UTC), JOB).encode()
     changed = "A" if text[position] != "A" else "B"
     with pytest.raises(InvalidRequest):
@@ -64,7 +64,7 @@ def test_a_cursor_with_a_changed_character_is_refused(position: int) -> None:
 
 @given(id_=st.tuples(st.integers(0, 10**18), st.integers(0, 10**18)))
 def test_stream_ids_come_back(id_: tuple[int, int]) -> None:
-    """Ids survive their way through a client."""
+    """A client can send an id back unchanged."""
     assert parse_id(format_id(id_)) == id_
 
 
@@ -72,7 +72,7 @@ def test_stream_ids_come_back(id_: tuple[int, int]) -> None:
     "text", ["", "1", "1-", "-1", "1-x", " 1-1", "1-1-1", "²-1", "9" * 20 + "-0"]
 )
 def test_anything_else_is_no_stream_id(text: str) -> None:
-    """What Redis would refuse is refused here, as the client's error."""
+    """An id that Redis would refuse is refused here, as the client's error."""
     with pytest.raises(InvalidRequest):
         parse_id(text)
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are photos, and what is said of the others."""
+"""Which files of a folder are photos, and the messages about the others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_photo_is_known_by_its_content(tmp_path: Path, kind: str, name: str) -
 def test_a_file_that_is_only_named_like_a_photo_is_for_the_service_to_refuse(
     tmp_path: Path,
 ) -> None:
-    """So that a broken photo is not passed over in silence."""
+    """So a broken photo is not skipped silently."""
     write(tmp_path, "a.png", "b.HEIC", data=b"broken")
     assert places(find_photos([tmp_path])) == ["a.png", "b.HEIC"]
 
@@ -49,7 +49,7 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
 
 
 def test_folders_in_folders_are_taken_when_asked_for(tmp_path: Path) -> None:
-    """Files before folders, each by name."""
+    """Files come before folders, each sorted by name."""
     write(tmp_path, "z.jpg", "a/1.jpg", "a/b/1.jpg", "c/1.jpg")
     assert places(find_photos([tmp_path])) == ["z.jpg"]
     found = find_photos([tmp_path], recursive=True)
@@ -66,7 +66,7 @@ def test_results_of_an_earlier_time_are_no_photos(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file_is_left_out(tmp_path: Path) -> None:
-    """A pipe is not opened, which would wait for ever; a link to a folder may be a circle."""
+    """A pipe is not opened, which would block forever; a link to a folder may be a cycle."""
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "circle").symlink_to(tmp_path)
     (tmp_path / "itself.jpg").symlink_to(tmp_path / "itself.jpg")

@@ -1,4 +1,4 @@
-"""What is taken for a picture, what is refused and when, and how results are written."""
+"""Which files are accepted as pictures, when others are refused, and how results are written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ files = pytest.mark.parametrize(("kind", "data"), ACCEPTED.values(), ids=ACCEPTE
 
 @files
 def test_every_accepted_type_is_told_by_its_content(kind: ImageType, data: bytes) -> None:
-    """Whatever its colours and its compression."""
+    """This holds for every kind of colours and compression."""
     assert examine(data, LIMITS) == ImageInfo(kind, WIDTH, HEIGHT)
 
 
@@ -49,7 +49,7 @@ def test_a_file_that_was_cut_off_is_refused(kind: ImageType, data: bytes, kept: 
 @settings(deadline=None)
 @given(st.sampled_from(list(ACCEPTED.values())), st.data())
 def test_no_damage_raises_anything_else(case: tuple[ImageType, bytes], data: st.DataObject) -> None:
-    """However a file was damaged, it is accepted or refused as InvalidRequest, never a crash."""
+    """A damaged file is accepted or refused as InvalidRequest, and never causes a crash."""
     damaged = bytearray(case[1])
     # headers are at the beginning; a TIFF's directory may be at the end
     places = st.one_of(
@@ -84,7 +84,7 @@ def test_a_tiff_without_a_width_is_refused() -> None:
     ids=["gif", "svg", "a JPEG in a PDF", "a PNG behind a byte"],
 )
 def test_other_types_are_refused(data: bytes) -> None:
-    """Only the first bytes tell the type; a picture hidden further on does not count."""
+    """Only the first bytes decide the type; a picture hidden further on does not count."""
     with pytest.raises(UnsupportedImage):
         examine(data, LIMITS)
 
@@ -104,14 +104,14 @@ def test_what_follows_a_picture_is_ignored() -> None:
 
 
 def test_nothing_at_all_is_refused() -> None:
-    """An empty upload is the caller's mistake, and told as such."""
+    """An empty upload is reported as the caller's mistake."""
     with pytest.raises(InvalidRequest, match="empty"):
         examine(b"", LIMITS)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
 def test_several_pictures_in_one_file_are_refused(format: str) -> None:
-    """The engine would restore one of them, and the rest would be lost without a word."""
+    """The engine would restore one of them, and the rest would be lost silently."""
     pages = {"save_all": True, "append_images": [noise("L").convert("RGB")]}
     with pytest.raises(UnsupportedImage, match="more than one picture"):
         examine(file(noise(), format, **pages), LIMITS)
@@ -126,7 +126,7 @@ def test_a_photo_with_a_preview_in_it_is_accepted() -> None:
 
 class TestLimits:
     def test_bytes(self) -> None:
-        """A file of exactly the limit passes, one byte more does not, before it is looked at."""
+        """A file of exactly the limit passes; one byte more is refused before it is parsed."""
         data = ACCEPTED["png"][1]
         examine(data, UploadLimits(max_bytes=len(data)))
         with pytest.raises(ImageTooLarge, match="bytes"):
@@ -166,7 +166,7 @@ def _tiff_header(width: int, height: int) -> bytes:
 
 
 def _tiff_tile(width: int, height: int) -> bytes:
-    """A picture of 16 x 16 pixels in a tile of `width` x `height`."""
+    """Return a picture of 16 x 16 pixels in a tile of `width` x `height`."""
     return _tiff({256: 16, 257: 16, 322: width, 323: height, 324: 8, 325: 100})
 
 
@@ -179,7 +179,7 @@ def _tiff(tags: dict[int, int]) -> bytes:
 
 
 def _jpeg_header(width: int, height: int) -> bytes:
-    """A small JPEG that says it is a large one."""
+    """Return a small JPEG that claims to be large."""
     data = bytearray(ACCEPTED["jpeg"][1])
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
@@ -199,7 +199,7 @@ def _peak_bytes() -> int:
 
 @pytest.fixture
 def peak() -> Callable[[], int]:
-    """By how many bytes this process has been larger, at most, since the test began."""
+    """Return by how many bytes at most this process has grown since the test began."""
     Path("/proc/self/clear_refs").write_text("5")
     before = _peak_bytes()
     return lambda: _peak_bytes() - before
@@ -222,7 +222,7 @@ def test_a_decompression_bomb_is_refused_before_it_goes_off(
 
 
 def test_a_picture_is_as_large_as_it_is_upright() -> None:
-    """Turned by its EXIF, as the engine turns it: limits on results count on that."""
+    """The EXIF orientation counts as in the engine, because result limits depend on it."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A worker's stages: what is in hand at a time, and when the next job is claimed."""
+"""A worker's stages: how many jobs are in hand, and when the next is claimed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIXELS = 100
 
 @dataclass
 class Run:
-    """A job in hand, which goes on when a test says so."""
+    """A job in hand, which proceeds when a test releases it."""
 
     job: Job
     visit: Visit
@@ -68,14 +68,14 @@ class Bench:
         return self.tickets[-1]
 
     async def in_hand(self, count: int) -> Run:
-        """The newest run, once there are so many; none has come too many."""
+        """Return the newest run once there are this many; there are never more."""
         await _until(lambda: len(self.runs) >= count)
         await _settle()
         assert len(self.runs) == count
         return self.runs[-1]
 
     async def execute_one(self) -> None:
-        """Let the pipeline find out that a job is quick."""
+        """Let the pipeline learn that a job is quick."""
         await self.submit()
         ticket = self.send()
         run = await self.in_hand(len(self.runs) + 1)
@@ -101,14 +101,14 @@ async def _until(holds: Callable[[], bool]) -> None:
 
 
 async def _settle() -> None:
-    """Let every task that can go on do so."""
+    """Let every task that can proceed do so."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 @pytest.mark.overlap
 async def test_the_next_is_claimed_while_one_executes(bench: Bench) -> None:
-    """Jobs known to be quick: one executes, one is staged, and a third waits for a place."""
+    """With quick jobs, one executes, one is staged, and a third waits for a place."""
     await bench.execute_one()
     await bench.submit(3)
     for _ in range(3):
@@ -127,7 +127,7 @@ async def test_the_next_is_claimed_while_one_executes(bench: Bench) -> None:
 
 @pytest.mark.overlap
 async def test_a_job_of_unknown_length_keeps_others_waiting(bench: Bench) -> None:
-    """Nothing is claimed behind what may take for ever: it stays free for other workers."""
+    """No job is claimed behind a possibly endless one: it stays free for other workers."""
     await bench.submit(2)
     bench.send()
     bench.send()
@@ -141,7 +141,7 @@ async def test_a_job_of_unknown_length_keeps_others_waiting(bench: Bench) -> Non
 
 @pytest.mark.overlap
 async def test_a_large_job_is_known_to_take_longer_than_a_small_one(bench: Bench) -> None:
-    """Time is judged by the picture's size: behind a huge one nothing is claimed."""
+    """The picture's size predicts the time: no job is claimed behind a huge one."""
     await bench.execute_one()
     await bench.submit(2)
     bench.send()
@@ -154,7 +154,7 @@ async def test_a_large_job_is_known_to_take_longer_than_a_small_one(bench: Bench
 
 @pytest.mark.overlap
 async def test_a_result_being_stored_keeps_nobody_waiting(bench: Bench) -> None:
-    """Once the engine has been left the next is claimed, until too many wait to be stored."""
+    """The next is claimed once the engine is free, until too many results wait to be stored."""
     await bench.submit(5)
     for _ in range(5):
         bench.send()
@@ -174,7 +174,7 @@ async def test_a_result_being_stored_keeps_nobody_waiting(bench: Bench) -> None:
 
 @pytest.mark.overlap
 async def test_a_failed_neighbour_makes_room(bench: Bench) -> None:
-    """However a job ends, its place goes to the next, and its haste deceives nobody."""
+    """However a job ends, its place goes to the next, and its short time is not learned."""
     await bench.submit(3)
     tickets = [bench.send() for _ in range(3)]
     for count in (1, 2, 3):
@@ -190,7 +190,7 @@ async def test_a_failed_neighbour_makes_room(bench: Bench) -> None:
 
 @pytest.mark.overlap
 async def test_a_ticket_that_is_of_no_use_goes_back(bench: Bench) -> None:
-    """A worker that is busy for long gives it back, for one that is not; the job was not taken."""
+    """A worker that is busy for long returns it for another; the job was not taken."""
     await bench.submit(2)
     bench.send()
     run = await bench.in_hand(1)
@@ -203,7 +203,7 @@ async def test_a_ticket_that_is_of_no_use_goes_back(bench: Bench) -> None:
 @pytest.mark.overlap
 @pytest.mark.parametrize("at_last", [NOTHING_WAITS, BUSY])
 async def test_a_ticket_serves_while_jobs_wait(at_last: str) -> None:
-    """One job after another, until none is to be had soon; what is told is what the last became."""
+    """Jobs follow each other until none is available soon; the ticket reports how the last ended."""
     left = ["succeeded", "failed", at_last, "too many"]
 
     async def process(_hold_s: float) -> str:
@@ -216,7 +216,7 @@ async def test_a_ticket_serves_while_jobs_wait(at_last: str) -> None:
 @pytest.mark.overlap
 @pytest.mark.parametrize("outcome", ["succeeded", NOTHING_WAITS, BUSY])
 async def test_a_ticket_goes_back_when_no_other_job_waited(outcome: str) -> None:
-    """Nothing is claimed on it again: where the queue is short, each job has its own ticket."""
+    """No further job is claimed on it: in a short queue, each job has its own ticket."""
     holds_s: list[float] = []
 
     async def process(hold_s: float) -> str:
@@ -229,7 +229,7 @@ async def test_a_ticket_goes_back_when_no_other_job_waited(outcome: str) -> None
 
 @pytest.mark.overlap
 async def test_a_claim_that_takes_long_is_waited_for(bench: Bench) -> None:
-    """An engine that is being started for a job is no reason to give the ticket back."""
+    """An engine that is being started for a job is no reason to return the ticket."""
     claim, started = bench._claim, asyncio.Event()
 
     async def claim_slowly() -> Job | None:
@@ -246,7 +246,7 @@ async def test_a_claim_that_takes_long_is_waited_for(bench: Bench) -> None:
 
 @pytest.mark.overlap
 async def test_what_waits_when_its_time_has_come_is_what_counts(bench: Bench) -> None:
-    """A claim is made as late as can be: the job that is best by then is taken."""
+    """A claim is made as late as possible, so it takes the best job of that moment."""
     await bench.submit(2)
     bench.send()
     bench.send()
@@ -261,7 +261,7 @@ async def test_what_waits_when_its_time_has_come_is_what_counts(bench: Bench) ->
 
 @pytest.mark.drain
 async def test_a_ticket_that_is_taken_back_claims_nothing(bench: Bench) -> None:
-    """A dispatcher that goes takes its tickets along, but no job that was begun on one."""
+    """A dispatcher that ends cancels its tickets, but no job that was begun on one."""
     await bench.submit(2)
     running, waiting = bench.send(), bench.send()
     run = await bench.in_hand(1)
@@ -279,7 +279,7 @@ async def test_a_ticket_that_is_taken_back_claims_nothing(bench: Bench) -> None:
 
 @pytest.mark.overlap
 async def test_depth_is_how_many_are_staged() -> None:
-    """With none, nothing is claimed before the engine is free; with two, two are."""
+    """With none, no job is claimed before the engine is free; with two, two are."""
     for depth in (0, 2):
         bench = Bench(depth)
         await bench.execute_one()

@@ -18,7 +18,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 def read(png: bytes) -> Image.Image:
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-        image.load()  # which checks each checksum
+        image.load()  # a reader that verifies each checksum
         return image
 
 
@@ -35,7 +35,7 @@ def pixels(height: int, width: int, channels: int, seed: int = 0) -> np.ndarray:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_pixels_come_back_as_they_were(height: int, width: int, channels: int, seed: int) -> None:
-    """Of every shape and number of channels, whatever the values."""
+    """This holds for every shape, number of channels and value."""
     picture = pixels(height, width, channels, seed)
     image = read(png_of(picture))
     assert image.mode == MODES[channels]
@@ -46,8 +46,8 @@ def test_pixels_come_back_as_they_were(height: int, width: int, channels: int, s
 @pytest.mark.parametrize("channels", MODES)
 @pytest.mark.parametrize(("height", "width"), [(3000, 1500), (2, 5_000_000)])
 def test_a_picture_of_many_bands_has_no_seams(height: int, width: int, channels: int) -> None:
-    """Rows at which one band ends and the next begins are as right as the others, also where a
-    single row is more than a band."""
+    """Rows at the edges of bands are as right as the others, also where a single row exceeds a
+    band."""
     picture = pixels(height, width, channels)
     image = read(png_of(picture))
     assert np.array_equal(np.asarray(image).reshape(picture.shape), picture)
@@ -56,7 +56,7 @@ def test_a_picture_of_many_bands_has_no_seams(height: int, width: int, channels:
 @pytest.mark.pixels
 @pytest.mark.parametrize("mode", MODES.values())
 def test_an_image_is_written_like_the_array_of_its_pixels(mode: str) -> None:
-    """To the byte."""
+    """The files are identical."""
     image = original("china").convert(mode)
     rows = np.asarray(image).reshape(image.height, image.width, -1)
     assert png_of(image) == png_of(rows)
@@ -64,14 +64,14 @@ def test_an_image_is_written_like_the_array_of_its_pixels(mode: str) -> None:
 
 @pytest.mark.pixels
 def test_there_is_nothing_but_the_pixels() -> None:
-    """No time, no software, no text: only what PNG cannot do without."""
+    """The file has no time, software or text: only the chunks that PNG requires."""
     names = [name for name, _ in chunks(png_of(original("china")))]
     assert set(names) == {b"IHDR", b"IDAT", b"IEND"}
 
 
 @pytest.mark.pixels
 def test_a_photo_is_about_as_small_as_others_make_it() -> None:
-    """At most an eighth larger than by Pillow at the level that ComfyUI saves with."""
+    """It is at most an eighth larger than Pillow's at ComfyUI's compression level."""
     photo, theirs = original("flower"), io.BytesIO()
     photo.save(theirs, "PNG", compress_level=4)
     assert len(png_of(photo)) < 1.125 * len(theirs.getvalue())

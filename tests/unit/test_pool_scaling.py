@@ -1,4 +1,4 @@
-"""What the leading dispatcher does about the size of the pool: on fakes, without Ray."""
+"""How the leading dispatcher scales the pool: on fakes, without Ray."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEADLINE_S = 300
 
 @dataclass
 class Pool:
-    """Serve's part: what was set, and what it was told."""
+    """Serve's part: the current size, and the sizes requested so far."""
 
     workers: int = 0
     told: list[int] = field(default_factory=list)
@@ -65,7 +65,7 @@ async def _until(holds: Callable[[], bool]) -> None:
 
 @pytest.mark.scaling
 async def test_the_pool_goes_from_zero_to_all_and_back() -> None:
-    """A burst is one request for every worker; all go, after the delay, when the last job has
+    """A burst is one request for every worker; all leave after the delay once the last job has
     ended."""
     bench = Bench()
     scaler = bench.scaler()
@@ -111,7 +111,7 @@ async def test_jobs_in_hand_keep_their_workers() -> None:
 
 @pytest.mark.scaling
 async def test_warm_workers_come_without_a_job() -> None:
-    """Those kept for the next interactive job are asked for in an empty service."""
+    """Workers kept for the next interactive job are requested in an empty service."""
     bench = Bench()
     scaler = bench.scaler(warm_workers=1)
 
@@ -124,7 +124,7 @@ async def test_warm_workers_come_without_a_job() -> None:
 
 @pytest.mark.scaling
 async def test_a_controller_that_is_away_is_asked_again() -> None:
-    """Serve's controller restarting, Postgres away, or a defect: none ends the scaling."""
+    """A restart of Serve's controller, an absent Postgres or a defect does not end the scaling."""
     bench = Bench(pool=Pool(failures=3, defects=2))
     await bench.jobs.insert(new_job())
     task = asyncio.create_task(bench.scaler(upscale_delay_s=0).run(pause_s=0.001))
@@ -136,7 +136,7 @@ async def test_a_controller_that_is_away_is_asked_again() -> None:
 
 
 class Controller:
-    """Serve's, which answers `answers` one after the other; None is an answer that is awaited."""
+    """Serve's controller, which answers `answers` one after the other; None waits for `asked`."""
 
     def __init__(self, *answers: object) -> None:
         self._answers = iter(answers)
@@ -156,7 +156,7 @@ class Controller:
 async def test_while_the_application_is_built_its_size_is_unknown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Serve tells of no deployment then, as after a deployment that failed."""
+    """Serve then reports no deployment, as after a deployment that failed."""
     controller = Controller({"applications": {}}, {"applications": {APP: {"deployments": {}}}})
     monkeypatch.setattr("ray.get_actor", lambda *_: controller)
     for _ in range(2):
@@ -166,7 +166,7 @@ async def test_while_the_application_is_built_its_size_is_unknown(
 
 @pytest.mark.scaling
 async def test_a_scaler_that_is_stopped_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in the moment in which the controller answers."""
+    """This holds even in the moment in which the controller answers."""
     workers = {"target_num_replicas": 1}
     controller = Controller(None)
     monkeypatch.setattr("ray.get_actor", lambda *_: controller)
@@ -182,7 +182,7 @@ async def test_a_scaler_that_is_stopped_stops(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.scaling
 def test_serve_keeps_to_the_number_that_was_set() -> None:
-    """Serve's own policy changes nothing, whatever tickets are on their way."""
+    """Serve's own policy changes nothing, however many tickets are in flight."""
     context = SimpleNamespace(target_num_replicas=3, total_num_requests=99, current_num_replicas=1)
 
     assert keep_target(context) == (3, {})
