@@ -110,8 +110,7 @@ def test_gpu_seconds_are_those_of_the_engine(watch: Stopwatch, clock: Clock) -> 
 
 @pytest.mark.usage
 def test_gpu_seconds_grow_while_the_engine_executes(clock: Clock, job: Job) -> None:
-    """Each reading returns only the seconds added since the last, so their sum is right at any
-    moment."""
+    """Each reading returns only the seconds since the last, so the sum is always right."""
     watch, meter = Stopwatch(clock), MemoryMeter()
     measured = Measured(meter)
     watch.enter(ENGINE)

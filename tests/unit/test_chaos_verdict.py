@@ -140,7 +140,7 @@ def test_a_broken_attempts_delay_is_counted_from_its_first_fault() -> None:
 
 
 def test_the_report_names_the_code_that_it_is_about() -> None:
-    """The table and the file both name the commit and the date."""
+    """The table shows the date and the commit, and the file the commit."""
     verdict = verdict_on()
     assert dict(verdict.table())["date, commit"] == "2026-11-29, 53486a3"
     assert verdict.as_json()["commit"] == "53486a3"

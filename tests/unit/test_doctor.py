@@ -71,8 +71,7 @@ async def test_an_attached_engine_is_asked_and_nothing_is_installed_for_it(
 
 @pytest.mark.fleet
 async def test_services_that_do_not_answer_have_a_mend() -> None:
-    """Each service is named with the settings to correct; the clock, which cannot be read, is left
-    out."""
+    """Each service is named with the settings to correct; an unreadable clock is left out."""
     nobody = {
         "DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:9/d",
         "REDIS_URL": "redis://127.0.0.1:9",

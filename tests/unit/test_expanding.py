@@ -51,7 +51,7 @@ def _contradictions(sql: str) -> list[str]:
     found = [
         match.group() for each in TAKES_AWAY for match in re.finditer(each, sql, re.IGNORECASE)
     ]
-    # One that is added again at once is looser; its author must ensure that it is.
+    # One that is added again at once is taken to be looser, which its author must ensure.
     lost = [name for name in DROPPED_CHECK.findall(sql) if f"ADD CONSTRAINT {name} " not in sql]
     return [*found, *lost, *filter(_asks, ADDED_COLUMN.findall(sql))]
 

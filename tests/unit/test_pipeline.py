@@ -203,7 +203,7 @@ async def test_a_ticket_that_is_of_no_use_goes_back(bench: Bench) -> None:
 @pytest.mark.overlap
 @pytest.mark.parametrize("at_last", [NOTHING_WAITS, BUSY])
 async def test_a_ticket_serves_while_jobs_wait(at_last: str) -> None:
-    """Jobs follow each other until none is available soon; the ticket reports how the last ended."""
+    """Jobs follow each other until none is available soon; the ticket reports the last outcome."""
     left = ["succeeded", "failed", at_last, "too many"]
 
     async def process(_hold_s: float) -> str:

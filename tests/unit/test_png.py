@@ -46,8 +46,7 @@ def test_pixels_come_back_as_they_were(height: int, width: int, channels: int, s
 @pytest.mark.parametrize("channels", MODES)
 @pytest.mark.parametrize(("height", "width"), [(3000, 1500), (2, 5_000_000)])
 def test_a_picture_of_many_bands_has_no_seams(height: int, width: int, channels: int) -> None:
-    """Rows at the edges of bands are as right as the others, also where a single row exceeds a
-    band."""
+    """Rows at the edges of bands are right, also where a single row exceeds a band."""
     picture = pixels(height, width, channels)
     image = read(png_of(picture))
     assert np.array_equal(np.asarray(image).reshape(picture.shape), picture)

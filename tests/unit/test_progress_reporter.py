@@ -1,4 +1,4 @@
-"""A worker's line to the status actor, and who is woken when a job ends."""
+"""A worker's reports to the status actor, and the watchers woken when a job ends."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def board() -> MemoryStatusBoard:
 async def report(
     actor: FakeActor, board: MemoryStatusBoard, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ProgressReporter]:
-    """A reporter that sends again after an hour at the earliest, unless something is urgent."""
+    """Return a reporter that resends after an hour at the earliest, unless an event is urgent."""
     monkeypatch.setattr(ProgressReporter, "PERIOD_S", NEVER_S)
     async with _running(actor, board) as reporter:
         yield reporter
@@ -97,7 +97,7 @@ class TestReporter:
     async def test_the_first_event_goes_out_at_once(
         self, actor: FakeActor, report: ProgressReporter
     ) -> None:
-        """Nobody waits a period to see that a job runs."""
+        """The start of a job is not delayed by a period."""
         report(JOB, RUNNING)
         await _until(lambda: actor.events() == [RUNNING])
 
@@ -118,7 +118,7 @@ class TestReporter:
     async def test_between_calls_only_the_newest_progress_is_kept(
         self, actor: FakeActor, report: ProgressReporter
     ) -> None:
-        """Of each job the last progress and the last preview go out, in the order they came."""
+        """For each job the last progress and the last preview are sent, in the order they came."""
         other = uuid4()
         report(JOB, RUNNING)
         await _until(lambda: len(actor.batches) == 1)
@@ -138,7 +138,7 @@ class TestReporter:
         ]
 
     async def test_every_state_is_kept(self, actor: FakeActor, report: ProgressReporter) -> None:
-        """An attempt that was handed back is not hidden by the one that comes soon after."""
+        """An attempt that was handed back is not hidden by one that soon follows."""
         states = [
             StateChanged(JobStatus.RUNNING, 1),
             StateChanged(JobStatus.QUEUED, 1),
@@ -154,7 +154,8 @@ class TestReporter:
     async def test_the_end_is_sent_at_once(
         self, actor: FakeActor, report: ProgressReporter
     ) -> None:
-        """Progress waits for its period; the end of a job does not, and takes it along."""
+        """Progress waits for its period; a job's end does not, and the pending progress goes with
+        it."""
         report(JOB, RUNNING)
         await _until(lambda: len(actor.batches) == 1)
         report(JOB, _progress(0.5))
@@ -165,7 +166,7 @@ class TestReporter:
     async def test_the_end_is_on_the_board_whatever_the_actor_does(
         self, actor: FakeActor, board: MemoryStatusBoard, report: ProgressReporter
     ) -> None:
-        """Who waits for a job hears its end past an actor that is slow; nothing else goes past."""
+        """Waiting clients see the end even if the actor is slow; only ends bypass the actor."""
         actor.let_go.clear()
         report(JOB, RUNNING)
         report(JOB, _progress(0.5))
@@ -178,7 +179,7 @@ class TestReporter:
     async def test_a_job_that_was_handed_back_has_not_ended(
         self, actor: FakeActor, board: MemoryStatusBoard, report: ProgressReporter
     ) -> None:
-        """Its row is told to nobody: it will change."""
+        """Its row is not published, because it will change."""
         queued = StateChanged(JobStatus.QUEUED, 1)
         report(JOB, queued, ended_job(id=JOB, status=JobStatus.QUEUED))
         await _until(lambda: actor.events() == [queued])
@@ -188,7 +189,7 @@ class TestReporter:
     async def test_without_a_board_the_actor_is_told_all_the_same(
         self, actor: FakeActor, board: MemoryStatusBoard, report: ProgressReporter
     ) -> None:
-        """Redis that is away from the worker's side fails neither the worker nor its report."""
+        """A Redis that the worker cannot reach fails neither the worker nor its report."""
         board.down = True
         report(JOB, SUCCEEDED, ended_job(id=JOB))
         await _until(lambda: actor.events() == [SUCCEEDED])
@@ -197,7 +198,8 @@ class TestReporter:
     async def test_a_job_that_is_soon_over_is_told_of_once(
         self, actor: FakeActor, report: ProgressReporter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """That it runs goes with what follows: a call for each would cost more than such a job."""
+        """The running state goes with the next event: a call for each would cost more than such a
+        job."""
         monkeypatch.setattr(report, "LINGER_S", NEVER_S)
         story: list[JobEvent] = [RUNNING, _progress(0.5), SUCCEEDED]
         for event in story:
@@ -208,7 +210,7 @@ class TestReporter:
     async def test_progress_goes_out_after_the_period(
         self, actor: FakeActor, report: ProgressReporter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What came between two calls is sent with the next, though nothing is urgent."""
+        """Events between two calls are sent with the next, though none is urgent."""
         monkeypatch.setattr(report, "PERIOD_S", 0.01)
         report(JOB, _progress(0.1))
         await _until(lambda: actor.events() == [_progress(0.1)])
@@ -218,7 +220,7 @@ class TestReporter:
     async def test_a_failing_actor_never_fails_the_worker(
         self, actor: FakeActor, report: ProgressReporter
     ) -> None:
-        """What it did not take is lost; what comes later goes out as if nothing had been."""
+        """Events that it did not accept are lost; later ones are sent as usual."""
         actor.error = ActorUnavailableError("for a moment", None)
         report(JOB, RUNNING)
         await _until(lambda: len(actor.batches) == 1)
@@ -228,7 +230,7 @@ class TestReporter:
         assert actor.batches[1] == [(JOB, SUCCEEDED)]
 
     async def test_closing_it_waits_for_no_actor(self, actor: FakeActor) -> None:
-        """A worker that is told to go does not hang on an actor that does not answer."""
+        """A worker that is stopped does not hang on an actor that does not answer."""
         before = asyncio.all_tasks()
         async with asyncio.timeout(DEADLINE_S), _running(actor, MemoryStatusBoard()) as reporter:
             actor.let_go.clear()
@@ -239,7 +241,7 @@ class TestReporter:
 
 class TestWatchers:
     async def test_the_end_of_any_of_the_jobs_wakes_up(self) -> None:
-        """Whoever waits for several is told as soon as the first has ended."""
+        """A watcher of several jobs is woken when the first has ended."""
         watchers, other = Watchers(), uuid4()
         waiting = asyncio.create_task(watchers.wait([JOB, other], NEVER_S))
         await asyncio.sleep(0)
@@ -256,11 +258,11 @@ class TestWatchers:
         await asyncio.wait_for(waiting, DEADLINE_S)
 
     async def test_waiting_has_an_end(self) -> None:
-        """After its time a watcher returns, to look at the row; a job named twice does no harm."""
+        """After its time a watcher returns to read the row; a job may be named twice."""
         await asyncio.wait_for(Watchers().wait([JOB, JOB], 0.01), DEADLINE_S)
 
     async def test_nobody_needs_to_wait(self) -> None:
-        """An end that nobody waits for is no error, before the first watcher and after the last."""
+        """An end without watchers is not an error, before the first watcher and after the last."""
         watchers = Watchers()
         watchers.wake([JOB])
         await watchers.wait([JOB], 0.01)

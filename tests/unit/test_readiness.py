@@ -1,4 +1,4 @@
-"""How often dependencies are asked, whoever wants to know."""
+"""How often dependencies are pinged, for any number of callers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def probe(dependency: _Dependency) -> AsyncIterator[ReadinessProbe]:
 async def test_callers_within_a_second_share_one_round(
     dependency: _Dependency, probe: ReadinessProbe
 ) -> None:
-    """Those at the same time wait for the same pings, and those soon after get their results."""
+    """Simultaneous callers wait for the same pings, and those soon after get their results."""
     dependency.gate.clear()
     callers = [asyncio.create_task(probe.results()) for _ in range(50)]
     await asyncio.sleep(0)
@@ -84,7 +84,7 @@ async def test_callers_that_leave_do_not_have_it_asked_again(
 
 
 async def test_readyz_asks_its_services_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Over HTTP too, and nobody needs a token for it."""
+    """This holds over HTTP too, without a token."""
     dependency = _Dependency()
     async with open_site() as site:
         monkeypatch.setattr(site.jobs, "ping", dependency.ping)

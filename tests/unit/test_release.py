@@ -1,4 +1,4 @@
-"""What a release consists of agrees with the version in pyproject.toml."""
+"""A release's parts agree with the version in pyproject.toml."""
 
 from __future__ import annotations
 

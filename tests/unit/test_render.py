@@ -1,4 +1,4 @@
-"""Rendering puts each value where its manifest says, and leaves the template alone."""
+"""Rendering puts each value where its manifest says, and leaves the template unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rendered(workflow: Workflow = RESTORE, **params: ParamValue) -> Prompt:
 
 
 def differences(template: Prompt, prompt: Prompt) -> dict[str, Any]:
-    """`node.input` → value, for each input that differs."""
+    """Return `node.input` → value, for each input that differs."""
     return {
         f"{node_id}.{name}": value
         for node_id, node in prompt.items()
@@ -47,7 +47,7 @@ def test_values_reach_their_nodes_and_no_others() -> None:
 @pytest.mark.parametrize("workflow", list(CATALOG), ids=lambda workflow: workflow.name)
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_both_branches_have_one_size(workflow: Workflow, scale: int) -> None:
-    """The model enlarges four times: its branch is scaled so that it meets the photo's."""
+    """The model enlarges four times: its branch is scaled to match the photo's."""
     graph = rendered(workflow, scale=scale)
     by_hand, by_model = (
         graph[graph["blended"]["inputs"][image][0]]["inputs"]["scale_by"]
@@ -64,7 +64,7 @@ def test_the_encoder_parameter_does_not_reach_the_graph() -> None:
 
 @given(scale=st.integers(1, 4), strength=st.floats(0, 1))
 def test_the_template_is_never_changed(scale: int, strength: float) -> None:
-    """Rendering and then spoiling the prompt leaves the template as it was loaded."""
+    """Changes to a rendered prompt leave the template as it was loaded."""
     before = copy.deepcopy(dict(RESTORE.graph))
     prompt = rendered(scale=scale, strength=strength)
     for node in prompt.values():
@@ -73,6 +73,6 @@ def test_the_template_is_never_changed(scale: int, strength: float) -> None:
 
 
 def test_a_prompt_is_plain_json() -> None:
-    """The prompt survives JSON unchanged, so what was rendered is what ComfyUI gets."""
+    """The prompt survives JSON unchanged, so ComfyUI gets exactly the rendered prompt."""
     prompt = rendered()
     assert json.loads(json.dumps(prompt)) == prompt

@@ -1,4 +1,4 @@
-"""Point 4, the rule: which jobs one result does for, and what a submission makes of it."""
+"""Point 4, the rule: which jobs share one result, and its effect on a submission."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from workflows.catalog import load_catalog
     ids=lambda change: next(iter(change)),
 )
 def test_whatever_changes_the_picture_makes_another_work(change: Mapping[str, Any]) -> None:
-    """Each of these alone: a seed among the parameters, and whose it is."""
+    """Each of these alone suffices: a seed among the parameters, or the owner."""
     asked = new_job(params={"seed": 1, "strength": 0.5})
     assert work_key(asked) != work_key(replace(asked, **change))
 
 
 @pytest.mark.reuse
 def test_what_changes_nothing_in_the_picture_is_no_part_of_it() -> None:
-    """The order of parameters, the job's id and the place of its input, when it is to run."""
+    """The order of parameters, the job's id, its input's key, priority and limits do not count."""
     asked = new_job(params={"seed": 1, "strength": 0.5})
     alike = new_job(
         params={"strength": 0.5, "seed": 1},
@@ -89,7 +89,8 @@ def door() -> Door:
 
 @pytest.mark.reuse
 async def test_the_same_job_is_answered_from_the_stored_result(door: Door) -> None:
-    """At once, without an attempt, and with bytes of its own: the earlier ones may go."""
+    """The answer comes at once, without an attempt, with a copy of the bytes: the earlier may
+    go."""
     earlier = await door.finish()
     job = await door.submit()
     assert (job.status, job.attempt, job.attempts) == (JobStatus.SUCCEEDED, 0, ())
@@ -101,7 +102,7 @@ async def test_the_same_job_is_answered_from_the_stored_result(door: Door) -> No
 
 @pytest.mark.reuse
 async def test_a_copy_does_as_well_and_names_whose_it_is(door: Door) -> None:
-    """A result outlives the job that it was made by; who was executed for it stays known."""
+    """A result outlives the job that made it; the executed job stays known."""
     first = await door.finish()
     await door.submit()
     await door.blobs.delete(first.result().key)
@@ -111,7 +112,7 @@ async def test_a_copy_does_as_well_and_names_whose_it_is(door: Door) -> None:
 
 @pytest.mark.reuse
 async def test_nobody_gets_it_who_did_not_ask(door: Door) -> None:
-    """Without a word a job is executed."""
+    """Without a request for reuse a job is executed."""
     await door.finish()
     assert (await door.submit(Reuse.NEVER)).status is JobStatus.QUEUED
     request = SubmissionRequest("ann", photo(), "restore", {})
@@ -120,7 +121,7 @@ async def test_nobody_gets_it_who_did_not_ask(door: Door) -> None:
 
 @pytest.mark.reuse
 async def test_what_has_not_succeeded_answers_nobody(door: Door) -> None:
-    """Equal jobs that wait, run or were cancelled are no result: then both are executed."""
+    """Equal jobs that wait, run or were cancelled have no result: then both are executed."""
     first = await door.submit()
     second = await door.submit()
     assert [first.status, second.status] == [JobStatus.QUEUED] * 2
@@ -133,7 +134,7 @@ async def test_what_has_not_succeeded_answers_nobody(door: Door) -> None:
 @pytest.mark.reuse
 @pytest.mark.parametrize("what", ["gone", "overwritten"])
 async def test_a_result_that_is_not_what_it_was_is_not_passed_on(door: Door, what: str) -> None:
-    """The job is executed instead, and nothing is left of the attempt to copy."""
+    """The job is executed instead, and the attempt to copy leaves no object."""
     output = (await door.finish()).result()
     if what == "gone":
         await door.blobs.delete(output.key)
@@ -148,7 +149,7 @@ async def test_a_result_that_is_not_what_it_was_is_not_passed_on(door: Door, wha
 async def test_a_store_that_cannot_copy_costs_gpu_time_only(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is merely convenient must not refuse a job."""
+    """A failure of an optimisation must not refuse a job."""
 
     async def copy(*_: object) -> Artifact:
         raise DependencyUnavailable("S3: NotImplemented")
@@ -177,7 +178,7 @@ async def test_a_copy_for_a_job_that_was_not_recorded_is_removed(
 
 @pytest.mark.reuse
 async def test_a_direct_upload_may_be_answered_too(door: Door) -> None:
-    """Its job keeps the upload's id, and the copy is named after that: no sweeper takes it."""
+    """Its job keeps the upload's id, and the copy is named after it, so no sweeper removes it."""
     await door.finish()
     upload_id = uuid4()
     await door.blobs.put(upload_key("ann", upload_id), photo(), "image/png")
@@ -188,6 +189,6 @@ async def test_a_direct_upload_may_be_answered_too(door: Door) -> None:
 
 @pytest.mark.reuse
 async def test_a_key_means_the_same_request_with_and_without_reuse(door: Door) -> None:
-    """What is asked for is the same picture: a retry may say it differently."""
+    """Both ask for the same picture, so a retry may differ in this option."""
     first = await door.submit(Reuse.NEVER, idempotency_key="k")
     assert (await door.submit(Reuse.ALLOW, idempotency_key="k")).id == first.id

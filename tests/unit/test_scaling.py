@@ -1,4 +1,4 @@
-"""How many workers the demand asks for, and when: without a clock, a cluster or Ray."""
+"""How many workers the demand requires, and when: without a clock, a cluster or Ray."""
 
 import pytest
 from hypothesis import given
@@ -45,7 +45,7 @@ def test_nothing_to_do_asks_for_no_worker() -> None:
 
 @pytest.mark.scaling
 def test_a_burst_asks_for_all_workers_at_once() -> None:
-    """From zero, a long queue asks for the whole fleet in one decision, and never for more."""
+    """From zero, a long queue requests the whole fleet in one decision, and never more."""
     assert wanted_workers(policy(), interactive(5), current=0) == 5
     assert wanted_workers(policy(), batch(1000), current=0) == 8
 
@@ -58,7 +58,7 @@ def test_jobs_in_hand_count_like_waiting_ones() -> None:
 
 @pytest.mark.scaling
 def test_batch_jobs_may_share_a_worker_interactive_ones_do_not() -> None:
-    """`jobs_per_worker` is the target for batch jobs; an interactive job waits behind none."""
+    """`jobs_per_worker` is the target for batch jobs; no interactive job waits behind another."""
     shared = policy(jobs_per_worker=4)
 
     assert wanted_workers(shared, batch(9), current=0) == 3
@@ -68,13 +68,13 @@ def test_batch_jobs_may_share_a_worker_interactive_ones_do_not() -> None:
 
 @pytest.mark.scaling
 def test_workers_at_work_are_not_sent_away() -> None:
-    """With several jobs to a worker, a queue that shrinks does not drain those that have work."""
+    """With several jobs per worker, a shrinking queue does not drain workers that have jobs."""
     assert wanted_workers(policy(jobs_per_worker=4), batch(0, 6), current=6) == 6
 
 
 @pytest.mark.scaling
 def test_warm_workers_are_beyond_those_at_work() -> None:
-    """A warm worker stands ready whatever the others do; the limit holds all the same."""
+    """A warm worker is ready whatever the others do; the limit still holds."""
     warm = policy(warm_workers=2)
 
     assert wanted_workers(warm, NOTHING, current=0) == 2
@@ -93,7 +93,7 @@ def test_warm_workers_are_beyond_those_at_work() -> None:
 def test_more_demand_never_asks_for_fewer_workers(
     demand: tuple[int, int], more: int, current: int, jobs_per_worker: float, warm: int
 ) -> None:
-    """What is wanted lies within the limits and grows with the queue."""
+    """The result lies within the limits and grows with the queue."""
     rules = policy(jobs_per_worker=jobs_per_worker, min_workers=1, warm_workers=warm)
     waiting, running = demand
 
@@ -104,7 +104,7 @@ def test_more_demand_never_asks_for_fewer_workers(
 
 @pytest.mark.scaling
 def test_the_way_up_waits_for_its_delay() -> None:
-    """Only demand that lasts asks for workers, and then for all that it wants by then."""
+    """Only lasting demand requests workers, and then as many as it needs by then."""
     scaler = Scaler(policy(upscale_delay_s=5))
 
     assert scaler.decide(batch(1), 0, now_s=0) == 0
@@ -114,7 +114,7 @@ def test_the_way_up_waits_for_its_delay() -> None:
 
 @pytest.mark.scaling
 def test_the_way_down_waits_longer_and_forgets_no_peak() -> None:
-    """Workers go after a whole delay below them, and as many stay as were wanted within it."""
+    """Workers go after a whole delay below them, and as many stay as were needed within it."""
     scaler = Scaler(policy(downscale_delay_s=60))
 
     assert scaler.decide(batch(0, 2), 5, now_s=0) == 5
@@ -146,6 +146,6 @@ def test_demand_that_comes_back_starts_the_delay_again() -> None:
     ],
 )
 def test_a_policy_that_contradicts_itself_is_refused(wrong: dict[str, float]) -> None:
-    """A mistake in the settings is told when they are read, not when the demand comes."""
+    """A mistake in the settings is reported when they are read, not when demand comes."""
     with pytest.raises(InvalidSettings):
         policy(**wrong)  # type: ignore[arg-type]

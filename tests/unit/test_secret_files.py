@@ -24,7 +24,7 @@ MINIMAL = {"DATABASE_URL": "postgresql://d", "REDIS_URL": "redis://r", "S3_BUCKE
     ],
 )
 def test_a_secret_may_be_in_a_file(tmp_path: Path, name: str, value: str) -> None:
-    """The same settings as from the variable itself, less the line's end."""
+    """The settings equal those from the variable itself, without the line's end."""
     file = tmp_path / "secret"
     file.write_text(value + "\n")
     others = {key: other for key, other in MINIMAL.items() if key != name}
@@ -35,14 +35,14 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path, name: str, value: str) -> Non
 
 @pytest.mark.secrets
 def test_two_sources_of_a_secret_are_refused(tmp_path: Path) -> None:
-    """Which of them was meant is not for us to guess."""
+    """The service does not guess which of them was meant."""
     with pytest.raises(InvalidSettings, match="DATABASE_URL and DATABASE_URL_FILE are both set"):
         load_settings({**MINIMAL, "DATABASE_URL_FILE": str(tmp_path / "x")})
 
 
 @pytest.mark.secrets
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """With the variable, and without a traceback."""
+    """The message names the file and the variable, without a traceback."""
     others = {key: value for key, value in MINIMAL.items() if key != "REDIS_URL"}
     with pytest.raises(InvalidSettings, match=r"REDIS_URL_FILE: cannot read .*nothing"):
         load_settings({**others, "REDIS_URL_FILE": str(tmp_path / "nothing")})
@@ -50,6 +50,6 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.secrets
 def test_only_secrets_come_from_files(tmp_path: Path) -> None:
-    """S3_BUCKET_FILE is no setting."""
+    """S3_BUCKET_FILE is not a setting."""
     with pytest.raises(InvalidSettings, match="S3_BUCKET"):
         load_settings({"DATABASE_URL": "d", "REDIS_URL": "r", "S3_BUCKET_FILE": str(tmp_path)})

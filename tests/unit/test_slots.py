@@ -1,4 +1,4 @@
-"""Which slot a worker's GPUs ask for."""
+"""The slot that a worker's GPUs request."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def test_numbered_gpu_has_the_slot_of_its_number(gpu_ids: Sequence[int | str]) -
 
 @pytest.mark.parametrize("gpu_ids", [[], ["GPU-5b1f2c"], ["MIG-3"], ["-1"], [""]])
 def test_other_gpus_have_no_slot_of_their_own(gpu_ids: Sequence[int | str]) -> None:
-    """No GPU, a UUID and a partition of a GPU say nothing about a port."""
+    """No GPU, a UUID and a partition of a GPU do not determine a port."""
     assert physical_index(gpu_ids) is None

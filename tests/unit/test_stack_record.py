@@ -1,4 +1,4 @@
-"""A stack that is started from outside."""
+"""A stack started from outside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serve_app.local.record import StackOptions, StackRecord, start_detached
 def test_a_stack_that_loses_its_first_ray_is_not_up_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says so in its record, and starts Ray again: who waits for it waits for that."""
+    """Its record says so while it starts Ray again, so a waiting command keeps waiting."""
     up = StackRecord(4711, "http://127.0.0.1:8000", issuer=None, drain_s=1)
     records = iter([None, replace(up, lost="its raylet ended"), up])
     process = SimpleNamespace(pid=up.pid, poll=lambda: None)

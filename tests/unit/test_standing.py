@@ -1,4 +1,4 @@
-"""A worker's reports and orders: what it does about them."""
+"""A worker's reports, and its reaction to orders."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def worker() -> AsyncIterator[Worker]:
 
 @pytest.mark.fleet
 async def test_a_drained_worker_admits_nothing_until_it_is_undrained(worker: Worker) -> None:
-    """Who waits to be admitted is let in at once then, and sent away when the patience ends."""
+    """Waiting tickets are then admitted at once, or sent back when the patience ends."""
     assert await worker.standing.admitted(NEVER_S)
     await worker.registry.drain("w", drained=True)
     await _holds(lambda: worker.standing.drained)
@@ -74,7 +74,7 @@ async def test_a_drained_worker_admits_nothing_until_it_is_undrained(worker: Wor
 
 @pytest.mark.fleet
 async def test_orders_hold_while_postgres_is_away(worker: Worker) -> None:
-    """A drained worker does not begin to claim because it can no longer ask."""
+    """A drained worker does not start to claim because Postgres is away."""
     await worker.registry.drain("w", drained=True)
     await _holds(lambda: worker.standing.drained)
     worker.registry.down = True
@@ -85,7 +85,7 @@ async def test_orders_hold_while_postgres_is_away(worker: Worker) -> None:
 
 @pytest.mark.fleet
 async def test_an_order_to_restart_is_obeyed_once(worker: Worker) -> None:
-    """However many reports go by meanwhile; one that comes later is another restart."""
+    """An order holds for any number of reports; a later one is another restart."""
     await worker.registry.restart_engine("w")
     for _ in range(3):
         await worker.standing.report()
@@ -100,7 +100,7 @@ async def test_an_order_to_restart_is_obeyed_once(worker: Worker) -> None:
 
 @pytest.mark.fleet
 async def test_an_engine_that_does_not_come_back_ends_no_report(worker: Worker) -> None:
-    """The health check sees to the engine; the order counts as obeyed."""
+    """The health check handles the engine; the order counts as obeyed."""
     worker.trouble = EngineUnavailable("it exits at once")
     worker.empty.set()
     await worker.registry.restart_engine("w")

@@ -1,4 +1,4 @@
-"""The one door: what is checked, what becomes durable in which order, and what a key is for."""
+"""Submission: its checks, the order in which things become durable, and the use of a key."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DEADLINE_S = 300
 
 
 class Door:
-    """A submission on stores that note in `calls` what was asked of them, in order."""
+    """A submission on stores that record their calls in `calls`, in order."""
 
     def __init__(self, catalog: Catalog | None = None, limits: UploadLimits = LIMITS) -> None:
         self.calls: list[str] = []
@@ -55,7 +55,7 @@ class Door:
 
 
 class _Examiner(ImagesHere):
-    """Counts the pictures at hand. With `busy` they stay there, and it is set by the first."""
+    """An examiner that counts its pictures. With `busy` they stay, and the first sets it."""
 
     def __init__(self, limits: UploadLimits) -> None:
         super().__init__(limits)
@@ -124,7 +124,7 @@ def door() -> Door:
 
 
 async def test_the_job_is_what_was_asked_for(door: Door) -> None:
-    """Everything in the request is in the row, and defaults are written out there."""
+    """The row has everything in the request, with defaults written out."""
     job = await door.submit(
         workflow="enlarge",
         params={"strength": 0.5},
@@ -147,7 +147,7 @@ async def test_the_job_is_what_was_asked_for(door: Door) -> None:
 async def test_the_upload_is_kept_as_it_came(
     door: Door, format: str, suffix: str, content_type: str
 ) -> None:
-    """The object is the upload to the bit, named after the job, its type told by its content."""
+    """The object is exactly the upload, named after the job, with the type of its content."""
     image = photo(format=format)
     job = await door.submit(image=image)
     sha256 = hashlib.sha256(image).hexdigest()
@@ -162,7 +162,7 @@ async def test_the_object_comes_before_the_row(door: Door) -> None:
 
 
 async def test_without_s3_there_is_no_row(door: Door) -> None:
-    """When the object cannot be stored, nothing is recorded, and the caller may try again."""
+    """When the object cannot be stored, no job is recorded, and the caller may try again."""
     door.blobs.down = True
     with pytest.raises(DependencyUnavailable):
         await door.submit(idempotency_key="k")
@@ -172,7 +172,7 @@ async def test_without_s3_there_is_no_row(door: Door) -> None:
 
 
 async def test_without_postgres_nothing_is_promised(door: Door) -> None:
-    """When the row cannot be written, the caller hears of it; at most an object is left."""
+    """When the row cannot be written, the caller gets an error; at most an object is left."""
     door.jobs.down = True
     with pytest.raises(DependencyUnavailable):
         await door.submit()
@@ -208,7 +208,7 @@ async def test_what_is_wrong_is_refused_before_anything_is_stored(
 
 
 async def test_a_request_without_room_leaves_no_picture_behind(door: Door) -> None:
-    """Who is refused for a full queue cannot keep decoders busy with what was refused."""
+    """Requests refused for a full queue must not keep decoders busy."""
     await door.submit()
     door.examiner.busy = door.jobs.room_is_told = asyncio.Event()
     with pytest.raises(QueueFull):
@@ -232,7 +232,7 @@ def _png_only() -> Catalog:
 
 
 async def test_a_format_that_the_workflow_does_not_write_is_refused() -> None:
-    """The refusal names the formats there are; without a format the workflow's own is taken."""
+    """The refusal lists the possible formats; without a format the workflow's own is used."""
     door = Door(_png_only())
     with pytest.raises(InvalidRequest, match="choose from png"):
         await door.submit(output_format=OutputFormat.JPEG)
@@ -242,7 +242,7 @@ async def test_a_format_that_the_workflow_does_not_write_is_refused() -> None:
 
 class TestResultSize:
     async def test_it_is_limited(self) -> None:
-        """8 x 8 pixels four times as large are 1024: that many are made, one fewer is refused."""
+        """8 x 8 pixels enlarged four times are 1024: a limit of 1024 passes, one fewer refuses."""
         await Door(limits=UploadLimits(max_result_pixels=1024)).submit(params={"scale": 4})
         too_small = Door(limits=UploadLimits(max_result_pixels=1023))
         with pytest.raises(ImageTooLarge, match="smaller scale"):
@@ -263,7 +263,7 @@ class TestIdempotency:
         """The same request under the same key is the same job, and nothing is stored again."""
         job = await door.submit(idempotency_key="k")
         door.calls.clear()
-        door.blobs.down = True  # and nothing is asked of S3 either
+        door.blobs.down = True  # and no request goes to S3 either
         assert await door.replays(idempotency_key="k")
         assert await door.submit(idempotency_key="k") == job
         assert door.calls == []
@@ -274,7 +274,7 @@ class TestIdempotency:
         assert not await door.replays(idempotency_key="k", owner="bob")
 
     async def test_without_a_key_every_request_is_a_job(self, door: Door) -> None:
-        """The same bytes may be wanted twice."""
+        """The same bytes may be submitted twice on purpose."""
         assert (await door.submit()).id != (await door.submit()).id
 
     @pytest.mark.parametrize(
@@ -291,7 +291,8 @@ class TestIdempotency:
     async def test_another_request_under_the_key_is_a_conflict(
         self, door: Door, change: dict[str, Any]
     ) -> None:
-        """Whatever differs, the caller is told which job the key made, and gets no new one."""
+        """For any difference, the error names the job that the key made, and no new one is
+        created."""
         job = await door.submit(idempotency_key="k")
         with pytest.raises(IdempotencyConflict) as conflict:
             await door.submit(idempotency_key="k", **change)
@@ -299,7 +300,7 @@ class TestIdempotency:
         assert door.calls == ["put", "insert"]
 
     async def test_defaults_may_be_written_out(self, door: Door) -> None:
-        """A request that says what is the default anyway asks for the same, as does 1 for 1.0."""
+        """A request that states a default is the same as one without, as is 1 for 1.0."""
         await door.submit(idempotency_key="k", params={"strength": 1.0})
         workflow = load_catalog().find("restore")
         assert await door.replays(
@@ -311,11 +312,11 @@ class TestIdempotency:
 
 
 class TestRaces:
-    """Requests that find their key unused, and are then told by the row that it is taken."""
+    """Requests that find their key unused, but then taken when the row is inserted."""
 
     @pytest.fixture
     def racing(self, door: Door) -> Door:
-        """A door for two abreast: both have looked the key up before one inserts."""
+        """Return a submission for two requests that both look the key up before one inserts."""
         door.jobs.racers = asyncio.Barrier(2)
         return door
 
@@ -328,7 +329,7 @@ class TestRaces:
         assert list(racing.blobs.objects) == [jobs[0].input.key]
 
     async def test_a_conflict_leaves_no_object(self, racing: Door) -> None:
-        """The loser asked for something else: it is told so, and its object is deleted."""
+        """The loser's request differs: it gets a conflict, and its object is deleted."""
         async with asyncio.timeout(DEADLINE_S):
             outcomes = await asyncio.gather(
                 racing.submit(idempotency_key="k"),
@@ -341,7 +342,7 @@ class TestRaces:
     async def test_an_object_that_stays_behind_spoils_nothing(
         self, racing: Door, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The loser's answer does not depend on S3: the job is there, and only that counts."""
+        """The loser's answer depends only on the job, not on S3."""
 
         async def delete(_key: str) -> None:
             raise DependencyUnavailable("S3: refused")
@@ -358,12 +359,12 @@ class TestDigest:
     )
 
     def test_it_is_the_same_for_the_same(self) -> None:
-        """The order in which parameters were given does not matter."""
+        """The order of parameters does not matter."""
         again = replace(self.ORDER, params={"b": 2, "a": 1})
         assert again.digest(b"x") == self.ORDER.digest(b"x")
 
     def test_it_differs_by_each_part(self) -> None:
-        """No two of these orders and pictures ask for the same."""
+        """All of these orders and pictures have different fingerprints."""
         orders = [
             self.ORDER,
             replace(self.ORDER, workflow=load_catalog().find("enlarge")),

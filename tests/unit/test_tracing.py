@@ -60,13 +60,13 @@ HEADER = f"00-{TRACE}-00f067aa0ba902b7-01"
     ],
 )
 def test_traceparent_is_read_as_w3c_says(header: str | None, expected: TraceContext | None) -> None:
-    """Version 00 exactly, later ones as far as they are known; anything else is none."""
+    """Version 00 exactly, later ones in their known part; any other text is refused."""
     assert TraceContext.parse(header) == expected
 
 
 @pytest.mark.metrics
 def test_what_is_written_can_be_read() -> None:
-    """A context survives its way through a header or a row."""
+    """A context survives a header and a row."""
     for sampled in (True, False):
         context = TraceContext.new(sampled=sampled)
         assert TraceContext.parse(context.header) == context
@@ -74,7 +74,7 @@ def test_what_is_written_can_be_read() -> None:
 
 @pytest.mark.metrics
 def test_spans_nest() -> None:
-    """Below the one that surrounds them; an exception ends a span with its name, and goes on."""
+    """A span's parent is the surrounding one; an exception ends it with its name and propagates."""
     tracer = MemoryTracer()
     with suppress(EngineCrashed), spanning(tracer, "outer"):
         with spanning(tracer, "inner") as inner:
@@ -96,7 +96,7 @@ async def _submit(site: Site, **headers: str) -> str:
 
 @pytest.mark.metrics
 async def test_a_job_is_in_the_trace_of_its_request() -> None:
-    """The caller's own, down to the row that the worker will claim; the answer says which."""
+    """The caller's trace continues to the row that the worker will claim; the answer names it."""
     async with open_site() as site:
         assert await _submit(site, traceparent=HEADER) == TRACE
         [job] = site.jobs.rows.values()
@@ -105,8 +105,8 @@ async def test_a_job_is_in_the_trace_of_its_request() -> None:
 
 @pytest.mark.metrics
 async def test_without_a_caller_each_job_has_a_trace_of_its_own() -> None:
-    """With or without a collector: log lines can be told apart by it. A header that is none is
-    ignored."""
+    """This holds with or without a collector, so log lines can be separated by it. An invalid
+    header is ignored."""
     async with open_site() as site:
         first, second = await _submit(site), await _submit(site, traceparent="nonsense")
     assert first != second
@@ -145,8 +145,7 @@ async def test_from_the_request_to_the_last_node() -> None:
 
 @pytest.mark.metrics
 def test_opentelemetry_gets_the_spans_as_they_are() -> None:
-    """Ids, times, kind, attributes and failure arrive; what a caller does not want seen does
-    not."""
+    """Ids, times, kind, attributes and failure arrive; unsampled spans do not."""
     exporter = InMemorySpanExporter()
     tracer = OtelTracer("worker", SimpleSpanProcessor(exporter))
     parent = TraceContext.parse(HEADER)
@@ -170,5 +169,5 @@ def test_opentelemetry_gets_the_spans_as_they_are() -> None:
 
 @pytest.mark.metrics
 def test_nothing_is_traced_without_a_collector() -> None:
-    """No thread, no exporter: the tracer of these settings is the one that does nothing."""
+    """There is no thread and no exporter: these settings give the no-op tracer."""
     assert isinstance(tracer_from(settings_for_tests(), "worker"), NullTracer)

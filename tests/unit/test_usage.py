@@ -1,4 +1,4 @@
-"""Point 9: whose usage is shown to whom, and what executions record of it."""
+"""Point 9: who sees whose usage, and the usage that executions record."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 @pytest.mark.usage
 async def test_an_owner_sees_its_own_and_an_admin_everybodys() -> None:
-    """By owner and workflow; without `since`, of the last 30 days."""
+    """Usage is given by owner and workflow; without `since`, of the last 30 days."""
     async with open_site() as site:
         for owner, gpu_s in (("ann", 2.0), ("bob", 3.0)):
             job, _ = await site.jobs.insert(new_job(owner=owner))
@@ -64,7 +64,7 @@ async def test_an_owner_sees_its_own_and_an_admin_everybodys() -> None:
     ],
 )
 async def test_since_is_a_moment(since: str, expected: int) -> None:
-    """ISO 8601, UTC without an offset; anything else is malformed."""
+    """ISO 8601, UTC without an offset; any other text is malformed."""
     async with open_site() as site, site.client("ann", USER_SCOPES) as client:
         answer = await client.get(PATH, params={"since": since})
     assert answer.status_code == expected
@@ -84,20 +84,20 @@ async def test_since_is_a_moment(since: str, expected: int) -> None:
     ],
 )
 def test_since_on_the_command_line(text: str, expected: datetime) -> None:
-    """So long ago, or a day of this machine's calendar."""
+    """A duration before now, or a day of this machine's calendar."""
     assert parse_since(text, datetime(2026, 11, 22, 12, tzinfo=UTC)) == expected
 
 
 @pytest.mark.usage
 @pytest.mark.parametrize("text", ["", "7", "7x", "d7", "-1d", "2026-13-01", "999999d"])
 def test_since_that_is_neither_is_refused(text: str) -> None:
-    """With the two forms that it may have."""
+    """The refusal lists the two possible forms."""
     with pytest.raises(typer.BadParameter, match="2026-11-01"):
         parse_since(text, datetime(2026, 11, 22, 12, tzinfo=UTC))
 
 
 class Bench:
-    """An execution on fakes whose engine is told how long to take."""
+    """An execution on fakes with a configurable engine time."""
 
     def __init__(self, ledger: MemoryUsageLedger | None = None) -> None:
         self.ledger = ledger or MemoryUsageLedger()
@@ -126,15 +126,15 @@ class Bench:
             return await self.execution.run(job, Visit())
 
     async def gpu_s(self) -> float:
-        """As the ledger has it once all is written."""
+        """Return the ledger's GPU seconds once all is written."""
         await self.book.write()
         return sum(usage.gpu_s for usage in await self.ledger.since(LONG_AGO))
 
 
 @pytest.mark.usage
 async def test_an_attempt_that_fails_costs_as_one_that_succeeds() -> None:
-    """Three attempts, two of them failures after the engine had begun: three rows, one job, and
-    the metric has the same sum."""
+    """Three attempts, two of them failures after the engine had begun, make three rows and one job,
+    and the metric has the same sum."""
     bench = Bench()
     await bench.insert()
     for error in (EngineCrashed("it died"), EngineCrashed("again"), None):
@@ -150,7 +150,6 @@ async def test_an_attempt_that_fails_costs_as_one_that_succeeds() -> None:
 
 @pytest.mark.usage
 async def test_an_attempt_that_never_executed_costs_nothing() -> None:
-    """No engine, no GPU seconds."""
     bench = Bench()
     await bench.insert()
 
@@ -165,8 +164,8 @@ async def test_an_attempt_that_never_executed_costs_nothing() -> None:
 
 @pytest.mark.usage
 async def test_waiting_for_the_engines_turn_costs_nothing() -> None:
-    """While another run is executed nothing is recorded; once its own turn has come, each
-    heartbeat tells what it has cost so far: of a worker that is killed then, that much is known."""
+    """While another run executes, nothing is recorded; during its own turn each heartbeat records
+    the cost so far, so that much is known of a killed worker."""
     bench = Bench()
     await bench.insert()
     bench.engine.turn.clear()
@@ -197,7 +196,7 @@ async def test_waiting_for_the_engines_turn_costs_nothing() -> None:
 
 @pytest.mark.usage
 async def test_what_could_not_be_recorded_is_recorded_later() -> None:
-    """A ledger that was away has every attempt's latest figure once it is back, and only once."""
+    """After an outage the ledger has every attempt's latest figure, and only once."""
     ledger = MemoryUsageLedger(down=True)
     book = UsageRecorder(ledger, every_s=3600)
     first, _ = await MemoryJobStore().insert(new_job())
@@ -216,7 +215,7 @@ async def test_what_could_not_be_recorded_is_recorded_later() -> None:
 
 @pytest.mark.usage
 async def test_a_write_that_is_cut_off_has_forgotten_nothing() -> None:
-    """A worker that stops while it writes writes once more, and what came meanwhile as well."""
+    """A worker that stops while it writes writes once more, including later figures."""
     ledger = _NeverAnswers()
     book = UsageRecorder(ledger, every_s=3600)
     first, _ = await MemoryJobStore().insert(new_job())
@@ -246,7 +245,7 @@ class _NeverAnswers(MemoryUsageLedger):
 
 @pytest.mark.usage
 async def test_costs_are_written_every_so_often() -> None:
-    """Without anybody's asking, through an outage too."""
+    """This needs no request, and goes on through an outage."""
     ledger = MemoryUsageLedger(down=True)
     book = UsageRecorder(ledger, every_s=0.01)
     job, _ = await MemoryJobStore().insert(new_job())
@@ -264,7 +263,7 @@ async def test_costs_are_written_every_so_often() -> None:
 
 @pytest.mark.usage
 async def test_a_ledger_that_is_away_stops_no_job() -> None:
-    """What cannot be recorded is logged, and the job succeeds."""
+    """A cost that cannot be recorded is logged, and the job succeeds."""
     bench = Bench(MemoryUsageLedger(down=True))
     await bench.insert()
     ended = await bench.attempt()
@@ -275,7 +274,7 @@ async def test_a_ledger_that_is_away_stops_no_job() -> None:
 
 @pytest.mark.usage
 async def test_since_when_is_thirty_days_by_default() -> None:
-    """As the answer says itself."""
+    """The answer states it."""
     async with open_site() as site, site.client("ann") as client:
         since = datetime.fromisoformat((await client.get(PATH)).json()["since"])
     age = datetime.now(UTC) - since
@@ -284,7 +283,7 @@ async def test_since_when_is_thirty_days_by_default() -> None:
 
 @pytest.mark.cancel
 async def test_a_cancel_is_obeyed_while_no_cost_can_be_recorded() -> None:
-    """What an attempt costs is written beside its lease, and never in the way of a cancel."""
+    """An attempt's cost is written beside its lease, and never delays a cancel."""
     bench = Bench(_NeverAnswers())
     bench.engine.go_on.clear()
     await bench.insert()

@@ -1,4 +1,4 @@
-"""The vocabulary: transitions, events, images and settings keep their promises."""
+"""The vocabulary: guarantees of transitions, events, images and settings."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_error_survives_the_way_between_processes(kind: type[RestorationError
 
 
 def test_error_codes_are_told_apart_and_drawn() -> None:
-    """No two errors share a code, and each stands in the tree that the module draws."""
+    """No two errors share a code, and each is in the tree that the module draws."""
     codes = [kind.code for kind in every_error()]
     assert len(codes) == len(set(codes))
     assert errors.__doc__ is not None
@@ -70,7 +70,7 @@ def test_final_states_are_final() -> None:
 @pytest.mark.parametrize("source", JobStatus)
 @pytest.mark.parametrize("target", JobStatus)
 def test_transitions_outside_the_table_are_refused(source: JobStatus, target: JobStatus) -> None:
-    """`check_transition` and `sources_of` say what the table says, and nothing else."""
+    """`check_transition` and `sources_of` follow the table exactly."""
     allowed = target in TRANSITIONS[source]
     assert (source in sources_of(target)) is allowed
     if allowed:
@@ -89,12 +89,12 @@ def test_transitions_outside_the_table_are_refused(source: JobStatus, target: Jo
     ],
 )
 def test_events_survive_json(event: events.JobEvent) -> None:
-    """An event read back from its JSON equals what was written."""
+    """An event read back from its JSON equals the one written."""
     assert events.from_json(events.to_json(event)) == event
 
 
 def test_only_a_final_state_is_the_last_event() -> None:
-    """Watchers stop at succeeded, failed and cancelled, and at nothing before."""
+    """Watchers stop at succeeded, failed and cancelled, and at no other state."""
     assert not events.is_last(events.Progressed(1.0, "storing", 1))
     for status in JobStatus:
         assert events.is_last(events.StateChanged(status, 1)) is status.is_final
@@ -118,7 +118,7 @@ def test_only_a_final_state_is_the_last_event() -> None:
     ],
 )
 def test_the_type_is_told_by_content(head: bytes, kind: ImageType) -> None:
-    """The first bytes decide what a file is."""
+    """The first bytes decide the type of a file."""
     assert sniff(head + bytes(32)) is kind
 
 
@@ -126,13 +126,13 @@ def test_the_type_is_told_by_content(head: bytes, kind: ImageType) -> None:
     "data", [b"GIF89a", b"%PDF-1.7", b"<svg/>", b"RIFF\x00\x00\x00\x00WAVE", b"\x00"]
 )
 def test_other_types_are_refused_with_what_would_be_right(data: bytes) -> None:
-    """A file of another type is refused, and the error lists those that are accepted."""
+    """A file of another type is refused, and the error lists the accepted ones."""
     with pytest.raises(UnsupportedImage, match="JPEG, PNG, WebP, TIFF, BMP, HEIC or AVIF"):
         sniff(data)
 
 
 def test_no_bytes_are_no_image() -> None:
-    """An empty upload says so, rather than naming a type."""
+    """The error for an empty upload says so, rather than naming a type."""
     with pytest.raises(InvalidRequest, match="empty"):
         sniff(b"")
 
@@ -160,7 +160,7 @@ def test_limits_allow_what_is_exactly_at_them() -> None:
 def test_a_result_that_cannot_be_made_is_refused_before_the_work(
     side: int, scale: int, output_format: OutputFormat, message: str
 ) -> None:
-    """What no encoder could write, or is larger than allowed, is told with its way out."""
+    """A result that no encoder could write, or larger than allowed, is refused with a remedy."""
     limits = UploadLimits(max_result_pixels=10_000 * 10_000 if scale == 1 else 10**9)
     check_result(side - 1, side - 1, scale, output_format, limits)
     with pytest.raises(ImageTooLarge, match=message):
@@ -168,7 +168,7 @@ def test_a_result_that_cannot_be_made_is_refused_before_the_work(
 
 
 def test_the_defaults_are_complete_but_for_where_state_lives() -> None:
-    """Postgres, Redis and a bucket are all that has to be named."""
+    """Only Postgres, Redis and a bucket must be named."""
     settings = load_settings({**MINIMAL, "S3_ENDPOINT_URL": "", "UNRELATED": "x"})
     assert settings.s3_bucket == "photos"
     assert settings.s3_endpoint_url is None
@@ -190,13 +190,13 @@ def test_secrets_do_not_show() -> None:
     ],
 )
 def test_wrong_settings_name_their_variable(wrong: dict[str, str], message: str) -> None:
-    """A refused setting says which variable is wrong and what would be right."""
+    """A refused setting gives the variable and the expected value."""
     with pytest.raises(InvalidSettings, match=message):
         load_settings({**MINIMAL, **wrong})
 
 
 def test_an_attempt_is_named_by_job_and_token() -> None:
-    """Two attempts at one job are told apart by the fencing token."""
+    """Two attempts at one job differ in the fencing token."""
     job_id = UUID(int=1)
     assert jobs.AttemptRef(job_id, 1) != jobs.AttemptRef(job_id, 2)
 

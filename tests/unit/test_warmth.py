@@ -1,4 +1,4 @@
-"""What a worker believes to be loaded, and what it makes of that."""
+"""A worker's estimate of its loaded models, and its use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def first(affinity: Affinity, *candidates: Candidate) -> UUID:
 
 @pytest.mark.affinity
 def test_what_is_loaded_comes_first_and_nothing_is_left_out() -> None:
-    """The others follow in the order in which they came."""
+    """The others follow in their original order."""
     order = Affinity(frozenset({"warm"})).order([BEST, OTHER, LOADED])
     assert order == [LOADED.job_id, BEST.job_id, OTHER.job_id]
 
@@ -38,7 +38,7 @@ def test_a_job_is_passed_over_once() -> None:
 
 @pytest.mark.affinity
 def test_a_job_that_was_passed_over_is_not_forgotten_for_another() -> None:
-    """Whoever else was the best meanwhile, it is taken as soon as it is so again."""
+    """It is taken as soon as it is the best again, whichever was the best meanwhile."""
     affinity = Affinity(frozenset({"warm"}))
     assert first(affinity, BEST, LOADED) == LOADED.job_id
     assert first(affinity, OTHER, LOADED) == LOADED.job_id
@@ -48,7 +48,7 @@ def test_a_job_that_was_passed_over_is_not_forgotten_for_another() -> None:
 
 @pytest.mark.affinity
 def test_without_anything_loaded_the_best_is_the_best() -> None:
-    """As it is when nothing that is loaded waits, or nothing at all."""
+    """This also holds when no loaded workflow waits, or no job at all."""
     assert first(Affinity(), BEST, LOADED) == BEST.job_id
     assert first(Affinity(frozenset({"warm"})), BEST, OTHER) == BEST.job_id
     assert Affinity(frozenset({"warm"})).order([]) == []
@@ -56,7 +56,7 @@ def test_without_anything_loaded_the_best_is_the_best() -> None:
 
 @pytest.mark.dispatch
 def test_it_knows_whether_others_waited() -> None:
-    """Of the last claim: besides the one that was to be had."""
+    """The answer is for the last claim, and excludes the claimed job."""
     affinity = Affinity()
     told = []
     for candidates in ([BEST, OTHER], [BEST], []):
@@ -67,7 +67,7 @@ def test_it_knows_whether_others_waited() -> None:
 
 @pytest.mark.affinity
 def test_the_last_jobs_models_are_what_is_loaded() -> None:
-    """Until the engine is started anew: it has nothing loaded then."""
+    """This holds until the engine is restarted, which unloads them."""
     engine = MemoryEngine(photo())
     warmth = Warmth(load_catalog(), engine)
     assert warmth.affinity.workflows == frozenset()
@@ -82,7 +82,7 @@ def test_the_last_jobs_models_are_what_is_loaded() -> None:
 
 @pytest.mark.affinity
 async def test_warming_up_loads_a_workflows_models() -> None:
-    """By a run on a picture of its own, before there is any job."""
+    """It runs each workflow on a picture of its own, before there is any job."""
     engine = MemoryEngine(photo())
     warmth = Warmth(load_catalog(), engine)
     await warmth.warm_up("restore")
@@ -92,7 +92,7 @@ async def test_warming_up_loads_a_workflows_models() -> None:
 
 @pytest.mark.affinity
 async def test_warming_up_may_fail() -> None:
-    """A worker whose engine cannot do it takes jobs all the same; an unknown name is a mistake."""
+    """A worker whose engine cannot do it still takes jobs; an unknown name is a mistake."""
     warmth = Warmth(load_catalog(), MemoryEngine(photo(), error=EngineOutOfMemory("full")))
     await warmth.warm_up("restore")
     assert warmth.affinity.workflows == frozenset()
@@ -102,7 +102,7 @@ async def test_warming_up_may_fail() -> None:
 
 @pytest.mark.affinity
 def test_a_graph_of_a_users_own_leaves_nothing_known() -> None:
-    """It may have loaded anything, and is in no catalog."""
+    """It may have loaded any model, and is in no catalog."""
     warmth = Warmth(load_catalog(), MemoryEngine(photo()))
     warmth.took("enlarge")
     assert warmth.affinity.workflows

@@ -1,4 +1,4 @@
-"""What a webhook says, how it is signed, where it may go and when it is tried again."""
+"""Webhooks: payload, signature, allowed addresses and retries."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def _ended(**changes: Any) -> Job:
 
 @pytest.mark.webhooks
 def test_the_signature_is_the_standards() -> None:
-    """The vector with which the reference implementations of Standard Webhooks test themselves."""
+    """The vector is from the tests of Standard Webhooks' reference implementations."""
     key = secret_key("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     assert signed_headers(
         key, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}'
@@ -54,7 +54,7 @@ def test_the_signature_is_the_standards() -> None:
 @pytest.mark.webhooks
 @pytest.mark.parametrize("spoilt", [None, "webhook-id", "webhook-timestamp", "body", "secret"])
 async def test_a_receiver_can_tell_what_is_ours(spoilt: str | None) -> None:
-    """Another implementation accepts what we sign, and nothing of which any part was changed."""
+    """Another implementation accepts our signatures, and rejects a change in any part."""
     job = await _ended()
     body, secret, now_s = payload(job), SECRET, int(datetime.now(UTC).timestamp())
     headers = signed_headers(secret_key(SECRET), message_id(job.id), now_s, body)
@@ -81,7 +81,7 @@ async def test_a_receiver_can_tell_what_is_ours(spoilt: str | None) -> None:
 async def test_the_payload_says_how_the_job_ended(
     status: JobStatus, failure: Failure | None
 ) -> None:
-    """Type, time and data as the specification recommends; and nothing that is internal."""
+    """Type, time and data follow the specification's recommendation, without internal fields."""
     job = await _ended(status=status, failure=failure)
     path = f"/api/v1/restorations/{job.id}"
     assert json.loads(payload(job)) == {
@@ -109,14 +109,14 @@ async def test_nothing_is_said_of_a_job_that_goes_on() -> None:
     ["", "whsec_", "whsec_c2hvcnQ=", SECRET.removeprefix("whsec_"), "whsec_???", SECRET * 3],
 )
 def test_a_secret_that_is_none_is_refused(secret: str) -> None:
-    """Too short, too long, no base64, no prefix: the service says so when it starts."""
+    """A secret that is too short or long, not base64, or without prefix is refused at the start."""
     with pytest.raises(ValueError, match="openssl rand"):
         secret_key(secret)
 
 
 @pytest.mark.webhooks
 def test_a_wrong_secret_is_told_by_its_variable_and_not_shown() -> None:
-    """A refused WEBHOOK_SECRET is named, and does not get into a log."""
+    """A refused WEBHOOK_SECRET is named, but its value is not logged."""
     minimal = {"DATABASE_URL": "postgresql://d", "REDIS_URL": "redis://r", "S3_BUCKET": "b"}
     with pytest.raises(InvalidSettings, match=r"WEBHOOK_SECRET: .*whsec_") as refused:
         load_settings({**minimal, "WEBHOOK_SECRET": "hunter2"})
@@ -147,7 +147,7 @@ def test_delays_double_with_jitter() -> None:
 
 @pytest.mark.webhooks
 def test_a_receiver_may_ask_for_patience() -> None:
-    """Retry-After puts a try off, but for an hour at most."""
+    """Retry-After delays a try, but for an hour at most."""
     schedule = RetrySchedule()
     assert schedule.delay_s(1, 0, asked_s=90) == 90
     assert schedule.delay_s(1, 0, asked_s=float("inf")) == 3600
@@ -155,7 +155,7 @@ def test_a_receiver_may_ask_for_patience() -> None:
 
 @pytest.mark.webhooks
 def test_after_a_day_it_is_over() -> None:
-    """The last try comes when 24 h are over, and there is none after it."""
+    """The last try comes when 24 h are over."""
     schedule = RetrySchedule()
     assert schedule.delay_s(30, DAY_S - 10) == 10
     assert schedule.delay_s(31, DAY_S) is None
@@ -179,7 +179,7 @@ def test_after_a_day_it_is_over() -> None:
     ],
 )
 def test_public_addresses_are_accepted(url: str) -> None:
-    """HTTPS to a public name or address."""
+    """HTTPS to a public name or address is accepted."""
     check_url(url, PUBLIC)
 
 
@@ -214,7 +214,8 @@ def test_public_addresses_are_accepted(url: str) -> None:
     ],
 )
 def test_addresses_that_are_not_public_are_refused(url: str) -> None:
-    """Plain HTTP, other services' ports, this machine and the network around it, however spelt."""
+    """Plain HTTP, other services' ports, this machine and its network are refused, in any
+    spelling."""
     with pytest.raises(InvalidWebhook):
         check_url(url, PUBLIC)
 
@@ -255,7 +256,7 @@ def test_what_two_parsers_could_read_differently_is_refused(url: str, rules: Web
     ["http://127.0.0.1:4711/", "http://[::1]:1/", "http://localhost/", "https://app.internal:99/"],
 )
 def test_networks_of_ones_own_can_be_allowed(url: str) -> None:
-    """An address in one of them, and a name that may lead there, on any port."""
+    """An address in one of them, and a name that may resolve there, is allowed on any port."""
     check_url(url, LOCAL)
     with pytest.raises(InvalidWebhook):
         check_url(url, WebhookRules(enabled=True, allow_http=True))
@@ -266,13 +267,13 @@ def test_networks_of_ones_own_can_be_allowed(url: str) -> None:
     "url", ["http://10.1.2.3/", "http://169.254.169.254/", "http://2130706433/", "http://0.0.0.0/"]
 )
 def test_one_network_does_not_allow_another(url: str) -> None:
-    """Nor an odd spelling, even of an address that is allowed."""
+    """Odd spellings are refused even for an allowed address."""
     with pytest.raises(InvalidWebhook):
         check_url(url, LOCAL)
 
 
 @pytest.mark.webhooks
 def test_the_host_is_told_by_the_same_grammar() -> None:
-    """What deliveries are kept apart by: no port, no case, no brackets."""
+    """Deliveries are grouped by host: without port, case and brackets."""
     assert host_of("https://Hooks.Example.com:8443/x") == "hooks.example.com"
     assert host_of("https://[2606:2800::1]/") == "2606:2800::1"

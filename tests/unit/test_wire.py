@@ -1,4 +1,4 @@
-"""The decoder of websocket frames: what becomes of each, and that nothing else ever comes out."""
+"""The decoder of websocket frames: the message for each, and that nothing else results."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_events_become_messages(text: str, message: Message) -> None:
     ],
 )
 def test_what_concerns_no_run_is_ignored(text: str) -> None:
-    """Broadcasts, events of extensions, and events without a prompt id are no error."""
+    """Broadcasts, events of extensions, and events without a prompt id are ignored."""
     assert decode(text) is None
 
 
@@ -107,7 +107,7 @@ def test_what_concerns_no_run_is_ignored(text: str) -> None:
     ],
 )
 def test_what_is_not_the_protocol_is_malformed(text: str) -> None:
-    """One error, which is of this system's tree, for anything that is not understood."""
+    """Any frame that cannot be decoded raises one error, which is in this system's tree."""
     with pytest.raises(MalformedMessage, match="malformed"):
         decode(text)
 
@@ -123,12 +123,12 @@ def test_previews_name_their_prompt() -> None:
     ("number", "content_type"), [(1, "image/jpeg"), (2, "image/png"), (9, "image/jpeg")]
 )
 def test_plain_previews_have_a_type_and_no_prompt(number: int, content_type: str) -> None:
-    """A frame of type 1 says how the picture is encoded, and nothing else."""
+    """A frame of type 1 gives only the picture's encoding."""
     assert decode(struct.pack(">II", 1, number) + b"...") == Preview(b"...", content_type, None)
 
 
 def test_other_binary_frames_are_ignored() -> None:
-    """Texts that nodes send (type 3) and types to come are not for us."""
+    """Texts that nodes send (type 3) and future types are ignored."""
     assert decode(struct.pack(">II", 3, 1) + b"5text") is None
     assert decode(struct.pack(">I", 99)) is None
 
@@ -137,7 +137,7 @@ def test_other_binary_frames_are_ignored() -> None:
     "raw", [b"", b"\0\0", struct.pack(">I", 1), struct.pack(">I", 4), struct.pack(">II", 4, 9)]
 )
 def test_truncated_binary_frames_are_malformed(raw: bytes) -> None:
-    """A frame that ends before its own header does is not taken for a picture."""
+    """A frame that ends before its own header is not decoded as a picture."""
     with pytest.raises(MalformedMessage):
         decode(raw)
 
@@ -157,7 +157,7 @@ def test_truncated_binary_frames_are_malformed(raw: bytes) -> None:
     )
 )
 def test_any_frame_is_a_message_or_nothing_or_malformed(raw: str | bytes) -> None:
-    """No frame, however strange, raises anything else."""
+    """No frame raises any other error."""
     try:
         message = decode(raw)
     except MalformedMessage:

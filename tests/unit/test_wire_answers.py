@@ -58,26 +58,26 @@ def test_history_of_an_unknown_prompt_is_empty() -> None:
 
 @pytest.mark.parametrize("raw", [b"<html>", b"[]", b'{"p": {"outputs": 3}}'])
 def test_history_that_is_none(raw: bytes) -> None:
-    """Whatever else answers on the port is MalformedMessage."""
+    """Any other answer on the port is MalformedMessage."""
     with pytest.raises(MalformedMessage):
         responses.parse_history(raw, "p")
 
 
 def test_the_queue_is_two_sets_of_ids() -> None:
-    """What runs is told apart from what waits for its turn."""
+    """Running prompts are separate from waiting ones."""
     item: list[Any] = [4, "a", {}, {}, []]
     raw = body({"queue_running": [item], "queue_pending": [[5, "b", {}, {}, []]]})
     assert responses.parse_queue(raw) == responses.Queue(frozenset({"a"}), frozenset({"b"}))
 
 
 def test_an_accepted_prompt() -> None:
-    """No node errors: the prompt is queued under its id."""
+    """Without node errors the prompt is queued under its id."""
     raw = body({"prompt_id": "p", "number": 3, "node_errors": {}})
     assert responses.parse_prompt_answer(raw) == Accepted("p")
 
 
 def test_a_prompt_that_validates_in_part_is_rejected_though_queued() -> None:
-    """Rule 7: status 200 with node errors; the answer says that something of it is queued."""
+    """Rule 7: status 200 with node errors; the answer says that part of it is queued."""
     error = {"type": "value_not_in_list", "message": "Value not in list", "details": "model: 'x'"}
     problems = {"class_type": "Loader", "errors": [error], "dependent_outputs": ["9"]}
     raw = body({"prompt_id": "p", "number": 3, "node_errors": {"4": problems}})
@@ -94,14 +94,14 @@ def test_a_prompt_that_is_refused_as_a_whole(node_errors: object) -> None:
 
 
 def test_an_upload_is_named_with_its_folder() -> None:
-    """LoadImage finds a picture by folder and name, the name being the one that was returned."""
+    """LoadImage finds a picture by its folder and its returned name."""
     raw = body({"name": "input (1).png", "subfolder": "runs/p", "type": "input"})
     assert responses.parse_upload(raw) == "runs/p/input (1).png"
     assert responses.parse_upload(body({"name": "a.png"})) == "a.png"
 
 
 def test_the_output_of_a_success() -> None:
-    """One picture in the run's folder; on Windows the engine separates folders otherwise."""
+    """There is one picture in the run's folder; on Windows the folder separator differs."""
     success = ("execution_success", {"prompt_id": "p"})
     for subfolder in ("runs/p", "runs\\p"):
         image = {**IMAGE, "subfolder": subfolder}
@@ -126,19 +126,19 @@ def test_the_output_of_a_success() -> None:
 def test_every_other_end_is_an_error(
     failed: HistoryEntry, error: type[EngineError], text: str
 ) -> None:
-    """Rules 5, 13, 15, 17: the error says what happened and whether another attempt helps."""
+    """Rules 5, 13, 15, 17: the error names the cause and whether another attempt helps."""
     with pytest.raises(error, match=text):
         output_of(failed, "9", "runs/p", stop_asked=False)
 
 
 def test_an_interruption_that_was_asked_for() -> None:
-    """The same entry means something else when we wanted it."""
+    """The same entry has another meaning if we requested the interruption."""
     with pytest.raises(EngineInterrupted):
         output_of(entry(("execution_interrupted", {})), "9", "runs/p", stop_asked=True)
 
 
 def test_an_error_that_is_told_by_event_only() -> None:
-    """A node that blocks execution says why in an event; history only lacks the output."""
+    """A node that blocks execution gives its reason in an event; history only lacks the output."""
     heard = NodeError("p", "2", "Gate", "ExecutionBlocked", "Execution Blocked: too dark")
     with pytest.raises(EngineFailed, match="too dark"):
         output_of(entry(), "9", "runs/p", stop_asked=False, heard=heard)
@@ -154,5 +154,5 @@ def test_an_error_that_is_told_by_event_only() -> None:
     [({"comfyui_version": "0.3.75", "os": "posix"}, "0.3.75"), ({"os": "posix"}, "")],
 )
 def test_the_version_is_what_comfyui_says(system: dict[str, str], version: str) -> None:
-    """Empty for one so old that it does not say."""
+    """It is empty for a ComfyUI too old to give it."""
     assert responses.parse_version(body({"system": system, "devices": []})) == version

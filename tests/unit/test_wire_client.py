@@ -62,7 +62,7 @@ async def client_of(url: str, answer_s: float = 60) -> AsyncIterator[ComfyClient
     ids=["silence", "a hang-up", "half an answer", "no chunk", "no gzip", "no HTTP"],
 )
 async def test_every_broken_call_is_unavailable(engine: Engine, says: bytes | None) -> None:
-    """Whatever goes wrong on the way is EngineUnavailable, with its cause chained."""
+    """Every failure on the way is EngineUnavailable, with its cause chained."""
     engine.says = says
     async with client_of(engine.url, NO_TIME_S) as client:
         with pytest.raises(EngineUnavailable) as caught:
@@ -85,7 +85,7 @@ async def test_nobody_listens() -> None:
     [(500, EngineUnavailable), (503, EngineUnavailable), (404, EngineFailed), (302, EngineFailed)],
 )
 async def test_every_refusal_is_ours(engine: Engine, status: int, error: type[Exception]) -> None:
-    """The server's own trouble may pass; a refusal will not."""
+    """A server's own failure may pass; a refusal will not."""
     engine.says = f"HTTP/1.1 {status} No\r\nLocation: /\r\nContent-Length: 0\r\n\r\n".encode()
     async with client_of(engine.url) as client:
         with pytest.raises(error, match=str(status)):
@@ -94,14 +94,14 @@ async def test_every_refusal_is_ours(engine: Engine, status: int, error: type[Ex
 
 @pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:99999", "http://[half"])
 async def test_an_address_that_is_none(url: str) -> None:
-    """A setting that is no URL is EngineUnavailable too, when it is used."""
+    """A setting that is not a URL also raises EngineUnavailable when it is used."""
     async with client_of(url) as client:
         with pytest.raises(EngineUnavailable):
             await client.history("p")
 
 
 async def test_an_answer_is_recent_until_a_call_fails(engine: Engine) -> None:
-    """What has failed since is no sign that the engine is well, whatever it answered before."""
+    """After a failed call, an earlier answer does not show that the engine is well."""
     async with client_of(engine.url) as client:
         assert not client.responded_within(60)
         await client.forget("p")

@@ -1,4 +1,4 @@
-"""From events to one fraction."""
+"""The conversion of events to one fraction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def state(**nodes: NodeState) -> PromptProgress:
 
 
 def test_each_node_is_an_equal_share() -> None:
-    """Nodes that have finished count whole, the one that runs by its steps."""
+    """Finished nodes count fully, the running one by its steps."""
     meter = ProgressMeter(PROMPT)
     done, half = NodeState("finished", 1, 1), NodeState("running", 4, 8)
     assert meter.update(state(n1=done, n2=half)) == EngineProgress(0.375, "Class2")
@@ -32,7 +32,7 @@ def test_each_node_is_an_equal_share() -> None:
 
 
 def test_cached_nodes_are_done() -> None:
-    """What need not run counts from the start."""
+    """Cached nodes count from the start."""
     meter = ProgressMeter(PROMPT)
     assert meter.update(Cached("p", ["1", "2"])) == EngineProgress(0.5, "")
     assert meter.update(Executing("p", "3")) == EngineProgress(0.5, "Class3")
@@ -47,14 +47,14 @@ def test_an_older_engine_counts_one_node_at_a_time() -> None:
 
 
 def test_what_changes_nothing_is_not_told() -> None:
-    """ComfyUI tells each step twice; its watchers hear of it once."""
+    """ComfyUI reports each step twice; watchers receive it once."""
     meter = ProgressMeter(PROMPT)
     assert meter.update(state(n1=NodeState("running", 1, 2))) is not None
     assert meter.update(StepProgress("p", "1", 1, 2)) is None
 
 
 def test_nodes_that_a_node_expands_into_are_not_counted() -> None:
-    """They are not the prompt's; the class shown stays that of the node they stand for."""
+    """They are not the prompt's; the class shown stays that of the original node."""
     meter = ProgressMeter(PROMPT)
     meter.update(Executing("p", "1"))
     expanded = PromptProgress("p", {"1.0.0.7": NodeState("finished", 1, 1)})
@@ -76,7 +76,7 @@ _messages: st.SearchStrategy[Message] = st.one_of(
 
 @given(st.lists(_messages))
 def test_the_fraction_never_falls_nor_passes_one(messages: list[Message]) -> None:
-    """Whatever order and numbers the events come with."""
+    """This holds for any order and numbers of events."""
     meter = ProgressMeter(PROMPT)
     told = [progress for message in messages if (progress := meter.update(message))]
     fractions = [progress.fraction for progress in told]

@@ -1,4 +1,4 @@
-"""What a worker asks itself before it takes a job. Its parts are fakes; it itself is real."""
+"""The checks of a worker before it takes a job. Its parts are fakes; the worker is real."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.samples import new_job
 
 
 class Worker(GpuWorker):
-    """As one is once it has started, but for Ray. `claims` counts."""
+    """A worker as after its start, but without Ray. `claims` counts."""
 
     def __init__(self, start_engine: Callable[[], Awaitable[None]]) -> None:
         self.claims = 0
@@ -36,12 +36,12 @@ class Worker(GpuWorker):
         return new_job()
 
     def __del__(self) -> None:  # type: ignore[override] # nobody awaits it here
-        """There is nothing to stop."""
+        """Do nothing: this worker has nothing to stop."""
 
 
 @pytest.fixture(autouse=True)
 def draining(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether Serve has told the replica to stop."""
+    """Whether Serve has ordered the replica to stop."""
     told = [False]
     monkeypatch.setattr(gpu_worker, "is_draining", lambda: told[0])
     return told
@@ -51,7 +51,8 @@ def draining(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 async def test_a_worker_that_is_told_to_stop_while_its_engine_starts_takes_no_job(
     draining: list[bool],
 ) -> None:
-    """By the operator or by Serve: a start takes minutes, and the job would be handed back."""
+    """The operator or Serve may stop it: a start takes minutes, and the job would be handed
+    back."""
 
     async def drained_meanwhile() -> None:
         ordered._standing.drained = True
@@ -67,7 +68,7 @@ async def test_a_worker_that_is_told_to_stop_while_its_engine_starts_takes_no_jo
 
 @pytest.mark.engine_health
 async def test_no_job_is_claimed_for_an_engine_that_does_not_start() -> None:
-    """It waits for another worker; with an engine it is claimed."""
+    """The job waits for another worker; with an engine it is claimed."""
 
     async def start() -> None:
         return None

@@ -1,4 +1,4 @@
-"""What a GPU worker answers when Serve asks how it is: one that raises is replaced."""
+"""A GPU worker's answer to Serve's health check: one that raises is replaced."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Engine:
 
 @dataclass
 class Worker:
-    """As much of a GPU worker as is asked, without Ray."""
+    """The parts of a GPU worker that the check uses, without Ray."""
 
     engine: Engine = field(default_factory=Engine)
     idle: bool = True
@@ -66,7 +66,7 @@ async def _ends(error: DependencyUnavailable | None) -> None:
 @pytest.mark.engine_health
 @pytest.mark.parametrize("idle", [True, False])
 async def test_a_worker_whose_engine_cannot_start_asks_to_be_replaced(idle: bool) -> None:
-    """With the reason, also while a job waits for it to start; and it starts it no more."""
+    """It gives the reason, also while a job waits for a start; the engine is not started again."""
     worker = Worker(Engine(well=False, broken=NO_DEVICE), idle)
     with pytest.raises(EngineUnavailable, match="no such device"):
         await worker.check_health()
@@ -75,7 +75,7 @@ async def test_a_worker_whose_engine_cannot_start_asks_to_be_replaced(idle: bool
 
 @pytest.mark.engine_health
 async def test_a_dead_engine_is_started_between_jobs() -> None:
-    """A worker that brings its engine back is well, and stays."""
+    """A worker that restarts its engine is well, and stays."""
     worker = Worker(Engine(well=False))
     await worker.check_health()
     assert (worker.engine.well, worker.engine.starts) == (True, 1)
@@ -85,7 +85,7 @@ async def test_a_dead_engine_is_started_between_jobs() -> None:
 
 @pytest.mark.engine_health
 async def test_a_start_that_fails_makes_the_worker_unwell() -> None:
-    """The check says so; the next one tries again, until the engine counts as broken."""
+    """The check reports it; the next one tries again, until the engine counts as broken."""
     worker = Worker(Engine(well=False, trouble=NO_DEVICE))
     for starts in (1, 2):
         with pytest.raises(EngineUnavailable, match="no such device"):
@@ -97,7 +97,7 @@ async def test_a_start_that_fails_makes_the_worker_unwell() -> None:
 
 @pytest.mark.engine_health
 async def test_an_engine_with_a_job_is_left_to_the_job() -> None:
-    """A busy engine may be slow to answer: the check neither asks nor starts it."""
+    """A busy engine may be slow to answer, so the check neither pings nor starts it."""
     worker = Worker(Engine(well=False), idle=False)
     await worker.check_health()
     assert worker.engine.starts == 0
@@ -105,7 +105,7 @@ async def test_an_engine_with_a_job_is_left_to_the_job() -> None:
 
 @pytest.mark.engine_health
 async def test_a_worker_with_a_task_that_ended_is_replaced() -> None:
-    """However well its engine is: nobody would know of it, or pay for it, or see how far it is."""
+    """Even with a healthy engine, its reports, costs or progress would be missing."""
     worker = Worker(background=DependencyUnavailable("gone for good"))
     with pytest.raises(DependencyUnavailable, match="gone for good"):
         await worker.check_health()

@@ -1,4 +1,4 @@
-"""The catalogue refuses every workflow that could not run, and says what is wrong with it."""
+"""The catalogue refuses every workflow that could not run, and names the fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODEL = "realesrgan-x4plus.safetensors"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the `restore` workflow, to be spoilt."""
+    """Return a copy of the `restore` workflow, for tests to break."""
     return Path(shutil.copytree(BUILT_IN / "restore", tmp_path / "restore"))
 
 
@@ -48,7 +48,7 @@ def refusal(folder: Path) -> str:
 
 
 def test_the_built_in_workflows_load() -> None:
-    """Both workflows that ship are sound, and offer every format with PNG as the default."""
+    """Both built-in workflows are sound, and offer every format with PNG as the default."""
     catalog = load_catalog()
     assert [workflow.name for workflow in catalog] == ["enlarge", "restore"]
     for workflow in catalog:
@@ -57,7 +57,7 @@ def test_the_built_in_workflows_load() -> None:
 
 
 def test_an_unknown_name_says_what_there_is() -> None:
-    """Asking for a workflow that is not there names those that are."""
+    """The error for an unknown workflow lists the known ones."""
     with pytest.raises(UnknownWorkflow, match="choose from enlarge, restore"):
         load_catalog().find("colourise")
 
@@ -70,13 +70,13 @@ def test_a_missing_node_class_is_named(folder: Path) -> None:
 
 @pytest.mark.parametrize("value", [[], [[1, 2], 3], ["photo"], ["photo", "0"]])
 def test_a_list_that_is_no_link_is_named(folder: Path, value: list[object]) -> None:
-    """ComfyUI takes every list for a link: one that is none is refused before it is tried."""
+    """ComfyUI treats every list as a link: one that is not is refused before it is tried."""
     edit_graph(folder, lambda graph: graph["blended"]["inputs"].update(image1=value))
     assert "input 'image1' of node 'blended' is a list" in refusal(folder)
 
 
 def test_the_enlargement_is_a_number(folder: Path) -> None:
-    """Results are limited by it: a parameter that is not there, or no number, says nothing."""
+    """It limits results: a parameter that is missing or not a number is refused."""
     assert load_workflow(folder).manifest.enlargement({"scale": 3}) == 3
     edit_manifest(folder, 'enlarges = "scale"', "enlarges = 3.99")
     assert load_workflow(folder).manifest.enlargement({"scale": 2}) == 3.99
@@ -103,7 +103,7 @@ def test_a_binding_never_cuts_a_link(folder: Path) -> None:
 
 
 def test_a_class_the_manifest_does_not_name_is_refused(folder: Path) -> None:
-    """The manifest names every class, or an engine that lacks one would be found out too late."""
+    """Otherwise an engine that lacks a class would be noticed too late."""
     edit_manifest(folder, '  "ImageBlend",\n', "")
     assert "does not name the node class ImageBlend" in refusal(folder)
 
@@ -143,7 +143,7 @@ def test_a_declared_model_must_be_used(folder: Path) -> None:
     ],
 )
 def test_a_wrong_manifest_is_refused(folder: Path, old: str, new: str, problem: str) -> None:
-    """What is wrong in a manifest is named in one line."""
+    """A fault in a manifest is named in one line."""
     edit_manifest(folder, old, new)
     assert problem in refusal(folder)
 
@@ -162,7 +162,7 @@ def test_a_missing_graph_is_refused(folder: Path) -> None:
 
 
 def test_an_engine_that_lacks_a_node_is_refused() -> None:
-    """The refusal names the workflow and each class that the engine does not have."""
+    """The refusal names the workflow and each class that the engine lacks."""
     catalog = load_catalog()
     classes = catalog.find("restore").manifest.nodes
     catalog.check_nodes(classes | {"KSampler"})
@@ -178,13 +178,13 @@ def write_models(models: list[ModelSpec], folder: Path, content: bytes) -> None:
 
 
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:
-    """The refusal names the workflow and the file it misses."""
+    """The refusal names the workflow and the missing file."""
     with pytest.raises(ModelMissing, match=r"workflow enlarge .*animevideov3.* is missing"):
         load_catalog().check_models(tmp_path)
 
 
 def test_a_model_with_other_bytes_is_refused(tmp_path: Path) -> None:
-    """The refusal names both the sha256 that is there and the one that should be."""
+    """The refusal names both the actual and the expected sha256."""
     catalog = load_catalog()
     write_models(catalog.models(), tmp_path, b"not a model")
     with pytest.raises(ModelMissing) as caught:
@@ -194,7 +194,7 @@ def test_a_model_with_other_bytes_is_refused(tmp_path: Path) -> None:
 
 
 def test_models_with_the_right_bytes_pass(folder: Path, tmp_path: Path) -> None:
-    """A model is accepted for its sha256, and for nothing else."""
+    """A model is accepted by its sha256 alone."""
     sha256 = load_workflow(folder).manifest.models[0].sha256
     edit_manifest(folder, sha256, hashlib.sha256(b"weights").hexdigest())
     catalog = load_catalog(folder.parent)
@@ -203,7 +203,7 @@ def test_models_with_the_right_bytes_pass(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_ones_own_is_offered_too(tmp_path: Path) -> None:
-    """Beside the built-in workflows, whose names it may not take."""
+    """It is offered beside the built-in workflows, whose names it may not use."""
     shutil.copytree(BUILT_IN / "enlarge", tmp_path / "enlarge")
     with pytest.raises(WorkflowInvalid, match="name of another workflow"):
         load_catalog(more=tmp_path)
@@ -215,7 +215,7 @@ def test_a_folder_of_ones_own_is_offered_too(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there_is_no_empty_one(tmp_path: Path) -> None:
-    """A slip in WORKFLOWS_DIR does not take every workflow away without a word."""
+    """A typo in WORKFLOWS_DIR must not silently remove every workflow."""
     with pytest.raises(InvalidSettings, match="WORKFLOWS_DIR"):
         load_catalog(more=tmp_path / "worklfows")
 
@@ -229,7 +229,7 @@ def test_the_name_of_users_graphs_is_taken(tmp_path: Path) -> None:
 
 
 def _with_older(tmp_path: Path, version: str, folder: str) -> Path:
-    """A folder of workflows whose `restore` is of version 2, and was `version` before."""
+    """Return a folder of workflows whose `restore` is of version 2, and was `version` before."""
     newest = Path(shutil.copytree(BUILT_IN / "restore", tmp_path / "restore"))
     older = Path(shutil.copytree(newest, newest / "older" / folder))
     edit_manifest(newest, 'version = "1"', 'version = "2"')
@@ -239,7 +239,7 @@ def _with_older(tmp_path: Path, version: str, folder: str) -> Path:
 
 @pytest.mark.versions
 def test_older_versions_are_kept_beside_the_newest(tmp_path: Path) -> None:
-    """The newest is what is offered; an older one is there for jobs that were submitted with it."""
+    """The newest is offered; an older one serves jobs that were submitted with it."""
     catalog = load_catalog(_with_older(tmp_path, "1", "1"))
     assert [(each.name, each.version) for each in catalog] == [("restore", "2")]
     assert catalog.find("restore").version == "2"

@@ -1,4 +1,4 @@
-"""Parameters are validated strictly, and the published JSON Schema tells the same truth."""
+"""Parameters are validated strictly, and the published JSON Schema agrees."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_no_parameters_means_the_defaults() -> None:
 
 
 def test_a_whole_number_is_a_number() -> None:
-    """JSON writes 1.0 as 1: it is accepted where a float is asked for, and becomes one."""
+    """JSON writes 1.0 as 1: it is accepted where a float is expected, and becomes one."""
     strength = RESTORE.resolve({"strength": 1})["strength"]
     assert (strength, type(strength)) == (1.0, float)
 
@@ -68,14 +68,14 @@ def test_a_whole_number_is_a_number() -> None:
     ],
 )
 def test_a_wrong_value_is_named(params: dict[str, object], problem: str) -> None:
-    """The error says which parameter is wrong and what would be right; nothing is coerced."""
+    """The error names the wrong parameter and the expected value; nothing is coerced."""
     found = problems(params)
     assert found.keys() == params.keys()
     assert problem in next(iter(found.values()))
 
 
 def test_every_wrong_parameter_is_named_at_once() -> None:
-    """Two mistakes are two problems, so that a client mends both in one go."""
+    """Two mistakes are two problems, so a client can correct both at once."""
     assert problems({"scale": 9, "strength": -1}).keys() == {"scale", "strength"}
 
 
@@ -107,9 +107,9 @@ names = st.sampled_from(["scale", "strength", "quality", "other"])
 
 @given(st.dictionaries(names, values))
 def test_schema_and_validator_agree(params: dict[str, object]) -> None:
-    """What the schema accepts is accepted, and what it refuses is refused.
+    """The schema and the validator accept the same values.
 
-    (The one exception: JSON Schema counts 2.0 as an integer, the validator wants 2.)
+    The one exception: JSON Schema counts 2.0 as an integer, the validator requires 2.
     """
     allowed = SCHEMA.is_valid(params)
     try:
@@ -132,7 +132,7 @@ def manifest_with(parameter: Parameter) -> Manifest:
 
 
 def test_a_choice_is_one_of_its_words() -> None:
-    """A choice accepts its words alone, and its schema lists them."""
+    """A choice accepts only its words, and its schema lists them."""
     parameter = ChoiceParameter(
         type="choice", name="method", description="d", default="area", choices=("area", "lanczos"),
         bindings=(Binding.model_validate(TARGET),),
