@@ -90,7 +90,7 @@ class Figure:
 
 @dataclass
 class Bench:
-    """Resources shared by the benchmarks of one run; `resources` stops whatever was started."""
+    """Resources shared by the benchmarks of one run; `resources` stops all that were started."""
 
     say: Callable[[str], None]
     resources: ExitStack = field(default_factory=ExitStack)

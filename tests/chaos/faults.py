@@ -155,7 +155,7 @@ BY_KIND = {fault.kind: fault for fault in FAULTS}
 
 
 def shuffled(rng: random.Random) -> Iterator[Fault]:
-    """Yield faults for ever in random order, each kind once before any comes again."""
+    """Yield faults endlessly in random order, each kind once before any comes again."""
     while True:
         yield from rng.sample(FAULTS, len(FAULTS))
 

@@ -96,7 +96,7 @@ class _Jobs(RuleBasedStateMachine):
         self._expected: dict[UUID, _Expected] = {}
         # The last claim in each turn, numbered from 1, or 0 for a turn that began without one.
         self._turns: dict[Turn, tuple[int, int]] = {}
-        # turns that count as interactive whatever their class
+        # turns that count as interactive in any class
         self._raised: set[Turn] = set()
         self._clock = 0
         self._workers = 0

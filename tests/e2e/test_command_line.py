@@ -61,7 +61,7 @@ def newest_job(stack: Stack) -> str:
 
 
 def test_format_overrides_the_suffix(stack: Stack, photo: Path, tmp_path: Path) -> None:
-    """--format decides the format, whatever the file's name."""
+    """--format decides the format, regardless of the file's name."""
     out = tmp_path / "restored.png"
     stack.restore("run", str(photo), "-o", str(out), "--workflow", "enlarge", "--format", "jpeg")
     with Image.open(out) as image:

@@ -25,7 +25,7 @@ from tests.support.stack import Stack, running_stack
 pytestmark = pytest.mark.real_engine
 
 DEPLOY_S = 240
-LONG_S = 90.0  # The jobs still run when their workers are told to stop, even on a slow machine.
+LONG_S = 90.0  # The jobs still run when their workers are ordered to stop, even on a slow machine.
 DRAIN_S = 180  # above the longest job, as in a cluster
 WORKERS = 2
 
@@ -47,7 +47,7 @@ def stack(engine_install: EngineInstall) -> Iterator[Stack]:
 def test_a_deployment_over_running_jobs_loses_none(stack: Stack) -> None:
     """Jobs submitted before, during and after the deployment succeed at their first attempt, and
     every worker is replaced. The first two jobs ran when the deployment began, and a worker was
-    told to stop with a job in hand; otherwise the test would show nothing."""
+    ordered to stop with a job in hand; otherwise the test would show nothing."""
     wait_until(lambda: len(workers(stack.state_dir)) == WORKERS, timeout_s=60)
     before = set(workers(stack.state_dir).values())
     logs = [_log_of(worker) for worker in before]

@@ -18,7 +18,7 @@ from restoration.settings import load_node_settings
 from tests.support.fleet import Fleet, running_fleet
 
 NEXT = "99.0.0"
-LONG_S = 90.0  # still running when their workers are told to stop, on a slow machine too
+LONG_S = 90.0  # still running when their workers are ordered to stop, on a slow machine too
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ async def test_a_new_engine_is_rolled_out_over_running_jobs(
     fleet: Fleet, engine: EngineInstall, tmp_path: Path
 ) -> None:
     """Running jobs, a waiting one and those submitted meanwhile succeed at their first attempt. In
-    the end every worker has the new engine, and the next job runs on it. A worker was told to stop
+    the end every worker has the new engine, and the next job runs on it. One was ordered to stop
     with a job in hand; otherwise the test would show nothing."""
     await fleet.has_workers(engine.version, engine.version)
     ids = await fleet.submit(2, seconds=LONG_S)

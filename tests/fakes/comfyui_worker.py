@@ -131,7 +131,7 @@ class Worker:
         return {prompt_id: self.history[prompt_id]} if found else {}
 
     async def work(self) -> None:
-        """Run prompts one after another, for ever."""
+        """Run prompts one after another, endlessly."""
         while True:
             self._arrived.clear()
             while self.pending and not self.script.begin_nothing:

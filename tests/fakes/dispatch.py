@@ -107,5 +107,5 @@ class Bench:
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - fakes tell nobody when they change
+        while not holds():  # noqa: ASYNC110 - fakes signal no changes
             await asyncio.sleep(0.002)

@@ -141,5 +141,5 @@ async def open_bench() -> AsyncIterator[Bench]:
 
 async def until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - fakes and tasks tell nobody when they change
+        while not holds():  # noqa: ASYNC110 - fakes and tasks signal no changes
             await asyncio.sleep(0.002)

@@ -60,7 +60,7 @@ async def silence(_writer: asyncio.StreamWriter) -> None:
 
 
 async def drip(writer: asyncio.StreamWriter) -> None:
-    """Send header after header for ever, so that no read times out."""
+    """Send header after header endlessly, so that no read times out."""
     writer.write(b"HTTP/1.1 200 OK\r\n")
     while True:
         writer.write(b"x-more: y\r\n")

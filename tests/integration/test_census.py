@@ -51,7 +51,7 @@ async def test_jobs_are_counted_by_state_class_and_kind_of_owner(database: Datab
 
 @pytest.mark.metrics
 async def test_each_end_is_counted_once(database: Database, database_url: str) -> None:
-    """Each end is counted once, whatever ended the job, and not if it was before the leadership."""
+    """Each end of a job is counted once, for any cause, and not if it was before the leadership."""
     jobs = PostgresJobStore(database)
     census = Census(database)
     _, since = await census.finished(None)

@@ -170,7 +170,7 @@ def accepts(port: int) -> bool:
 
 
 def processes_in(folder: Path) -> list[int]:
-    """Return every living process that works in the folder, whoever started it."""
+    """Return every living process that works in the folder, regardless of its parent."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(FileNotFoundError, PermissionError, ProcessLookupError):

@@ -113,7 +113,7 @@ async def test_a_fault_while_idle_is_mended(command: EngineCommand) -> None:
 
 @pytest.mark.engine_health
 async def test_an_engine_is_started_anew_after_so_many_runs(command: EngineCommand) -> None:
-    """An engine serves that many runs, whatever their outcome, and is then restarted."""
+    """An engine serves that many runs, with any outcome, and is then restarted."""
     host = OwnedHost(command)
     limits = replace(PAUSES, restart_after_runs=2)
     async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, limits) as engine:

@@ -58,7 +58,7 @@ async def test_a_burst_brings_nodes_and_the_jobs_end(burst: Burst) -> None:
 @pytest.mark.scaling
 async def test_workers_go_while_a_job_runs(burst: Burst) -> None:
     """Idle workers are removed while another one's job runs, and that job ends at its first
-    attempt, even if its worker was told to stop."""
+    attempt, even if its worker was ordered to stop."""
     long = burst.long_when_workers_went
     assert (long.status, long.attempt) == (JobStatus.RUNNING, 1)
     ended = next(job for job in burst.jobs if job.id == long.id)

@@ -133,7 +133,7 @@ async def test_each_goes_when_its_time_is_up(
 async def test_what_is_kept_for_ever_is_kept(
     database: Database, store: PostgresJobStore, blobs: BlobStore
 ) -> None:
-    """A lifetime of 0 means for ever; a row stays as long as one of its objects."""
+    """A lifetime of 0 means forever; a row stays as long as one of its objects."""
     job = await finish(store, blobs)
     await age(database, job, 10_000)
     for lifetimes in (Lifetimes(0, 0, 0), Lifetimes(0, 0, 1), Lifetimes(1, 0, 1)):

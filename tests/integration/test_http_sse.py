@@ -129,7 +129,7 @@ async def test_a_body_that_trickles_is_told_so(
     live: LiveSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that reads while it sends receives the 408. Then its connection is closed, because
-    its body would otherwise be read for ever."""
+    its body would otherwise be read forever."""
     monkeypatch.setattr(BodyPace, "PATIENCE_S", 0.5)
     url = httpx.URL(live.url)
     reader, writer = await asyncio.open_connection(url.host, url.port)

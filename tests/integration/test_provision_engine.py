@@ -123,7 +123,7 @@ def test_an_engine_whose_python_is_gone_is_not_there(tmp_path: Path, requirement
 
 
 def test_a_torn_receipt_is_none(tmp_path: Path) -> None:
-    """After a power failure the engine is installed again instead of being refused for ever."""
+    """After a power failure the engine is installed again instead of being refused forever."""
     folder = engine_folder(tmp_path)
     folder.mkdir()
     (folder / "installed.json").write_bytes(b"")

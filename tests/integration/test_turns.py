@@ -78,7 +78,7 @@ async def test_an_endless_stream_of_new_owners_starves_nobody(
 @pytest.mark.turns
 @pytest.mark.parametrize("planned_for", [1, 50])
 def test_a_claim_locks_one_job(engine: Engine, planned_for: int) -> None:
-    """Whatever the planner assumes, other jobs stay free for concurrent claims."""
+    """For any plan of the query, other jobs stay free for concurrent claims."""
     with engine.begin() as connection:
         _fill(connection, planned_for, owners=planned_for)
         connection.execute(text("ANALYZE jobs, turns"))

@@ -47,7 +47,7 @@ def _assert_problem(answer: RawAnswer, status: int) -> None:
 
 @pytest.mark.parametrize("name", STEERING)
 def test_a_header_for_serve_changes_nothing(stack: Stack, name: str) -> None:
-    """The answer is that of a request without the header, whatever its value."""
+    """For any value, the answer is that of a request without the header."""
     url = stack.record.url
     for value in VALUES:
         headers = _user(stack) | {name: value}

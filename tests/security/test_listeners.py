@@ -86,7 +86,7 @@ def _answer(port: int, metadata: tuple[tuple[str, str], ...]) -> grpc.StatusCode
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_comfyui_is_not_behind_the_ingress(stack: Stack, path: str, method: str) -> None:
-    """None of ComfyUI's paths exists, and every answer is a problem of ours."""
+    """None of ComfyUI's paths exists, and every answer is one of our problems."""
     url, user = stack.record.url, {"Authorization": f"Bearer {stack.token()}"}
     answer = send_raw(url, method, path, user)
     upgraded = send_raw(url, "GET", path, user | UPGRADE)

@@ -80,7 +80,7 @@ def test_with_auth0_there_is_no_local_issuer(
 
 @pytest.mark.auth
 def test_without_auth0_there_is_one(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same start without the variables has what the test above does not find."""
+    """The same start without the variables has one, so the test above can fail."""
     addresses, issuers = _started(state_dir, monkeypatch, {})
     assert len(issuers) == 1
     assert addresses["LOCAL_ISSUER_URL"].startswith("http://127.0.0.1:")
@@ -104,7 +104,7 @@ def test_with_auth0_no_token_is_minted(state_dir: Path) -> None:
 @pytest.mark.auth
 @pytest.mark.parametrize("umask", [0, 0o022])
 def test_the_key_is_its_owners_alone(state_dir: Path, umask: int) -> None:
-    """The key is private whatever the umask, and is made private again if it was opened."""
+    """The key is private under any umask, and is made private again if it was opened."""
     folder = issuer_folder(state_dir)
     before = os.umask(umask)
     try:

@@ -1,5 +1,4 @@
-"""The memory of the running service stays bounded, whatever is sent and however slowly it is
-read."""
+"""The memory of the running service stays bounded for any input and reading speed."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_the_stacks_one_page_has_no_script(stack: Stack) -> None:
 
 @pytest.mark.exposure
 async def test_there_is_no_other_page() -> None:
-    """No answer but the reference page is HTML, whatever is requested."""
+    """No answer but the reference page is HTML, for any request."""
     async with open_site() as site, site.client(None) as client:
         document = (await client.get("/openapi.json")).json()
         paths = ["/", "/docs", "/redoc", "/docs/oauth2-redirect", "/<script>", *document["paths"]]

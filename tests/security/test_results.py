@@ -45,7 +45,7 @@ def get(url: str) -> httpx.Response:
 
 @pytest.mark.results
 def test_a_link_delivers_an_attachment(delivered: Delivered) -> None:
-    """The signature fixes the type and the file name, whatever the browser requests."""
+    """The signature fixes the type and the file name, regardless of the browser's request."""
     answer = get(delivered.link)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/png")
     wanted = f'attachment; filename="restored-{delivered.id}.png"'

@@ -142,7 +142,7 @@ def test_alg_none(forge: Forge, alg: str) -> None:
 @pytest.mark.parametrize("form", ["pem", "der", "jwk"])
 @pytest.mark.parametrize("alg", ["HS256", "RS256"])
 def test_hmac_with_the_public_key(forge: Forge, alg: str, form: str) -> None:
-    """The public key is not accepted as an HMAC secret in any form, whatever the header says."""
+    """The public key is not accepted as an HMAC secret in any form, under any header."""
     public = forge.key.public_key()
     secret = {
         "pem": public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),

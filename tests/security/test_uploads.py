@@ -213,7 +213,7 @@ def test_a_link_is_for_what_was_announced(http: httpx.Client) -> None:
 def test_what_was_uploaded_is_checked_like_any_other(
     http: httpx.Client, data: bytes, expected: tuple[int, str]
 ) -> None:
-    """A direct upload is checked before a job is recorded, whatever type was announced."""
+    """A direct upload is checked before a job is recorded, regardless of its announced type."""
     before = http.get(API, params={"limit": 1}).json()
     upload = begin(http, len(data))
     assert put(upload, data) == 200

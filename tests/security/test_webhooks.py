@@ -56,7 +56,7 @@ async def test_the_stack_follows_no_redirect(stack: Stack) -> None:
 
 @pytest.mark.webhooks
 async def test_the_stack_waits_for_no_dripping_answer(stack: Stack) -> None:
-    """An answer that trickles for ever ends at the total time limit of a try."""
+    """An endlessly trickling answer ends at the total time limit of a try."""
     async with receiving() as receiver:
         receiver.default = drip
         webhook = await _first_try(stack, receiver)

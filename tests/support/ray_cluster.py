@@ -119,7 +119,7 @@ class RayCluster:
         return found
 
     def jobs_in_hand_when_told_to_go(self) -> list[int]:
-        """Return the number of jobs in hand of each worker when Serve told it to stop."""
+        """Return the number of jobs in hand of each worker when Serve ordered it to stop."""
         return jobs_in_hand_when_told_to_go((self.folder / "ray").glob("session_*/logs/worker-*"))
 
     def close(self) -> None:
@@ -148,7 +148,7 @@ class RayCluster:
 
 
 def jobs_in_hand_when_told_to_go(logs: Iterable[Path]) -> list[int]:
-    """Read from workers' logs how many jobs each had in hand when Serve told it to stop."""
+    """Read from workers' logs how many jobs each had in hand when Serve stopped it."""
     told = (_TOLD_TO_GO.findall(log.read_text(errors="replace")) for log in logs)
     return [int(count) for counts in told for count in counts]
 

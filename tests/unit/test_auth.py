@@ -228,7 +228,7 @@ async def test_a_token_that_offers_a_key_is_refused(
 
 @pytest.mark.auth
 async def test_an_encrypted_token_is_refused(authenticator: Authenticator, kid: str) -> None:
-    """A JWE with its five parts is refused, whatever its header."""
+    """A JWE with its five parts is refused, with any header."""
     for alg in ("RSA-OAEP", "dir", "RS256"):
         header = _part({"alg": alg, "enc": "A256GCM", "zip": "DEF", "kid": kid})
         token = b".".join([header, _part("key"), _part("iv"), _part("text"), _part("tag")])

@@ -184,7 +184,7 @@ class TestFailure:
             (EngineStalled, 1),
             (EngineOutOfMemory, 1),
             (EngineUnavailable, 0),  # nothing ran
-            (DependencyUnavailable, 0),  # an outage says nothing about the job
+            (DependencyUnavailable, 0),  # an outage is not the fault of the job
         ],
     )
     async def test_what_may_pass_is_tried_again(
@@ -309,7 +309,7 @@ class TestFailure:
         bench.engine.go_on.clear()
         job = await bench.claimed(run_limit_s=0.5)
         task = await bench.start(job)
-        await until(lambda: bench.jobs.beats >= 60)  # a hundredth of a second each, or more
+        await until(lambda: bench.jobs.beats >= 60)  # each takes a hundredth of a second or more
         assert not task.done()
         bench.engine.turn.set()
         await task

@@ -107,7 +107,7 @@ async def exchange(app: ASGIApp, client: Client) -> AsyncIterator[Serve]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    while not holds():  # noqa: ASYNC110 - what is waited for sets no event
+    while not holds():  # noqa: ASYNC110 - the awaited change sets no event
         await asyncio.sleep(0)
 
 

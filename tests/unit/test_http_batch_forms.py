@@ -188,7 +188,7 @@ async def test_photos_are_not_held_in_memory(site: Site, monkeypatch: Any) -> No
             at_once -= 1
 
     async def put(key: str, data: bytes, content_type: str) -> Artifact:
-        return Artifact(key, "0" * 64, len(data), content_type)  # a store that keeps nothing here
+        return Artifact(key, "0" * 64, len(data), content_type)  # a store that keeps no bytes here
 
     size, count = 2 * MEBIBYTE, 60
     padded = photo() + bytes(size)

@@ -106,7 +106,7 @@ async def test_a_sender_that_keeps_up_may_take_its_time(
 
 
 async def test_a_content_length_that_lies_gains_nothing(site: Site) -> None:
-    """Received bytes are counted, whatever the header says."""
+    """Received bytes are counted, regardless of the header."""
     body = submission()
     body["files"]["image"] = ("p", b"\xff\xd8\xff" + bytes(LIMIT_BYTES + FORM_OVERHEAD_BYTES))
     async with site.client() as client:

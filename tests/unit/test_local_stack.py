@@ -227,7 +227,7 @@ def test_a_ray_that_is_lost_is_started_again(
 def test_a_stack_is_not_found_before_it_has_served(
     tmp_path: Path, records: list[StackRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever happens to its first tries, `restore up --detach` waits for one that serves."""
+    """Even if its first tries fail, `restore up --detach` waits for one that serves."""
     monkeypatch.setattr(stack, "RayProcess", FakeRay)
     serve([False, False, True], tmp_path, records)
     assert [record.lost for record in records] == [None]

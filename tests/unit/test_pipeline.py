@@ -96,7 +96,7 @@ async def bench() -> AsyncIterator[Bench]:
 
 async def _until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - tasks tell nobody how far they are
+        while not holds():  # noqa: ASYNC110 - tasks signal no progress
             await asyncio.sleep(0.002)
 
 

@@ -89,7 +89,7 @@ def _progress(fraction: float, attempt: int = 1) -> Progressed:
 
 async def _until(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - the fake tells nobody when it is called
+        while not holds():  # noqa: ASYNC110 - the fake signals no calls
             await asyncio.sleep(0.002)
 
 

@@ -74,7 +74,7 @@ def test_workers_at_work_are_not_sent_away() -> None:
 
 @pytest.mark.scaling
 def test_warm_workers_are_beyond_those_at_work() -> None:
-    """A warm worker is ready whatever the others do; the limit still holds."""
+    """A warm worker is ready beside the busy ones; the limit still holds."""
     warm = policy(warm_workers=2)
 
     assert wanted_workers(warm, NOTHING, current=0) == 2

@@ -74,7 +74,7 @@ def frame(kind: str, **data: Any) -> str:
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )
 def test_events_become_messages(text: str, message: Message) -> None:
-    """Every event that concerns a run has its own type, whatever else the event holds."""
+    """Every event that concerns a run has its own type, regardless of other contents."""
     assert decode(text) == message
 
 

@@ -1,4 +1,4 @@
-"""No exception of aiohttp leaves the client, whatever a server does to a call."""
+"""No exception of aiohttp leaves the client, however a server breaks a call."""
 
 from __future__ import annotations
 
