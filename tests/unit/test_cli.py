@@ -83,8 +83,7 @@ def test_a_missing_folder_for_the_result_is_found_before_the_work(tmp_path: Path
 def test_what_cannot_go_well_is_one_line(
     tmp_path: Path, output: str, server: str, said: str
 ) -> None:
-    """A result that would overwrite its photo and an invalid address give one line, not a
-    traceback."""
+    """An output equal to the photo and an invalid address give one line, no traceback."""
     photo = tmp_path / "photo.png"
     photo.write_bytes(b"a photo")
     restore = Path(sys.executable).with_name("restore")

@@ -190,8 +190,7 @@ class TestFailure:
     async def test_what_may_pass_is_tried_again(
         self, bench: Bench, error: type[RestorationError], held_against_it: int
     ) -> None:
-        """The job is queued with a delay; only an attempt that counts against the job is
-        charged."""
+        """The job waits with a delay; only some errors count against it."""
         bench.engine.error = error("it died")
         job = await bench.claimed()
         ended = await bench.run(job)

@@ -399,7 +399,7 @@ class TestWhatIsRefused:
         ids=str,
     )
     def test_values_of_other_kinds(self, value: object) -> None:
-        """Nested and endless values are refused, and a link must lead to a node of the graph."""
+        """Nested and infinite values are refused, and a link must lead to a node of the graph."""
         assert refused(graph(node("ImageBlur", sigma=value))).details["node"] == "2"
 
     @pytest.mark.runs

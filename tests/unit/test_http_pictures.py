@@ -94,7 +94,7 @@ async def _submit(site: Site, key: str) -> tuple[UUID, dict[str, str]]:
 
 @pytest.mark.results
 async def test_only_readers_have_the_picture(site: Site) -> None:
-    """A token that may submit but not read gets the job, as before."""
+    """A token that may submit but not read gets the job as JSON."""
     await _have_one_already(site)
     answer = await _post(site, PICTURE, scopes=[Scope.WRITE])
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")

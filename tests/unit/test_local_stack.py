@@ -113,7 +113,7 @@ def test_a_vital_process_that_ended_is_a_loss(
 def test_a_controller_that_is_gone_is_a_loss(
     watch: Watch, world: World, loss: Loss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It counts once the service has been up, unless Ray starts the controller again."""
+    """It counts once the service has been up, and not while Ray restarts the controller."""
 
     def restarting() -> None:
         raise RayActorError
