@@ -200,8 +200,7 @@ async def test_the_public_key_is_no_hmac_secret(
 async def test_only_rs256_will_do(
     authenticator: Authenticator, key: rsa.RSAPrivateKey, kid: str
 ) -> None:
-    """A token with another algorithm is refused even if its key is right: tokens do not choose
-    ours."""
+    """Another algorithm is refused even with the right key: tokens do not choose ours."""
     token = jwt.encode(_claims(), _private(key), algorithm="RS512", headers={"kid": kid})
     with pytest.raises(Unauthenticated, match="RS256"):
         await authenticator.authenticate(token)

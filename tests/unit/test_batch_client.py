@@ -244,8 +244,7 @@ class TestAsCompleted:
     def test_each_job_comes_once(
         self, batch: Batch, ingress: FakeIngress, status: FakeStatus, tmp_path: Path
     ) -> None:
-        """Jobs come in the order in which they end; between two queries the client waits for open
-        ones."""
+        """Jobs come in the order of their ends; between queries the client waits for open ones."""
         jobs = list(batch.submit_files(_photos(tmp_path, b"0", b"1", b"2")))
         ingress.to_end = [[], [jobs[2]], [], [jobs[0], jobs[1]]]
         results = [result.job.id for result in batch.as_completed([*jobs, jobs[0]])]
@@ -336,8 +335,7 @@ class TestSave:
         return next(batch.as_completed(jobs))
 
     def test_the_file_is_the_result(self, result: Result, tmp_path: Path) -> None:
-        """The file holds the object's bytes, replaces the old file, and leaves no other file beside
-        it."""
+        """The file holds the object's bytes and replaces the old file, with no file beside it."""
         (folder := tmp_path / "results").mkdir()
         (folder / "0.png").write_bytes(b"older")
         result.save(folder / "0.png")

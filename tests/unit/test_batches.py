@@ -67,6 +67,5 @@ def test_one_more_photo_never_turns_failure_into_success(counts: BatchCounts) ->
     ],
 )
 def test_names_are_fit_to_be_stored_and_shown(name: str, kept: str) -> None:
-    """Characters unsafe for terminals, logs or the database are replaced, and the length is
-    bounded."""
+    """Characters unsafe for terminals, logs or the database are replaced, and length is bounded."""
     assert item_name(name) == kept

@@ -76,8 +76,7 @@ def test_an_end_that_a_client_was_told_otherwise_is_a_second_end() -> None:
 
 @pytest.mark.lease
 def test_the_result_of_another_attempt_is_a_hole_in_the_fence() -> None:
-    """The result counts as wrong despite its right pixels: every attempt at a job yields the
-    same."""
+    """The result is wrong despite its right pixels: every attempt at a job yields the same."""
     late = job_row(uuid4(), SUCCEEDED, result_of=1)
     verdict = verdict_on(late, job_row(uuid4(), SUCCEEDED), job_row(uuid4(), RUNNING))
     assert verdict.foreign == 1

@@ -31,8 +31,7 @@ def shown(image: NormalisedImage) -> Image.Image:
 
 @pytest.mark.parametrize("case", ACCEPTED, ids=slug)
 def test_a_file_is_read_as_a_person_sees_it(case: Case) -> None:
-    """The picture is upright, with right colours and transparency, and an engine gets exactly
-    that."""
+    """The picture is upright, with right colours and transparency, and so the engine gets it."""
     assert isinstance(case.expected, Image.Image)
     image = read(case.data, LIMITS)
     picture = shown(image)

@@ -38,8 +38,7 @@ async def bench() -> AsyncIterator[Bench]:
 
 class TestTickets:
     async def test_each_waiting_job_has_one(self, bench: Bench) -> None:
-        """Jobs that waited before and those announced later get one; further hints send no second
-        one."""
+        """Earlier jobs and those announced later get one; further hints send no second one."""
         first = await bench.submit()
         bench.lead()
         await bench.sent(first)

@@ -31,8 +31,7 @@ def data(tmp_path: Path) -> DataFolder:
     ids=["another program's pid", "empty", "torn"],
 )
 def test_a_lock_that_no_postgres_holds_is_removed(data: DataFolder, content: str) -> None:
-    """A pid that now belongs to another program, or a file torn by a crash, does not block a
-    start."""
+    """A pid that now belongs to another program, or a torn file, does not block a start."""
     lock = data.path / "postmaster.pid"
     lock.write_text(content)
     data.clear_stale_lock()

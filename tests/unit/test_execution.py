@@ -63,8 +63,7 @@ class TestSuccess:
         assert all(0 <= seconds < DEADLINE_S for seconds in ended.timings_s.values())
 
     async def test_the_engine_is_free_before_the_picture_is_stored(self, bench: Bench) -> None:
-        """The admission callback learns when a job is staged, begins and has left; storing comes
-        after."""
+        """The visit learns when a job is staged, begins and has left; storing comes after."""
         job = await bench.claimed(photo((5, 7)))
         put = bench.blobs.put
 

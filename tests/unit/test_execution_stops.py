@@ -24,8 +24,7 @@ async def bench() -> AsyncIterator[Bench]:
 class TestCancel:
     @pytest.mark.cancel
     async def test_a_running_job_is_interrupted(self, bench: Bench) -> None:
-        """A heartbeat brings the cancel, the engine is interrupted, and the job ends as
-        cancelled."""
+        """A heartbeat brings the cancel, the engine is interrupted, the job ends as cancelled."""
         job = await bench.claimed()
         task = await bench.start(job)
         await bench.jobs.request_cancel(job.id)
@@ -203,8 +202,7 @@ class TestRecording:
 
 class TestShutdown:
     async def test_the_job_is_handed_back_without_a_mark(self, bench: Bench) -> None:
-        """Cancelling the worker stops its engine and queues the job at once for another,
-        uncharged."""
+        """Cancelling the worker stops its engine and requeues the job at once, uncharged."""
         job = await bench.claimed()
         task = await bench.start(job)
         task.cancel()
@@ -216,8 +214,7 @@ class TestShutdown:
         assert bench.engine.stopped == [run.id for run in bench.engine.runs]
 
     async def test_the_lease_is_kept_while_the_engine_stops(self, bench: Bench) -> None:
-        """An engine may take longer to stop than the lease lasts, while the worker is still
-        alive."""
+        """An engine may take longer to stop than the lease lasts; its worker is still alive."""
         bench.engine.may_stop.clear()
         job = await bench.claimed()
         task = await bench.start(job)

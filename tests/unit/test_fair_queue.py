@@ -56,8 +56,7 @@ async def test_owners_take_turns_and_each_is_served_in_its_order() -> None:
 
 
 async def test_an_owner_that_asks_again_and_again_gets_no_more_than_its_turns() -> None:
-    """An owner that asks again at once goes behind those who wait, though it holds as few
-    places."""
+    """An owner that asks again at once goes behind those who wait and hold as few places."""
     places = FairPlaces(1, "pictures")
     served: list[str] = []
 

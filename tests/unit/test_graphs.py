@@ -135,8 +135,7 @@ class TestWhatIsAccepted:
     def test_a_graph_is_taken_out_of_what_tools_wrap_it_in(
         self, wrap: Callable[[Graph], Graph]
     ) -> None:
-        """The wrappers are the bodies of POST /prompt and of hosted ComfyUIs, and graphToPrompt's
-        result."""
+        """These are the bodies of POST /prompt and hosted ComfyUIs, and graphToPrompt's result."""
         assert check_graph(wrap(graph(scale(2))), RULES) == check_graph(graph(scale(2)), RULES)
 
     def test_a_node_may_have_the_id_of_a_wrapper(self) -> None:
@@ -510,8 +509,7 @@ class TestSizes:
 
     @pytest.mark.runs
     def test_too_many_large_pictures_together(self) -> None:
-        """ComfyUI keeps them all until the end: three of the largest are accepted, fifty are
-        not."""
+        """ComfyUI keeps them all until the end: three of the largest pass, fifty do not."""
         large = node("ImageScale", width=10_000, height=10_000)
         few = graph(large, node("ImageInvert"))
         assert check_sizes(check_graph(few, RULES), RULES, 8, 8, LIMITS) == (10_000, 10_000)
@@ -522,8 +520,7 @@ class TestSizes:
     @pytest.mark.runs
     @pytest.mark.parametrize("value", ["8", True, ["1", 0], -1, None])
     def test_a_size_that_cannot_be_told(self, value: object) -> None:
-        """ComfyUI would convert a text to a number, and a link could bring any: both are
-        refused."""
+        """A text, which ComfyUI would convert, and a link, which could bring any, are refused."""
         sent = graph(scale(value) if value is not None else node("ImageScaleBy"))
         with pytest.raises(GraphRefused, match="scale_by"):
             check_sizes(check_graph(sent, RULES), RULES, 10, 10, LIMITS)

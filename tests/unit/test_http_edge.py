@@ -100,8 +100,7 @@ def test_serve_reads_the_headers_that_these_tests_know() -> None:
 async def test_no_header_that_steers_serve_reaches_it(
     server: _Server, kind: str, name: str
 ) -> None:
-    """It is dropped in any spelling that Serve accepts, when doubled, and with bytes that are not
-    text."""
+    """It is dropped in any spelling that Serve accepts, when doubled, and with non-text bytes."""
     full = f"{name}x" if name.endswith("-") else name  # a prefix
     headers = [
         (spelling.encode(), value)

@@ -36,8 +36,7 @@ async def test_answers_tell_what_is_left() -> None:
 
 @pytest.mark.quotas
 async def test_too_many_requests_are_refused() -> None:
-    """429 before the body is read, with the time until the next is let in; others are not
-    refused."""
+    """429 before the body is read, with the time until the next is let in; others are served."""
     async with open_site(max_requests_per_minute=2) as site, site.client() as client:
         job_id = await site.submit()
         assert (await client.post(f"{API}/{job_id}/cancel")).status_code == 200

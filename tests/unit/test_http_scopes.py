@@ -23,8 +23,7 @@ async def site() -> AsyncIterator[Site]:
 
 
 async def _operations(site: Site) -> list[tuple[str, str, str]]:
-    """Return (method, path with unused identifiers, scope) of each operation that requires a
-    token."""
+    """Return (method, path with unused identifiers, scope) of each operation with a token."""
     async with site.client() as client:
         document = (await client.get("/openapi.json")).json()
     return list(_guarded(document))
@@ -146,8 +145,7 @@ async def test_an_admin_sees_and_cancels_everybodys_jobs(site: Site) -> None:
 @pytest.mark.auth
 @pytest.mark.parametrize("path", [API, BATCHES])
 async def test_an_admin_lists_an_owners_jobs(site: Site, path: str) -> None:
-    """`owner` selects the owner, on every page; for another owner than oneself it requires
-    admin."""
+    """`owner` selects the owner, on every page; for others than oneself it requires admin."""
     ids = [str(await site.submit("ann")) for _ in range(3)]
     async with site.client("root", scopes=[Scope.ADMIN]) as admin:
         page = (await admin.get(f"{path}?owner=ann&limit=2")).json()

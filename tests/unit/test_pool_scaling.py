@@ -65,8 +65,7 @@ async def _until(holds: Callable[[], bool]) -> None:
 
 @pytest.mark.scaling
 async def test_the_pool_goes_from_zero_to_all_and_back() -> None:
-    """A burst is one request for every worker; all leave after the delay once the last job has
-    ended."""
+    """A burst is one request for every worker; all leave after the delay once all jobs ended."""
     bench = Bench()
     scaler = bench.scaler()
     await bench.jobs.insert(new_job())

@@ -154,8 +154,7 @@ class TestReporter:
     async def test_the_end_is_sent_at_once(
         self, actor: FakeActor, report: ProgressReporter
     ) -> None:
-        """Progress waits for its period; a job's end does not, and the pending progress goes with
-        it."""
+        """Progress waits for its period; a job's end does not, and takes pending progress along."""
         report(JOB, RUNNING)
         await _until(lambda: len(actor.batches) == 1)
         report(JOB, _progress(0.5))
@@ -198,8 +197,7 @@ class TestReporter:
     async def test_a_job_that_is_soon_over_is_told_of_once(
         self, actor: FakeActor, report: ProgressReporter, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The running state goes with the next event: a call for each would cost more than such a
-        job."""
+        """The running state goes with the next event: a call each would cost more than the job."""
         monkeypatch.setattr(report, "LINGER_S", NEVER_S)
         story: list[JobEvent] = [RUNNING, _progress(0.5), SUCCEEDED]
         for event in story:

@@ -89,8 +89,7 @@ def door() -> Door:
 
 @pytest.mark.reuse
 async def test_the_same_job_is_answered_from_the_stored_result(door: Door) -> None:
-    """The answer comes at once, without an attempt, with a copy of the bytes: the earlier may
-    go."""
+    """The answer comes at once, without an attempt, with a copy: the earlier result may go."""
     earlier = await door.finish()
     job = await door.submit()
     assert (job.status, job.attempt, job.attempts) == (JobStatus.SUCCEEDED, 0, ())

@@ -291,8 +291,7 @@ class TestIdempotency:
     async def test_another_request_under_the_key_is_a_conflict(
         self, door: Door, change: dict[str, Any]
     ) -> None:
-        """For any difference, the error names the job that the key made, and no new one is
-        created."""
+        """For any difference, the error names the job that the key made; no new one is made."""
         job = await door.submit(idempotency_key="k")
         with pytest.raises(IdempotencyConflict) as conflict:
             await door.submit(idempotency_key="k", **change)

@@ -214,8 +214,7 @@ def test_public_addresses_are_accepted(url: str) -> None:
     ],
 )
 def test_addresses_that_are_not_public_are_refused(url: str) -> None:
-    """Plain HTTP, other services' ports, this machine and its network are refused, in any
-    spelling."""
+    """Plain HTTP, other services' ports, this machine and its network are refused however spelt."""
     with pytest.raises(InvalidWebhook):
         check_url(url, PUBLIC)
 

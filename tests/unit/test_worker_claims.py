@@ -51,8 +51,7 @@ def draining(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 async def test_a_worker_that_is_told_to_stop_while_its_engine_starts_takes_no_job(
     draining: list[bool],
 ) -> None:
-    """The operator or Serve may stop it: a start takes minutes, and the job would be handed
-    back."""
+    """The operator or Serve may stop it; a start takes minutes, and a job would be handed back."""
 
     async def drained_meanwhile() -> None:
         ordered._standing.drained = True
