@@ -23,7 +23,7 @@ from actors.cluster.handles import ServePool, WorkerPool
 from actors.execution.pipeline import BUSY, NOTHING_WAITS
 from actors.leader.autoscaler import PoolScaler
 from actors.leader.election import lead_whenever_possible
-from actors.leader.queue_metrics import CensusTaker
+from actors.leader.queue_metrics import QueueMetrics
 from actors.observability.logging import configure_logging
 from actors.observability.metrics import RayMeter
 from persistence.postgres.database import Database
@@ -215,7 +215,7 @@ class Dispatcher:
         url = settings.database_url.get_secret_value()
         self._database = Database(url)
         self._jobs = PostgresJobStore(self._database, settings.queue_policy)
-        self._census = CensusTaker(Census(self._database), RayMeter())
+        self._census = QueueMetrics(Census(self._database), RayMeter())
         self._lease_s = settings.lease_s
         self._task = asyncio.get_running_loop().create_task(
             lead_whenever_possible(self._lead, lambda: Leadership(url), "dispatcher")

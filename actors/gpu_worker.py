@@ -16,17 +16,17 @@ import ray
 import structlog
 
 from actors.cluster.replica import is_draining
-from actors.execution.attempt import Execution, Lease, Visit
+from actors.execution.attempt import EngineOccupancy, Execution, Lease
 from actors.execution.engine_metrics import EngineWatch
-from actors.execution.loaded_models import Warmth
+from actors.execution.loaded_models import LoadedModels
 from actors.execution.pipeline import BUSY, STORING, Pipeline, one_after_another
 from actors.execution.registration import WorkerRegistration
 from actors.execution.usage import UsageRecorder
 from actors.images.process_pool import ImageProcessPool
 from actors.observability.logging import configure_logging
 from actors.observability.metrics import RayMeter
-from actors.observability.observers import Measured, Observers
-from actors.observability.spans import Traced, tracer_from
+from actors.observability.observers import MetricsObserver, Observers
+from actors.observability.spans import SpanObserver, tracer_from
 from actors.status_actor import ProgressReporter, status_actor
 from comfy_pool.factory import engine_on_this_node
 from persistence.objects.redis_cache import open_blobs
@@ -73,7 +73,7 @@ class GpuWorker:
         self._pipeline = Pipeline(self._claim, self._see_through, depth)
         self._ask_store_first = False
         self._running: set[asyncio.Task[str]] = set()
-        self._held: dict[AttemptRef, tuple[Job, Visit]] = {}
+        self._held: dict[AttemptRef, tuple[Job, EngineOccupancy]] = {}
         catalog = load_catalog(more=settings.workflows_dir)
         self._workflows = [
             CUSTOM,
@@ -116,7 +116,7 @@ class GpuWorker:
                 niceness=IMAGE_NICENESS,
             )
         )
-        self._warmth = Warmth(catalog, self._engine)
+        self._warmth = LoadedModels(catalog, self._engine)
         if settings.warm_up_workflow:
             await self._warmth.warm_up(settings.warm_up_workflow)
         self._jobs = PostgresJobStore(database, settings.queue_policy)
@@ -131,7 +131,9 @@ class GpuWorker:
             self._progress,
             self._lease,
             charge=self._costs.charge,
-            observer=Observers(Measured(meter), Traced(tracer_from(settings, "worker"))),
+            observer=Observers(
+                MetricsObserver(meter), SpanObserver(tracer_from(settings, "worker"))
+            ),
         )
         registry = PostgresWorkerRegistry(database)
         self._standing = WorkerRegistration(
@@ -189,7 +191,7 @@ class GpuWorker:
     def _is_to_stop(self) -> bool:
         return is_draining() or self._standing.drained
 
-    async def _see_through(self, job: Job, visit: Visit) -> str:
+    async def _see_through(self, job: Job, visit: EngineOccupancy) -> str:
         self._held[job.ref] = job, visit
         try:
             ended = await self._execution.run(job, visit)

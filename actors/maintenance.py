@@ -14,7 +14,7 @@ from functools import partial
 from typing import NoReturn
 
 from actors.leader.election import lead_whenever_possible
-from actors.leader.retention import Housekeeping, Lifetimes
+from actors.leader.retention import Lifetimes, RetentionSweeper
 from actors.observability.logging import configure_logging
 from actors.observability.metrics import RayMeter
 from actors.observability.spans import tracer_from
@@ -34,7 +34,7 @@ _CONNECTIONS = 4
 _RESOLVER_THREADS = 64
 
 
-class Aftercare:
+class Maintenance:
     """The Serve deployment. Secrets come from the node's environment."""
 
     def __init__(self) -> None:
@@ -70,19 +70,19 @@ async def _work(settings: Settings) -> NoReturn:
                 http,
                 key,
                 meter=RayMeter(),
-                tracer=tracer_from(settings, "aftercare"),
+                tracer=tracer_from(settings, "maintenance"),
             )
         lifetimes = Lifetimes.from_settings(settings)
-        housekeeping = Housekeeping(Retention(database), blobs, lifetimes)
+        housekeeping = RetentionSweeper(Retention(database), blobs, lifetimes)
         await lead_whenever_possible(
             partial(_lead, courier=courier, housekeeping=housekeeping),
-            lambda: Leadership(url, AdvisoryLock.AFTERCARE, DELIVERY_CHANNEL),
-            "aftercare",
+            lambda: Leadership(url, AdvisoryLock.MAINTENANCE, DELIVERY_CHANNEL),
+            "maintenance",
         )
 
 
 async def _lead(
-    signals: Leadership, *, courier: WebhookSender | None, housekeeping: Housekeeping
+    signals: Leadership, *, courier: WebhookSender | None, housekeeping: RetentionSweeper
 ) -> NoReturn:
     """Send webhooks and sweep. Raises DependencyUnavailable when the lead is lost."""
     sweeping = asyncio.create_task(housekeeping.run())

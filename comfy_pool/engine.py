@@ -19,7 +19,7 @@ import structlog
 from comfy_pool.limits import EngineLimits
 from comfy_pool.process.hosts import EngineHost
 from comfy_pool.process.memory import resident_bytes
-from comfy_pool.process.restart_backoff import Starts
+from comfy_pool.process.restart_backoff import RestartBackoff
 from comfy_pool.protocol.client import ComfyClient
 from comfy_pool.protocol.messages import Executing, Hello, Message, Preview, Started
 from comfy_pool.protocol.websocket import EventSocket
@@ -46,7 +46,7 @@ class ComfyEngine:
         self._cleaning: set[asyncio.Task[EngineResult]] = set()  # runs with a result
         self._link: EngineSession | None = None
         self._starting = asyncio.Lock()
-        self._starts = Starts(self._limits)
+        self._starts = RestartBackoff(self._limits)
         self.starts = 0
         self.version = ""  # ComfyUI's version, read at each start; empty if it was not reported
         self._runs_since_start = 0

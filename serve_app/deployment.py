@@ -28,7 +28,7 @@ from actors.dispatcher import Dispatcher
 from actors.execution.pipeline import stages
 from actors.gpu_worker import GpuWorker
 from actors.leader.autoscaler import keep_target
-from actors.maintenance import Aftercare
+from actors.maintenance import Maintenance
 from actors.observability.logging import configure_logging
 from actors.observability.metrics import RayMeter
 from actors.status_actor import NAMESPACE
@@ -172,8 +172,8 @@ def build(args: PoolArgs) -> Application:
         # A draining replica would wait for open event streams; their clients reconnect and resume.
         graceful_shutdown_timeout_s=10,
     )
-    aftercare = _deployment(Aftercare, replicas=1).bind()
-    application: Application = ingress.bind(dispatcher, aftercare)
+    maintenance = _deployment(Maintenance, replicas=1).bind()
+    application: Application = ingress.bind(dispatcher, maintenance)
     return application
 
 

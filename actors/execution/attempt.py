@@ -19,7 +19,7 @@ import structlog
 from actors.execution.outcomes import Outcomes, RetryPolicy
 from actors.images.encode import ENGINE_SUFFIX
 from actors.images.process_pool import PreparedImage
-from actors.observability.observers import NobodyWatches, Observer
+from actors.observability.observers import NullObserver, Observer
 from actors.observability.timings import ENGINE, Stopwatch
 from persistence.objects.keys import output_key
 from restoration.engine_port import (
@@ -73,7 +73,7 @@ class Lease:
     lease_s: float
 
 
-class Visit:
+class EngineOccupancy:
     """Receives a job's progress through the engine. This base class ignores it."""
 
     def staged(self, pixels: int) -> None:
@@ -146,7 +146,7 @@ class _Attempt:
 
     job: Job
     run_id: UUID
-    visit: Visit
+    visit: EngineOccupancy
     watch: Stopwatch
     cancelled: asyncio.Event
 
@@ -176,9 +176,9 @@ class Execution:
         self._lease = lease
         self._outcomes = Outcomes(jobs, retry or RetryPolicy())
         self._charge = charge or (lambda *_: None)
-        self._observer = observer or NobodyWatches()
+        self._observer = observer or NullObserver()
 
-    async def run(self, job: Job, visit: Visit) -> Job | None:
+    async def run(self, job: Job, visit: EngineOccupancy) -> Job | None:
         """Run the attempt at the claimed `job`, and return the job as its outcome left it.
 
         `visit` receives the job's progress through the engine, which is free for other jobs before
@@ -218,7 +218,7 @@ class Execution:
         if gpu_s := watch.gpu_s:
             self._charge(job, gpu_s)
 
-    async def _attempt(self, job: Job, visit: Visit, watch: Stopwatch) -> Job:
+    async def _attempt(self, job: Job, visit: EngineOccupancy, watch: Stopwatch) -> Job:
         run_id = uuid4()  # new for each attempt: ComfyUI accepts an id twice and mixes up the runs
         attempt = _Attempt(job, run_id, visit, watch, asyncio.Event())
         try:

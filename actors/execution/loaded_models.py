@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 _SIDE = 16  # pixels; enough for ImageUpscaleWithModel and similar nodes
 
 
-class Warmth:
+class LoadedModels:
     """Keeps `affinity` up to date with the engine's loaded models."""
 
     def __init__(self, catalog: Catalog, engine: Engine) -> None:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from actors.execution.attempt import Visit
+from actors.execution.attempt import EngineOccupancy
 from restoration.jobs import Job
 from restoration.workers import Stage
 
@@ -32,7 +32,7 @@ _SERVED_HOLD_S = 5.0
 _FIRST_LEAD_S = 0.5  # used until the time to make a job ready has been measured
 
 Claim = Callable[[], Awaitable[Job | None]]
-Run = Callable[[Job, Visit], Awaitable[str]]
+Run = Callable[[Job, EngineOccupancy], Awaitable[str]]
 
 
 async def one_after_another(
@@ -93,7 +93,7 @@ class Pipeline:
         if ticket in self._waiting:
             ticket.cancel()
 
-    async def _next(self, visit: _Visit, patience: asyncio.Timeout) -> Job | None:
+    async def _next(self, visit: _Occupancy, patience: asyncio.Timeout) -> Job | None:
         async with self._claiming:
             await self._engine.nearly_done()
             patience.reschedule(None)
@@ -108,14 +108,14 @@ class _Engine:
     """The jobs in the engine, and an estimate of the time they will take."""
 
     def __init__(self, places: int) -> None:
-        self.visits: list[_Visit] = []
+        self.visits: list[_Occupancy] = []
         self.places = asyncio.Semaphore(places)
         self.changed = asyncio.Event()
         self.per_pixel_s: dict[str, deque[float]] = defaultdict(_durations)
         self.to_stage_s = _durations()
 
-    def visit(self) -> _Visit:
-        return _Visit(self)
+    def visit(self) -> _Occupancy:
+        return _Occupancy(self)
 
     async def nearly_done(self) -> None:
         """Return when a job claimed now will be ready just before the engine can execute it."""
@@ -134,7 +134,7 @@ class _Engine:
         return 2 * max(self.to_stage_s) + _MARGIN_S
 
 
-class _Visit(Visit):
+class _Occupancy(EngineOccupancy):
     """One job's stay in the engine, from its claim until its result has been read."""
 
     def __init__(self, engine: _Engine) -> None:

@@ -40,7 +40,7 @@ class Counts(Protocol):
     async def finished(self, since: datetime | None) -> tuple[list[Group], datetime]: ...
 
 
-class CensusTaker:
+class QueueMetrics:
     """Sets the job metrics of `meter` every `period_s` seconds. They stay if a read fails."""
 
     def __init__(self, counts: Counts, meter: Meter, period_s: float = PERIOD_S) -> None:

@@ -50,7 +50,7 @@ class Lifetimes:
         )
 
 
-class Housekeeping:
+class RetentionSweeper:
     """The sweeps. Each is idempotent and safe to run concurrently."""
 
     def __init__(self, retention: Retention, blobs: BlobStore, lifetimes: Lifetimes) -> None:

@@ -25,7 +25,7 @@ class Observer(Protocol):
         """The attempt is over. `job`: as claimed; `ended`: as updated, or None if not recorded."""
 
 
-class NobodyWatches:
+class NullObserver:
     """An observer that does nothing."""
 
     def executed(self, job: Job, more_s: float) -> None: ...
@@ -48,7 +48,7 @@ class Observers:
             observer.ended(job, watch, ended)
 
 
-class Measured:
+class MetricsObserver:
     """Sets the metrics of attempts."""
 
     def __init__(self, meter: Meter) -> None:

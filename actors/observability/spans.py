@@ -23,7 +23,7 @@ def tracer_from(settings: Settings, part: str) -> Tracer:
     return OtelTracer(part, to_collector(settings.otlp_endpoint))
 
 
-class Traced:
+class SpanObserver:
     """An observer that records the spans of an attempt when it is over."""
 
     def __init__(self, tracer: Tracer) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from actors.submission.service import Order, StoredPhoto, Submission, SubmissionRequest
+from actors.submission.service import CheckedRequest, StoredPhoto, Submission, SubmissionRequest
 from restoration.batches import (
     MAX_BATCH_ITEMS,
     PUT_TOGETHER_S,
@@ -106,8 +106,8 @@ class Draft:
     def refuse(self, index: int, error: InvalidRequest) -> None:
         self.refusals.append(Refusal(index, Failure.of(error)))
 
-    def digest(self, order: Order) -> str:
-        """Return the digest of the whole batch; see `Order.digest`."""
+    def digest(self, order: CheckedRequest) -> str:
+        """Return the digest of the whole batch; see `CheckedRequest.digest`."""
         lines = map(" ".join, zip(self.digests, self.names, strict=True))
         return order.digest("\n".join(lines).encode())
 
@@ -223,7 +223,9 @@ class BatchSubmission:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    async def _prepare_all(self, request: SubmissionRequest, order: Order, draft: Draft) -> None:
+    async def _prepare_all(
+        self, request: SubmissionRequest, order: CheckedRequest, draft: Draft
+    ) -> None:
         """Prepare a job of each stored photo. A photo that the job cannot use is refused."""
         slots = asyncio.Semaphore(IN_FLIGHT)
 

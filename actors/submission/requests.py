@@ -55,7 +55,7 @@ class SubmissionRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class CheckedRequest:
     """A validated request, complete but for the picture."""
 
     workflow: Workflow
@@ -104,7 +104,7 @@ class Order:
         return digest.hexdigest()
 
 
-class Orders:
+class RequestChecker:
     """Validates requests against the catalogue and the rules. Stateless."""
 
     def __init__(
@@ -120,7 +120,7 @@ class Orders:
         models = {model.name: model.scale for model in catalog.models() if model.scale is not None}
         self._graphs = GraphRules(frozenset(allowed_nodes), models)
 
-    def check(self, request: SubmissionRequest) -> Order:
+    def check(self, request: SubmissionRequest) -> CheckedRequest:
         """Validate all but the picture. Raises InvalidRequest or a subclass."""
         _check_names(request)
         workflow, params = self._asked_for(request)
@@ -133,7 +133,7 @@ class Orders:
             )
         if request.webhook_url is not None:
             check_url(request.webhook_url, self._webhooks)
-        return Order(
+        return CheckedRequest(
             workflow,
             params,
             output_format,
@@ -151,7 +151,7 @@ class Orders:
         workflow = self._catalog.find(request.workflow)
         return workflow, workflow.resolve(request.params)
 
-    def check_result(self, order: Order, picture: ImageInfo) -> None:
+    def check_result(self, order: CheckedRequest, picture: ImageInfo) -> None:
         """Check the size of the result. Raises ImageTooLarge or GraphRefused if it is too large."""
         width, height = picture.width, picture.height
         scale = order.workflow.manifest.enlargement(order.params)

@@ -15,7 +15,12 @@ import structlog
 
 from actors.images.process_pool import Examiner
 from actors.images.reader import ImageInfo
-from actors.submission.requests import MAX_NAME_CHARS, Order, Orders, SubmissionRequest
+from actors.submission.requests import (
+    MAX_NAME_CHARS,
+    CheckedRequest,
+    RequestChecker,
+    SubmissionRequest,
+)
 from actors.submission.uploads import fetch_upload
 from persistence.objects.keys import copy_key, input_key, upload_key
 from restoration.errors import (
@@ -46,7 +51,14 @@ from restoration.tasks import stop
 from restoration.webhooks.urls import WebhookRules
 from workflows.catalog import Catalog
 
-__all__ = ["MAX_NAME_CHARS", "Order", "StoredPhoto", "Submission", "SubmissionRequest", "Submitted"]
+__all__ = [
+    "MAX_NAME_CHARS",
+    "CheckedRequest",
+    "StoredPhoto",
+    "Submission",
+    "SubmissionRequest",
+    "Submitted",
+]
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +97,7 @@ class Submission:
         tracer: Tracer | None = None,
     ) -> None:
         """`allowed_nodes` are the node classes that users' own graphs may contain."""
-        self._orders = Orders(catalog, limits, webhooks or WebhookRules(), allowed_nodes)
+        self._orders = RequestChecker(catalog, limits, webhooks or WebhookRules(), allowed_nodes)
         self._jobs = jobs
         self._blobs = blobs
         self._examiner = examiner
@@ -97,7 +109,7 @@ class Submission:
     def max_image_bytes(self) -> int:
         return self._limits.max_bytes
 
-    def check(self, request: SubmissionRequest) -> Order:
+    def check(self, request: SubmissionRequest) -> CheckedRequest:
         """Validate all but the picture. Raises InvalidRequest or a subclass."""
         return self._orders.check(request)
 
@@ -140,7 +152,7 @@ class Submission:
             await self.discard(upload_key(request.owner, request.upload_id))
         return Submitted(job, replayed=not created)
 
-    async def _prepare(self, request: SubmissionRequest, order: Order) -> NewJob:
+    async def _prepare(self, request: SubmissionRequest, order: CheckedRequest) -> NewJob:
         """As `prepare`, but check for room while the picture is examined."""
         examining = asyncio.create_task(self._examined(request, order))
         try:
@@ -153,7 +165,7 @@ class Submission:
         return await self._stored(complete, order, job_id, picture)
 
     async def _examined(
-        self, request: SubmissionRequest, order: Order
+        self, request: SubmissionRequest, order: CheckedRequest
     ) -> tuple[SubmissionRequest, ImageInfo]:
         complete = await self._complete(request)
         return complete, await self._examine(complete, order)
@@ -214,7 +226,9 @@ class Submission:
         """Check the owner's limits before anything is stored. Raises QueueFull, StorageFull."""
         await self._jobs.check_room(request.owner, request.quotas, len(request.image))
 
-    async def prepare(self, request: SubmissionRequest, order: Order, job_id: UUID) -> NewJob:
+    async def prepare(
+        self, request: SubmissionRequest, order: CheckedRequest, job_id: UUID
+    ) -> NewJob:
         """Examine and store the picture, and return the job to record.
 
         If the request allows reuse, the job gets a copy of an earlier result of the same work.
@@ -235,20 +249,20 @@ class Submission:
         )
 
     async def prepare_stored(
-        self, photo: StoredPhoto, request: SubmissionRequest, order: Order, job_id: UUID
+        self, photo: StoredPhoto, request: SubmissionRequest, order: CheckedRequest, job_id: UUID
     ) -> NewJob:
         """As `prepare`, for a photo that `store` returned for the same `job_id`."""
         self._orders.check_result(order, photo.picture)
         return await self._made(request, order, job_id, photo.artifact)
 
-    async def _examine(self, request: SubmissionRequest, order: Order) -> ImageInfo:
+    async def _examine(self, request: SubmissionRequest, order: CheckedRequest) -> ImageInfo:
         with spanning(self._tracer, "examine"):
             picture = await self._examiner.examine(request.image)
             self._orders.check_result(order, picture)
             return picture
 
     async def _stored(
-        self, request: SubmissionRequest, order: Order, job_id: UUID, picture: ImageInfo
+        self, request: SubmissionRequest, order: CheckedRequest, job_id: UUID, picture: ImageInfo
     ) -> NewJob:
         # Two concurrent requests for one upload share the job id; each needs its own object.
         key = input_key(uuid4() if request.upload_id else job_id, picture.type)
@@ -260,7 +274,7 @@ class Submission:
             return await self._blobs.put(key, image, picture.type.value)
 
     async def _made(
-        self, request: SubmissionRequest, order: Order, job_id: UUID, stored: Artifact
+        self, request: SubmissionRequest, order: CheckedRequest, job_id: UUID, stored: Artifact
     ) -> NewJob:
         new = replace(order.job(job_id, request.owner, stored), traceparent=_traceparent())
         return await self._answered(new) if request.reuse is Reuse.ALLOW else new

@@ -9,7 +9,7 @@ from restoration.backoff import backoff_s
 from restoration.errors import EngineUnavailable
 
 
-class Starts:
+class RestartBackoff:
     """Exponential backoff by the number of starts since the last successful run.
 
     An engine that fails to start and one that dies in every run get the same pauses.

@@ -28,7 +28,7 @@ from comfy_pool.runs.event_log import RunEventLog
 from comfy_pool.runs.progress import ProgressMeter
 from comfy_pool.runs.result import output_of
 from comfy_pool.runs.session import EngineSession
-from comfy_pool.runs.watchdog import Patience
+from comfy_pool.runs.watchdog import Watchdog
 from restoration.engine_port import (
     EngineBegan,
     EngineEvent,
@@ -66,7 +66,7 @@ class RunInEngine:
         self._run = run
         self._on_event = on_event
         self._limits = limits
-        self._patience = Patience(limits)
+        self._patience = Watchdog(limits)
         self._meter: ProgressMeter | None = None
         self._link: EngineSession | None = None
         self._socket: EventSocket | None = None

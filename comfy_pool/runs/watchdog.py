@@ -7,7 +7,7 @@ import time
 from comfy_pool.limits import EngineLimits
 
 
-class Patience:
+class Watchdog:
     """Watchdog of one run, with the time limits of `EngineLimits`.
 
     `deaf` means that the run's events cannot arrive, so that silence is not a stall.

@@ -53,7 +53,7 @@ class AdvisoryLock(IntEnum):
 
     MIGRATION = 7_206_001
     DISPATCHER = 7_206_002
-    AFTERCARE = 7_206_003
+    MAINTENANCE = 7_206_003
 
 
 class Database:

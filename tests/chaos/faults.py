@@ -131,7 +131,7 @@ _KILLED = (
     Part.CONTROLLER,
     Part.PROXY,
     Part.STATUS_ACTOR,
-    Part.AFTERCARE,
+    Part.MAINTENANCE,
     Part.IMAGE_PROCESS,
     Part.POSTGRES,
     Part.VALKEY,

@@ -29,7 +29,7 @@ class Part(StrEnum):
     CONTROLLER = "Serve controller"
     PROXY = "Serve proxy"
     STATUS_ACTOR = "status actor"
-    AFTERCARE = "aftercare"
+    MAINTENANCE = "maintenance"
     IMAGE_PROCESS = "image process"
     POSTGRES = "Postgres"
     VALKEY = "Valkey"
@@ -41,7 +41,7 @@ _ACTORS = {
     Part.GPU_WORKER: "ray::ServeReplica:comfy-restore:GpuWorker",
     Part.DISPATCHER: "ray::ServeReplica:comfy-restore:Dispatcher",
     Part.INGRESS: "ray::ServeReplica:comfy-restore:Ingress",
-    Part.AFTERCARE: "ray::ServeReplica:comfy-restore:Aftercare",
+    Part.MAINTENANCE: "ray::ServeReplica:comfy-restore:Maintenance",
     Part.CONTROLLER: "ray::ServeController",
     Part.PROXY: "ray::ProxyActor",
     Part.STATUS_ACTOR: "ray::StatusActor",

@@ -16,7 +16,7 @@ KINDS = (
     "ingress killed",
     "GPU worker killed",
     "status actor killed",
-    "aftercare killed",
+    "maintenance killed",
     "SeaweedFS killed",
     "dispatcher killed",
     "GPU worker stopped",

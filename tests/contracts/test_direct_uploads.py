@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from actors.leader.retention import Housekeeping, Lifetimes
+from actors.leader.retention import Lifetimes, RetentionSweeper
 from persistence.objects.keys import upload_key
 from persistence.postgres.database import Database
 from persistence.postgres.jobs import PostgresJobStore
@@ -129,7 +129,7 @@ async def test_what_nobody_used_in_time_is_removed_and_counts_no_more(database: 
     await store.begin(current, "alice", 40, LIFETIME_S, STORED)
     for upload_id in (lapsed, current):
         await blobs.put(upload_key("alice", upload_id), b"x", "image/png")
-    sweeper = Housekeeping(Retention(database), blobs, Lifetimes(0, 0, 0))
+    sweeper = RetentionSweeper(Retention(database), blobs, Lifetimes(0, 0, 0))
     for _ in range(2):
         await sweeper.remove_expired()
     assert list(blobs.objects) == [upload_key("alice", current)]

@@ -181,8 +181,8 @@ class TestFollow:
         self, redis_url: str, redis: Redis, job_id: UUID, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A new follower is served at once, even if the others' jobs stay silent."""
-        for module in ("following", "status"):
-            monkeypatch.setattr(f"persistence.{module}.BLOCK_S", 10 * PATIENCE_S)
+        for module in ("followers", "status"):
+            monkeypatch.setattr(f"persistence.redis.{module}.BLOCK_S", 10 * PATIENCE_S)
         board = RedisStatusBoard(redis_url)
         silent = asyncio.create_task(_take(board, uuid4(), 1))
         await _until_blocked(redis, clients=1)

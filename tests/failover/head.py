@@ -28,7 +28,7 @@ LONG_S = 120.0  # still running when the head is back
 REPLICA = "ray::ServeReplica:comfy-restore"
 ON_THE_HEAD = (
     *("ray::ServeController", "ray::StatusActor"),
-    *(f"{REPLICA}:{name}" for name in ("Ingress", "Dispatcher", "Aftercare")),
+    *(f"{REPLICA}:{name}" for name in ("Ingress", "Dispatcher", "Maintenance")),
 )
 
 log = structlog.get_logger(__name__)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from actors.execution.attempt import Execution, Images, Lease, Visit
+from actors.execution.attempt import EngineOccupancy, Execution, Images, Lease
 from actors.execution.outcomes import RetryPolicy
 from restoration.events import JobEvent, StateChanged
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus
@@ -58,7 +58,7 @@ class Jobs(MemoryJobStore):
 
 
 @dataclass
-class Visits(Visit):
+class Visits(EngineOccupancy):
     """Records the calls of an execution, in order."""
 
     told: list[str] = field(default_factory=list)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import psycopg2
 import pytest
 
-from actors.leader.queue_metrics import CensusTaker
+from actors.leader.queue_metrics import QueueMetrics
 from persistence.postgres.database import Database
 from persistence.postgres.job_counts import Census
 from persistence.postgres.jobs import PostgresJobStore
@@ -31,7 +31,7 @@ async def test_jobs_are_counted_by_state_class_and_kind_of_owner(database: Datab
     """Each unfinished job is in one gauge, summed by class of owner. Gauges of vanished groups are
     0."""
     jobs, meter = PostgresJobStore(database), MemoryMeter()
-    taker = CensusTaker(Census(database), meter)
+    taker = QueueMetrics(Census(database), meter)
     for owner in ("auth0|1", "auth0|2", "abc@clients"):
         await jobs.insert(new_job(owner=owner, priority=Priority.BATCH))
     await jobs.insert(new_job(owner="script", workflow="enlarge"))
@@ -77,7 +77,7 @@ async def test_only_while_it_leads(database: Database) -> None:
     """A dispatcher that no longer leads reports 0 jobs, because its successor reports them."""
     jobs, meter = PostgresJobStore(database), MemoryMeter()
     await jobs.insert(new_job())
-    taker = CensusTaker(Census(database), meter, period_s=0.01)
+    taker = QueueMetrics(Census(database), meter, period_s=0.01)
     assert meter.gauged(DISPATCHER_LEADS) == 0
 
     async def counted() -> bool:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 from actors.leader import retention as sweeping
-from actors.leader.retention import Housekeeping, Lifetimes
+from actors.leader.retention import Lifetimes, RetentionSweeper
 from actors.maintenance import _work
 from persistence.objects.keys import input_key, output_key, upload_key
 from persistence.objects.s3 import S3BlobStore
@@ -63,8 +63,8 @@ async def blobs(s3: S3Access) -> AsyncIterator[BlobStore]:
 
 
 @pytest.fixture
-def keeper(database: Database, blobs: BlobStore) -> Housekeeping:
-    return Housekeeping(Retention(database), blobs, LIFETIMES)
+def keeper(database: Database, blobs: BlobStore) -> RetentionSweeper:
+    return RetentionSweeper(Retention(database), blobs, LIFETIMES)
 
 
 async def submit(store: PostgresJobStore, blobs: BlobStore, **changes: Any) -> Job:
@@ -107,7 +107,7 @@ async def is_there(blobs: BlobStore, stored: Artifact | None) -> bool:
 
 @pytest.mark.retention
 async def test_each_goes_when_its_time_is_up(
-    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
+    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: RetentionSweeper
 ) -> None:
     """The input expires after 7 days, the result after 30, the row after 90, and none earlier."""
     job = await finish(store, blobs)
@@ -137,7 +137,7 @@ async def test_what_is_kept_for_ever_is_kept(
     job = await finish(store, blobs)
     await age(database, job, 10_000)
     for lifetimes in (Lifetimes(0, 0, 0), Lifetimes(0, 0, 1), Lifetimes(1, 0, 1)):
-        await Housekeeping(Retention(database), blobs, lifetimes).remove_expired()
+        await RetentionSweeper(Retention(database), blobs, lifetimes).remove_expired()
         assert (await store.get(job.id)).result() == job.output
         assert await is_there(blobs, job.output)
     assert not await is_there(blobs, job.input)
@@ -145,7 +145,7 @@ async def test_what_is_kept_for_ever_is_kept(
 
 @pytest.mark.retention
 async def test_a_job_that_goes_on_keeps_everything(
-    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
+    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: RetentionSweeper
 ) -> None:
     """Waiting and running jobs never expire, because the time counts from the end."""
     older = text("UPDATE jobs SET created_at = created_at - interval '1000 days'")
@@ -159,7 +159,7 @@ async def test_a_job_that_goes_on_keeps_everything(
 
 @pytest.mark.retention
 async def test_failed_and_cancelled_jobs_are_swept_too(
-    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
+    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: RetentionSweeper
 ) -> None:
     """Jobs without a result have an input and a row that expire."""
     job = await submit(store, blobs)
@@ -173,7 +173,7 @@ async def test_failed_and_cancelled_jobs_are_swept_too(
 
 @pytest.mark.retention
 async def test_an_input_stays_while_another_job_needs_it(
-    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
+    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: RetentionSweeper
 ) -> None:
     """An input shared by several jobs expires with the last of them."""
     first = await finish(store, blobs)
@@ -221,7 +221,7 @@ async def test_a_sweep_does_not_overtake_a_job_made_on_an_old_input(
 
 @pytest.mark.retention
 async def test_a_row_stays_until_its_receiver_knows(
-    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: Housekeeping
+    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: RetentionSweeper
 ) -> None:
     """A pending webhook keeps its job's row; a finished one is deleted with it."""
     job = await finish(store, blobs, webhook_url="https://example.com/")
@@ -239,7 +239,7 @@ async def test_two_sweepers_and_many_batches(
     database: Database,
     store: PostgresJobStore,
     blobs: BlobStore,
-    keeper: Housekeeping,
+    keeper: RetentionSweeper,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two concurrent sweeps share the work in batches until none is left."""
@@ -256,7 +256,7 @@ async def test_orphans(
     database: Database,
     store: PostgresJobStore,
     blobs: BlobStore,
-    keeper: Housekeeping,
+    keeper: RetentionSweeper,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Orphaned uploads, and results of attempts that lost their job, are deleted. Objects of jobs,
@@ -296,7 +296,7 @@ async def test_an_outage_in_the_middle_loses_track_of_nothing(
 ) -> None:
     """If S3 fails after a row was marked, the object becomes an orphan for the next sweep."""
     blobs = MemoryBlobStore()
-    keeper = Housekeeping(Retention(database), blobs, LIFETIMES)
+    keeper = RetentionSweeper(Retention(database), blobs, LIFETIMES)
     job = await finish(store, blobs)
     await age(database, job, 31)
     blobs.down = True
@@ -311,7 +311,7 @@ async def test_an_outage_in_the_middle_loses_track_of_nothing(
 
 @pytest.mark.uploads
 async def test_uploads_that_nobody_uses_are_removed(
-    blobs: BlobStore, keeper: Housekeeping, monkeypatch: pytest.MonkeyPatch
+    blobs: BlobStore, keeper: RetentionSweeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unused uploads are removed an hour after they were sent, and not before."""
     key = upload_key("ann", uuid4())
@@ -332,7 +332,7 @@ async def test_sweeping_goes_on_whatever_happens(
     """Neither an outage nor a defect stops the sweeps for good."""
     monkeypatch.setattr(sweeping, "EXPIRY_EVERY_S", 0.01)
     blobs = MemoryBlobStore()
-    keeper = Housekeeping(Retention(database), blobs, LIFETIMES)
+    keeper = RetentionSweeper(Retention(database), blobs, LIFETIMES)
     job = await finish(store, blobs)
     troubles: list[Exception] = [DependencyUnavailable("S3: away"), ZeroDivisionError()]
     delete_many = blobs.delete_many

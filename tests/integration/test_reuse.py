@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import IntegrityError
 
-from actors.leader.retention import Housekeeping, Lifetimes
+from actors.leader.retention import Lifetimes, RetentionSweeper
 from persistence.objects.keys import copy_key, output_key
 from persistence.objects.s3 import S3BlobStore
 from persistence.postgres.database import Database
@@ -75,7 +75,7 @@ async def test_a_copy_outlives_the_job_that_was_executed(
         "UPDATE jobs SET finished_at = finished_at - interval '2 days' WHERE id = :id",
         id=earlier.id,
     )
-    await Housekeeping(retention, blobs, Lifetimes(DAY_S, DAY_S, DAY_S)).remove_expired()
+    await RetentionSweeper(retention, blobs, Lifetimes(DAY_S, DAY_S, DAY_S)).remove_expired()
     with pytest.raises(JobNotFound):
         await store.get(earlier.id)
     assert await blobs.fetch(earlier.result().key, 10) is None

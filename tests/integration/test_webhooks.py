@@ -79,7 +79,7 @@ async def sent_by(
 ) -> AsyncIterator[None]:
     """Run a webhook sender."""
     limits = limits or SendLimits()
-    signals = Leadership(database_url, AdvisoryLock.AFTERCARE, DELIVERY_CHANNEL)
+    signals = Leadership(database_url, AdvisoryLock.MAINTENANCE, DELIVERY_CHANNEL)
     assert await signals.acquire(10)
     async with http_client(limits, LOCAL) as http:
         courier = WebhookSender(Outbox(database), http, secret_key(SECRET), schedule, limits)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from actors.observability.observers import Measured
+from actors.observability.observers import MetricsObserver
 from actors.observability.timings import ENGINE, Stopwatch
 from restoration.jobs import AttemptOutcome, AttemptRecord, Job, JobStatus
 from restoration.observability.metrics import ATTEMPTS, GPU_BUSY, STAGES
@@ -67,7 +67,7 @@ def test_each_stage_is_one_observation(watch: Stopwatch, job: Job) -> None:
     """Queue time starts when the attempt could have begun; engine time is split into loaders and
     other nodes."""
     meter = MemoryMeter()
-    Measured(meter).ended(job, watch, _ended(job, AttemptOutcome.SUCCEEDED))
+    MetricsObserver(meter).ended(job, watch, _ended(job, AttemptOutcome.SUCCEEDED))
     stages = {"queue": 9, "fetch": 1, "staged": 2, "load": 3, "execute": 4, "encode": 5}
     for stage, took_s in stages.items():
         assert meter.observed(STAGES, stage=stage, workflow="restore") == pytest.approx([took_s])
@@ -88,7 +88,7 @@ def test_an_attempt_counts_by_how_it_ended(
 ) -> None:
     """An attempt counts under the outcome and the code in the job's history."""
     meter = MemoryMeter()
-    Measured(meter).ended(job, Stopwatch(), _ended(job, outcome, code))
+    MetricsObserver(meter).ended(job, Stopwatch(), _ended(job, outcome, code))
     assert meter.counted(ATTEMPTS, outcome=told[0], code=told[1]) == 1
 
 
@@ -96,7 +96,7 @@ def test_an_attempt_counts_by_how_it_ended(
 def test_an_attempt_that_was_taken_away_is_lost(job: Job) -> None:
     """An attempt counts as lost if its worker did not end it."""
     meter = MemoryMeter()
-    Measured(meter).ended(job, Stopwatch(), None)
+    MetricsObserver(meter).ended(job, Stopwatch(), None)
     assert meter.counted(ATTEMPTS, outcome="lost", code="none") == 1
 
 
@@ -112,7 +112,7 @@ def test_gpu_seconds_are_those_of_the_engine(watch: Stopwatch, clock: Clock) -> 
 def test_gpu_seconds_grow_while_the_engine_executes(clock: Clock, job: Job) -> None:
     """Each reading returns only the seconds since the last, so the sum is always right."""
     watch, meter = Stopwatch(clock), MemoryMeter()
-    measured = Measured(meter)
+    measured = MetricsObserver(meter)
     watch.enter(ENGINE)
     for took_s in (1.0, 2.5):
         clock.now_s += took_s

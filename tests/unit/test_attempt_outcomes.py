@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from actors.dispatcher import Dispatch
-from actors.execution.attempt import Execution, Lease, Visit
+from actors.execution.attempt import EngineOccupancy, Execution, Lease
 from actors.execution.outcomes import RetryPolicy
 from persistence.postgres.leadership import Leadership
 from restoration.errors import (
@@ -46,7 +46,7 @@ async def _attempt(error: EngineError | None, **changes: object) -> tuple[Job, M
         catalog, jobs, blobs, engine, ImagesHere(), lambda *_: None, Lease(10, 60), RetryPolicy()
     )
     async with asyncio.timeout(300):
-        ended = await execution.run(job, Visit())
+        ended = await execution.run(job, EngineOccupancy())
     assert ended is not None
     return ended, jobs
 

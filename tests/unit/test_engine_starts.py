@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from comfy_pool.limits import EngineLimits
-from comfy_pool.process.restart_backoff import Starts
+from comfy_pool.process.restart_backoff import RestartBackoff
 from comfy_pool.runs.session import EngineSession
 from restoration.errors import EngineCrashed, EngineStalled, EngineUnavailable
 
 
-def pauses(starts: Starts, count: int) -> list[float]:
+def pauses(starts: RestartBackoff, count: int) -> list[float]:
     found = []
     for _ in range(count):
         starts.succeeded()
@@ -26,7 +26,7 @@ def pauses(starts: Starts, count: int) -> list[float]:
 def test_starts_are_further_and_further_apart() -> None:
     """Pauses double from 0.5 s to 30 s, each with jitter of up to half, without limit: an engine
     that dies while idle is restarted for hours."""
-    starts = Starts(EngineLimits())
+    starts = RestartBackoff(EngineLimits())
     assert starts.pause_s() == 0
     ceilings = [0.5, 1, 2, 4, 8, 16, *[30] * 1100]
     for pause_s, ceiling in zip(pauses(starts, len(ceilings)), ceilings, strict=True):
@@ -36,7 +36,7 @@ def test_starts_are_further_and_further_apart() -> None:
 @pytest.mark.engine_health
 def test_a_run_that_succeeds_ends_the_backoff() -> None:
     """After it, an engine that dies restarts at once, and the next pauses are short again."""
-    starts = Starts(EngineLimits())
+    starts = RestartBackoff(EngineLimits())
     pauses(starts, 10)
     starts.run_succeeded()
     assert starts.pause_s() == 0
@@ -46,7 +46,7 @@ def test_a_run_that_succeeds_ends_the_backoff() -> None:
 @pytest.mark.engine_health
 def test_only_starts_that_fail_in_a_row_break_an_engine() -> None:
     """A successful start resets the count; the last error is the one shown."""
-    starts = Starts(EngineLimits(broken_after_starts=2))
+    starts = RestartBackoff(EngineLimits(broken_after_starts=2))
     starts.failed(EngineUnavailable("first"))
     starts.succeeded()
     starts.failed(EngineUnavailable("second"))

@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from actors.submission.service import Order, SubmissionRequest
+from actors.submission.service import CheckedRequest, SubmissionRequest
 from restoration.jobs import Artifact, Job
 from restoration.limits.fair_places import Owner, current_owner
 from restoration.observability.metrics import SSE_CLIENTS
@@ -245,19 +245,19 @@ async def test_an_owners_waits_leave_room_for_another() -> None:
 async def test_a_photo_is_not_hashed_after_all_of_a_greedy_owners(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, digest = Gate(), Order.digest
+    gate, digest = Gate(), CheckedRequest.digest
     requests = [
         SubmissionRequest(owner=owner, image=photo((8, side)), workflow="restore")
         for owner, side in (("greedy", 8), ("modest", 9))
     ]
     greedy, modest = requests
 
-    def behind_the_gate(order: Order, subject: bytes) -> str:
+    def behind_the_gate(order: CheckedRequest, subject: bytes) -> str:
         if subject == greedy.image:
             gate.pass_through()
         return digest(order, subject)
 
-    monkeypatch.setattr(Order, "digest", behind_the_gate)
+    monkeypatch.setattr(CheckedRequest, "digest", behind_the_gate)
     submit = site.services.submission.submit
     assert await overtaken(gate, lambda: submit(greedy), lambda: submit(modest)) <= FEW
 

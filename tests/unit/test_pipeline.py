@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from actors.execution.attempt import Visit
+from actors.execution.attempt import EngineOccupancy
 from actors.execution.pipeline import BUSY, NOTHING_WAITS, STORING, Pipeline, one_after_another
 from restoration.jobs import Job
 from tests.fakes.job_store import MemoryJobStore
@@ -24,7 +24,7 @@ class Run:
     """A job in hand, which proceeds when a test releases it."""
 
     job: Job
-    visit: Visit
+    visit: EngineOccupancy
     end: asyncio.Event = field(default_factory=asyncio.Event)
     error: Exception | None = None
 
@@ -51,7 +51,7 @@ class Bench:
     async def _claim(self) -> Job | None:
         return await self.jobs.claim("w", 60, ["restore"])
 
-    async def _run(self, job: Job, visit: Visit) -> str:
+    async def _run(self, job: Job, visit: EngineOccupancy) -> str:
         run = Run(job, visit)
         self.runs.append(run)
         await run.end.wait()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actors.images.reader import ImageInfo
-from actors.submission.service import MAX_NAME_CHARS, Order, Submission, SubmissionRequest
+from actors.submission.service import MAX_NAME_CHARS, CheckedRequest, Submission, SubmissionRequest
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -353,7 +353,7 @@ class TestRaces:
 
 
 class TestDigest:
-    ORDER = Order(
+    ORDER = CheckedRequest(
         load_catalog().find("restore"), {"a": 1, "b": 2}, OutputFormat.PNG, Priority.BATCH
     )
 

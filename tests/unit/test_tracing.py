@@ -10,9 +10,9 @@ import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from actors.execution.attempt import Execution, Lease, Visit
+from actors.execution.attempt import EngineOccupancy, Execution, Lease
 from actors.observability.otel import OtelTracer
-from actors.observability.spans import Traced, tracer_from
+from actors.observability.spans import SpanObserver, tracer_from
 from restoration.engine_port import EngineNode
 from restoration.errors import EngineCrashed
 from restoration.observability.tracing import (
@@ -123,11 +123,11 @@ async def test_from_the_request_to_the_last_node() -> None:
         execution = Execution(
             *(load_catalog(), site.jobs, site.blobs, engine, ImagesHere()),
             *(lambda *_: None, Lease(1, 60)),
-            observer=Traced(tracer),
+            observer=SpanObserver(tracer),
         )
         job = await site.jobs.claim("worker", 60, ["restore"])
         assert job is not None
-        await execution.run(job, Visit())
+        await execution.run(job, EngineOccupancy())
     assert tracer.tree() == {
         "POST": None,
         **{"submit": "POST", "examine": "submit", "store_input": "submit", "record": "submit"},

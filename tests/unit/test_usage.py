@@ -11,10 +11,10 @@ from uuid import uuid4
 import pytest
 import typer
 
-from actors.execution.attempt import Execution, Lease, Visit
+from actors.execution.attempt import EngineOccupancy, Execution, Lease
 from actors.execution.outcomes import RetryPolicy
 from actors.execution.usage import UsageRecorder
-from actors.observability.observers import Measured
+from actors.observability.observers import MetricsObserver
 from restoration.errors import EngineCrashed, EngineUnavailable
 from restoration.jobs import Job, JobStatus
 from restoration.observability.metrics import GPU_BUSY
@@ -110,7 +110,7 @@ class Bench:
             *(lambda *_: None, Lease(heartbeat_s=0.01, lease_s=60)),
             RetryPolicy(first_s=0, longest_s=0),
             charge=self.book.charge,
-            observer=Measured(self.meter),
+            observer=MetricsObserver(self.meter),
         )
 
     async def insert(self) -> None:
@@ -123,7 +123,7 @@ class Bench:
         job = await self.jobs.claim(str(uuid4()), 60, ["restore"])
         assert job is not None
         async with asyncio.timeout(DEADLINE_S):
-            return await self.execution.run(job, Visit())
+            return await self.execution.run(job, EngineOccupancy())
 
     async def gpu_s(self) -> float:
         """Return the ledger's GPU seconds once all is written."""

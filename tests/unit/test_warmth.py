@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from actors.execution.loaded_models import Warmth
+from actors.execution.loaded_models import LoadedModels
 from restoration.affinity import Affinity, Candidate
 from restoration.errors import EngineOutOfMemory, UnknownWorkflow
 from tests.fakes.engine import MemoryEngine
@@ -69,7 +69,7 @@ def test_it_knows_whether_others_waited() -> None:
 def test_the_last_jobs_models_are_what_is_loaded() -> None:
     """This holds until the engine is restarted, which unloads them."""
     engine = MemoryEngine(photo())
-    warmth = Warmth(load_catalog(), engine)
+    warmth = LoadedModels(load_catalog(), engine)
     assert warmth.affinity.workflows == frozenset()
     warmth.took("enlarge")
     warmth.took("restore")
@@ -84,7 +84,7 @@ def test_the_last_jobs_models_are_what_is_loaded() -> None:
 async def test_warming_up_loads_a_workflows_models() -> None:
     """It runs each workflow on a picture of its own, before there is any job."""
     engine = MemoryEngine(photo())
-    warmth = Warmth(load_catalog(), engine)
+    warmth = LoadedModels(load_catalog(), engine)
     await warmth.warm_up("restore")
     assert [run.output_node for run in engine.runs] == ["result"]
     assert warmth.affinity.workflows == {"restore"}
@@ -93,7 +93,7 @@ async def test_warming_up_loads_a_workflows_models() -> None:
 @pytest.mark.affinity
 async def test_warming_up_may_fail() -> None:
     """A worker whose engine cannot do it still takes jobs; an unknown name is a mistake."""
-    warmth = Warmth(load_catalog(), MemoryEngine(photo(), error=EngineOutOfMemory("full")))
+    warmth = LoadedModels(load_catalog(), MemoryEngine(photo(), error=EngineOutOfMemory("full")))
     await warmth.warm_up("restore")
     assert warmth.affinity.workflows == frozenset()
     with pytest.raises(UnknownWorkflow):
@@ -103,7 +103,7 @@ async def test_warming_up_may_fail() -> None:
 @pytest.mark.affinity
 def test_a_graph_of_a_users_own_leaves_nothing_known() -> None:
     """It may have loaded any model, and is in no catalog."""
-    warmth = Warmth(load_catalog(), MemoryEngine(photo()))
+    warmth = LoadedModels(load_catalog(), MemoryEngine(photo()))
     warmth.took("enlarge")
     assert warmth.affinity.workflows
     warmth.took("custom")
