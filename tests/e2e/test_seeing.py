@@ -31,9 +31,10 @@ RAYS_PREFIXES = ("otel_scope_",)
 
 async def _scrape(stack: Stack) -> Mapping[str, set[frozenset[str]]]:
     """Return our exported metrics by name with the label sets of their series."""
-    assert stack.record.metrics is not None
+    record = await asyncio.to_thread(lambda: stack.record)
+    assert record.metrics is not None
     async with httpx.AsyncClient(trust_env=False) as http:
-        text = (await http.get(stack.record.metrics)).text
+        text = (await http.get(record.metrics)).text
     found: dict[str, set[frozenset[str]]] = {}
     for family in text_string_to_metric_families(text):
         name = family.name + ("_total" if family.type == "counter" else "")
