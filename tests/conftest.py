@@ -45,7 +45,7 @@ MAY_BLOCK = {
     # last.
     "comfy_pool/factory.py": {"engine_on_this_node"},
     # Migrations run before anything serves; an async fixture may be the first to ask for them.
-    "persistence/postgres/migrate.py": {"upgrade"},
+    "persistence/postgres/migrate.py": {"migrate_to"},
     # The command line and the issuer's thread read the key; only tests do so on an event loop.
     "serve_app/auth/local_issuer.py": {"ensure_key"},
 }

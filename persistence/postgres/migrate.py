@@ -32,11 +32,12 @@ def upgrade(database_url: str) -> None:
     with translated_errors(), engine.begin() as connection:
         connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
         connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.MIGRATION)))
-        command.upgrade(_config(connection), "head")
+        migrate_to("head", connection)
 
 
-def _config(connection: Connection) -> Config:
+def migrate_to(revision: str, connection: Connection) -> None:
+    """Apply the revisions up to this one in the connection's transaction; blocks."""
     config = Config()
     config.set_main_option("script_location", "persistence:migrations")
     config.attributes["connection"] = connection
-    return config
+    command.upgrade(config, revision)

@@ -18,7 +18,9 @@ from typing import Any
 
 from PIL import Image
 
-from comfy_pool.nodes import FOLDER_VARIABLE
+# `comfy_pool.nodes.FOLDER_VARIABLE`; the node pack itself can be imported inside ComfyUI only.
+PIXELS_VARIABLE = "COMFY_RESTORE_PIXELS"
+
 
 NODES = (
     "LoadImage",
@@ -260,7 +262,7 @@ def _hand_over(inputs: Mapping[str, Any], files: list[bytes]) -> dict[str, Any]:
     if len(files) != 1:
         raise _NodeFailed("ValueError", f"{len(files)} pictures came where one was expected")
     image = Image.open(io.BytesIO(files[0])).convert("RGB")
-    write(Path(os.environ[FOLDER_VARIABLE]) / inputs["name"], image.tobytes())
+    write(Path(os.environ[PIXELS_VARIABLE]) / inputs["name"], image.tobytes())
     return {"name": inputs["name"], "width": image.width, "height": image.height, "channels": 3}
 
 

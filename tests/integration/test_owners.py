@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from alembic import command
 from sqlalchemy import Connection, Engine, NullPool, create_engine, func, select, text
 
 from persistence.postgres.database import Database, sqlalchemy_url
 from persistence.postgres.jobs import PostgresJobStore
 from persistence.postgres.leadership import WAITING_CHANNEL
-from persistence.postgres.migrate import _config
+from persistence.postgres.migrate import migrate_to
 from persistence.postgres.retention import Retention
 from persistence.postgres.tables import jobs, owners, turns
 from restoration.jobs import Artifact, Failure, Priority
@@ -124,11 +123,11 @@ async def test_jobs_from_before_the_migration_are_counted(
     """Existing jobs are in the counts after the upgrade, and their later changes count."""
     with engine.begin() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
-        command.upgrade(_config(connection), "0007")
+        migrate_to("0007", connection)
         _fill(connection, 6, owners=2)
         one = "WHERE id = (SELECT id FROM jobs WHERE owner = 'owner-1' LIMIT 1)"
         connection.execute(text(f"UPDATE jobs SET {RUNNING} {one}"))  # noqa: S608
-        command.upgrade(_config(connection), "head")
+        migrate_to("head", connection)
         assert _counts(connection) == {"owner-0": (0, 30), "owner-1": (1, 30)}
     while (job := await store.claim("w", 60, ["restore"])) is not None:
         await store.succeed(job.ref, Artifact("outputs/a.png", "", 1, "image/png"), {})

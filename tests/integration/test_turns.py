@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from alembic import command
 from sqlalchemy import Connection, Engine, NullPool, create_engine, func, select, text
 
 from persistence.postgres.database import Database, sqlalchemy_url
 from persistence.postgres.jobs import PostgresJobStore
-from persistence.postgres.migrate import _config
+from persistence.postgres.migrate import migrate_to
 from persistence.postgres.tables import jobs, turns
 from persistence.postgres.transitions import claim
 from restoration.jobs import JobStatus, Priority
@@ -134,11 +133,11 @@ async def test_jobs_from_before_the_migration_have_their_turns(
     """Jobs that waited before the upgrade are claimed after it."""
     with engine.begin() as connection:
         connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
-        command.upgrade(_config(connection), "0001")
+        migrate_to("0001", connection)
         old = BACKLOG.replace(",\n        queue_deadline_at", "")
         old = old.replace(", now() + interval '1 day'", "")
         connection.execute(text(old), {"rows": 3, "owners": 2})
-        command.upgrade(_config(connection), "head")
+        migrate_to("head", connection)
     claimed = [await store.claim("w", 60, ["restore"]) for _ in range(3)]
     assert {job.owner for job in claimed if job} == {"owner-0", "owner-1"}
     assert all(job and job.priority is Priority.INTERACTIVE for job in claimed)
