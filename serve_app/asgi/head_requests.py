@@ -30,8 +30,10 @@ class HeadRequests:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "HEAD":
             return await self._app(scope, receive, send)
-        scope["method"] = "GET"
-        scope.setdefault("extensions", {})[_EXTENSION] = {}
+        # The server goes on with its own scope: it must know that a HEAD has no body.
+        extensions = {**scope.get("extensions", {}), _EXTENSION: {}}
+        headers = [*scope["headers"]]
+        scope = {**scope, "method": "GET", "headers": headers, "extensions": extensions}
         del MutableHeaders(scope=scope)["range"]
         sent = asyncio.Event()
 

@@ -268,8 +268,12 @@ def test_a_megabyte_of_token(forge: Forge) -> None:
 
 @pytest.mark.auth
 def test_a_token_that_just_fits_a_header_is_too_long(forge: Forge) -> None:
-    """Below the limit of the servers in front, our own limit applies."""
-    forge.assert_refused(forge.sign(forge.claims(padding="x" * 20_000)))
+    """Below the limit of the server in front, our own limit applies; HAProxy's is lower."""
+    token = forge.sign(forge.claims(padding="x" * 20_000))
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        assert forge.present(token).status_code == 400
+    else:
+        forge.assert_refused(token)
 
 
 @pytest.mark.auth
