@@ -41,8 +41,8 @@ test: engine ## all tests but those of failover, the real ComfyUI's among them; 
 	$(BIN)/pytest tests/unit tests/contracts --cov
 	$(BIN)/pytest tests/integration tests/security tests/e2e tests/chaos
 
-haproxy: engine ## the tests of security, with HAProxy in front as on a cluster
-	RAY_SERVE_ENABLE_HA_PROXY=1 $(BIN)/pytest tests/security
+haproxy: engine ## the tests of security, or TESTS, with HAProxy in front as on a cluster
+	RAY_SERVE_ENABLE_HA_PROXY=1 $(BIN)/pytest $(or $(TESTS),tests/security)
 
 chaos: engine ## kill one component after another for SECONDS (600), then count what came of the jobs
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600)
