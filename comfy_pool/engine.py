@@ -115,7 +115,7 @@ class ComfyEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine runs, as far as is known without a request."""
+        """Return whether the engine runs, as far as is known without a request."""
         return self._link is not None and self._link.alive
 
     def retire(self) -> None:

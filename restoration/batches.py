@@ -99,7 +99,7 @@ class NewBatch:
 
     @property
     def is_stale(self) -> bool:
-        """Whether PUT_TOGETHER_S has passed, after which its photos may be deleted."""
+        """Return whether PUT_TOGETHER_S has passed, so that its photos may be deleted."""
         return utc_now() - self.begun_at > timedelta(seconds=PUT_TOGETHER_S)
 
 

@@ -66,7 +66,7 @@ class Pipeline:
 
     @property
     def idle(self) -> bool:
-        """Whether no claimed job is in the engine or on its way to it."""
+        """Return whether no claimed job is in the engine or on its way to it."""
         return not self._engine.visits
 
     async def process(self, hold_s: float) -> str:

@@ -62,7 +62,7 @@ _START_CPU_S = 10.0
 # The main limit is CPU time, which does not depend on the machine's load. Elapsed time bounds a
 # process that waits instead of computing.
 _ELAPSED_A_CPU_S = 10.0
-_MAX_BYTES_A_PIXEL = 5  # in an answer: four channels and a separate alpha, or a PNG that grew
+_MAX_BYTES_A_PIXEL = 5  # of an answer: four channels and an alpha apart, or a PNG that grew
 Answer = tuple[dict[str, Any], list[bytes]]
 _REFUSALS: dict[str, type[InvalidRequest]] = {
     kind.code: kind for kind in (InvalidRequest, UnsupportedImage, BrokenImage, ImageTooLarge)

@@ -206,7 +206,7 @@ class RunInEngine:
 
     @property
     def _deaf(self) -> bool:
-        """Whether events cannot arrive: they only go to the socket used for the submission."""
+        """Return whether events cannot arrive: they go to the submission's socket only."""
         return self._socket is None or self._socket.closed
 
     async def _pause(self) -> None:

@@ -45,7 +45,7 @@ class EngineSession:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine has neither ended nor been given up."""
+        """Return whether the engine has neither ended nor been given up."""
         return not self.ended.done() and not self._hung
 
     def submitted(self, run_id: str) -> None:

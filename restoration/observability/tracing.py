@@ -75,7 +75,7 @@ class Span:
 class Tracer(Protocol):
     @property
     def samples(self) -> bool:
-        """Whether traces that begin here are sampled. A caller's trace decides for itself."""
+        """Return whether traces that begin here are sampled; a caller's has its own flag."""
 
     def record(self, span: Span) -> None:
         """Record an ended span, without blocking or raising."""

@@ -29,7 +29,7 @@ class ApiError(Exception):
 
     @property
     def refused(self) -> bool:
-        """Whether the service refused the request; otherwise it, or its response, was lost."""
+        """Return whether the service refused the request; else it or its response was lost."""
         return HTTPStatus.BAD_REQUEST <= self.status < HTTPStatus.INTERNAL_SERVER_ERROR
 
     def __str__(self) -> str:

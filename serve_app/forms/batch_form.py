@@ -68,7 +68,7 @@ class BatchFormReader:
 
     @property
     def names_workflow(self) -> bool:
-        """Whether the workflow is among the fields so far, so that the others can be checked."""
+        """Return whether the workflow is among the fields, so that others can be checked."""
         return "workflow" in self._texts
 
     async def photos(self) -> AsyncGenerator[Photo, None]:

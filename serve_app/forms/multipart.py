@@ -62,7 +62,7 @@ class Part:
 
     @property
     def is_file(self) -> bool:
-        """Whether the part is a file. Tools that send no file name mark a file by its type."""
+        """Return whether the part is a file. Without a file name, its type marks it as one."""
         if self.filename is not None:
             return True
         kind = self.content_type.get_content_type()
@@ -70,7 +70,7 @@ class Part:
 
     @property
     def is_blank(self) -> bool:
-        """Whether the part stands for a browser's file input without a chosen file."""
+        """Return whether the part stands for a browser's file input without a chosen file."""
         return not self.filename and not self._data.tell()
 
     def take(self, data: bytes) -> None:

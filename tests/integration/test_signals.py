@@ -146,7 +146,7 @@ async def test_losing_the_connection_is_losing_the_leadership(
 
 @pytest.mark.parametrize("listens", [False, True])
 async def test_a_server_that_is_away(listens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether refused or left hanging, `acquire` soon raises DependencyUnavailable."""
+    """`acquire` soon raises DependencyUnavailable, refused or left hanging."""
     monkeypatch.setattr("persistence.postgres.leadership.CONNECT_TIMEOUT_S", 0.2)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""How `make check` treats pip-audit: weaknesses fail it, a missing network does not."""
+"""`make check` fails on weaknesses that pip-audit finds, and not without a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which faults a chaos run counts as done, and their order."""
+"""The faults that a chaos run counts as done, and their order."""
 
 from __future__ import annotations
 

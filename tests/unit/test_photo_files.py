@@ -1,4 +1,4 @@
-"""Which files of a folder are photos, and the messages about the others."""
+"""Photos are found in a folder by content, and the other files are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files are accepted as pictures, when others are refused, and how results are written."""
+"""Files that are accepted as pictures, and refusals of the others."""
 
 from __future__ import annotations
 

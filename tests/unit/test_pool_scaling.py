@@ -1,4 +1,4 @@
-"""How the leading dispatcher scales the pool: on fakes, without Ray."""
+"""The leading dispatcher scales the pool: on fakes, without Ray."""
 
 from __future__ import annotations
 

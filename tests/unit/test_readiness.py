@@ -1,4 +1,4 @@
-"""How often dependencies are pinged, for any number of callers."""
+"""Dependencies are pinged at most once a second, for any number of callers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many workers the demand requires, and when: without a clock, a cluster or Ray."""
+"""The number of workers that the demand requires: without a clock, a cluster or Ray."""
 
 import pytest
 from hypothesis import given
