@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ class Bench:
 
 
 def _files(*folders: Path) -> list[str]:
-    return [str(path) for folder in folders for path in folder.rglob("*") if path.is_file()]
+    # Not Path.rglob, which raises when the engine deletes a folder during the walk.
+    walks = (os.walk(folder) for folder in folders)
+    return [os.path.join(path, name) for walk in walks for path, _, names in walk for name in names]
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
