@@ -45,7 +45,7 @@ MAY_BLOCK = {
     # last.
     "comfy_pool/factory.py": {"engine_on_this_node"},
     # Migrations run before anything serves; an async fixture may be the first to ask for them.
-    "persistence/postgres/migrate.py": {"migrate_to"},
+    "persistence/postgres/migrate.py": {"upgrade"},
     # It starts and stops servers and a Ray on the tests' own event loop.
     "tests/support/fleet.py": {"running_fleet", "_surroundings"},
     # The command line and the issuer's thread read the key; only tests do so on an event loop.

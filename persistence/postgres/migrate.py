@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, NullPool, create_engine, func, select, text
+from sqlalchemy import NullPool, create_engine, func, select, text
 
 from persistence.postgres.database import (
     AdvisoryLock,
@@ -29,15 +29,10 @@ def upgrade(database_url: str) -> None:
         poolclass=NullPool,
         connect_args=connect_arguments(statement_timeout_ms=0),
     )
+    config = Config()
+    config.set_main_option("script_location", "persistence:migrations")
     with translated_errors(), engine.begin() as connection:
         connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
         connection.execute(select(func.pg_advisory_xact_lock(AdvisoryLock.MIGRATION)))
-        migrate_to("head", connection)
-
-
-def migrate_to(revision: str, connection: Connection) -> None:
-    """Apply the revisions up to this one in the connection's transaction; blocks."""
-    config = Config()
-    config.set_main_option("script_location", "persistence:migrations")
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

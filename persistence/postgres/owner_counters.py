@@ -1,8 +1,8 @@
 """Counters of each owner: running jobs, their limit, and stored bytes.
 
-Triggers on `jobs` and `uploads` count in the transaction that changes the row (migrations 0009 and
-0015). While an owner's running jobs are at the limit, they also mark its turns as `held`, and
-claims pass over these.
+Triggers on `jobs` and `uploads` (see the migration) count in the transaction that changes the row.
+While an owner's running jobs are at the limit, they also mark its turns as `held`, and claims pass
+over these.
 
 Lock order: an owner's row before its turns, and owners in the order of `in_order`.
 """

@@ -1,6 +1,6 @@
 """The current tables.
 
-The migrations lead to this schema step by step; a test compares the two in Postgres' catalogue.
+The migrations create this schema; a test compares the two in Postgres' catalogue.
 CHECK constraints state what must hold for a row in each status, so that neither code nor a manual
 statement can store a job that the rest of the system cannot read.
 """
@@ -133,7 +133,7 @@ jobs = Table(
     Column("keep_metadata", Boolean, nullable=False, server_default=text("false")),
     # W3C Trace Context of the submission
     Column("traceparent", Text),
-    # see `restoration.reuse`; null for jobs from before this column
+    # see `restoration.reuse`
     Column("work_key", LargeBinary),
     Column("reused_from", Uuid),
     _one_of("status", JobStatus),

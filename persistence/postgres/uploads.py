@@ -1,7 +1,7 @@
 """UploadStore on Postgres: direct uploads without a job yet, and their announced sizes.
 
-Triggers add them to the owner's stored bytes (migration 0015) before the client gets its link. The
-transaction that records an upload's job deletes its row; retention deletes the unused ones.
+Triggers (see the migration) add them to the owner's stored bytes before the client gets its link.
+The transaction that records an upload's job deletes its row; retention deletes the unused ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Owners' counters in Postgres: triggers, retention, locks and the upgrade."""
+"""Owners' counters in Postgres: triggers, retention and locks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, func, select
 from persistence.postgres.database import Database, sqlalchemy_url
 from persistence.postgres.jobs import PostgresJobStore
 from persistence.postgres.leadership import WAITING_CHANNEL
-from persistence.postgres.migrate import migrate_to
 from persistence.postgres.retention import Retention
 from persistence.postgres.tables import jobs, owners, turns
 from restoration.jobs import Artifact, Failure, Priority
@@ -114,25 +113,6 @@ async def test_a_photo_that_was_sent_again_counts_until_it_goes(
     await store.request_cancel(again.id)
     assert await Retention(database).expire_inputs(0, 10) == ["inputs/a.png"]
     assert await database.run(_counts) == {"alice": (0, 0)}
-
-
-@pytest.mark.quotas
-async def test_jobs_from_before_the_migration_are_counted(
-    engine: Engine, store: PostgresJobStore
-) -> None:
-    """Existing jobs are in the counts after the upgrade, and their later changes count."""
-    with engine.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
-        migrate_to("0007", connection)
-        _fill(connection, 6, owners=2)
-        one = "WHERE id = (SELECT id FROM jobs WHERE owner = 'owner-1' LIMIT 1)"
-        connection.execute(text(f"UPDATE jobs SET {RUNNING} {one}"))  # noqa: S608
-        migrate_to("head", connection)
-        assert _counts(connection) == {"owner-0": (0, 30), "owner-1": (1, 30)}
-    while (job := await store.claim("w", 60, ["restore"])) is not None:
-        await store.succeed(job.ref, Artifact("outputs/a.png", "", 1, "image/png"), {})
-    with engine.connect() as connection:
-        assert _counts(connection) == {"owner-0": (0, 33), "owner-1": (1, 32)}
 
 
 @pytest.mark.quotas

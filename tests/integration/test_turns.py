@@ -1,4 +1,4 @@
-"""Turns in Postgres: backlogs, locks, counts and the upgrade."""
+"""Turns in Postgres: backlogs, locks and counts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, func, select
 
 from persistence.postgres.database import Database, sqlalchemy_url
 from persistence.postgres.jobs import PostgresJobStore
-from persistence.postgres.migrate import migrate_to
 from persistence.postgres.tables import jobs, turns
 from persistence.postgres.transitions import claim
-from restoration.jobs import JobStatus, Priority
+from restoration.jobs import JobStatus
 from tests.support.samples import new_job
 
 BACKLOG = """
@@ -124,21 +123,3 @@ async def test_owners_that_were_away_for_long_are_forgotten(
     await store.promote()
     with engine.connect() as connection:
         assert connection.execute(select(turns.c.owner)).scalars().all() == ["bob"]
-
-
-@pytest.mark.turns
-async def test_jobs_from_before_the_migration_have_their_turns(
-    engine: Engine, store: PostgresJobStore
-) -> None:
-    """Jobs that waited before the upgrade are claimed after it."""
-    with engine.begin() as connection:
-        connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
-        migrate_to("0001", connection)
-        old = BACKLOG.replace(",\n        queue_deadline_at", "")
-        old = old.replace(", now() + interval '1 day'", "")
-        connection.execute(text(old), {"rows": 3, "owners": 2})
-        migrate_to("head", connection)
-    claimed = [await store.claim("w", 60, ["restore"]) for _ in range(3)]
-    assert {job.owner for job in claimed if job} == {"owner-0", "owner-1"}
-    assert all(job and job.priority is Priority.INTERACTIVE for job in claimed)
-    assert all(job and job.queue_deadline_at > job.created_at for job in claimed)

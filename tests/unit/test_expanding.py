@@ -11,8 +11,6 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
 
-# No release preceded 0002, which makes inserts need a column that 0001 did not have.
-EXEMPT = {"0001", "0002"}
 # A dropped index makes a statement slow, not wrong.
 TAKES_AWAY = (
     r"\bDROP\s+(TABLE|COLUMN|DEFAULT|NOT|TRIGGER|FUNCTION|VIEW|SCHEMA)\b",
@@ -32,7 +30,7 @@ def _script() -> ScriptDirectory:
 
 
 def _migrations() -> list[Script]:
-    return [each for each in _script().walk_revisions() if each.revision not in EXEMPT]
+    return list(_script().walk_revisions())
 
 
 def _sql(migration: Script) -> str:
