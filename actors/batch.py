@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,18 +29,19 @@ from actors.cluster.handles import IngressHandle, connected_ingress
 from actors.cluster.retry import patiently
 from actors.status_actor import StatusActor, status_actor
 from actors.submission.batches import Draft
-from actors.submission.service import SubmissionRequest
+from actors.submission.requests import SubmissionRequest
 from restoration.batches import JobBatch
 from restoration.errors import InvalidRequest, JobNotFound
 from restoration.events import JobEvent, from_json
 from restoration.files import write_whole
-from restoration.jobs import Failure, Job, OutputFormat, Priority
+from restoration.jobs import Failure, Job, JobOptions, OutputFormat, Priority
 from restoration.reuse import Reuse
 
 # The status actor returns as soon as a job ends, but it may miss one, so the rows are polled too.
 POLL_S = 2.0
 # Concurrent uploads: enough to hide the round trips, few enough not to overload the ingress.
 IN_FLIGHT = 8
+BATCH_OPTIONS = JobOptions(priority=Priority.BATCH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,7 @@ class Batch:
         workflow: str = "restore",
         params: Mapping[str, object] | None = None,
         output_format: OutputFormat | None = None,
-        priority: Priority = Priority.BATCH,
-        webhook_url: str | None = None,
+        options: JobOptions = BATCH_OPTIONS,
         reuse: Reuse = Reuse.ALLOW,
         on_refused: Callable[[Path, InvalidRequest], None] | None = None,
     ) -> dict[UUID, Path]:
@@ -107,21 +107,29 @@ class Batch:
             workflow=workflow,
             params=params or {},
             output_format=output_format,
-            priority=priority,
-            webhook_url=webhook_url,
+            options=options,
             reuse=reuse,
         )
+
+        def submit(path: Path) -> Job:
+            # The idempotency key makes a retry after a lost response create no second job.
+            asked = replace(request, image=path.read_bytes(), idempotency_key=str(uuid.uuid4()))
+            return patiently(lambda: self._ingress.submit(asked)).job
+
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
-            submissions = [(path, pool.submit(self._submit, request, path)) for path in paths]
+            submissions = [(path, pool.submit(submit, path)) for path in paths]
+            accepted = {}
             try:
-                return dict(_accepted(submissions, on_refused))
+                for path, submission in submissions:
+                    try:
+                        accepted[submission.result().id] = path
+                    except InvalidRequest as refusal:
+                        if on_refused is None:
+                            raise
+                        on_refused(path, refusal)
             finally:
                 pool.shutdown(cancel_futures=True)
-
-    def _submit(self, request: SubmissionRequest, path: Path) -> Job:
-        # The idempotency key makes a retry after a lost response create no second job.
-        asked = replace(request, image=path.read_bytes(), idempotency_key=str(uuid.uuid4()))
-        return patiently(lambda: self._ingress.submit(asked)).job
+        return accepted
 
     def as_completed(self, job_ids: Iterable[UUID]) -> Iterator[Result]:
         """Yield each job when it ends, with any final status.
@@ -131,27 +139,22 @@ class Batch:
         answer.
         """
         open_ids = set(job_ids)
-        self._demand(open_ids)
+        unknown = open_ids.difference(patiently(lambda: self._ingress.known(list(open_ids))))
+        if unknown:
+            first = str(min(unknown))
+            raise JobNotFound(f"of {len(unknown)} jobs there is no trace: {first}", job_id=first)
         while open_ids:
             ended = patiently(lambda: self._ingress.ended(list(open_ids)))
             for job in ended:
                 open_ids.remove(job.id)
                 yield Result(job, self._ingress)
             if open_ids and not ended:
-                self._wait_for_any(open_ids)
-
-    def _demand(self, job_ids: set[UUID]) -> None:
-        unknown = job_ids.difference(patiently(lambda: self._ingress.known(list(job_ids))))
-        if unknown:
-            first = str(min(unknown))
-            raise JobNotFound(f"of {len(unknown)} jobs there is no trace: {first}", job_id=first)
-
-    def _wait_for_any(self, job_ids: set[UUID]) -> None:
-        waiting: Any = self._status.wait.remote([str(job_id) for job_id in job_ids], POLL_S)
-        try:
-            ray.get(waiting, timeout=2 * POLL_S)
-        except RayError:  # Ray restarts the actor; polling the rows continues meanwhile
-            time.sleep(POLL_S)
+                names = [str(job_id) for job_id in open_ids]
+                waiting: Any = self._status.wait.remote(names, POLL_S)
+                try:
+                    ray.get(waiting, timeout=2 * POLL_S)
+                except RayError:  # Ray restarts the actor; polling the rows continues meanwhile
+                    time.sleep(POLL_S)
 
     def progress(self, job_ids: Iterable[UUID]) -> dict[UUID, list[JobEvent]]:
         """Return the newest event of each type, by job.
@@ -161,10 +164,12 @@ class Batch:
         """
         asked: Any = self._status.latest.remote([str(job_id) for job_id in job_ids])
         try:
-            told: dict[str, list[str]] = ray.get(asked, timeout=2 * POLL_S)
+            events: dict[str, list[str]] = ray.get(asked, timeout=2 * POLL_S)
         except RayError:
             return {}
-        return {UUID(job_id): [from_json(text) for text in texts] for job_id, texts in told.items()}
+        return {
+            UUID(job_id): [from_json(text) for text in texts] for job_id, texts in events.items()
+        }
 
     def cancel(self, job_id: UUID) -> Job:
         """Request the cancellation of a job, and return its row.
@@ -180,7 +185,7 @@ class Batch:
         workflow: str = "restore",
         params: Mapping[str, object] | None = None,
         output_format: OutputFormat | None = None,
-        priority: Priority = Priority.BATCH,
+        options: JobOptions = BATCH_OPTIONS,
         reuse: Reuse = Reuse.ALLOW,
     ) -> AcceptedBatch:
         """Submit up to 1,000 files as one batch, recorded in one transaction.
@@ -197,21 +202,11 @@ class Batch:
             workflow=workflow,
             params=params or {},
             output_format=output_format,
-            priority=priority,
+            options=options,
             reuse=reuse,
         )
         patiently(lambda: self._ingress.check(request))
-        draft = self._prepared(request, files := list(paths))
-        new = draft.finish()
-        patiently(lambda: self._ingress.record_batch(new, draft.jobs))
-        jobs = {
-            job.id: files[index] for job in draft.jobs if (index := job.batch_index) is not None
-        }
-        refused = [(files[each.index], each.reason) for each in new.refusals]
-        return AcceptedBatch(new.id, jobs, refused)
-
-    def _prepared(self, request: SubmissionRequest, files: Sequence[Path]) -> Draft:
-        """Check and store each file, and return the batch as a draft; nothing is recorded."""
+        files = list(paths)
         draft = Draft(self._owner)
         places = [draft.add(path.name) for path in files]
 
@@ -228,7 +223,13 @@ class Batch:
                 list(pool.map(prepare, files, places))
             finally:
                 pool.shutdown(cancel_futures=True)
-        return draft
+        new = draft.finish()
+        patiently(lambda: self._ingress.record_batch(new, draft.jobs))
+        jobs = {
+            job.id: files[index] for job in draft.jobs if (index := job.batch_index) is not None
+        }
+        refused = [(files[each.index], each.reason) for each in new.refusals]
+        return AcceptedBatch(new.id, jobs, refused)
 
     def batch_status(self, batch_id: UUID) -> JobBatch:
         """Return the batch with its `status` and `counts`. Raises BatchNotFound."""
@@ -237,19 +238,6 @@ class Batch:
     def cancel_batch(self, batch_id: UUID) -> JobBatch:
         """Request the cancellation of every job of the batch; its status says when all ended."""
         return patiently(lambda: self._ingress.cancel_batch(batch_id))
-
-
-def _accepted(
-    submissions: Iterable[tuple[Path, Future[Job]]],
-    on_refused: Callable[[Path, InvalidRequest], None] | None,
-) -> Iterator[tuple[UUID, Path]]:
-    for path, submission in submissions:
-        try:
-            yield submission.result().id, path
-        except InvalidRequest as refusal:
-            if on_refused is None:
-                raise
-            on_refused(path, refusal)
 
 
 @contextmanager

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from actors.submission.service import SubmissionRequest
+from actors.submission.requests import SubmissionRequest
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.load import Load, apply_load
 from benchmarks.service_client import WORKFLOW, ServiceClient
-from restoration.jobs import Priority
 from restoration.settings import load_settings
 from serve_app.services import open_services
 from tests.support.photos import original
@@ -84,9 +83,7 @@ async def _rounds(
 async def _without_http(environ: Mapping[str, str], photo: bytes) -> Load:
     """Submit without HTTP in one process, as the stack has one ingress replica."""
     services = open_services(load_settings(environ))
-    request = SubmissionRequest(
-        owner="bench", workflow="enlarge", params={}, image=photo, priority=Priority.INTERACTIVE
-    )
+    request = SubmissionRequest(owner="bench", image=photo, workflow="enlarge")
     try:
         return await apply_load(lambda: services.submission.submit(request), CLIENTS, ROUND_S)
     finally:

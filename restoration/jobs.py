@@ -86,6 +86,20 @@ class OutputFormat(StrEnum):
         return ".jpg" if self is OutputFormat.JPEG else f".{self.value}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """Options that travel unchanged from a submission to the job's row.
+
+    A new one is declared here, in the form's and the job's schema (`serve_app.forms.form`,
+    `serve_app.schemas.restorations`) and as a column of the same name.
+    """
+
+    priority: Priority = Priority.INTERACTIVE
+    run_limit_s: float | None = None  # at most, and by default, the workflow's
+    webhook_url: str | None = None
+    keep_metadata: bool = False  # the result gets the photo's EXIF
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """An object in S3, with the size and sha256 that are verified when it is read."""
@@ -170,17 +184,14 @@ class NewJob:
     workflow_version: str
     params: Mapping[str, ParamValue]
     output_format: OutputFormat
-    priority: Priority
     input: Artifact
     max_attempts: int
+    options: JobOptions = field(default_factory=JobOptions)
     idempotency_key: str | None = None
     # sha256 over the whole request, to detect another request with the same idempotency key
     request_digest: str | None = None
     queue_limit_s: float = DEFAULT_QUEUE_LIMIT_S
-    run_limit_s: float | None = None  # None: the workflow's limit
     retry_of: UUID | None = None
-    webhook_url: str | None = None
-    keep_metadata: bool = False  # the result gets the photo's EXIF
     batch_id: UUID | None = None
     batch_index: int | None = None
     traceparent: str | None = None  # W3C Trace Context of the submission
@@ -210,7 +221,7 @@ class Job:
     workflow_version: str
     params: Mapping[str, ParamValue]
     output_format: OutputFormat
-    priority: Priority
+    options: JobOptions
     input: Artifact
     created_at: datetime
     available_at: datetime
@@ -227,11 +238,8 @@ class Job:
     idempotency_key: str | None = None
     request_digest: str | None = None
     timings_s: Mapping[str, float] = field(default_factory=dict)
-    run_limit_s: float | None = None
     retry_of: UUID | None = None
     attempts: tuple[AttemptRecord, ...] = ()
-    webhook_url: str | None = None
-    keep_metadata: bool = False
     # From these times on the objects may be deleted.
     input_expired_at: datetime | None = None
     output_expired_at: datetime | None = None

@@ -22,7 +22,12 @@ class Reuse(StrEnum):
 def work_key(job: NewJob) -> bytes:
     """Return a sha256 digest that is equal for jobs which one result answers."""
     work = [
-        *(job.owner, job.input.sha256, job.workflow, job.workflow_version),
-        *(dict(job.params), job.output_format, job.keep_metadata),
+        job.owner,
+        job.input.sha256,
+        job.workflow,
+        job.workflow_version,
+        dict(job.params),
+        job.output_format,
+        job.options.keep_metadata,
     ]
     return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).digest()

@@ -33,7 +33,8 @@ from actors.observability.logging import configure_logging
 from actors.observability.metrics import RayMeter
 from actors.status_actor import NAMESPACE
 from actors.submission.batches import SubmittedBatch
-from actors.submission.service import SubmissionRequest, Submitted
+from actors.submission.requests import SubmissionRequest
+from actors.submission.service import Submitted
 from restoration.batches import JobBatch, NewBatch
 from restoration.errors import DependencyUnavailable
 from restoration.images import MEBIBYTE
@@ -125,7 +126,9 @@ class Ingress:
         """Check and store a picture, and return its job for `record_batch`. It records nothing."""
         current_owner.set(request.owner)
         submission = self._services.submission
-        return await submission.prepare(request, submission.check(request), job_id)
+        checked = submission.check(request)
+        photo = await submission.store_photo(request.image, job_id, checked)
+        return await submission.make_job(checked, job_id, photo)
 
     async def record_batch(self, new: NewBatch, jobs: Sequence[NewJob]) -> SubmittedBatch:
         current_owner.set(new.owner)

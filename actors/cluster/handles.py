@@ -22,7 +22,8 @@ from ray.serve.handle import DeploymentHandle
 
 from actors.cluster.local import find_ray
 from actors.submission.batches import SubmittedBatch
-from actors.submission.service import SubmissionRequest, Submitted
+from actors.submission.requests import SubmissionRequest
+from actors.submission.service import Submitted
 from restoration.batches import JobBatch, NewBatch
 from restoration.errors import DependencyUnavailable, RestorationError
 from restoration.jobs import AttemptRef, Job, NewJob

@@ -238,7 +238,7 @@ class Execution:
     async def _restore(self, attempt: _Attempt) -> Artifact:
         job, watch = attempt.job, attempt.watch
         workflow = workflow_of(self._catalog, job)
-        limit = RunLimit(job.run_limit_s or workflow.manifest.run_limit_s)
+        limit = RunLimit(job.options.run_limit_s or workflow.manifest.run_limit_s)
         self._progress(job, 0, "fetching")
         watch.enter("fetch")
         async with _interruptible(attempt.cancelled):
@@ -247,7 +247,7 @@ class Execution:
                 limit.begin()
                 photo = await self._images.prepare(
                     upload,
-                    keep_metadata=job.keep_metadata,
+                    keep_metadata=job.options.keep_metadata,
                     on_white=moves_pixels(workflow.graph),
                 )
         watch.enter("staged")

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from uuid import UUID, uuid4
 
-from actors.submission.service import CheckedRequest, StoredPhoto, Submission, SubmissionRequest
+from actors.submission.requests import CheckedRequest, SubmissionRequest
+from actors.submission.service import StoredPhoto, Submission
 from restoration.batches import (
     MAX_BATCH_ITEMS,
     PUT_TOGETHER_S,
@@ -106,10 +107,10 @@ class Draft:
     def refuse(self, index: int, error: InvalidRequest) -> None:
         self.refusals.append(Refusal(index, Failure.of(error)))
 
-    def digest(self, order: CheckedRequest) -> str:
+    def digest(self, checked: CheckedRequest) -> str:
         """Return the digest of the whole batch; see `CheckedRequest.digest`."""
         lines = map(" ".join, zip(self.digests, self.names, strict=True))
-        return order.digest("\n".join(lines).encode())
+        return checked.digest("\n".join(lines).encode())
 
     def finish(self, idempotency_key: str | None = None, digest: str | None = None) -> NewBatch:
         """Return the batch to record. Raises InvalidRequest for a batch without a photo."""
@@ -134,30 +135,27 @@ class BatchSubmission:
         self,
         request: SubmissionRequest,
         photos: AsyncIterator[Photo],
-        asked: Callable[[], SubmissionRequest] | None = None,
+        read_rest: Callable[[], SubmissionRequest],
     ) -> SubmittedBatch:
-        """Record a batch of `photos`, each with the options of `request`.
+        """Record a batch of `photos`, each with the options of the request.
 
-        If the options arrive after the photos, `asked` returns the complete request then; of
-        `request` only the owner, the quotas and the idempotency key are used.
+        Options may arrive after the photos: `read_rest` returns the complete request then. Only the
+        owner, the quotas and the idempotency key of `request` are used.
 
         Raises InvalidRequest or a subclass if the request is wrong for every photo, BatchTooLarge,
         BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable, and any
-        exception of `photos` and `asked`.
+        exception of `photos` and `read_rest`.
         """
-        if asked is None:
-            self._submission.check(request)
         if (key := request.idempotency_key) is not None:
             if earlier := await self._batches.find_by_key(request.owner, key):
-                return await self._replay(earlier, request, photos, asked)
-        await self._submission.demand_room(request)
+                return await self._replay(earlier, photos, read_rest)
+        await self._submission.check_room(request)
         draft = Draft(request.owner)
         try:
-            await self._store_all(photos, draft)
-            request = asked() if asked else request
-            order = self._submission.check(request)
-            await self._prepare_all(request, order, draft)
-            new = draft.finish(key, draft.digest(order))
+            await self._store_photos(photos, draft)
+            checked = self._submission.check(read_rest())
+            await self._make_jobs(checked, draft)
+            new = draft.finish(key, draft.digest(checked))
         except BaseException:  # includes the cancellation when the client disconnects
             await self._discard(draft.object_keys)
             raise
@@ -178,7 +176,14 @@ class BatchSubmission:
         BatchExpired, IdempotencyConflict, QueueFull, StorageFull, DependencyUnavailable.
         """
         if new.is_stale:
-            batch, created = await self._recorded(new), False
+            try:  # an earlier call may have recorded it
+                batch, created = await self._batches.get(new.id), False
+            except BatchNotFound:
+                raise BatchExpired(
+                    f"the batch was not complete within {PUT_TOGETHER_S / 3600:g} hours; nothing of"
+                    " it was recorded: submit its photos again, in smaller batches or when there is"
+                    " room"
+                ) from None
         else:
             batch, created = await self._batches.insert(new, jobs, quotas)
         if batch.id != new.id:  # another request with the same key was recorded first
@@ -187,17 +192,7 @@ class BatchSubmission:
             return SubmittedBatch(batch, _items(new, jobs), replayed=False)
         return SubmittedBatch(batch, await self._batches.items(batch.id), replayed=True)
 
-    async def _recorded(self, stale: NewBatch) -> JobBatch:
-        """Return the batch if an earlier call recorded it. Raises BatchExpired otherwise."""
-        try:
-            return await self._batches.get(stale.id)
-        except BatchNotFound:
-            raise BatchExpired(
-                f"the batch was not complete within {PUT_TOGETHER_S / 3600:g} hours; nothing of it"
-                " was recorded: submit its photos again, in smaller batches or when there is room"
-            ) from None
-
-    async def _store_all(self, photos: AsyncIterator[Photo], draft: Draft) -> None:
+    async def _store_photos(self, photos: AsyncIterator[Photo], draft: Draft) -> None:
         """Examine and store each photo as it arrives.
 
         The next photo is read while earlier ones are examined and stored. Those are IN_FLIGHT at
@@ -207,7 +202,7 @@ class BatchSubmission:
 
         async def store(photo: Photo, index: int, job_id: UUID) -> None:
             try:
-                draft.stored[index] = await self._submission.store(photo.data, job_id)
+                draft.stored[index] = await self._submission.store_photo(photo.data, job_id)
             except InvalidRequest as error:
                 draft.refuse(index, error)
             finally:
@@ -223,43 +218,39 @@ class BatchSubmission:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    async def _prepare_all(
-        self, request: SubmissionRequest, order: CheckedRequest, draft: Draft
-    ) -> None:
-        """Prepare a job of each stored photo. A photo that the job cannot use is refused."""
+    async def _make_jobs(self, checked: CheckedRequest, draft: Draft) -> None:
+        """Make a job of each stored photo. A photo whose result would be too large is refused."""
         slots = asyncio.Semaphore(IN_FLIGHT)
 
-        async def prepare(index: int, photo: StoredPhoto) -> None:
+        async def make(index: int, photo: StoredPhoto) -> None:
             async with slots:
-                job_id = draft.job_id(index)
                 try:
-                    job = await self._submission.prepare_stored(photo, request, order, job_id)
+                    self._submission.check_result(checked, photo.picture)
                 except InvalidRequest as error:
                     draft.refuse(index, error)
                     await self._submission.discard(photo.artifact.key)
                 else:
-                    draft.accept(index, job)
+                    job_id = draft.job_id(index)
+                    draft.accept(index, await self._submission.make_job(checked, job_id, photo))
 
         try:
             async with asyncio.TaskGroup() as group:
                 for index, photo in draft.stored.items():
-                    group.create_task(prepare(index, photo))
+                    group.create_task(make(index, photo))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
     async def _replay(
         self,
         earlier: JobBatch,
-        request: SubmissionRequest,
         photos: AsyncIterator[Photo],
-        asked: Callable[[], SubmissionRequest] | None,
+        read_rest: Callable[[], SubmissionRequest],
     ) -> SubmittedBatch:
         """Return the earlier batch. Raises IdempotencyConflict if this request differs from it."""
         draft = Draft(earlier.owner)
         async for photo in photos:
             draft.add(photo.name, photo.sha256)
-        order = self._submission.check(asked() if asked else request)
-        if draft.digest(order) != earlier.request_digest:
+        if draft.digest(self._submission.check(read_rest())) != earlier.request_digest:
             raise IdempotencyConflict(
                 "this Idempotency-Key was used for a different batch; use a new key",
                 batch_id=str(earlier.id),

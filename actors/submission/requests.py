@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from uuid import UUID, uuid4
 
 from actors.images.reader import ImageInfo
 from restoration.errors import InvalidRequest
 from restoration.images import UploadLimits, check_result
-from restoration.jobs import Artifact, Job, NewJob, OutputFormat, ParamValue, Priority
+from restoration.jobs import Artifact, Job, JobOptions, NewJob, OutputFormat, ParamValue
 from restoration.limits.quotas import Quotas
 from restoration.reuse import Reuse
 from restoration.webhooks.urls import WebhookRules, check_url
@@ -42,48 +42,38 @@ class SubmissionRequest:
     workflow: str = ""
     params: Mapping[str, object] = field(default_factory=dict)
     output_format: OutputFormat | None = None
-    priority: Priority = Priority.INTERACTIVE
-    idempotency_key: str | None = None
+    options: JobOptions = field(default_factory=JobOptions)
     queue_limit_s: float | None = None
-    run_limit_s: float | None = None
-    webhook_url: str | None = None
-    keep_metadata: bool = False
+    reuse: Reuse = Reuse.NEVER
     upload_id: UUID | None = None
     graph: Mapping[str, object] | None = None
+    idempotency_key: str | None = None
     quotas: Quotas | None = None  # None: those of the settings
-    reuse: Reuse = Reuse.NEVER
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedRequest:
-    """A validated request, complete but for the picture."""
+    """A validated request, with what was left out of it filled in from its workflow."""
 
+    request: SubmissionRequest
     workflow: Workflow
     params: Mapping[str, ParamValue]
     output_format: OutputFormat
-    priority: Priority
-    queue_limit_s: float | None = None
-    run_limit_s: float | None = None
-    webhook_url: str | None = None
-    keep_metadata: bool = False
 
-    def job(self, job_id: UUID, owner: str, photo: Artifact) -> NewJob:
-        """Return the job of this order for a stored photo."""
+    def job(self, job_id: UUID, photo: Artifact) -> NewJob:
+        """Return the job to record for a stored photo."""
         manifest = self.workflow.manifest
         return NewJob(
             id=job_id,
-            owner=owner,
+            owner=self.request.owner,
             workflow=self.workflow.name,
             workflow_version=self.workflow.version,
             params=self.params,
             output_format=self.output_format,
-            priority=self.priority,
+            options=self.request.options,
             input=photo,
             max_attempts=manifest.max_attempts,
-            queue_limit_s=self.queue_limit_s or manifest.queue_limit_s,
-            run_limit_s=self.run_limit_s,
-            webhook_url=self.webhook_url,
-            keep_metadata=self.keep_metadata,
+            queue_limit_s=self.request.queue_limit_s or manifest.queue_limit_s,
         )
 
     def digest(self, subject: bytes) -> str:
@@ -93,11 +83,11 @@ class CheckedRequest:
         option is not part of the digest, because it does not change the result asked for.
         """
         asked = [
-            *(self.workflow.name, dict(self.params), self.output_format, self.priority),
-            *(self.queue_limit_s, self.run_limit_s),
-            self.webhook_url,
-            # Added only when set: digests from before this option existed stay valid.
-            *(["keep_metadata"] if self.keep_metadata else []),
+            self.workflow.name,
+            dict(self.params),
+            self.output_format,
+            self.request.queue_limit_s,
+            asdict(self.request.options),
         ]
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode() + b"\0")
         digest.update(subject)  # a separate call: concatenating would copy the picture
@@ -122,43 +112,36 @@ class RequestChecker:
 
     def check(self, request: SubmissionRequest) -> CheckedRequest:
         """Validate all but the picture. Raises InvalidRequest or a subclass."""
-        _check_names(request)
-        workflow, params = self._asked_for(request)
-        output = workflow.manifest.output
-        output_format = request.output_format or output.default_format
-        if output_format not in output.formats:
-            raise InvalidRequest(
-                f"{workflow.name} cannot write {output_format}; "
-                f"choose from {', '.join(output.formats)}"
-            )
-        if request.webhook_url is not None:
-            check_url(request.webhook_url, self._webhooks)
-        return CheckedRequest(
-            workflow,
-            params,
-            output_format,
-            request.priority,
-            _shorter("queue_limit_s", request.queue_limit_s, workflow.manifest.queue_limit_s),
-            _shorter("run_limit_s", request.run_limit_s, workflow.manifest.run_limit_s),
-            request.webhook_url,
-            request.keep_metadata,
-        )
-
-    def _asked_for(self, request: SubmissionRequest) -> tuple[Workflow, dict[str, ParamValue]]:
+        _check_name("the owner", request.owner)
+        if request.idempotency_key is not None:
+            _check_name("Idempotency-Key", request.idempotency_key)
         if request.graph is not None:
             graph = check_graph(request.graph, self._graphs)
-            return custom_workflow(graph), params_of(graph)
-        workflow = self._catalog.find(request.workflow)
-        return workflow, workflow.resolve(request.params)
+            workflow, params = custom_workflow(graph), params_of(graph)
+        else:
+            workflow = self._catalog.find(request.workflow)
+            params = workflow.resolve(request.params)
+        manifest = workflow.manifest
+        output_format = request.output_format or manifest.output.default_format
+        if output_format not in manifest.output.formats:
+            raise InvalidRequest(
+                f"{workflow.name} cannot write {output_format}; "
+                f"choose from {', '.join(manifest.output.formats)}"
+            )
+        _check_limit("queue_limit_s", request.queue_limit_s, manifest.queue_limit_s)
+        _check_limit("run_limit_s", request.options.run_limit_s, manifest.run_limit_s)
+        if request.options.webhook_url is not None:
+            check_url(request.options.webhook_url, self._webhooks)
+        return CheckedRequest(request, workflow, params, output_format)
 
-    def check_result(self, order: CheckedRequest, picture: ImageInfo) -> None:
+    def check_result(self, checked: CheckedRequest, picture: ImageInfo) -> None:
         """Check the size of the result. Raises ImageTooLarge or GraphRefused if it is too large."""
         width, height = picture.width, picture.height
-        scale = order.workflow.manifest.enlargement(order.params)
-        if order.workflow.name == CUSTOM:
-            graph = order.workflow.graph
+        scale = checked.workflow.manifest.enlargement(checked.params)
+        if checked.workflow.name == CUSTOM:
+            graph = checked.workflow.graph
             width, height = check_sizes(graph, self._graphs, width, height, self._limits)
-        check_result(width, height, scale, order.output_format, self._limits)
+        check_result(width, height, scale, checked.output_format, self._limits)
 
     def again(self, source: Job) -> NewJob:
         """Return a new job with the same request and input as `source`.
@@ -166,45 +149,34 @@ class RequestChecker:
         Its limits are cut to the workflow's current ones. Raises as `check`, because workflows and
         rules may have changed.
         """
-        order = self.check(_asked_for_by(source))
-        manifest = order.workflow.manifest
+        checked = self.check(
+            SubmissionRequest(
+                owner=source.owner,
+                image=b"",
+                workflow=source.workflow,
+                params=source.params,
+                graph=graph_of(source.params) if source.workflow == CUSTOM else None,
+                output_format=source.output_format,
+                options=replace(source.options, run_limit_s=None),
+            )
+        )
+        manifest = checked.workflow.manifest
         waited_s = (source.queue_deadline_at - source.created_at).total_seconds()
-        run_limit_s = source.run_limit_s and min(source.run_limit_s, manifest.run_limit_s)
+        run_limit_s = source.options.run_limit_s
         return replace(
-            order.job(uuid4(), source.owner, source.input),
+            checked.job(uuid4(), source.input),
+            options=replace(
+                source.options, run_limit_s=run_limit_s and min(run_limit_s, manifest.run_limit_s)
+            ),
             queue_limit_s=min(waited_s, manifest.queue_limit_s),
-            run_limit_s=run_limit_s,
             request_digest=source.request_digest,
             retry_of=source.id,
         )
 
 
-def _asked_for_by(source: Job) -> SubmissionRequest:
-    """Return the request of `source` without its limits and its photo, which is stored."""
-    is_custom = source.workflow == CUSTOM
-    return SubmissionRequest(
-        owner=source.owner,
-        image=b"",
-        workflow=source.workflow,
-        params=source.params,
-        graph=graph_of(source.params) if is_custom else None,
-        output_format=source.output_format,
-        priority=source.priority,
-        webhook_url=source.webhook_url,
-        keep_metadata=source.keep_metadata,
-    )
-
-
-def _shorter(name: str, asked_s: float | None, limit_s: float) -> float | None:
+def _check_limit(name: str, asked_s: float | None, limit_s: float) -> None:
     if asked_s is not None and not 0 < asked_s <= limit_s:
         raise InvalidRequest(f"{name} must be above 0 and at most the workflow's {limit_s:g} s")
-    return asked_s
-
-
-def _check_names(request: SubmissionRequest) -> None:
-    _check_name("the owner", request.owner)
-    if request.idempotency_key is not None:
-        _check_name("Idempotency-Key", request.idempotency_key)
 
 
 def _check_name(what: str, text: str) -> None:

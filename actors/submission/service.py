@@ -1,7 +1,8 @@
 """Submits jobs, for the HTTP API and for batch scripts.
 
-The order is fixed: validate, write to S3, write the row, send the hint. So a returned job is
-durable, and a failure leaves at most an orphaned object, never a row without its input.
+The steps of `Submission.submit` are fixed: check the request, find an earlier equal one, examine
+and store the photo, make the job, record it. So a returned job is durable, and a failure leaves at
+most an orphaned object, never a row without its input.
 """
 
 from __future__ import annotations
@@ -15,12 +16,7 @@ import structlog
 
 from actors.images.process_pool import Examiner
 from actors.images.reader import ImageInfo
-from actors.submission.requests import (
-    MAX_NAME_CHARS,
-    CheckedRequest,
-    RequestChecker,
-    SubmissionRequest,
-)
+from actors.submission.requests import CheckedRequest, RequestChecker, SubmissionRequest
 from actors.submission.uploads import fetch_upload
 from persistence.objects.keys import copy_key, input_key, upload_key
 from restoration.errors import (
@@ -35,13 +31,7 @@ from restoration.errors import (
     UploadUsed,
 )
 from restoration.images import UploadLimits
-from restoration.jobs import (
-    Artifact,
-    Job,
-    JobStatus,
-    NewJob,
-    Reused,
-)
+from restoration.jobs import Artifact, Job, JobStatus, NewJob, Reused
 from restoration.limits.fair_places import FairPlaces
 from restoration.limits.quotas import Quotas
 from restoration.observability.tracing import NullTracer, TraceContext, Tracer, current, spanning
@@ -50,15 +40,6 @@ from restoration.reuse import Reuse
 from restoration.tasks import stop
 from restoration.webhooks.urls import WebhookRules
 from workflows.catalog import Catalog
-
-__all__ = [
-    "MAX_NAME_CHARS",
-    "CheckedRequest",
-    "StoredPhoto",
-    "Submission",
-    "SubmissionRequest",
-    "Submitted",
-]
 
 log = structlog.get_logger(__name__)
 
@@ -97,7 +78,7 @@ class Submission:
         tracer: Tracer | None = None,
     ) -> None:
         """`allowed_nodes` are the node classes that users' own graphs may contain."""
-        self._orders = RequestChecker(catalog, limits, webhooks or WebhookRules(), allowed_nodes)
+        self._checker = RequestChecker(catalog, limits, webhooks or WebhookRules(), allowed_nodes)
         self._jobs = jobs
         self._blobs = blobs
         self._examiner = examiner
@@ -109,10 +90,6 @@ class Submission:
     def max_image_bytes(self) -> int:
         return self._limits.max_bytes
 
-    def check(self, request: SubmissionRequest) -> CheckedRequest:
-        """Validate all but the picture. Raises InvalidRequest or a subclass."""
-        return self._orders.check(request)
-
     async def submit(self, request: SubmissionRequest) -> Submitted:
         """Record a job, which survives the failure of any process once this returns.
 
@@ -120,26 +97,140 @@ class Submission:
         QueueFull, StorageFull, DependencyUnavailable.
         """
         with spanning(self._tracer, "submit"):
-            return await self._submit(request)
-
-    async def _submit(self, request: SubmissionRequest) -> Submitted:
-        order = self.check(request)
-        async with self._digests.turn(request.owner):
-            digest = await asyncio.to_thread(order.digest, _subject(request))
-        if earlier := await self._earlier(request, digest):
-            return Submitted(earlier, replayed=True)
-        try:
-            prepared = await self._prepare(request, order)
-        except UploadNotFound:
-            # A concurrent request may have made a job of the upload after the check above.
-            if earlier := await self._made_of(request, digest):
+            checked = self.check(request)
+            digest = await self._digest(checked)
+            if earlier := await self._find_earlier(request, digest):
                 return Submitted(earlier, replayed=True)
-            raise
-        new = replace(
-            prepared,
-            idempotency_key=request.idempotency_key,
-            request_digest=digest,
-        )
+            # A job has its upload's id, so that an upload becomes a job only once.
+            job_id = request.upload_id or uuid4()
+            try:
+                photo = await self._receive_photo(checked, job_id)
+            except UploadNotFound:
+                # A concurrent request may have made a job of the upload after the check above.
+                if earlier := await self._find_job_of_upload(request, digest):
+                    return Submitted(earlier, replayed=True)
+                raise
+            new = await self.make_job(checked, job_id, photo)
+            return await self._record(request, replace(new, request_digest=digest))
+
+    def check(self, request: SubmissionRequest) -> CheckedRequest:
+        """Validate all but the picture. Raises InvalidRequest or a subclass."""
+        return self._checker.check(request)
+
+    async def _digest(self, checked: CheckedRequest) -> str:
+        request = checked.request
+        subject = request.image
+        if request.upload_id is not None:
+            subject = b"upload:" + request.upload_id.bytes
+        async with self._digests.turn(request.owner):
+            return await asyncio.to_thread(checked.digest, subject)
+
+    async def _find_earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
+        """Return the job that an equal request made under this idempotency key or of this upload.
+
+        Raises IdempotencyConflict or UploadUsed if that request was a different one.
+        """
+        if request.idempotency_key is not None:
+            found = await self._jobs.find_by_key(request.owner, request.idempotency_key)
+            if found is not None and found.request_digest != digest:
+                raise IdempotencyConflict(
+                    "this Idempotency-Key was used for a different request; use a new key",
+                    job_id=str(found.id),
+                )
+            if found is not None:
+                return found
+        return await self._find_job_of_upload(request, digest)
+
+    async def _find_job_of_upload(self, request: SubmissionRequest, digest: str) -> Job | None:
+        """Return the job made of the upload, or None. Raises UploadUsed if its request differs."""
+        if request.upload_id is None:
+            return None
+        try:
+            found = await self._jobs.get(request.upload_id, request.owner)
+        except JobNotFound:
+            return None
+        if found.request_digest != digest:
+            raise UploadUsed(
+                "the upload became another job; upload the photo again", job_id=str(found.id)
+            )
+        return found
+
+    async def _receive_photo(self, checked: CheckedRequest, job_id: UUID) -> StoredPhoto:
+        """Examine the request's photo, check the owner's limits meanwhile, and store the photo."""
+        request = checked.request
+
+        async def examine() -> tuple[bytes, ImageInfo]:
+            image = request.image
+            if request.upload_id is not None:
+                image = await fetch_upload(
+                    self._blobs, request.owner, request.upload_id, self._limits
+                )
+            return image, await self._examine(image, checked)
+
+        examining = asyncio.create_task(examine())
+        try:
+            await self.check_room(request)
+            image, picture = await examining
+        finally:
+            await stop(examining)  # do not decode for a request that was refused
+        # Two concurrent requests for one upload share the job id; each needs its own object.
+        return await self._put(uuid4() if request.upload_id else job_id, image, picture)
+
+    async def check_room(self, request: SubmissionRequest) -> None:
+        """Check the owner's limits before anything is stored. Raises QueueFull, StorageFull."""
+        await self._jobs.check_room(request.owner, request.quotas, len(request.image))
+
+    async def store_photo(
+        self, image: bytes, job_id: UUID, checked: CheckedRequest | None = None
+    ) -> StoredPhoto:
+        """Examine and store a photo.
+
+        Without `checked`, call `check_result` once the request is known. Raises InvalidRequest or a
+        subclass for an unusable picture, DependencyUnavailable.
+        """
+        return await self._put(job_id, image, await self._examine(image, checked))
+
+    async def _examine(self, image: bytes, checked: CheckedRequest | None) -> ImageInfo:
+        with spanning(self._tracer, "examine"):
+            picture = await self._examiner.examine(image)
+            if checked is not None:
+                self.check_result(checked, picture)
+            return picture
+
+    def check_result(self, checked: CheckedRequest, picture: ImageInfo) -> None:
+        """Check the size of the result. Raises ImageTooLarge or GraphRefused if it is too large."""
+        self._checker.check_result(checked, picture)
+
+    async def _put(self, name: UUID, image: bytes, picture: ImageInfo) -> StoredPhoto:
+        with spanning(self._tracer, "store_input"):
+            key = input_key(name, picture.type)
+            return StoredPhoto(picture, await self._blobs.put(key, image, picture.type.value))
+
+    async def make_job(self, checked: CheckedRequest, job_id: UUID, photo: StoredPhoto) -> NewJob:
+        """Return the job to record for a stored photo.
+
+        If the request allows reuse, the job gets a copy of an earlier result of the same work: a
+        copy, because the earlier one may be removed at any moment. Raises DependencyUnavailable.
+        """
+        new = replace(checked.job(job_id, photo.artifact), traceparent=_traceparent())
+        if checked.request.reuse is Reuse.NEVER:
+            return new
+        with spanning(self._tracer, "find_result"):
+            earlier = await self._jobs.find_result(new)
+        if earlier is None:
+            return new
+        try:
+            with spanning(self._tracer, "copy_result"):
+                key = copy_key(new.id, new.output_format)
+                output = await self._blobs.copy(earlier.result(), key)
+        except (ArtifactCorrupt, DependencyUnavailable) as error:
+            # The result was removed, is corrupt, or S3 failed: execute the job instead.
+            log.warning("result_not_reused", job_id=str(earlier.id), reason=error.message)
+            return new
+        return replace(new, reused=Reused(earlier.reused_from or earlier.id, output))
+
+    async def _record(self, request: SubmissionRequest, new: NewJob) -> Submitted:
+        new = replace(new, idempotency_key=request.idempotency_key)
         try:
             with spanning(self._tracer, "record"):
                 job, created = await self._jobs.insert(new, request.quotas)
@@ -151,31 +242,6 @@ class Submission:
         if request.upload_id is not None:
             await self.discard(upload_key(request.owner, request.upload_id))
         return Submitted(job, replayed=not created)
-
-    async def _prepare(self, request: SubmissionRequest, order: CheckedRequest) -> NewJob:
-        """As `prepare`, but check for room while the picture is examined."""
-        examining = asyncio.create_task(self._examined(request, order))
-        try:
-            await self.demand_room(request)
-            complete, picture = await examining
-        finally:
-            await stop(examining)  # do not decode for a request that was refused
-        # A job has its upload's id, so that an upload becomes a job only once.
-        job_id = request.upload_id or uuid4()
-        return await self._stored(complete, order, job_id, picture)
-
-    async def _examined(
-        self, request: SubmissionRequest, order: CheckedRequest
-    ) -> tuple[SubmissionRequest, ImageInfo]:
-        complete = await self._complete(request)
-        return complete, await self._examine(complete, order)
-
-    async def _complete(self, request: SubmissionRequest) -> SubmissionRequest:
-        """Return the request with its picture, fetched from S3 if it is a direct upload."""
-        if request.upload_id is None:
-            return request
-        upload = (self._blobs, request.owner, request.upload_id, self._limits)
-        return replace(request, image=await fetch_upload(*upload))
 
     async def retry(
         self, job_id: UUID, owner: str | None = None, quotas: Quotas | None = None
@@ -193,110 +259,9 @@ class Submission:
                 f"the job is {source.status}; only one that failed or was cancelled is sent again",
                 status=source.status,
             )
-        new = replace(self._orders.again(source), traceparent=_traceparent())
+        new = replace(self._checker.again(source), traceparent=_traceparent())
         job, created = await self._jobs.insert(new, quotas)
         return Submitted(job, replayed=not created)
-
-    async def _earlier(self, request: SubmissionRequest, digest: str) -> Job | None:
-        if request.idempotency_key is None:
-            return await self._made_of(request, digest)
-        found = await self._jobs.find_by_key(request.owner, request.idempotency_key)
-        if found is not None and found.request_digest != digest:
-            raise IdempotencyConflict(
-                "this Idempotency-Key was used for a different request; use a new key",
-                job_id=str(found.id),
-            )
-        return found or await self._made_of(request, digest)
-
-    async def _made_of(self, request: SubmissionRequest, digest: str) -> Job | None:
-        """Return the job made of the upload, or None. Raises UploadUsed if its request differs."""
-        if request.upload_id is None:
-            return None
-        try:
-            found = await self._jobs.get(request.upload_id, request.owner)
-        except JobNotFound:
-            return None
-        if found.request_digest != digest:
-            raise UploadUsed(
-                "the upload became another job; upload the photo again", job_id=str(found.id)
-            )
-        return found
-
-    async def demand_room(self, request: SubmissionRequest) -> None:
-        """Check the owner's limits before anything is stored. Raises QueueFull, StorageFull."""
-        await self._jobs.check_room(request.owner, request.quotas, len(request.image))
-
-    async def prepare(
-        self, request: SubmissionRequest, order: CheckedRequest, job_id: UUID
-    ) -> NewJob:
-        """Examine and store the picture, and return the job to record.
-
-        If the request allows reuse, the job gets a copy of an earlier result of the same work.
-        Raises InvalidRequest or a subclass for an unusable picture, DependencyUnavailable.
-        """
-        picture = await self._examine(request, order)
-        return await self._stored(request, order, job_id, picture)
-
-    async def store(self, image: bytes, job_id: UUID) -> StoredPhoto:
-        """Examine and store the picture of a request that is not known yet.
-
-        Raises InvalidRequest or a subclass for an unusable picture, DependencyUnavailable.
-        """
-        with spanning(self._tracer, "examine"):
-            picture = await self._examiner.examine(image)
-        return StoredPhoto(
-            picture, await self._put(input_key(job_id, picture.type), image, picture)
-        )
-
-    async def prepare_stored(
-        self, photo: StoredPhoto, request: SubmissionRequest, order: CheckedRequest, job_id: UUID
-    ) -> NewJob:
-        """As `prepare`, for a photo that `store` returned for the same `job_id`."""
-        self._orders.check_result(order, photo.picture)
-        return await self._made(request, order, job_id, photo.artifact)
-
-    async def _examine(self, request: SubmissionRequest, order: CheckedRequest) -> ImageInfo:
-        with spanning(self._tracer, "examine"):
-            picture = await self._examiner.examine(request.image)
-            self._orders.check_result(order, picture)
-            return picture
-
-    async def _stored(
-        self, request: SubmissionRequest, order: CheckedRequest, job_id: UUID, picture: ImageInfo
-    ) -> NewJob:
-        # Two concurrent requests for one upload share the job id; each needs its own object.
-        key = input_key(uuid4() if request.upload_id else job_id, picture.type)
-        stored = await self._put(key, request.image, picture)
-        return await self._made(request, order, job_id, stored)
-
-    async def _put(self, key: str, image: bytes, picture: ImageInfo) -> Artifact:
-        with spanning(self._tracer, "store_input"):
-            return await self._blobs.put(key, image, picture.type.value)
-
-    async def _made(
-        self, request: SubmissionRequest, order: CheckedRequest, job_id: UUID, stored: Artifact
-    ) -> NewJob:
-        new = replace(order.job(job_id, request.owner, stored), traceparent=_traceparent())
-        return await self._answered(new) if request.reuse is Reuse.ALLOW else new
-
-    async def _answered(self, new: NewJob) -> NewJob:
-        """Return the job with a copy of an earlier result of the same work, if there is one.
-
-        The result is copied because the earlier one may be removed at any moment.
-        """
-        with spanning(self._tracer, "find_result"):
-            earlier = await self._jobs.find_result(new)
-        if earlier is None:
-            return new
-        key = copy_key(new.id, new.output_format)
-        try:
-            with spanning(self._tracer, "copy_result"):
-                output = await self._blobs.copy(earlier.result(), key)
-        except (ArtifactCorrupt, DependencyUnavailable) as error:
-            # The result was removed, is corrupt, or S3 failed: execute the job instead.
-            log.warning("result_not_reused", job_id=str(earlier.id), reason=error.message)
-            return new
-        return replace(new, reused=Reused(earlier.reused_from or earlier.id, output))
 
     async def discard(self, *keys: str) -> None:
         """Delete objects that no job needs. A failure is logged."""
@@ -310,8 +275,3 @@ class Submission:
 def _traceparent() -> str:
     """Return the request's trace context for the job's row, so that its attempts join the trace."""
     return (current() or TraceContext.new()).header
-
-
-def _subject(request: SubmissionRequest) -> bytes:
-    """Return bytes that identify the request's picture."""
-    return request.image if request.upload_id is None else b"upload:" + request.upload_id.bytes

@@ -186,7 +186,7 @@ class WebhookSender:
         )
 
     async def _post(self, due: DueDelivery, here: TraceContext) -> Refusal | None:
-        url, body = due.job.webhook_url or "", payload(due.job)
+        url, body = due.job.options.webhook_url or "", payload(due.job)
         message = message_id(due.job.id)
         headers = signed_headers(self._key, message, int(self._clock()), body)
         headers = {**headers, TRACEPARENT: here.header}

@@ -153,7 +153,7 @@ class _Day:
         for photo in self._photos:
             await asyncio.sleep(photo.at_s - self._clock())
             await self._jobs.insert(photo.job)
-            self._submitted[photo.job.priority] += 1
+            self._submitted[photo.job.options.priority] += 1
             hints.hint()
 
     async def _scale(self) -> None:

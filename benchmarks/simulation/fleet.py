@@ -146,13 +146,13 @@ class Fleet:
             return NOTHING_WAITS
         if job.attempt == 1 and job.started_at is not None:
             waited_s = (job.started_at - job.created_at).total_seconds()
-            self.waits_s[job.priority].append(waited_s)
-        self.running[job.priority] += 1
+            self.waits_s[job.options.priority].append(waited_s)
+        self.running[job.options.priority] += 1
         try:
             await self._execute(worker, job)
         finally:
-            self.running[job.priority] -= 1
-        self.ended[job.priority] += 1
+            self.running[job.options.priority] -= 1
+        self.ended[job.options.priority] += 1
         return JobStatus.SUCCEEDED
 
     async def _execute(self, worker: Worker, job: Job) -> None:

@@ -89,6 +89,6 @@ def write_chart(outcomes: Outcomes, photos: Sequence[Photo], path: Path) -> None
 def _gpus_needed(photos: Sequence[Photo], priority: Priority, windows: range) -> list[float]:
     work_s = dict.fromkeys(windows, 0.0)
     for photo in photos:
-        if photo.job.priority is priority:
+        if photo.job.options.priority is priority:
             work_s[int(photo.at_s // _WINDOW_S) * _WINDOW_S] += photo.execute_s
     return [seconds / _WINDOW_S for seconds in work_s.values()]

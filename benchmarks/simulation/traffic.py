@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from restoration.jobs import Artifact, NewJob, OutputFormat, Priority
+from restoration.jobs import Artifact, JobOptions, NewJob, OutputFormat, Priority
 
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
@@ -101,8 +101,8 @@ def _photo(at_s: float, priority: Priority, owner: str, chance: random.Random) -
         workflow_version="1",
         params={},
         output_format=OutputFormat.PNG,
-        priority=priority,
         input=INPUT,
         max_attempts=3,
+        options=JobOptions(priority=priority),
     )
     return Photo(at_s, execute_s, job)

@@ -81,7 +81,7 @@ _TURN = (
 
 def by_turn(job: Job) -> tuple[str, bool]:
     """Return the sort key of the order in which a transaction must change jobs."""
-    return job.owner, job.priority is Priority.BATCH
+    return job.owner, job.options.priority is Priority.BATCH
 
 
 def is_overdue() -> ColumnElement[bool]:
@@ -266,7 +266,7 @@ _LOAD = _load_of()
 
 def put_first(job: Job, connection: Connection) -> None:
     """Give the next turn to `job`, which lost its worker: it has waited for its turn once."""
-    of_turn = and_(turns.c.owner == job.owner, turns.c.priority == job.priority)
+    of_turn = and_(turns.c.owner == job.owner, turns.c.priority == job.options.priority)
     values = {"counts_as": _INTERACTIVE, "turn_at": func.clock_timestamp() - _FIRST}
     connection.execute(update(turns).where(of_turn).values(values))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,12 +18,14 @@ from restoration.jobs import (
     AttemptRecord,
     Failure,
     Job,
+    JobOptions,
     JobStatus,
     NewJob,
     OutputFormat,
 )
 from restoration.reuse import work_key
 
+_OPTIONS = tuple(option.name for option in fields(JobOptions))
 _OUTPUT = ("output_key", "output_sha256", "output_size_bytes", "output_content_type")
 
 
@@ -86,17 +89,14 @@ def _plain_values(job: NewJob) -> dict[str, Any]:
         "workflow_version": job.workflow_version,
         "params": dict(job.params),
         "output_format": job.output_format,
-        "priority": job.priority,
+        **asdict(job.options),
         **artifact_columns("input", job.input),
         "max_attempts": job.max_attempts,
         "idempotency_key": job.idempotency_key,
         "request_digest": job.request_digest,
-        "run_limit_s": job.run_limit_s,
         "retry_of": job.retry_of,
-        "webhook_url": job.webhook_url,
         "batch_id": job.batch_id,
         "batch_index": job.batch_index,
-        "keep_metadata": job.keep_metadata,
         "traceparent": job.traceparent,
     }
 
@@ -110,7 +110,7 @@ def to_job(row: RowMapping) -> Job:
         workflow_version=row["workflow_version"],
         params=row["params"],
         output_format=OutputFormat(row["output_format"]),
-        priority=row["priority"],
+        options=JobOptions(**{name: row[name] for name in _OPTIONS}),
         input=_artifact(row, "input"),
         created_at=row["created_at"],
         available_at=row["available_at"],
@@ -127,15 +127,12 @@ def to_job(row: RowMapping) -> Job:
         idempotency_key=row["idempotency_key"],
         request_digest=row["request_digest"],
         timings_s=row["timings_s"],
-        run_limit_s=row["run_limit_s"],
         retry_of=row["retry_of"],
         attempts=tuple(map(_record, row["attempts"])),
-        webhook_url=row["webhook_url"],
         input_expired_at=row["input_expired_at"],
         output_expired_at=row["output_expired_at"],
         batch_id=row["batch_id"],
         batch_index=row["batch_index"],
-        keep_metadata=row["keep_metadata"],
         traceparent=row["traceparent"],
         reused_from=row["reused_from"],
     )

@@ -33,9 +33,9 @@ def enqueue(job: Job | NewJob, connection: Connection) -> None:
 
     Call it in the transaction that ends the job.
     """
-    if job.webhook_url is None:
+    if (url := job.options.webhook_url) is None:
         return
-    connection.execute(insert(deliveries).values(job_id=job.id, host=host_of(job.webhook_url)))
+    connection.execute(insert(deliveries).values(job_id=job.id, host=host_of(url)))
     connection.execute(select(func.pg_notify(DELIVERY_CHANNEL, "")))
 
 

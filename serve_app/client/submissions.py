@@ -24,7 +24,7 @@ _WAITING = {"Prefer": f"wait={_WAIT_S}", "Accept": "image/*, application/json;q=
 _WAIT_TIMEOUT = httpx.Timeout(_WAIT_S + 30.0, connect=5.0)
 
 
-class JobOptions(TypedDict, total=False):
+class SubmissionOptions(TypedDict, total=False):
     """Options of a submission; the service has defaults for those left out.
 
     Limits are in seconds, and may only shorten the workflow's. The result keeps the photo's EXIF
@@ -57,14 +57,16 @@ class SubmissionCalls(ABC):
     @abstractmethod
     def wait(self, job_id: UUID | str) -> Restoration: ...
 
-    def submit(self, photo: Path | bytes | UUID, **options: Unpack[JobOptions]) -> Restoration:
+    def submit(
+        self, photo: Path | bytes | UUID, **options: Unpack[SubmissionOptions]
+    ) -> Restoration:
         """Submit a photo, or the id of an `upload`; on return the job is stored and will end.
 
         Raises ApiError, and OSError for a file that cannot be read.
         """
         return parse(Restoration, self._submit(photo, options, {}))
 
-    def restore(self, photo: Path | bytes | UUID, **options: Unpack[JobOptions]) -> bytes:
+    def restore(self, photo: Path | bytes | UUID, **options: Unpack[SubmissionOptions]) -> bytes:
         """Submit a photo, wait however long it takes, and return the verified result.
 
         A job of less than a minute takes a single request. Raises ApiError, also for a job that
@@ -99,7 +101,7 @@ class SubmissionCalls(ABC):
     def _submit(
         self,
         photo: Path | bytes | UUID,
-        options: JobOptions,
+        options: SubmissionOptions,
         headers: Mapping[str, str],
         **request: Any,
     ) -> httpx.Response:
@@ -129,7 +131,7 @@ def _as_part(photo: Path | bytes | UUID) -> dict[str, tuple[str | None, bytes]]:
     return {"image": ("photo", read(photo))}
 
 
-def _fields(options: JobOptions) -> dict[str, str]:
+def _fields(options: SubmissionOptions) -> dict[str, str]:
     """Return the given options as form fields; the service has defaults for the rest."""
     asked = {name: value for name, value in options.items() if value is not None}
     asked.pop("idempotency_key", None)

@@ -7,11 +7,11 @@ the route reads the form itself, with tight limits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
-from fastapi import Depends, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import (
     BaseModel,
@@ -24,16 +24,15 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from actors.submission.service import SubmissionRequest
+from actors.submission.requests import SubmissionRequest
 from restoration.images import ACCEPTED_TYPES
-from restoration.jobs import OutputFormat, Priority
+from restoration.jobs import JobOptions, OutputFormat, Priority
 from restoration.reuse import Reuse
 from serve_app.asgi.openapi import multipart_form
 from serve_app.auth.tokens import Principal
 from serve_app.forms.multipart import MAX_FIELD_BYTES, PHOTO, FormParts, Part, malformed
-from serve_app.forms.upload_bytes import UploadShare, photo_share
-from serve_app.forms.upload_slots import UploadSlot, upload_slot
-from serve_app.routes.dependencies import authenticated, services_of
+from serve_app.forms.upload_bytes import UploadShare
+from serve_app.routes.dependencies import services_of
 
 _Form = TypeVar("_Form", bound=BaseModel)
 
@@ -97,16 +96,18 @@ class JobForm(BaseModel):
         "still there, the job has succeeded at once, with a copy of that",
     )
 
-    def asks(
+    def to_request(
         self, caller: Principal, image: bytes, idempotency_key: str | None
     ) -> SubmissionRequest:
         """Return the submission of `image` with this form's fields, which are named alike."""
-        asked = {name: getattr(self, name) for name in type(self).model_fields}
+        asked = dict(self)
+        options = JobOptions(**{each.name: asked.pop(each.name) for each in fields(JobOptions)})
         return SubmissionRequest(
             owner=caller.sub,
             quotas=caller.quotas,
             image=image,
             idempotency_key=idempotency_key,
+            options=options,
             **asked,
         )
 
@@ -141,22 +142,6 @@ class RunForm(JobForm):
     upload_id: UUID | SkipJsonSchema[None] = _UPLOAD_ID
 
 
-@dataclass(slots=True)
-class SubmittedForm:
-    """A form and its photo. `image` is empty if the photo was uploaded before."""
-
-    image: bytes
-    fields: RestorationForm | RunForm
-
-    def asks(self, caller: Principal, idempotency_key: str | None) -> SubmissionRequest:
-        """Return the submission and hand the photo over to it.
-
-        FastAPI keeps this form until it has responded, and would keep the photo in memory as long.
-        """
-        image, self.image = self.image, b""
-        return self.fields.asks(caller, image, idempotency_key)
-
-
 def _body(form: type[BaseModel]) -> dict[str, Any]:
     return multipart_form(
         {"image": f"{ACCEPTED_TYPES}; judged by its content, not by its name"},
@@ -167,38 +152,22 @@ def _body(form: type[BaseModel]) -> dict[str, Any]:
 
 FORM_BODY, RUN_BODY = _body(RestorationForm), _body(RunForm)
 
-_Authenticated = Annotated[Principal, Depends(authenticated)]
-_WithSlot = Annotated[UploadSlot, Depends(upload_slot)]
-_WithShare = Annotated[UploadShare, Depends(photo_share)]
 
-
-async def submitted_form(
-    request: Request, caller: _Authenticated, _slot: _WithSlot, share: _WithShare
-) -> SubmittedForm:
-    """Read and validate the form of a submission.
+async def read_submission(
+    request: Request,
+    form: type[RestorationForm] | type[RunForm],
+    caller: Principal,
+    share: UploadShare,
+    idempotency_key: str | None,
+) -> SubmissionRequest:
+    """Read and validate the form of a submission. Its caller has to have an upload slot.
 
     Raises RequestValidationError if it is malformed, ImageTooLarge, TooManyUploads, and
     HTTPException 400 or 415 if it is not multipart.
     """
-    return await _read(request, RestorationForm, caller, share)
-
-
-async def submitted_run(
-    request: Request, caller: _Authenticated, _slot: _WithSlot, share: _WithShare
-) -> SubmittedForm:
-    """Read and validate the form of a run. Raises as `submitted_form` does."""
-    return await _read(request, RunForm, caller, share)
-
-
-async def _read(
-    request: Request,
-    kind: type[RestorationForm] | type[RunForm],
-    caller: Principal,
-    share: UploadShare,
-) -> SubmittedForm:
     services = services_of(request)
     limits = services.settings.upload_limits
-    parts = FormParts(request, {PHOTO, *kind.model_fields}, limits.max_bytes)
+    parts = FormParts(request, {PHOTO, *form.model_fields}, limits.max_bytes)
     texts: dict[str, str] = {}
     photo: Part | None = None
     while (part := await parts.next()) is not None:
@@ -210,22 +179,22 @@ async def _read(
             raise malformed(PHOTO, "send one photo in this field; several make a batch")
         elif not part.is_blank:
             photo = part
-    fields = validated(kind, texts)
-    if (photo is None) == (fields.upload_id is None):
+    asked = validated(form, texts)
+    if (photo is None) == (asked.upload_id is None):
         raise malformed(PHOTO, "send the photo as a file in this field, or its upload_id")
-    if fields.upload_id is not None:
-        share.take(await services.uploads.size_of(caller.sub, fields.upload_id))
-    return SubmittedForm(photo.data() if photo else b"", fields)
+    if asked.upload_id is not None:
+        share.take(await services.uploads.size_of(caller.sub, asked.upload_id))
+    return asked.to_request(caller, photo.data() if photo else b"", idempotency_key)
 
 
-def validated(kind: type[_Form], fields: Mapping[str, str]) -> _Form:
+def validated(kind: type[_Form], texts: Mapping[str, str]) -> _Form:
     """Return the form with these fields. Except for a few fields, an empty text counts as absent.
 
     Raises RequestValidationError.
     """
     try:
         return kind.model_validate(
-            {name: text for name, text in fields.items() if text or name in _NEVER_EMPTY}
+            {name: text for name, text in texts.items() if text or name in _NEVER_EMPTY}
         )
     except ValidationError as error:
         raise RequestValidationError(

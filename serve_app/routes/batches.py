@@ -111,12 +111,12 @@ async def submit_batch(
 ) -> Response:
     """Submit up to 1,000 photos to be restored alike."""
     form = BatchFormReader(request, services.settings.upload_max_bytes)
-    first = (await form.fields()).asks(caller, b"", idempotency_key)
+    first = (await form.fields()).to_request(caller, b"", idempotency_key)
     if form.names_workflow:  # errors in the fields so far cannot be undone by later fields
         services.submission.check(first)
     async with aclosing(form.photos()) as photos:
         submitted = await services.batch_submission.submit(
-            first, photos, lambda: form.all_fields().asks(caller, b"", idempotency_key)
+            first, photos, lambda: form.all_fields().to_request(caller, b"", idempotency_key)
         )
     shown = _show(request, submitted.batch)
     view = SubmittedBatchView(**dict(shown), items=_show_items(submitted.items))

@@ -34,7 +34,7 @@ from restoration.jobs import JobStatus
 from serve_app.asgi.openapi import PICTURES, header, problems
 from serve_app.auth.scopes import Scope
 from serve_app.auth.tokens import Principal
-from serve_app.forms.form import FORM_BODY, SubmittedForm, submitted_form
+from serve_app.forms.form import FORM_BODY, RestorationForm, read_submission
 from serve_app.forms.upload_bytes import UploadShare, photo_share
 from serve_app.forms.upload_slots import UploadSlot, upload_slot
 from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
@@ -75,14 +75,16 @@ async def submit_restoration(
     request: Request,
     caller: Writer,
     services: ServicesOf,
-    form: Annotated[SubmittedForm, Depends(submitted_form)],
     slot: Annotated[UploadSlot, Depends(upload_slot)],
     prefer: Prefer,
     share: Annotated[UploadShare, Depends(photo_share)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit a photo to be restored."""
-    submitted = await services.submission.submit(form.asks(caller, idempotency_key))
+    # The request is not named here, so that its photo leaves the memory before the answer is sent.
+    submitted = await services.submission.submit(
+        await read_submission(request, RestorationForm, caller, share, idempotency_key)
+    )
     share.give_back()
     slot.give_back()  # the upload is stored: waiting for the end of the job needs no slot
     return await answer(request, caller, services, submitted, prefer)

@@ -16,7 +16,7 @@ from restoration.errors import (
 from serve_app.asgi.openapi import problems
 from serve_app.auth.scopes import Scope
 from serve_app.auth.tokens import Principal
-from serve_app.forms.form import RUN_BODY, SubmittedForm, submitted_run
+from serve_app.forms.form import RUN_BODY, RunForm, read_submission
 from serve_app.forms.upload_bytes import UploadShare, photo_share
 from serve_app.forms.upload_slots import UploadSlot, upload_slot
 from serve_app.routes.dependencies import ServicesOf, require
@@ -44,14 +44,15 @@ async def submit_run(
     request: Request,
     caller: Annotated[Principal, require(Scope.RUN)],
     services: ServicesOf,
-    form: Annotated[SubmittedForm, Depends(submitted_run)],
     slot: Annotated[UploadSlot, Depends(upload_slot)],
     prefer: Prefer,
     share: Annotated[UploadShare, Depends(photo_share)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit a photo and a graph to run on it."""
-    submitted = await services.submission.submit(form.asks(caller, idempotency_key))
+    submitted = await services.submission.submit(
+        await read_submission(request, RunForm, caller, share, idempotency_key)
+    )
     share.give_back()
     slot.give_back()
     return await answer(request, caller, services, submitted, prefer)

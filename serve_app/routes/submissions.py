@@ -10,7 +10,8 @@ from fastapi import Depends, Header, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic.json_schema import SkipJsonSchema
 
-from actors.submission.service import MAX_NAME_CHARS, Submitted
+from actors.submission.requests import MAX_NAME_CHARS
+from actors.submission.service import Submitted
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,

@@ -61,7 +61,7 @@ def links_to(request: Request, job_id: UUID) -> restorations.Links:
 
 
 async def _deliveries(store: JobStore, jobs: Sequence[Job]) -> Mapping[UUID, Delivery]:
-    sent = [job.id for job in jobs if job.webhook_url and job.status.is_final]
+    sent = [job.id for job in jobs if job.options.webhook_url and job.status.is_final]
     return await store.deliveries(sent) if sent else {}
 
 

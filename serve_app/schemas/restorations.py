@@ -233,11 +233,11 @@ def progress_view(job: Job, events: Iterable[JobEvent]) -> ProgressView | None:
 
 
 def webhook_view(job: Job, delivery: Delivery | None) -> WebhookView | None:
-    if job.webhook_url is None:
+    if job.options.webhook_url is None:
         return None
     known = delivery or Delivery()
     return WebhookView(
-        url=job.webhook_url,
+        url=job.options.webhook_url,
         status=known.status,
         tries=known.tries,
         last_error=known.last_error,
@@ -255,7 +255,7 @@ def restoration(
         workflow_version=job.workflow_version,
         params={} if job.workflow == CUSTOM else job.params,  # the caller's graph, up to 64 KiB
         output_format=job.output_format,
-        priority=job.priority,
+        priority=job.options.priority,
         batch_id=job.batch_id,
         attempt=job.attempt,
         created_at=job.created_at,
@@ -272,7 +272,7 @@ def restoration(
         reused_from=job.reused_from,
         progress=progress,
         webhook=webhook,
-        keep_metadata=job.keep_metadata,
+        keep_metadata=job.options.keep_metadata,
         output_expired_at=job.output_expired_at,
         links=links,
     )

@@ -19,7 +19,7 @@ from uuid import UUID
 from actors.batch import Batch, connect
 from actors.cluster import retry
 from restoration.errors import RestorationError
-from restoration.jobs import Priority
+from restoration.jobs import JobOptions, Priority
 from restoration.reuse import Reuse
 
 OWNER = "archive"
@@ -43,7 +43,7 @@ def submit(batch: Batch, photos: Sequence[Path]) -> set[UUID]:
             (job_id,) = batch.submit_files(
                 [photo],
                 workflow=WORKFLOW,
-                priority=Priority.INTERACTIVE,
+                options=JobOptions(priority=Priority.INTERACTIVE),
                 reuse=Reuse.NEVER,  # so that each job is executed
             )
         except RestorationError as error:

@@ -60,7 +60,7 @@ async def test_every_end_is_to_be_told_once(store: JobStore, end: End) -> None:
     assert await store.deliveries([job.id]) == {}
     await end(store, job)
     ended = await store.get(job.id)
-    assert (ended.status.is_final, ended.webhook_url) == (True, URL)
+    assert (ended.status.is_final, ended.options.webhook_url) == (True, URL)
     delivery = (await store.deliveries([job.id]))[job.id]
     assert (delivery.status, delivery.tries) == (DeliveryStatus.PENDING, 0)
     assert delivery.next_try_at == ended.finished_at

@@ -72,8 +72,8 @@ async def demand_restored(live: LiveSite, folder: Path, command: Sequence[str | 
         path.write_bytes(photo(PHOTOS[path.name]))
     await run(folder, *command, live.url, live.site.token(), output, *photos)
     single, *batch = sorted(live.site.jobs.rows.values(), key=lambda job: job.created_at)
-    assert (single.workflow, single.keep_metadata) == ("restore", True)
-    assert {(job.workflow, job.params["scale"], job.run_limit_s) for job in batch} == {
+    assert (single.workflow, single.options.keep_metadata) == ("restore", True)
+    assert {(job.workflow, job.params["scale"], job.options.run_limit_s) for job in batch} == {
         ("enlarge", 2, 60.0)
     }
     assert {job.status for job in (single, *batch)} == {JobStatus.SUCCEEDED}

@@ -33,6 +33,10 @@ class TestInsertAndGet:
             params={"strength": 1.0, "tiles": 3, "fast": True, "note": "ü\n'; --", "seed": 1e22},
             idempotency_key="k",
             request_digest="d",
+            priority=Priority.BATCH,
+            run_limit_s=7.5,
+            webhook_url="https://example.com/",
+            keep_metadata=True,
         )
         job, created = await store.insert(asked)
         assert created
@@ -42,7 +46,7 @@ class TestInsertAndGet:
         assert {k: (type(v), v) for k, v in job.params.items()} == {
             k: (type(v), v) for k, v in asked.params.items()
         }
-        for name in ("owner", "workflow", "workflow_version", "output_format", "priority"):
+        for name in ("owner", "workflow", "workflow_version", "output_format", "options"):
             assert getattr(job, name) == getattr(asked, name)
         assert (job.input, job.idempotency_key, job.request_digest) == (asked.input, "k", "d")
         assert job.created_at.tzinfo is UTC or job.created_at.utcoffset() == UTC.utcoffset(None)

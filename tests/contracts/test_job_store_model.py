@@ -150,7 +150,7 @@ class _Jobs(RuleBasedStateMachine):
     def _insert(self, asked: NewJob) -> AttemptRef:
         job, created = self._do(self._store.insert(asked))
         assert created
-        turn, overdue = (asked.owner, asked.priority), asked.queue_limit_s < 0
+        turn, overdue = (asked.owner, asked.options.priority), asked.queue_limit_s < 0
         self._expected[job.id] = _Expected(turn=turn, overdue=overdue, retry_of=asked.retry_of)
         self._waits(turn)
         return job.ref
@@ -322,7 +322,7 @@ class _Jobs(RuleBasedStateMachine):
                 job.attempt,
                 job.failed_attempts,
                 overdue=job.queue_deadline_at < job.created_at,
-                turn=(job.owner, job.priority),
+                turn=(job.owner, job.options.priority),
                 history=[record.outcome for record in job.attempts],
                 retry_of=job.retry_of,
                 lapsed=job.lease_until is not None and job.lease_until < datetime.now(UTC),

@@ -185,8 +185,8 @@ class TestQueueDeadline:
         """The deadline counts from the submission; the run limit is that of the request, if any."""
         job = await queued(store, queue_limit_s=90, run_limit_s=7)
         assert (job.queue_deadline_at - job.created_at).total_seconds() == 90
-        assert job.run_limit_s == 7
-        assert (await queued(store)).run_limit_s is None
+        assert job.options.run_limit_s == 7
+        assert (await queued(store)).options.run_limit_s is None
 
 
 class TestKeysLive:

@@ -125,7 +125,7 @@ class MemoryJobStore:
             finished_at=row.created_at,
             reused_from=reused.source,
         )
-        if row.webhook_url is not None:
+        if row.options.webhook_url is not None:
             self.outbox[row.id] = Delivery(next_try_at=row.created_at)
         self.rows[row.id] = ended
         return ended
@@ -321,9 +321,11 @@ class MemoryJobStore:
     async def demand(self) -> Demand:
         self._check_up()
         rows = self.rows.values()
-        groups = {(row.owner, row.priority) for row in rows if row.status is JobStatus.QUEUED}
+        groups = {
+            (row.owner, row.options.priority) for row in rows if row.status is JobStatus.QUEUED
+        }
         waiting = {group: self._could_start(*group) for group in groups}
-        in_hand = [row.priority for row in rows if row.status in _OWNED]
+        in_hand = [row.options.priority for row in rows if row.status in _OWNED]
         interactive = [n for (_, kind), n in waiting.items() if kind is Priority.INTERACTIVE]
         return Demand(
             sum(waiting.values()),
@@ -358,7 +360,9 @@ class MemoryJobStore:
 
     def _could_start(self, owner: str, priority: Priority) -> int:
         rows = [row for row in self.rows.values() if row.owner == owner]
-        waiting = [r for r in rows if r.status is JobStatus.QUEUED and r.priority is priority]
+        waiting = [
+            r for r in rows if r.status is JobStatus.QUEUED and r.options.priority is priority
+        ]
         running = sum(row.status in _OWNED for row in rows)
         limit = self.max_running.get(owner, 0)
         return max(min(len(waiting), limit - running), 0) if limit else len(waiting)
@@ -394,7 +398,7 @@ class MemoryJobStore:
             changes["lease_until"] = None
         if target.is_final:
             changes["finished_at"] = now = self.clock()
-            if row.webhook_url is not None:
+            if row.options.webhook_url is not None:
                 self.outbox[row.id] = Delivery(next_try_at=now)
         self.rows[row.id] = replace(row, status=target, **changes)  # type: ignore[arg-type]
         return self.rows[row.id]

@@ -70,9 +70,9 @@ class Turns:
 
     def key(self, job: Job) -> tuple[int, Turn]:
         turn = _turn_of(job)
-        counts_as = Priority.INTERACTIVE if turn in self.promoted else job.priority
+        counts_as = Priority.INTERACTIVE if turn in self.promoted else job.options.priority
         return _CLASSES.index(counts_as), self.last[turn]
 
 
 def _turn_of(job: Job) -> tuple[str, Priority]:
-    return job.owner, job.priority
+    return job.owner, job.options.priority

@@ -72,7 +72,7 @@ class MemoryWorkerRegistry:
         return self.states[worker]
 
     def _line(self, priority: Priority) -> QueueLine:
-        rows = [job for job in self.jobs.rows.values() if job.priority is priority]
+        rows = [job for job in self.jobs.rows.values() if job.options.priority is priority]
         waiting = [job.created_at for job in rows if job.status is JobStatus.QUEUED]
         running = [job for job in rows if job.status in (JobStatus.RUNNING, JobStatus.CANCELLING)]
         return QueueLine(priority, len(waiting), len(running), min(waiting, default=None))

@@ -112,7 +112,7 @@ async def test_files_become_one_batch(site: Site, tmp_path: Path) -> None:
     for job_id, path in accepted.jobs.items():
         job = site.jobs.rows[job_id]
         assert (job.owner, job.workflow, job.params["strength"]) == ("archive", "enlarge", 0.5)
-        assert (job.output_format, job.priority) == (OutputFormat.WEBP, Priority.BATCH)
+        assert (job.output_format, job.options.priority) == (OutputFormat.WEBP, Priority.BATCH)
         assert job.batch_index == paths.index(path)
         assert site.blobs.objects[job.input.key] == path.read_bytes()
     standing = await _call(site, lambda batch: batch.batch_status(accepted.id))

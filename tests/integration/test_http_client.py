@@ -129,7 +129,7 @@ async def test_the_client_comes_back_when_the_queue_has_room() -> None:
         await live.site.start(waiting)
         job = await live.call(lambda client: client.submit(photo(), run_limit_s=9))
         assert refused_once.happened
-        assert live.site.jobs.rows[job.id].run_limit_s == 9
+        assert live.site.jobs.rows[job.id].options.run_limit_s == 9
 
 
 class RefusesOnce:

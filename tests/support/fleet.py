@@ -22,7 +22,7 @@ from uuid import UUID
 
 import yaml
 
-from actors.submission.service import SubmissionRequest
+from actors.submission.requests import SubmissionRequest
 from persistence.embedded.local import LocalServices
 from persistence.postgres.migrate import upgrade
 from restoration.jobs import Job, JobStatus

@@ -12,27 +12,30 @@ from restoration.jobs import (
     AttemptOutcome,
     AttemptRecord,
     Job,
+    JobOptions,
     JobStatus,
     NewJob,
     OutputFormat,
-    Priority,
 )
+
+_OPTIONS = frozenset(option.name for option in fields(JobOptions))
 
 
 def new_job(**changes: Any) -> NewJob:
-    """Return a job ready to insert; `changes` replace its fields."""
-    fields: dict[str, Any] = {
+    """Return a job ready to insert; `changes` replace its fields and its options."""
+    options = {name: changes.pop(name) for name in _OPTIONS & changes.keys()}
+    values: dict[str, Any] = {
         "id": uuid4(),
         "owner": "alice",
         "workflow": "restore",
         "workflow_version": "1",
         "params": {},
         "output_format": OutputFormat.PNG,
-        "priority": Priority.INTERACTIVE,
+        "options": JobOptions(**options),
         "input": artifact("inputs/1.png"),
         "max_attempts": 3,
     }
-    return NewJob(**fields | changes)
+    return NewJob(**values | changes)
 
 
 def ended_job(**changes: Any) -> Job:

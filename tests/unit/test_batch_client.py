@@ -18,7 +18,8 @@ from actors import batch as module
 from actors.batch import IN_FLIGHT, Batch, Result
 from actors.cluster import retry
 from actors.cluster.handles import IngressHandle
-from actors.submission.service import SubmissionRequest, Submitted
+from actors.submission.requests import SubmissionRequest
+from actors.submission.service import Submitted
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -107,7 +108,7 @@ class FakeIngress(IngressHandle):
             workflow_version="1",
             params={},
             output_format=request.output_format or OutputFormat.PNG,
-            priority=request.priority,
+            options=request.options,
             input=artifact(),
             created_at=utc_now(),
             available_at=utc_now(),
@@ -172,7 +173,7 @@ class TestSubmitFiles:
         asked = ingress.requests[0]
         assert (asked.owner, asked.image, asked.workflow) == ("archive", b"one", "enlarge")
         assert (asked.params, asked.output_format) == ({"scale": 2}, OutputFormat.WEBP)
-        assert asked.priority is Priority.BATCH
+        assert asked.options.priority is Priority.BATCH
 
     def test_the_order_is_the_callers(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path

@@ -176,14 +176,14 @@ async def test_nobody_is_asked_for_a_batch_before_a_token(site: Site) -> None:
 async def test_photos_are_not_held_in_memory(site: Site, monkeypatch: Any) -> None:
     """However large the batch, only the photos being checked are in memory."""
     at_once = most = 0
-    examine = site.services.submission.prepare
+    store = site.services.submission.store_photo
 
     async def watched(*arguments: Any) -> Any:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
         try:
-            return await examine(*arguments)
+            return await store(*arguments)
         finally:
             at_once -= 1
 
@@ -200,7 +200,7 @@ async def test_photos_are_not_held_in_memory(site: Site, monkeypatch: Any) -> No
                 yield part[at : at + 65536]
         yield b"--b--\r\n"
 
-    monkeypatch.setattr(site.services.submission, "prepare", watched, raising=False)
+    monkeypatch.setattr(site.services.submission, "store_photo", watched)
     monkeypatch.setattr(site.blobs, "put", put)
     tracemalloc.start()
     try:

@@ -60,7 +60,7 @@ async def test_one_call_submits_many_photos(site: Site) -> None:
             "queued",
         )
         assert (job.owner, job.workflow, job.params["strength"]) == ("ann", "enlarge", 0.5)
-        assert (job.output_format, job.priority) == (OutputFormat.WEBP, Priority.BATCH)
+        assert (job.output_format, job.options.priority) == (OutputFormat.WEBP, Priority.BATCH)
         assert site.blobs.objects[job.input.key] == image
         assert (str(job.batch_id), job.batch_index) == (body["id"], index)
 
@@ -118,7 +118,7 @@ async def test_a_queue_that_fills_up_meanwhile_keeps_no_photo(
 
     async with open_site(max_waiting_jobs=2) as site, site.client() as client:
         kept = site.jobs.rows[await site.submit()].input.key
-        monkeypatch.setattr(site.services.submission, "demand_room", has_room)
+        monkeypatch.setattr(site.services.submission, "check_room", has_room)
         answer = await client.post(BATCHES, files=files(photo(), photo()))
     assert (answer.status_code, answer.json()["code"]) == (429, "queue_full")
     assert list(site.blobs.objects) == [kept]

@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from actors.submission.service import CheckedRequest, SubmissionRequest
+from actors.submission.requests import CheckedRequest, SubmissionRequest
 from restoration.jobs import Artifact, Job
 from restoration.limits.fair_places import Owner, current_owner
 from restoration.observability.metrics import SSE_CLIENTS
@@ -252,10 +252,10 @@ async def test_a_photo_is_not_hashed_after_all_of_a_greedy_owners(
     ]
     greedy, modest = requests
 
-    def behind_the_gate(order: CheckedRequest, subject: bytes) -> str:
+    def behind_the_gate(checked: CheckedRequest, subject: bytes) -> str:
         if subject == greedy.image:
             gate.pass_through()
-        return digest(order, subject)
+        return digest(checked, subject)
 
     monkeypatch.setattr(CheckedRequest, "digest", behind_the_gate)
     submit = site.services.submission.submit

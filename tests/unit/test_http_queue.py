@@ -61,7 +61,7 @@ async def test_a_failed_job_is_sent_again_as_a_new_one(
     assert answer.headers["location"] == f"{API}/{body['id']}" != f"{API}/{job_id}"
     old, new = site.jobs.rows[job_id], site.jobs.rows[UUID(body["id"])]
     assert (new.input, new.params, new.output_format) == (old.input, old.params, old.output_format)
-    assert (new.workflow, new.run_limit_s) == ("enlarge", 9)
+    assert (new.workflow, new.options.run_limit_s) == ("enlarge", 9)
     assert new.queue_deadline_at - new.created_at == old.queue_deadline_at - old.created_at
     assert old.status is JobStatus.FAILED
 
@@ -104,11 +104,11 @@ async def test_a_request_may_ask_for_shorter_limits(site: Site, client: httpx.As
     answer = await client.post(API, **submission(queue_limit_s="30", run_limit_s="2.5"))
     job = site.jobs.rows[UUID(answer.json()["id"])]
     assert (job.queue_deadline_at - job.created_at).total_seconds() == 30
-    assert job.run_limit_s == 2.5
+    assert job.options.run_limit_s == 2.5
     usual = site.jobs.rows[await site.submit()]
     manifest = site.services.catalog.find("restore").manifest
     waits_s = (usual.queue_deadline_at - usual.created_at).total_seconds()
-    assert (waits_s, usual.run_limit_s) == (manifest.queue_limit_s, None)
+    assert (waits_s, usual.options.run_limit_s) == (manifest.queue_limit_s, None)
 
 
 @pytest.mark.deadlines

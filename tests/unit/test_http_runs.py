@@ -49,7 +49,7 @@ async def test_a_graph_becomes_a_job(site: Site, client: httpx.AsyncClient) -> N
     assert (answer.status_code, body["status"], body["workflow"]) == (202, "queued", CUSTOM)
     assert answer.headers["location"] == f"{API}/{job.id}"
     assert body["params"] == {}
-    assert (job.owner, job.output_format, job.priority) == ("ann", "webp", "batch")
+    assert (job.owner, job.output_format, job.options.priority) == ("ann", "webp", "batch")
     assert graph_of(job.params)["2"] == graph(scale(2))["2"]
     assert site.blobs.objects[job.input.key] == photo()
 

@@ -40,7 +40,7 @@ async def test_a_photo_is_accepted(site: Site) -> None:
     assert answer.headers["location"] == body["links"]["self"] == f"{API}/{job.id}"
     assert set(body["links"]) == {"self", "events", "cancel", "retry", "result"}
     assert (job.owner, job.workflow, job.params["strength"]) == ("ann", "enlarge", 0.5)
-    assert (job.output_format, job.priority) == (OutputFormat.WEBP, Priority.BATCH)
+    assert (job.output_format, job.options.priority) == (OutputFormat.WEBP, Priority.BATCH)
     assert site.blobs.objects[job.input.key] == photo()
 
 

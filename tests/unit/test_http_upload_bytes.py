@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from actors.submission.batches import BatchSubmission, Photo
-from actors.submission.service import Submission, SubmissionRequest
+from actors.submission.requests import SubmissionRequest
+from actors.submission.service import Submission
 from restoration.errors import InvalidSettings
 from restoration.images import UploadLimits
 from restoration.settings import load_settings
@@ -188,7 +189,7 @@ async def test_a_batch_takes_no_photo_before_there_is_room_for_it(
 
     request = SubmissionRequest("ann", b"", workflow="restore")
     batches = BatchSubmission(submission, MemoryBatchStore(jobs))
-    working = asyncio.ensure_future(batches.submit(request, photos()))
+    working = asyncio.ensure_future(batches.submit(request, photos(), lambda: request))
     for _ in range(200):
         await asyncio.sleep(0)
     assert given == taken

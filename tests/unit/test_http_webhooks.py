@@ -32,7 +32,7 @@ async def test_who_asks_for_a_webhook_sees_how_it_stands(site: Site) -> None:
         waits |= {"last_error": None, "next_try_at": None}
         assert body["webhook"] == waits
         job = await site.start(UUID(body["id"]))
-        assert job.webhook_url == URL
+        assert job.options.webhook_url == URL
         await site.succeed(job)
         due = (await client.get(f"{API}/{job.id}")).json()["webhook"]
         assert due["status"] == "pending"

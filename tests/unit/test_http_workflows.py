@@ -60,4 +60,4 @@ async def test_a_retry_is_checked_as_the_first_request_was(tmp_path: Path) -> No
     assert "choose from png" in told["webp"].json()["detail"]
     assert told["hook"].json()["code"] == "invalid_webhook"
     assert told["plain"].status_code == 202
-    assert later.jobs.rows[UUID(told["plain"].json()["id"])].run_limit_s == 60
+    assert later.jobs.rows[UUID(told["plain"].json()["id"])].options.run_limit_s == 60

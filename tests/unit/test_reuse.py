@@ -9,11 +9,12 @@ from uuid import uuid4
 
 import pytest
 
-from actors.submission.service import Submission, SubmissionRequest
+from actors.submission.requests import SubmissionRequest
+from actors.submission.service import Submission
 from persistence.objects.keys import upload_key
 from restoration.errors import DependencyUnavailable, IdempotencyConflict
 from restoration.images import UploadLimits
-from restoration.jobs import Artifact, Job, JobStatus, OutputFormat, Priority
+from restoration.jobs import Artifact, Job, JobOptions, JobStatus, OutputFormat, Priority
 from restoration.reuse import Reuse, work_key
 from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
@@ -34,7 +35,7 @@ from workflows.catalog import load_catalog
         {"params": {"seed": 2, "strength": 0.5}},
         {"params": {"seed": 1}},
         {"output_format": OutputFormat.WEBP},
-        {"keep_metadata": True},
+        {"options": JobOptions(keep_metadata=True)},
     ],
     ids=lambda change: next(iter(change)),
 )

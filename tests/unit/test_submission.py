@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from actors.images.reader import ImageInfo
-from actors.submission.service import MAX_NAME_CHARS, CheckedRequest, Submission, SubmissionRequest
+from actors.submission.requests import MAX_NAME_CHARS, CheckedRequest, SubmissionRequest
+from actors.submission.service import Submission
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -23,7 +24,7 @@ from restoration.errors import (
     UnsupportedImage,
 )
 from restoration.images import UploadLimits
-from restoration.jobs import Artifact, Job, JobStatus, NewJob, OutputFormat, Priority
+from restoration.jobs import Artifact, Job, JobOptions, JobStatus, NewJob, OutputFormat, Priority
 from restoration.limits.quotas import Quotas
 from tests.fakes.images import ImagesHere
 from tests.fakes.job_store import MemoryJobStore
@@ -33,6 +34,7 @@ from workflows.catalog import Catalog, load_catalog
 
 LIMITS = UploadLimits()
 DEADLINE_S = 300
+BATCH = JobOptions(priority=Priority.BATCH)
 
 
 class Door:
@@ -129,14 +131,14 @@ async def test_the_job_is_what_was_asked_for(door: Door) -> None:
         workflow="enlarge",
         params={"strength": 0.5},
         output_format=OutputFormat.WEBP,
-        priority=Priority.BATCH,
+        options=BATCH,
         idempotency_key="k",
     )
     workflow = load_catalog().find("enlarge")
     assert (job.owner, job.status, job.idempotency_key) == ("ann", JobStatus.QUEUED, "k")
     assert (job.workflow, job.workflow_version) == ("enlarge", workflow.version)
     assert job.params == workflow.resolve({"strength": 0.5})
-    assert (job.output_format, job.priority) == (OutputFormat.WEBP, Priority.BATCH)
+    assert (job.output_format, job.options.priority) == (OutputFormat.WEBP, Priority.BATCH)
     assert job.max_attempts == workflow.manifest.max_attempts
 
 
@@ -283,7 +285,7 @@ class TestIdempotency:
             {"image": photo((9, 9))},
             {"params": {"strength": 0.25}},
             {"output_format": OutputFormat.JPEG},
-            {"priority": Priority.BATCH},
+            {"options": BATCH},
             {"workflow": "enlarge"},
         ],
         ids=lambda change: next(iter(change)),
@@ -306,7 +308,7 @@ class TestIdempotency:
             idempotency_key="k",
             params={**workflow.resolve({}), "strength": 1},
             output_format=workflow.manifest.output.default_format,
-            priority=Priority.INTERACTIVE,
+            options=JobOptions(priority=Priority.INTERACTIVE),
         )
 
 
@@ -332,7 +334,7 @@ class TestRaces:
         async with asyncio.timeout(DEADLINE_S):
             outcomes = await asyncio.gather(
                 racing.submit(idempotency_key="k"),
-                racing.submit(idempotency_key="k", priority=Priority.BATCH),
+                racing.submit(idempotency_key="k", options=BATCH),
                 return_exceptions=True,
             )
         assert {type(outcome) for outcome in outcomes} == {Job, IdempotencyConflict}
@@ -353,24 +355,32 @@ class TestRaces:
 
 
 class TestDigest:
-    ORDER = CheckedRequest(
-        load_catalog().find("restore"), {"a": 1, "b": 2}, OutputFormat.PNG, Priority.BATCH
+    REQUEST = SubmissionRequest("ann", b"", options=BATCH)
+    CHECKED = CheckedRequest(
+        REQUEST, load_catalog().find("restore"), {"a": 1, "b": 2}, OutputFormat.PNG
     )
 
     def test_it_is_the_same_for_the_same(self) -> None:
         """The order of parameters does not matter."""
-        again = replace(self.ORDER, params={"b": 2, "a": 1})
-        assert again.digest(b"x") == self.ORDER.digest(b"x")
+        again = replace(self.CHECKED, params={"b": 2, "a": 1})
+        assert again.digest(b"x") == self.CHECKED.digest(b"x")
 
     def test_it_differs_by_each_part(self) -> None:
-        """All of these orders and pictures have different fingerprints."""
-        orders = [
-            self.ORDER,
-            replace(self.ORDER, workflow=load_catalog().find("enlarge")),
-            replace(self.ORDER, params={"a": 1, "b": 3}),
-            replace(self.ORDER, params={"a": 1}),
-            replace(self.ORDER, output_format=OutputFormat.JPEG),
-            replace(self.ORDER, priority=Priority.INTERACTIVE),
+        """All of these requests and pictures have different fingerprints."""
+        options = [
+            replace(BATCH, priority=Priority.INTERACTIVE),
+            replace(BATCH, run_limit_s=9),
+            replace(BATCH, webhook_url="https://example.com/"),
+            replace(BATCH, keep_metadata=True),
         ]
-        digests = {order.digest(image) for order in orders for image in (b"x", b"y", b"")}
-        assert len(digests) == 3 * len(orders)
+        requests = [
+            self.CHECKED,
+            replace(self.CHECKED, workflow=load_catalog().find("enlarge")),
+            replace(self.CHECKED, params={"a": 1, "b": 3}),
+            replace(self.CHECKED, params={"a": 1}),
+            replace(self.CHECKED, output_format=OutputFormat.JPEG),
+            replace(self.CHECKED, request=replace(self.REQUEST, queue_limit_s=9)),
+            *(replace(self.CHECKED, request=replace(self.REQUEST, options=o)) for o in options),
+        ]
+        digests = {each.digest(image) for each in requests for image in (b"x", b"y", b"")}
+        assert len(digests) == 3 * len(requests)
