@@ -7,7 +7,7 @@ GPU makes a job wait for at most one job behind it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -46,8 +46,5 @@ class Affinity:
             loaded = [best]
         if loaded[0] != best:
             self._passed_over.append(best.job_id)
-        return _ids([*loaded, *(each for each in candidates if each not in loaded)])
-
-
-def _ids(candidates: Iterable[Candidate]) -> list[UUID]:
-    return [candidate.job_id for candidate in candidates]
+        others = [each for each in candidates if each not in loaded]
+        return [candidate.job_id for candidate in [*loaded, *others]]

@@ -148,11 +148,11 @@ def item_name(name: str) -> str:
     It is cut to MAX_ITEM_NAME_CHARS. Control characters, which can move a terminal's cursor, and
     characters that change the direction of text are replaced by U+FFFD.
     """
-    return "".join(c if _is_harmless(c) else "\N{REPLACEMENT CHARACTER}" for c in name)[
-        :MAX_ITEM_NAME_CHARS
-    ]
-
-
-def _is_harmless(char: str) -> bool:
-    # Other spaces and joiners are allowed: ordinary names contain them.
-    return unicodedata.category(char) not in _HARMFUL and char not in _TURNING
+    # Other spaces and joiners are kept: ordinary names contain them.
+    kept = (
+        "\N{REPLACEMENT CHARACTER}"
+        if unicodedata.category(char) in _HARMFUL or char in _TURNING
+        else char
+        for char in name[:MAX_ITEM_NAME_CHARS]
+    )
+    return "".join(kept)

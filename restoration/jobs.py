@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from uuid import UUID
 
-from restoration.errors import IllegalTransition, RestorationError, ResultExpired, ResultNotReady
+from restoration.errors import RestorationError, ResultExpired, ResultNotReady
 
 ParamValue = bool | int | float | str
 
@@ -54,14 +54,6 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = MappingProxyType(
 def sources_of(target: JobStatus) -> frozenset[JobStatus]:
     """Return the states from which a job may move to `target`."""
     return frozenset(source for source, targets in TRANSITIONS.items() if target in targets)
-
-
-def check_transition(source: JobStatus, target: JobStatus) -> None:
-    """Raise IllegalTransition unless the table allows `source` → `target`."""
-    if target not in TRANSITIONS[source]:
-        raise IllegalTransition(
-            f"a job that is {source} cannot become {target}", source=source, target=target
-        )
 
 
 class Priority(StrEnum):

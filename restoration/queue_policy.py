@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from restoration.limits.quotas import RETRY_AFTER_S, Quotas, queue_full
-
-__all__ = ["RETRY_AFTER_S", "Load", "QueuePolicy", "versioned"]
+from restoration.limits.quotas import Quotas, queue_full
 
 
 def versioned(workflow: str, version: str) -> str:

@@ -25,7 +25,7 @@ from serve_app.asgi.security_headers import SecurityHeaders
 from serve_app.forms.batch_form import BATCH_OVERHEAD_BYTES
 from serve_app.forms.form import FORM_OVERHEAD_BYTES
 from serve_app.forms.upload_bytes import UploadBytes
-from serve_app.forms.upload_slots import UploadSlots
+from serve_app.forms.upload_slots import upload_slots
 from serve_app.readiness import ReadinessProbe
 from serve_app.routes import (
     admin,
@@ -80,7 +80,7 @@ def build_asgi_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.readiness = readiness
     app.state.upload_bytes = UploadBytes(services.settings.upload_bytes_in_flight)
-    app.state.uploads = UploadSlots(services.settings.max_uploads_in_flight)
+    app.state.uploads = upload_slots(services.settings.max_uploads_in_flight)
     app.state.streams = OpenStreams(services.meter, services.settings.max_event_streams)
     app.state.waits = FairPlaces(services.settings.max_waits, "waits", as_many_as_are_free)
     app.state.downloads = FairPlaces(

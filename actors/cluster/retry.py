@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from restoration.errors import DependencyUnavailable, QueueFull
-from restoration.queue_policy import RETRY_AFTER_S
+from restoration.limits.quotas import RETRY_AFTER_S
 
 # Covers a restart of the service or of Postgres.
 PATIENCE_S = 60.0

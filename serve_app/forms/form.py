@@ -44,21 +44,19 @@ FORM_OVERHEAD_BYTES = 8 * MAX_FIELD_BYTES
 _NEVER_EMPTY = frozenset({"workflow", "graph"})
 
 
-def _lower_case(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _format_name(value: object) -> object:
-    return {"jpg": "jpeg"}.get(value, value) if isinstance(value, str) else value
-
-
-_AnyCase = BeforeValidator(_lower_case)
+_AnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 _Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-FormatField = Annotated[OutputFormat, BeforeValidator(_format_name), _AnyCase]
+FormatField = Annotated[
+    OutputFormat, BeforeValidator(lambda value: "jpeg" if value == "jpg" else value), _AnyCase
+]
 PriorityField = Annotated[Priority, _AnyCase]
 # Written inline, because no response uses the type and so the schema's components lack it.
 ReuseField = Annotated[
     Reuse, WithJsonSchema({"type": "string", "enum": [each.value for each in Reuse]}), _AnyCase
+]
+UploadIdField = Annotated[
+    UUID | SkipJsonSchema[None],
+    Field(description="in place of `image`: a photo that was sent to POST /api/v1/uploads"),
 ]
 
 
@@ -89,7 +87,6 @@ class JobForm(BaseModel):
     keep_metadata: bool = Field(
         False, description="gives the result the photo's EXIF: times, place, camera, author"
     )
-
     reuse: ReuseField = Field(
         Reuse.NEVER,
         description="allow: if the same was done for the same photo before, and its result is "
@@ -121,15 +118,10 @@ class WorkflowForm(JobForm):
     )
 
 
-_UPLOAD_ID = Field(
-    None, description="in place of `image`: a photo that was sent to POST /api/v1/uploads"
-)
-
-
 class RestorationForm(WorkflowForm):
     """All fields of a submission's form except the image."""
 
-    upload_id: UUID | SkipJsonSchema[None] = _UPLOAD_ID
+    upload_id: UploadIdField = None
 
 
 class RunForm(JobForm):
@@ -139,7 +131,7 @@ class RunForm(JobForm):
         description="a JSON object: a graph in ComfyUI's API format, whose one LoadImage names "
         "`image` as its file; docs/api.md says what it may contain"
     )
-    upload_id: UUID | SkipJsonSchema[None] = _UPLOAD_ID
+    upload_id: UploadIdField = None
 
 
 def _body(form: type[BaseModel]) -> dict[str, Any]:

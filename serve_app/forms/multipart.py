@@ -142,11 +142,8 @@ class FormParts:
             self._ended = not chunk
             with _malformed_is_400():
                 self._splitter.feed(chunk)
-        if part is not None:
-            self._check(part)
-        return part
-
-    def _check(self, part: Part) -> None:
+        if part is None:
+            return None
         if not part.name:
             raise malformed("form", "each part of the form must have the name of a field")
         if part.name not in self._names:
@@ -157,6 +154,7 @@ class FormParts:
         if part.name in self._seen and part.name != PHOTO:
             raise malformed(part.name, "the field was sent more than once")
         self._seen.add(part.name)
+        return part
 
 
 def header_of(value: str) -> Message:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -22,7 +21,6 @@ from serve_app.routes.dependencies import authenticated, services_of
 
 RETRY_AFTER_S = 2
 _LENGTH = re.compile("[0-9]{1,18}")
-PHOTOS_OF_A_BATCH = 2
 
 
 class UploadBytes:
@@ -82,31 +80,28 @@ class UploadShare:
         self._size_bytes = self._uncounted = 0
 
 
-async def photo_share(
-    request: Request, caller: Annotated[Principal, Depends(authenticated)]
-) -> AsyncIterator[UploadShare]:
-    """Yield a share for this request, and give it back at its end. Raises TooManyUploads."""
-    with _share(request, caller, 1) as share:
-        yield share
+def _share_of(photos: int) -> Callable[..., AsyncIterator[UploadShare]]:
+    """Return a dependency that yields a share for a request that holds so many photos at a time.
+
+    The share is given back at the request's end. Raises TooManyUploads.
+    """
+
+    async def share_of_request(
+        request: Request, caller: Annotated[Principal, Depends(authenticated)]
+    ) -> AsyncIterator[UploadShare]:
+        at_most = photos * services_of(request).settings.upload_max_bytes
+        share = UploadShare(request.app.state.upload_bytes, caller.sub, at_most)
+        declared = request.headers.get("content-length", "")
+        if _LENGTH.fullmatch(declared):
+            share.declare(int(declared))
+        request.state.count_body = share.arrive  # called by `serve_app.asgi.middleware.BodyLimit`
+        try:
+            yield share
+        finally:
+            share.give_back()
+
+    return share_of_request
 
 
-async def batch_share(
-    request: Request, caller: Annotated[Principal, Depends(authenticated)]
-) -> AsyncIterator[UploadShare]:
-    """Yield a share for a batch, as `photo_share` does for one photo."""
-    with _share(request, caller, PHOTOS_OF_A_BATCH) as share:
-        yield share
-
-
-@contextmanager
-def _share(request: Request, caller: Principal, photos: int) -> Iterator[UploadShare]:
-    at_most = photos * services_of(request).settings.upload_max_bytes
-    share = UploadShare(request.app.state.upload_bytes, caller.sub, at_most)
-    declared = request.headers.get("content-length", "")
-    if _LENGTH.fullmatch(declared):
-        share.declare(int(declared))
-    request.state.count_body = share.arrive  # called by `serve_app.asgi.middleware.BodyLimit`
-    try:
-        yield share
-    finally:
-        share.give_back()
+photo_share = _share_of(1)
+batch_share = _share_of(2)  # one photo is read while another is examined and stored

@@ -23,26 +23,22 @@ UploadSlot = Place
 """Give it back once the upload is stored; giving it back twice is harmless."""
 
 
-class UploadSlots:
-    """The places for uploads. Belongs to one event loop."""
-
-    def __init__(self, limit: int) -> None:
-        self.places = FairPlaces(limit, "uploads", as_many_as_are_free, error=TooManyUploads)
-
-    async def take(self, owner: str) -> UploadSlot:
-        """Return a place for the owner, waiting for one only if it holds none.
-
-        Raises TooManyUploads.
-        """
-        if self.places.held(owner) or self.places.waiting(owner):
-            return self.places.take_now(owner)
-        return await self.places.take(owner, QUEUE_TIMEOUT_S)
+def upload_slots(limit: int) -> FairPlaces:
+    """Return the places for uploads of one replica."""
+    return FairPlaces(limit, "uploads", as_many_as_are_free, error=TooManyUploads)
 
 
 async def upload_slot(
     request: Request, caller: Annotated[Principal, Depends(authenticated)]
 ) -> AsyncIterator[UploadSlot]:
-    """Yield a slot for this request, and give it back at its end. Raises TooManyUploads."""
-    slots: UploadSlots = request.app.state.uploads
-    with await slots.take(caller.sub) as slot:
+    """Yield a slot for this request, and give it back at its end.
+
+    It waits for a slot only if the owner holds none. Raises TooManyUploads.
+    """
+    slots: FairPlaces = request.app.state.uploads
+    if slots.held(caller.sub) or slots.waiting(caller.sub):
+        taken = slots.take_now(caller.sub)
+    else:
+        taken = await slots.take(caller.sub, QUEUE_TIMEOUT_S)
+    with taken as slot:
         yield slot

@@ -34,7 +34,7 @@ async def list_workers(services: ServicesOf) -> WorkerList:
 @router.get("/queue")
 async def get_queue(services: ServicesOf) -> QueueView:
     """Count the waiting and the running jobs of each class, with the start of the longest wait."""
-    return QueueView.of(await services.workers.queue())
+    return QueueView.model_validate(await services.workers.queue())
 
 
 @router.post("/workers/{worker}/drain", responses=_ORDER)

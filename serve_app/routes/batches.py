@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated
 from urllib.parse import urlencode
@@ -11,23 +11,19 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request, Response, status
 from fastapi.responses import JSONResponse
 
-from restoration.batches import MAX_BATCH_ITEMS, BatchItem, JobBatch
+from restoration.batches import MAX_BATCH_ITEMS, JobBatch
 from restoration.errors import (
     BatchExpired,
     BatchNotFound,
     BatchTooLarge,
-    DependencyUnavailable,
-    Forbidden,
     IdempotencyConflict,
     InvalidParameters,
     InvalidRequest,
     QueueFull,
     RateLimited,
-    RestorationError,
     StorageFull,
     TooManyAtOnce,
     TooManyUploads,
-    Unauthenticated,
     UnknownWorkflow,
     UploadTooSlow,
 )
@@ -36,32 +32,31 @@ from serve_app.asgi.openapi import header, problems
 from serve_app.forms.batch_form import BATCH_BODY, BatchFormReader
 from serve_app.forms.upload_bytes import UploadShare, batch_share
 from serve_app.forms.upload_slots import UploadSlot, upload_slot
-from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
+from serve_app.routes.dependencies import (
+    COMMON_PROBLEMS,
+    ListedOwner,
+    Reader,
+    ServicesOf,
+    Writer,
+    next_page,
+)
 from serve_app.routes.events import EventStream, kept_alive
 from serve_app.routes.submissions import IdempotencyKey
 from serve_app.schemas.batches import (
     BatchItems,
-    BatchItemView,
     BatchLinks,
     BatchList,
+    BatchProgress,
     BatchView,
     SubmittedBatchView,
     batch_item_view,
-    batch_progress,
     batch_view,
 )
 
 PATH = "/api/v1/batches"
 MAX_PAGE = 100
 
-router = APIRouter(
-    prefix=PATH,
-    tags=["batches"],
-    responses=problems(
-        *(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
-        malformed_request=422,
-    ),
-)
+router = APIRouter(prefix=PATH, tags=["batches"], responses=COMMON_PROBLEMS)
 
 
 @router.post(
@@ -118,8 +113,8 @@ async def submit_batch(
         submitted = await services.batch_submission.submit(
             first, photos, lambda: form.all_fields().to_request(caller, b"", idempotency_key)
         )
-    shown = _show(request, submitted.batch)
-    view = SubmittedBatchView(**dict(shown), items=_show_items(submitted.items))
+    items = tuple(map(batch_item_view, submitted.items))
+    view = SubmittedBatchView(**dict(_show(request, submitted.batch)), items=items)
     headers = {"Location": view.links.self_}
     if submitted.replayed:
         headers["Idempotent-Replayed"] = "true"
@@ -138,10 +133,7 @@ async def list_batches(
 ) -> BatchList:
     """List an owner's batches, by default the caller's, newest first."""
     page = await services.batches.list(owner, cursor, limit)
-    following: str | None = None
-    if page.next_cursor is not None:
-        query = {"cursor": page.next_cursor, "limit": limit, **whose(owner, caller)}
-        following = f"{request.url.path}?{urlencode(query)}"
+    following = next_page(request, caller, owner, page.next_cursor, limit=limit)
     return BatchList(batches=tuple(_show(request, batch) for batch in page.batches), next=following)
 
 
@@ -169,7 +161,7 @@ async def list_batch_items(
     if len(found) > limit:
         query = {"first": first + limit, "limit": limit}
         following = f"{request.url.path}?{urlencode(query)}"
-    return BatchItems(items=_show_items(found[:limit]), next=following)
+    return BatchItems(items=tuple(map(batch_item_view, found[:limit])), next=following)
 
 
 @router.post(
@@ -219,7 +211,7 @@ async def _encoded(
             if batch is None:
                 yield None
             else:
-                data = batch_progress(batch).model_dump_json()
+                data = BatchProgress.model_validate(batch).model_dump_json()
                 yield sse.encode(sse.ServerEvent("progress", data))
 
 
@@ -234,7 +226,3 @@ def _show(request: Request, batch: JobBatch) -> BatchView:
         cancel=path("cancel_batch"),
     )
     return batch_view(batch, links)
-
-
-def _show_items(items: Iterable[BatchItem]) -> tuple[BatchItemView, ...]:
-    return tuple(map(batch_item_view, items))

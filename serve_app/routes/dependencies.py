@@ -8,19 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, cast
+from urllib.parse import urlencode
 
 import structlog
 from fastapi import Depends, Query, Request, Response, Security
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
-from restoration.errors import DependencyUnavailable, Forbidden, RateLimited, Unauthenticated
+from restoration.errors import (
+    DependencyUnavailable,
+    Forbidden,
+    RateLimited,
+    RestorationError,
+    Unauthenticated,
+)
 from restoration.limits.fair_places import current_owner
+from serve_app.asgi.openapi import problems
 from serve_app.auth.scopes import Scope
 from serve_app.auth.tokens import Principal
 from serve_app.services import Services
 
 log = structlog.get_logger(__name__)
+
+# The OpenAPI responses of all routes that take parameters.
+COMMON_PROBLEMS = problems(
+    Unauthenticated, Forbidden, DependencyUnavailable, RestorationError, malformed_request=422
+)
 
 # Requests that change nothing are never rate limited: a polling client must learn how its job
 # ended.
@@ -131,6 +144,12 @@ async def _listed_owner(
 ListedOwner = Annotated[str, Depends(_listed_owner)]
 
 
-def whose(owner: str, caller: Principal) -> dict[str, str]:
-    """Return the query parameter of `owner` for the next page of a listing."""
-    return {} if owner == caller.sub else {"owner": owner}
+def next_page(
+    request: Request, caller: Principal, owner: str, cursor: str | None, **query: object
+) -> str | None:
+    """Return the path of a listing's next page, or None after the last one."""
+    if cursor is None:
+        return None
+    asked = {"cursor": cursor, "owner": None if owner == caller.sub else owner, **query}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return f"{request.url.path}?{urlencode(given, doseq=True)}"

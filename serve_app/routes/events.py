@@ -13,22 +13,18 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from restoration.errors import (
-    DependencyUnavailable,
-    Forbidden,
     InvalidRequest,
     JobNotFound,
-    RestorationError,
     TooManyAtOnce,
-    Unauthenticated,
 )
 from serve_app import sse
 from serve_app.asgi.openapi import problems
-from serve_app.routes.dependencies import Reader, ServicesOf
+from serve_app.routes.dependencies import COMMON_PROBLEMS, Reader, ServicesOf
 from serve_app.watch.job_feed import Seen
 
 HEARTBEAT_S = 15.0
 
-router = APIRouter(prefix="/api/v1/restorations", tags=["restorations"])
+router = APIRouter(prefix="/api/v1/restorations", tags=["restorations"], responses=COMMON_PROBLEMS)
 
 
 class EventStream(StreamingResponse):
@@ -65,16 +61,7 @@ class EventStream(StreamingResponse):
             "skipped, the end never is.",
             "content": {sse.MEDIA_TYPE: {"schema": sse.EVENT_SCHEMA}},
         },
-        **problems(
-            Unauthenticated,
-            Forbidden,
-            DependencyUnavailable,
-            RestorationError,
-            InvalidRequest,
-            JobNotFound,
-            TooManyAtOnce,
-            malformed_request=422,
-        ),
+        **problems(InvalidRequest, JobNotFound, TooManyAtOnce),
     },
 )
 async def follow_restoration(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 MAX_WAIT_S = 60
 _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
@@ -29,15 +29,13 @@ def prefers(media_type: str, than: str, accept: Iterable[str]) -> bool:
 
     Malformed ranges are ignored. Without a valid range neither type is preferred.
     """
-    weights = dict(_weights(accept))
+    weights = {
+        found["range"]: float(found["weight"] or 1)
+        for header in accept
+        for part in header.lower().split(",")
+        if (found := _RANGE.fullmatch(part.strip()))
+    }
     return _weight(media_type, weights) > _weight(than, weights)
-
-
-def _weights(accept: Iterable[str]) -> Iterator[tuple[str, float]]:
-    for header in accept:
-        for part in header.lower().split(","):
-            if found := _RANGE.fullmatch(part.strip()):
-                yield found["range"], float(found["weight"] or 1)
 
 
 def _weight(media_type: str, weights: Mapping[str, float]) -> float:

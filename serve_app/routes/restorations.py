@@ -6,14 +6,12 @@ Another owner's job is 404.
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
 from fastapi.responses import RedirectResponse
 
 from restoration.errors import (
-    DependencyUnavailable,
     Forbidden,
     IllegalTransition,
     InputExpired,
@@ -22,28 +20,31 @@ from restoration.errors import (
     JobNotFound,
     QueueFull,
     RateLimited,
-    RestorationError,
     ResultExpired,
     ResultNotReady,
     StorageFull,
     TooManyAtOnce,
-    Unauthenticated,
     UnknownWorkflow,
 )
 from restoration.jobs import JobStatus
 from serve_app.asgi.openapi import PICTURES, header, problems
 from serve_app.auth.scopes import Scope
-from serve_app.auth.tokens import Principal
 from serve_app.forms.form import FORM_BODY, RestorationForm, read_submission
 from serve_app.forms.upload_bytes import UploadShare, photo_share
 from serve_app.forms.upload_slots import UploadSlot, upload_slot
-from serve_app.routes.dependencies import ListedOwner, Reader, ServicesOf, Writer, whose
+from serve_app.routes.dependencies import (
+    COMMON_PROBLEMS,
+    ListedOwner,
+    Reader,
+    ServicesOf,
+    Writer,
+    next_page,
+)
 from serve_app.routes.downloads import Download
 from serve_app.routes.results import filename_of, picture
 from serve_app.routes.submissions import IdempotencyKey, Prefer, answer, submission_responses
 from serve_app.routes.views import show, show_all
 from serve_app.schemas.restorations import Restoration, RestorationPage
-from serve_app.services import Services
 from workflows.manifest import CUSTOM
 
 MAX_PAGE = 100
@@ -54,14 +55,7 @@ DOWNLOAD_HEADERS = {
     "Repr-Digest": header("RFC 9530: the sha256 of the whole"),
 }
 
-router = APIRouter(
-    prefix="/api/v1/restorations",
-    tags=["restorations"],
-    responses=problems(
-        *(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
-        malformed_request=422,
-    ),
-)
+router = APIRouter(prefix="/api/v1/restorations", tags=["restorations"], responses=COMMON_PROBLEMS)
 
 
 @router.post(
@@ -104,12 +98,8 @@ async def list_restorations(
 ) -> RestorationPage:
     """List an owner's jobs, by default the caller's, newest first."""
     page = await services.jobs.list(owner, status or (), cursor, limit)
-    following: str | None = None
-    if page.next_cursor is not None:
-        query = {"cursor": page.next_cursor, "limit": limit, "status": status or []}
-        query |= whose(owner, caller)
-        following = f"{request.url.path}?{urlencode(query, doseq=True)}"
     shown = await show_all(request, services.status, page.jobs)
+    following = next_page(request, caller, owner, page.next_cursor, limit=limit, status=status)
     return RestorationPage(restorations=tuple(shown), next=following)
 
 
@@ -158,8 +148,14 @@ async def cancel_restoration(
             },
         },
         **problems(
-            *(JobNotFound, UnknownWorkflow, IllegalTransition, InvalidParameters, QueueFull),
-            *(InputExpired, StorageFull, RateLimited),
+            JobNotFound,
+            UnknownWorkflow,
+            IllegalTransition,
+            InvalidParameters,
+            QueueFull,
+            InputExpired,
+            StorageFull,
+            RateLimited,
         ),
     },
 )
@@ -167,7 +163,9 @@ async def retry_restoration(
     request: Request, response: Response, job_id: UUID, caller: Writer, services: ServicesOf
 ) -> Restoration:
     """Submit a failed or cancelled job again, as a new job. Repeating it changes nothing."""
-    await demand_run(services, job_id, caller)
+    source = await services.jobs.get(job_id, caller.reach)
+    if source.workflow == CUSTOM and Scope.RUN not in caller.scopes:
+        raise Forbidden(f"the token lacks the scope {Scope.RUN}", scope=Scope.RUN)
     # an operator's quotas do not apply to another owner's job
     quotas = caller.quotas if caller.reach == caller.sub else None
     submitted = await services.submission.retry(job_id, caller.reach, quotas)
@@ -177,16 +175,6 @@ async def retry_restoration(
         response.headers["Idempotent-Replayed"] = "true"
         response.status_code = status.HTTP_200_OK
     return view
-
-
-async def demand_run(services: Services, job_id: UUID, caller: Principal) -> None:
-    """Raise Forbidden if the job is a custom graph and the caller may not run those now.
-
-    Raises JobNotFound if there is no such job.
-    """
-    job = await services.jobs.get(job_id, caller.reach)
-    if job.workflow == CUSTOM and Scope.RUN not in caller.scopes:
-        raise Forbidden(f"the token lacks the scope {Scope.RUN}", scope=Scope.RUN)
 
 
 @router.get(
@@ -212,7 +200,10 @@ async def demand_run(services: Services, job_id: UUID, caller: Principal) -> Non
             },
         },
         **problems(
-            *(JobNotFound, ResultNotReady, ResultExpired, TooManyAtOnce),
+            JobNotFound,
+            ResultNotReady,
+            ResultExpired,
+            TooManyAtOnce,
             requested_range_not_satisfiable=416,
         ),
     },

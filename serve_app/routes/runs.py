@@ -7,30 +7,18 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request, Response, status
 
 from restoration.errors import (
-    DependencyUnavailable,
-    Forbidden,
     GraphRefused,
-    RestorationError,
-    Unauthenticated,
 )
-from serve_app.asgi.openapi import problems
 from serve_app.auth.scopes import Scope
 from serve_app.auth.tokens import Principal
 from serve_app.forms.form import RUN_BODY, RunForm, read_submission
 from serve_app.forms.upload_bytes import UploadShare, photo_share
 from serve_app.forms.upload_slots import UploadSlot, upload_slot
-from serve_app.routes.dependencies import ServicesOf, require
+from serve_app.routes.dependencies import COMMON_PROBLEMS, ServicesOf, require
 from serve_app.routes.submissions import IdempotencyKey, Prefer, answer, submission_responses
 from serve_app.schemas.restorations import Restoration
 
-router = APIRouter(
-    prefix="/api/v1/runs",
-    tags=["runs"],
-    responses=problems(
-        *(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
-        malformed_request=422,
-    ),
-)
+router = APIRouter(prefix="/api/v1/runs", tags=["runs"], responses=COMMON_PROBLEMS)
 
 
 @router.post(

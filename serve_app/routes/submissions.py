@@ -32,7 +32,6 @@ from restoration.errors import (
     UploadTooSlow,
     UploadUsed,
 )
-from restoration.jobs import Job
 from serve_app.asgi.openapi import PICTURES, Responses, header, problems
 from serve_app.auth.scopes import Scope
 from serve_app.auth.tokens import Principal
@@ -99,10 +98,22 @@ def submission_responses(*errors: type[RestorationError]) -> Responses:
             },
         },
         **problems(
-            *(InvalidRequest, IdempotencyConflict, UploadNotFound, UploadUsed),
-            *(ResultNotReady, ResultExpired),
-            *(ImageTooLarge, UnsupportedImage, BrokenImage, InvalidWebhook),
-            *(QueueFull, StorageFull, RateLimited, TooManyUploads, TooManyAtOnce, UploadTooSlow),
+            InvalidRequest,
+            IdempotencyConflict,
+            UploadNotFound,
+            UploadUsed,
+            ResultNotReady,
+            ResultExpired,
+            ImageTooLarge,
+            UnsupportedImage,
+            BrokenImage,
+            InvalidWebhook,
+            QueueFull,
+            StorageFull,
+            RateLimited,
+            TooManyUploads,
+            TooManyAtOnce,
+            UploadTooSlow,
             *errors,
             bad_request=400,
             unsupported_media_type=415,
@@ -136,7 +147,11 @@ async def answer(
         headers["Idempotent-Replayed"] = "true"
     if wait_s is not None:
         headers["Preference-Applied"] = f"wait={wait_s}"
-    if job.status.is_final and _wants_picture(request, caller, job):
+    wants_picture = prefers(
+        job.output_format.content_type, "application/json", request.headers.getlist("accept")
+    )
+    may_have_it = Scope.READ in caller.scopes and may_download_now(request, caller.sub)
+    if job.status.is_final and wants_picture and may_have_it:
         try:
             return Download(await picture(request, services.blobs, job, headers), caller.sub)
         except DependencyUnavailable as error:  # the job exists all the same
@@ -145,10 +160,3 @@ async def answer(
     is_done = submitted.replayed or job.status.is_final
     body = view.model_dump(mode="json", by_alias=True)
     return JSONResponse(body, 200 if is_done else 202, headers)
-
-
-def _wants_picture(request: Request, caller: Principal, job: Job) -> bool:
-    accept = request.headers.getlist("accept")
-    wanted = prefers(job.output_format.content_type, "application/json", accept)
-    may_have_it = Scope.READ in caller.scopes and may_download_now(request, caller.sub)
-    return wanted and may_have_it

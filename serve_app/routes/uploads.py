@@ -9,20 +9,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from pydantic.json_schema import SkipJsonSchema
 
 from restoration.errors import (
-    DependencyUnavailable,
-    Forbidden,
     ImageTooLarge,
     InvalidRequest,
     QueueFull,
     RateLimited,
-    RestorationError,
     StorageFull,
-    Unauthenticated,
 )
 from restoration.images import ImageType
 from serve_app.asgi.middleware import Limit
 from serve_app.asgi.openapi import problems
-from serve_app.routes.dependencies import AuthenticatedFirst, ServicesOf, Writer
+from serve_app.routes.dependencies import COMMON_PROBLEMS, AuthenticatedFirst, ServicesOf, Writer
 from serve_app.schemas.restorations import UploadView
 
 PATH = "/api/v1/uploads"
@@ -32,10 +28,7 @@ router = APIRouter(
     prefix=PATH,
     tags=["uploads"],
     route_class=AuthenticatedFirst,
-    responses=problems(
-        *(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
-        malformed_request=422,
-    ),
+    responses=COMMON_PROBLEMS,
 )
 
 
@@ -83,7 +76,7 @@ class UploadRequest(BaseModel):
     "",
     status_code=status.HTTP_201_CREATED,
     responses=problems(
-        *(InvalidRequest, ImageTooLarge, QueueFull, StorageFull, RateLimited), bad_request=400
+        InvalidRequest, ImageTooLarge, QueueFull, StorageFull, RateLimited, bad_request=400
     ),
 )
 async def begin_upload(

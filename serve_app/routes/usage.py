@@ -7,26 +7,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from restoration.errors import (
-    DependencyUnavailable,
-    Forbidden,
-    RestorationError,
-    Unauthenticated,
-)
-from serve_app.asgi.openapi import problems
-from serve_app.routes.dependencies import Reader, ServicesOf
-from serve_app.schemas.restorations import UsageReport, usage_view
+from serve_app.routes.dependencies import COMMON_PROBLEMS, Reader, ServicesOf
+from serve_app.schemas.restorations import UsageReport, UsageView
 
 DEFAULT_DAYS = 30
 
-router = APIRouter(
-    prefix="/api/v1/usage",
-    tags=["usage"],
-    responses=problems(
-        *(Unauthenticated, Forbidden, DependencyUnavailable, RestorationError),
-        malformed_request=422,
-    ),
-)
+router = APIRouter(prefix="/api/v1/usage", tags=["usage"], responses=COMMON_PROBLEMS)
 
 
 @router.get("")
@@ -42,4 +28,4 @@ async def get_usage(
     since = since or datetime.now(UTC) - timedelta(days=DEFAULT_DAYS)
     since = since if since.tzinfo else since.replace(tzinfo=UTC)
     sums = await services.usage.since(since, caller.reach)
-    return UsageReport(since=since, usage=tuple(map(usage_view, sums)))
+    return UsageReport(since=since, usage=tuple(map(UsageView.model_validate, sums)))

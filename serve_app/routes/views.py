@@ -12,8 +12,7 @@ from fastapi import Request
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent
 from restoration.jobs import Job, JobStatus
-from restoration.ports import JobStore, StatusBoard
-from restoration.webhooks.messages import Delivery
+from restoration.ports import StatusBoard
 from serve_app.routes.dependencies import services_of
 from serve_app.schemas import restorations
 
@@ -33,7 +32,8 @@ async def show_all(
 ) -> list[restorations.Restoration]:
     """Return the jobs' views: progress from the board, webhook deliveries from the store."""
     events = await _live(board, [job.id for job in jobs if job.status in _HAS_PROGRESS])
-    deliveries = await _deliveries(services_of(request).jobs, jobs)
+    ended = [job.id for job in jobs if job.options.webhook_url and job.status.is_final]
+    deliveries = await services_of(request).jobs.deliveries(ended) if ended else {}
     return [
         restorations.restoration(
             job,
@@ -58,11 +58,6 @@ def links_to(request: Request, job_id: UUID) -> restorations.Links:
         retry=path("retry_restoration"),
         result=path("get_result"),
     )
-
-
-async def _deliveries(store: JobStore, jobs: Sequence[Job]) -> Mapping[UUID, Delivery]:
-    sent = [job.id for job in jobs if job.options.webhook_url and job.status.is_final]
-    return await store.deliveries(sent) if sent else {}
 
 
 async def _live(board: StatusBoard, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from restoration.batches import BatchItem, BatchStatus, JobBatch
 from restoration.jobs import JobStatus
-from serve_app.schemas.restorations import FailureView, View, failure_view
+from serve_app.schemas.restorations import FailureView, View
 
 
 class BatchCountsView(View):
@@ -85,13 +85,9 @@ class BatchList(View):
     next: str | None = Field(description="path of the next page; null on the last")
 
 
-def batch_progress(batch: JobBatch) -> BatchProgress:
-    return BatchProgress(status=batch.status, counts=BatchCountsView(**asdict(batch.counts)))
-
-
 def batch_view(batch: JobBatch, links: BatchLinks) -> BatchView:
     return BatchView(
-        **dict(batch_progress(batch)),
+        **dict(BatchProgress.model_validate(batch)),
         id=batch.id,
         size=batch.counts.total,
         created_at=batch.created_at,
@@ -100,10 +96,5 @@ def batch_view(batch: JobBatch, links: BatchLinks) -> BatchView:
 
 
 def batch_item_view(item: BatchItem) -> BatchItemView:
-    return BatchItemView(
-        index=item.index,
-        name=item.name,
-        status=item.status or ("refused" if item.failure else "expired"),
-        job_id=item.job_id,
-        failure=failure_view(item.failure),
-    )
+    status = item.status or ("refused" if item.failure else "expired")
+    return BatchItemView.model_validate(asdict(item) | {"status": status})

@@ -6,7 +6,7 @@ This module does not depend on FastAPI. Internal data (S3 keys, workers, leases)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -14,27 +14,16 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from restoration.events import JobEvent, Progressed
-from restoration.jobs import (
-    Artifact,
-    AttemptOutcome,
-    AttemptRecord,
-    Failure,
-    Job,
-    JobStatus,
-    OutputFormat,
-    ParamValue,
-    Priority,
-)
+from restoration.jobs import AttemptOutcome, Job, JobStatus, OutputFormat, ParamValue, Priority
 from restoration.observability.tracing import trace_id_of
-from restoration.observability.usage import Usage
 from restoration.webhooks.messages import Delivery, DeliveryStatus
 from workflows.manifest import CUSTOM
 
 
 class View(BaseModel):
-    """Base class of the API's models; immutable."""
+    """Base class of the API's models: immutable, and made of objects with the same attributes."""
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, populate_by_name=True, from_attributes=True)
 
 
 class ArtifactView(View):
@@ -201,82 +190,32 @@ class UsageReport(View):
     usage: tuple[UsageView, ...] = Field(description="the largest first")
 
 
-def artifact_view(artifact: Artifact) -> ArtifactView:
-    return ArtifactView(
-        sha256=artifact.sha256,
-        size_bytes=artifact.size_bytes,
-        content_type=artifact.content_type,
-    )
-
-
-def attempt_view(record: AttemptRecord) -> AttemptView:
-    return AttemptView(
-        attempt=record.attempt,
-        started_at=record.started_at,
-        ended_at=record.ended_at,
-        outcome=record.outcome,
-        code=record.code,
-        message=record.message,
-    )
-
-
-def failure_view(failure: Failure | None) -> FailureView | None:
-    return FailureView(code=failure.code, message=failure.message) if failure else None
-
-
 def progress_view(job: Job, events: Iterable[JobEvent]) -> ProgressView | None:
     """Return the progress of the job's current attempt among `events`, if any."""
     for event in events:
         if isinstance(event, Progressed) and event.attempt == job.attempt:
-            return ProgressView(fraction=event.fraction, stage=event.stage, attempt=event.attempt)
+            return ProgressView.model_validate(event)
     return None
 
 
 def webhook_view(job: Job, delivery: Delivery | None) -> WebhookView | None:
     if job.options.webhook_url is None:
         return None
-    known = delivery or Delivery()
-    return WebhookView(
-        url=job.options.webhook_url,
-        status=known.status,
-        tries=known.tries,
-        last_error=known.last_error,
-        next_try_at=known.next_try_at,
-    )
+    return WebhookView(url=job.options.webhook_url, **asdict(delivery or Delivery()))
 
 
 def restoration(
     job: Job, links: Links, progress: ProgressView | None, webhook: WebhookView | None
 ) -> Restoration:
-    return Restoration(
-        id=job.id,
-        status=job.status,
-        workflow=job.workflow,
-        workflow_version=job.workflow_version,
-        params={} if job.workflow == CUSTOM else job.params,  # the caller's graph, up to 64 KiB
-        output_format=job.output_format,
-        priority=job.options.priority,
-        batch_id=job.batch_id,
-        attempt=job.attempt,
-        created_at=job.created_at,
-        started_at=job.started_at,
-        finished_at=job.finished_at,
-        input=artifact_view(job.input),
-        output=artifact_view(job.output) if job.output else None,
-        failure=failure_view(job.failure),
-        timings_s=job.timings_s,
-        trace_id=trace_id_of(job.traceparent),
-        attempts=tuple(map(attempt_view, job.attempts)),
-        queue_deadline_at=job.queue_deadline_at,
-        retry_of=job.retry_of,
-        reused_from=job.reused_from,
-        progress=progress,
-        webhook=webhook,
-        keep_metadata=job.options.keep_metadata,
-        output_expired_at=job.output_expired_at,
-        links=links,
+    """Return the job's view, with those of its fields and options that the view declares."""
+    return Restoration.model_validate(
+        {
+            **{field.name: getattr(job, field.name) for field in fields(job)},
+            **asdict(job.options),
+            "params": {} if job.workflow == CUSTOM else job.params,  # its graph has up to 64 KiB
+            "trace_id": trace_id_of(job.traceparent),
+            "progress": progress,
+            "webhook": webhook,
+            "links": links,
+        }
     )
-
-
-def usage_view(usage: Usage) -> UsageView:
-    return UsageView(**asdict(usage))

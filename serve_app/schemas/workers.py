@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from uuid import UUID
 
 from pydantic import Field
 
 from restoration.jobs import Priority
-from restoration.workers import (
-    EngineState,
-    JobInHand,
-    QueueState,
-    Stage,
-    WorkerSnapshot,
-    WorkerState,
-)
+from restoration.workers import EngineState, Stage, WorkerSnapshot, WorkerState
 from serve_app.schemas.restorations import View
 
 
@@ -24,12 +18,6 @@ class JobInHandView(View):
     workflow: str
     stage: Stage
     claimed_at: datetime
-
-    @classmethod
-    def of(cls, job: JobInHand) -> JobInHandView:
-        return cls(
-            job_id=job.job_id, workflow=job.workflow, stage=job.stage, claimed_at=job.claimed_at
-        )
 
 
 class WorkerView(View):
@@ -49,19 +37,12 @@ class WorkerView(View):
 
     @classmethod
     def of(cls, state: WorkerState) -> WorkerView:
-        report, orders = state.report, state.orders
         return cls(
-            id=report.id,
-            node=report.node,
-            engine_url=report.engine_url,
-            engine=report.engine,
-            engine_version=report.engine_version,
-            engine_starts=report.engine_starts,
-            engine_restart_pending=orders.restarts_asked > report.restarts_done,
-            drained=orders.drained,
+            **asdict(state.report),
+            engine_restart_pending=state.orders.restarts_asked > state.report.restarts_done,
+            drained=state.orders.drained,
             started_at=state.started_at,
             seen_at=state.seen_at,
-            in_hand=tuple(map(JobInHandView.of, report.in_hand)),
         )
 
 
@@ -86,16 +67,3 @@ class QueueView(View):
 
     at: datetime
     lines: tuple[QueueLineView, ...]
-
-    @classmethod
-    def of(cls, queue: QueueState) -> QueueView:
-        lines = (
-            QueueLineView(
-                priority=line.priority,
-                waiting=line.waiting,
-                running=line.running,
-                oldest_at=line.oldest_at,
-            )
-            for line in queue.lines
-        )
-        return cls(at=queue.at, lines=tuple(lines))

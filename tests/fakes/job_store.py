@@ -23,6 +23,7 @@ from restoration.errors import (
 )
 from restoration.jobs import (
     MAX_RECORDS,
+    TRANSITIONS,
     Artifact,
     AttemptOutcome,
     AttemptRecord,
@@ -34,7 +35,6 @@ from restoration.jobs import (
     NewJob,
     Priority,
     Reused,
-    check_transition,
 )
 from restoration.limits.quotas import Quotas
 from restoration.queue_policy import Load, QueuePolicy, versioned
@@ -393,7 +393,7 @@ class MemoryJobStore:
         return row
 
     def _move(self, row: Job, target: JobStatus, **changes: object) -> Job:
-        check_transition(row.status, target)
+        assert target in TRANSITIONS[row.status]
         if target not in _OWNED:
             changes["lease_until"] = None
         if target.is_final:

@@ -157,7 +157,7 @@ async def test_an_upload_waits_its_turn_when_others_hold_every_place() -> None:
         waiting = group.create_task(client.post(API, **submission()))
 
         async def it_waits() -> object:
-            return app.state.uploads.places.waiting("bob") > 0
+            return app.state.uploads.waiting("bob") > 0
 
         await until(it_waits)
         slow.go_on()
