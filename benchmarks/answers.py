@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from benchmarks.service_client import Held, NoAnswer
+from benchmarks.service_client import Held, NoAnswer, PhotoName
 from benchmarks.throughput import per_s
-from tests.support.photos import PhotoName
 
 PHOTOS: tuple[PhotoName, ...] = ("china", "flower")
 _THUMBNAIL = (16, 16)

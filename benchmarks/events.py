@@ -12,7 +12,7 @@ from actors.execution.attempt import ENGINE_FROM, ENGINE_TO
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.service_client import Held, ServiceClient
 from benchmarks.watching import Reader, events, watch
-from tests.support.stack import Stack
+from serve_app.local.temporary import LocalStack
 
 CLIENTS = 1_000
 ROUNDS = 3
@@ -80,7 +80,7 @@ def _first_seen(reader: Reader, steps: int) -> dict[int, float]:
     return {**seen, steps + 1: at}
 
 
-def _steps_file(stack: Stack) -> Path:
+def _steps_file(stack: LocalStack) -> Path:
     (engine,) = (stack.state_dir / "engines").iterdir()
     return engine / "benchmark-steps.txt"
 

@@ -19,7 +19,7 @@ from typing import get_args
 
 from persistence.embedded.local import LocalServices, Role
 from serve_app.local.stack import service_variables
-from tests.support.stack import Stack, running_stack
+from serve_app.local.temporary import LocalStack, temporary_stack
 
 HERE = Path(__file__).parent
 WORKFLOWS = HERE / "workflows"
@@ -101,7 +101,7 @@ class Bench:
         return self.resources.enter_context(new_services())
 
     @cached_property
-    def stack(self) -> Stack:
+    def stack(self) -> LocalStack:
         """Return a service with one worker, on `environ`."""
         self.say("starting a stack")
         return self.resources.enter_context(_stack(1, self.environ, WORKFLOWS))
@@ -109,7 +109,7 @@ class Bench:
     @contextmanager
     def new_stack(
         self, workers: int, changes: Mapping[str, str], workflows: Path = WORKFLOWS
-    ) -> Iterator[Stack]:
+    ) -> Iterator[LocalStack]:
         """Start another service, with its own Postgres, Valkey and S3. On shared ones, one
         dispatcher would lead, and its workers would do all the jobs."""
         self.say(f"starting a stack, workers: {workers}")
@@ -118,7 +118,7 @@ class Bench:
 
 
 @contextmanager
-def _stack(workers: int, environ: Mapping[str, str], workflows: Path) -> Iterator[Stack]:
+def _stack(workers: int, environ: Mapping[str, str], workflows: Path) -> Iterator[LocalStack]:
     """Run a service behind HAProxy, as in a cluster, unless `environ` says otherwise."""
     environ = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -126,7 +126,7 @@ def _stack(workers: int, environ: Mapping[str, str], workflows: Path) -> Iterato
         "WORKFLOWS_DIR": str(workflows),
         "CUSTOM_NODES_DIR": str(HERE),
     }
-    with running_stack("--workers", str(workers), environ=environ) as stack:
+    with temporary_stack(workers, environ) as stack:
         yield stack
 
 

@@ -16,7 +16,7 @@ import psutil
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.service_client import Held, ServiceClient
 from restoration.jobs import OutputFormat
-from tests.support.stack import Stack
+from serve_app.local.temporary import LocalStack
 
 _STATE = "COMFY_RESTORE_STATE"
 LARGE = Held(10_000, 0.0, jobs=1)
@@ -58,7 +58,7 @@ async def _measure(bench: Bench) -> list[Figure]:
     ]
 
 
-def _processes(stack: Stack) -> list[psutil.Process]:
+def _processes(stack: LocalStack) -> list[psutil.Process]:
     """Return the processes with the stack's folder in environment or command, and their
     children."""
     state = str(stack.state_dir)

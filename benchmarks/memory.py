@@ -9,7 +9,7 @@ import psutil
 
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.service_client import Held, ServiceClient
-from tests.support.stack import Stack
+from serve_app.local.temporary import LocalStack
 
 FIRST, ALL = 200, 2_000
 PART = 600
@@ -39,7 +39,7 @@ def memory_growth(bench: Bench) -> Sequence[Figure]:
     ]
 
 
-async def _after(bench: Bench, stack: Stack, jobs: int) -> dict[str, int]:
+async def _after(bench: Bench, stack: LocalStack, jobs: int) -> dict[str, int]:
     async with ServiceClient.to(stack) as client:
         await client.end_times_s(Held(128, 0.0, jobs), IN_FLIGHT, redirected=False)
     used = {name: _own_bytes(stack, name) for name in DEPLOYMENTS}
@@ -47,7 +47,7 @@ async def _after(bench: Bench, stack: Stack, jobs: int) -> dict[str, int]:
     return used
 
 
-def _own_bytes(stack: Stack, deployment: str) -> int:
+def _own_bytes(stack: LocalStack, deployment: str) -> int:
     """Return the unshared memory (USS) of the replica's process in bytes."""
     (process,) = (
         process

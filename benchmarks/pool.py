@@ -25,7 +25,7 @@ from benchmarks.figures import WORKFLOWS, Bench, Figure, Goal
 from benchmarks.service_client import WORKFLOW, Held, ServiceClient
 from comfy_pool.install.engine import models_dir
 from restoration.settings import NodeSettings
-from tests.support.stack import Stack
+from serve_app.local.temporary import LocalStack
 
 WORKERS = 4
 ROUNDS = 3
@@ -58,7 +58,7 @@ def busy_pool(bench: Bench) -> Sequence[Figure]:
         return asyncio.run(_measure(bench, on))
 
 
-async def _measure(bench: Bench, stack: Stack) -> list[Figure]:
+async def _measure(bench: Bench, stack: LocalStack) -> list[Figure]:
     async with AsyncExitStack() as clients:
         owners = [
             await clients.enter_async_context(ServiceClient.to(stack, f"owner-{n}"))
@@ -67,7 +67,7 @@ async def _measure(bench: Bench, stack: Stack) -> list[Figure]:
         return [await _busy(bench, stack, owners[0]), await _mixed(bench, owners)]
 
 
-async def _busy(bench: Bench, stack: Stack, client: ServiceClient) -> Figure:
+async def _busy(bench: Bench, stack: LocalStack, client: ServiceClient) -> Figure:
     """Measure with a queue that is full from the start: it fills while every engine is held."""
     photo = SATURATING.photo()
     shares = []
@@ -95,7 +95,7 @@ async def _submitted(
     return jobs
 
 
-def _executing(stack: Stack, window: tuple[float, float]) -> Iterator[float]:
+def _executing(stack: LocalStack, window: tuple[float, float]) -> Iterator[float]:
     """Yield for each engine the share of the window during which it executed."""
     begin, end = window
     for noted in stack.state_dir.glob("engines/*/benchmark-executions.txt"):

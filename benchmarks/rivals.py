@@ -12,20 +12,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
 
 from benchmarks.answers import Answers, answers
 from benchmarks.figures import HERE, Bench, Figure, Goal
+from benchmarks.processes import running, wait_until_ready
 from benchmarks.service_client import WORKFLOW, NoAnswer, ServiceClient
 from benchmarks.throughput import ROUNDS, SMALL, bare_comfyui
-from tests.support.stack import free_port
+from serve_app.local.temporary import free_port
 from workflows.catalog import load_catalog
 from workflows.render import render
 
@@ -34,7 +33,6 @@ IN_FLIGHT = 6
 POLLED_IN_FLIGHT = 16
 WAIT_S = 30
 JOB_S = 120  # Only a job that its worker has dropped takes longer.
-READY_S = 120
 WEB_PROCESSES = 2
 
 Restore = Callable[[bytes], Awaitable[bytes]]
@@ -164,55 +162,32 @@ def _usual_processes(environ: Mapping[str, str], comfyui_url: str) -> Iterator[s
         "PYTHONPATH": str(HERE.parent),
         "PYTHONWARNINGS": "ignore",  # Celery warns when run as root.
     }
+    python = (sys.executable, "-m")
     web = (
+        *python,
         *("uvicorn", "benchmarks.usual.web:app", "--log-level", "warning"),
         *("--port", str(port), "--workers", str(WEB_PROCESSES)),
     )
     worker = (
+        *python,
         *("celery", "--quiet", "--app", "benchmarks.usual.worker", "worker", "--pool", "solo"),
         *("--loglevel", "WARNING", "--without-gossip", "--without-mingle"),
     )
-    table = [sys.executable, "-m", "benchmarks.usual.stores"]
+    table = [*python, "benchmarks.usual.stores"]
     subprocess.run(table, env={**os.environ, **named}, check=True)
-    with _running(web, named), _running(worker, named):
-        yield _once_ready(f"http://127.0.0.1:{port}", "/openapi.json")
+    url = f"http://127.0.0.1:{port}"
+    with running(web, named), running(worker, named):
+        wait_until_ready(f"{url}/openapi.json")
+        yield url
 
 
 @contextmanager
 def _proxy_process(comfyui_url: str) -> Iterator[str]:
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    proxy = Path(sys.executable).with_name("comfy-api-proxy")
     with tempfile.TemporaryDirectory(prefix="comfy-bench-") as folder:
-        proxy = Path(sys.executable).with_name("comfy-api-proxy")
-        with subprocess.Popen(
-            [proxy, "--comfyui", comfyui_url, "--port", str(port), "--state-dir", folder],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            try:
-                yield _once_ready(f"http://127.0.0.1:{port}", "/api/v2/health")
-            finally:
-                process.terminate()
-
-
-@contextmanager
-def _running(module: Sequence[str], environ: Mapping[str, str]) -> Iterator[None]:
-    """Run `python -m MODULE ...` until the end of the block."""
-    command = [sys.executable, "-m", *module]
-    named = {**os.environ, **environ}
-    with subprocess.Popen(command, env=named, stdout=subprocess.DEVNULL) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
-
-
-def _once_ready(url: str, path: str) -> str:
-    deadline = time.monotonic() + READY_S
-    while True:
-        try:
-            httpx.get(url + path, trust_env=False).raise_for_status()
-            return url
-        except httpx.HTTPError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+        options = ("--comfyui", comfyui_url, "--port", str(port), "--state-dir", folder)
+        with running((proxy, *options), {}):
+            wait_until_ready(f"{url}/api/v2/health")
+            yield url

@@ -10,7 +10,7 @@ from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.load import apply_load
 from benchmarks.service_client import WAIT_S, WORKFLOW, Held, ServiceClient
 from benchmarks.single import median_gap_ms
-from tests.support.stack import Stack
+from serve_app.local.temporary import LocalStack
 
 ROUNDS, ROUND_S, CLIENTS = 5, 3.0, 16
 JOB = Held(256, 0.0, jobs=30)
@@ -37,7 +37,7 @@ def _compare(bench: Bench, name: str) -> list[Figure]:
         return asyncio.run(_measure(bench, name, changed))
 
 
-async def _measure(bench: Bench, name: str, changed: Stack) -> list[Figure]:
+async def _measure(bench: Bench, name: str, changed: LocalStack) -> list[Figure]:
     async with AsyncExitStack() as clients:
         ours = await clients.enter_async_context(ServiceClient.to(bench.stack))
         theirs = await clients.enter_async_context(ServiceClient.to(changed))

@@ -9,16 +9,17 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import aiohttp
+import sklearn
 from PIL import Image
 
 from benchmarks.bare_client import Work
 from benchmarks.figures import HERE
 from restoration.jobs import OutputFormat
-from tests.support.photos import PhotoName, original
-from tests.support.stack import Stack
+from serve_app.local.temporary import LocalStack
 from workflows.catalog import load_catalog
 from workflows.render import render
 
@@ -26,6 +27,9 @@ WORKFLOW = "held"
 WAIT_S = 60
 POLL_S = 0.25
 _API = "/api/v1/restorations"
+
+PhotoName = Literal["china", "flower"]
+_PHOTOS = Path(sklearn.__file__).parent / "datasets" / "images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,12 @@ class Held:
         return Work(self.photo(), prompt, "photo", "result")
 
 
+def original(name: PhotoName) -> Image.Image:
+    """Return one of the photos of scikit-learn's wheel."""
+    with Image.open(_PHOTOS / f"{name}.jpg") as photo:
+        return photo.convert("RGB")
+
+
 class NoAnswer(Exception):
     """The service reported that the job did not succeed."""
 
@@ -67,7 +77,7 @@ class ServiceClient:
     @classmethod
     @asynccontextmanager
     async def to(
-        cls, stack: Stack, owner: str = "bench", connections: int = 100
+        cls, stack: LocalStack, owner: str = "bench", connections: int = 100
     ) -> AsyncIterator[ServiceClient]:
         connector = aiohttp.TCPConnector(limit=connections)
         async with aiohttp.ClientSession(connector=connector) as http:

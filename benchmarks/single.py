@@ -10,7 +10,7 @@ from benchmarks.bare_client import end_times_s
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.service_client import Held, ServiceClient
 from benchmarks.throughput import WARM_UP_JOBS, bare_comfyui
-from tests.support.stack import Stack
+from serve_app.local.temporary import LocalStack
 
 # Many short rounds: if the machine's speed changes within a minute, it does so between rounds.
 ROUNDS = 9
@@ -25,7 +25,7 @@ def single(bench: Bench) -> Sequence[Figure]:
         return [asyncio.run(_added_time(bench, stack))]
 
 
-async def _added_time(bench: Bench, stack: Stack) -> Figure:
+async def _added_time(bench: Bench, stack: LocalStack) -> Figure:
     rounds = []
     async with bare_comfyui() as bare_url, ServiceClient.to(stack) as client:
         await end_times_s(bare_url, WARM_UP.work(), WARM_UP.jobs, in_flight=1)

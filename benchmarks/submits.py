@@ -12,11 +12,10 @@ from PIL import Image
 from actors.submission.requests import SubmissionRequest
 from benchmarks.figures import Bench, Figure, Goal
 from benchmarks.load import Load, apply_load
-from benchmarks.service_client import WORKFLOW, ServiceClient
+from benchmarks.service_client import WORKFLOW, ServiceClient, original
 from restoration.settings import load_settings
+from serve_app.local.temporary import LocalStack
 from serve_app.services import open_services
-from tests.support.photos import original
-from tests.support.stack import Stack
 
 CLIENTS = 64
 ROUNDS, ROUND_S = 3, 8.0
@@ -66,7 +65,7 @@ def photo_of(size_bytes: int) -> bytes:
 
 
 async def _rounds(
-    bench: Bench, stack: Stack, environ: Mapping[str, str]
+    bench: Bench, stack: LocalStack, environ: Mapping[str, str]
 ) -> list[tuple[Load, Load]]:
     photo = photo_of(PHOTO_BYTES)
     rounds = []

@@ -22,7 +22,7 @@ from comfy_pool.factory import installed_engine
 from comfy_pool.process.hosts import OwnedHost
 from comfy_pool.process.process import EngineCommand
 from restoration.settings import NodeSettings
-from tests.support.stack import free_port
+from serve_app.local.temporary import free_port
 
 ROUNDS = 3
 IN_FLIGHT = 6

@@ -8,7 +8,7 @@ own, which root keeps closed to the account that Postgres runs under.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from actors.observability.logging import configure_logging
 from comfy_pool.install.engine import EngineInstall, install_engine
 from comfy_pool.install.models import install_models
 from persistence.embedded.local import LocalServices
+from persistence.objects.s3 import S3BlobStore
+from persistence.postgres.database import Database
 from persistence.postgres.migrate import upgrade
 from restoration.settings import NodeSettings
 from tests.fakes.collector import Collector, collecting
@@ -121,6 +123,13 @@ def database_url(migrated_url: str) -> str:
     return migrated_url
 
 
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = Database(database_url)
+    yield database
+    await database.aclose()
+
+
 @pytest.fixture(scope="session")
 def redis_url(services: LocalServices) -> str:
     return services.urls.redis_url
@@ -130,6 +139,18 @@ def redis_url(services: LocalServices) -> str:
 def s3(services: LocalServices) -> S3Access:
     urls = services.urls
     return S3Access(urls.s3_endpoint_url, urls.s3_access_key, urls.s3_secret_key, urls.s3_bucket)
+
+
+@pytest.fixture
+async def blobs(s3: S3Access) -> AsyncIterator[S3BlobStore]:
+    store = S3BlobStore(
+        s3.bucket,
+        endpoint_url=s3.endpoint_url,
+        access_key=s3.access_key,
+        secret_key=s3.secret_key,
+    )
+    yield store
+    await store.aclose()
 
 
 @pytest.fixture(scope="session")
@@ -143,5 +164,5 @@ def collector() -> Iterator[Collector]:
 def stack(engine_install: EngineInstall, collector: Collector) -> Iterator[Stack]:
     """Start a complete real stack with two workers, each with a ComfyUI."""
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "LEASE_S": str(LEASE_S)}
-    with running_stack("--workers", "2", environ=environ) as stack:
+    with running_stack(workers=2, environ=environ) as stack:
         yield stack

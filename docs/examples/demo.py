@@ -7,7 +7,6 @@ The stack gets a state folder of its own, and is stopped again at the end.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
+from serve_app.local.temporary import free_port
 from tests.support.photos import degrade, enlarge, original, ssim
 
 FOLDER = Path("demo")
@@ -59,13 +59,6 @@ def restore_with_a_stack_of_its_own() -> None:
 
 def restore(*arguments: str) -> None:
     subprocess.run([RESTORE, *arguments], check=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:

@@ -12,11 +12,12 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 
@@ -136,11 +137,15 @@ def webhook_secret(state_dir: Path) -> str:
 
 
 def start_detached(
-    state_dir: Path, options: StackOptions, progress: Callable[[str], None]
+    state_dir: Path,
+    options: StackOptions,
+    progress: Callable[[str], None],
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> StackRecord:
     """Start the stack as a separate process, and return its record once it serves.
 
-    Raises SetupError with the last line of its log if it ends before that.
+    `environ` is added to its environment. Raises SetupError with the last line of its log if it
+    ends before that.
     """
     state_dir.mkdir(parents=True, exist_ok=True)
     log_path = state_dir / "up.log"
@@ -152,7 +157,12 @@ def start_detached(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **mark(state_dir)},
+            env={
+                **os.environ,
+                **environ,
+                **mark(state_dir),
+                "COMFY_RESTORE_STATE": str(state_dir),
+            },
             start_new_session=True,
         )
     while stack.poll() is None:

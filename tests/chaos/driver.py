@@ -41,9 +41,7 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Verdict:
     with (
         TemporaryDirectory(prefix="comfy-restore-chaos-") as folder,
         listening() as receiver,
-        running_stack(
-            "--workers", str(plan.workers), environ={"LEASE_S": str(plan.lease_s)}
-        ) as stack,
+        running_stack(plan.workers, {"LEASE_S": str(plan.lease_s)}) as stack,
     ):
         try:
             return _run(plan, tell, stack, receiver, Path(folder))

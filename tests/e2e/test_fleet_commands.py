@@ -11,9 +11,10 @@ import pytest
 from comfy_pool.install.engine import COMFYUI_VERSION
 from restoration.jobs import JobStatus
 from serve_app.client import RestorationClient
-from tests.e2e.stack_processes import engines, wait_until
 from tests.support.photos import degrade, jpeg, original
+from tests.support.polling import wait_until
 from tests.support.stack import Stack
+from tests.support.stack_processes import engines
 
 pytestmark = pytest.mark.real_engine
 

@@ -16,8 +16,8 @@ from serve_app.auth.scopes import USER_SCOPES, Scope
 from serve_app.client import RestorationClient
 from serve_app.schemas.restorations import Restoration
 from tests.corpus import Case, Refused, corpus, difference, slug, table
-from tests.e2e.stack_processes import Process, engines
 from tests.support.stack import Stack
+from tests.support.stack_processes import Process, engines
 
 CASES = {slug(case): case for case in corpus()}
 ACCEPTED = [name for name, case in CASES.items() if isinstance(case.expected, Image.Image)]

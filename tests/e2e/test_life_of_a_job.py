@@ -18,9 +18,9 @@ from restoration.jobs import JobStatus, OutputFormat
 from serve_app.client import ApiError, RestorationClient
 from serve_app.schemas.restorations import Restoration
 from tests.e2e.bare_comfyui import run_bare
-from tests.e2e.stack_processes import engines
 from tests.support.photos import PhotoName, degrade, enlarge, original, ssim
 from tests.support.stack import Stack
+from tests.support.stack_processes import engines
 
 pytestmark = pytest.mark.real_engine
 API = "/api/v1/restorations"

@@ -24,16 +24,11 @@ from restoration.jobs import AttemptOutcome, AttemptRef, JobStatus, OutputFormat
 from serve_app.client import RestorationClient
 from serve_app.local.record import find_report, report_path
 from serve_app.schemas.restorations import Restoration
-from tests.e2e.stack_processes import (
-    WAIT_S,
-    Process,
-    engines,
-    of_stack,
-    wait_until,
-    workers,
-)
 from tests.support.photos import jpeg, original
+from tests.support.polling import DEADLINE_S as WAIT_S
+from tests.support.polling import wait_until
 from tests.support.stack import LEASE_S, Stack, Terminal, running_in_terminal
+from tests.support.stack_processes import Process, engines, of_stack, workers
 
 pytestmark = pytest.mark.real_engine
 

@@ -17,10 +17,11 @@ from comfy_pool.install.engine import EngineInstall
 from restoration.jobs import AttemptOutcome, JobStatus
 from serve_app.client import RestorationClient
 from serve_app.schemas.restorations import Restoration
-from tests.e2e.stack_processes import Process, wait_until, workers
 from tests.support.fleet import holding, photo
+from tests.support.polling import wait_until
 from tests.support.ray_cluster import ROOT, jobs_in_hand_when_told_to_go
 from tests.support.stack import Stack, running_stack
+from tests.support.stack_processes import Process, workers
 
 pytestmark = pytest.mark.real_engine
 
@@ -39,7 +40,7 @@ def stack(engine_install: EngineInstall) -> Iterator[Stack]:
         "WARM_UP_WORKFLOW": "held",
         "DRAIN_S": str(DRAIN_S),
     }
-    with running_stack("--workers", str(WORKERS), environ=environ) as stack:
+    with running_stack(WORKERS, environ) as stack:
         yield stack
 
 

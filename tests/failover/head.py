@@ -18,9 +18,10 @@ import structlog
 
 from restoration.jobs import AttemptOutcome, Job, JobStatus
 from serve_app.schemas.restorations import Restoration
-from tests.e2e.stack_processes import GPU_WORKER
 from tests.support.fleet import Service, holding, photo, running_two_nodes
-from tests.support.ray_cluster import EngineProcess, wait_for
+from tests.support.polling import wait_until
+from tests.support.ray_cluster import DEADLINE_S, EngineProcess
+from tests.support.stack_processes import GPU_WORKER
 from tests.support.two_nodes import GPUS, TwoNodes
 
 SHORT_S = 20.0  # still running when the head is killed
@@ -65,7 +66,9 @@ async def story(service: Service[TwoNodes]) -> Story:
     cluster = service.cluster
     await service.reach(await service.submit(GPUS, seconds=1), JobStatus.SUCCEEDED)
     await service.has_engines(GPUS)
-    await asyncio.to_thread(wait_for, lambda: len(cluster.on_node(GPU_WORKER)) == GPUS)
+    await asyncio.to_thread(
+        wait_until, lambda: len(cluster.on_node(GPU_WORKER)) == GPUS, DEADLINE_S
+    )
     before = _node(cluster)
     long_ids = await service.submit(1, LONG_S)
     short_ids = await service.submit(1, SHORT_S)
@@ -95,7 +98,7 @@ def _come_back(service: Service[TwoNodes]) -> tuple[float, float]:
     began = time.monotonic()
     service.cluster.start_head()
     head_s = time.monotonic() - began
-    wait_for(lambda: _answers(f"{service.url}/healthz"))
+    wait_until(lambda: _answers(f"{service.url}/healthz"), DEADLINE_S)
     return head_s, time.monotonic() - began
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from comfy_pool.engine import ComfyEngine
 from comfy_pool.limits import EngineLimits
 from comfy_pool.process.hosts import AttachedHost
 from comfy_pool.process.process import EngineCommand
+from serve_app.local.temporary import free_port
 from tests.fakes import comfyui
 from tests.fakes.comfyui import FakeComfyUI, serving
 from tests.fakes.comfyui_worker import Script
@@ -37,18 +37,6 @@ async def scripted(
     ):
         yield fake, engine
     assert not [t for t in threading.enumerate() if t.name == "comfyui-events"]
-
-
-async def until_sent(fake: FakeComfyUI, kind: str) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while kind not in fake.worker.sent:  # noqa: ASYNC110 - a list has no event
-            await asyncio.sleep(0.01)
-
-
-async def until_called(fake: FakeComfyUI, call: str) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not fake.calls[call]:  # noqa: ASYNC110 - a counter has no event
-            await asyncio.sleep(0.01)
 
 
 def stand_in(folder: Path) -> EngineCommand:
@@ -74,10 +62,3 @@ def mend(app_dir: Path) -> None:
 def spoil(app_dir: Path, last_words: str) -> None:
     """Make the program exit with `last_words` as soon as it starts."""
     (app_dir / "main.py").write_text(f"raise SystemExit({last_words!r})")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actors.dispatcher import Dispatch
@@ -12,6 +12,7 @@ from persistence.postgres.leadership import Leadership
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, Job
 from tests.fakes.job_store import MemoryJobStore
+from tests.support.polling import until
 from tests.support.samples import new_job
 
 DEADLINE_S = 300
@@ -103,9 +104,3 @@ class Bench:
     async def sent(self, *refs: AttemptRef) -> None:
         """Wait until exactly these tickets are out."""
         await until(lambda: set(self.workers.out) == set(refs))
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - fakes signal no changes
-            await asyncio.sleep(0.002)

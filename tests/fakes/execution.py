@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -137,9 +137,3 @@ async def open_bench() -> AsyncIterator[Bench]:
     before = asyncio.all_tasks()
     yield Bench()
     assert asyncio.all_tasks() - before <= {asyncio.current_task()}
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - fakes and tasks signal no changes
-            await asyncio.sleep(0.002)

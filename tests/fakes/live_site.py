@@ -6,7 +6,6 @@ The blocking client must run in a thread, or it would block the loop that serves
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -17,17 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.app import build_asgi_app
 from serve_app.client import RestorationClient
+from serve_app.local.temporary import free_port
 from tests.fakes.site import Site, open_site
+from tests.support.polling import until
 
 _T = TypeVar("_T")
-START_DEADLINE_S = 300
 CALL_DEADLINE_S = 300
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class LiveSite:
@@ -45,9 +39,7 @@ class LiveSite:
         )
         self._server = uvicorn.Server(config)
         self._serving = asyncio.create_task(self._server.serve())
-        async with asyncio.timeout(START_DEADLINE_S):
-            while not self._server.started:  # noqa: ASYNC110 # uvicorn offers nothing to wait for
-                await asyncio.sleep(0.01)
+        await until(lambda: self._server.started)
 
     async def stop(self) -> None:
         self._server.should_exit = True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import psycopg2
 import pytest
 
@@ -17,13 +15,6 @@ from restoration.observability.metrics import DISPATCHER_LEADS, JOBS, JOBS_FINIS
 from tests.fakes.meter import MemoryMeter
 from tests.support.polling import until
 from tests.support.samples import new_job
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.aclose()
 
 
 @pytest.mark.metrics

@@ -18,6 +18,7 @@ from restoration.jobs import Artifact, JobStatus
 from serve_app.cli.main import app
 from tests.fakes.live_site import LiveSite, open_live_site
 from tests.fakes.site import photo
+from tests.support.polling import until
 
 DEADLINE_S = 300
 
@@ -237,8 +238,7 @@ async def test_batches_are_shown_listed_and_cancelled(live: LiveSite, tmp_path: 
     scans = folder(tmp_path / "scans", a_png=photo(), b_png=photo())
     async with asyncio.TaskGroup() as group:
         submitting = group.create_task(restore(live, "submit", scans))
-        while not live.site.batches.rows:  # noqa: ASYNC110 # the other end is a thread
-            await asyncio.sleep(0.01)
+        await until(lambda: live.site.batches.rows)
         [batch_id] = live.site.batches.rows
         shown = json.loads((await restore(live, "show", batch_id)).stdout)
         assert (UUID(shown["id"]), shown["status"]) == (batch_id, "running")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
-from collections.abc import AsyncIterator
 from functools import partial
 from unittest.mock import Mock
 
@@ -15,13 +14,6 @@ from sqlalchemy.exc import ProgrammingError
 
 from persistence.postgres.database import Database
 from restoration.errors import DependencyUnavailable, InvalidRequest
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url, pool_size=2)
-    yield database
-    await database.aclose()
 
 
 def _one(connection: Connection) -> int:

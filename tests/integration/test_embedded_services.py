@@ -14,9 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +36,7 @@ from persistence.embedded.service import Service
 from persistence.embedded.state import PAIR_OFFSET, StateDir
 from persistence.embedded.wheels import program_of
 from restoration.errors import DependencyUnavailable, SetupError
+from tests.support.polling import wait_until
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -145,16 +144,6 @@ def found_everywhere(urls: ServiceUrls, mark: str) -> bool:
         return False
 
 
-def eventually(holds: Callable[[], bool], within_s: float = 300.0) -> bool:
-    deadline = time.monotonic() + within_s
-    never = threading.Event()
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        never.wait(0.05)
-    return True
-
-
 def driver(state_dir: Path) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-c", DRIVER, str(state_dir)]
     pipe = subprocess.PIPE
@@ -203,9 +192,9 @@ def test_a_killed_server_comes_back_with_its_data(stack: LocalServices, name: Ro
     old = stack.pid(name)
     assert old is not None
     os.kill(old, signal.SIGKILL)
-    assert eventually(lambda: stack.pid(name) not in (None, old))
-    assert eventually(lambda: found_everywhere(stack.urls, f"before-{name}"))
-    assert eventually(lambda: stack.answers(name))
+    wait_until(lambda: stack.pid(name) not in (None, old))
+    wait_until(lambda: found_everywhere(stack.urls, f"before-{name}"))
+    wait_until(lambda: stack.answers(name))
 
 
 def test_a_second_supervisor_is_refused(stack: LocalServices) -> None:
@@ -231,7 +220,7 @@ def test_everything_listens_on_loopback_only(stack: LocalServices) -> None:
     """SeaweedFS alone opens ten ports, by default on every address of the machine."""
     folder = stack.log_path("s3").parents[1]
     expected = 1 + 1 + 2 * 5  # Postgres, Valkey, and an HTTP and a gRPC port for each part of S3
-    assert eventually(lambda: len(listening_addresses(processes_in(folder))) == expected)
+    wait_until(lambda: len(listening_addresses(processes_in(folder))) == expected)
     addresses = listening_addresses(processes_in(folder))
     assert {address.partition(":")[0] for address in addresses} == {"0100007F"}
 
@@ -316,7 +305,7 @@ def test_a_folder_outlives_a_killed_supervisor(state_dir: Path) -> None:
         write_everywhere(urls, "killed")
         assert processes_in(state_dir)
         supervisor.kill()
-        assert eventually(lambda: not processes_in(state_dir))
+        wait_until(lambda: not processes_in(state_dir))
     with LocalServices(state_dir) as services:
         assert services.urls == urls
         assert read_everywhere(urls, "killed") == written_everywhere("killed")
@@ -328,7 +317,7 @@ def test_a_folder_outlives_a_killed_supervisor(state_dir: Path) -> None:
 def test_sigterm_during_the_start_leaves_nothing(state_dir: Path, begun: str) -> None:
     """A supervisor stops cleanly while it creates the data folder, and late in the start."""
     with driver(state_dir) as supervisor:
-        assert eventually((state_dir / begun).exists)
+        wait_until((state_dir / begun).exists)
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(60) == 128 + signal.SIGTERM
     assert not processes_in(state_dir)

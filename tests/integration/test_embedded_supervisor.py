@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from persistence.embedded.keeper import Pace
 from persistence.embedded.service import Service
 from persistence.embedded.supervisor import Supervisor
 from restoration.errors import DependencyUnavailable
+from tests.support.polling import wait_until
 
 # Writes its starts and orderly stops to a journal, and creates a file when it is ready.
 SERVER = """
@@ -85,16 +85,6 @@ def alive(pid: int) -> bool:
     return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def eventually(holds: Callable[[], bool], within_s: float = 300.0) -> bool:
-    deadline = time.monotonic() + within_s
-    never = threading.Event()
-    while not holds():
-        if time.monotonic() > deadline:
-            return False
-        never.wait(0.02)
-    return True
-
-
 def drive(folder: Path, *, ready: bool, pdeathsig: bool = True) -> subprocess.Popen[bytes]:
     argv = [sys.executable, "-c", DRIVER, str(folder), str(ready), str(pdeathsig)]
     root = Path(__file__).parents[2]
@@ -148,8 +138,8 @@ def test_a_killed_service_is_started_again(tmp_path: Path) -> None:
             old = running.pid("a")
             assert old is not None
             os.kill(old, signal.SIGKILL)
-            assert eventually(lambda old=old: running.pid("a") not in (None, old))  # type: ignore[misc]
-            assert eventually(lambda: running.answers("a"))
+            wait_until(lambda old=old: running.pid("a") not in (None, old))  # type: ignore[misc]
+            wait_until(lambda: running.answers("a"))
     assert journal(tmp_path) == ["a starts"] * 4 + ["a stops"]
 
 
@@ -158,8 +148,8 @@ def test_a_service_that_stops_answering_is_restarted(tmp_path: Path) -> None:
     with supervisor(tmp_path, tiny(tmp_path, "a")) as running:
         old = running.pid("a")
         (tmp_path / "a.ready").unlink()
-        assert eventually(lambda: running.pid("a") not in (None, old))
-        assert eventually(lambda: running.answers("a"))
+        wait_until(lambda: running.pid("a") not in (None, old))
+        wait_until(lambda: running.answers("a"))
     assert journal(tmp_path) == ["a starts", "a stops", "a starts", "a stops"]
 
 
@@ -205,7 +195,7 @@ def test_what_will_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
     )
     with supervisor(tmp_path, stubborn) as running:
         pids = [running.pid("a"), int(ready.read_text())]
-    assert eventually(lambda: not any(pid is None or alive(pid) for pid in pids))
+    wait_until(lambda: not any(pid is None or alive(pid) for pid in pids))
 
 
 def test_the_thread_that_starts_may_end(tmp_path: Path) -> None:
@@ -215,7 +205,8 @@ def test_the_thread_that_starts_may_end(tmp_path: Path) -> None:
     starter.start()
     starter.join()
     try:
-        assert not eventually(lambda: len(journal(tmp_path)) > 1, within_s=0.5)
+        with pytest.raises(TimeoutError):
+            wait_until(lambda: len(journal(tmp_path)) > 1, timeout_s=0.5)
     finally:
         running.stop()
     assert journal(tmp_path) == ["a starts", "a stops"]
@@ -248,7 +239,7 @@ def test_a_server_inherits_neither_environment_nor_ignored_signals(
 def test_sigterm_during_the_start_is_not_lost(tmp_path: Path) -> None:
     """A supervisor that gets SIGTERM while a service starts stops all services."""
     with drive(tmp_path, ready=False) as driver:
-        assert eventually(lambda: "b starts" in journal(tmp_path))
+        wait_until(lambda: "b starts" in journal(tmp_path))
         driver.send_signal(signal.SIGTERM)
         assert driver.wait(300) == 128 + signal.SIGTERM
     assert journal(tmp_path) == ["a starts", "b starts", "b stops", "a stops"]
@@ -266,9 +257,9 @@ def test_sigterm_during_the_start_is_not_lost(tmp_path: Path) -> None:
 def test_nothing_survives_a_killed_supervisor(tmp_path: Path, pdeathsig: bool) -> None:
     """When the supervisor is killed, the kernel or the lifeline ends its servers."""
     with drive(tmp_path, ready=True, pdeathsig=pdeathsig) as driver:
-        assert eventually((tmp_path / "b.ready").exists)
+        wait_until((tmp_path / "b.ready").exists)
         servers = [int((tmp_path / f"{name}.ready").read_text()) for name in "ab"]
         assert all(map(alive, servers))
         driver.kill()
-        assert eventually(lambda: not any(map(alive, servers)))
+        wait_until(lambda: not any(map(alive, servers)))
     assert journal(tmp_path) == ["a starts", "b starts"]

@@ -24,9 +24,10 @@ from restoration.errors import (
 )
 from tests.fakes import graphs
 from tests.fakes.comfyui import serving
-from tests.fakes.comfyui_engines import DEADLINE_S, LIMITS, scripted, until_sent
+from tests.fakes.comfyui_engines import DEADLINE_S, LIMITS, scripted
 from tests.fakes.comfyui_worker import Script
 from tests.fakes.graphs import RunEventLog, ignore
+from tests.support.polling import until
 
 
 async def test_success_is_not_yet_history(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ async def test_a_prompt_goes_by_the_runs_id(tmp_path: Path) -> None:
     async with scripted(tmp_path, Script()) as (fake, engine):
         run = graphs.through(graphs.steps(5))
         first = asyncio.create_task(engine.run(run, ignore))
-        await until_sent(fake, "executing")
+        await until(lambda: "executing" in fake.worker.sent)
         with pytest.raises(EngineRejected, match="already"):
             await engine.run(run, ignore)
         assert await first
@@ -104,7 +105,7 @@ async def test_a_lost_interrupt_is_repeated(tmp_path: Path) -> None:
     async with scripted(tmp_path, Script(ignore_interrupts=3)) as (fake, engine):
         run = graphs.through(graphs.steps(1000, 0.02))
         running = asyncio.create_task(engine.run(run, ignore))
-        await until_sent(fake, "progress")
+        await until(lambda: "progress" in fake.worker.sent)
         await engine.interrupt(run.id)
         with pytest.raises(EngineInterrupted):
             await running
@@ -125,7 +126,7 @@ async def test_a_run_that_cannot_be_stopped_is_given_up(tmp_path: Path) -> None:
     async with scripted(tmp_path, Script(ignore_interrupts=10_000), limits) as (fake, engine):
         run = graphs.through(graphs.steps(1000, 0.05))
         running = asyncio.create_task(engine.run(run, ignore))
-        await until_sent(fake, "progress")
+        await until(lambda: "progress" in fake.worker.sent)
         await engine.interrupt(run.id)
         with pytest.raises(EngineStalled, match="did not stop"):
             await running
@@ -137,8 +138,7 @@ async def test_an_interrupt_before_the_prompt_is_there(tmp_path: Path) -> None:
     async with scripted(tmp_path, Script(hello_delay_s=2.0)) as (fake, engine):
         run = graphs.through()
         running = asyncio.create_task(engine.run(run, ignore))
-        while not fake.client_ids:  # noqa: ASYNC110 - a list has no event
-            await asyncio.sleep(0.01)
+        await until(lambda: fake.client_ids)
         await engine.interrupt(run.id)
         with pytest.raises(EngineInterrupted):
             await running
@@ -232,7 +232,7 @@ async def test_an_attached_engine_that_vanishes(tmp_path: Path) -> None:
         engine = ComfyEngine(AttachedHost(fake.url), LIMITS)
         await engine.start()
         running = asyncio.create_task(engine.run(graphs.through(graphs.hold(30)), ignore))
-        await until_sent(fake, "executing")
+        await until(lambda: "executing" in fake.worker.sent)
     with pytest.raises(EngineStalled, match="no answer"):
         await running
     assert not await engine.healthy()
@@ -254,7 +254,7 @@ async def test_a_cancel_while_nothing_answers(tmp_path: Path) -> None:
     """A cancelled caller still gets its CancelledError within a bounded time."""
     async with scripted(tmp_path, Script(hang=frozenset({"/history"}))) as (fake, engine):
         running = asyncio.create_task(engine.run(graphs.through(graphs.hold(30)), ignore))
-        await until_sent(fake, "executing")
+        await until(lambda: "executing" in fake.worker.sent)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
             await running

@@ -36,10 +36,10 @@ from tests.fakes.comfyui_engines import (
     scripted,
     spoil,
     stand_in,
-    until_called,
 )
 from tests.fakes.comfyui_worker import Script
 from tests.fakes.graphs import RunEventLog, ignore
+from tests.support.polling import until
 
 PAUSES = EngineLimits(first_pause_s=0.02, longest_pause_s=0.1)
 
@@ -86,7 +86,7 @@ async def test_a_cancel_of_a_stalled_run_is_a_cancel(tmp_path: Path) -> None:
     async with scripted(tmp_path, Script(), limits) as (fake, engine):
         run = graphs.through(graphs.steps(1000, 1.0))
         running = asyncio.create_task(engine.run(run, ignore))
-        await until_called(fake, "POST /interrupt")
+        await until(lambda: fake.calls["POST /interrupt"])
         await engine.interrupt(run.id)
         with pytest.raises(EngineInterrupted):
             await running
@@ -132,8 +132,7 @@ async def test_an_engine_is_never_started_anew_under_a_run(command: EngineComman
     async with asyncio.timeout(DEADLINE_S), ComfyEngine(host, limits) as engine:
         heard = RunEventLog()
         first = asyncio.create_task(engine.run(graphs.through(graphs.steps(20, 0.05)), heard))
-        while not heard.fractions:  # noqa: ASYNC110 - a list has no event
-            await asyncio.sleep(0.01)
+        await until(lambda: heard.fractions)
         worn = host.pid
         with pytest.raises(EngineRejected):
             await engine.run(graphs.through(graphs.node("NoSuchNode")), ignore)

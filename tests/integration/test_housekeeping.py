@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
@@ -16,7 +15,6 @@ from actors.leader import retention as sweeping
 from actors.leader.retention import Lifetimes, RetentionSweeper
 from actors.maintenance import _work
 from persistence.objects.keys import input_key, output_key, upload_key
-from persistence.objects.s3 import S3BlobStore
 from persistence.postgres.database import Database
 from persistence.postgres.jobs import PostgresJobStore
 from persistence.postgres.retention import Retention
@@ -39,27 +37,8 @@ FAILURE = Failure("engine_crashed", "the engine died")
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url, pool_size=4)
-    yield database
-    await database.aclose()
-
-
-@pytest.fixture
 def store(database: Database) -> PostgresJobStore:
     return PostgresJobStore(database)
-
-
-@pytest.fixture
-async def blobs(s3: S3Access) -> AsyncIterator[BlobStore]:
-    blobs = S3BlobStore(
-        s3.bucket,
-        endpoint_url=s3.endpoint_url,
-        access_key=s3.access_key,
-        secret_key=s3.secret_key,
-    )
-    yield blobs
-    await blobs.aclose()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from serve_app.cli.main import app
 from serve_app.client import ApiError, RestorationClient
 from tests.fakes.live_site import LiveSite, LosesTheFirstAnswer, open_live_site
 from tests.fakes.site import photo
+from tests.support.polling import until
 
 
 @pytest.fixture
@@ -210,8 +211,7 @@ async def test_a_finished_job_is_waited_for_and_downloaded(
 
 async def _ended(live: LiveSite, result: bytes | None) -> None:
     """Wait for the first job, and end it: with `result`, or by cancelling it."""
-    while not live.site.jobs.rows:  # noqa: ASYNC110 - a dict has no event
-        await asyncio.sleep(0.01)
+    await until(lambda: live.site.jobs.rows)
     [job] = live.site.jobs.rows.values()
     if result is None:
         await live.site.jobs.request_cancel(job.id)

@@ -13,9 +13,10 @@ from starlette.types import ASGIApp
 from serve_app.app import build_asgi_app
 from serve_app.asgi.middleware import serve_edge
 from serve_app.asgi.security_headers import SECURITY_HEADERS
+from serve_app.local.temporary import free_port
 from tests.fakes.site import open_site
+from tests.support.polling import until
 from tests.support.raw_http import RawAnswer, send_bytes
-from tests.support.stack import free_port
 
 UPGRADE = (
     b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
@@ -33,8 +34,7 @@ async def url() -> AsyncIterator[str]:
         config = uvicorn.Config(app, port=port, lifespan="off", log_config=None, access_log=False)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve())
-        while not server.started:  # noqa: ASYNC110 - it has no event
-            await asyncio.sleep(0.01)
+        await until(lambda: server.started)
         yield f"http://127.0.0.1:{port}"
         server.should_exit = True
         await serving

@@ -20,8 +20,9 @@ from serve_app.asgi.middleware import BodyPace
 from serve_app.auth.local_issuer import LOCAL_AUDIENCE, issuer_url, mint_token
 from serve_app.auth.tokens import Authenticator, issuer_from
 from serve_app.forms.form import FORM_OVERHEAD_BYTES
+from serve_app.local.temporary import free_port
 from serve_app.sse import Decoder, ServerEvent
-from tests.fakes.live_site import LiveSite, free_port, open_live_site
+from tests.fakes.live_site import LiveSite, open_live_site
 from tests.fakes.site import API, settings_for_tests
 
 LIMIT_BYTES = 5_000_000

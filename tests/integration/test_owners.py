@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, func, select, text
@@ -37,13 +37,6 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine = create_engine(sqlalchemy_url(database_url), poolclass=NullPool)
     yield engine
     engine.dispose()
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.aclose()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -19,29 +18,9 @@ from persistence.postgres.jobs import PostgresJobStore
 from persistence.postgres.retention import Retention
 from restoration.errors import JobNotFound
 from restoration.jobs import Job, OutputFormat, Reused
-from tests.conftest import S3Access
 from tests.support.samples import artifact, new_job
 
 DAY_S = 24 * 3600
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.aclose()
-
-
-@pytest.fixture
-async def blobs(s3: S3Access) -> AsyncIterator[S3BlobStore]:
-    store = S3BlobStore(
-        s3.bucket,
-        endpoint_url=s3.endpoint_url,
-        access_key=s3.access_key,
-        secret_key=s3.secret_key,
-    )
-    yield store
-    await store.aclose()
 
 
 async def _execute(database: Database, statement: str, **values: Any) -> Any:

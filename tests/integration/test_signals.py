@@ -22,13 +22,6 @@ SHORT_S = 0.05
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url, pool_size=2)
-    yield database
-    await database.aclose()
-
-
-@pytest.fixture
 async def leader(database_url: str) -> AsyncIterator[Leadership]:
     signals = Leadership(database_url)
     assert await signals.acquire(LONG_S)

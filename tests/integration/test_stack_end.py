@@ -27,7 +27,7 @@ from serve_app.local.record import (
     report_path,
     stop_stack,
 )
-from tests.e2e.stack_processes import wait_until
+from tests.support.polling import wait_until
 
 # The owner of a state folder, with a child and a detached grandchild, like an engine.
 OWNER = """

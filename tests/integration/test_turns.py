@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Connection, Engine, NullPool, create_engine, func, select, text
@@ -32,10 +32,8 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[PostgresJobStore]:
-    database = Database(database_url)
-    yield PostgresJobStore(database)
-    await database.aclose()
+def store(database: Database) -> PostgresJobStore:
+    return PostgresJobStore(database)
 
 
 def _fill(connection: Connection, rows: int, owners: int) -> None:

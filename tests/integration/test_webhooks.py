@@ -52,13 +52,6 @@ Done = Callable[[Delivery], bool]
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url, pool_size=4)
-    yield database
-    await database.aclose()
-
-
-@pytest.fixture
 def store(database: Database) -> PostgresJobStore:
     return PostgresJobStore(database)
 

@@ -12,9 +12,9 @@ import psutil
 import pytest
 
 from serve_app.haproxy import ENABLED
-from tests.e2e.stack_processes import of_stack
 from tests.support.raw_http import send_raw
 from tests.support.stack import Stack
+from tests.support.stack_processes import of_stack
 
 UNARY = "/ray.serve.ASGIService/HandleRequest"  # the name that Serve uses
 UPGRADE = {

@@ -17,9 +17,9 @@ from restoration.settings import NodeSettings
 from serve_app.auth.local_issuer import KEY_FILE, ensure_key
 from serve_app.local.record import StackRecord, issuer_folder, recording
 from serve_app.local.stack import _services
-from tests.e2e.stack_processes import of_stack
 from tests.support.raw_http import send_raw
 from tests.support.stack import Stack, run_restore
+from tests.support.stack_processes import of_stack
 
 ELSEWHERE = {
     "DATABASE_URL": "postgresql://db.invalid/d",

@@ -22,9 +22,10 @@ from PIL import Image
 
 from restoration.images import MEBIBYTE
 from serve_app.auth.scopes import USER_SCOPES, Scope
-from tests.e2e.stack_processes import of_stack, wait_until
 from tests.fakes.site import API
+from tests.support.polling import wait_until
 from tests.support.stack import Stack
+from tests.support.stack_processes import of_stack
 
 pytestmark = pytest.mark.real_engine
 BATCHES = "/api/v1/batches"

@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from serve_app.auth.tokens import QUOTAS_CLAIM
-from tests.e2e.stack_processes import wait_until
 from tests.fakes.site import API, photo, submission
+from tests.support.polling import wait_until
 from tests.support.stack import Stack
 
 

@@ -17,9 +17,9 @@ from actors.cluster.handles import APP
 from serve_app.auth.local_issuer import KEY_FILE
 from serve_app.deployment import PoolArgs, build
 from serve_app.local.record import issuer_folder
-from tests.e2e.stack_processes import engines, of_stack
 from tests.fakes.site import API, photo, submission
 from tests.support.stack import Stack
+from tests.support.stack_processes import engines, of_stack
 
 CHUNK_BYTES = 1 << 20
 LONGEST_BYTES = 4096

@@ -32,9 +32,9 @@ from serve_app.auth.local_issuer import LOCAL_AUDIENCE, ensure_key, jwks
 from serve_app.auth.scopes import USER_SCOPES
 from serve_app.auth.tokens import LEEWAY_S
 from serve_app.local.record import issuer_folder
-from tests.e2e.stack_processes import of_stack
 from tests.fakes.site import API, submission
 from tests.support.stack import Stack
+from tests.support.stack_processes import of_stack
 
 HOUR_S = 3600
 

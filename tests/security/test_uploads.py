@@ -18,10 +18,10 @@ from PIL.ExifTags import GPS, IFD, Base
 from restoration.images import UploadLimits
 from restoration.jobs import JobStatus, OutputFormat
 from serve_app.client import RestorationClient
-from tests.e2e.stack_processes import Process, _all, of_stack
 from tests.fakes.site import API
 from tests.support.pictures import chunk, file, noise
 from tests.support.stack import Stack
+from tests.support.stack_processes import Process, _all, of_stack
 
 pytestmark = pytest.mark.real_engine
 UPLOADS = "/api/v1/uploads"

@@ -31,11 +31,12 @@ from restoration.workers import Stage
 from serve_app.auth.local_issuer import LOCAL_AUDIENCE, IssuerServer, mint_token
 from serve_app.client import RestorationClient
 from serve_app.local.stack import service_variables
+from serve_app.local.temporary import free_port
 from serve_app.services import Services, open_services
 from tests.support.fake_cloud import FakeCloud
 from tests.support.photos import original
-from tests.support.ray_cluster import DEADLINE_S, LOOK_S, ROOT, EngineProcess, RayCluster, wait_for
-from tests.support.stack import free_port
+from tests.support.polling import wait_until
+from tests.support.ray_cluster import DEADLINE_S, LOOK_S, ROOT, EngineProcess, RayCluster
 from tests.support.two_nodes import GPUS, TwoNodes
 
 NODES = 2
@@ -108,7 +109,9 @@ class Service(Generic[Cluster]):
 
     async def has_engines(self, count: int) -> set[EngineProcess]:
         """Return the engines when there are exactly `count`."""
-        await asyncio.to_thread(wait_for, lambda: len(self.cluster.engines()) == count)
+        await asyncio.to_thread(
+            wait_until, lambda: len(self.cluster.engines()) == count, DEADLINE_S
+        )
         return self.cluster.engines()
 
 
@@ -117,7 +120,7 @@ class Fleet(Service[FakeCloud]):
 
     async def has_nodes(self, count: int) -> None:
         """Return when there are `count` nodes besides the head."""
-        await asyncio.to_thread(wait_for, lambda: len(self.cluster.nodes()) == count)
+        await asyncio.to_thread(wait_until, lambda: len(self.cluster.nodes()) == count, DEADLINE_S)
 
     async def busy_node(self) -> int:
         """Return the number of a node whose engine executes a job; a warm-up does not count."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 import psutil
 import yaml
 
-from tests.support.stack import free_port
+from serve_app.local.temporary import free_port
+from tests.support.polling import wait_until
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 600
@@ -27,15 +27,6 @@ LOOK_S = 0.2
 TRIES = 5
 STORE_BYTES = 100_000_000
 _TOLD_TO_GO = re.compile(r'"jobs_in_hand": (\d+)')  # in the event worker_drains
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Return when `condition` holds. Raises TimeoutError after DEADLINE_S."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {DEADLINE_S} s: {condition}")
-        time.sleep(LOOK_S)
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,7 @@ class RayCluster:
             environ=environ,
         )
         said = self._log("head").read_text
-        wait_for(lambda: head.poll() is not None or "Ray runtime started" in said())
+        wait_until(lambda: head.poll() is not None or "Ray runtime started" in said(), DEADLINE_S)
         if head.poll() is not None:
             raise ChildProcessError(said())
 
@@ -130,7 +121,7 @@ class RayCluster:
         kill(self.processes())
         for started in self._started.values():
             started.wait()
-        wait_for(lambda: not self.processes())
+        wait_until(lambda: not self.processes(), DEADLINE_S)
 
     def processes(self) -> list[psutil.Process]:
         """Return the running processes that name this folder on their command line."""

@@ -1,27 +1,26 @@
-"""A local stack for tests, started by `restore up`, and the ways to reach it."""
+"""Local stacks for tests: the product's temporary stack, and `restore up` in a terminal."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 
-from serve_app.auth.local_issuer import LOCAL_AUDIENCE, mint_token
 from serve_app.auth.scopes import USER_SCOPES
 from serve_app.client import RestorationClient
-from serve_app.local.record import StackRecord, find_stack, issuer_folder
+from serve_app.local.record import find_stack
+from serve_app.local.temporary import LocalStack, free_port, temporary_stack
 from serve_app.schemas.workers import WorkerView
-from tests.e2e.stack_processes import wait_until
+from tests.support.polling import wait_until
 
 RESTORE = Path(sys.executable).with_name("restore")
 START_TIMEOUT_S = 900
@@ -30,35 +29,10 @@ LEASE_S = 600  # for the shared stack: anything that happens sooner did not wait
 REPORTED_S = 3  # A worker reports every second, for the first time when its engine is warm.
 
 
-@dataclass(frozen=True)
-class Stack:
-    """A running stack. `environ` is added to the environment of its commands."""
+class Stack(LocalStack):
+    """A running stack of the tests. `environ` is added to the environment of its commands."""
 
-    state_dir: Path
-    environ: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def record(self) -> StackRecord:
-        record = find_stack(self.state_dir)
-        assert record is not None, "the stack is not up"
-        return record
-
-    def token(
-        self,
-        sub: str = "tester",
-        scopes: Iterable[str] = USER_SCOPES,
-        claims: Mapping[str, object] | None = None,
-    ) -> str:
-        assert self.record.issuer is not None
-        keys = issuer_folder(self.state_dir)
-        return mint_token(
-            keys, self.record.issuer, LOCAL_AUDIENCE, sub, scopes, more_claims=claims or {}
-        )
-
-    def client(self, sub: str = "tester") -> RestorationClient:
-        return RestorationClient(self.record.url, self.token(sub))
-
-    def http(self, sub: str = "tester", scopes: Iterable[str] = USER_SCOPES) -> httpx.Client:
+    def http(self, sub: str = "local", scopes: Iterable[str] = USER_SCOPES) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.token(sub, scopes)}"}
         return httpx.Client(base_url=self.record.url, headers=headers, timeout=300, trust_env=False)
 
@@ -108,7 +82,7 @@ class Terminal:
         return self.up.wait(STOP_TIMEOUT_S)
 
     def says(self) -> str:
-        return _said(self.stack.state_dir).read_text()
+        return _output_of(self.stack).read_text()
 
 
 def run_restore(
@@ -136,36 +110,31 @@ def _environ(state_dir: Path, environ: Mapping[str, str] | None) -> dict[str, st
 
 
 @contextmanager
-def running_stack(*options: str, environ: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """Run `restore up` in a state folder of its own, and `restore down` at the end."""
-    with _state_dir() as folder:
-        stack = Stack(folder, environ or {})
-        stack.restore("up", "--detach", "--port", str(free_port()), *options)
-        try:
-            yield stack
-        finally:
-            stack.restore("down")
+def running_stack(workers: int = 1, environ: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """Run a stack in a state folder of its own until the block ends."""
+    with temporary_stack(workers, environ) as local:
+        yield Stack(local.state_dir, local.environ)
 
 
 @contextmanager
 def running_in_terminal(environ: Mapping[str, str]) -> Iterator[Terminal]:
     """Run `restore up` in the foreground, in a state folder of its own, until the block ends."""
-    with _state_dir() as folder, _said(folder).open("wb") as said:
-        with _hearing_ctrl_c():
+    with TemporaryDirectory(prefix="comfy-restore-", ignore_cleanup_errors=True) as folder:
+        stack = Stack(Path(folder), environ)
+        with _output_of(stack).open("wb") as output, _hearing_ctrl_c():
             up = subprocess.Popen(
                 [RESTORE, "up", "--port", str(free_port())],
-                env=_environ(folder, environ),
+                env=_environ(stack.state_dir, environ),
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
-        terminal = Terminal(Stack(folder, environ), up)
         try:
-            wait_until(lambda: find_stack(folder) or up.poll() is not None)
-            yield terminal
+            wait_until(lambda: find_stack(stack.state_dir) or up.poll() is not None)
+            yield Terminal(stack, up)
         finally:
-            terminal.stack.restore("down")
+            stack.restore("down")
             up.wait()
 
 
@@ -180,18 +149,5 @@ def _hearing_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _said(state_dir: Path) -> Path:
-    return state_dir / "terminal.log"
-
-
-@contextmanager
-def _state_dir() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="comfy-restore-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _output_of(stack: Stack) -> Path:
+    return stack.state_dir / "terminal.log"

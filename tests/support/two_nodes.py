@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import psutil
 import structlog
 
-from tests.support.ray_cluster import TRIES, RayCluster, kill, tree, wait_for
+from tests.support.polling import wait_until
+from tests.support.ray_cluster import DEADLINE_S, TRIES, RayCluster, kill, tree
 
 HEAD = "127.0.0.2"
 NODE = "127.0.0.3"
@@ -76,7 +77,7 @@ class TwoNodes(RayCluster):
         processes = tree(psutil.Process(self._started["head"].pid))
         kill(processes)
         self._started["head"].wait()
-        wait_for(lambda: not any(_lives(process) for process in processes))
+        wait_until(lambda: not any(_lives(process) for process in processes), DEADLINE_S)
 
     def on_head(self, title: str) -> set[psutil.Process]:
         """Return the head's processes whose Ray title begins with `title`."""

@@ -17,7 +17,8 @@ from actors.execution.pipeline import BUSY, NOTHING_WAITS
 from persistence.postgres.leadership import hint_of
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, JobStatus
-from tests.fakes.dispatch import DEADLINE_S, NEVER_S, WINDOW, Bench, Signals, until
+from tests.fakes.dispatch import DEADLINE_S, NEVER_S, WINDOW, Bench, Signals
+from tests.support.polling import until
 from tests.support.samples import new_job
 
 TICK_S = 0.01

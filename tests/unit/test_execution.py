@@ -29,8 +29,9 @@ from restoration.errors import (
 from restoration.events import Previewed, Progressed, StateChanged
 from restoration.images import UploadLimits
 from restoration.jobs import Artifact, JobStatus, OutputFormat
-from tests.fakes.execution import DEADLINE_S, NOW, RESULT, RETRY, Bench, open_bench, until
+from tests.fakes.execution import DEADLINE_S, NOW, RESULT, RETRY, Bench, open_bench
 from tests.fakes.site import photo
+from tests.support.polling import until
 from tests.support.samples import new_job
 from workflows.catalog import Catalog
 from workflows.custom import params_of

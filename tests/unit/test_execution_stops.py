@@ -12,7 +12,8 @@ import pytest
 
 from actors.execution.outcomes import RetryPolicy
 from restoration.jobs import Artifact, AttemptRef, JobStatus
-from tests.fakes.execution import NOW, Bench, open_bench, until
+from tests.fakes.execution import NOW, Bench, open_bench
+from tests.support.polling import until
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ Serve's proxy and its replicas."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from serve_app.asgi.flow_control import (
     FlowControlledApp,
     FlowControlledEdge,
 )
+from tests.support.polling import until
 
 PIECE = 64 * 1024
 DEADLINE_S = 20
@@ -104,11 +105,6 @@ async def exchange(app: ASGIApp, client: Client) -> AsyncIterator[Serve]:
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    while not holds():  # noqa: ASYNC110 - the awaited change sets no event
-        await asyncio.sleep(0)
 
 
 async def settle() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from restoration.jobs import Failure, JobStatus
 from tests.fakes.site import API, Site, open_site, submission
+from tests.support.polling import until
 
 FAILURE = Failure("engine_crashed", "the engine died")
 
@@ -225,8 +226,7 @@ async def test_neither_a_bad_upload_nor_a_waiting_client_keeps_a_slot() -> None:
         waits = {"Prefer": "wait=30"}
         async with asyncio.timeout(300), asyncio.TaskGroup() as group:
             first = group.create_task(client.post(API, **submission(), headers=waits))
-            while not site.jobs.rows:  # noqa: ASYNC110 # the store has nothing to wait on
-                await asyncio.sleep(0.01)
+            await until(lambda: site.jobs.rows)
             await asyncio.sleep(0)
             job_id = next(iter(site.jobs.rows))
             second = await client.post(API, **submission())

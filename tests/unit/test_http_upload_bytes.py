@@ -21,6 +21,7 @@ from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.site import API, open_site, submission
 from tests.fakes.stores import MemoryBlobStore
+from tests.support.polling import until
 from workflows.catalog import load_catalog
 
 BATCHES = "/api/v1/batches"
@@ -143,11 +144,9 @@ async def test_an_answer_is_waited_for_without_a_share() -> None:
     async with open_site(**LIMITS) as site, site.client() as client:
         waits = {"Prefer": "wait=30"}
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:
-            for _ in range(12):
+            for sent in range(1, 13):
                 group.create_task(client.post(API, **submission(), headers=waits))
-                known = len(site.jobs.rows)
-                while len(site.jobs.rows) == known:  # noqa: ASYNC110 - nothing to wait on
-                    await asyncio.sleep(0.01)
+                await until(lambda sent=sent: len(site.jobs.rows) == sent)  # type: ignore[misc]
             for job_id in list(site.jobs.rows):
                 await site.jobs.request_cancel(job_id)
 

@@ -1,7 +1,8 @@
-"""Folders stay small, and the architecture page names them."""
+"""Folders stay small, the architecture page names them, and tests need no benchmark."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,18 @@ def test_the_architecture_page_names_every_folder_of_the_first_two_levels() -> N
         parts = folder.relative_to(ROOT).parts
         if len(parts) <= 2:
             assert f"{parts[-1]}/" in page, folder
+
+
+def test_only_tests_of_benchmarks_import_benchmarks() -> None:
+    """`make check` sees the other direction: benchmarks import no test."""
+    importing = {
+        module.relative_to(ROOT / "tests").as_posix()
+        for module in (ROOT / "tests").rglob("*.py")
+        if re.search(r"^(from|import) benchmarks", module.read_text(), re.MULTILINE)
+    }
+    assert importing == {
+        "integration/test_bare_client.py",
+        "integration/test_simulation.py",
+        "unit/test_bench_answers.py",
+        "unit/test_bench_figures.py",
+    }

@@ -28,7 +28,7 @@ from serve_app.local.record import (
     demand_down,
     recording,
 )
-from tests.support.stack import free_port
+from serve_app.local.temporary import free_port
 
 DEADLINE_S = 300
 LOST = "its raylet ended with status -9"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,6 +12,7 @@ from actors.execution.attempt import EngineOccupancy
 from actors.execution.pipeline import BUSY, NOTHING_WAITS, STORING, Pipeline, one_after_another
 from restoration.jobs import Job
 from tests.fakes.job_store import MemoryJobStore
+from tests.support.polling import until
 from tests.support.samples import new_job
 
 DEADLINE_S = 300
@@ -69,7 +70,7 @@ class Bench:
 
     async def in_hand(self, count: int) -> Run:
         """Return the newest run once there are this many; there are never more."""
-        await _until(lambda: len(self.runs) >= count)
+        await until(lambda: len(self.runs) >= count)
         await _settle()
         assert len(self.runs) == count
         return self.runs[-1]
@@ -92,12 +93,6 @@ async def bench() -> AsyncIterator[Bench]:
     for ticket in bench.tickets:
         ticket.cancel()
     await asyncio.gather(*bench.tickets, return_exceptions=True)
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - tasks signal no progress
-            await asyncio.sleep(0.002)
 
 
 async def _settle() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ from restoration.errors import DependencyUnavailable
 from restoration.jobs import Priority
 from restoration.scaling import Scaler, ScalingPolicy
 from tests.fakes.job_store import MemoryJobStore
+from tests.support.polling import until
 from tests.support.samples import artifact, new_job
 
 DEADLINE_S = 300
@@ -55,12 +55,6 @@ class Bench:
         policy = ScalingPolicy(1, 0, 4, warm_workers, upscale_delay_s, downscale_delay_s=60)
         pool = self.serve or self.pool
         return PoolScaler(self.jobs, pool, Scaler(policy), lambda: self.now_s)
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - fakes signal no changes
-            await asyncio.sleep(0.002)
 
 
 @pytest.mark.scaling
@@ -128,7 +122,7 @@ async def test_a_controller_that_is_away_is_asked_again() -> None:
     await bench.jobs.insert(new_job())
     task = asyncio.create_task(bench.scaler(upscale_delay_s=0).run(pause_s=0.001))
 
-    await _until(lambda: bench.pool.told == [1])
+    await until(lambda: bench.pool.told == [1])
 
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -16,6 +16,7 @@ from restoration.events import JobEvent, Previewed, Progressed, StateChanged, fr
 from restoration.jobs import JobStatus
 from restoration.tasks import stop
 from tests.fakes.stores import MemoryStatusBoard
+from tests.support.polling import until
 from tests.support.samples import ended_job
 
 DEADLINE_S = 300
@@ -87,19 +88,13 @@ def _progress(fraction: float, attempt: int = 1) -> Progressed:
     return Progressed(fraction, "sampling", attempt)
 
 
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - the fake signals no calls
-            await asyncio.sleep(0.002)
-
-
 class TestReporter:
     async def test_the_first_event_goes_out_at_once(
         self, actor: FakeActor, report: ProgressReporter
     ) -> None:
         """The start of a job is not delayed by a period."""
         report(JOB, RUNNING)
-        await _until(lambda: actor.events() == [RUNNING])
+        await until(lambda: actor.events() == [RUNNING])
 
     async def test_one_call_is_in_flight_at_most(
         self, actor: FakeActor, report: ProgressReporter
@@ -107,11 +102,11 @@ class TestReporter:
         """However slow the actor is, a worker adds no second call, not even for an end."""
         actor.let_go.clear()
         report(JOB, RUNNING)
-        await _until(lambda: actor.in_flight == 1)
+        await until(lambda: actor.in_flight == 1)
         for other in (uuid4(), uuid4()):
             report(other, SUCCEEDED)
         actor.let_go.set()
-        await _until(lambda: len(actor.batches) == 2)
+        await until(lambda: len(actor.batches) == 2)
         assert actor.most_in_flight == 1
         assert len(actor.batches[1]) == 2
 
@@ -121,7 +116,7 @@ class TestReporter:
         """For each job the last progress and the last preview are sent, in the order they came."""
         other = uuid4()
         report(JOB, RUNNING)
-        await _until(lambda: len(actor.batches) == 1)
+        await until(lambda: len(actor.batches) == 1)
         preview = Previewed.from_bytes(b"2", "image/jpeg", 1)
         report(JOB, Previewed.from_bytes(b"1", "image/jpeg", 1))
         report(JOB, _progress(0.1))
@@ -129,7 +124,7 @@ class TestReporter:
         report(other, _progress(0.2))
         report(JOB, _progress(0.3))
         report(JOB, SUCCEEDED)
-        await _until(lambda: len(actor.batches) == 2)
+        await until(lambda: len(actor.batches) == 2)
         assert actor.batches[1] == [
             (JOB, preview),
             (other, _progress(0.2)),
@@ -146,20 +141,20 @@ class TestReporter:
             StateChanged(JobStatus.SUCCEEDED, 2),
         ]
         report(uuid4(), RUNNING)
-        await _until(lambda: len(actor.batches) == 1)
+        await until(lambda: len(actor.batches) == 1)
         for state in states:
             report(JOB, state)
-        await _until(lambda: actor.events() == states)
+        await until(lambda: actor.events() == states)
 
     async def test_the_end_is_sent_at_once(
         self, actor: FakeActor, report: ProgressReporter
     ) -> None:
         """Progress waits for its period; a job's end does not, and takes pending progress along."""
         report(JOB, RUNNING)
-        await _until(lambda: len(actor.batches) == 1)
+        await until(lambda: len(actor.batches) == 1)
         report(JOB, _progress(0.5))
         report(JOB, SUCCEEDED)
-        await _until(lambda: actor.events() == [RUNNING, _progress(0.5), SUCCEEDED])
+        await until(lambda: actor.events() == [RUNNING, _progress(0.5), SUCCEEDED])
 
     @pytest.mark.progress
     async def test_the_end_is_on_the_board_whatever_the_actor_does(
@@ -169,9 +164,9 @@ class TestReporter:
         actor.let_go.clear()
         report(JOB, RUNNING)
         report(JOB, _progress(0.5))
-        await _until(lambda: actor.in_flight == 1)
+        await until(lambda: actor.in_flight == 1)
         report(JOB, SUCCEEDED, row := ended_job(id=JOB))
-        await _until(lambda: JOB in board.streams)
+        await until(lambda: JOB in board.streams)
         assert [(told.event, told.row) for told in board.streams[JOB]] == [(SUCCEEDED, row)]
 
     @pytest.mark.progress
@@ -181,7 +176,7 @@ class TestReporter:
         """Its row is not published, because it will change."""
         queued = StateChanged(JobStatus.QUEUED, 1)
         report(JOB, queued, ended_job(id=JOB, status=JobStatus.QUEUED))
-        await _until(lambda: actor.events() == [queued])
+        await until(lambda: actor.events() == [queued])
         assert board.streams == {}
 
     @pytest.mark.progress
@@ -191,7 +186,7 @@ class TestReporter:
         """A Redis that the worker cannot reach fails neither the worker nor its report."""
         board.down = True
         report(JOB, SUCCEEDED, ended_job(id=JOB))
-        await _until(lambda: actor.events() == [SUCCEEDED])
+        await until(lambda: actor.events() == [SUCCEEDED])
 
     @pytest.mark.progress
     async def test_a_job_that_is_soon_over_is_told_of_once(
@@ -203,7 +198,7 @@ class TestReporter:
         for event in story:
             report(JOB, event)
             await asyncio.sleep(0.01)
-        await _until(lambda: actor.batches == [[(JOB, event) for event in story]])
+        await until(lambda: actor.batches == [[(JOB, event) for event in story]])
 
     async def test_progress_goes_out_after_the_period(
         self, actor: FakeActor, report: ProgressReporter, monkeypatch: pytest.MonkeyPatch
@@ -211,9 +206,9 @@ class TestReporter:
         """Events between two calls are sent with the next, though none is urgent."""
         monkeypatch.setattr(report, "PERIOD_S", 0.01)
         report(JOB, _progress(0.1))
-        await _until(lambda: actor.events() == [_progress(0.1)])
+        await until(lambda: actor.events() == [_progress(0.1)])
         report(JOB, _progress(0.2))
-        await _until(lambda: actor.events() == [_progress(0.1), _progress(0.2)])
+        await until(lambda: actor.events() == [_progress(0.1), _progress(0.2)])
 
     async def test_a_failing_actor_never_fails_the_worker(
         self, actor: FakeActor, report: ProgressReporter
@@ -221,10 +216,10 @@ class TestReporter:
         """Events that it did not accept are lost; later ones are sent as usual."""
         actor.error = ActorUnavailableError("for a moment", None)
         report(JOB, RUNNING)
-        await _until(lambda: len(actor.batches) == 1)
+        await until(lambda: len(actor.batches) == 1)
         actor.error = None
         report(JOB, SUCCEEDED)
-        await _until(lambda: len(actor.batches) == 2)
+        await until(lambda: len(actor.batches) == 2)
         assert actor.batches[1] == [(JOB, SUCCEEDED)]
 
     async def test_closing_it_waits_for_no_actor(self, actor: FakeActor) -> None:
@@ -233,7 +228,7 @@ class TestReporter:
         async with asyncio.timeout(DEADLINE_S), _running(actor, MemoryStatusBoard()) as reporter:
             actor.let_go.clear()
             reporter(JOB, RUNNING)
-            await _until(lambda: actor.in_flight == 1)
+            await until(lambda: actor.in_flight == 1)
         assert asyncio.all_tasks() == before
 
 

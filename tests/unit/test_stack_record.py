@@ -1,4 +1,4 @@
-"""A stack started from outside."""
+"""Stacks started from outside."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from restoration.errors import SetupError
 from serve_app.local import record
 from serve_app.local.record import StackOptions, StackRecord, start_detached
+from serve_app.local.temporary import LocalStack, temporary_stack
 
 
 def test_a_stack_that_loses_its_first_ray_is_not_up_yet(
@@ -24,3 +26,28 @@ def test_a_stack_that_loses_its_first_ray_is_not_up_yet(
     monkeypatch.setattr(record, "find_stack", lambda _state_dir: next(records))
     monkeypatch.setattr(record, "START_POLL_S", 0)
     assert start_detached(tmp_path, StackOptions(), lambda _line: None) == up
+
+
+def test_a_temporary_stack_gets_its_settings_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The folder is the stack's own, also if the environment names another one."""
+    monkeypatch.setenv("COMFY_RESTORE_STATE", "/elsewhere")
+    started: list[dict[str, str]] = []
+
+    def popen(_command: object, *, env: dict[str, str], **_options: object) -> SimpleNamespace:
+        started.append(env)
+        return SimpleNamespace(pid=4711, poll=lambda: None)
+
+    up = StackRecord(4711, "http://127.0.0.1:8000")
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    monkeypatch.setattr(record, "find_stack", lambda _state_dir: up)
+    with temporary_stack(environ={"DRAIN_S": "4"}) as stack:
+        assert started[0]["COMFY_RESTORE_STATE"] == str(stack.state_dir)
+        assert started[0]["DRAIN_S"] == stack.environ["DRAIN_S"] == "4"
+    assert not stack.state_dir.exists()
+
+
+def test_a_stack_that_is_not_running_has_no_record(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=str(tmp_path)):
+        _ = LocalStack(tmp_path).record

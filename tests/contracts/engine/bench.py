@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from comfy_pool.limits import EngineLimits
 from comfy_pool.process.hosts import AttachedHost, OwnedHost
 from restoration.engine_port import EngineResult, EngineRun
 from tests.fakes.graphs import ignore
+from tests.support.polling import until
 
 LIMITS = EngineLimits(blind_poll_s=0.1, poll_s=1.0, stop_poll_s=0.1)
 DEADLINE_S = 300
@@ -67,12 +67,6 @@ def _files(*folders: Path) -> list[str]:
     # Not Path.rglob, which raises when the engine deletes a folder during the walk.
     walks = (os.walk(folder) for folder in folders)
     return [os.path.join(path, name) for walk in walks for path, _, names in walk for name in names]
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not await condition():  # noqa: ASYNC110 - another process cannot set our event
-            await asyncio.sleep(0.02)
 
 
 async def until_running(bench: Bench, run: EngineRun) -> None:

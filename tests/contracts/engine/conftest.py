@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,8 +13,10 @@ import pytest
 from comfy_pool.engine import ComfyEngine
 from comfy_pool.process.hosts import OwnedHost
 from comfy_pool.process.process import EngineCommand
-from tests.contracts.engine.bench import LIMITS, Bench, until
+from serve_app.local.temporary import free_port
+from tests.contracts.engine.bench import LIMITS, Bench
 from tests.fakes import comfyui
+from tests.support.polling import until
 
 NODES = Path(comfyui.__file__).with_name("nodes")
 
@@ -59,10 +60,3 @@ async def nothing_left(bench: Bench) -> AsyncIterator[None]:
     for result in bench.pixels_dir.iterdir():  # left by tests that did not read theirs
         result.unlink()
     await until(bench.is_empty)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

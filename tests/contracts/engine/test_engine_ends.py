@@ -19,9 +19,10 @@ from comfy_pool.engine import ComfyEngine
 from comfy_pool.process.hosts import AttachedHost
 from restoration.engine_port import EngineResult, EngineRun
 from restoration.errors import EngineCrashed, EngineInterrupted, EngineStalled, EngineUnavailable
-from tests.contracts.engine.bench import DEADLINE_S, LIMITS, Bench, until, until_running
+from tests.contracts.engine.bench import DEADLINE_S, LIMITS, Bench, until_running
 from tests.fakes import graphs
 from tests.fakes.graphs import RunEventLog, ignore
+from tests.support.polling import until
 
 # A cancelled run frees its GPU after one step; all its steps would take ten times this.
 FREE_S = 50.0

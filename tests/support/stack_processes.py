@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-WAIT_S = 300.0  # far longer than anything takes on a busy machine
 GPU_WORKER = "ray::ServeReplica:comfy-restore:GpuWorker"
 
 
@@ -72,13 +70,6 @@ def workers(state_dir: Path) -> dict[int, Process]:
         for worker in ours
         if worker.has_open(f"engine-{port}.lock")
     }
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = WAIT_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s"
-        time.sleep(0.1)
 
 
 def _all() -> Iterator[Process]:
