@@ -16,6 +16,7 @@ from rich.console import Console
 from benchmarks import report
 from benchmarks.claims import claim_time
 from benchmarks.events import event_latency
+from benchmarks.fairness import fairness
 from benchmarks.figures import Bench, Benchmark, Figure
 from benchmarks.large import large_pictures
 from benchmarks.many_workers import many_workers
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "single": single,
     "pool": busy_pool,
     "submits": submits,
+    "fairness": fairness,
     "claims": claim_time,
     "workers": many_workers,
     "memory": memory_growth,
