@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 
 import pytest
 from redis.asyncio import Redis
 
-from persistence.postgres.database import Database
 from persistence.postgres.jobs import PostgresJobStore
+from restoration.ports import BlobStore
 from tests.fakes.job_store import MemoryJobStore
+from tests.fakes.stores import MemoryBlobStore
 from tests.support.job_stores import OpenStore
 
 
 @pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
-async def open_store(request: pytest.FixtureRequest) -> AsyncIterator[OpenStore]:
-    """Yield a function that opens a store with a policy; all stores on Postgres share one
+def open_store(request: pytest.FixtureRequest) -> OpenStore:
+    """Return a function that opens a store with a policy; all stores on Postgres share one
     database."""
     if request.param == "memory":
-        yield lambda policy: MemoryJobStore(policy=policy)
-        return
-    url = request.getfixturevalue("database_url")
-    async with AsyncExitStack() as stack:
-        database = Database(url)
-        stack.push_async_callback(database.aclose)
-        yield lambda policy: PostgresJobStore(database, policy)
+        return lambda policy: MemoryJobStore(policy=policy)
+    database = request.getfixturevalue("database")
+    return lambda policy: PostgresJobStore(database, policy)
+
+
+@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.services), "memory"])
+def any_blobs(request: pytest.FixtureRequest) -> BlobStore:
+    """Return an object store of either kind."""
+    if request.param == "memory":
+        return MemoryBlobStore()
+    store: BlobStore = request.getfixturevalue("blobs")
+    return store
 
 
 @pytest.fixture

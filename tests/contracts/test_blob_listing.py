@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -10,24 +9,11 @@ import pytest
 
 from persistence.objects.s3 import S3BlobStore
 from restoration.ports import BlobStore
-from tests.conftest import S3Access
-from tests.fakes.stores import MemoryBlobStore
 
 
-@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.services), "memory"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[BlobStore]:
-    if request.param == "memory":
-        yield MemoryBlobStore()
-        return
-    s3: S3Access = request.getfixturevalue("s3")
-    store = S3BlobStore(
-        s3.bucket,
-        endpoint_url=s3.endpoint_url,
-        access_key=s3.access_key,
-        secret_key=s3.secret_key,
-    )
-    yield store
-    await store.aclose()
+@pytest.fixture
+def store(any_blobs: BlobStore) -> BlobStore:
+    return any_blobs
 
 
 @pytest.fixture
@@ -68,25 +54,18 @@ async def test_many_are_deleted_at_once(store: BlobStore, prefix: str) -> None:
 
 @pytest.mark.retention
 async def test_a_listing_of_pages_goes_on_while_they_are_deleted(
-    s3: S3Access, prefix: str, monkeypatch: pytest.MonkeyPatch
+    blobs: S3BlobStore, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each key is on exactly one page, even if the keys of earlier pages are deleted meanwhile."""
     monkeypatch.setattr("persistence.objects.s3._LISTED_AT_ONCE", 2)
     monkeypatch.setattr("persistence.objects.s3._DELETED_AT_ONCE", 2)
-    store = S3BlobStore(
-        s3.bucket,
-        endpoint_url=s3.endpoint_url,
-        access_key=s3.access_key,
-        secret_key=s3.secret_key,
-    )
     keys = [f"{prefix}{n}.png" for n in range(5)]
     for key in keys:
-        await store.put(key, b"x", "image/png")
+        await blobs.put(key, b"x", "image/png")
     seen = []
-    async for page in store.list(prefix, datetime.now(UTC) - NOW):
+    async for page in blobs.list(prefix, datetime.now(UTC) - NOW):
         seen.append(list(page))
-        await store.delete_many(page)
+        await blobs.delete_many(page)
     assert seen == [keys[:2], keys[2:4], keys[4:]]
-    await store.delete_many(keys)
-    assert await _listed(store, prefix, NOW) == []
-    await store.aclose()
+    await blobs.delete_many(keys)
+    assert await _listed(blobs, prefix, NOW) == []

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from persistence.postgres.database import Database
 from persistence.postgres.jobs import PostgresJobStore
 from restoration.jobs import Failure, Job, JobStatus
 from restoration.ports import JobStore
@@ -22,13 +21,10 @@ End = Callable[[JobStore, Job], Awaitable[object]]
 
 
 @pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[JobStore]:
+def store(request: pytest.FixtureRequest) -> JobStore:
     if request.param == "memory":
-        yield MemoryJobStore()
-        return
-    database = Database(request.getfixturevalue("database_url"))
-    yield PostgresJobStore(database)
-    await database.aclose()
+        return MemoryJobStore()
+    return PostgresJobStore(request.getfixturevalue("database"))
 
 
 async def _claimed(store: JobStore, lease_s: float = 60, **changes: Any) -> Job:

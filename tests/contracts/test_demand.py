@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from persistence.postgres.database import Database
 from persistence.postgres.jobs import PostgresJobStore
 from restoration.jobs import Failure, Job, NewJob, Priority
 from restoration.limits.quotas import Quotas
@@ -20,14 +17,10 @@ from tests.support.samples import artifact, new_job
 
 
 @pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
-async def jobs(request: pytest.FixtureRequest) -> AsyncIterator[JobStore]:
+def jobs(request: pytest.FixtureRequest) -> JobStore:
     if request.param == "memory":
-        yield MemoryJobStore()
-        return
-    async with AsyncExitStack() as stack:
-        database = Database(request.getfixturevalue("database_url"))
-        stack.push_async_callback(database.aclose)
-        yield PostgresJobStore(database)
+        return MemoryJobStore()
+    return PostgresJobStore(request.getfixturevalue("database"))
 
 
 def of(priority: Priority, **changes: Any) -> NewJob:

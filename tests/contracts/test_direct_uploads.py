@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -40,13 +39,6 @@ class Stores:
         upload_id = uuid4()
         await self.uploads.begin(upload_id, owner, size_bytes, LIFETIME_S, quotas)
         return upload_id
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.aclose()
 
 
 @pytest.fixture(params=["postgres", "memory"])

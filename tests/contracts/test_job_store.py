@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 from datetime import UTC
 from uuid import uuid4
 
@@ -20,10 +19,8 @@ from tests.support.samples import artifact, new_job
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[JobStore]:
-    database = Database(database_url)
-    yield PostgresJobStore(database)
-    await database.aclose()
+def store(database: Database) -> JobStore:
+    return PostgresJobStore(database)
 
 
 class TestInsertAndGet:

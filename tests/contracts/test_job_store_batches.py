@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -76,14 +75,12 @@ class Stores:
 
 
 @pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
-async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+def stores(request: pytest.FixtureRequest) -> Stores:
     if request.param == "memory":
         jobs = MemoryJobStore()
-        yield Stores(jobs, MemoryBatchStore(jobs))
-        return
-    database = Database(request.getfixturevalue("database_url"))
-    yield Stores(PostgresJobStore(database), PostgresBatchStore(database), database)
-    await database.aclose()
+        return Stores(jobs, MemoryBatchStore(jobs))
+    database = request.getfixturevalue("database")
+    return Stores(PostgresJobStore(database), PostgresBatchStore(database), database)
 
 
 def new_batch(
@@ -302,23 +299,19 @@ async def test_jobs_that_are_forgotten_leave_their_places(stores: Stores) -> Non
 
 
 @pytest.mark.batches
-async def test_rows_of_a_batch_hold_together(database_url: str) -> None:
+async def test_rows_of_a_batch_hold_together(database: Database) -> None:
     """A job cannot name an unknown batch, reuse an index or have only half of the reference."""
-    database = Database(database_url)
-    try:
-        store, batches = PostgresJobStore(database), PostgresBatchStore(database)
-        batch, jobs = new_batch(1)
-        await batches.insert(batch, jobs)
-        for changes in (
-            {"batch_id": uuid4(), "batch_index": 0},
-            {"batch_id": batch.id, "batch_index": None},
-        ):
-            with pytest.raises(IntegrityError):
-                await store.insert(new_job(**changes))
+    store, batches = PostgresJobStore(database), PostgresBatchStore(database)
+    batch, jobs = new_batch(1)
+    await batches.insert(batch, jobs)
+    for changes in (
+        {"batch_id": uuid4(), "batch_index": 0},
+        {"batch_id": batch.id, "batch_index": None},
+    ):
         with pytest.raises(IntegrityError):
-            await batches.insert(*_same_place_twice())
-    finally:
-        await database.aclose()
+            await store.insert(new_job(**changes))
+    with pytest.raises(IntegrityError):
+        await batches.insert(*_same_place_twice())
 
 
 def _same_place_twice() -> tuple[NewBatch, list[NewJob]]:

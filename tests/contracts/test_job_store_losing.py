@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
 import pytest
@@ -19,10 +19,8 @@ from tests.support.samples import artifact, new_job
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[JobStore]:
-    database = Database(database_url)
-    yield PostgresJobStore(database)
-    await database.aclose()
+def store(database: Database) -> JobStore:
+    return PostgresJobStore(database)
 
 
 class TestFencing:

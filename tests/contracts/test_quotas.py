@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -50,15 +48,12 @@ class Stores:
 
 
 @pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
-async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+def stores(request: pytest.FixtureRequest) -> Stores:
     if request.param == "memory":
         memory = MemoryJobStore()
-        yield Stores(memory, MemoryBatchStore(memory))
-        return
-    async with AsyncExitStack() as stack:
-        database = Database(request.getfixturevalue("database_url"))
-        stack.push_async_callback(database.aclose)
-        yield Stores(PostgresJobStore(database), PostgresBatchStore(database))
+        return Stores(memory, MemoryBatchStore(memory))
+    database = request.getfixturevalue("database")
+    return Stores(PostgresJobStore(database), PostgresBatchStore(database))
 
 
 def _sized(size_bytes: int) -> Artifact:
@@ -247,15 +242,11 @@ class TestStored:
 @pytest.mark.parametrize(
     "policy", [QueuePolicy(quotas=Quotas(stored_bytes=1)), QueuePolicy(quotas=Quotas())]
 )
-async def test_no_quotas_are_those_of_the_store(policy: QueuePolicy, database_url: str) -> None:
+async def test_no_quotas_are_those_of_the_store(policy: QueuePolicy, database: Database) -> None:
     """A submission without quotas, as from a batch script, gets those of the settings."""
-    database = Database(database_url)
-    results: Sequence[object] = []
-    try:
-        for store in (MemoryJobStore(policy=policy), PostgresJobStore(database, policy)):
-            jobs = [store.insert(new_job()) for _ in range(2)]
-            results = [*results, *await asyncio.gather(*jobs, return_exceptions=True)]
-    finally:
-        await database.aclose()
+    results: list[object] = []
+    for store in (MemoryJobStore(policy=policy), PostgresJobStore(database, policy)):
+        jobs = [store.insert(new_job()) for _ in range(2)]
+        results += await asyncio.gather(*jobs, return_exceptions=True)
     refused = [result for result in results if isinstance(result, StorageFull)]
     assert len(refused) == (2 if policy.quotas.stored_bytes else 0)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,7 +11,6 @@ import pytest
 
 from persistence.objects.s3 import S3BlobStore
 from persistence.postgres.batches import PostgresBatchStore
-from persistence.postgres.database import Database
 from persistence.postgres.jobs import PostgresJobStore
 from restoration.batches import NewBatch
 from restoration.errors import ArtifactCorrupt, StorageFull
@@ -24,7 +21,6 @@ from restoration.webhooks.messages import DeliveryStatus
 from tests.conftest import S3Access
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.job_store import MemoryJobStore
-from tests.fakes.stores import MemoryBlobStore
 from tests.support.samples import artifact, new_job
 
 DATA = bytes(range(256)) * 20
@@ -44,31 +40,12 @@ class Stores:
 
 
 @pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
-async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+def stores(request: pytest.FixtureRequest) -> Stores:
     if request.param == "memory":
         memory = MemoryJobStore()
-        yield Stores(memory, MemoryBatchStore(memory))
-        return
-    async with AsyncExitStack() as stack:
-        database = Database(request.getfixturevalue("database_url"))
-        stack.push_async_callback(database.aclose)
-        yield Stores(PostgresJobStore(database), PostgresBatchStore(database))
-
-
-@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.services), "memory"])
-async def blobs(request: pytest.FixtureRequest) -> AsyncIterator[BlobStore]:
-    if request.param == "memory":
-        yield MemoryBlobStore()
-        return
-    s3: S3Access = request.getfixturevalue("s3")
-    store = S3BlobStore(
-        s3.bucket,
-        endpoint_url=s3.endpoint_url,
-        access_key=s3.access_key,
-        secret_key=s3.secret_key,
-    )
-    yield store
-    await store.aclose()
+        return Stores(memory, MemoryBatchStore(memory))
+    database = request.getfixturevalue("database")
+    return Stores(PostgresJobStore(database), PostgresBatchStore(database))
 
 
 def reusing(source: UUID = SOURCE, size_bytes: int = 1, **changes: Any) -> NewJob:
@@ -167,31 +144,31 @@ async def test_equal_jobs_at_the_same_time_disturb_nobody(stores: Stores) -> Non
 
 
 @pytest.mark.reuse
-async def test_a_copy_stands_by_itself(blobs: BlobStore) -> None:
+async def test_a_copy_stands_by_itself(any_blobs: BlobStore) -> None:
     """A copy has the same bytes and type under another key, and outlives the original."""
-    first = await blobs.put(f"outputs/{uuid4()}/1.png", DATA, "image/png")
+    first = await any_blobs.put(f"outputs/{uuid4()}/1.png", DATA, "image/png")
     key = f"outputs/{uuid4()}/copy-1.png"
-    copied = await blobs.copy(first, key)
+    copied = await any_blobs.copy(first, key)
     assert copied == replace(first, key=key)
-    await blobs.delete(first.key)
-    assert await blobs.get(copied) == DATA
+    await any_blobs.delete(first.key)
+    assert await any_blobs.get(copied) == DATA
 
 
 @pytest.mark.reuse
 @pytest.mark.parametrize("what", ["gone", "longer", "other bytes"])
-async def test_what_is_copied_is_what_was_promised(blobs: BlobStore, what: str) -> None:
+async def test_what_is_copied_is_what_was_promised(any_blobs: BlobStore, what: str) -> None:
     """Copying an object that differs from its artifact raises ArtifactCorrupt and leaves no
     copy."""
-    first = await blobs.put(f"outputs/{uuid4()}/1.png", DATA, "image/png")
+    first = await any_blobs.put(f"outputs/{uuid4()}/1.png", DATA, "image/png")
     if what == "gone":
-        await blobs.delete(first.key)
+        await any_blobs.delete(first.key)
     else:
         other = DATA + b"x" if what == "longer" else DATA[::-1]
-        await blobs.put(first.key, other, "image/png")
+        await any_blobs.put(first.key, other, "image/png")
     key = f"outputs/{uuid4()}/copy-1.png"
     with pytest.raises(ArtifactCorrupt):
-        await blobs.copy(first, key)
-    assert await blobs.fetch(key, 10) is None
+        await any_blobs.copy(first, key)
+    assert await any_blobs.fetch(key, 10) is None
 
 
 @pytest.mark.reuse

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 from uuid import uuid4
 
 import pytest
 
-from persistence.postgres.database import Database
 from persistence.postgres.usage import PostgresUsageLedger
 from restoration.jobs import Job
 from restoration.observability.usage import Cost, Usage, UsageLedger
@@ -22,14 +19,10 @@ LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
-async def ledger(request: pytest.FixtureRequest) -> AsyncIterator[UsageLedger]:
-    kind: Literal["postgres", "memory"] = request.param
-    if kind == "memory":
-        yield MemoryUsageLedger()
-        return
-    database = Database(request.getfixturevalue("database_url"))
-    yield PostgresUsageLedger(database)
-    await database.aclose()
+def ledger(request: pytest.FixtureRequest) -> UsageLedger:
+    if request.param == "memory":
+        return MemoryUsageLedger()
+    return PostgresUsageLedger(request.getfixturevalue("database"))
 
 
 async def _attempt(owner: str, workflow: str = "restore") -> Job:

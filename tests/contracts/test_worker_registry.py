@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
 
-from persistence.postgres.database import Database
 from persistence.postgres.jobs import PostgresJobStore
 from persistence.postgres.workers import PostgresWorkerRegistry
 from restoration.errors import WorkerNotFound
@@ -34,14 +32,12 @@ class Stores:
 
 
 @pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.services), "memory"])
-async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+def stores(request: pytest.FixtureRequest) -> Stores:
     if request.param == "memory":
         jobs = MemoryJobStore()
-        yield Stores(MemoryWorkerRegistry(jobs), jobs)
-        return
-    database = Database(request.getfixturevalue("database_url"))
-    yield Stores(PostgresWorkerRegistry(database), PostgresJobStore(database))
-    await database.aclose()
+        return Stores(MemoryWorkerRegistry(jobs), jobs)
+    database = request.getfixturevalue("database")
+    return Stores(PostgresWorkerRegistry(database), PostgresJobStore(database))
 
 
 def _report(worker: str, node: str = "node", *in_hand: JobInHand) -> WorkerReport:

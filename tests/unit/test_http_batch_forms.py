@@ -24,12 +24,6 @@ from tests.fakes.batch_forms import BATCHES, BROKEN, IMAGE, MULTIPART, files, fo
 from tests.fakes.site import Site, open_site, photo
 
 
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
-
-
 @pytest.mark.batches
 @pytest.mark.parametrize(
     ("fields", "status", "code"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from itertools import pairwise
 from uuid import UUID
@@ -21,12 +21,6 @@ from tests.fakes.batch_forms import BATCHES, BROKEN, files, submit
 from tests.fakes.site import API, Site, open_site, photo
 
 DEADLINE_S = 300
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 async def run(site: Site, job_id: str) -> Job:

@@ -15,16 +15,10 @@ from starlette.types import Message
 from restoration.tasks import stop
 from serve_app.app import build_asgi_app
 from serve_app.routes.results import PART_BYTES
-from tests.fakes.site import API, Site, open_site
+from tests.fakes.site import API, Site
 
 SMALL = bytes(range(250)) * 4
 LARGE = b"".join(n.to_bytes(4, "big") for n in range(3 * PART_BYTES // 4 + 250))
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 @pytest.fixture

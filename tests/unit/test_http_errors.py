@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from http import HTTPStatus
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from restoration.errors import DependencyUnavailable, RestorationError
 from serve_app.asgi.errors import PROBLEM_JSON, STATUS_OF
 from serve_app.schemas.restorations import Problem
-from tests.fakes.site import API, Site, open_site, submission
+from tests.fakes.site import API, Site, submission
 
 
 def _family(kind: type[RestorationError]) -> Iterator[type[RestorationError]]:
@@ -20,12 +20,6 @@ def _family(kind: type[RestorationError]) -> Iterator[type[RestorationError]]:
     for child in kind.__subclasses__():
         if child.__module__ == kind.__module__:
             yield from _family(child)
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 @pytest.mark.parametrize("kind", list(_family(RestorationError)), ids=lambda kind: kind.__name__)

@@ -30,12 +30,6 @@ from tests.support.polling import until
 DEADLINE_S = 300
 
 
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
-
-
 async def test_the_calls_of_a_request_are_made_in_its_owners_turn(site: Site) -> None:
     seen: list[Owner] = []
     put = site.blobs.put

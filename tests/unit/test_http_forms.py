@@ -14,19 +14,13 @@ from restoration.jobs import Job, OutputFormat, Priority
 from restoration.reuse import Reuse
 from serve_app.auth.scopes import USER_SCOPES, Scope
 from tests.fakes.batch_forms import BATCHES, BROKEN, MULTIPART
-from tests.fakes.site import API, Site, open_site, photo
+from tests.fakes.site import API, Site, photo
 from tests.unit.test_graphs import graph, scale
 
 RUNS = "/api/v1/runs"
 PHOTO = photo()
 BOM = b"\xef\xbb\xbf"
 END = b"--b--\r\n"
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 def part(disposition: str, data: bytes, *headers: str) -> bytes:

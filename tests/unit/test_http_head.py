@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import httpx
 import pytest
@@ -10,18 +10,12 @@ from starlette.routing import BaseRoute, Route
 
 from serve_app.app import build_asgi_app
 from serve_app.auth.scopes import USER_SCOPES, Scope
-from tests.fakes.site import API, Site, open_site
+from tests.fakes.site import API, Site
 from tests.fakes.stores import MemoryStatusBoard
 
 UNKNOWN = "11111111-1111-1111-1111-111111111111"
 # differs in each answer
 CHANGING = {"x-request-id", "date", "location"}
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 async def paths(site: Site) -> dict[str, list[str]]:

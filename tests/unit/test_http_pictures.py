@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -11,15 +11,9 @@ import pytest
 
 from serve_app.auth.scopes import USER_SCOPES, Scope
 from serve_app.routes.preferences import prefers
-from tests.fakes.site import API, Site, open_site, submission
+from tests.fakes.site import API, Site, submission
 
 PICTURE = "image/*"
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 async def _post(

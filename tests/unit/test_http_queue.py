@@ -17,12 +17,6 @@ FAILURE = Failure("engine_crashed", "the engine died")
 
 
 @pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
-
-
-@pytest.fixture
 async def client(site: Site) -> AsyncIterator[httpx.AsyncClient]:
     async with site.client("ann") as client:
         yield client

@@ -14,13 +14,7 @@ from jsonschema import Draft202012Validator
 from restoration.events import Progressed
 from restoration.jobs import JobStatus
 from serve_app.routes import views
-from tests.fakes.site import API, Site, open_site
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
+from tests.fakes.site import API, Site
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -11,16 +10,10 @@ import pytest
 
 from restoration.jobs import JobStatus
 from serve_app.auth.scopes import USER_SCOPES, Scope
-from tests.fakes.site import API, Site, open_site, photo, submission
+from tests.fakes.site import API, Site, photo, submission
 from tests.unit.test_graphs import graph, scale
 
 BATCHES = "/api/v1/batches"
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 async def _finish(site: Site, **fields: str) -> str:

@@ -23,12 +23,6 @@ RUNNER = (*USER_SCOPES, Scope.RUN)
 
 
 @pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
-
-
-@pytest.fixture
 async def client(site: Site) -> AsyncIterator[httpx.AsyncClient]:
     async with site.client("ann", RUNNER) as client:
         yield client

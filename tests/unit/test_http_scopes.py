@@ -10,16 +10,10 @@ import pytest
 
 from restoration.jobs import JobStatus
 from serve_app.auth.scopes import USER_SCOPES, Scope, granted
-from tests.fakes.site import API, Site, open_site
+from tests.fakes.site import API, Site
 
 BATCHES = "/api/v1/batches"
 BOTH = frozenset(USER_SCOPES)
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 async def _operations(site: Site) -> list[tuple[str, str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
@@ -14,12 +13,6 @@ from restoration.events import StateChanged
 from restoration.jobs import Job, JobStatus, NewJob, OutputFormat, Priority
 from serve_app.routes.preferences import MAX_WAIT_S, preferred_wait_s
 from tests.fakes.site import API, Site, open_site, photo, submission
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 async def test_a_photo_is_accepted(site: Site) -> None:

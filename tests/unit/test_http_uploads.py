@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -16,12 +15,6 @@ from tests.fakes.site import API, Site, open_site, photo
 
 UPLOADS_API = "/api/v1/uploads"
 GOOD = {"content_type": "image/png", "size_bytes": 1000}
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 async def uploaded(site: Site, data: bytes, owner: str = "ann") -> str:

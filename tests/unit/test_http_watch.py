@@ -18,18 +18,12 @@ from serve_app.routes import events
 from serve_app.sse import Decoder, ServerEvent, encode, encode_comment
 from serve_app.watch.job_feed import Seen
 from serve_app.watch.jobs import JobWatcher
-from tests.fakes.site import API, Site, open_site
+from tests.fakes.site import API, Site
 
 QUEUED = StateChanged(JobStatus.QUEUED, 0)
 RUNNING = StateChanged(JobStatus.RUNNING, 1)
 SUCCEEDED = StateChanged(JobStatus.SUCCEEDED, 1)
 DEADLINE_S = 300
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 @pytest.fixture

@@ -15,19 +15,13 @@ from restoration.jobs import TRANSITIONS, Job, JobStatus
 from restoration.ports import StampedEvent
 from serve_app.watch.job_feed import KEPT_EVENTS, Seen, is_later
 from serve_app.watch.jobs import JobWatcher
-from tests.fakes.site import Site, open_site
+from tests.fakes.site import Site
 
 RUNNING = StateChanged(JobStatus.RUNNING, 1)
 SUCCEEDED = StateChanged(JobStatus.SUCCEEDED, 1)
 WATCHERS = 50
 NEVER_S = 3600.0
 DEADLINE_S = 300
-
-
-@pytest.fixture
-async def site() -> AsyncIterator[Site]:
-    async with open_site() as site:
-        yield site
 
 
 @pytest.fixture
