@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 
 import ray
 import structlog
+from opentelemetry import trace
 
 from actors.cluster.replica import is_draining
 from actors.execution.attempt import EngineOccupancy, Execution, Lease
@@ -26,7 +27,7 @@ from actors.images.process_pool import ImageProcessPool
 from actors.observability.logging import configure_logging
 from actors.observability.metrics import RayMeter
 from actors.observability.observers import MetricsObserver, Observers
-from actors.observability.spans import SpanObserver, tracer_from
+from actors.observability.tracing import SpanObserver, tracer_provider
 from actors.status_actor import ProgressReporter, status_actor
 from comfy_pool.factory import engine_on_this_node
 from persistence.objects.redis_cache import open_blobs
@@ -68,6 +69,7 @@ class GpuWorker:
         os.umask(0o077)  # only this account may read files of photos
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
+        trace.set_tracer_provider(tracer_provider(settings.otlp_endpoint, "worker"))
         self._id = str(ray.get_runtime_context().get_actor_id())
         self._lease = Lease(settings.heartbeat_s, settings.lease_s)
         self._pipeline = Pipeline(self._claim, self._see_through, depth)
@@ -131,9 +133,7 @@ class GpuWorker:
             self._progress,
             self._lease,
             charge=self._costs.charge,
-            observer=Observers(
-                MetricsObserver(meter), SpanObserver(tracer_from(settings, "worker"))
-            ),
+            observer=Observers(MetricsObserver(meter), SpanObserver()),
         )
         registry = PostgresWorkerRegistry(database)
         self._standing = WorkerRegistration(

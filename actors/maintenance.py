@@ -13,11 +13,13 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import NoReturn
 
+from opentelemetry import trace
+
 from actors.leader.election import lead_whenever_possible
 from actors.leader.retention import Lifetimes, RetentionSweeper
 from actors.observability.logging import configure_logging
 from actors.observability.metrics import RayMeter
-from actors.observability.spans import tracer_from
+from actors.observability.tracing import tracer_provider
 from actors.webhooks.sender import TICK_S, SendLimits, WebhookSender, http_client
 from persistence.objects.s3 import S3BlobStore
 from persistence.postgres.database import AdvisoryLock, Database
@@ -40,6 +42,7 @@ class Maintenance:
     def __init__(self) -> None:
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
+        trace.set_tracer_provider(tracer_provider(settings.otlp_endpoint, "maintenance"))
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(_RESOLVER_THREADS))
         self._task = loop.create_task(_work(settings))
@@ -70,7 +73,6 @@ async def _work(settings: Settings) -> NoReturn:
                 http,
                 key,
                 meter=RayMeter(),
-                tracer=tracer_from(settings, "maintenance"),
             )
         lifetimes = Lifetimes.from_settings(settings)
         housekeeping = RetentionSweeper(Retention(database), blobs, lifetimes)

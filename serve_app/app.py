@@ -19,7 +19,14 @@ from restoration.limits.fair_places import FairPlaces, as_many_as_are_free
 from serve_app.asgi.errors import install_error_handlers
 from serve_app.asgi.flow_control import FlowControlledApp
 from serve_app.asgi.head_requests import HeadRequests
-from serve_app.asgi.middleware import REQUEST_ID, BodyLimit, BodyPace, Limit, RequestContext
+from serve_app.asgi.middleware import (
+    QUIET_PATHS,
+    REQUEST_ID,
+    BodyLimit,
+    BodyPace,
+    Limit,
+    RequestContext,
+)
 from serve_app.asgi.openapi import install_openapi
 from serve_app.asgi.security_headers import SecurityHeaders
 from serve_app.forms.batch_form import BATCH_OVERHEAD_BYTES
@@ -76,6 +83,12 @@ def build_asgi_app(services: Services) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # the redirect's address would come from the client's Host header
         generate_unique_id_function=_operation_id,
+        telemetry={
+            "exclude": lambda scope: scope["path"] in QUIET_PATHS,
+            "operation_spans": False,  # the submission's own steps are more telling
+            "metrics": False,
+            "logs": False,
+        },
     )
     app.state.services = services
     app.state.readiness = readiness
@@ -130,7 +143,7 @@ def _install_middleware(app: FastAPI, services: Services) -> None:
             uploads.PATH: uploads.BODY_LIMIT,
         },
     )
-    app.add_middleware(RequestContext, tracer=services.tracer)
+    app.add_middleware(RequestContext)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import ray
 from fastapi import FastAPI
+from opentelemetry import trace
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray._private.worker import global_worker
@@ -31,6 +32,7 @@ from actors.leader.autoscaler import keep_target
 from actors.maintenance import Maintenance
 from actors.observability.logging import configure_logging
 from actors.observability.metrics import RayMeter
+from actors.observability.tracing import tracer, tracer_provider
 from actors.status_actor import NAMESPACE
 from actors.submission.batches import SubmittedBatch
 from actors.submission.requests import SubmissionRequest
@@ -106,6 +108,7 @@ class Ingress:
         """
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
+        trace.set_tracer_provider(tracer_provider(settings.otlp_endpoint, "ingress"))
         self._services = open_services(settings, RayMeter())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -126,9 +129,10 @@ class Ingress:
         """Check and store a picture, and return its job for `record_batch`. It records nothing."""
         current_owner.set(request.owner)
         submission = self._services.submission
-        checked = submission.check(request)
-        photo = await submission.store_photo(request.image, job_id, checked)
-        return await submission.make_job(checked, job_id, photo)
+        with tracer.start_as_current_span("submit"):
+            checked = submission.check(request)
+            photo = await submission.store_photo(request.image, job_id, checked)
+            return await submission.make_job(checked, job_id, photo)
 
     async def record_batch(self, new: NewBatch, jobs: Sequence[NewJob]) -> SubmittedBatch:
         current_owner.set(new.owner)

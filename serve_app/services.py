@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import httpx
 
 from actors.images.process_pool import ImageProcessPool
-from actors.observability.spans import tracer_from
 from actors.submission.batches import BatchSubmission
 from actors.submission.service import Submission
 from actors.submission.uploads import Uploads
@@ -25,7 +24,6 @@ from persistence.postgres.workers import PostgresWorkerRegistry
 from persistence.redis.rate_limits import RedisRateLimiter
 from persistence.redis.status import RedisStatusBoard
 from restoration.observability.metrics import Meter, NullMeter
-from restoration.observability.tracing import NullTracer, Tracer
 from restoration.observability.usage import UsageLedger
 from restoration.ports import (
     BatchStore,
@@ -61,7 +59,6 @@ class Services:
     watcher: JobWatcher
     batch_watcher: BatchWatcher
     meter: Meter = field(default_factory=NullMeter)
-    tracer: Tracer = field(default_factory=NullTracer)
     resources: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     @property
@@ -78,7 +75,7 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
     Raises InvalidSettings and WorkflowInvalid.
     """
     issuer, catalog = issuer_from(settings), load_catalog(more=settings.workflows_dir)
-    resources, tracer = AsyncExitStack(), tracer_from(settings, "ingress")
+    resources = AsyncExitStack()
     database = Database(settings.database_url.get_secret_value())
     resources.push_async_callback(database.aclose)
     jobs = PostgresJobStore(database, settings.queue_policy)
@@ -101,7 +98,6 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
         submission=Submission(
             *(catalog, jobs, blobs, images, settings.upload_limits, settings.webhook_rules),
             allowed_nodes=settings.runs_allowed_nodes,
-            tracer=tracer,
         ),
         jobs=jobs,
         batches=batches,
@@ -115,7 +111,6 @@ def open_services(settings: Settings, meter: Meter | None = None) -> Services:
         rates=rates,
         usage=PostgresUsageLedger(database),
         meter=meter or NullMeter(),
-        tracer=tracer,
         workers=PostgresWorkerRegistry(database),
         watcher=JobWatcher(jobs, board),
         batch_watcher=BatchWatcher(batches),

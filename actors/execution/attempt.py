@@ -21,6 +21,7 @@ from actors.images.encode import ENGINE_SUFFIX
 from actors.images.process_pool import PreparedImage
 from actors.observability.observers import NullObserver, Observer
 from actors.observability.timings import ENGINE, Stopwatch
+from actors.observability.tracing import trace_id_of
 from persistence.objects.keys import output_key
 from restoration.engine_port import (
     Engine,
@@ -43,7 +44,6 @@ from restoration.errors import (
 )
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import Artifact, Job, JobStatus, OutputFormat
-from restoration.observability.tracing import trace_id_of
 from restoration.ports import BlobStore, JobStore
 from restoration.tasks import stop
 from restoration.workers import Stage

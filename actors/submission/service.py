@@ -16,6 +16,7 @@ import structlog
 
 from actors.images.process_pool import Examiner
 from actors.images.reader import ImageInfo
+from actors.observability.tracing import current_traceparent, tracer
 from actors.submission.requests import CheckedRequest, RequestChecker, SubmissionRequest
 from actors.submission.uploads import fetch_upload
 from persistence.objects.keys import copy_key, input_key, upload_key
@@ -34,7 +35,6 @@ from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, NewJob, Reused
 from restoration.limits.fair_places import FairPlaces
 from restoration.limits.quotas import Quotas
-from restoration.observability.tracing import NullTracer, TraceContext, Tracer, current, spanning
 from restoration.ports import BlobStore, JobStore
 from restoration.reuse import Reuse
 from restoration.tasks import stop
@@ -75,7 +75,6 @@ class Submission:
         limits: UploadLimits,
         webhooks: WebhookRules | None = None,
         allowed_nodes: Collection[str] = (),
-        tracer: Tracer | None = None,
     ) -> None:
         """`allowed_nodes` are the node classes that users' own graphs may contain."""
         self._checker = RequestChecker(catalog, limits, webhooks or WebhookRules(), allowed_nodes)
@@ -83,7 +82,6 @@ class Submission:
         self._blobs = blobs
         self._examiner = examiner
         self._limits = limits
-        self._tracer = tracer or NullTracer()
         self._digests = FairPlaces(DIGESTS_AT_ONCE, "digests")
 
     @property
@@ -96,7 +94,7 @@ class Submission:
         Raises InvalidRequest or a subclass, IdempotencyConflict, UploadNotFound, UploadUsed,
         QueueFull, StorageFull, DependencyUnavailable.
         """
-        with spanning(self._tracer, "submit"):
+        with tracer.start_as_current_span("submit"):
             checked = self.check(request)
             digest = await self._digest(checked)
             if earlier := await self._find_earlier(request, digest):
@@ -191,7 +189,7 @@ class Submission:
         return await self._put(job_id, image, await self._examine(image, checked))
 
     async def _examine(self, image: bytes, checked: CheckedRequest | None) -> ImageInfo:
-        with spanning(self._tracer, "examine"):
+        with tracer.start_as_current_span("examine"):
             picture = await self._examiner.examine(image)
             if checked is not None:
                 self.check_result(checked, picture)
@@ -202,7 +200,7 @@ class Submission:
         self._checker.check_result(checked, picture)
 
     async def _put(self, name: UUID, image: bytes, picture: ImageInfo) -> StoredPhoto:
-        with spanning(self._tracer, "store_input"):
+        with tracer.start_as_current_span("store_input"):
             key = input_key(name, picture.type)
             return StoredPhoto(picture, await self._blobs.put(key, image, picture.type.value))
 
@@ -212,15 +210,15 @@ class Submission:
         If the request allows reuse, the job gets a copy of an earlier result of the same work: a
         copy, because the earlier one may be removed at any moment. Raises DependencyUnavailable.
         """
-        new = replace(checked.job(job_id, photo.artifact), traceparent=_traceparent())
+        new = replace(checked.job(job_id, photo.artifact), traceparent=current_traceparent())
         if checked.request.reuse is Reuse.NEVER:
             return new
-        with spanning(self._tracer, "find_result"):
+        with tracer.start_as_current_span("find_result"):
             earlier = await self._jobs.find_result(new)
         if earlier is None:
             return new
         try:
-            with spanning(self._tracer, "copy_result"):
+            with tracer.start_as_current_span("copy_result"):
                 key = copy_key(new.id, new.output_format)
                 output = await self._blobs.copy(earlier.result(), key)
         except (ArtifactCorrupt, DependencyUnavailable) as error:
@@ -232,7 +230,7 @@ class Submission:
     async def _record(self, request: SubmissionRequest, new: NewJob) -> Submitted:
         new = replace(new, idempotency_key=request.idempotency_key)
         try:
-            with spanning(self._tracer, "record"):
+            with tracer.start_as_current_span("record"):
                 job, created = await self._jobs.insert(new, request.quotas)
         except (IdempotencyConflict, QueueFull, StorageFull):
             await self.discard(*new.object_keys)
@@ -259,7 +257,7 @@ class Submission:
                 f"the job is {source.status}; only one that failed or was cancelled is sent again",
                 status=source.status,
             )
-        new = replace(self._checker.again(source), traceparent=_traceparent())
+        new = replace(self._checker.again(source), traceparent=current_traceparent())
         job, created = await self._jobs.insert(new, quotas)
         return Submitted(job, replayed=not created)
 
@@ -270,8 +268,3 @@ class Submission:
                 await self._blobs.delete(key)
             except DependencyUnavailable as error:  # must not fail the caller's request
                 log.warning("object_orphaned", key=key, reason=error.message)
-
-
-def _traceparent() -> str:
-    """Return the request's trace context for the job's row, so that its attempts join the trace."""
-    return (current() or TraceContext.new()).header

@@ -17,14 +17,14 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 
 import httpx
 import structlog
+from opentelemetry.trace import SpanKind
 
+from actors.observability.tracing import W3C, context_of, trace_id_of, tracer
 from actors.webhooks.pinned_transport import PinnedTransport, Resolve, resolve
 from persistence.postgres.leadership import Leadership
 from persistence.postgres.webhook_outbox import Outbox
 from restoration.errors import DependencyUnavailable
 from restoration.observability.metrics import WEBHOOKS, Meter, NullMeter
-from restoration.observability.tracing import HEADER as TRACEPARENT
-from restoration.observability.tracing import NullTracer, TraceContext, Tracer, spanning
 from restoration.webhooks.messages import (
     DueDelivery,
     RetrySchedule,
@@ -95,7 +95,6 @@ class WebhookSender:
         limits: SendLimits | None = None,
         clock: Callable[[], float] = time.time,
         meter: Meter | None = None,
-        tracer: Tracer | None = None,
     ) -> None:
         self._outbox = outbox
         self._http = http
@@ -104,7 +103,6 @@ class WebhookSender:
         self._limits = limits or SendLimits()
         self._clock = clock
         self._meter = meter or NullMeter()
-        self._tracer = tracer or NullTracer()
         self._wake = asyncio.Event()
         self._sending: dict[asyncio.Task[None], str] = {}
 
@@ -151,12 +149,15 @@ class WebhookSender:
 
     async def _deliver(self, due: DueDelivery) -> None:
         """Try once, and record the outcome. If it cannot be recorded, the delivery is retried."""
-        submitted = TraceContext.parse(due.job.traceparent)
-        trace = {"trace_id": submitted.trace_id} if submitted else {}
-        with structlog.contextvars.bound_contextvars(**trace):
-            told = {"job.id": str(due.job.id), "server.address": due.host}
-            with spanning(self._tracer, "webhook", told, "client", submitted) as here:
-                refusal = await self._post(due, here)
+        trace_id = trace_id_of(due.job.traceparent)
+        with structlog.contextvars.bound_contextvars(**{"trace_id": trace_id} if trace_id else {}):
+            with tracer.start_as_current_span(
+                "webhook",
+                context_of(due.job.traceparent),
+                SpanKind.CLIENT,
+                {"job.id": str(due.job.id), "server.address": due.host},
+            ):
+                refusal = await self._post(due)
             await self._conclude(due, refusal)
 
     async def _conclude(self, due: DueDelivery, refusal: Refusal | None) -> None:
@@ -185,11 +186,11 @@ class WebhookSender:
             retry_in_s=delay_s,
         )
 
-    async def _post(self, due: DueDelivery, here: TraceContext) -> Refusal | None:
+    async def _post(self, due: DueDelivery) -> Refusal | None:
         url, body = due.job.options.webhook_url or "", payload(due.job)
         message = message_id(due.job.id)
         headers = signed_headers(self._key, message, int(self._clock()), body)
-        headers = {**headers, TRACEPARENT: here.header}
+        W3C.inject(headers)
         answer: httpx.Response | None = None
         try:
             # httpx's timeout is for each read: a receiver that drips bytes would never exceed it

@@ -21,8 +21,8 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from actors.observability.tracing import current_traceparent, trace_id_of
 from restoration.errors import InvalidRequest, UploadTooSlow
-from restoration.observability.tracing import HEADER, NullTracer, TraceContext, Tracer, spanning
 from serve_app.asgi.errors import internal_error_response, problem_document
 from serve_app.asgi.flow_control import FlowControlledEdge
 from serve_app.asgi.security_headers import RESPONSE_STARTS, SecurityHeaders
@@ -31,34 +31,28 @@ log = structlog.get_logger(__name__)
 
 REQUEST_ID = "X-Request-Id"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_QUIET_PATHS = frozenset({"/healthz", "/readyz"})  # polled every few seconds by load balancers
+# Polled every few seconds by load balancers: neither logged nor traced.
+QUIET_PATHS = frozenset({"/healthz", "/readyz"})
 
 
 class RequestContext:
-    """Assigns request ids, logs and traces requests, and answers unhandled exceptions with a 500.
+    """Assigns request ids, logs requests, and answers unhandled exceptions with a 500."""
 
-    The trace continues the caller's (`traceparent`), or starts here.
-    """
-
-    def __init__(self, app: ASGIApp, tracer: Tracer | None = None) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._tracer = tracer or NullTracer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers = Headers(scope=scope)
-        name, attributes = _span_of(scope)
-        callers = TraceContext.parse(headers.get(HEADER))
-        tracer = NullTracer() if scope["path"] in _QUIET_PATHS else self._tracer
-        with spanning(tracer, name, attributes, "server", callers) as here:
-            ids = {"request_id": _request_id(headers), "trace_id": here.trace_id}
-            with structlog.contextvars.bound_contextvars(**ids):
-                await self._answer(scope, receive, send, ids["request_id"])
+        ids = {"request_id": _request_id(Headers(scope=scope))}
+        scope.setdefault("state", {}).update(ids)
+        if trace_id := trace_id_of(current_traceparent()):
+            ids["trace_id"] = trace_id
+        with structlog.contextvars.bound_contextvars(**ids):
+            await self._answer(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
-        scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id, scope["state"])
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = _Answer(send, scope["state"])
         started = time.monotonic()
         try:
             await self._app(scope, receive, answer.send)
@@ -68,7 +62,7 @@ class RequestContext:
                 raise  # the headers are sent, so the connection can only be cut
             await internal_error_response(Request(scope))(scope, receive, answer.send)
         finally:
-            if scope["path"] not in _QUIET_PATHS:
+            if scope["path"] not in QUIET_PATHS:
                 log.info(
                     "request",
                     method=scope["method"],
@@ -78,24 +72,14 @@ class RequestContext:
                 )
 
 
-def _span_of(scope: Scope) -> tuple[str, dict[str, str | int | float]]:
-    """Return a span's name and attributes, following OpenTelemetry's HTTP conventions.
-
-    The name is the method only: the route is not known yet, and a path contains ids.
-    """
-    method = scope["method"]
-    return method, {"http.request.method": method, "url.path": scope["path"]}
-
-
 class _Answer:
     """Adds the request id to the response's headers, and records its status.
 
     It also adds `request.state.answer_headers`, which a dependency of the route may set.
     """
 
-    def __init__(self, send: Send, request_id: str, state: Mapping[str, Any]) -> None:
+    def __init__(self, send: Send, state: Mapping[str, Any]) -> None:
         self._send = send
-        self._request_id = request_id
         self._state = state
         self.status: int | None = None
 
@@ -103,7 +87,7 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers[REQUEST_ID] = self._request_id
+            headers[REQUEST_ID] = self._state["request_id"]
             headers.update(self._state.get("answer_headers", {}))
         await self._send(message)
 
@@ -220,7 +204,7 @@ _STEERING_HEADERS = frozenset(
 )
 _STEERING_PREFIX = "x-serve-router-"
 # Serve decodes these as UTF-8, and fails if they are not.
-_DECODED_HEADERS = frozenset({HEADER, "tracestate"})
+_DECODED_HEADERS = frozenset({"traceparent", "tracestate"})
 # Serve's own paths list the running applications and report the proxy's health. The health path
 # stays open: it reveals a single word, and probes without a token need it, those of HAProxy and of
 # KubeRay's operator.

@@ -13,9 +13,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from actors.observability.tracing import trace_id_of
 from restoration.events import JobEvent, Progressed
 from restoration.jobs import AttemptOutcome, Job, JobStatus, OutputFormat, ParamValue, Priority
-from restoration.observability.tracing import trace_id_of
 from restoration.webhooks.messages import Delivery, DeliveryStatus
 from workflows.manifest import CUSTOM
 

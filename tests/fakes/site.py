@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,6 @@ from PIL import Image
 from actors.submission.service import Submission
 from actors.submission.uploads import Uploads
 from restoration.jobs import Artifact, Failure, Job
-from restoration.observability.tracing import NullTracer, Tracer
 from restoration.settings import Settings
 from serve_app.app import build_asgi_app
 from serve_app.auth.local_issuer import KEY_FILE, LOCAL_AUDIENCE, jwks, mint_token
@@ -137,14 +136,9 @@ def _mint(sub: str, scopes: Iterable[str], claims: Mapping[str, object]) -> str:
         return mint_token(Path(folder), ISSUER, LOCAL_AUDIENCE, sub, scopes, more_claims=claims)
 
 
-def open_site(**values: object) -> AbstractAsyncContextManager[Site]:
-    """Open a site with these settings."""
-    return open_traced_site(NullTracer(), **values)
-
-
 @asynccontextmanager
-async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Site]:
-    """Open a site with these settings whose spans go to `tracer`."""
+async def open_site(**values: object) -> AsyncIterator[Site]:
+    """Open a site with these settings."""
 
     def serve_keys(_request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json=_issuer()[1])
@@ -164,7 +158,6 @@ async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Si
                 *(catalog, jobs, blobs, ImagesHere(settings.upload_limits)),
                 *(settings.upload_limits, settings.webhook_rules),
                 allowed_nodes=settings.runs_allowed_nodes,
-                tracer=tracer,
             ),
             jobs=jobs,
             batches=batches,
@@ -184,7 +177,6 @@ async def open_traced_site(tracer: Tracer, **values: object) -> AsyncIterator[Si
             rates=rates,
             usage=ledger,
             workers=workers,
-            tracer=tracer,
             watcher=JobWatcher(jobs, board, poll_s=0.05),
             batch_watcher=BatchWatcher(batches, poll_s=0.05),
         )

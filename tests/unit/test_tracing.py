@@ -2,88 +2,66 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 from contextlib import suppress
-from dataclasses import replace
+from itertools import pairwise
 
 import pytest
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, format_span_id, get_current_span
 
 from actors.execution.attempt import EngineOccupancy, Execution, Lease
-from actors.observability.otel import OtelTracer
-from actors.observability.spans import SpanObserver, tracer_from
+from actors.observability.tracing import (
+    SpanObserver,
+    context_of,
+    current_traceparent,
+    trace_id_of,
+    tracer,
+    tracer_provider,
+)
 from restoration.engine_port import EngineNode
 from restoration.errors import EngineCrashed
-from restoration.observability.tracing import (
-    NullTracer,
-    Span,
-    TraceContext,
-    current,
-    spanning,
-    trace_id_of,
-)
+from restoration.jobs import Job
+from tests.fakes.collector import collecting
 from tests.fakes.engine import MemoryEngine
 from tests.fakes.images import ImagesHere
-from tests.fakes.site import (
-    API,
-    Site,
-    open_site,
-    open_traced_site,
-    photo,
-    settings_for_tests,
-    submission,
-)
-from tests.fakes.tracer import MemoryTracer
+from tests.fakes.site import API, Site, open_site, photo, submission
+from tests.fakes.spans import RecordedSpans
 from workflows.catalog import load_catalog
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-HEADER = f"00-{TRACE}-00f067aa0ba902b7-01"
+CALLER = "00f067aa0ba902b7"
+HEADER = f"00-{TRACE}-{CALLER}-01"
+REQUEST = f"POST {API}"
+
+pytestmark = pytest.mark.metrics
 
 
-@pytest.mark.metrics
-@pytest.mark.parametrize(
-    ("header", "expected"),
-    [
-        (HEADER, TraceContext(TRACE, "00f067aa0ba902b7", True)),
-        (HEADER[:-2] + "00", TraceContext(TRACE, "00f067aa0ba902b7", False)),
-        (HEADER[:-2] + "03", TraceContext(TRACE, "00f067aa0ba902b7", True)),
-        ("cc" + HEADER[2:] + "-what-comes-later", TraceContext(TRACE, "00f067aa0ba902b7", True)),
-        (HEADER + "-what-comes-later", None),
-        (HEADER.upper(), None),
-        ("ff" + HEADER[2:], None),
-        (f"00-{'0' * 32}-00f067aa0ba902b7-01", None),
-        (f"00-{TRACE}-{'0' * 16}-01", None),
-        (HEADER + "\n", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_traceparent_is_read_as_w3c_says(header: str | None, expected: TraceContext | None) -> None:
-    """Version 00 exactly, later ones in their known part; any other text is refused."""
-    assert TraceContext.parse(header) == expected
+@pytest.fixture
+def spans() -> RecordedSpans:
+    return RecordedSpans()
 
 
-@pytest.mark.metrics
-def test_what_is_written_can_be_read() -> None:
-    """A context survives a header and a row."""
-    for sampled in (True, False):
-        context = TraceContext.new(sampled=sampled)
-        assert TraceContext.parse(context.header) == context
+def test_context_survives_a_row(spans: RecordedSpans) -> None:
+    """A span that starts from the row's text is below the one that was current."""
+    with tracer.start_as_current_span("submit"):
+        row = current_traceparent()
+    tracer.start_span("attempt", context_of(row)).end()
+    assert spans.tree() == {"submit": None, "attempt": "submit"}
+    assert spans.traces() == {trace_id_of(row)}
 
 
-@pytest.mark.metrics
-def test_spans_nest() -> None:
-    """A span's parent is the surrounding one; an exception ends it with its name and propagates."""
-    tracer = MemoryTracer()
-    with suppress(EngineCrashed), spanning(tracer, "outer"):
-        with spanning(tracer, "inner") as inner:
-            assert current() == inner
+@pytest.mark.parametrize("row", [None, "", "nonsense", f"00-{'0' * 32}-{CALLER}-01"])
+def test_without_a_valid_context_a_new_trace_begins(row: str | None, spans: RecordedSpans) -> None:
+    assert trace_id_of(row) is None
+    tracer.start_span("attempt", context_of(row)).end()
+    assert spans.tree() == {"attempt": None}
+
+
+def test_nothing_is_current_outside_of_a_trace(spans: RecordedSpans) -> None:
+    with suppress(EngineCrashed), tracer.start_as_current_span("submit"):
         raise EngineCrashed("it died")
-    assert current() is None
-    assert tracer.tree() == {"inner": "outer", "outer": None}
-    assert tracer.one("outer").error == "EngineCrashed"
-    assert tracer.one("inner").error is None
+    assert current_traceparent() is None
+    assert spans.one("submit").status.description == "EngineCrashed: it died"
 
 
 async def _submit(site: Site, **headers: str) -> str:
@@ -94,8 +72,24 @@ async def _submit(site: Site, **headers: str) -> str:
     return trace_id
 
 
-@pytest.mark.metrics
-async def test_a_job_is_in_the_trace_of_its_request() -> None:
+async def _execute(site: Site, engine: MemoryEngine) -> Job:
+    execution = Execution(
+        load_catalog(),
+        site.jobs,
+        site.blobs,
+        engine,
+        ImagesHere(),
+        lambda *_: None,
+        Lease(1, 60),
+        observer=SpanObserver(),
+    )
+    job = await site.jobs.claim("worker", 60, ["restore"])
+    assert job is not None
+    await execution.run(job, EngineOccupancy())
+    return job
+
+
+async def test_a_job_is_in_the_trace_of_its_request(spans: RecordedSpans) -> None:
     """The caller's trace continues to the row that the worker will claim; the answer names it."""
     async with open_site() as site:
         assert await _submit(site, traceparent=HEADER) == TRACE
@@ -103,71 +97,82 @@ async def test_a_job_is_in_the_trace_of_its_request() -> None:
     assert trace_id_of(job.traceparent) == TRACE
 
 
-@pytest.mark.metrics
-async def test_without_a_caller_each_job_has_a_trace_of_its_own() -> None:
-    """This holds with or without a collector, so log lines can be separated by it. An invalid
-    header is ignored."""
+async def test_without_a_caller_each_job_has_a_trace_of_its_own(spans: RecordedSpans) -> None:
+    """Log lines can be separated by it. An invalid header is ignored."""
     async with open_site() as site:
         first, second = await _submit(site), await _submit(site, traceparent="nonsense")
     assert first != second
     assert len(first) == len(second) == 32
 
 
-@pytest.mark.metrics
-async def test_from_the_request_to_the_last_node() -> None:
+async def test_health_checks_are_not_traced(spans: RecordedSpans) -> None:
+    async with open_site() as site, site.client() as client:
+        assert (await client.get("/healthz")).status_code == 200
+    assert not spans.spans
+
+
+async def test_from_the_request_to_the_last_node(spans: RecordedSpans) -> None:
     """Request, submission, wait, attempt, stages and nodes are one tree in one trace."""
-    tracer = MemoryTracer()
-    async with open_traced_site(tracer) as site:
+    async with open_site() as site:
         await _submit(site, traceparent=HEADER)
         engine = MemoryEngine(photo(), [EngineNode("LoadImage"), EngineNode("SaveImage")])
-        execution = Execution(
-            *(load_catalog(), site.jobs, site.blobs, engine, ImagesHere()),
-            *(lambda *_: None, Lease(1, 60)),
-            observer=SpanObserver(tracer),
-        )
-        job = await site.jobs.claim("worker", 60, ["restore"])
-        assert job is not None
-        await execution.run(job, EngineOccupancy())
-    assert tracer.tree() == {
-        "POST": None,
-        **{"submit": "POST", "examine": "submit", "store_input": "submit", "record": "submit"},
+        job = await _execute(site, engine)
+    assert spans.tree() == {
+        REQUEST: None,
+        **{"submit": REQUEST, "examine": "submit", "store_input": "submit", "record": "submit"},
         **{"queue": "submit", "attempt": "submit"},
         **dict.fromkeys(("fetch", "staged", "engine", "encode", "store", "finish"), "attempt"),
         **dict.fromkeys(("node LoadImage", "node SaveImage"), "engine"),
     }
-    assert {span.context.trace_id for span in tracer.spans} == {TRACE}
-    request = tracer.one("POST")
-    assert request.parent == TraceContext.parse(HEADER)
-    assert tracer.one("attempt").attributes["job.outcome"] == "succeeded"
+    assert spans.traces() == {TRACE}
+    request, attempt = spans.one(REQUEST), spans.one("attempt")
+    assert request.kind is SpanKind.SERVER
+    assert request.parent is not None
+    assert format_span_id(request.parent.span_id) == CALLER
+    assert attempt.attributes is not None
+    assert attempt.attributes["job.outcome"] == "succeeded"
+    times = [spans.times(name) for name in ("attempt", "engine", "node LoadImage")]
+    for (outer_start, outer_end), (start, end) in pairwise(times):
+        assert outer_start <= start <= end <= outer_end
     [run] = engine.runs
     assert run.log_context == {"job_id": str(job.id), "attempt": 1, "trace_id": TRACE}
 
 
-@pytest.mark.metrics
-def test_opentelemetry_gets_the_spans_as_they_are() -> None:
-    """Ids, times, kind, attributes and failure arrive; unsampled spans do not."""
-    exporter = InMemorySpanExporter()
-    tracer = OtelTracer("worker", SimpleSpanProcessor(exporter))
-    parent = TraceContext.parse(HEADER)
-    assert parent is not None
-    here = parent.child()
-    tracer.record(Span("attempt", here, parent, 1.5, 2.5, {"job.attempt": 1}, "engine_crashed"))
-    tracer.record(Span("root", TraceContext.new(sampled=True), None, 1, 2, kind="server"))
-    unseen = replace(parent, sampled=False)
-    tracer.record(Span("unseen", unseen.child(), unseen, 1, 2))
-    first, root = (json.loads(span.to_json()) for span in exporter.get_finished_spans())
-    assert first["context"]["trace_id"] == f"0x{TRACE}"
-    assert first["context"]["span_id"] == f"0x{here.span_id}"
-    assert first["parent_id"] == f"0x{parent.span_id}"
-    assert first["start_time"] == "1970-01-01T00:00:01.500000Z"
-    assert first["end_time"] == "1970-01-01T00:00:02.500000Z"
-    assert first["attributes"] == {"job.attempt": 1}
-    assert first["status"] == {"status_code": "ERROR", "description": "engine_crashed"}
-    assert first["resource"]["attributes"]["service.name"] == "comfy-restore"
-    assert (root["name"], root["parent_id"], root["kind"]) == ("root", None, "SpanKind.SERVER")
+async def test_a_failed_attempt_shows_its_code(spans: RecordedSpans) -> None:
+    async with open_site() as site:
+        await _submit(site, traceparent=HEADER)
+        await _execute(site, MemoryEngine(photo(), error=EngineCrashed("it died")))
+    assert spans.one("attempt").status.description == "engine_crashed"
 
 
-@pytest.mark.metrics
-def test_nothing_is_traced_without_a_collector() -> None:
-    """There is no thread and no exporter: these settings give the no-op tracer."""
-    assert isinstance(tracer_from(settings_for_tests(), "worker"), NullTracer)
+async def test_a_collector_gets_sampled_spans_alone() -> None:
+    """The caller's flag decides; without a caller, a trace is sampled."""
+    with collecting() as collector:
+        provider = tracer_provider(f"{collector.url}/", "worker")
+        traced = provider.get_tracer("test")
+        with traced.start_as_current_span("sampled", context_of(HEADER)):
+            traced.start_span("inner").end()
+        traced.start_span("unsampled", context_of(HEADER[:-2] + "00")).end()
+        traced.start_span("root", context_of(None)).end()
+        await asyncio.to_thread(provider.shutdown)
+    by_name = {span.name: span for span in collector.spans}
+    assert by_name.keys() == {"sampled", "inner", "root"}
+    assert {span.part for span in collector.spans} == {"worker"}
+    assert (by_name["sampled"].trace_id, by_name["sampled"].parent) == (TRACE, CALLER)
+    assert by_name["inner"].parent == by_name["sampled"].span_id
+    assert by_name["root"].parent == ""
+
+
+@pytest.mark.parametrize("flag", ["00", "01"])
+def test_without_a_collector_traces_have_ids_and_keep_the_callers_flag(flag: str) -> None:
+    """Receivers of webhooks and readers of logs need them."""
+    traced = tracer_provider(None, "worker").get_tracer("test")
+    with traced.start_as_current_span("called", context_of(HEADER[:-2] + flag)):
+        traceparent = current_traceparent()
+    assert traceparent is not None
+    assert trace_id_of(traceparent) == TRACE
+    assert traceparent.endswith(f"-{flag}")
+    with traced.start_as_current_span("root"):
+        root = get_current_span().get_span_context()
+        assert root.is_valid
+        assert not root.trace_flags.sampled
