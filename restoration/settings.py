@@ -24,7 +24,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from restoration.errors import InvalidSettings
 from restoration.images import MEBIBYTE, UploadLimits
@@ -42,10 +41,23 @@ _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]+)?", re.ASCI
 # Nodes of stock ComfyUI, except those that make several pictures of one or that take a picture's
 # size from elsewhere.
 PURE_IMAGE_NODES = (
-    *("LoadImage", "SaveImage", "UpscaleModelLoader", "ImageUpscaleWithModel"),
-    *("ImageScale", "ImageScaleBy", "ImageScaleToTotalPixels", "ImageScaleToMaxDimension"),
-    *("ImageCrop", "ImagePadForOutpaint", "ImageFlip", "ImageRotate"),
-    *("ImageBlend", "ImageBlur", "ImageSharpen", "ImageInvert", "ImageQuantize"),
+    "LoadImage",
+    "SaveImage",
+    "UpscaleModelLoader",
+    "ImageUpscaleWithModel",
+    "ImageScale",
+    "ImageScaleBy",
+    "ImageScaleToTotalPixels",
+    "ImageScaleToMaxDimension",
+    "ImageCrop",
+    "ImagePadForOutpaint",
+    "ImageFlip",
+    "ImageRotate",
+    "ImageBlend",
+    "ImageBlur",
+    "ImageSharpen",
+    "ImageInvert",
+    "ImageQuantize",
 )
 
 
@@ -64,32 +76,39 @@ S = TypeVar("S", bound="NodeSettings")
 
 
 class NodeSettings(BaseModel):
-    """Settings to run an engine. A field's alias is the name of its environment variable."""
+    """Settings to run an engine.
+
+    A field's environment variable is its name in upper case, unless an alias says otherwise.
+    """
 
     model_config = ConfigDict(
-        frozen=True, populate_by_name=True, extra="ignore", validate_default=True
+        alias_generator=str.upper,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        validate_default=True,
     )
 
-    comfyui_url: str | None = Field(None, alias="COMFYUI_URL")
-    comfyui_dir: Path | None = Field(None, alias="COMFYUI_DIR")
-    comfyui_python: Path | None = Field(None, alias="COMFYUI_PYTHON")
+    comfyui_url: str | None = None
+    comfyui_dir: Path | None = None
+    comfyui_python: Path | None = None
     # Folders of more workflows, and of custom nodes for engines that workers start themselves.
-    workflows_dir: Path | None = Field(None, alias="WORKFLOWS_DIR")
-    custom_nodes_dir: Path | None = Field(None, alias="CUSTOM_NODES_DIR")
-    engine_variant: Literal["cpu", "cuda"] = Field("cpu", alias="ENGINE_VARIANT")
-    engine_base_port: int = Field(8188, alias="ENGINE_BASE_PORT", gt=0, lt=65536)
-    engine_start_timeout_s: float = Field(120, alias="ENGINE_START_TIMEOUT_S", gt=0)
+    workflows_dir: Path | None = None
+    custom_nodes_dir: Path | None = None
+    engine_variant: Literal["cpu", "cuda"] = "cpu"
+    engine_base_port: int = Field(8188, gt=0, lt=65536)
+    engine_start_timeout_s: float = Field(120, gt=0)
     # An engine that runs a prompt without an event for this long counts as stalled.
-    engine_stall_s: float = Field(300, alias="ENGINE_STALL_S", gt=0)
+    engine_stall_s: float = Field(300, gt=0)
     # Workflow whose models are loaded before a worker takes its first job; empty: none.
-    warm_up_workflow: str = Field("restore", alias="WARM_UP_WORKFLOW")
+    warm_up_workflow: str = "restore"
     # Jobs staged behind the one that executes: one keeps a GPU busy, more only wait longer.
-    worker_depth: int = Field(1, alias="WORKER_DEPTH", ge=0)
+    worker_depth: int = Field(1, ge=0)
     # The engine restarts between two jobs after this many, or above this much memory (0: never).
-    engine_restart_after_jobs: int = Field(1000, alias="ENGINE_RESTART_AFTER_JOBS", ge=0)
-    engine_memory_limit_mb: int = Field(0, alias="ENGINE_MEMORY_LIMIT_MB", ge=0)
+    engine_restart_after_jobs: int = Field(1000, ge=0)
+    engine_memory_limit_mb: int = Field(0, ge=0)
     # How long running jobs may continue when the local stack stops; then they return to the queue.
-    drain_s: float = Field(15, alias="DRAIN_S", gt=0)
+    drain_s: float = Field(15, gt=0)
     # Large downloads, shared by all stacks of this user.
     cache_dir: Path = Field(Path("~/.cache/comfy-restore"), alias="COMFY_RESTORE_CACHE")
     # Data and secrets of the local stack.
@@ -112,91 +131,83 @@ class Settings(NodeSettings):
     """All settings of the service."""
 
     # Storage
-    database_url: SecretStr = Field(alias="DATABASE_URL")
-    redis_url: SecretStr = Field(alias="REDIS_URL")
-    s3_bucket: str = Field(alias="S3_BUCKET")
-    s3_endpoint_url: str | None = Field(None, alias="S3_ENDPOINT_URL")
+    database_url: SecretStr
+    redis_url: SecretStr
+    s3_bucket: str
+    s3_endpoint_url: str | None = None
     s3_region: str = Field("us-east-1", alias="AWS_REGION")
     # None: boto3 finds credentials (instance profile, shared credentials file, ...)
     s3_access_key: str | None = Field(None, alias="AWS_ACCESS_KEY_ID")
     s3_secret_key: SecretStr | None = Field(None, alias="AWS_SECRET_ACCESS_KEY")
     # CloudFront in front of the bucket: set all three or none
-    cloudfront_domain: str | None = Field(None, alias="CLOUDFRONT_DOMAIN")
-    cloudfront_key_pair_id: str | None = Field(None, alias="CLOUDFRONT_KEY_PAIR_ID")
-    cloudfront_private_key: SecretStr | None = Field(None, alias="CLOUDFRONT_PRIVATE_KEY")
+    cloudfront_domain: str | None = None
+    cloudfront_key_pair_id: str | None = None
+    cloudfront_private_key: SecretStr | None = None
 
     # Authentication
-    auth0_domain: str | None = Field(None, alias="AUTH0_DOMAIN")
-    auth0_audience: str | None = Field(None, alias="AUTH0_AUDIENCE")
-    local_issuer_url: str | None = Field(None, alias="LOCAL_ISSUER_URL")
+    auth0_domain: str | None = None
+    auth0_audience: str | None = None
+    local_issuer_url: str | None = None
 
     # Other origins whose pages may call the API, separated by commas
-    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
-        (), alias="CORS_ORIGINS"
-    )
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
 
     # Limits of uploads and results, and the lifetime of a link to a result
-    upload_max_bytes: int = Field(50 * MEBIBYTE, alias="UPLOAD_MAX_BYTES", gt=0)
-    batch_max_bytes: int = Field(1024 * MEBIBYTE, alias="BATCH_MAX_BYTES", gt=0)
-    upload_max_pixels: int = Field(16_000_000, alias="UPLOAD_MAX_PIXELS", gt=0)
-    result_max_pixels: int = Field(100_000_000, alias="RESULT_MAX_PIXELS", gt=0)
+    upload_max_bytes: int = Field(50 * MEBIBYTE, gt=0)
+    batch_max_bytes: int = Field(1024 * MEBIBYTE, gt=0)
+    upload_max_pixels: int = Field(16_000_000, gt=0)
+    result_max_pixels: int = Field(100_000_000, gt=0)
     # Processes that decode uploads, per replica of the ingress. There and in workers, the largest
     # picture may take IMAGE_CPU_S seconds of CPU time, smaller ones proportionally less
-    image_processes: int = Field(3, alias="IMAGE_PROCESSES", gt=0)
-    image_cpu_s: float = Field(15, alias="IMAGE_CPU_S", gt=0)
-    result_url_lifetime_s: int = Field(3600, alias="RESULT_URL_LIFETIME_S", gt=0)
+    image_processes: int = Field(3, gt=0)
+    image_cpu_s: float = Field(15, gt=0)
+    result_url_lifetime_s: int = Field(3600, gt=0)
 
     # Time for a direct upload; the sweeper removes an unused one an hour later
-    upload_url_lifetime_s: int = Field(900, alias="UPLOAD_URL_LIFETIME_S", gt=0, le=3600)
+    upload_url_lifetime_s: int = Field(900, gt=0, le=3600)
 
     # Node classes allowed in users' own graphs. Each is trusted not to write files, open
     # connections or run code, and to make one picture of one
-    runs_allowed_nodes: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
-        PURE_IMAGE_NODES, alias="RUNS_ALLOWED_NODES"
-    )
+    runs_allowed_nodes: Annotated[tuple[str, ...], BeforeValidator(_split)] = PURE_IMAGE_NODES
 
     # Limits of the queue and of concurrent requests, and the lifetime of idempotency keys
-    max_waiting_jobs: int = Field(100_000, alias="MAX_WAITING_JOBS", gt=0)
+    max_waiting_jobs: int = Field(100_000, gt=0)
     # Limits of one owner, unless its token says otherwise (0: no limit). The defaults only stop a
     # runaway client; set all five where owners do not trust each other.
-    max_requests_per_minute: int = Field(6_000, alias="MAX_REQUESTS_PER_MINUTE", ge=0)
-    max_waiting_per_owner: int = Field(10_000, alias="MAX_WAITING_PER_OWNER", ge=0)
-    max_running_per_owner: int = Field(0, alias="MAX_RUNNING_PER_OWNER", ge=0)
-    max_stored_bytes_per_owner: int = Field(0, alias="MAX_STORED_BYTES_PER_OWNER", ge=0)
-    max_uploading_bytes_per_owner: int = Field(
-        UPLOADING_BYTES, alias="MAX_UPLOADING_BYTES_PER_OWNER", ge=0
-    )
+    max_requests_per_minute: int = Field(6_000, ge=0)
+    max_waiting_per_owner: int = Field(10_000, ge=0)
+    max_running_per_owner: int = Field(0, ge=0)
+    max_stored_bytes_per_owner: int = Field(0, ge=0)
+    max_uploading_bytes_per_owner: int = Field(UPLOADING_BYTES, ge=0)
     # Concurrent requests, per replica of the ingress. An owner gets another place only while more
     # are free than it holds, so one owner alone gets at most half of them.
-    max_uploads_in_flight: int = Field(64, alias="MAX_UPLOADS_IN_FLIGHT", gt=0)
-    max_event_streams: int = Field(2048, alias="MAX_EVENT_STREAMS", gt=0)
-    max_waits: int = Field(1024, alias="MAX_WAITS", gt=0)
-    max_downloads: int = Field(64, alias="MAX_DOWNLOADS", gt=0)
+    max_uploads_in_flight: int = Field(64, gt=0)
+    max_event_streams: int = Field(2048, gt=0)
+    max_waits: int = Field(1024, gt=0)
+    max_downloads: int = Field(64, gt=0)
     # Bytes of uploads that a replica of the ingress holds in memory; by default ten of the largest
     # photos
-    max_upload_bytes_in_flight: int | None = Field(None, alias="MAX_UPLOAD_BYTES_IN_FLIGHT", gt=0)
-    idempotency_ttl_s: float = Field(86_400, alias="IDEMPOTENCY_TTL_S", gt=0)
+    max_upload_bytes_in_flight: int | None = Field(None, gt=0)
+    idempotency_ttl_s: float = Field(86_400, gt=0)
     # A batch job that has waited this long takes turns with interactive ones
-    aging_s: float = Field(600, alias="AGING_S", gt=0)
+    aging_s: float = Field(600, gt=0)
     # The secret that signs webhooks (none are sent without it); plain HTTP, for development; and
     # private networks that webhooks may reach, separated by commas
-    webhook_secret: SecretStr | None = Field(None, alias="WEBHOOK_SECRET")
-    webhook_allow_http: bool = Field(False, alias="WEBHOOK_ALLOW_HTTP")
-    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)] = (
-        Field((), alias="WEBHOOK_NETWORKS")
-    )
+    webhook_secret: SecretStr | None = None
+    webhook_allow_http: bool = False
+    webhook_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], BeforeValidator(_split)] = ()
 
     # How long inputs, outputs and rows are kept after a job's end; 0: for ever
-    retention_input_s: float = Field(7 * DAY_S, alias="RETENTION_INPUT_S", ge=0)
-    retention_output_s: float = Field(30 * DAY_S, alias="RETENTION_OUTPUT_S", ge=0)
-    retention_row_s: float = Field(90 * DAY_S, alias="RETENTION_ROW_S", ge=0)
+    retention_input_s: float = Field(7 * DAY_S, ge=0)
+    retention_output_s: float = Field(30 * DAY_S, ge=0)
+    retention_row_s: float = Field(90 * DAY_S, ge=0)
 
     # The lease on a job: by default it survives three missed heartbeats
-    heartbeat_s: float = Field(1.0, alias="HEARTBEAT_S", gt=0)
-    lease_s: float = Field(4.0, alias="LEASE_S", gt=0)
+    heartbeat_s: float = Field(1.0, gt=0)
+    lease_s: float = Field(4.0, gt=0)
     # OTLP/HTTP collector for traces, by OpenTelemetry's own variable; without it nothing is traced
     otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
-    log_format: Literal["json", "console"] = Field("json", alias="LOG_FORMAT")
+    log_format: Literal["json", "console"] = "json"
 
     @model_validator(mode="after")
     def _lease_outlives_heartbeats(self) -> Self:
@@ -304,15 +315,6 @@ def load_node_settings(environ: Mapping[str, str]) -> NodeSettings:
 
 def _load(kind: type[S], environ: Mapping[str, str]) -> S:
     values = {name: value for name, value in environ.items() if value}
-    values |= _from_files(kind, values)
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise InvalidSettings("; ".join(map(_describe, error.errors()))) from None
-
-
-def _from_files(kind: type[NodeSettings], values: Mapping[str, str]) -> dict[str, str]:
-    found: dict[str, str] = {}
     for field in kind.model_fields.values():
         name = str(field.alias)
         path = values.get(f"{name}{FILE_SUFFIX}")
@@ -321,12 +323,13 @@ def _from_files(kind: type[NodeSettings], values: Mapping[str, str]) -> dict[str
         if name in values:
             raise InvalidSettings(f"{name} and {name}{FILE_SUFFIX} are both set: set one of them")
         try:
-            found[name] = Path(path).read_text().strip()
+            values[name] = Path(path).read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidSettings(f"{name}{FILE_SUFFIX}: cannot read {path}: {error}") from None
-    return found
-
-
-def _describe(problem: ErrorDetails) -> str:
-    variable = ".".join(map(str, problem["loc"]))
-    return f"{variable}: {problem['msg']}" if variable else problem["msg"]
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = ((".".join(map(str, each["loc"])), each["msg"]) for each in error.errors())
+        raise InvalidSettings(
+            "; ".join(f"{variable}: {text}" if variable else text for variable, text in problems)
+        ) from None
