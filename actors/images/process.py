@@ -42,7 +42,6 @@ from actors.images.messages import SIZE, frame, header_size, parse_header
 from actors.images.reader import NormalisedImage, load_decoders, read
 from actors.images.sandbox import (
     address_space_bytes,
-    die_with_parent,
     limit_cpu,
     limit_memory,
     lock_down,
@@ -50,6 +49,7 @@ from actors.images.sandbox import (
 from restoration.errors import InvalidRequest
 from restoration.images import MEBIBYTE, UploadLimits
 from restoration.jobs import OutputFormat
+from restoration.processes.guard import die_with_parent
 
 Answer = tuple[dict[str, Any], Sequence[bytes]]
 

@@ -20,7 +20,9 @@ import struct
 import sys
 import time
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+from restoration.processes.guard import prctl
+
+_PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
@@ -92,22 +94,17 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-def die_with_parent() -> None:
-    """End this process when the thread that started it ends. Raises OSError."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def lock_down() -> None:
     """Restrict this process to computation and its open files, irrevocably. Raises OSError."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner handles Ctrl-C in a terminal
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would contain a user's photo
-    _prctl(_PR_SET_DUMPABLE, 0)
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    prctl(_PR_SET_DUMPABLE, 0)
+    prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if sys.platform == "linux" and platform.machine() in _ARCHITECTURES:
         code = _filter(platform.machine())
         program = _Program(len(code) // _INSTRUCTION.size, code)
-        _prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program))
+        prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.addressof(program))
 
 
 def limit_cpu(seconds: float) -> None:
@@ -126,14 +123,6 @@ def address_space_bytes() -> int:
     """Return the current size of the address space. Opens a file: call it before `lock_down`."""
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _prctl(option: int, *arguments: int) -> None:
-    if sys.platform != "linux":
-        return
-    values = [ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:4]]
-    if ctypes.CDLL(None, use_errno=True).prctl(option, *values):
-        raise OSError(ctypes.get_errno(), f"prctl({option}) was refused")
 
 
 def _filter(machine: str) -> bytes:

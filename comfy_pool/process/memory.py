@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from comfy_pool.process.guard import descendants
+from restoration.processes.guard import descendants
 
 
 def resident_bytes(pid: int) -> int:

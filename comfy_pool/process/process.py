@@ -1,8 +1,7 @@
 """Start, watch and stop a ComfyUI process.
 
-A guard (`comfy_pool.process.guard`) stops the engine and its descendants when the owner ends, even
-by SIGKILL. A thread drains the engine's output, so that neither a slow event loop nor a full pipe
-can block the engine.
+The engine is a `ChildProcess`: it and its descendants end with their owner, even after SIGKILL. A
+thread drains the engine's output, so that neither a slow event loop nor a full pipe can block it.
 """
 
 from __future__ import annotations
@@ -12,10 +11,6 @@ import collections
 import contextlib
 import logging.handlers
 import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,19 +21,19 @@ import structlog
 from comfy_pool.nodes import FOLDER_VARIABLE, loopback
 from comfy_pool.pixels import NODES
 from restoration.errors import EngineUnavailable
+from restoration.processes.child import KILL_S, ChildProcess, ExitInfo, Program
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
 LOG_FILE = "engine.log"  # in the engine's base directory
 
-_GUARD = Path(__file__).with_name("guard.py")
 _FOLDERS = ("custom_nodes", "input", "output", "temp", "user")
 _LOG_BYTES = 8 << 20  # of engine.log and of its one backup each
 _LINE_BYTES = 8 << 10  # longer lines are split
 _TAIL_LINES = 200
 _PROBE_PERIOD_S = 0.2
-_KILL_S = 15.0  # wait after SIGKILL: a driver may hold a process for a while
+_ORPHAN_GRACE_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -66,16 +61,16 @@ class EngineCommand:
     def argv(self) -> list[str]:
         """Return the command line. Source of the options: ComfyUI's comfy/cli_args.py."""
         base_dir = self.base_dir.absolute()
-        return [
-            *(str(self.python.absolute()), "-u"),  # unbuffered: keep the last lines of a crash
-            str(self.app_dir.absolute() / "main.py"),
-            *(["--cpu"] if self.variant == "cpu" else []),
-            *("--port", str(self.port), "--listen", "127.0.0.1"),
-            *("--disable-auto-launch", "--disable-metadata"),
-            *("--base-directory", str(base_dir)),
-            # The default is in the application's folder, which engines share.
-            *("--database-url", f"sqlite:///{base_dir / 'user' / 'comfyui.db'}"),
-        ]
+        argv = [str(self.python.absolute()), "-u"]  # unbuffered: keep the last lines of a crash
+        argv.append(str(self.app_dir.absolute() / "main.py"))
+        if self.variant == "cpu":
+            argv.append("--cpu")
+        argv += ["--port", str(self.port), "--listen", "127.0.0.1"]
+        argv += ["--disable-auto-launch", "--disable-metadata"]
+        argv += ["--base-directory", str(base_dir)]
+        # The default is in the application's folder, which engines share.
+        argv += ["--database-url", f"sqlite:///{base_dir / 'user' / 'comfyui.db'}"]
+        return argv
 
     def prepare(self) -> None:
         """Create the folders that ComfyUI expects, with mode 0700. Idempotent."""
@@ -95,24 +90,20 @@ class EngineCommand:
             (folder / nodes.name).symlink_to(nodes.absolute())
         (folder / "comfy-restore").symlink_to(NODES)
 
-    def whole_environ(self) -> dict[str, str]:
-        """Return the engine's environment with the variables of `comfy_pool.nodes` added."""
+    def program(self) -> Program:
+        """Return the program, with the variables of `comfy_pool.nodes` in its environment."""
         folder = {} if self.pixels_dir is None else {FOLDER_VARIABLE: str(self.pixels_dir)}
-        return {**self.environ, **folder, loopback.VARIABLE: "1"}
-
-
-@dataclass(frozen=True, slots=True)
-class ExitInfo:
-    """The return code of an ended engine, negative for a signal; None if its guard was lost."""
-
-    returncode: int | None
-
-    def __str__(self) -> str:
-        if self.returncode is None:
-            return "lost its guard"
-        if self.returncode < 0:
-            return f"was ended by signal {-self.returncode} ({signal.strsignal(-self.returncode)})"
-        return f"exited with status {self.returncode}"
+        return Program(
+            argv=self.argv(),
+            cwd=self.base_dir,
+            env={**self.environ, **folder, loopback.VARIABLE: "1"},
+            inherit_fds=self.inherit_fds,
+            stop_tree=True,
+            orphan_grace_s=_ORPHAN_GRACE_S,
+            # Ray kills a dead worker's children, process group and session before a guard among
+            # them could act.
+            detached=True,
+        )
 
 
 class EngineLog:
@@ -154,19 +145,18 @@ class EngineLog:
 class EngineProcess:
     """A running engine process. Create it with `start`; end it with `stop` or `async with`."""
 
-    pid: int  # of ComfyUI, not of the guard
+    pid: int  # of ComfyUI, not of its guard
 
     def __init__(self, command: EngineCommand, on_line: Callable[[str], None] | None) -> None:
         self._log = EngineLog(command.base_dir / LOG_FILE, on_line)
-        self._lifeline, guards_end = socket.socketpair()
-        self._lifeline.setblocking(False)
-        self._started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[ChildProcess | None] = self._loop.create_future()
+        self._ended: asyncio.Future[ExitInfo] = self._loop.create_future()
         # Not in the event loop's thread pool: a full pool would delay the start and the draining.
         self._keeper = threading.Thread(
-            target=self._keep, args=(command, guards_end), name="engine-log", daemon=True
+            target=self._keep, args=(command,), name="engine-log", daemon=True
         )
         self._keeper.start()
-        self._watching = asyncio.create_task(self._watch())
 
     @classmethod
     async def start(
@@ -183,14 +173,13 @@ class EngineProcess:
             raise EngineUnavailable(f"cannot prepare the engine's folder: {error}") from error
         process = cls(command, on_line)
         try:
-            either: set[asyncio.Future[Any]] = {process._started, process._watching}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not process._started.done():
-                raise EngineUnavailable("the engine could not be started", log=process.tail())
+            child = await asyncio.shield(process._started)
         except BaseException:
             await process.stop(grace_s=0)
             raise
-        process.pid = process._started.result()
+        if child is None:
+            raise EngineUnavailable("the engine could not be started", log=process.tail())
+        process.pid = child.pid
         return process
 
     async def __aenter__(self) -> Self:
@@ -207,19 +196,19 @@ class EngineProcess:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._watching.done():
+                while not self._ended.done():
                     if await probe():
                         return
-                    await asyncio.wait({self._watching}, timeout=_PROBE_PERIOD_S)
+                    await asyncio.wait({self._ended}, timeout=_PROBE_PERIOD_S)
         except TimeoutError:
             late = f"the engine was not ready within {timeout_s:g} s"
             raise EngineUnavailable(late, log=self.tail()) from None
-        ended = f"the engine {self._watching.result()} before it was ready"
+        ended = f"the engine {self._ended.result()} before it was ready"
         raise EngineUnavailable(ended, log=self.tail())
 
     async def exited(self) -> ExitInfo:
         """Wait until the whole process tree has ended, and return how the engine exited."""
-        return await asyncio.shield(self._watching)
+        return await asyncio.shield(self._ended)
 
     def tail(self, lines: int = 20) -> list[str]:
         """Return the last lines of output, oldest first; at most 200 are kept."""
@@ -231,53 +220,37 @@ class EngineProcess:
         Stopping continues if the caller is cancelled. Raises EngineUnavailable if a process
         outlives SIGKILL.
         """
-        if not self._watching.done():
-            with contextlib.suppress(OSError):  # the guard is gone, so the tree ends as well
-                self._lifeline.send(b"%f\n" % grace_s)
-        done, _ = await asyncio.wait({self._watching}, timeout=grace_s + _KILL_S)
+
+        def stop_child(started: asyncio.Future[ChildProcess | None]) -> None:
+            if (child := started.result()) is not None:
+                child.stop(grace_s)
+
+        self._started.add_done_callback(stop_child)
+        done, _ = await asyncio.wait({self._ended}, timeout=grace_s + KILL_S)
         if not done:
             raise EngineUnavailable("the engine's processes outlived SIGKILL", log=self.tail())
 
-    def _keep(self, command: EngineCommand, guards_end: socket.socket) -> None:
-        """Start the guard and drain the tree's output until it ends. Runs in the log thread."""
+    def _keep(self, command: EngineCommand) -> None:
+        """Start the engine and drain the tree's output until it ends. Runs in the log thread."""
         reader, writer = os.pipe()
+        child = None
         with open(reader, "rb") as pipe:
             try:
-                _launch_guard(command, guards_end.fileno(), writer)
+                child = ChildProcess(command.program(), writer, self._on_exit)
+                self._resolve(self._started, child)
             except OSError as error:
                 os.write(writer, f"cannot start the guard: {error}\n".encode())
             finally:
                 os.close(writer)
-                guards_end.close()
             self._log.drain(pipe)
+        if child is None:
+            self._resolve(self._started, None)
+            self._resolve(self._ended, ExitInfo(None))
 
-    async def _watch(self) -> ExitInfo:
-        """Read the guard's reports (pid, return code) until end of file. Return the ExitInfo."""
-        reports = b""
-        # The connection is reset if the guard ends without reading a stop request.
-        with self._lifeline, contextlib.suppress(ConnectionResetError):
-            while chunk := await asyncio.get_running_loop().sock_recv(self._lifeline, 256):
-                reports += chunk
-                if b"\n" in reports and not self._started.done():
-                    self._started.set_result(int(reports.split()[0]))
-        numbers = [int(report) for report in reports.split()]
-        if len(numbers) == 1:  # a killed guard takes the engine along, but not its children
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(numbers[0], signal.SIGKILL)
-        await asyncio.to_thread(self._keeper.join, _KILL_S)
-        return ExitInfo(numbers[1] if len(numbers) == 2 else None)
+    def _on_exit(self, how: ExitInfo) -> None:
+        self._keeper.join(KILL_S)  # a process that has escaped may hold the pipe
+        self._resolve(self._ended, how)
 
-
-def _launch_guard(command: EngineCommand, stdin: int, output: int) -> None:
-    """Start the guard and wait until it has detached (0.03 s)."""
-    with subprocess.Popen(
-        # Isolated and without site: starts quickly and ignores the engine's PYTHON* variables.
-        [sys.executable, "-I", "-S", str(_GUARD), *command.argv()],
-        stdin=stdin,
-        stdout=output,
-        stderr=output,
-        cwd=command.base_dir,
-        env=command.whole_environ(),
-        pass_fds=command.inherit_fds,
-    ):
-        pass
+    def _resolve(self, future: asyncio.Future[Any], value: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
+            self._loop.call_soon_threadsafe(future.set_result, value)

@@ -1,8 +1,6 @@
 """Supervise one service: start, readiness, liveness, restart and stop.
 
-One thread does all of this and starts every process itself: the kernel kills a process with
-PR_SET_PDEATHSIG when the *thread* that started it ends, and this thread ends after its processes.
-Requests arrive as flags and an event that stays set, so none is lost.
+One thread does all of this. Requests arrive as flags and an event that stays set, so none is lost.
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from persistence.embedded.process import ServerProcess
 from persistence.embedded.service import Service
 from restoration.backoff import backoff_s
 from restoration.errors import DependencyUnavailable
+from restoration.processes.child import LoggedProcess, Program
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +53,7 @@ class Keeper:
         self._changed = threading.Condition()  # guards all attributes below
         self._stop_asked = False
         self._restart_asked = False
-        self._process: ServerProcess | None = None
+        self._process: LoggedProcess | None = None
         self._life = 0
         self._ready_life = 0
         self._failures = 0  # failed processes in a row
@@ -133,7 +131,14 @@ class Keeper:
     def _live(self) -> str | None:
         """Run one process, from `prepare` to its end. Return the reason if it failed, else None."""
         self.service.prepare()
-        process = ServerProcess(self.service, self.log_path, on_exit=self._life_over.set)
+        program = Program(
+            argv=self.service.argv,
+            cwd=self.service.cwd,
+            env=self.service.env,
+            account=self.service.run_as,
+            stop_signal=self.service.stop_signal,
+        )
+        process = LoggedProcess(program, self.log_path, lambda _exit: self._life_over.set())
         self._publish(process)
         try:
             if self._gets_ready():
@@ -141,7 +146,7 @@ class Keeper:
                 self._watch()
             return self._failure(process)
         finally:
-            process.end()
+            process.end(self.service.grace_s)
             self._publish(None)
 
     def _gets_ready(self) -> bool:
@@ -161,13 +166,12 @@ class Keeper:
                 return
             missed = 0 if self.service.probe() else missed + 1
 
-    def _failure(self, process: ServerProcess) -> str | None:
+    def _failure(self, process: LoggedProcess) -> str | None:
         with self._changed:
             if self._stop_asked or self._restart_asked:
                 return None
-        status = process.exit_status
-        end = "it does not answer" if status is None else f"it ended with status {status}"
-        return f"{end}; the end of {self.log_path}:\n{process.log_tail()}"
+        how = process.exit or "does not answer"
+        return f"it {how}; the end of {self.log_path}:\n{process.log_tail()}"
 
     def _back_off(self, failure: str, lasted_s: float) -> None:
         logger.warning("service %s failed: %s", self.service.name, failure)
@@ -180,12 +184,12 @@ class Keeper:
             self._changed.notify_all()
         self._life_over.wait(wait_s)
 
-    def _announce_ready(self, process: ServerProcess) -> None:
+    def _announce_ready(self, process: LoggedProcess) -> None:
         logger.info("service %s is ready, pid %d", self.service.name, process.pid)
         with self._changed:
             self._ready_life = self._life
             self._changed.notify_all()
 
-    def _publish(self, process: ServerProcess | None) -> None:
+    def _publish(self, process: LoggedProcess | None) -> None:
         with self._changed:
             self._process = process

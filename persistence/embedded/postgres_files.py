@@ -15,11 +15,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from persistence.embedded import shim
-from persistence.embedded.service import BARE_ENV, Account
+from persistence.embedded.service import BARE_ENV
 from persistence.embedded.state import write_private
 from persistence.embedded.wheels import folder_of_package, version_of
 from restoration.errors import SetupError
+from restoration.processes.child import Account, Program, run
 
 UNPRIVILEGED = "nobody"  # initdb requires an account with a name
 INITDB_TIMEOUT_S = 120.0
@@ -133,23 +133,12 @@ class DataFolder:
             lock.unlink()
 
     def _initdb(self, draft: Path, superuser: str, password_file: Path) -> None:
-        argv = [
-            *(str(self.programs / "initdb"), "-D", str(draft), "-U", superuser),
-            *("--pwfile", str(password_file), "--auth=scram-sha-256"),
-            *locale_options(self._version()),
-        ]
+        argv = [str(self.programs / "initdb"), "-D", str(draft), "-U", superuser]
+        argv += ["--pwfile", str(password_file), "--auth=scram-sha-256"]
+        argv += locale_options(self._version())
+        initdb = Program(argv=argv, cwd=self.path.parent, env=BARE_ENV, account=self.account)
         try:
-            subprocess.run(
-                shim.command(argv, self.account),
-                cwd=self.path.parent,
-                env=dict(BARE_ENV),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=INITDB_TIMEOUT_S,
-                start_new_session=True,
-            )
+            run(initdb, INITDB_TIMEOUT_S)
         except subprocess.CalledProcessError as error:
             raise SetupError(f"initdb failed: {error.stderr.strip()}") from error
         except subprocess.TimeoutExpired as error:

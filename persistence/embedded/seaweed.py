@@ -19,11 +19,11 @@ import httpx
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from persistence.embedded import shim
 from persistence.embedded.service import BARE_ENV, Service
 from persistence.embedded.state import PAIR_OFFSET, StateDir
 from persistence.embedded.wheels import program_of
 from restoration.errors import DependencyUnavailable
+from restoration.processes.child import Program, run
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -158,21 +158,11 @@ def _initialise(client: S3Client, state: StateDir, folder: Path, env: Mapping[st
         raise DependencyUnavailable(f"S3 bucket {BUCKET}: {error}") from error
     done = folder / "configured"
     if not done.exists() or done.read_text() != FSYNC_COMMAND:
-        _run_in_weed_shell(FSYNC_COMMAND, state, folder, env)
+        argv = [str(_program()), "-logtostderr=true", "shell"]
+        argv += [f"-{part}=127.0.0.1:{state.port(part)}" for part in ("master", "filer")]
+        try:
+            run(Program(argv=argv, cwd=folder, env=env), SHELL_TIMEOUT_S, FSYNC_COMMAND)
+        except subprocess.SubprocessError as error:
+            command = FSYNC_COMMAND.strip()
+            raise DependencyUnavailable(f"weed shell: {command}: {error}") from error
         done.write_text(FSYNC_COMMAND)
-
-
-def _run_in_weed_shell(line: str, state: StateDir, folder: Path, env: Mapping[str, str]) -> None:
-    servers = [f"-{part}=127.0.0.1:{state.port(part)}" for part in ("master", "filer")]
-    try:
-        subprocess.run(
-            shim.command([str(_program()), "-logtostderr=true", "shell", *servers]),
-            input=line.encode(),
-            cwd=folder,
-            env=dict(env),
-            check=True,
-            capture_output=True,
-            timeout=SHELL_TIMEOUT_S,
-        )
-    except subprocess.SubprocessError as error:
-        raise DependencyUnavailable(f"weed shell: {line.strip()}: {error}") from error

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from restoration.processes.child import Account
+
 # A server does not inherit the environment: a stray PGPORT or AWS_SESSION_TOKEN would change its
 # behaviour, and it must not see the application's secrets.
 BARE_ENV: Mapping[str, str] = MappingProxyType(
@@ -21,15 +23,6 @@ BARE_ENV: Mapping[str, str] = MappingProxyType(
 
 def _nothing() -> None:
     pass
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """An account to switch to before the program starts, which only root can do."""
-
-    name: str
-    uid: int
-    gid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

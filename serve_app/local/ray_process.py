@@ -12,9 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 
-from persistence.embedded.process import ServerProcess
-from persistence.embedded.service import Service
 from restoration.errors import DependencyUnavailable
+from restoration.processes.child import LoggedProcess, Program
 from serve_app.local.processes import end_all, orphans_of
 from serve_app.local.record import (
     FAILED_STATUS,
@@ -50,20 +49,12 @@ class RayProcess:
         report.unlink(missing_ok=True)
         log_path = self._state_dir / "logs" / "ray.log"
         log_path.parent.mkdir(mode=0o700, exist_ok=True)
-        service = Service(
-            name="ray",
-            argv=(
-                *PROGRAM,
-                *("--workers", str(self._options.workers), "--port", str(self._options.port)),
-                *("--report", str(report)),
-            ),
-            cwd=Path.cwd(),  # paths in the settings may be relative
-            env=dict(os.environ),
-            probe=self._ended.is_set,
-            grace_s=self._drain_s + STOP_MARGIN_S,
-        )
+        argv = [*PROGRAM, "--workers", str(self._options.workers)]
+        argv += ["--port", str(self._options.port), "--report", str(report)]
+        # paths in the settings may be relative
+        program = Program(argv=argv, cwd=Path.cwd(), env=os.environ)
         self._log_path = log_path
-        self._process = ServerProcess(service, log_path, on_exit=self._ended.set)
+        self._process = LoggedProcess(program, log_path, lambda _exit: self._ended.set())
         return self
 
     def __exit__(
@@ -73,7 +64,7 @@ class RayProcess:
         traceback: TracebackType | None,
     ) -> None:
         try:
-            self._process.end()
+            self._process.end(self._drain_s + STOP_MARGIN_S)
         finally:
             end_all(partial(orphans_of, self._state_dir, ray_session(self._state_dir)))
 
@@ -103,7 +94,8 @@ class RayProcess:
         self._raise_reason()
 
     def _raise_reason(self) -> NoReturn:
-        status = self._process.exit_status
+        how = self._process.exit
+        status = how.returncode if how else None
         lines = self._process.log_tail().splitlines() or [""]
         errors = [line for line in lines if line.startswith("error: ")]
         if status == FAILED_STATUS:
@@ -111,4 +103,4 @@ class RayProcess:
             raise DependencyUnavailable(f"{reason}; see {self._log_path}")
         if status == LOST_STATUS and errors:
             raise RayLost(errors[-1].removeprefix("error: "))
-        raise RayLost(f"its process ended with status {status}; see {self._log_path}")
+        raise RayLost(f"its process {how}; see {self._log_path}")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from comfy_pool.process.guard import descendants
 from persistence.embedded.state import holder_of
+from restoration.processes.guard import descendants
 
 
 class Part(StrEnum):
@@ -150,8 +150,10 @@ class StackProcesses:
         if part is Part.IMAGE_PROCESS:  # only a worker's: an ingress has image processes too
             owner = _title(int(fields[1])) if fields else ""
             return _IMAGE_PROCESS in title and owner.startswith(_ACTORS[Part.GPU_WORKER])
-        program = Path(title.split(" ", 1)[0]).name
-        return program == _SERVERS[part] and bool(fields) and int(fields[1]) == root
+        if Path(title.split(" ", 1)[0]).name != _SERVERS[part] or not fields:
+            return False
+        guard = _fields(int(fields[1]))
+        return bool(guard) and int(guard[1]) == root
 
 
 def _title(pid: int) -> str:

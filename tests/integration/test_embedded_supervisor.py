@@ -44,11 +44,9 @@ EAGER = Pace(liveness_s=0.05, missed_probes=4, first_backoff_s=0.02, start_attem
 DRIVER = """
 import sys
 from pathlib import Path
-from persistence.embedded import shim
 from persistence.embedded.supervisor import Supervisor, exit_on_sigterm
 from tests.integration.test_embedded_supervisor import tiny
-folder, ready, pdeathsig = sys.argv[1:]
-shim.HAS_PDEATHSIG = pdeathsig == "True"
+folder, ready = sys.argv[1:]
 services = [tiny(Path(folder), "a"), tiny(Path(folder), "b", ready=ready == "True")]
 with exit_on_sigterm(), Supervisor(services, lambda name: Path(folder, name + ".log")):
     sys.stdin.read()
@@ -85,8 +83,8 @@ def alive(pid: int) -> bool:
     return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def drive(folder: Path, *, ready: bool, pdeathsig: bool = True) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-c", DRIVER, str(folder), str(ready), str(pdeathsig)]
+def drive(folder: Path, *, ready: bool) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-c", DRIVER, str(folder), str(ready)]
     root = Path(__file__).parents[2]
     return subprocess.Popen(argv, stdin=subprocess.PIPE, cwd=root)
 
@@ -183,9 +181,10 @@ def test_restart_returns_when_ready_again(tmp_path: Path) -> None:
 
 
 def test_what_will_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
-    """After the grace period the whole process group is killed."""
+    """After the grace period all descendants are killed, also those that left the session."""
     script = (
-        "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork()\n"
+        "import os, signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); child = os.fork()\n"
+        "if not child and sys.platform == 'linux': os.setsid()\n"
         "if child: open('child', 'w').write(str(child)); os.rename('child', 'ready')\n"
         "while True: signal.pause()"
     )
@@ -195,11 +194,11 @@ def test_what_will_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
     )
     with supervisor(tmp_path, stubborn) as running:
         pids = [running.pid("a"), int(ready.read_text())]
-    wait_until(lambda: not any(pid is None or alive(pid) for pid in pids))
+    assert not any(pid is None or alive(pid) for pid in pids)
 
 
 def test_the_thread_that_starts_may_end(tmp_path: Path) -> None:
-    """A server is bound to the thread that started it, which is never the caller's."""
+    """A server is bound to the supervisor's process, not to the thread that started it."""
     running = supervisor(tmp_path, tiny(tmp_path, "a"))
     starter = threading.Thread(target=running.start)
     starter.start()
@@ -245,18 +244,9 @@ def test_sigterm_during_the_start_is_not_lost(tmp_path: Path) -> None:
     assert journal(tmp_path) == ["a starts", "b starts", "b stops", "a stops"]
 
 
-@pytest.mark.parametrize(
-    "pdeathsig",
-    [
-        pytest.param(
-            True, marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux has it")
-        ),
-        False,
-    ],
-)
-def test_nothing_survives_a_killed_supervisor(tmp_path: Path, pdeathsig: bool) -> None:
-    """When the supervisor is killed, the kernel or the lifeline ends its servers."""
-    with drive(tmp_path, ready=True, pdeathsig=pdeathsig) as driver:
+def test_nothing_survives_a_killed_supervisor(tmp_path: Path) -> None:
+    """When the supervisor is killed, its servers are killed at once."""
+    with drive(tmp_path, ready=True) as driver:
         wait_until((tmp_path / "b.ready").exists)
         servers = [int((tmp_path / f"{name}.ready").read_text()) for name in "ab"]
         assert all(map(alive, servers))

@@ -21,9 +21,10 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from comfy_pool.process.process import EngineCommand, EngineProcess, ExitInfo
+from comfy_pool.process.process import EngineCommand, EngineProcess
 from comfy_pool.process.slots import Slot, acquire_slot, port_is_free
 from restoration.errors import EngineUnavailable
+from restoration.processes.child import ExitInfo
 from tests.fakes.engine_process import (
     ALONE,
     DEADLINE_S,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from comfy_pool.process.process import EngineCommand, EngineProcess, ExitInfo
+from comfy_pool.process.process import EngineCommand, EngineProcess
+from restoration.processes.child import ExitInfo
 from tests.fakes.engine_process import (
     ALONE,
     DAEMON,

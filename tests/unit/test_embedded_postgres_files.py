@@ -15,8 +15,8 @@ from persistence.embedded.postgres_files import (
     find_programs,
     locale_options,
 )
-from persistence.embedded.service import Account
 from restoration.errors import SetupError
+from restoration.processes.child import Account
 
 
 @pytest.fixture
