@@ -125,7 +125,8 @@ def database_url(migrated_url: str) -> str:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
+    # A busy machine takes longer than a client would wait.
+    database = Database(database_url, queue_timeout_s=300)
     yield database
     await database.aclose()
 

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
+from persistence.objects import redis_cache
 from persistence.postgres.jobs import PostgresJobStore
+from persistence.redis import rate_limits, status
 from restoration.ports import BlobStore
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.stores import MemoryBlobStore
@@ -31,6 +33,13 @@ def any_blobs(request: pytest.FixtureRequest) -> BlobStore:
         return MemoryBlobStore()
     store: BlobStore = request.getfixturevalue("blobs")
     return store
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a call to Redis take a minute. A busy machine exceeds the service's own limits."""
+    for module in (rate_limits, redis_cache, status):
+        monkeypatch.setattr(module, "_TIMEOUT_S", 60.0)
 
 
 @pytest.fixture

@@ -39,7 +39,9 @@ async def s3_store(s3: Any) -> AsyncIterator[S3BlobStore]:
 
 
 @pytest.fixture(params=["alone", "with copies"])
-async def store(request: pytest.FixtureRequest, s3_store: S3BlobStore) -> AsyncIterator[BlobStore]:
+async def store(
+    request: pytest.FixtureRequest, s3_store: S3BlobStore, patience: None
+) -> AsyncIterator[BlobStore]:
     """Return the S3 store alone, or with copies in Redis as the service uses it."""
     if request.param == "alone":
         yield s3_store

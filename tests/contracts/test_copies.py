@@ -20,7 +20,7 @@ DEADLINE_S = 90
 
 
 @pytest.fixture
-async def copies(redis_url: str) -> AsyncIterator[RedisCopies]:
+async def copies(redis_url: str, patience: None) -> AsyncIterator[RedisCopies]:
     copies = RedisCopies(redis_url)
     yield copies
     await copies.aclose()
@@ -85,7 +85,9 @@ async def test_nothing_is_kept_for_long(copies: RedisCopies, redis: Redis, key: 
     assert 0 < await redis.ttl(f"restore:copy:{key}") <= KEPT_S
 
 
-async def test_large_objects_have_none(redis_url: str, redis: Redis, key: str) -> None:
+async def test_large_objects_have_none(
+    redis_url: str, patience: None, redis: Redis, key: str
+) -> None:
     """The size of one copy and the sum of all are limited, so that a burst does not fill Redis."""
     copies = RedisCopies(redis_url, budget_bytes=2 * len(DATA))
     await copies.offer(key, bytes(LARGEST_BYTES + 1))

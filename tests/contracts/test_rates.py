@@ -18,7 +18,7 @@ from tests.support.polling import until
 
 
 @pytest.fixture(params=[pytest.param("redis", marks=pytest.mark.services), "memory"])
-async def rates(request: pytest.FixtureRequest) -> AsyncIterator[RateLimiter]:
+async def rates(request: pytest.FixtureRequest, patience: None) -> AsyncIterator[RateLimiter]:
     if request.param == "memory":
         yield MemoryRateLimiter()
         return
@@ -84,7 +84,9 @@ async def test_requests_at_the_same_moment_are_counted_one_by_one(
 
 
 @pytest.mark.quotas
-async def test_counts_are_forgotten_with_their_minute(redis_url: str, owner: str) -> None:
+async def test_counts_are_forgotten_with_their_minute(
+    redis_url: str, patience: None, owner: str
+) -> None:
     """Redis forgets an owner who sends no more requests."""
     limiter = RedisRateLimiter(redis_url)
     await limiter.take(owner, 6)

@@ -28,7 +28,7 @@ PARAMS: Mapping[str, ParamValue] = {"scale": 2, "blend": 0.5, "size": 1.0, "on":
 
 
 @pytest.fixture
-async def board(redis_url: str) -> AsyncIterator[RedisStatusBoard]:
+async def board(redis_url: str, patience: None) -> AsyncIterator[RedisStatusBoard]:
     board = RedisStatusBoard(redis_url)
     yield board
     await board.aclose()
@@ -178,7 +178,12 @@ class TestFollow:
         assert [stamped.event for stamped in behind] == [RUNNING, DONE]
 
     async def test_joining_does_not_wait_for_the_read_under_way(
-        self, redis_url: str, redis: Redis, job_id: UUID, monkeypatch: pytest.MonkeyPatch
+        self,
+        redis_url: str,
+        patience: None,
+        redis: Redis,
+        job_id: UUID,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """A new follower is served at once, even if the others' jobs stay silent."""
         for module in ("followers", "status"):
@@ -266,7 +271,9 @@ class TestFollow:
         with pytest.raises(InvalidRequest):
             board.follow(job_id, after_id)
 
-    async def test_closing_ends_the_followers(self, redis_url: str, job_id: UUID) -> None:
+    async def test_closing_ends_the_followers(
+        self, redis_url: str, patience: None, job_id: UUID
+    ) -> None:
         """Followers end when the board is closed."""
         board = RedisStatusBoard(redis_url)
         await _publish(board, job_id, RUNNING)
