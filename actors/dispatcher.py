@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import structlog
@@ -19,8 +19,8 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from actors.cluster.handles import ServePool, WorkerPool
-from actors.execution.pipeline import BUSY, NOTHING_WAITS
+from actors.cluster.handles import ServePool
+from actors.execution.pipeline import TicketOutcome
 from actors.leader.autoscaler import PoolScaler
 from actors.leader.election import lead_whenever_possible
 from actors.leader.queue_metrics import QueueMetrics
@@ -46,7 +46,9 @@ TICK_S = 1.0
 FIRST_HOLD_S = 0.25
 LONGEST_HOLD_S = 5.0
 
-Send = Callable[[AttemptRef, float], Awaitable[str]]
+# Sends a ticket, which the worker may hold for so many seconds before it claims a job. Raises
+# RayError and RayServeException; the `actor_id` of an ActorDiedError names the dead worker.
+Send = Callable[[AttemptRef, float], Awaitable[TicketOutcome]]
 
 
 class TicketDispatcher:
@@ -92,14 +94,14 @@ class TicketDispatcher:
 
     async def _follow(self, ref: AttemptRef) -> None:
         try:
-            if not await self._was_of_use(ref):
+            if not await self._process(ref):
                 # Another ticket for this job would not help now; other jobs may use the window.
                 await asyncio.sleep(self._pause_s)
         finally:
             del self._outstanding[ref]
             self._on_done()
 
-    async def _was_of_use(self, ref: AttemptRef) -> bool:
+    async def _process(self, ref: AttemptRef) -> bool:
         """Send the ticket. Return whether another may follow at once if its job still waits.
 
         False if the worker found nothing to claim, because the job may wait for a worker that has
@@ -107,13 +109,17 @@ class TicketDispatcher:
         """
         try:
             hold_s = self._hold_s.get(ref, FIRST_HOLD_S)
-            outcome = await self._send(ref, hold_s)
-            if outcome == BUSY:
-                self._hold_s[ref] = min(2 * hold_s, LONGEST_HOLD_S)
-            return outcome != NOTHING_WAITS
+            match await self._send(ref, hold_s):
+                case TicketOutcome.RAN:
+                    return True
+                case TicketOutcome.BUSY:
+                    self._hold_s[ref] = min(2 * hold_s, LONGEST_HOLD_S)
+                    return True
+                case TicketOutcome.NOTHING_CLAIMED:
+                    return False
         except (RayError, RayServeException) as error:
             if isinstance(error, ActorDiedError) and error.actor_id is not None:
-                await self._bury(error.actor_id)
+                await self._reclaim(error.actor_id)
                 return True
             log.warning("ticket_failed", job_id=str(ref.job_id), reason=str(error))
             return False
@@ -121,7 +127,7 @@ class TicketDispatcher:
             self._sent -= 1
             self._on_done()
 
-    async def _bury(self, worker: str) -> None:
+    async def _reclaim(self, worker: str) -> None:
         """Queue the dead worker's jobs again without waiting for their leases to expire."""
         try:
             jobs = await self._jobs.reclaim(worker)
@@ -152,7 +158,7 @@ class Dispatch:
         self._jobs = jobs
         self._signals = signals
         self._wake = asyncio.Event()
-        self._office = TicketDispatcher(jobs, send, window, self._wake.set, tick_s)
+        self._tickets = TicketDispatcher(jobs, send, window, self._wake.set, tick_s)
         self._lease_s = lease_s
         self._tick_s = tick_s
 
@@ -167,7 +173,7 @@ class Dispatch:
         try:
             while not hints.done():
                 self._wake.clear()
-                await self._office.issue()  # before _tend: an idle worker may need only the ticket
+                await self._tickets.issue()  # before _tend: an idle worker may need only the ticket
                 if (now := clock()) >= tend_from:
                     await self._tend(reclaims=now >= reclaim_from)
                     tend_from = now + self._tick_s
@@ -177,20 +183,17 @@ class Dispatch:
             hints.result()
         finally:
             await stop(hints)
-            await self._office.aclose()
+            await self._tickets.aclose()
 
     async def _listen(self) -> None:
+        """Send a ticket at once for each attempt that a hint names."""
         try:
             while True:
                 for hint in await self._signals.wait(self._tick_s):
-                    self._hear(hint)
+                    ref = attempt_of(hint)
+                    if ref is None or not self._tickets.offer(ref):
+                        self._wake.set()  # the table is to be polled
         finally:
-            self._wake.set()
-
-    def _hear(self, hint: str) -> None:
-        """Send a ticket at once if the hint names an attempt; otherwise poll the table."""
-        ref = attempt_of(hint)
-        if ref is None or not self._office.offer(ref):
             self._wake.set()
 
     async def _tend(self, *, reclaims: bool) -> None:
@@ -209,36 +212,30 @@ class Dispatcher:
     def __init__(self, workers: DeploymentHandle[Any], window: int, scaling: ScalingPolicy) -> None:
         settings = load_settings(os.environ)
         configure_logging(settings.log_format)
-        self._pool = WorkerPool(workers)
+        self._workers = workers
         self._window = window
         self._scaling = scaling
         url = settings.database_url.get_secret_value()
         self._database = Database(url)
         self._jobs = PostgresJobStore(self._database, settings.queue_policy)
-        self._census = QueueMetrics(Census(self._database), RayMeter())
+        self._queue_metrics = QueueMetrics(Census(self._database), RayMeter())
         self._lease_s = settings.lease_s
         self._task = asyncio.get_running_loop().create_task(
             lead_whenever_possible(self._lead, lambda: Leadership(url), "dispatcher")
         )
 
     async def _lead(self, signals: Leadership) -> None:
-        send = self._pool.process
-        dispatch = Dispatch(self._jobs, signals, send, self._window, self._lease_s)
-        async with self._census.leading(), self._scaled():
+        dispatch = Dispatch(self._jobs, signals, self._send, self._window, self._lease_s)
+        async with self._queue_metrics.leading(), AsyncExitStack() as resources:
+            if self._scaling.min_workers < self._scaling.max_workers:
+                scaler = PoolScaler(self._jobs, ServePool(), Scaler(self._scaling))
+                resources.push_async_callback(stop, asyncio.create_task(scaler.run()))
             await dispatch.lead()
 
-    @asynccontextmanager
-    async def _scaled(self) -> AsyncIterator[None]:
-        """Run the autoscaler within the block, unless the pool's size is fixed."""
-        if self._scaling.min_workers == self._scaling.max_workers:
-            yield
-            return
-        scaler = PoolScaler(self._jobs, ServePool(), Scaler(self._scaling))
-        task = asyncio.create_task(scaler.run())
-        try:
-            yield
-        finally:
-            await stop(task)
+    async def _send(self, _: AttemptRef, hold_s: float) -> TicketOutcome:
+        # A worker is not told the attempt: it claims the best job of the moment.
+        outcome: TicketOutcome = await self._workers.process.remote(hold_s)
+        return outcome
 
     def check_health(self) -> None:
         """Raise if the replica's task has ended; Serve then replaces the replica."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from actors.dispatcher import Dispatch
-from actors.execution.pipeline import NOTHING_WAITS
+from actors.execution.pipeline import TicketOutcome
 from benchmarks.claims import filled
 from benchmarks.figures import Bench, Figure, Goal
 from persistence.embedded.local import LocalServices
@@ -96,26 +96,26 @@ class _Pool:
         self.size = size
         self.ended = 0
 
-    async def process(self, _ref: AttemptRef, _hold_s: float) -> str:
+    async def process(self, _ref: AttemptRef, _hold_s: float) -> TicketOutcome:
         worker = await self._idle.get()
         try:
             job = await self._jobs.claim(worker, LEASE_S, ["restore"])
             if job is None:
-                return NOTHING_WAITS
-            return await self._see_through(job)
+                return TicketOutcome.NOTHING_CLAIMED
+            await self._see_through(job)
+            return TicketOutcome.RAN
         finally:
             self._idle.put_nowait(worker)
 
-    async def _see_through(self, job: Job) -> str:
+    async def _see_through(self, job: Job) -> None:
         beating = asyncio.create_task(self._beat(job.ref))
         try:
             await asyncio.sleep(self._job_s * random.uniform(0.5, 1.5))  # noqa: S311 - a load
-            ended = await self._jobs.succeed(job.ref, _RESULT, {})
+            await self._jobs.succeed(job.ref, _RESULT, {})
         finally:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
         self.ended += 1
-        return ended.status
 
     async def _beat(self, ref: AttemptRef) -> NoReturn:
         while True:

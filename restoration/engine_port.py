@@ -17,6 +17,11 @@ Prompt = Mapping[str, Any]  # a workflow graph in ComfyUI's API format
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStaged:
+    """The engine has the run's picture, and gets its prompt now. Sent once, as the first event."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineBegan:
     """The engine has begun to execute the run. Sent once, before any progress."""
 
@@ -42,7 +47,7 @@ class EnginePreview:
     content_type: str
 
 
-EngineEvent = EngineBegan | EngineNode | EngineProgress | EnginePreview
+EngineEvent = EngineStaged | EngineBegan | EngineNode | EngineProgress | EnginePreview
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,29 +26,13 @@ from actors.submission.requests import SubmissionRequest
 from actors.submission.service import Submitted
 from restoration.batches import JobBatch, NewBatch
 from restoration.errors import DependencyUnavailable, RestorationError
-from restoration.jobs import AttemptRef, Job, NewJob
+from restoration.jobs import Job, NewJob
 
 APP = "comfy-restore"
 INGRESS = "Ingress"
 WORKERS = "GpuWorker"
 CONTROLLER_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 120.0  # without a replica Serve waits for one and raises nothing
-
-
-class WorkerPool:
-    """The GPU workers, as the dispatcher sees them."""
-
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
-
-    async def process(self, ref: AttemptRef, hold_s: float) -> str:
-        """Send a ticket, and return its outcome: see `GpuWorker.process`.
-
-        Raises RayError and RayServeException; the `actor_id` of an ActorDiedError names the worker
-        that died.
-        """
-        outcome: str = await self._handle.process.remote(str(ref.job_id), ref.attempt, hold_s)
-        return outcome
 
 
 class ServePool:

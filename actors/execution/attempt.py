@@ -8,15 +8,18 @@ none if its lease is lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn, Protocol
 from uuid import UUID, uuid4
 
 import structlog
 
+from actors.execution.engine_schedule import EngineOccupancy
 from actors.execution.outcomes import Outcomes, RetryPolicy
+from actors.execution.run_limit import RunLimit, interruptible
 from actors.images.encode import ENGINE_SUFFIX
 from actors.images.process_pool import PreparedImage
 from actors.observability.observers import NullObserver, Observer
@@ -32,13 +35,12 @@ from restoration.engine_port import (
     EngineProgress,
     EngineResult,
     EngineRun,
+    EngineStaged,
     Pixels,
-    Prompt,
 )
 from restoration.errors import (
     DependencyUnavailable,
     EngineInterrupted,
-    EngineTimeout,
     LeaseLost,
     RestorationError,
 )
@@ -46,7 +48,6 @@ from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import Artifact, Job, JobStatus, OutputFormat
 from restoration.ports import BlobStore, JobStore
 from restoration.tasks import stop
-from restoration.workers import Stage
 from workflows.catalog import Catalog, Workflow
 from workflows.custom import workflow_of
 from workflows.graphs import moves_pixels
@@ -73,23 +74,6 @@ class Lease:
     lease_s: float
 
 
-class EngineOccupancy:
-    """Receives a job's progress through the engine. This base class ignores it."""
-
-    def staged(self, pixels: int) -> None:
-        """The engine has the job's picture, of `pixels` pixels, in its queue."""
-
-    def began(self) -> None:
-        """The engine has begun to execute the job."""
-
-    def left(self) -> None:
-        """The engine has finished the job, and its result has been read."""
-
-    @property
-    def stage(self) -> Stage:
-        return Stage.FETCHING  # no progress is recorded here
-
-
 class Images(Protocol):
     """See `actors.images.process_pool.ImageProcessPool`."""
 
@@ -108,47 +92,16 @@ class Images(Protocol):
     ) -> bytes: ...
 
 
-class RunLimit:
-    """A time limit, in seconds, for the work on an attempt's picture.
-
-    Decoding, executing the graph and encoding count; waiting for the engine does not.
-    """
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = self._left_s = limit_s
-        self._began_at: float | None = None
-        self._timeout: asyncio.Timeout | None = None
-
-    @asynccontextmanager
-    async def bounding(self) -> AsyncIterator[None]:
-        """Count the time from `begin` to the end of the block. Raises EngineTimeout if it is up."""
-        try:
-            async with asyncio.timeout(None) as self._timeout:
-                yield
-        except TimeoutError:
-            message = f"the attempt took longer than the {self._limit_s:g} s allowed"
-            raise EngineTimeout(message) from None
-        finally:
-            if self._began_at is not None:
-                self._left_s -= asyncio.get_running_loop().time() - self._began_at
-                self._began_at = None
-
-    def begin(self) -> None:
-        """Start to count. Call it within `bounding`; further calls have no effect."""
-        if self._timeout is not None and self._began_at is None:
-            self._began_at = asyncio.get_running_loop().time()
-            self._timeout.reschedule(self._began_at + self._left_s)
-
-
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     """One attempt at `job`. `cancelled` is set when its cancellation was requested."""
 
     job: Job
-    run_id: UUID
-    visit: EngineOccupancy
-    watch: Stopwatch
-    cancelled: asyncio.Event
+    occupancy: EngineOccupancy
+    # new for each attempt: ComfyUI accepts an id twice and mixes up the runs
+    run_id: UUID = field(default_factory=uuid4)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Execution:
@@ -178,18 +131,18 @@ class Execution:
         self._charge = charge or (lambda *_: None)
         self._observer = observer or NullObserver()
 
-    async def run(self, job: Job, visit: EngineOccupancy) -> Job | None:
+    async def run(self, job: Job, occupancy: EngineOccupancy) -> Job | None:
         """Run the attempt at the claimed `job`, and return the job as its outcome left it.
 
-        `visit` receives the job's progress through the engine, which is free for other jobs before
-        the picture is encoded and stored. Return None if no outcome was recorded, because the
-        lease was lost or Postgres stayed unavailable.
+        `occupancy` receives the job's progress through the engine, which is free for other jobs
+        before the picture is encoded and stored. Return None if no outcome was recorded, because
+        the lease was lost or Postgres stayed unavailable.
         """
+        attempt, ended = _Attempt(job, occupancy), None
         with structlog.contextvars.bound_contextvars(**_log_context(job)):
             self._publish(job.id, StateChanged(JobStatus.RUNNING, job.attempt))
-            watch, ended = Stopwatch(), None
             try:
-                ended = await self._attempt(job, visit, watch)
+                ended = await self._attempt(attempt)
             except LeaseLost:
                 log.warning("lease_lost")
             except DependencyUnavailable as error:
@@ -203,24 +156,14 @@ class Execution:
                 self._publish(job.id, StateChanged(ended.status, job.attempt), ended)
                 log.info("attempt_ended", status=ended.status, timings_s=dict(ended.timings_s))
             finally:
-                self._settle(job, watch, ended)
+                attempt.watch.stop()
+                self._account(attempt)
+                self._observer.ended(job, attempt.watch, ended)
             return ended
 
-    def _settle(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
-        """Report the attempt's cost, stages and outcome to the ledger and the observer."""
-        watch.stop()
-        self._account(job, watch)
-        self._observer.ended(job, watch, ended)
-
-    def _account(self, job: Job, watch: Stopwatch) -> None:
-        """Report the attempt's GPU time so far."""
-        self._observer.executed(job, watch.take_gpu_s())
-        if gpu_s := watch.gpu_s:
-            self._charge(job, gpu_s)
-
-    async def _attempt(self, job: Job, visit: EngineOccupancy, watch: Stopwatch) -> Job:
-        run_id = uuid4()  # new for each attempt: ComfyUI accepts an id twice and mixes up the runs
-        attempt = _Attempt(job, run_id, visit, watch, asyncio.Event())
+    async def _attempt(self, attempt: _Attempt) -> Job:
+        """Restore the picture, and record the outcome."""
+        job = attempt.job
         try:
             output = await self._under_lease(attempt)
         except LeaseLost:
@@ -233,88 +176,7 @@ class Execution:
         except Exception:  # a bug ends this attempt, not the worker
             log.exception("attempt_broke")
             return await self._outcomes.broke(job)
-        return await self._outcomes.succeeded(job, output, watch.laps_s)
-
-    async def _restore(self, attempt: _Attempt) -> Artifact:
-        job, watch = attempt.job, attempt.watch
-        workflow = workflow_of(self._catalog, job)
-        limit = RunLimit(job.options.run_limit_s or workflow.manifest.run_limit_s)
-        self._progress(job, 0, "fetching")
-        watch.enter("fetch")
-        async with _interruptible(attempt.cancelled):
-            upload = await self._blobs.get(job.input)
-            async with limit.bounding():
-                limit.begin()
-                photo = await self._images.prepare(
-                    upload,
-                    keep_metadata=job.options.keep_metadata,
-                    on_white=moves_pixels(workflow.graph),
-                )
-        watch.enter("staged")
-        picture = await self._run_engine(attempt, workflow, photo, limit)
-        try:
-            self._progress(job, ENGINE_TO, "storing")
-            watch.enter("encode")
-            async with _interruptible(attempt.cancelled), limit.bounding():
-                limit.begin()
-                data = await self._images.encode(
-                    picture,
-                    job.output_format,
-                    int(job.params.get("quality", DEFAULT_QUALITY)),
-                    photo,
-                    grey=photo.grey and workflow.manifest.output.keeps_grey,
-                )
-        finally:
-            if isinstance(picture, Pixels):
-                await picture.discard()
-        watch.enter("store")
-        key = output_key(job.ref, job.output_format)
-        output = await self._blobs.put(key, data, job.output_format.content_type)
-        watch.stop()
-        return output
-
-    async def _run_engine(
-        self, attempt: _Attempt, workflow: Workflow, photo: PreparedImage, limit: RunLimit
-    ) -> EngineResult:
-        job, watch, visit = attempt.job, attempt.watch, attempt.visit
-
-        def render_for(image_name: str, output_prefix: str) -> Prompt:
-            visit.staged(photo.pixels)
-            return render(workflow, job.params, image_name, output_prefix)
-
-        def on_event(event: EngineEvent) -> None:
-            if isinstance(event, EngineBegan):
-                limit.begin()  # not before: the time of jobs ahead in the engine does not count
-                watch.enter(ENGINE)
-                visit.began()
-            elif isinstance(event, EngineNode):
-                watch.enter_node(event.node_class)
-            else:
-                self._relay(job, event)
-
-        run = EngineRun(
-            attempt.run_id,
-            photo.file,
-            ENGINE_SUFFIX,
-            render_for,
-            workflow.manifest.output.node,
-            _log_context(job),
-        )
-        async with limit.bounding():
-            picture = await self._engine.run(run, on_event)
-        visit.left()
-        return picture
-
-    def _relay(self, job: Job, event: EngineProgress | EnginePreview) -> None:
-        match event:
-            case EngineProgress(fraction, node_class):
-                share = ENGINE_FROM + (ENGINE_TO - ENGINE_FROM) * fraction
-                self._progress(job, share, node_class)
-            case EnginePreview(data, content_type):
-                self._publish(job.id, Previewed.from_bytes(data, content_type, job.attempt))
-
-    def _progress(self, job: Job, fraction: float, stage: str) -> None:
-        self._publish(job.id, Progressed(round(fraction, 4), stage, job.attempt))
+        return await self._outcomes.succeeded(job, output, attempt.watch.laps_s)
 
     async def _under_lease(self, attempt: _Attempt) -> Artifact:
         """Return the stored result. Stops the work and raises LeaseLost if the lease is lost."""
@@ -344,29 +206,88 @@ class Execution:
                 self._publish(job.id, StateChanged(status, job.attempt))
                 attempt.cancelled.set()
                 await self._engine.interrupt(attempt.run_id)
-            self._account(job, attempt.watch)
+            self._account(attempt)
 
+    def _account(self, attempt: _Attempt) -> None:
+        """Report the attempt's GPU time so far."""
+        self._observer.executed(attempt.job, attempt.watch.take_gpu_s())
+        if gpu_s := attempt.watch.gpu_s:
+            self._charge(attempt.job, gpu_s)
 
-@asynccontextmanager
-async def _interruptible(cancelled: asyncio.Event) -> AsyncIterator[None]:
-    """Stop the block and raise EngineInterrupted when `cancelled` is set."""
+    async def _restore(self, attempt: _Attempt) -> Artifact:
+        job, watch = attempt.job, attempt.watch
+        workflow = workflow_of(self._catalog, job)
+        limit = RunLimit(job.options.run_limit_s or workflow.manifest.run_limit_s)
+        self._progress(job, 0, "fetching")
+        watch.enter("fetch")
+        async with interruptible(attempt.cancelled):
+            upload = await self._blobs.get(job.input)
+            async with limit.bounding():
+                limit.begin()
+                photo = await self._images.prepare(
+                    upload,
+                    keep_metadata=job.options.keep_metadata,
+                    on_white=moves_pixels(workflow.graph),
+                )
+        watch.enter("staged")
+        picture = await self._run_engine(attempt, workflow, photo, limit)
+        try:
+            self._progress(job, ENGINE_TO, "storing")
+            watch.enter("encode")
+            async with interruptible(attempt.cancelled), limit.bounding():
+                limit.begin()
+                data = await self._images.encode(
+                    picture,
+                    job.output_format,
+                    int(job.params.get("quality", DEFAULT_QUALITY)),
+                    photo,
+                    grey=photo.grey and workflow.manifest.output.keeps_grey,
+                )
+        finally:
+            if isinstance(picture, Pixels):
+                await picture.discard()
+        watch.enter("store")
+        key = output_key(job.ref, job.output_format)
+        output = await self._blobs.put(key, data, job.output_format.content_type)
+        watch.stop()
+        return output
 
-    async def expire() -> None:
-        await cancelled.wait()
-        timeout.reschedule(asyncio.get_running_loop().time())
+    async def _run_engine(
+        self, attempt: _Attempt, workflow: Workflow, photo: PreparedImage, limit: RunLimit
+    ) -> EngineResult:
+        job, watch, occupancy = attempt.job, attempt.watch, attempt.occupancy
 
-    expiring: asyncio.Task[None] | None = None
-    try:
-        async with asyncio.timeout(None) as timeout:
-            expiring = asyncio.create_task(expire())
-            yield
-    except TimeoutError:
-        if not timeout.expired():
-            raise
-        raise EngineInterrupted("the job was cancelled") from None
-    finally:
-        if expiring is not None:
-            await stop(expiring)
+        def on_event(event: EngineEvent) -> None:
+            match event:
+                case EngineStaged():
+                    occupancy.staged(photo.pixels)
+                case EngineBegan():
+                    limit.begin()  # not before: the time of jobs ahead in the engine does not count
+                    watch.enter(ENGINE)
+                    occupancy.began()
+                case EngineNode(node_class):
+                    watch.enter_node(node_class)
+                case EngineProgress(fraction, node_class):
+                    share = ENGINE_FROM + (ENGINE_TO - ENGINE_FROM) * fraction
+                    self._progress(job, share, node_class)
+                case EnginePreview(data, content_type):
+                    self._publish(job.id, Previewed.from_bytes(data, content_type, job.attempt))
+
+        run = EngineRun(
+            attempt.run_id,
+            photo.file,
+            ENGINE_SUFFIX,
+            partial(render, workflow, job.params),
+            workflow.manifest.output.node,
+            _log_context(job),
+        )
+        async with limit.bounding():
+            picture = await self._engine.run(run, on_event)
+        occupancy.finished()
+        return picture
+
+    def _progress(self, job: Job, fraction: float, stage: str) -> None:
+        self._publish(job.id, Progressed(round(fraction, 4), stage, job.attempt))
 
 
 def _log_context(job: Job) -> dict[str, str | int]:

@@ -7,15 +7,16 @@ when memory is short, so only the last job's models count as loaded, and none af
 from __future__ import annotations
 
 import io
+from functools import partial
 from uuid import uuid4
 
 import structlog
 from PIL import Image
 
 from restoration.affinity import Affinity
-from restoration.engine_port import Engine, EngineEvent, EngineRun, Pixels, Prompt
+from restoration.engine_port import Engine, EngineRun, Pixels
 from restoration.errors import EngineError
-from workflows.catalog import Catalog, Workflow
+from workflows.catalog import Catalog
 from workflows.render import render
 
 log = structlog.get_logger(__name__)
@@ -51,27 +52,16 @@ class LoadedModels:
 
         A failure of the engine is only logged. Raises UnknownWorkflow.
         """
-        run = _tiny_run(self._catalog.find(name))
+        workflow = self._catalog.find(name)
+        file = io.BytesIO()
+        Image.new("RGB", (_SIDE, _SIDE), "gray").save(file, "PNG")
+        prompt = partial(render, workflow, workflow.resolve({}))
+        run = EngineRun(uuid4(), file.getvalue(), ".png", prompt, workflow.manifest.output.node)
         try:
-            result = await self._engine.run(run, _ignore)
+            result = await self._engine.run(run, lambda _: None)
         except EngineError as error:
             log.warning("warm_up_failed", workflow=name, code=error.code, reason=error.message)
             return
         if isinstance(result, Pixels):
             await result.discard()
         self.took(name)
-
-
-def _tiny_run(workflow: Workflow) -> EngineRun:
-    params = workflow.resolve({})
-
-    def render_for(image_name: str, output_prefix: str) -> Prompt:
-        return render(workflow, params, image_name, output_prefix)
-
-    file = io.BytesIO()
-    Image.new("RGB", (_SIDE, _SIDE), "gray").save(file, "PNG")
-    return EngineRun(uuid4(), file.getvalue(), ".png", render_for, workflow.manifest.output.node)
-
-
-def _ignore(_: EngineEvent) -> None:
-    """Discard an event: the warm-up has no watchers."""

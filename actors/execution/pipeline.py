@@ -1,4 +1,4 @@
-"""A worker's stages: while one job executes, the next is fetched and the previous one is stored.
+"""A worker's pipeline: while one job executes, the next is fetched and the previous one is stored.
 
 A job is claimed late, just in time to be ready when the engine finishes the work ahead of it. Until
 then an idle worker may claim it, and a more urgent job may overtake it. Plain async code, no Ray.
@@ -7,45 +7,36 @@ then an idle worker may claim it, and a more urgent job may overtake it. Plain a
 from __future__ import annotations
 
 import asyncio
-import math
-import time
-from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from types import TracebackType
-from typing import Self
+from collections.abc import Awaitable, Callable, Sequence
+from enum import StrEnum
 
-from actors.execution.attempt import EngineOccupancy
-from restoration.jobs import Job
-from restoration.workers import Stage
+import structlog
 
-# Outcomes of a ticket without a job: no job could be claimed; the worker could not claim soon.
-NOTHING_WAITS = "nothing waits"
-BUSY = "busy"
+from actors.execution.engine_schedule import EngineOccupancy, EngineSchedule
+from actors.execution.loaded_models import LoadedModels
+from restoration.engine_port import Engine
+from restoration.errors import DependencyUnavailable, EngineUnavailable, LeaseLost
+from restoration.jobs import AttemptRef, Job, JobStatus
+from restoration.ports import BlobStore, JobStore
+from restoration.tasks import stop
+from restoration.workers import JobInHand
 
 # Jobs that may be encoded and stored at a time: one for each image process that encodes.
 STORING = 2
-_REMEMBERED = 8  # durations of each kind
-_MARGIN_S = 0.05
 # A ticket that has already run a job may wait longer, because no other worker needs it.
 _SERVED_HOLD_S = 5.0
-_FIRST_LEAD_S = 0.5  # used until the time to make a job ready has been measured
+_STORE_PAUSE_S = 0.2
+_LONGEST_STORE_PAUSE_S = 5.0
 
-Claim = Callable[[], Awaitable[Job | None]]
-Run = Callable[[Job, EngineOccupancy], Awaitable[str]]
+log = structlog.get_logger(__name__)
+
+Run = Callable[[Job, EngineOccupancy], Awaitable[Job | None]]  # `Execution.run`
 
 
-async def one_after_another(
-    process: Callable[[float], Awaitable[str]], hold_s: float, more_wait: Callable[[], bool]
-) -> str:
-    """Run jobs on one ticket while more wait, because a ticket costs more than a claim.
-
-    Return the last job's outcome, or the ticket's if it ran no job.
-    """
-    served = outcome = await process(hold_s)
-    while outcome not in {NOTHING_WAITS, BUSY} and more_wait():
-        served, outcome = outcome, await process(_SERVED_HOLD_S)
-    return served
+class TicketOutcome(StrEnum):
+    RAN = "ran"  # the worker ran at least one job
+    NOTHING_CLAIMED = "nothing claimed"  # no job waits that this worker can run
+    BUSY = "busy"  # the worker could not claim soon enough; another may be idle
 
 
 def stages(depth: int) -> int:
@@ -54,155 +45,156 @@ def stages(depth: int) -> int:
 
 
 class Pipeline:
-    """Claims and runs jobs, with up to `depth` made ready behind the one that executes."""
+    """Claims and runs jobs, with up to `depth` made ready behind the one that executes.
 
-    def __init__(self, claim: Claim, run: Run, depth: int) -> None:
-        self._claim = claim
+    It claims jobs of `workflows`, under the id `worker`, only while `undrained` is set and
+    `is_stopping` returns False.
+    """
+
+    def __init__(
+        self,
+        *,
+        worker: str,
+        workflows: Sequence[str],
+        jobs: JobStore,
+        blobs: BlobStore,
+        engine: Engine,
+        loaded_models: LoadedModels,
+        run: Run,
+        lease_s: float,
+        depth: int,
+        undrained: asyncio.Event,
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self._worker = worker
+        self._workflows = workflows
+        self._jobs = jobs
+        self._blobs = blobs
+        self._engine = engine
+        self._loaded_models = loaded_models
         self._run = run
+        self._lease_s = lease_s
+        self._undrained = undrained
+        self._is_stopping = is_stopping
         self._stages = asyncio.Semaphore(stages(depth))
-        self._engine = _Engine(1 + depth)
+        self._schedule = EngineSchedule(1 + depth)
         self._claiming = asyncio.Lock()
-        self._waiting: set[asyncio.Task[str] | None] = set()
+        self._check_store = False
+        self._running: set[asyncio.Task[TicketOutcome]] = set()
+        self._held: dict[AttemptRef, tuple[Job, EngineOccupancy]] = {}
 
     @property
     def idle(self) -> bool:
         """Return whether no claimed job is in the engine or on its way to it."""
-        return not self._engine.visits
-
-    async def process(self, hold_s: float) -> str:
-        """Claim the best job when the engine is nearly free, run it, and return its outcome.
-
-        Return NOTHING_WAITS if there was nothing to claim, BUSY if the engine was not nearly free
-        within `hold_s` seconds.
-        """
-        self._waiting.add(ticket := asyncio.current_task())
-        try:
-            async with asyncio.timeout(hold_s) as patience, self._stages:
-                async with self._engine.visit() as visit:
-                    job = await self._next(visit, patience)
-                    return NOTHING_WAITS if job is None else await self._run(job, visit)
-        except TimeoutError:
-            if patience.expired():
-                return BUSY
-            raise
-        finally:
-            self._waiting.discard(ticket)
-
-    def withdraw(self, ticket: asyncio.Task[str]) -> None:
-        """Cancel a ticket that has not yet begun to claim. Any other runs to its end."""
-        if ticket in self._waiting:
-            ticket.cancel()
-
-    async def _next(self, visit: _Occupancy, patience: asyncio.Timeout) -> Job | None:
-        async with self._claiming:
-            await self._engine.nearly_done()
-            patience.reschedule(None)
-            self._waiting.discard(asyncio.current_task())
-            job = await self._claim()
-            if job is not None:
-                visit.claimed(job.workflow)
-            return job
-
-
-class _Engine:
-    """The jobs in the engine, and an estimate of the time they will take."""
-
-    def __init__(self, places: int) -> None:
-        self.visits: list[_Occupancy] = []
-        self.places = asyncio.Semaphore(places)
-        self.changed = asyncio.Event()
-        self.per_pixel_s: dict[str, deque[float]] = defaultdict(_durations)
-        self.to_stage_s = _durations()
-
-    def visit(self) -> _Occupancy:
-        return _Occupancy(self)
-
-    async def nearly_done(self) -> None:
-        """Return when a job claimed now will be ready just before the engine can execute it."""
-        while (wait_s := self._ahead_s() - self._lead_s()) > 0:
-            self.changed.clear()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s if math.isfinite(wait_s) else None):
-                    await self.changed.wait()
-
-    def _ahead_s(self) -> float:
-        return sum(visit.remaining_s() for visit in self.visits)
-
-    def _lead_s(self) -> float:
-        if not self.to_stage_s:
-            return _FIRST_LEAD_S
-        return 2 * max(self.to_stage_s) + _MARGIN_S
-
-
-class _Occupancy(EngineOccupancy):
-    """One job's stay in the engine, from its claim until its result has been read."""
-
-    def __init__(self, engine: _Engine) -> None:
-        self._engine = engine
-        self._inside = False
-        self._workflow = ""
-        self._pixels = 0
-        self._claimed_at = 0.0
-        self._began_at: float | None = None
-
-    async def __aenter__(self) -> Self:
-        await self._engine.places.acquire()
-        self._inside = True
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
-    ) -> None:
-        self._leave()
-
-    def claimed(self, workflow: str) -> None:
-        self._workflow = workflow
-        self._claimed_at = time.monotonic()
-        self._engine.visits.append(self)
-
-    def staged(self, pixels: int) -> None:
-        self._pixels = pixels
-        self._engine.to_stage_s.append(time.monotonic() - self._claimed_at)
-        self._engine.changed.set()
-
-    def began(self) -> None:
-        self._began_at = time.monotonic()
-        self._engine.changed.set()
-
-    def left(self) -> None:
-        if self._inside and self._began_at is not None:
-            took_s = time.monotonic() - self._began_at
-            self._engine.per_pixel_s[self._workflow].append(took_s / self._pixels)
-        self._leave()
+        return self._schedule.empty
 
     @property
-    def stage(self) -> Stage:
-        if not self._inside:
-            return Stage.STORING
-        if self._began_at is not None:
-            return Stage.EXECUTING
-        return Stage.STAGED if self._pixels else Stage.FETCHING
+    def in_hand(self) -> tuple[JobInHand, ...]:
+        """The claimed jobs that have not ended, with their stages."""
+        return tuple(
+            JobInHand(job.id, job.workflow, occupancy.stage, job.started_at)
+            for job, occupancy in self._held.values()
+            if job.started_at is not None
+        )
 
-    def _leave(self) -> None:
-        if not self._inside:
-            return
-        self._inside = False
-        if self in self._engine.visits:
-            self._engine.visits.remove(self)
-        self._engine.changed.set()
-        self._engine.places.release()
+    async def process(self, hold_s: float) -> TicketOutcome:
+        """Run the best waiting job, then others while some wait: a claim costs less than a ticket.
 
-    def remaining_s(self) -> float:
-        """Return a lower bound in seconds, from the fastest of the workflow's recent runs.
-
-        Infinite while the picture's size or the workflow's speed is unknown.
+        Return BUSY if no job could be claimed within `hold_s` seconds. If the caller is cancelled,
+        a job that is being claimed or runs goes on.
         """
-        known = self._engine.per_pixel_s[self._workflow]
-        if not self._pixels or not known:
-            return math.inf
-        done_s = 0.0 if self._began_at is None else time.monotonic() - self._began_at
-        return max(0.0, min(known) * self._pixels - done_s)
+        outcome = await self._process_one(hold_s)
+        if outcome is TicketOutcome.RAN:
+            while self._loaded_models.affinity.others_waited:
+                if await self._process_one(_SERVED_HOLD_S) is not TicketOutcome.RAN:
+                    break
+        return outcome
 
+    async def hand_back(self) -> None:
+        """Release all jobs, then stop them; an engine may take long to reach its next step."""
+        for ref in tuple(self._held):
+            try:
+                await self._jobs.release(ref, None)
+            except (LeaseLost, DependencyUnavailable) as error:
+                log.warning("not_handed_back", job_id=str(ref.job_id), reason=error.message)
+        await stop(*self._running)
 
-def _durations() -> deque[float]:
-    return deque(maxlen=_REMEMBERED)
+    async def _process_one(self, hold_s: float) -> TicketOutcome:
+        # A ticket is cancelled when its dispatcher stops, and its job must go on. So the job has a
+        # task of its own, which is cancelled only before it claims.
+        claims = asyncio.Event()
+        task = asyncio.create_task(self._claim_and_run(hold_s, claims))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not claims.is_set():
+                task.cancel()
+            raise
+
+    async def _claim_and_run(self, hold_s: float, claims: asyncio.Event) -> TicketOutcome:
+        try:
+            async with asyncio.timeout(hold_s) as hold, self._stages:
+                async with self._schedule.occupancy() as occupancy:
+                    async with self._claiming:
+                        await self._undrained.wait()
+                        await self._schedule.nearly_free()
+                        hold.reschedule(None)
+                        claims.set()
+                        if (job := await self._claim()) is None:
+                            return TicketOutcome.NOTHING_CLAIMED
+                        occupancy.claimed(job.workflow)
+                    self._held[job.ref] = job, occupancy
+                    try:
+                        ended = await self._run(job, occupancy)
+                    finally:
+                        del self._held[job.ref]
+                    if ended is not None and ended.status is JobStatus.QUEUED:
+                        self._check_store = True  # the attempt may have failed because S3 is away
+                    return TicketOutcome.RAN
+        except TimeoutError:
+            if hold.expired():
+                return TicketOutcome.BUSY
+            raise
+
+    async def _claim(self) -> Job | None:
+        """Claim the best waiting job once the engine runs and, after a failure, S3 answers.
+
+        Return None if no job waits, the engine does not start, or the worker is told to stop.
+        """
+        if not self._may_claim():  # tickets may still arrive after the drain began
+            return None
+        if self._check_store:
+            await self._store_answers()
+        try:
+            await self._engine.start()  # before the claim, so that no lease runs meanwhile
+        except EngineUnavailable as error:
+            log.warning("engine_unavailable", reason=error.message)
+            return None
+        if not self._may_claim():  # the drain may have begun during the waits above
+            return None
+        self._loaded_models.check()
+        job = await self._jobs.claim(
+            self._worker, self._lease_s, self._workflows, self._loaded_models.affinity
+        )
+        if job is not None:
+            self._loaded_models.took(job.workflow)
+        return job
+
+    def _may_claim(self) -> bool:
+        return self._undrained.is_set() and not self._is_stopping()
+
+    async def _store_answers(self) -> None:
+        """Wait until S3 answers, so that an outage does not cost every job an attempt here."""
+        pause_s = _STORE_PAUSE_S
+        while True:
+            try:
+                await self._blobs.ping()
+            except DependencyUnavailable as error:
+                log.warning("store_unavailable", reason=error.message)
+            else:
+                self._check_store = False
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_STORE_PAUSE_S)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import NoReturn
 
 import structlog
@@ -15,45 +14,35 @@ import structlog
 from restoration.errors import DependencyUnavailable, EngineUnavailable
 from restoration.ports import WorkerRegistry
 from restoration.tasks import stop
-from restoration.workers import WorkerOrders, WorkerReport
+from restoration.workers import WorkerReport
 
 log = structlog.get_logger(__name__)
 
 
 class WorkerRegistration:
-    """Registers one worker, and keeps its orders.
+    """Registers the worker `worker_id`. `undrained` is set unless the worker is to claim no job.
 
-    `look` returns a report, given the number of restarts done. `restart` restarts the engine when
-    no job is in it, and may raise EngineUnavailable. A report is sent every `every_s` seconds.
+    `make_report` returns a report, given the number of restarts done. `restart` restarts the engine
+    when no job is in it, and may raise EngineUnavailable. A report is sent every `every_s` seconds.
     """
 
     def __init__(
         self,
         registry: WorkerRegistry,
-        look: Callable[[int], WorkerReport],
+        worker_id: str,
+        make_report: Callable[[int], WorkerReport],
         restart: Callable[[], Awaitable[None]],
         every_s: float,
     ) -> None:
         self._registry = registry
-        self._look = look
+        self._worker_id = worker_id
+        self._make_report = make_report
         self._restart = restart
         self._every_s = every_s
-        self._orders = WorkerOrders()
         self._restarts_done = 0
-        self._undrained = asyncio.Event()
-        self._undrained.set()
         self._restarting: asyncio.Task[None] | None = None
-
-    @property
-    def drained(self) -> bool:
-        return self._orders.drained
-
-    async def admitted(self, within_s: float) -> bool:
-        """Wait up to `within_s` seconds while drained. Return whether the worker may claim."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                await self._undrained.wait()
-        return not self.drained
+        self.undrained = asyncio.Event()
+        self.undrained.set()
 
     async def run(self) -> NoReturn:
         """Report periodically until cancelled, which also stops a restart that waits."""
@@ -68,25 +57,27 @@ class WorkerRegistration:
     async def report(self) -> None:
         """Report once, and apply the orders that the registry returns. A failure is logged."""
         try:
-            orders = await self._registry.report(self._look(self._restarts_done))
+            orders = await self._registry.report(self._make_report(self._restarts_done))
         except DependencyUnavailable as error:
             log.warning("not_reported", reason=error.message)
             return
-        if orders.drained != self.drained:
-            log.info("worker_drained" if orders.drained else "worker_undrained")
-        self._orders = orders
-        (self._undrained.clear if orders.drained else self._undrained.set)()
+        if orders.drained and self.undrained.is_set():
+            log.info("worker_drained")
+            self.undrained.clear()
+        elif not orders.drained and not self.undrained.is_set():
+            log.info("worker_undrained")
+            self.undrained.set()
         if orders.restarts_asked > self._restarts_done and self._restarting is None:
-            self._restarting = asyncio.create_task(self._obey(orders.restarts_asked))
+            self._restarting = asyncio.create_task(self._restart_once(orders.restarts_asked))
 
     async def leave(self) -> None:
         """Remove the worker from the registry. A failure is logged."""
         try:
-            await self._registry.leave(self._look(self._restarts_done).id)
+            await self._registry.leave(self._worker_id)
         except DependencyUnavailable as error:
             log.warning("not_reported", reason=error.message)
 
-    async def _obey(self, asked: int) -> None:
+    async def _restart_once(self, asked: int) -> None:
         """Restart the engine once for all the restarts asked for so far."""
         try:
             await self._restart()

@@ -16,10 +16,10 @@ from uuid import UUID
 
 from ray.exceptions import ActorDiedError
 
-from actors.execution.pipeline import NOTHING_WAITS
+from actors.execution.pipeline import TicketOutcome
 from benchmarks.simulation.traffic import DAY_S, HOUR_S, WORKFLOWS
 from restoration.affinity import Affinity
-from restoration.jobs import Artifact, Job, JobStatus, Priority
+from restoration.jobs import Artifact, Job, Priority
 from restoration.ports import JobStore
 
 # A lost worker raises the error of a dead Ray actor, so that no lease needs to lapse.
@@ -118,7 +118,7 @@ class Fleet:
         while len(self.workers) > workers:
             self._let_go(self.workers.pop())
 
-    async def process(self, _ticket: object, _hold_s: float) -> str:
+    async def process(self, _ticket: object, _hold_s: float) -> TicketOutcome:
         """Process a ticket like a Serve handle: wait for a free worker, and then for its work."""
         while (worker := await self._free.get()).leaving or worker.node.gone:
             pass
@@ -140,10 +140,10 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _work(self, worker: Worker) -> str:
+    async def _work(self, worker: Worker) -> TicketOutcome:
         job = await self._jobs.claim(worker.id, LEASE_S, list(WORKFLOWS), worker.affinity)
         if job is None:
-            return NOTHING_WAITS
+            return TicketOutcome.NOTHING_CLAIMED
         if job.attempt == 1 and job.started_at is not None:
             waited_s = (job.started_at - job.created_at).total_seconds()
             self.waits_s[job.options.priority].append(waited_s)
@@ -153,7 +153,7 @@ class Fleet:
         finally:
             self.running[job.options.priority] -= 1
         self.ended[job.options.priority] += 1
-        return JobStatus.SUCCEEDED
+        return TicketOutcome.RAN
 
     async def _execute(self, worker: Worker, job: Job) -> None:
         if job.workflow not in worker.affinity.workflows:

@@ -37,6 +37,7 @@ from restoration.engine_port import (
     EngineProgress,
     EngineResult,
     EngineRun,
+    EngineStaged,
     Prompt,
 )
 from restoration.errors import (
@@ -166,6 +167,7 @@ class RunInEngine:
         self._submitted = self._queued = True
         link.submitted(self.id)
         self._patience.sign_of_life()
+        self._on_event(EngineStaged())
         if link.host.pixels is not None:
             prompt = bound(prompt, self._run.output_node, self.id)
         answer = await link.client.submit(prompt, self.id, self._socket.client_id)

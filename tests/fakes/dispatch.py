@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actors.dispatcher import Dispatch
+from actors.execution.pipeline import TicketOutcome
 from persistence.postgres.leadership import Leadership
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, Job
@@ -53,13 +54,13 @@ class Signals(Leadership):
 class Workers:
     """Receives tickets; each stays out until a test sets its outcome."""
 
-    out: dict[AttemptRef, asyncio.Future[str]] = field(default_factory=dict)
+    out: dict[AttemptRef, asyncio.Future[TicketOutcome]] = field(default_factory=dict)
     sent: Counter[AttemptRef] = field(default_factory=Counter)
     most_out: int = 0
     holds_s: list[float] = field(default_factory=list)
     refuse_with: Exception | None = None
 
-    async def process(self, ref: AttemptRef, hold_s: float) -> str:
+    async def process(self, ref: AttemptRef, hold_s: float) -> TicketOutcome:
         assert ref not in self.out, "two tickets for one attempt"
         self.sent[ref] += 1
         self.holds_s.append(hold_s)

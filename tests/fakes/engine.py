@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from restoration.engine_port import EngineBegan, EngineEvent, EngineResult, EngineRun, Prompt
+from restoration.engine_port import (
+    EngineBegan,
+    EngineEvent,
+    EngineResult,
+    EngineRun,
+    EngineStaged,
+    Prompt,
+)
 from restoration.errors import EngineInterrupted
 
 
@@ -44,6 +51,7 @@ class MemoryEngine:
     async def run(self, run: EngineRun, on_event: Callable[[EngineEvent], None]) -> EngineResult:
         self.runs.append(run)
         self.prompts[run.id] = run.render(f"{run.id}/input{run.image_suffix}", f"{run.id}/output")
+        on_event(EngineStaged())
         self.running.set()
         try:
             await self.turn.wait()

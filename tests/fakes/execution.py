@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from actors.execution.attempt import EngineOccupancy, Execution, Images, Lease
+from actors.execution.attempt import Execution, Images, Lease
+from actors.execution.engine_schedule import EngineOccupancy
 from actors.execution.outcomes import RetryPolicy
 from restoration.events import JobEvent, StateChanged
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus
@@ -58,7 +59,7 @@ class Jobs(MemoryJobStore):
 
 
 @dataclass
-class Visits(EngineOccupancy):
+class Occupancy(EngineOccupancy):
     """Records the calls of an execution, in order."""
 
     told: list[str] = field(default_factory=list)
@@ -69,8 +70,8 @@ class Visits(EngineOccupancy):
     def began(self) -> None:
         self.told.append("began")
 
-    def left(self) -> None:
-        self.told.append("left")
+    def finished(self) -> None:
+        self.told.append("finished")
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Bench:
     images: Images = field(default_factory=ImagesHere)
     events: list[tuple[UUID, JobEvent]] = field(default_factory=list)
     told_rows: list[Job] = field(default_factory=list)
-    visit: Visits = field(default_factory=Visits)
+    occupancy: Occupancy = field(default_factory=Occupancy)
 
     async def claimed(self, image: bytes | None = None, **changes: Any) -> Job:
         stored = await self.blobs.put("inputs/1.png", image or photo(), "image/png")
@@ -111,7 +112,7 @@ class Bench:
             self.retry,
         )
         async with asyncio.timeout(DEADLINE_S):
-            return await execution.run(job, self.visit)
+            return await execution.run(job, self.occupancy)
 
     async def start(self, job: Job) -> asyncio.Task[Job | None]:
         """Run the job until the engine holds it."""

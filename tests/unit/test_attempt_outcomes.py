@@ -9,8 +9,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from actors.dispatcher import Dispatch
-from actors.execution.attempt import EngineOccupancy, Execution, Lease
+from actors.execution.attempt import Execution, Lease
+from actors.execution.engine_schedule import EngineOccupancy, EngineSchedule
 from actors.execution.outcomes import RetryPolicy
+from actors.execution.pipeline import TicketOutcome
 from persistence.postgres.leadership import Leadership
 from restoration.errors import (
     EngineCrashed,
@@ -46,7 +48,7 @@ async def _attempt(error: EngineError | None, **changes: object) -> tuple[Job, M
         catalog, jobs, blobs, engine, ImagesHere(), lambda *_: None, Lease(10, 60), RetryPolicy()
     )
     async with asyncio.timeout(300):
-        ended = await execution.run(job, EngineOccupancy())
+        ended = await execution.run(job, EngineOccupancy(EngineSchedule(1)))
     assert ended is not None
     return ended, jobs
 
@@ -132,10 +134,10 @@ async def test_the_leader_fails_what_is_overdue() -> None:
     late, _ = await jobs.insert(new_job(queue_limit_s=-1))
     sent = asyncio.Event()
 
-    async def send(ref: AttemptRef, hold_s: float) -> str:
+    async def send(ref: AttemptRef, hold_s: float) -> TicketOutcome:
         tickets.append(ref)
         sent.set()
-        return "done"
+        return TicketOutcome.RAN
 
     waiting, _ = await jobs.insert(new_job())
     leading = asyncio.create_task(Dispatch(jobs, NoHints(), send, window=4, lease_s=4).lead())

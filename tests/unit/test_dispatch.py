@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from actors.dispatcher import FIRST_HOLD_S, LONGEST_HOLD_S
-from actors.execution.pipeline import BUSY, NOTHING_WAITS
+from actors.execution.pipeline import TicketOutcome
 from persistence.postgres.leadership import hint_of
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, JobStatus
@@ -77,7 +77,7 @@ class TestTickets:
         bench.signals.hint(hint_of(AttemptRef(job.id, 1)))
         other, _ = await bench.jobs.insert(new_job())
         await bench.claim()
-        bench.workers.out[refs[0]].set_result("succeeded")
+        bench.workers.out[refs[0]].set_result(TicketOutcome.RAN)
         await bench.sent(*refs[1:], AttemptRef(job.id, 1))
         assert AttemptRef(other.id, 1) not in bench.workers.sent
         assert bench.workers.most_out == WINDOW
@@ -89,7 +89,7 @@ class TestTickets:
         for i in range(3):
             await bench.sent(*refs[i : i + WINDOW])
             await bench.claim()
-            bench.workers.out[refs[i]].set_result("succeeded")
+            bench.workers.out[refs[i]].set_result(TicketOutcome.RAN)
         assert bench.workers.most_out == WINDOW
 
     async def test_another_attempt_is_another_ticket(self, bench: Bench) -> None:
@@ -106,7 +106,7 @@ class TestTickets:
         ref = await bench.submit()
         bench.lead()
         await bench.sent(ref)
-        bench.workers.out[ref].set_result("succeeded")
+        bench.workers.out[ref].set_result(TicketOutcome.RAN)
         await until(lambda: bench.workers.sent[ref] == 2)
 
     @pytest.mark.dispatch
@@ -117,7 +117,7 @@ class TestTickets:
         await bench.sent(*refs)
         for ref in refs:
             await bench.claim()
-            bench.workers.out[ref].set_result(NOTHING_WAITS)
+            bench.workers.out[ref].set_result(TicketOutcome.NOTHING_CLAIMED)
         await bench.sent()
         await bench.sent(await bench.submit())
 
@@ -127,7 +127,7 @@ class TestTickets:
         ref = await bench.submit()
         bench.lead()  # a tick, and thus a pause, of an hour
         await bench.sent(ref)
-        bench.workers.out[ref].set_result(NOTHING_WAITS)
+        bench.workers.out[ref].set_result(TicketOutcome.NOTHING_CLAIMED)
         await bench.sent()
         other = await bench.submit()
         await bench.sent(other)
@@ -138,7 +138,7 @@ class TestTickets:
         ref = await bench.submit()
         bench.lead(tick_s=TICK_S)
         await bench.sent(ref)
-        bench.workers.out[ref].set_result(NOTHING_WAITS)
+        bench.workers.out[ref].set_result(TicketOutcome.NOTHING_CLAIMED)
         await until(lambda: bench.workers.sent[ref] == 2)
 
     @pytest.mark.dispatch
@@ -148,7 +148,7 @@ class TestTickets:
         bench.lead()
         for times in range(1, 9):
             await until(lambda: bench.workers.sent[ref] == times)  # noqa: B023 # run here
-            bench.workers.out[ref].set_result(BUSY)
+            bench.workers.out[ref].set_result(TicketOutcome.BUSY)
         holds_s = bench.workers.holds_s
         assert holds_s[:3] == [FIRST_HOLD_S, 2 * FIRST_HOLD_S, 4 * FIRST_HOLD_S]
         assert holds_s[-1] == LONGEST_HOLD_S
@@ -160,7 +160,7 @@ class TestTickets:
         bench.lead()
         await bench.sent(ref)
         await bench.jobs.request_cancel(ref.job_id)
-        bench.workers.out[ref].set_result(BUSY)
+        bench.workers.out[ref].set_result(TicketOutcome.BUSY)
         other = await bench.submit()
         await bench.sent(other)
         assert bench.workers.sent[ref] == 1
@@ -271,7 +271,7 @@ class TestLeading:
             ref = await bench.submit()
             await bench.sent(ref)
             await bench.claim()
-            bench.workers.out[ref].set_result("succeeded")
+            bench.workers.out[ref].set_result(TicketOutcome.RAN)
         assert bench.jobs.rows[lapsed.id].status is JobStatus.RUNNING
 
     @pytest.mark.lease

@@ -64,17 +64,17 @@ class TestSuccess:
         assert all(0 <= seconds < DEADLINE_S for seconds in ended.timings_s.values())
 
     async def test_the_engine_is_free_before_the_picture_is_stored(self, bench: Bench) -> None:
-        """The visit learns when a job is staged, begins and has left; storing comes after."""
+        """The schedule learns when a job is staged, begins and is finished; storing comes after."""
         job = await bench.claimed(photo((5, 7)))
         put = bench.blobs.put
 
         async def put_last(key: str, data: bytes, content_type: str) -> Artifact:
-            bench.visit.told.append("stored")
+            bench.occupancy.told.append("stored")
             return await put(key, data, content_type)
 
         bench.blobs.put = put_last  # type: ignore[method-assign]
         await bench.run(job)
-        assert bench.visit.told == ["staged 35", "began", "left", "stored"]
+        assert bench.occupancy.told == ["staged 35", "began", "finished", "stored"]
 
     async def test_events_tell_the_story_in_order(self, bench: Bench) -> None:
         """The order is: running, rising progress, the engine's previews, and the end."""
@@ -282,7 +282,7 @@ class TestFailure:
         assert failure is not None
         assert failure.code == "engine_timeout"
         assert bench.engine.stopped == [run.id for run in bench.engine.runs]
-        assert bench.visit.told == ["staged 64", "began"]
+        assert bench.occupancy.told == ["staged 64", "began"]
 
     @pytest.mark.versions
     async def test_a_job_runs_the_version_it_was_submitted_with(self, bench: Bench) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
 
-from actors.execution.attempt import EngineOccupancy
-from actors.execution.pipeline import BUSY, NOTHING_WAITS, STORING, Pipeline, one_after_another
-from restoration.jobs import Job
+from actors.execution import pipeline
+from actors.execution.engine_schedule import EngineOccupancy
+from actors.execution.loaded_models import LoadedModels
+from actors.execution.pipeline import STORING, Pipeline, TicketOutcome
+from restoration.errors import EngineUnavailable
+from restoration.jobs import Job, JobStatus
+from restoration.tasks import stop
+from tests.fakes.engine import MemoryEngine
 from tests.fakes.job_store import MemoryJobStore
+from tests.fakes.site import photo
+from tests.fakes.stores import MemoryBlobStore
 from tests.support.polling import until
 from tests.support.samples import new_job
+from workflows.catalog import load_catalog
 
-DEADLINE_S = 300
 FOR_EVER_S = 3600.0
 PIXELS = 100
 
@@ -25,46 +32,78 @@ class Run:
     """A job in hand, which proceeds when a test releases it."""
 
     job: Job
-    visit: EngineOccupancy
+    occupancy: EngineOccupancy
     end: asyncio.Event = field(default_factory=asyncio.Event)
     error: Exception | None = None
 
     def stage(self, pixels: int = PIXELS) -> None:
-        self.visit.staged(pixels)
+        self.occupancy.staged(pixels)
 
     def begin(self) -> None:
-        self.visit.began()
+        self.occupancy.began()
 
     def store(self) -> None:
-        self.visit.left()
+        self.occupancy.finished()
+
+    def finish(self) -> None:
+        for step in (self.stage, self.begin, self.store, self.end.set):
+            step()
+
+
+@dataclass
+class Engine(MemoryEngine):
+    """An engine whose start calls `on_start`, which can take long or fail."""
+
+    on_start: Callable[[], Awaitable[None]] | None = None
+
+    async def start(self) -> None:
+        if self.on_start is not None:
+            await self.on_start()
 
 
 @dataclass
 class Bench:
+    """A pipeline on fakes, whose jobs proceed when a test wants."""
+
     depth: int = 1
     jobs: MemoryJobStore = field(default_factory=MemoryJobStore)
+    blobs: MemoryBlobStore = field(default_factory=MemoryBlobStore)
+    engine: Engine = field(default_factory=lambda: Engine(photo()))
+    undrained: asyncio.Event = field(default_factory=asyncio.Event)
+    stopping: bool = False  # whether Serve has ordered the replica to stop
     runs: list[Run] = field(default_factory=list)
-    tickets: list[asyncio.Task[str]] = field(default_factory=list)
+    tickets: list[asyncio.Task[TicketOutcome]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.pipeline = Pipeline(self._claim, self._run, self.depth)
+        self.undrained.set()
+        self.loaded_models = LoadedModels(load_catalog(), self.engine)
+        self.pipeline = Pipeline(
+            worker="w",
+            workflows=["restore"],
+            jobs=self.jobs,
+            blobs=self.blobs,
+            engine=self.engine,
+            loaded_models=self.loaded_models,
+            run=self._run,
+            lease_s=60,
+            depth=self.depth,
+            undrained=self.undrained,
+            is_stopping=lambda: self.stopping,
+        )
 
-    async def _claim(self) -> Job | None:
-        return await self.jobs.claim("w", 60, ["restore"])
-
-    async def _run(self, job: Job, visit: EngineOccupancy) -> str:
-        run = Run(job, visit)
+    async def _run(self, job: Job, occupancy: EngineOccupancy) -> Job | None:
+        run = Run(job, occupancy)
         self.runs.append(run)
         await run.end.wait()
         if run.error is not None:
             raise run.error
-        return "done"
+        return self.jobs.rows[job.id]
 
     async def submit(self, count: int = 1) -> None:
         for _ in range(count):
             await self.jobs.insert(new_job())
 
-    def send(self, hold_s: float = FOR_EVER_S) -> asyncio.Task[str]:
+    def send(self, hold_s: float = FOR_EVER_S) -> asyncio.Task[TicketOutcome]:
         self.tickets.append(asyncio.create_task(self.pipeline.process(hold_s)))
         return self.tickets[-1]
 
@@ -75,24 +114,23 @@ class Bench:
         assert len(self.runs) == count
         return self.runs[-1]
 
+    async def aclose(self) -> None:
+        await stop(*self.tickets)
+        await self.pipeline.hand_back()
+
     async def execute_one(self) -> None:
         """Let the pipeline learn that a job is quick."""
         await self.submit()
         ticket = self.send()
-        run = await self.in_hand(len(self.runs) + 1)
-        for step in (run.stage, run.begin, run.store):
-            step()
-        run.end.set()
-        assert await ticket == "done"
+        (await self.in_hand(len(self.runs) + 1)).finish()
+        assert await ticket is TicketOutcome.RAN
 
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
     bench = Bench()
     yield bench
-    for ticket in bench.tickets:
-        ticket.cancel()
-    await asyncio.gather(*bench.tickets, return_exceptions=True)
+    await bench.aclose()
 
 
 async def _settle() -> None:
@@ -191,52 +229,73 @@ async def test_a_ticket_that_is_of_no_use_goes_back(bench: Bench) -> None:
     run = await bench.in_hand(1)
     run.stage()
     run.begin()
-    assert await bench.send(hold_s=0.01) == BUSY
+    assert await bench.send(hold_s=0.01) is TicketOutcome.BUSY
     assert len(await bench.jobs.waiting(5)) == 1
 
 
 @pytest.mark.overlap
-@pytest.mark.parametrize("at_last", [NOTHING_WAITS, BUSY])
-async def test_a_ticket_serves_while_jobs_wait(at_last: str) -> None:
-    """Jobs follow each other until none is available soon; the ticket reports the last outcome."""
-    left = ["succeeded", "failed", at_last, "too many"]
-
-    async def process(_hold_s: float) -> str:
-        return left.pop(0)
-
-    assert await one_after_another(process, 1.0, lambda: True) == "failed"
-    assert left == ["too many"]
+async def test_a_ticket_serves_while_jobs_wait(bench: Bench) -> None:
+    """The jobs follow each other on it."""
+    await bench.submit(3)
+    ticket = bench.send()
+    for count in (1, 2, 3):
+        (await bench.in_hand(count)).finish()
+    assert await ticket is TicketOutcome.RAN
 
 
 @pytest.mark.overlap
-@pytest.mark.parametrize("outcome", ["succeeded", NOTHING_WAITS, BUSY])
-async def test_a_ticket_goes_back_when_no_other_job_waited(outcome: str) -> None:
+async def test_a_ticket_that_served_goes_back_when_others_took_the_rest(bench: Bench) -> None:
+    """Its outcome is that of the job that it ran."""
+    await bench.submit(2)
+    ticket = bench.send()
+    run = await bench.in_hand(1)
+    assert await bench.jobs.claim("another", 60, ["restore"]) is not None
+    run.finish()
+    assert await ticket is TicketOutcome.RAN
+    assert len(bench.runs) == 1
+
+
+@pytest.mark.overlap
+async def test_a_ticket_that_served_goes_back_when_no_claim_is_possible_soon(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is held for longer than a new one, but not without a limit."""
+    monkeypatch.setattr(pipeline, "_SERVED_HOLD_S", 0.01)
+    await bench.submit(2)
+    ticket = bench.send()
+    run = await bench.in_hand(1)
+    bench.undrained.clear()
+    run.finish()
+    assert await ticket is TicketOutcome.RAN
+    assert len(bench.runs) == 1
+
+
+@pytest.mark.overlap
+async def test_a_ticket_goes_back_when_no_other_job_waited(bench: Bench) -> None:
     """No further job is claimed on it: in a short queue, each job has its own ticket."""
-    holds_s: list[float] = []
-
-    async def process(hold_s: float) -> str:
-        holds_s.append(hold_s)
-        return outcome
-
-    assert await one_after_another(process, 1.0, lambda: False) == outcome
-    assert holds_s == [1.0]
+    await bench.submit()
+    ticket = bench.send()
+    run = await bench.in_hand(1)
+    await bench.submit()
+    run.finish()
+    assert await ticket is TicketOutcome.RAN
+    assert len(await bench.jobs.waiting(5)) == 1
 
 
 @pytest.mark.overlap
 async def test_a_claim_that_takes_long_is_waited_for(bench: Bench) -> None:
     """An engine that is being started for a job is no reason to return the ticket."""
-    claim, started = bench._claim, asyncio.Event()
+    started = asyncio.Event()
 
-    async def claim_slowly() -> Job | None:
+    async def start_slowly() -> None:
         await started.wait()
-        return await claim()
 
-    bench.pipeline = Pipeline(claim_slowly, bench._run, depth=1)
+    bench.engine.on_start = start_slowly
     ticket = bench.send(hold_s=0.01)
     await asyncio.wait({ticket}, timeout=0.05)
     assert not ticket.done()
     started.set()
-    assert await ticket == NOTHING_WAITS
+    assert await ticket is TicketOutcome.NOTHING_CLAIMED
 
 
 @pytest.mark.overlap
@@ -263,13 +322,91 @@ async def test_a_ticket_that_is_taken_back_claims_nothing(bench: Bench) -> None:
     run.stage()
     run.begin()
     for ticket in (running, waiting):
-        bench.pipeline.withdraw(ticket)
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    run.store()
-    run.end.set()
-    assert await running == "done"
+        ticket.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ticket
+    assert [job.job_id for job in bench.pipeline.in_hand] == [run.job.id]
+    run.finish()
+    await until(lambda: not bench.pipeline.in_hand)
     assert len(bench.runs) == 1
+
+
+@pytest.mark.drain
+async def test_a_drained_worker_holds_its_tickets_and_claims_nothing(bench: Bench) -> None:
+    """It sends them back in time, and serves them at once when it is undrained."""
+    await bench.submit()
+    bench.undrained.clear()
+    assert await bench.send(hold_s=0.01) is TicketOutcome.BUSY
+    bench.send()
+    await _settle()
+    assert not bench.runs
+    bench.undrained.set()
+    await bench.in_hand(1)
+
+
+@pytest.mark.drain
+@pytest.mark.parametrize("order", ["drained", "stopping"])
+async def test_a_worker_that_is_told_to_stop_while_its_engine_starts_takes_no_job(
+    bench: Bench, order: str
+) -> None:
+    """The operator or Serve may stop it; a start takes minutes, and a job would be handed back."""
+
+    async def stop_meanwhile() -> None:
+        if order == "drained":
+            bench.undrained.clear()
+        bench.stopping = order == "stopping"
+
+    bench.engine.on_start = stop_meanwhile
+    await bench.submit()
+    assert await bench.send() is TicketOutcome.NOTHING_CLAIMED
+    assert len(await bench.jobs.waiting(5)) == 1
+
+
+@pytest.mark.engine_health
+async def test_no_job_is_claimed_for_an_engine_that_does_not_start(bench: Bench) -> None:
+    """The job waits for another worker; with an engine it is claimed."""
+
+    async def fail() -> None:
+        raise EngineUnavailable("no GPU")
+
+    bench.engine.on_start = fail
+    await bench.submit()
+    assert await bench.send() is TicketOutcome.NOTHING_CLAIMED
+    assert len(await bench.jobs.waiting(5)) == 1
+    bench.engine.on_start = None
+    bench.send()
+    await bench.in_hand(1)
+
+
+@pytest.mark.retry
+async def test_after_a_failed_attempt_none_is_claimed_until_s3_answers(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage of S3 does not cost each waiting job an attempt."""
+    monkeypatch.setattr(pipeline, "_STORE_PAUSE_S", 0.01)
+    await bench.submit(2)
+    bench.send()
+    run = await bench.in_hand(1)
+    bench.blobs.down = True
+    await bench.jobs.release(run.job.ref, None, delay_s=60)
+    run.finish()
+    await asyncio.sleep(0.05)
+    await bench.in_hand(1)
+    bench.blobs.down = False
+    await bench.in_hand(2)
+
+
+@pytest.mark.drain
+async def test_jobs_in_hand_are_handed_back_at_no_cost(bench: Bench) -> None:
+    """They wait again, and what still runs of them is stopped."""
+    await bench.submit()
+    ticket = bench.send()
+    run = await bench.in_hand(1)
+    await bench.pipeline.hand_back()
+    assert ticket.cancelled() or ticket.done()
+    row = bench.jobs.rows[run.job.id]
+    assert (row.status, row.failed_attempts) == (JobStatus.QUEUED, 0)
+    assert bench.pipeline.idle
 
 
 @pytest.mark.overlap
@@ -284,6 +421,4 @@ async def test_depth_is_how_many_are_staged() -> None:
         for count in range(2, depth + 2):
             (await bench.in_hand(count)).stage()
         await bench.in_hand(depth + 2)
-        for ticket in bench.tickets:
-            ticket.cancel()
-        await asyncio.gather(*bench.tickets, return_exceptions=True)
+        await bench.aclose()

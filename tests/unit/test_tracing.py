@@ -9,7 +9,8 @@ from itertools import pairwise
 import pytest
 from opentelemetry.trace import SpanKind, format_span_id, get_current_span
 
-from actors.execution.attempt import EngineOccupancy, Execution, Lease
+from actors.execution.attempt import Execution, Lease
+from actors.execution.engine_schedule import EngineOccupancy, EngineSchedule
 from actors.observability.tracing import (
     SpanObserver,
     context_of,
@@ -85,7 +86,7 @@ async def _execute(site: Site, engine: MemoryEngine) -> Job:
     )
     job = await site.jobs.claim("worker", 60, ["restore"])
     assert job is not None
-    await execution.run(job, EngineOccupancy())
+    await execution.run(job, EngineOccupancy(EngineSchedule(1)))
     return job
 
 

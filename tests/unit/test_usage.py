@@ -11,7 +11,8 @@ from uuid import uuid4
 import pytest
 import typer
 
-from actors.execution.attempt import EngineOccupancy, Execution, Lease
+from actors.execution.attempt import Execution, Lease
+from actors.execution.engine_schedule import EngineOccupancy, EngineSchedule
 from actors.execution.outcomes import RetryPolicy
 from actors.execution.usage import UsageRecorder
 from actors.observability.observers import MetricsObserver
@@ -123,7 +124,7 @@ class Bench:
         job = await self.jobs.claim(str(uuid4()), 60, ["restore"])
         assert job is not None
         async with asyncio.timeout(DEADLINE_S):
-            return await self.execution.run(job, EngineOccupancy())
+            return await self.execution.run(job, EngineOccupancy(EngineSchedule(1)))
 
     async def gpu_s(self) -> float:
         """Return the ledger's GPU seconds once all is written."""

@@ -15,7 +15,6 @@ from tests.fakes.workers import MemoryWorkerRegistry
 from tests.support.polling import until
 
 EVERY_S = 0.005
-NEVER_S = 3600.0
 
 
 async def _holds(condition: Callable[[], bool]) -> None:
@@ -33,8 +32,8 @@ class Worker:
     trouble: EngineUnavailable | None = None
 
     def __post_init__(self) -> None:
-        self.standing = WorkerRegistration(self.registry, self.look, self.restart, EVERY_S)
-        self.task = asyncio.create_task(self.standing.run())
+        self.registration = WorkerRegistration(self.registry, "w", self.look, self.restart, EVERY_S)
+        self.task = asyncio.create_task(self.registration.run())
 
     def look(self, restarts_done: int) -> WorkerReport:
         url = "http://127.0.0.1:8188"
@@ -61,13 +60,12 @@ async def worker() -> AsyncIterator[Worker]:
 
 
 @pytest.mark.fleet
-async def test_a_drained_worker_admits_nothing_until_it_is_undrained(worker: Worker) -> None:
-    """Waiting tickets are then admitted at once, or sent back when the patience ends."""
-    assert await worker.standing.admitted(NEVER_S)
+async def test_a_worker_is_drained_until_it_is_undrained(worker: Worker) -> None:
+    """A ticket that waits for it is then served at once."""
+    assert worker.registration.undrained.is_set()
     await worker.registry.drain("w", drained=True)
-    await _holds(lambda: worker.standing.drained)
-    assert not await worker.standing.admitted(0.01)
-    waiting = asyncio.create_task(worker.standing.admitted(NEVER_S))
+    await _holds(lambda: not worker.registration.undrained.is_set())
+    waiting = asyncio.create_task(worker.registration.undrained.wait())
     await worker.registry.drain("w", drained=False)
     assert await waiting
 
@@ -76,10 +74,10 @@ async def test_a_drained_worker_admits_nothing_until_it_is_undrained(worker: Wor
 async def test_orders_hold_while_postgres_is_away(worker: Worker) -> None:
     """A drained worker does not start to claim because Postgres is away."""
     await worker.registry.drain("w", drained=True)
-    await _holds(lambda: worker.standing.drained)
+    await _holds(lambda: not worker.registration.undrained.is_set())
     worker.registry.down = True
-    await worker.standing.report()
-    assert worker.standing.drained
+    await worker.registration.report()
+    assert not worker.registration.undrained.is_set()
     assert not worker.task.done()
 
 
@@ -88,7 +86,7 @@ async def test_an_order_to_restart_is_obeyed_once(worker: Worker) -> None:
     """An order holds for any number of reports; a later one is another restart."""
     await worker.registry.restart_engine("w")
     for _ in range(3):
-        await worker.standing.report()
+        await worker.registration.report()
     assert worker.done == 0
     worker.empty.set()
     await _holds(lambda: worker.done == 1)
