@@ -28,7 +28,7 @@ from ray.exceptions import RayError
 from actors.cluster.handles import IngressHandle, connected_ingress
 from actors.cluster.retry import patiently
 from actors.status_actor import StatusActor, status_actor
-from actors.submission.batches import Draft
+from actors.submission.batches import Draft, DraftPhoto
 from actors.submission.requests import SubmissionRequest
 from restoration.batches import JobBatch
 from restoration.errors import InvalidRequest, JobNotFound
@@ -208,28 +208,27 @@ class Batch:
         patiently(lambda: self._ingress.check(request))
         files = list(paths)
         draft = Draft(self._owner)
-        places = [draft.add(path.name) for path in files]
+        photos = [draft.add(path.name) for path in files]
 
-        def prepare(path: Path, place: tuple[int, UUID]) -> None:
-            index, job_id = place
+        def prepare(path: Path, photo: DraftPhoto) -> None:
             asked = replace(request, image=path.read_bytes())
             try:
-                draft.accept(index, patiently(lambda: self._ingress.prepare(asked, job_id)))
+                photo.job = patiently(lambda: self._ingress.prepare(asked, photo.job_id))
             except InvalidRequest as error:
-                draft.refuse(index, error)
+                photo.refuse(error)
 
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             try:
-                list(pool.map(prepare, files, places))
+                list(pool.map(prepare, files, photos))
             finally:
                 pool.shutdown(cancel_futures=True)
-        new = draft.finish()
-        patiently(lambda: self._ingress.record_batch(new, draft.jobs))
-        jobs = {
-            job.id: files[index] for job in draft.jobs if (index := job.batch_index) is not None
-        }
-        refused = [(files[each.index], each.reason) for each in new.refusals]
-        return AcceptedBatch(new.id, jobs, refused)
+        new, jobs = draft.finish()
+        patiently(lambda: self._ingress.record_batch(new, jobs))
+        return AcceptedBatch(
+            id=new.id,
+            jobs={photo.job_id: files[photo.index] for photo in photos if photo.job},
+            refused=[(files[each.index], each.reason) for each in new.refusals],
+        )
 
     def batch_status(self, batch_id: UUID) -> JobBatch:
         """Return the batch with its `status` and `counts`. Raises BatchNotFound."""

@@ -61,6 +61,22 @@ class SubmittedBatch:
 
 
 @dataclass(slots=True)
+class DraftPhoto:
+    """A photo of a draft. In the end it has either a job or the reason of its refusal."""
+
+    index: int
+    job_id: UUID
+    name: str
+    sha256: str
+    stored: StoredPhoto | None = None
+    job: NewJob | None = None
+    refusal: Failure | None = None
+
+    def refuse(self, error: InvalidRequest) -> None:
+        self.refusal = Failure.of(error)
+
+
+@dataclass(slots=True)
 class Draft:
     """A batch that is assembled photo by photo.
 
@@ -70,58 +86,50 @@ class Draft:
 
     owner: str
     id: UUID = field(default_factory=uuid4)
-    names: list[str] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-    stored: dict[int, StoredPhoto] = field(default_factory=dict)
-    jobs: list[NewJob] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
+    photos: list[DraftPhoto] = field(default_factory=list)
     begun_at: datetime = field(default_factory=utc_now)
     _job_ids: list[UUID] = field(
         default_factory=lambda: sorted(uuid4() for _ in range(MAX_BATCH_ITEMS))
     )
 
-    @property
-    def object_keys(self) -> set[str]:
-        """The keys of all objects stored for the batch."""
-        photos = {photo.artifact.key for photo in self.stored.values()}
-        return photos.union(*(job.object_keys for job in self.jobs))
-
-    def job_id(self, index: int) -> UUID:
-        return self._job_ids[index]
-
-    def add(self, name: str, sha256: str = "") -> tuple[int, UUID]:
-        """Add a photo, and return its index and its job's id. Raises BatchTooLarge."""
-        index = len(self.names)
+    def add(self, name: str, sha256: str = "") -> DraftPhoto:
+        """Add a photo. Raises BatchTooLarge."""
+        index = len(self.photos)
         if index == MAX_BATCH_ITEMS:
             raise BatchTooLarge(
                 f"a batch holds at most {MAX_BATCH_ITEMS} photos; send the others as another",
                 max_items=MAX_BATCH_ITEMS,
             )
-        self.names.append(item_name(name))
-        self.digests.append(sha256)
-        return index, self._job_ids[index]
-
-    def accept(self, index: int, job: NewJob) -> None:
-        self.jobs.append(replace(job, batch_id=self.id, batch_index=index))
-
-    def refuse(self, index: int, error: InvalidRequest) -> None:
-        self.refusals.append(Refusal(index, Failure.of(error)))
+        photo = DraftPhoto(index, self._job_ids[index], item_name(name), sha256)
+        self.photos.append(photo)
+        return photo
 
     def digest(self, checked: CheckedRequest) -> str:
         """Return the digest of the whole batch; see `CheckedRequest.digest`."""
-        lines = map(" ".join, zip(self.digests, self.names, strict=True))
+        lines = (f"{photo.sha256} {photo.name}" for photo in self.photos)
         return checked.digest("\n".join(lines).encode())
 
-    def finish(self, idempotency_key: str | None = None, digest: str | None = None) -> NewBatch:
-        """Return the batch to record. Raises InvalidRequest for a batch without a photo."""
-        if not self.names:
+    def finish(
+        self, idempotency_key: str | None = None, digest: str | None = None
+    ) -> tuple[NewBatch, list[NewJob]]:
+        """Return the batch to record and its jobs. Raises InvalidRequest for an empty batch."""
+        if not self.photos:
             raise InvalidRequest("the batch is empty; send at least one photo")
-        self.jobs.sort(key=lambda job: job.id)
-        refusals = tuple(sorted(self.refusals, key=lambda refusal: refusal.index))
-        names = tuple(self.names)
-        return NewBatch(
-            self.id, self.owner, names, refusals, idempotency_key, digest, self.begun_at
+        new = NewBatch(
+            id=self.id,
+            owner=self.owner,
+            names=tuple(photo.name for photo in self.photos),
+            refusals=tuple(Refusal(p.index, p.refusal) for p in self.photos if p.refusal),
+            idempotency_key=idempotency_key,
+            request_digest=digest,
+            begun_at=self.begun_at,
         )
+        jobs = [
+            replace(photo.job, batch_id=self.id, batch_index=photo.index)
+            for photo in self.photos
+            if photo.job
+        ]
+        return new, jobs
 
 
 class BatchSubmission:
@@ -155,16 +163,16 @@ class BatchSubmission:
             await self._store_photos(photos, draft)
             checked = self._submission.check(read_rest())
             await self._make_jobs(checked, draft)
-            new = draft.finish(key, draft.digest(checked))
+            new, jobs = draft.finish(key, draft.digest(checked))
         except BaseException:  # includes the cancellation when the client disconnects
-            await self._discard(draft.object_keys)
+            await self._discard(draft)
             raise
         try:
-            return await self.record(new, draft.jobs, request.quotas)
+            return await self.record(new, jobs, request.quotas)
         except DependencyUnavailable:  # the batch may be recorded, so its objects stay
             raise
         except RestorationError:
-            await self._discard(draft.object_keys)
+            await self._discard(draft)
             raise
 
     async def record(
@@ -187,7 +195,7 @@ class BatchSubmission:
         else:
             batch, created = await self._batches.insert(new, jobs, quotas)
         if batch.id != new.id:  # another request with the same key was recorded first
-            await self._discard(key for job in jobs for key in job.object_keys)
+            await asyncio.gather(*(self._submission.discard(*job.object_keys) for job in jobs))
         if created:  # the items are known; reading them could fail
             return SubmittedBatch(batch, _items(new, jobs), replayed=False)
         return SubmittedBatch(batch, await self._batches.items(batch.id), replayed=True)
@@ -200,21 +208,21 @@ class BatchSubmission:
         """
         in_hand = _InHand(IN_FLIGHT, self._submission.max_image_bytes)
 
-        async def store(photo: Photo, index: int, job_id: UUID) -> None:
+        async def store(data: bytes, photo: DraftPhoto) -> None:
             try:
-                draft.stored[index] = await self._submission.store_photo(photo.data, job_id)
+                photo.stored = await self._submission.store_photo(data, photo.job_id)
             except InvalidRequest as error:
-                draft.refuse(index, error)
+                photo.refuse(error)
             finally:
-                await in_hand.give_back(len(photo.data))
+                await in_hand.give_back(len(data))
 
         try:
             async with asyncio.TaskGroup() as group:
-                async for photo in photos:
-                    place = draft.add(photo.name, photo.sha256)
-                    await in_hand.take(len(photo.data))
-                    group.create_task(store(photo, *place))
-                    del photo  # frees its memory before the next one is read
+                async for received in photos:
+                    photo = draft.add(received.name, received.sha256)
+                    await in_hand.take(len(received.data))
+                    group.create_task(store(received.data, photo))
+                    del received  # frees its memory before the next one is read
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
@@ -222,21 +230,21 @@ class BatchSubmission:
         """Make a job of each stored photo. A photo whose result would be too large is refused."""
         slots = asyncio.Semaphore(IN_FLIGHT)
 
-        async def make(index: int, photo: StoredPhoto) -> None:
+        async def make(photo: DraftPhoto, stored: StoredPhoto) -> None:
             async with slots:
                 try:
-                    self._submission.check_result(checked, photo.picture)
+                    self._submission.check_result(checked, stored.picture)
                 except InvalidRequest as error:
-                    draft.refuse(index, error)
-                    await self._submission.discard(photo.artifact.key)
+                    photo.refuse(error)
+                    await self._submission.discard(stored.artifact.key)
                 else:
-                    job_id = draft.job_id(index)
-                    draft.accept(index, await self._submission.make_job(checked, job_id, photo))
+                    photo.job = await self._submission.make_job(checked, photo.job_id, stored)
 
         try:
             async with asyncio.TaskGroup() as group:
-                for index, photo in draft.stored.items():
-                    group.create_task(make(index, photo))
+                for photo in draft.photos:
+                    if photo.stored is not None:
+                        group.create_task(make(photo, photo.stored))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
@@ -257,8 +265,11 @@ class BatchSubmission:
             )
         return SubmittedBatch(earlier, await self._batches.items(earlier.id), replayed=True)
 
-    async def _discard(self, keys: Iterable[str]) -> None:
-        await asyncio.gather(*(self._submission.discard(key) for key in keys))
+    async def _discard(self, draft: Draft) -> None:
+        """Delete all objects that were stored for the draft."""
+        stored = [photo.stored.artifact.key for photo in draft.photos if photo.stored]
+        made = [key for photo in draft.photos if photo.job for key in photo.job.object_keys]
+        await asyncio.gather(*(self._submission.discard(key) for key in {*stored, *made}))
 
 
 class _InHand:

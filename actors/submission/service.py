@@ -18,7 +18,6 @@ from actors.images.process_pool import Examiner
 from actors.images.reader import ImageInfo
 from actors.observability.tracing import current_traceparent, tracer
 from actors.submission.requests import CheckedRequest, RequestChecker, SubmissionRequest
-from actors.submission.uploads import fetch_upload
 from persistence.objects.keys import copy_key, input_key, upload_key
 from restoration.errors import (
     ArtifactCorrupt,
@@ -160,9 +159,13 @@ class Submission:
         async def examine() -> tuple[bytes, ImageInfo]:
             image = request.image
             if request.upload_id is not None:
-                image = await fetch_upload(
-                    self._blobs, request.owner, request.upload_id, self._limits
-                )
+                key = upload_key(request.owner, request.upload_id)
+                uploaded = await self._blobs.fetch(key, self._limits.max_bytes)
+                if uploaded is None:  # or it is another owner's
+                    raise UploadNotFound(
+                        "there is no such upload, or nothing has been sent to it yet"
+                    )
+                image = uploaded
             return image, await self._examine(image, checked)
 
         examining = asyncio.create_task(examine())

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from persistence.objects.keys import upload_key
-from restoration.errors import UploadNotFound
 from restoration.images import ImageType, UploadLimits, check_size_bytes
 from restoration.limits.quotas import Quotas
 from restoration.ports import BlobStore, NewUpload, UploadLink, UploadStore
@@ -61,16 +60,3 @@ class Uploads:
     async def size_of(self, owner: str, upload_id: UUID) -> int:
         """Return the announced size in bytes; 0 if the owner has no such unused upload."""
         return await self._store.size_of(upload_id, owner) or 0
-
-
-async def fetch_upload(
-    blobs: BlobStore, owner: str, upload_id: UUID, limits: UploadLimits
-) -> bytes:
-    """Return the unchecked bytes of an owner's upload, at most one more than the limit.
-
-    Raises UploadNotFound, both for an upload that does not exist and for another owner's.
-    """
-    data = await blobs.fetch(upload_key(owner, upload_id), limits.max_bytes)
-    if data is None:
-        raise UploadNotFound("there is no such upload, or nothing has been sent to it yet")
-    return data

@@ -73,13 +73,10 @@ class BatchFormReader:
 
     async def photos(self) -> AsyncGenerator[Photo, None]:
         while self._photo is not None:
-            yield self._take(self._photo)
+            part, self._photo = self._photo, None
+            yield Photo(part.filename or "", part.data(), part.hash.hexdigest())
+            del part  # frees its memory before the next one is read
             self._photo = await self._next_photo()
-
-    def _take(self, part: Part) -> Photo:
-        """Return the photo, and drop this reader's reference to it while the next one is read."""
-        self._photo = None
-        return Photo(part.filename or "", part.data(), part.hash.hexdigest())
 
     def all_fields(self) -> BatchForm:
         """Return the fields read so far; after the last photo these are all fields."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated
 from urllib.parse import urlencode
@@ -200,19 +199,12 @@ async def cancel_batch(
 async def follow_batch(batch_id: UUID, caller: Reader, services: ServicesOf) -> EventStream:
     """Follow a batch until it has ended."""
     batch = await services.batches.get(batch_id, caller.reach)
-    return EventStream(kept_alive(_encoded(services.batch_watcher.watch(batch))), caller.sub)
 
+    def encode(batch: JobBatch) -> bytes:
+        data = BatchProgress.model_validate(batch).model_dump_json()
+        return sse.encode(sse.ServerEvent("progress", data))
 
-async def _encoded(
-    watch: AsyncGenerator[JobBatch | None, None],
-) -> AsyncGenerator[bytes | None, None]:
-    async with aclosing(watch):
-        async for batch in watch:
-            if batch is None:
-                yield None
-            else:
-                data = BatchProgress.model_validate(batch).model_dump_json()
-                yield sse.encode(sse.ServerEvent("progress", data))
+    return EventStream(kept_alive(services.batch_watcher.watch(batch), encode), caller.sub)
 
 
 def _show(request: Request, batch: JobBatch) -> BatchView:

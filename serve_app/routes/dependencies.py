@@ -88,21 +88,14 @@ async def _authorized(
     for scope in needed.scopes:
         if scope not in caller.scopes:
             raise Forbidden(f"the token lacks the scope {scope}", scope=scope)
-    if request.method not in _UNCOUNTED:
-        await _count(request, caller)
-    return caller
-
-
-async def _count(request: Request, caller: Principal) -> None:
-    """Count the request, if Redis can be reached. Raises RateLimited."""
     per_minute = caller.quotas.requests_per_minute
-    if per_minute == 0:
-        return
+    if request.method in _UNCOUNTED or per_minute == 0:
+        return caller
     try:
         rate = await services_of(request).rates.take(caller.sub, per_minute)
-    except DependencyUnavailable as error:
+    except DependencyUnavailable as error:  # without Redis nothing is limited
         log.warning("request_not_counted", reason=error.message)
-        return
+        return caller
     request.state.answer_headers = rate.headers()
     if not rate.allowed:
         raise RateLimited(
@@ -110,6 +103,7 @@ async def _count(request: Request, caller: Principal) -> None:
             limit=per_minute,
             retry_after_s=rate.retry_after_s,
         )
+    return caller
 
 
 def require(scope: Scope) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Annotated
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Header
@@ -20,7 +20,6 @@ from restoration.errors import (
 from serve_app import sse
 from serve_app.asgi.openapi import problems
 from serve_app.routes.dependencies import COMMON_PROBLEMS, Reader, ServicesOf
-from serve_app.watch.job_feed import Seen
 
 HEARTBEAT_S = 15.0
 
@@ -75,26 +74,26 @@ async def follow_restoration(
 ) -> EventStream:
     """Follow a job until it has ended."""
     job = await services.jobs.get(job_id, caller.reach)
-    events = _encoded(services.watcher.watch(job, last_event_id))
-    return EventStream(kept_alive(events), caller.sub)
+    watch = services.watcher.watch(job, last_event_id)
+    return EventStream(kept_alive(watch, lambda seen: seen.encoded), caller.sub)
 
 
-async def _encoded(watch: AsyncGenerator[Seen | None, None]) -> AsyncGenerator[bytes | None, None]:
-    async with aclosing(watch):
-        async for seen in watch:
-            yield seen.encoded if seen else None
+_T = TypeVar("_T")
 
 
 async def kept_alive(
-    events: AsyncGenerator[bytes | None, None],
+    watch: AsyncGenerator[_T | None, None], encode: Callable[[_T], bytes]
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the encoded events, and a comment after HEARTBEAT_S without any."""
+    """Yield what `watch` yields, encoded, and a comment after HEARTBEAT_S without any of it.
+
+    `watch` yields None from time to time while there is nothing new.
+    """
     now = asyncio.get_running_loop().time
     sent_at = now()
-    async with aclosing(events):
-        async for event in events:
-            if event is not None:
-                yield event
+    async with aclosing(watch):
+        async for seen in watch:
+            if seen is not None:
+                yield encode(seen)
             elif now() - sent_at >= HEARTBEAT_S:
                 yield sse.encode_comment("alive")
             else:

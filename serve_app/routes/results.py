@@ -55,7 +55,13 @@ async def picture(
     parts = _parts(blobs, output, first_byte, end)
     # a missing object becomes an error response instead of a truncated picture
     first = await anext(parts)
-    return StreamingResponse(_resumed(first, parts), status, about, output.content_type)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield first
+        async for part in parts:
+            yield part
+
+    return StreamingResponse(body(), status, about, output.content_type)
 
 
 def filename_of(job: Job) -> str:
@@ -114,9 +120,3 @@ async def _parts(blobs: BlobStore, output: Artifact, start: int, end: int) -> As
             )
         yield part
         start = stop
-
-
-async def _resumed(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for part in rest:
-        yield part

@@ -31,7 +31,14 @@ async def show_all(
     request: Request, board: StatusBoard, jobs: Sequence[Job]
 ) -> list[restorations.Restoration]:
     """Return the jobs' views: progress from the board, webhook deliveries from the store."""
-    events = await _live(board, [job.id for job in jobs if job.status in _HAS_PROGRESS])
+    running = [job.id for job in jobs if job.status in _HAS_PROGRESS]
+    events: Mapping[UUID, Sequence[JobEvent]] = {}
+    if running:
+        try:
+            async with asyncio.timeout(PROGRESS_TIMEOUT_S):
+                events = await board.latest(running)
+        except (DependencyUnavailable, TimeoutError) as error:
+            log.warning("progress_unavailable", reason=repr(error))
     ended = [job.id for job in jobs if job.options.webhook_url and job.status.is_final]
     deliveries = await services_of(request).jobs.deliveries(ended) if ended else {}
     return [
@@ -58,15 +65,3 @@ def links_to(request: Request, job_id: UUID) -> restorations.Links:
         retry=path("retry_restoration"),
         result=path("get_result"),
     )
-
-
-async def _live(board: StatusBoard, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:
-    """Return the latest events of each job, or none if the board is down or slow."""
-    if not job_ids:
-        return {}
-    try:
-        async with asyncio.timeout(PROGRESS_TIMEOUT_S):
-            return await board.latest(job_ids)
-    except (DependencyUnavailable, TimeoutError) as error:
-        log.warning("progress_unavailable", reason=repr(error))
-        return {}
