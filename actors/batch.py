@@ -142,7 +142,9 @@ class Batch:
         unknown = open_ids.difference(patiently(lambda: self._ingress.known(list(open_ids))))
         if unknown:
             first = str(min(unknown))
-            raise JobNotFound(f"of {len(unknown)} jobs there is no trace: {first}", job_id=first)
+            raise JobNotFound(
+                f"{len(unknown)} of the jobs do not exist, {first} among them", job_id=first
+            )
         while open_ids:
             ended = patiently(lambda: self._ingress.ended(list(open_ids)))
             for job in ended:

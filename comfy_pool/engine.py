@@ -192,15 +192,15 @@ class ComfyEngine:
         if self._host.pid is None:
             return ""
         if self._retired:
-            return "it is to be started anew"
+            return "a restart was requested"
         if not self._runs_since_start:
             return ""
         if 0 < self._limits.restart_after_runs <= self._runs_since_start:
-            return "it has had its number of runs"
+            return "the maximum number of runs was reached"
         if limit := self._limits.memory_limit_bytes:
             resident = await asyncio.to_thread(resident_bytes, self._host.pid)
             if resident > limit:
-                return f"its memory has grown to {resident // 1_000_000} MB"
+                return f"its memory grew to {resident // 1_000_000} MB"
         return ""
 
     async def _start(self) -> EngineSession:

@@ -60,7 +60,7 @@ def taken(told: HandedOver, path: Path) -> Pixels:
     pixels = Pixels(path, told.width, told.height, told.channels)
     size_bytes = told.width * told.height * told.channels
     if told.name != path.name or not path.is_file() or path.stat().st_size != size_bytes:
-        raise EngineFailed("the engine handed over other pixels than this run's", name=told.name)
+        raise EngineFailed("the engine returned pixels of another run", name=told.name)
     return pixels
 
 

@@ -61,7 +61,7 @@ def sniff(data: bytes) -> ImageType:
     Raises InvalidRequest if `data` is empty and UnsupportedImage for any type not accepted.
     """
     if not data:
-        raise InvalidRequest("the image is empty; send the bytes of a picture")
+        raise InvalidRequest("the image is empty; send the bytes of an image file")
     for signature, kind in _SIGNATURES:
         if data.startswith(signature):
             return kind
@@ -70,7 +70,7 @@ def sniff(data: bytes) -> ImageType:
     if data[4:8] == b"ftyp" and (found := _type_of_brands(data)) is not None:
         return found
     raise UnsupportedImage(
-        f"the file is not a picture of an accepted type; send {ACCEPTED_TYPES}",
+        f"the file is not an image of a supported type; send {ACCEPTED_TYPES}",
         accepted=[kind.value for kind in ImageType],
     )
 
@@ -83,7 +83,7 @@ def _type_of_brands(data: bytes) -> ImageType | None:
     size = min(int.from_bytes(data[:4]), _MAX_BRANDS_BYTES)
     brands = [data[8:12], *(data[n : n + 4] for n in range(16, size, 4))]
     if brands[0] in _SEQUENCE_BRANDS:
-        raise UnsupportedImage("the file holds a sequence of pictures; send a single one")
+        raise UnsupportedImage("the file contains an image sequence; send a single image")
     # Some cameras write a general brand first; the codec is then among the other brands.
     considered = brands if brands[0] in _GENERAL_BRANDS else brands[:1]
     for kind, names in _BRANDS.items():
@@ -106,14 +106,16 @@ def check_dimensions(width: int, height: int, limits: UploadLimits) -> None:
     """Raise ImageTooLarge above the pixel or side limit. Call it before decoding."""
     if width * height > limits.max_pixels:
         raise ImageTooLarge(
-            f"the image has {width}x{height} pixels; at most {limits.max_pixels} are accepted",
+            f"the image has {width}x{height} pixels; the maximum is {limits.max_pixels} "
+            "pixels in total",
             width=width,
             height=height,
             max_pixels=limits.max_pixels,
         )
     if max(width, height) > limits.max_side:
         raise ImageTooLarge(
-            f"the image is {width}x{height}; no side may be longer than {limits.max_side} pixels",
+            f"the image has {width}x{height} pixels; the maximum is {limits.max_side} "
+            "pixels on a side",
             width=width,
             height=height,
             max_side=limits.max_side,
@@ -130,14 +132,14 @@ def check_result(
     wide, high = math.ceil(width * scale), math.ceil(height * scale)
     if wide * high > limits.max_result_pixels:
         raise ImageTooLarge(
-            f"the result would have {wide}x{high} pixels; at most {limits.max_result_pixels} "
-            "are made: choose a smaller scale",
+            f"the result would have {wide}x{high} pixels; the maximum is "
+            f"{limits.max_result_pixels} pixels in total: choose a smaller scale",
             max_result_pixels=limits.max_result_pixels,
         )
     max_side = _MAX_RESULT_SIDE.get(output_format)
     if max_side is not None and max(wide, high) > max_side:
         raise ImageTooLarge(
-            f"the result would be {wide}x{high}, and no side of a {output_format} can be longer "
-            f"than {max_side}: choose png or a smaller scale",
+            f"the result would have {wide}x{high} pixels; the maximum for {output_format} "
+            f"is {max_side} pixels on a side: choose png or a smaller scale",
             max_side=max_side,
         )

@@ -256,7 +256,7 @@ class Job:
                 f"the job is {self.status}: {reason}", status=self.status, job_id=str(self.id)
             )
         if self.output_expired_at is not None:
-            raise ResultExpired("the result was kept for its time, and has been removed")
+            raise ResultExpired("the result has expired and was removed")
         return self.output
 
 

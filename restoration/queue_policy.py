@@ -51,5 +51,5 @@ class QueuePolicy:
         allowed = quotas or self.quotas
         allowed.check_waiting(load.waiting_of_owner)
         if load.waiting > self.max_waiting:
-            raise queue_full("the service is full", self.max_waiting)
+            raise queue_full("the queue of the service is full", self.max_waiting)
         allowed.check_stored(load.stored_bytes)

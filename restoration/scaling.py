@@ -40,7 +40,7 @@ class ScalingPolicy:
 
     def __post_init__(self) -> None:
         if self.jobs_per_worker <= 0:
-            raise InvalidSettings("jobs_per_worker must be above 0")
+            raise InvalidSettings("jobs_per_worker must be greater than 0")
         if not 0 <= self.min_workers <= self.max_workers:
             raise InvalidSettings("min_workers must be between 0 and max_workers")
         if self.warm_workers < 0 or self.upscale_delay_s < 0 or self.downscale_delay_s < 0:

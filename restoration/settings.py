@@ -227,9 +227,7 @@ class Settings(NodeSettings):
     def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             if not _ORIGIN.fullmatch(origin):
-                raise ValueError(
-                    f"{origin!r} is no origin: each must read like https://example.com"
-                )
+                raise ValueError(f"{origin!r} is not an origin; write it like https://example.com")
         return origins
 
     @model_validator(mode="after")
@@ -243,8 +241,8 @@ class Settings(NodeSettings):
         parts = (self.cloudfront_domain, self.cloudfront_key_pair_id, self.cloudfront_private_key)
         if any(parts) and not all(parts):
             raise ValueError(
-                "CLOUDFRONT_DOMAIN, CLOUDFRONT_KEY_PAIR_ID and CLOUDFRONT_PRIVATE_KEY must be set "
-                "together: unsigned, results would be open to everybody or to nobody"
+                "CLOUDFRONT_DOMAIN, CLOUDFRONT_KEY_PAIR_ID and CLOUDFRONT_PRIVATE_KEY must "
+                "be set together, since all URLs of results are signed"
             )
         return self
 

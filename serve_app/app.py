@@ -76,8 +76,9 @@ def build_asgi_app(services: Services) -> FastAPI:
     app = FastAPI(
         title="comfy-restore",
         version=_VERSION,
-        summary="Send a damaged photo, get it back restored.",
-        description="Errors are RFC 9457 problems with a stable `code` and the request's id.",
+        summary="Restore damaged photos with ComfyUI.",
+        description="Every error is a problem document (RFC 9457) with a stable `code` and the id "
+        "of the request.",
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load scripts from other hosts; ours has no scripts
         redoc_url=None,

@@ -276,7 +276,7 @@ def own_node() -> Any:
     Raises DependencyUnavailable if Ray is not running.
     """
     if global_worker.node is None:
-        raise DependencyUnavailable("Ray does not run")
+        raise DependencyUnavailable("Ray is not running")
     return global_worker.node
 
 

@@ -92,7 +92,9 @@ def hardened(config: str, folder: Path) -> str:
     for pattern, replacement in edits.items():
         config, found = re.subn(pattern, replacement, config, flags=re.MULTILINE)
         if not found:
-            raise InvalidSettings(f"Ray Serve's HAProxy configuration has no line like {pattern}")
+            raise InvalidSettings(
+                f"Ray Serve's HAProxy configuration has no line that matches {pattern}"
+            )
     return config
 
 

@@ -15,7 +15,10 @@ EVENT_SCHEMA = {
     "type": "object",
     "required": ["event", "data"],
     "properties": {
-        "id": {"type": "string", "description": "a place to resume from"},
+        "id": {
+            "type": "string",
+            "description": "Value of Last-Event-ID that resumes the stream after this event.",
+        },
         "event": {"type": "string"},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },

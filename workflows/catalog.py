@@ -75,11 +75,15 @@ class Workflow:
                 str(e["loc"][0]): self._problem(e["type"], e["msg"]) for e in error.errors()
             }
         listing = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
-        raise InvalidParameters(f"wrong parameters for {self.name}: {listing}", problems=problems)
+        raise InvalidParameters(
+            f"invalid parameters for the workflow {self.name}: {listing}", problems=problems
+        )
 
     def _problem(self, kind: str, message: str) -> str:
         if kind == "extra_forbidden":
-            return f"there is no such parameter, only {', '.join(self._parameters.model_fields)}"
+            return (
+                f"unknown parameter; the parameters are {', '.join(self._parameters.model_fields)}"
+            )
         return message
 
 
@@ -106,7 +110,7 @@ class Catalog:
         except KeyError:
             known = sorted(self.workflows)
             raise UnknownWorkflow(
-                f"there is no workflow {name!r}; choose from {', '.join(known)}", known=known
+                f"the workflow {name!r} does not exist; choose from {', '.join(known)}", known=known
             ) from None
 
     def version(self, name: str, version: str) -> Workflow:
@@ -117,7 +121,7 @@ class Catalog:
         try:
             return self.older[name, version]
         except KeyError:
-            raise UnknownWorkflow(f"there is no version {version} of {name}") from None
+            raise UnknownWorkflow(f"the workflow {name} has no version {version}") from None
 
     def versions(self) -> list[Workflow]:
         """Return all versions of all workflows."""
@@ -139,7 +143,7 @@ class Catalog:
             for model in workflow.manifest.models:
                 if (problem := model_problem(model, models_dir)) is not None:
                     raise ModelMissing(
-                        f"workflow {workflow.name} cannot run: {problem}",
+                        f"the workflow {workflow.name} cannot run: {problem}",
                         workflow=workflow.name,
                         model=model.name,
                     )
@@ -151,7 +155,9 @@ class Catalog:
         """
         for workflow in self.versions():
             if missing := sorted(workflow.manifest.nodes.difference(node_classes)):
-                raise _invalid(workflow.name, f"the engine has no node {', '.join(missing)}")
+                raise _invalid(
+                    workflow.name, f"the engine lacks the node classes {', '.join(missing)}"
+                )
 
 
 def model_problem(model: ModelSpec, models_dir: Path) -> str | None:
@@ -178,13 +184,15 @@ def load_catalog(root: Path = BUILT_IN, more: Path | None = None) -> Catalog:
     folder.
     """
     if more is not None and not more.is_dir():
-        raise InvalidSettings(f"WORKFLOWS_DIR: {more} is no folder that can be read")
+        raise InvalidSettings(f"WORKFLOWS_DIR: {more} is not a readable folder")
     folders = sorted(path.parent for path in root.glob("*/manifest.toml"))
     folders += sorted(path.parent for path in more.glob("*/manifest.toml")) if more else []
     workflows: dict[str, Workflow] = {}
     for folder in folders:
         if folder.name in workflows:
-            raise _invalid(folder.name, f"{folder} has the name of another workflow")
+            raise _invalid(
+                folder.name, f"{folder} has the name of another workflow; choose another name"
+            )
         workflows[folder.name] = load_workflow(folder)
     older = {
         (name, path.parent.name): _load_older(name, path.parent, workflows[name])
@@ -198,9 +206,14 @@ def load_catalog(root: Path = BUILT_IN, more: Path | None = None) -> Catalog:
 def _load_older(name: str, folder: Path, newest: Workflow) -> Workflow:
     workflow = load_workflow(folder, name)
     if workflow.version != folder.name:
-        raise _invalid(name, f"{folder} holds its version {workflow.version!r}")
+        raise _invalid(
+            name,
+            f"{folder} contains version {workflow.version!r}, but must be named after its version",
+        )
     if workflow.version == newest.version:
-        raise _invalid(name, f"{folder} has the version of the newest; raise that one's")
+        raise _invalid(
+            name, f"{folder} has the same version as the newest; raise the version of the newest"
+        )
     return workflow
 
 
@@ -221,9 +234,9 @@ def load_workflow(folder: Path, name: str | None = None) -> Workflow:
     except (OSError, ValueError) as error:  # including errors of the TOML and JSON parsers
         raise _invalid(name, str(error)) from error
     if name == CUSTOM:
-        raise _invalid(name, "that name is for users' own graphs; choose another")
+        raise _invalid(name, "the name is reserved for users' own graphs; choose another")
     if manifest.name != name:
-        raise _invalid(name, f"its manifest calls it {manifest.name!r}")
+        raise _invalid(name, f"its manifest has the name {manifest.name!r}")
     if problems := list(_misfits(manifest, nodes)):
         raise _invalid(manifest.name, "; ".join(problems))
     return Workflow(manifest, MappingProxyType(graph), parameters)
@@ -234,16 +247,16 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _invalid(workflow: str, problem: str) -> WorkflowInvalid:
-    return WorkflowInvalid(f"workflow {workflow} is refused: {problem}", workflow=workflow)
+    return WorkflowInvalid(f"the workflow {workflow} is invalid: {problem}", workflow=workflow)
 
 
 def _misfits(manifest: Manifest, graph: _Graph) -> Iterator[str]:
     """Yield each contradiction between graph and manifest."""
     classes = {node.class_type for node in graph.values()}
     for missing in sorted(manifest.nodes - classes):
-        yield f"its graph has no node of class {missing}, which its manifest names"
+        yield f"the manifest lists the node class {missing}, which the graph does not use"
     for extra in sorted(classes - manifest.nodes):
-        yield f"its manifest does not name the node class {extra}, which its graph uses"
+        yield f"the graph uses the node class {extra}, which the manifest does not list"
     bindings = (binding for parameter in manifest.parameters for binding in parameter.bindings)
     for target in (manifest.image, manifest.output, *bindings):
         yield from _misplaced(target, graph)
@@ -256,11 +269,16 @@ def _misfits(manifest: Manifest, graph: _Graph) -> Iterator[str]:
 
 def _misplaced(target: Target, graph: _Graph) -> Iterator[str]:
     if target.node not in graph:
-        yield f"its graph has no node {target.node!r}, which its manifest names"
+        yield f"the manifest names the node {target.node!r}, which is not in the graph"
     elif target.input not in graph[target.node].inputs:
-        yield f"node {target.node!r} has no input {target.input!r}, which its manifest names"
+        yield (
+            f"the manifest names the input {target.input!r}, which node {target.node!r} does "
+            "not have"
+        )
     elif isinstance(graph[target.node].inputs[target.input], list):
-        yield f"input {target.input!r} of node {target.node!r} is a link and cannot take a value"
+        yield (
+            f"the input {target.input!r} of node {target.node!r} is a link and cannot take a value"
+        )
 
 
 def _broken_links(graph: _Graph) -> Iterator[str]:
@@ -268,9 +286,14 @@ def _broken_links(graph: _Graph) -> Iterator[str]:
         match value:
             case [str(source), int()]:
                 if source not in graph:
-                    yield f"input {name!r} of node {node!r} links to the missing node {source!r}"
+                    yield (
+                        f"the input {name!r} of node {node!r} links to the missing node {source!r}"
+                    )
             case list():
-                yield f"input {name!r} of node {node!r} is a list, and no link to a node's output"
+                yield (
+                    f"the input {name!r} of node {node!r} is a list, but not a link: [node id, "
+                    "output]"
+                )
 
 
 def _inputs(graph: _Graph) -> Iterator[tuple[str, str, Any]]:

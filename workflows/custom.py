@@ -49,7 +49,7 @@ def custom_workflow(graph: Graph) -> Workflow:
     manifest = Manifest(
         name=CUSTOM,
         version="1",
-        title="A graph of one's own",
+        title="A user's own graph",
         description="",
         run_limit_s=_RUN_LIMIT_S,
         max_attempts=_MAX_ATTEMPTS,

@@ -22,8 +22,8 @@ def graph_of_export(sent: object) -> object:
         if isinstance(found.get("nodes"), list):
             refuse(
                 None,
-                "this is a workflow as ComfyUI's editor saves it, with lists of nodes and links; "
-                "export it with Export (API) and send that",
+                "this is a workflow in the format in which ComfyUI's editor saves it; use "
+                "Export (API) in the editor and send that file",
             )
         inner = [found[name] for name in _WRAPPERS if isinstance(found.get(name), dict)]
         if not inner:

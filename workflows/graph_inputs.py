@@ -57,7 +57,7 @@ class GraphRules:
 def refuse(node_id: str | None, problem: str) -> NoReturn:
     """Raise GraphRefused for a node, or for the whole graph if `node_id` is None."""
     where = "" if node_id is None else f"node {node_id}: "
-    raise GraphRefused(f"the graph is refused: {where}{problem}", node=node_id, problem=problem)
+    raise GraphRefused(f"the graph is invalid: {where}{problem}", node=node_id, problem=problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +77,16 @@ class InputChecker:
 
     def _name(self, name: object) -> str:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            self._refuse("an input's name has 1 to 64 letters, digits, dots, hyphens, underscores")
+            self._refuse(
+                "the name of an input must have 1 to 64 letters, digits, dots, hyphens, "
+                "underscores or spaces"
+            )
         known = NODE_CLASSES.get(self.class_type)
         if known is None or name in known.inputs:
             return name
         if name not in _OF_THE_EDITOR.get(self.class_type, ()):
             having = ", ".join(known.inputs)
-            self._refuse(f"{self.class_type} has no input {name}; it has {having}")
+            self._refuse(f"{self.class_type} has no input {name}; its inputs are {having}")
         return name
 
     def _checked(self, name: str, value: object) -> object:
@@ -97,14 +100,14 @@ class InputChecker:
             case int() | float():
                 # `not ... <=` refuses NaN as well
                 if not _LOWEST <= value <= _HIGHEST:
-                    self._refuse(f"its input {name} must be from -2^63 to 2^64 - 1")
+                    self._refuse(f"the input {name} must be between -2^63 and 2^64 - 1")
             case _:
                 self._refuse(
-                    f"its input {name} must be a text, a number, true, false or a link: a node's "
-                    "id in quotes and the number of an output"
+                    f"the input {name} must be a string, a number, true, false or a link: "
+                    "[node id as a string, number of an output]"
                 )
         if name in _COUNTS and not (type(value) in {int, float} and value == 1):
-            self._refuse(f"its input {name} must be 1: there is one result")
+            self._refuse(f"the input {name} must be 1, since a job has one result")
         return self._converted(name, value)
 
     def _converted(self, name: str, value: object) -> object:
@@ -116,32 +119,32 @@ class InputChecker:
         kind = known.inputs.get(name) if known else None
         if isinstance(value, list):
             if kind == COMBO:
-                self._refuse(f"its input {name} must be a text, not a link")
+                self._refuse(f"the input {name} must be a string, not a link")
             return value
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if kind in _LINKS_ONLY:
             self._refuse_other_than(name, kind)
         if kind in {INT, FLOAT} and not is_number:
-            self._refuse(f"its input {name} must be a number")
+            self._refuse(f"the input {name} must be a number")
         if kind in {STRING, COMBO} and not isinstance(value, str):
             self._refuse(f"its input {name} must be a text")
         if kind == BOOLEAN and not (isinstance(value, bool) or value in (0, 1)):
-            self._refuse(f"its input {name} must be true or false")
+            self._refuse(f"the input {name} must be true or false")
         if kind == INT and isinstance(value, float):
             return math.trunc(value)
         return bool(value) if kind == BOOLEAN else value
 
     def _check_link(self, name: str, source: str, output: int) -> None:
         if source not in self.graph:
-            self._refuse(f"its input {name} comes from a node that is not in the graph")
+            self._refuse(f"the input {name} links to the node {source}, which is not in the graph")
         node = self.graph[source]
         class_type = node.get("class_type") if isinstance(node, dict) else None
         origin = NODE_CLASSES.get(class_type) if isinstance(class_type, str) else None
         if not 0 <= output <= _MAX_OUTPUT or (origin and output >= len(origin.outputs)):
-            having = f": {class_type} has {len(origin.outputs)}" if origin else ""
+            having = f"; {class_type} has {len(origin.outputs)} output(s)" if origin else ""
             self._refuse(
-                f"its input {name} comes from output {output} of node {source}, which that does "
-                f"not have{having}"
+                f"the input {name} links to output {output} of node {source}, which does "
+                f"not exist{having}"
             )
         known = NODE_CLASSES.get(self.class_type)
         wanted = known.inputs.get(name) if known else None
@@ -154,18 +157,21 @@ class InputChecker:
             for each in self.rules.allowed
             if each in NODE_CLASSES and kind in NODE_CLASSES[each].outputs
         )
-        giving = f" (of {', '.join(sources)})" if sources else ""
-        self._refuse(f"its input {name} must be a link to an output of the type {kind}{giving}")
+        giving = f" (from {', '.join(sources)})" if sources else ""
+        self._refuse(f"the input {name} must be a link to an output of the type {kind}{giving}")
 
     def _check_text(self, name: str, text: str) -> None:
         if len(text) > _MAX_TEXT_CHARS or not text.replace("\n", " ").isprintable():
-            self._refuse(f"its input {name} has at most {_MAX_TEXT_CHARS} printable characters")
-        if _ELSEWHERE.search(text):
             self._refuse(
-                f"its input {name} looks like a path or an address, which no node may have"
+                f"the input {name} must have at most {_MAX_TEXT_CHARS} printable characters"
             )
+        if _ELSEWHERE.search(text):
+            self._refuse(f"the input {name} looks like a path or a URL, which is not permitted")
         if text.lower().rstrip().endswith(MODEL_SUFFIXES) and text not in self.rules.models:
-            self._refuse(f"its input {name} names no installed model: {self.rules.models_listed}")
+            self._refuse(
+                f"the input {name} names a model that is not installed; choose from "
+                f"{self.rules.models_listed}"
+            )
 
     def _refuse(self, problem: str) -> NoReturn:
         refuse(self.node_id, problem)

@@ -58,8 +58,8 @@ def check_sizes(
         if wide * high > limits.max_result_pixels or max(size) > _MAX_SIDE:
             refuse(
                 node_id,
-                f"it makes a picture of {wide:.0f}x{high:.0f} pixels; at most "
-                f"{limits.max_result_pixels} are made, and no side above {_MAX_SIDE}",
+                f"its image would have {wide:.0f}x{high:.0f} pixels; the maximum is "
+                f"{limits.max_result_pixels} pixels in total and {_MAX_SIDE} on a side",
             )
         sizes[node_id] = size
         _check_together(node_id, sizes, _TOGETHER * limits.max_result_pixels)
@@ -72,8 +72,8 @@ def _check_together(node_id: str, sizes: Mapping[str, Size], max_pixels: int) ->
     if sum(wide * high for wide, high in sizes.values()) > max_pixels:
         refuse(
             node_id,
-            f"with its picture the graph's have more than {max_pixels} pixels together, "
-            "and all are kept until its end; make fewer, or smaller ones",
+            f"the images of all nodes up to this one have more than {max_pixels} pixels in "
+            "total; use fewer or smaller images",
         )
 
 
@@ -83,8 +83,9 @@ def _check_feathering(node_id: str, node: Node, size: Size) -> None:
     if node["inputs"].get("feathering") != 0 and wide * high > _MAX_FEATHERED_PIXELS:
         refuse(
             node_id,
-            f"it feathers a picture of {wide:.0f}x{high:.0f} pixels; at most "
-            f"{_MAX_FEATHERED_PIXELS} are feathered: set feathering to 0, or make it smaller",
+            f"its image of {wide:.0f}x{high:.0f} pixels is too large for feathering, which "
+            f"takes at most {_MAX_FEATHERED_PIXELS} pixels in total; set feathering to 0 or "
+            "make the image smaller",
         )
 
 
@@ -102,7 +103,7 @@ def _model_scale(node_id: str, graph: Graph, rules: GraphRules) -> int:
     match graph[node_id]["inputs"].get("upscale_model"):
         case [source, _] if graph[source]["class_type"] == MODEL_LOADER:
             return rules.models[graph[source]["inputs"][MODEL_NAME]]
-    refuse(node_id, f"its input upscale_model must come from an {MODEL_LOADER}")
+    refuse(node_id, f"the input upscale_model must come from {MODEL_LOADER}")
 
 
 class _Numbers:
@@ -118,19 +119,19 @@ class _Numbers:
     def __getitem__(self, name: str) -> float:
         value = self._inputs.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            refuse(self._node_id, f"its input {name} must be a number of 0 or more")
+            refuse(self._node_id, f"the input {name} must be a number of at least 0")
         return float(value)
 
     def positive(self, name: str) -> float:
         value = self[name]
         if value == 0:
-            refuse(self._node_id, f"its input {name} must be above 0")
+            refuse(self._node_id, f"the input {name} must be greater than 0")
         return value
 
     def text(self, name: str) -> str:
         value = self._inputs.get(name)
         if not isinstance(value, str):
-            refuse(self._node_id, f"its input {name} must be a text")
+            refuse(self._node_id, f"the input {name} must be a string")
         return value
 
 

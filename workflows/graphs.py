@@ -61,7 +61,7 @@ _MOVING = frozenset(
 _PREVIEWS = frozenset({"PreviewImage", "MaskPreview", "PreviewAny"})
 
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-_NO_GRAPH = "a graph is a JSON object of 1 to {} nodes by their ids"
+_NO_GRAPH = "a graph must be a JSON object of 1 to {} nodes by id"
 
 
 def check_graph(graph: object, rules: GraphRules) -> dict[str, Node]:
@@ -79,8 +79,8 @@ def check_graph(graph: object, rules: GraphRules) -> dict[str, Node]:
     nodes = {node_id: _checked(node_id, node, found, rules) for node_id, node in sent.items()}
     for only in (LOAD, SAVE):
         if (count := len(nodes_of(nodes, only))) != 1:
-            shown = "; what is only previewed is not kept" if len(sent) < len(found) else ""
-            refuse(None, f"the graph must have one {only} node; it has {count}{shown}")
+            shown = "; preview nodes do not count" if len(sent) < len(found) else ""
+            refuse(None, f"the graph must have exactly one {only} node; it has {count}{shown}")
     order = _in_order(nodes)
     needed = _needed(nodes)
     nodes = {node_id: nodes[node_id] for node_id in order if node_id in needed}
@@ -114,15 +114,19 @@ def _is_preview(node: object) -> bool:
 
 def _checked(node_id: object, node: object, graph: Mapping[str, object], rules: GraphRules) -> Node:
     if not isinstance(node_id, str) or not _ID.fullmatch(node_id):
-        refuse(None, "a node's id has 1 to 64 letters, digits, dots, colons, hyphens, underscores")
+        refuse(
+            None,
+            "the id of a node must have 1 to 64 letters, digits, dots, colons, hyphens or "
+            "underscores",
+        )
     if not isinstance(node, dict):
-        refuse(node_id, "a node is an object with class_type and inputs")
+        refuse(node_id, "a node must be an object with class_type and inputs")
     class_type, inputs = node.get("class_type"), node.get("inputs")
     if not isinstance(class_type, str) or class_type not in rules.allowed:
         allowed = ", ".join(sorted(rules.allowed))
-        refuse(node_id, f"its class_type is not among those that may be used: {allowed}")
+        refuse(node_id, f"its class_type is not permitted; choose from {allowed}")
     if not isinstance(inputs, dict) or len(inputs) > rules.max_inputs:
-        refuse(node_id, f"inputs is an object of at most {rules.max_inputs} values by their names")
+        refuse(node_id, f"inputs must be an object of at most {rules.max_inputs} values by name")
     checked = InputChecker(node_id, class_type, graph, rules).check(inputs)
     _check_class(node_id, class_type, checked, rules)
     if class_type == LOAD:
@@ -152,14 +156,18 @@ def _check_class(
     `_checked` replaces those of LoadImage and SaveImage afterwards.
     """
     if class_type == LOAD and inputs.get("image") != PHOTO:
-        refuse(node_id, f"its input image must be {PHOTO!r}, the form's field with the photo")
+        refuse(
+            node_id, f"the input image must be {PHOTO!r}, the name of the form field with the photo"
+        )
     if class_type == SAVE and not isinstance(inputs.get("images"), list):
-        refuse(node_id, "its input images must be a link")
+        refuse(node_id, "the input images must be a link")
     if class_type == MODEL_LOADER:
         model = inputs.get(MODEL_NAME)
         if not isinstance(model, str) or model not in rules.models:
             refuse(
-                node_id, f"its input {MODEL_NAME} names no installed model: {rules.models_listed}"
+                node_id,
+                f"the input {MODEL_NAME} names a model that is not installed; choose from "
+                f"{rules.models_listed}",
             )
 
 
@@ -190,5 +198,5 @@ def _in_order(nodes: Graph) -> list[str]:
         for node_id in ready:
             del needs[node_id]
     if needs:
-        refuse(min(needs), "it needs itself, by way of others")
+        refuse(min(needs), "the node depends on itself")
     return order

@@ -56,7 +56,7 @@ class Output(Target):
     @model_validator(mode="after")
     def _default_is_allowed(self) -> Self:
         if self.default_format not in self.formats:
-            raise ValueError(f"default_format {self.default_format} is not among formats")
+            raise ValueError(f"default_format {self.default_format} is not in formats")
         return self
 
 
@@ -68,7 +68,7 @@ class _Parameter(_Frozen):
     @model_validator(mode="after")
     def _goes_somewhere(self) -> Self:
         if not self.bindings and self.name not in ENCODER_PARAMETERS:
-            raise ValueError(f"parameter {self.name} has no bindings, so it would do nothing")
+            raise ValueError(f"the parameter {self.name} needs a binding, or it has no effect")
         return self
 
 
@@ -102,7 +102,9 @@ class _UnscaledParameter(_Parameter):
     @model_validator(mode="after")
     def _factors_are_for_numbers(self) -> Self:
         if any(binding.factor != 1.0 for binding in self.bindings):
-            raise ValueError(f"parameter {self.name} is no number and cannot have a factor")
+            raise ValueError(
+                f"the parameter {self.name} is not a number, so its bindings cannot have a factor"
+            )
         return self
 
 
@@ -178,7 +180,9 @@ class Manifest(_Frozen):
     def _enlargement_is_known(self) -> Self:
         numbers = {p.name for p in self.parameters if isinstance(p, _NumberParameter)}
         if isinstance(self.output.enlarges, str) and self.output.enlarges not in numbers:
-            raise ValueError(f"output enlarges by {self.output.enlarges}, which is no number of it")
+            raise ValueError(
+                f"output.enlarges names {self.output.enlarges}, which is not a number parameter"
+            )
         return self
 
     def enlargement(self, params: Mapping[str, ParamValue]) -> float:

@@ -68,7 +68,7 @@ def _unavailable() -> Iterator[None]:
     try:
         yield
     except (RayError, RayServeException, LookupError, ValueError, TimeoutError) as error:
-        raise DependencyUnavailable(f"Serve's controller: {error!r}") from error
+        raise DependencyUnavailable(f"Serve's controller does not respond: {error!r}") from error
 
 
 class IngressHandle:
@@ -138,7 +138,7 @@ def _answer(response: Any) -> Any:
         cause = error.cause
         raise (cause if isinstance(cause, RestorationError) else error) from None
     except (RayError, RayServeException, TimeoutError) as error:
-        raise DependencyUnavailable(f"the service does not answer: {error}") from error
+        raise DependencyUnavailable(f"the service does not respond: {error}") from error
 
 
 def connected_ingress(address: str) -> IngressHandle:

@@ -63,7 +63,9 @@ class Outcomes:
 
     async def broke(self, job: Job) -> Job:
         """Record a bug of the service. Its details are in the log only, not in the job."""
-        failure = Failure("internal_error", "the service failed; the attempt was logged")
+        failure = Failure(
+            "internal_error", "the attempt failed with an internal error, which was logged"
+        )
         return await self._hand_back(job, failure)
 
     async def _hand_back(self, job: Job, failure: Failure) -> Job:

@@ -25,7 +25,7 @@ def header_size(prefix: bytes) -> int:
     """Return the header's size in bytes. Raises ValueError above MAX_HEADER_BYTES."""
     (size,) = SIZE.unpack(prefix)
     if size > MAX_HEADER_BYTES:
-        raise ValueError(f"a header of {size} bytes")
+        raise ValueError(f"the header has {size} bytes; the maximum is {MAX_HEADER_BYTES}")
     return int(size)
 
 
@@ -36,14 +36,14 @@ def parse_header(text: bytes, max_bytes: int) -> tuple[dict[str, Any], list[int]
     """
     header = json.loads(text)
     if not isinstance(header, dict):
-        raise ValueError("a header is an object")
+        raise ValueError("the header must be an object")
     sizes = header.pop("sizes", None)
     if not isinstance(sizes, list) or not all(
         isinstance(size, int) and size >= 0 for size in sizes
     ):
-        raise ValueError("a header has the sizes of its parts")
+        raise ValueError("the header must list the sizes of the parts")
     if not all(isinstance(size, int) and size >= 0 for size in sizes):
         raise ValueError("the size of a part is a number")
     if sum(sizes) > max_bytes:
-        raise ValueError(f"{sum(sizes)} bytes, where at most {max_bytes} are expected")
+        raise ValueError(f"the parts have {sum(sizes)} bytes; the maximum is {max_bytes}")
     return header, sizes

@@ -85,11 +85,11 @@ def chunks(png: bytes) -> Iterator[tuple[bytes, memoryview]]:
     view, start, name = memoryview(png), len(SIGNATURE), b""
     while name != b"IEND":
         if start + _HEAD.size > len(png):
-            raise EngineFailed("the engine's PNG ends early")
+            raise EngineFailed("the engine's PNG is truncated")
         size, name = _HEAD.unpack_from(png, start)
         end = start + _HEAD.size + size + 4  # its checksum
         if end > len(png):
-            raise EngineFailed("the engine's PNG ends early")
+            raise EngineFailed("the engine's PNG is truncated")
         yield name, view[start:end]
         start = end
 

@@ -193,7 +193,9 @@ class ImageProcess:
         while filled < size:
             got = self._connection.recv_into(memoryview(data)[filled:])
             if not got:
-                raise EOFError("the owner has gone in the middle of a request")
+                raise EOFError(
+                    "the parent process closed the connection in the middle of a request"
+                )
             filled += got
         return bytes(data)
 

@@ -163,7 +163,7 @@ class ImageProcessPool:
         header = netpbm_header(info.width, info.height, grey=grey)
         size = len(header) + pixels * (1 if grey else 3)
         if not file.startswith(header) or len(file) != size or len(alpha) not in {0, pixels}:
-            raise DependencyUnavailable("an image process gave a wrong answer")
+            raise DependencyUnavailable("an image process sent an invalid response")
         return PreparedImage(file, info, grey, alpha or None, exif or None)
 
     async def encode(
@@ -208,10 +208,10 @@ class ImageProcessPool:
                     )
             except ProcessLost as lost:
                 kind = EncodeFailed if lost.by_picture else DependencyUnavailable
-                raise kind(f"the result was not written: its process {lost}") from lost
+                raise kind(f"the result was not encoded: its process {lost}") from lost
         if data:
             return data[0]
-        raise EncodeFailed(str(answer.get("failed", "memory ran out")))
+        raise EncodeFailed(str(answer.get("failed", "out of memory")))
 
     async def _read(self, data: bytes, request: Mapping[str, Any], owner: Owner) -> Answer:
         upload = self._limits.upload
@@ -228,14 +228,12 @@ class ImageProcessPool:
                     answer, parts = await process.answer(cpu_s, max_bytes)
                 # Raised within the block, which ends the process: its memory may be fragmented.
                 if "exhausted" in answer:
-                    raise ImageTooLarge("the picture takes more memory to decode than is allowed")
+                    raise ImageTooLarge("decoding the image takes more memory than is allowed")
         except ProcessLost as lost:
             log.warning("image_process_lost", reason=str(lost), size_bytes=len(data))
             if lost.by_picture:
-                raise BrokenImage(f"the picture cannot be decoded: its decoder {lost}") from lost
-            raise DependencyUnavailable(
-                f"the picture was not examined: its decoder {lost}"
-            ) from lost
+                raise BrokenImage(f"the image cannot be decoded: its decoder {lost}") from lost
+            raise DependencyUnavailable(f"the image was not examined: its decoder {lost}") from lost
         if "refused" in answer:
             refusal = _REFUSALS.get(answer["refused"], InvalidRequest)
             raise refusal(str(answer["message"]), **answer["details"])
@@ -301,7 +299,7 @@ class ProcessLost(Exception):
         if status is None:
             super().__init__(f"took longer than {elapsed_s:g} s")
         elif status == -signal.SIGXCPU:
-            super().__init__("took too long")
+            super().__init__("exceeded its CPU time limit")
         elif status < 0:
             super().__init__(f"crashed ({signal.Signals(-status).name})")
         else:
@@ -326,7 +324,7 @@ class _Process:
                 )
             except OSError as error:
                 self._line.close()
-                raise DependencyUnavailable(f"no image process can be started: {error}") from error
+                raise DependencyUnavailable(f"cannot start an image process: {error}") from error
         if niceness:
             with suppress(ProcessLookupError):
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
@@ -384,7 +382,7 @@ class _Process:
         while filled < size:
             got = await loop.sock_recv_into(self._line, memoryview(data)[filled:])
             if not got:
-                raise ConnectionError("the process has hung up")
+                raise ConnectionError("the process closed the connection")
             filled += got
         return bytes(data)
 

@@ -56,8 +56,8 @@ def check_profile_size(size_bytes: int) -> None:
     """Raise UnsupportedImage above MAX_PROFILE_BYTES."""
     if size_bytes > MAX_PROFILE_BYTES:
         raise UnsupportedImage(
-            f"the picture's colour profile is larger than {MAX_PROFILE_BYTES // 2**20} MiB; "
-            "convert the picture to sRGB"
+            f"the colour profile of the image is larger than {MAX_PROFILE_BYTES // 2**20} "
+            "MiB; convert the image to sRGB"
         )
 
 

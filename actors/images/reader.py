@@ -109,7 +109,7 @@ def read(
     except (InvalidRequest, MemoryError):
         raise
     except Exception as error:  # decoders raise any type, such as TypeError and KeyError
-        raise BrokenImage(f"the picture cannot be decoded: {error}") from error
+        raise BrokenImage(f"the image cannot be decoded: {error}") from error
 
 
 def _normalised(kind: ImageType, samples: Samples, *, keep_metadata: bool) -> NormalisedImage:

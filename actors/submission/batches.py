@@ -97,7 +97,7 @@ class Draft:
         index = len(self.photos)
         if index == MAX_BATCH_ITEMS:
             raise BatchTooLarge(
-                f"a batch holds at most {MAX_BATCH_ITEMS} photos; send the others as another",
+                f"a batch has at most {MAX_BATCH_ITEMS} photos; send the others in another batch",
                 max_items=MAX_BATCH_ITEMS,
             )
         photo = DraftPhoto(index, self._job_ids[index], item_name(name), sha256)
@@ -188,9 +188,9 @@ class BatchSubmission:
                 batch, created = await self._batches.get(new.id), False
             except BatchNotFound:
                 raise BatchExpired(
-                    f"the batch was not complete within {PUT_TOGETHER_S / 3600:g} hours; nothing of"
-                    " it was recorded: submit its photos again, in smaller batches or when there is"
-                    " room"
+                    f"the batch was not complete within {PUT_TOGETHER_S / 3600:g} hours and "
+                    "was not recorded; submit its photos again, in smaller batches or when "
+                    "the service is less busy"
                 ) from None
         else:
             batch, created = await self._batches.insert(new, jobs, quotas)

@@ -125,8 +125,8 @@ class RequestChecker:
         output_format = request.output_format or manifest.output.default_format
         if output_format not in manifest.output.formats:
             raise InvalidRequest(
-                f"{workflow.name} cannot write {output_format}; "
-                f"choose from {', '.join(manifest.output.formats)}"
+                f"the workflow {workflow.name} cannot write {output_format}; choose from "
+                f"{', '.join(manifest.output.formats)}"
             )
         _check_limit("queue_limit_s", request.queue_limit_s, manifest.queue_limit_s)
         _check_limit("run_limit_s", request.options.run_limit_s, manifest.run_limit_s)
@@ -176,7 +176,10 @@ class RequestChecker:
 
 def _check_limit(name: str, asked_s: float | None, limit_s: float) -> None:
     if asked_s is not None and not 0 < asked_s <= limit_s:
-        raise InvalidRequest(f"{name} must be above 0 and at most the workflow's {limit_s:g} s")
+        raise InvalidRequest(
+            f"{name} must be greater than 0 and at most {limit_s:g}, the workflow's limit in "
+            "seconds"
+        )
 
 
 def _check_name(what: str, text: str) -> None:

@@ -148,7 +148,8 @@ class Submission:
             return None
         if found.request_digest != digest:
             raise UploadUsed(
-                "the upload became another job; upload the photo again", job_id=str(found.id)
+                "the upload was already used for another job; upload the photo again",
+                job_id=str(found.id),
             )
         return found
 
@@ -163,7 +164,7 @@ class Submission:
                 uploaded = await self._blobs.fetch(key, self._limits.max_bytes)
                 if uploaded is None:  # or it is another owner's
                     raise UploadNotFound(
-                        "there is no such upload, or nothing has been sent to it yet"
+                        "the upload does not exist, or its photo has not been sent yet"
                     )
                 image = uploaded
             return image, await self._examine(image, checked)
@@ -257,7 +258,7 @@ class Submission:
         source = await self._jobs.get(job_id, owner)
         if source.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
             raise IllegalTransition(
-                f"the job is {source.status}; only one that failed or was cancelled is sent again",
+                f"the job is {source.status}; only a failed or cancelled job can be retried",
                 status=source.status,
             )
         new = replace(self._checker.again(source), traceparent=current_traceparent())

@@ -69,7 +69,7 @@ class PinnedTransport(httpx.AsyncBaseTransport):
             addresses = []
         if not addresses or not all(self._rules.permits(each, target.port) for each in addresses):
             # One message for both cases: it must not reveal which internal names exist.
-            raise httpx.ConnectError("the host does not resolve to public addresses alone")
+            raise httpx.ConnectError("the host does not resolve to public addresses only")
         return addresses[:MAX_ADDRESSES]
 
     async def aclose(self) -> None:

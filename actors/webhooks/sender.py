@@ -198,7 +198,7 @@ class WebhookSender:
                 async with self._http.stream("POST", url, content=body, headers=headers) as answer:
                     await self._drain(answer)
         except TimeoutError:
-            refusal = Refusal(f"no answer within {self._limits.timeout_s:g} s")
+            refusal = Refusal(f"no response within {self._limits.timeout_s:g} s")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = f"{type(error).__name__}: {error}".removesuffix(": ")
             refusal = Refusal(reason[:MAX_ERROR_CHARS])

@@ -75,7 +75,7 @@ def _last_start(base_dir: Path) -> Finding:
     name, log = f"engine {base_dir.name}", base_dir / LOG_FILE
     failure = _lines(base_dir / START_FAILURE)
     if not failure:
-        return Finding(name, True, f"its last start went well; it logs to {log}")
+        return Finding(name, True, f"its last start succeeded; its log is {log}")
     return Finding(name, False, "\n".join([*failure, *_lines(log)[-_LOG_LINES:]]), f"read {log}")
 
 
@@ -92,9 +92,9 @@ def examine_attached(base_url: str) -> Finding:
         answer = httpx.get(f"{base_url}/system_stats", timeout=_ANSWER_TIMEOUT_S, trust_env=False)
         version = parse_version(answer.raise_for_status().content)
     except (httpx.HTTPError, httpx.InvalidURL, MalformedMessage) as error:
-        detail = f"no ComfyUI answers at {base_url}: {error}"
-        return Finding("engine", False, detail, "start it, or correct COMFYUI_URL")
-    return Finding("engine", True, f"ComfyUI {version} answers at {base_url}")
+        detail = f"no ComfyUI responds at {base_url}: {error}"
+        return Finding("engine", False, detail, "start ComfyUI, or correct COMFYUI_URL")
+    return Finding("engine", True, f"ComfyUI {version} responds at {base_url}")
 
 
 def _checkout(cache_dir: Path, checkout: Path, python: Path | None) -> Finding:
@@ -102,7 +102,7 @@ def _checkout(cache_dir: Path, checkout: Path, python: Path | None) -> Finding:
         install = existing_engine(cache_dir, checkout, python)
     except ProvisionFailed as error:
         return Finding("engine", False, error.message, "correct COMFYUI_DIR")
-    return _torch(install, f"mend the environment of {install.python}")
+    return _torch(install, f"repair the environment of {install.python}")
 
 
 def _installed(cache_dir: Path, variant: Variant) -> Finding:
@@ -124,7 +124,7 @@ def _torch(install: EngineInstall, mend: str) -> Finding:
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding("engine", False, f"{install.python} does not run: {error}", mend)
     if probe.returncode != 0:
-        return Finding("engine", False, f"torch does not import: {probe.stderr[-300:]}", mend)
+        return Finding("engine", False, f"torch cannot be imported: {probe.stderr[-300:]}", mend)
     torch, cuda = probe.stdout.split()
     device = "with CUDA" if cuda == "True" else "on the CPU"
     return Finding("engine", True, f"ComfyUI {install.version}, torch {torch}, {device}")
@@ -134,5 +134,5 @@ def _model(model: ModelSpec, models: Path) -> Finding:
     name = f"model {model.name}"
     problem = model_problem(model, models)
     if problem is None:
-        return Finding(name, True, f"{model.size_bytes / 1e6:.1f} MB, sha256 as its manifest says")
+        return Finding(name, True, f"{model.size_bytes / 1e6:.1f} MB, sha256 matches its manifest")
     return Finding(name, False, problem, INSTALL)

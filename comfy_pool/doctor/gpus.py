@@ -20,7 +20,9 @@ def examine_gpus(variant: str) -> list[Finding]:
             ["nvidia-smi", *_QUERY], capture_output=True, text=True, timeout=_TIMEOUT_S
         )
     except FileNotFoundError:
-        return [Finding("GPU", False, "nvidia-smi is not there: no driver", _DRIVER)]
+        return [
+            Finding("GPU", False, "nvidia-smi was not found, so there is no NVIDIA driver", _DRIVER)
+        ]
     except (OSError, subprocess.TimeoutExpired) as error:
         return [Finding("GPU", False, f"nvidia-smi does not run: {error}", _DRIVER)]
     if told.returncode != 0:

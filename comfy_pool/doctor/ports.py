@@ -25,8 +25,8 @@ def _of_gpu(lock_dir: Path, base_port: int, number: int) -> Finding:
     if port_is_free(port):
         return Finding(name, True, f"free for the engine of GPU {number}")
     if _is_leased(lock_dir, port):
-        return Finding(name, True, f"an engine has it, as GPU {number}'s should")
-    detail = f"GPU {number} cannot have an engine: a program that is none of ours listens there"
+        return Finding(name, True, f"in use by the engine of GPU {number}")
+    detail = f"another program listens here, so GPU {number} cannot have an engine"
     return Finding(name, False, detail, _mend(port))
 
 
@@ -36,10 +36,12 @@ def _first_free(lock_dir: Path, base_port: int) -> Finding:
     for port in ports:
         if port_is_free(port):
             strangers = [each for each in taken if not _is_leased(lock_dir, each)]
-            passed = f"; passed over: {_listed(strangers)}, not ours" if strangers else ""
+            passed = (
+                f"; skipped, in use by other programs: {_listed(strangers)}" if strangers else ""
+            )
             return Finding("ports", True, f"{port} is free for the next engine{passed}")
         taken.append(port)
-    return Finding("ports", False, f"{ports[0]} to {ports[-1]} are all taken", _mend(base_port))
+    return Finding("ports", False, f"{ports[0]} to {ports[-1]} are all in use", _mend(base_port))
 
 
 def _is_leased(lock_dir: Path, port: int) -> bool:
@@ -62,4 +64,4 @@ def _listed(ports: list[int]) -> str:
 
 
 def _mend(port: int) -> str:
-    return f"`ss -ltnp sport = :{port}` names it: end it, or set ENGINE_BASE_PORT"
+    return f"end the program that `ss -ltnp sport = :{port}` shows, or set ENGINE_BASE_PORT"

@@ -192,10 +192,13 @@ def existing_engine(
 ) -> EngineInstall:
     """Return the ComfyUI at `checkout`, without changing it. Raises ProvisionFailed."""
     if checkout is None:
-        raise ProvisionFailed("the source `path` needs the folder of a ComfyUI (COMFYUI_DIR)")
+        raise ProvisionFailed(
+            "the source `path` needs the folder of a ComfyUI checkout: give --path or set "
+            "COMFYUI_DIR"
+        )
     app_dir = checkout.expanduser().resolve()
     if not (app_dir / "main.py").is_file():
-        raise ProvisionFailed(f"{app_dir} holds no ComfyUI: it has no main.py")
+        raise ProvisionFailed(f"{app_dir} is not a ComfyUI checkout: main.py is missing")
     python = python or _checkout_python(app_dir)
     return EngineInstall(python, app_dir, models_dir(cache_dir), _version(app_dir))
 
@@ -206,7 +209,8 @@ def _checkout_python(app_dir: Path) -> Path:
         if python.is_file():
             return python
     raise ProvisionFailed(
-        f"{app_dir} has neither .venv nor venv; set COMFYUI_PYTHON to the Python that runs it"
+        f"{app_dir} has neither .venv nor venv; set COMFYUI_PYTHON to the Python that runs "
+        "this ComfyUI"
     )
 
 
@@ -215,8 +219,10 @@ def _version(app_dir: Path) -> str:
     try:
         text = (app_dir / "comfyui_version.py").read_text()
     except FileNotFoundError as error:
-        raise ProvisionFailed(f"{app_dir} holds no ComfyUI: comfyui_version.py missing") from error
+        raise ProvisionFailed(
+            f"{app_dir} is not a ComfyUI checkout: comfyui_version.py is missing"
+        ) from error
     found = re.search(r'__version__\s*=\s*"([^"]+)"', text)
     if found is None:
-        raise ProvisionFailed(f"{app_dir}/comfyui_version.py does not say a version")
+        raise ProvisionFailed(f"{app_dir}/comfyui_version.py contains no version")
     return found[1]

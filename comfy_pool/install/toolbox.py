@@ -85,7 +85,7 @@ class Toolbox:
         try:
             self.run([_uv(), "pip", "install", "--quiet", "--python", python, *what], doing)
         except ProvisionFailed as error:
-            self.progress(f"uv did not manage, trying pip ({error.message})")
+            self.progress(f"uv failed, trying pip ({error.message})")
             self.run([*_PIP, "--python", str(python), "install", "--quiet", *what], doing)
 
     def download(self, wheel: PinnedWheel, folder: Path) -> Path:
@@ -113,7 +113,7 @@ def _uv() -> str:
 def last_lines(output: str) -> str:
     """Return the end of a tool's output on one line; tools report errors there."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return " | ".join(lines[-_LAST_LINES:]) or "it said nothing"
+    return " | ".join(lines[-_LAST_LINES:]) or "it printed nothing"
 
 
 @contextmanager
@@ -124,6 +124,6 @@ def toolbox(lock_path: Path, progress: Progress) -> Iterator[Toolbox]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress("waiting for another installation to end")
+            progress("waiting for another installation to finish")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield Toolbox(lock, progress)

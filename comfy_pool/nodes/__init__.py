@@ -42,14 +42,16 @@ class ComfyRestoreHandOver:
         MemoryError if the file cannot be written.
         """
         if len(images) != 1:
-            raise ValueError(f"{len(images)} pictures came where one was expected")
+            raise ValueError(f"expected one image, got {len(images)}")
         if name != os.path.basename(name):
-            raise ValueError(f"{name!r} is no plain file name")
+            raise ValueError(f"{name!r} is not a plain file name")
         pixels = images[0].cpu().numpy()
         try:
             _write(os.path.join(os.environ[FOLDER_VARIABLE], name), pixels)
         except OSError as error:
-            raise MemoryError(f"no shared memory for the result: {error.strerror}") from error
+            raise MemoryError(
+                f"cannot allocate shared memory for the result: {error.strerror}"
+            ) from error
         height, width, channels = pixels.shape
         told = {"name": name, "width": width, "height": height, "channels": channels}
         return {"ui": {"pixels": [told]}}

@@ -25,9 +25,13 @@ async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.St
     origins = {f"http://{host}" for host in hosts}
     named = [host.lower() for host in request.headers.getall("Host", [])]
     if len(named) != 1 or not hosts.issuperset(named):
-        raise web.HTTPForbidden(text="this server is for its own machine: wrong Host")
+        raise web.HTTPForbidden(
+            text="Host must be a loopback address: this server accepts local requests only"
+        )
     if not origins.issuperset(request.headers.getall("Origin", [])):
-        raise web.HTTPForbidden(text="this server is for its own machine: wrong Origin")
+        raise web.HTTPForbidden(
+            text="Origin must be a loopback address: this server accepts local requests only"
+        )
     return await handler(request)
 
 

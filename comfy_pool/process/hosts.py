@@ -163,7 +163,7 @@ class AttachedHost:
 
     async def start(self, probe: Probe) -> asyncio.Future[str]:
         if not await probe():
-            raise EngineUnavailable(f"no ComfyUI answers at {self._base_url}")
+            raise EngineUnavailable(f"no ComfyUI responds at {self._base_url}")
         # The end of an attached engine shows only as unanswered requests.
         return asyncio.get_running_loop().create_future()
 

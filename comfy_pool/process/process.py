@@ -228,7 +228,7 @@ class EngineProcess:
         self._started.add_done_callback(stop_child)
         done, _ = await asyncio.wait({self._ended}, timeout=grace_s + KILL_S)
         if not done:
-            raise EngineUnavailable("the engine's processes outlived SIGKILL", log=self.tail())
+            raise EngineUnavailable("the engine's processes survived SIGKILL", log=self.tail())
 
     def _keep(self, command: EngineCommand) -> None:
         """Start the engine and drain the tree's output until it ends. Runs in the log thread."""

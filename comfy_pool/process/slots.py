@@ -75,7 +75,7 @@ async def acquire_slot(
         for index in range(max_slots):
             if lease := _try_lease(lock_dir, base_port + index):
                 return Slot(index, base_port + index, devices, lease)
-        raise EngineUnavailable(f"none of this node's {max_slots} engine slots is free")
+        raise EngineUnavailable(f"all {max_slots} engine slots of this node are in use")
     lease = await _wait_for_lease(lock_dir, base_port + number, timeout_s)
     return Slot(number, base_port + number, devices, lease)
 
@@ -126,6 +126,7 @@ async def _wait_for_lease(lock_dir: Path, port: int, timeout_s: float) -> IO[byt
                 await asyncio.sleep(_RETRY_S)  # no event signals the release of a lock or port
     except TimeoutError:
         raise EngineUnavailable(
-            f"port {port} is still held after {timeout_s:g} s: by the engine before, or a stranger",
+            f"port {port} is still in use after {timeout_s:g} s, by the previous engine or "
+            "another program",
             port=port,
         ) from None

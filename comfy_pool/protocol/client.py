@@ -136,11 +136,11 @@ class ComfyClient:
         except (aiohttp.ClientError, OSError) as error:  # a timeout is an OSError
             self._answered_at = -math.inf
             reason = str(error) or type(error).__name__
-            raise EngineUnavailable(f"no answer to {what} from ComfyUI: {reason}") from error
+            raise EngineUnavailable(f"no response from ComfyUI to {what}: {reason}") from error
         self._answered_at = time.monotonic()
         if answer.status in (HTTPStatus.OK, also):
             return body
-        refusal = f"ComfyUI answered {what} with status {answer.status}"
+        refusal = f"ComfyUI responded to {what} with status {answer.status}"
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise EngineUnavailable(refusal)
         raise EngineFailed(refusal)

@@ -187,7 +187,7 @@ def parse_prompt_answer(body: bytes) -> PromptAnswer:
     if answer.prompt_id is not None and not node_errors:
         return Accepted(answer.prompt_id)
     first = next((text for texts in node_errors.values() for text in texts), None)
-    message = first or str(answer.error or "the prompt did not validate")
+    message = first or str(answer.error or "the prompt is invalid")
     return Rejected(message, node_errors, queued=answer.prompt_id is not None)
 
 

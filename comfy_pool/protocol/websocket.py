@@ -71,7 +71,7 @@ class EventSocket:
                 await connection._greeted
         except TimeoutError as error:
             await connection.aclose()
-            raise EngineUnavailable("ComfyUI's websocket said no hello") from error
+            raise EngineUnavailable("ComfyUI's websocket did not send its first message") from error
         except BaseException:
             await connection.aclose()
             raise
@@ -119,10 +119,12 @@ class EventSocket:
     def _ended(self, reason: Exception | None) -> None:
         self.closed = True
         if not self._greeted.done():
-            error = EngineUnavailable(f"no websocket to ComfyUI: {reason or 'it was closed'}")
+            error = EngineUnavailable(
+                f"no websocket connection to ComfyUI: {reason or 'it was closed'}"
+            )
             error.__cause__ = reason
             self._greeted.set_exception(error)
             return
         if not self._stopping:
-            log.warning("websocket_dropped", reason=str(reason or "closed by it"))
+            log.warning("websocket_dropped", reason=str(reason or "closed by ComfyUI"))
         self._on_close()

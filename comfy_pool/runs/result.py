@@ -37,7 +37,7 @@ def output_of(
     if entry.interrupted:
         if stop_asked:
             raise EngineInterrupted("the run was interrupted")
-        raise EngineCrashed("the run was interrupted by somebody else")
+        raise EngineCrashed("the run was interrupted by another client")
     if (error := entry.error) is not None:
         raise error_of(error)
     output = entry.outputs.get(output_node)
@@ -50,14 +50,15 @@ def output_of(
     if len(images) != 1:
         # LoadImage loads an animation as a batch with one picture for each frame.
         raise EngineFailed(
-            f"node {output_node} saved {len(images)} pictures where one was expected",
+            f"node {output_node} saved {len(images)} images; expected one",
             status=entry.status.status_str,
         )
     image = images[0]
     if image.subfolder.replace("\\", "/") != folder:
         # If the whole prompt was cached, ComfyUI names the file of an earlier run.
         raise EngineFailed(
-            f"node {output_node} saved outside the run's folder: it does not use the output prefix"
+            f"node {output_node} saved its image outside of the run's folder: it does not "
+            "use the output prefix"
         )
     return image
 

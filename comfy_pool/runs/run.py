@@ -161,7 +161,7 @@ class RunInEngine:
         self._meter = ProgressMeter(prompt)
         self._socket = await link.connect()
         if self._patience.stop_asked:
-            raise EngineInterrupted("the run was stopped before it began")
+            raise EngineInterrupted("the run was stopped before it started")
         if not link.alive:  # the socket may belong to another engine, started meanwhile
             raise link.end_for(self.id)
         self._submitted = self._queued = True
@@ -200,7 +200,7 @@ class RunInEngine:
                     return entry
             self._patience.answered()
         except (EngineUnavailable, TimeoutError) as error:
-            no_answer = str(error) or "no answer in time"
+            no_answer = str(error) or "no response in time"
         self._patience.check_stall(deaf=self._deaf)
         if reason := self._patience.end(no_answer):
             await link.give_up(reason)
@@ -235,8 +235,8 @@ class RunInEngine:
         if entry is not None:
             return entry
         if self._patience.stop_asked:
-            raise EngineInterrupted("the run was taken from the queue")
-        raise EngineCrashed("the engine does not know the run any more")
+            raise EngineInterrupted("the run was removed from the queue")
+        raise EngineCrashed("the engine no longer knows the run")
 
     def _begins(self) -> None:
         """Report once that the run executes. Any event shows it: a waiting run has none."""
@@ -259,7 +259,7 @@ class RunInEngine:
         if isinstance(output, OutputImage):
             return await link.client.view(output)
         if (path := self._pixels(link)) is None:
-            raise EngineFailed("the engine handed over pixels that nobody asked for")
+            raise EngineFailed("the engine returned pixels that were not requested")
         result = await asyncio.to_thread(taken, output, path)
         self._taken = True
         return result
@@ -270,7 +270,7 @@ class RunInEngine:
 
     def _output(self, entry: HistoryEntry) -> OutputImage | HandedOver:
         if entry.interrupted and self._patience.stalled and not self._patience.stop_asked:
-            raise EngineStalled(f"the engine was silent for {self._limits.stall_s:g} s")
+            raise EngineStalled(f"the engine sent no message for {self._limits.stall_s:g} s")
         return output_of(
             entry,
             self._run.output_node,
@@ -308,7 +308,7 @@ def _write(path: Path, data: bytes) -> None:
         with open(path, "wb", opener=_private) as file:
             file.write(data)
     except OSError as error:
-        raise EngineUnavailable(f"the picture cannot be put at {path}: {error}") from error
+        raise EngineUnavailable(f"cannot write the image to {path}: {error}") from error
 
 
 def _private(path: str, flags: int) -> int:

@@ -84,7 +84,7 @@ class EngineSession:
         self._judge()
         how = self._hung or f"the engine {self.ended.result()}"
         if run_id != self._culprit:
-            return EngineUnavailable(f"{how}; it was not this run's turn")
+            return EngineUnavailable(f"{how}; another run was executing")
         return EngineStalled(how) if self._hung else EngineCrashed(how)
 
     def _judge(self) -> None:

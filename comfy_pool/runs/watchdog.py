@@ -59,9 +59,9 @@ class Watchdog:
         """
         now, limits = time.monotonic(), self._limits
         if no_answer and now - self._answered_at > limits.unreachable_s:
-            return f"the engine hangs: {no_answer}"
+            return f"the engine does not respond: {no_answer}"
         if self._stalled_at is not None and now - self._stalled_at > limits.stall_stop_s:
-            return f"the engine was silent for {limits.stall_s:g} s and cannot be interrupted"
+            return f"the engine sent no message for {limits.stall_s:g} s and cannot be interrupted"
         if self._asked_at is not None and now - self._asked_at > limits.stop_s:
             return f"the run did not stop within {limits.stop_s:g} s"
         return None

@@ -108,7 +108,7 @@ class Keeper:
     def _demand_ready(self, life: int) -> None:
         if self._ready_life < life:
             why = "it was stopped" if self._stop_asked else self._last_failure
-            raise DependencyUnavailable(f"{self.service.name} did not get ready: {why}")
+            raise DependencyUnavailable(f"{self.service.name} did not become ready: {why}")
 
     def _keep(self) -> None:
         while self._next_life_begins():
@@ -170,7 +170,7 @@ class Keeper:
         with self._changed:
             if self._stop_asked or self._restart_asked:
                 return None
-        how = process.exit or "does not answer"
+        how = process.exit or "does not respond"
         return f"it {how}; the end of {self.log_path}:\n{process.log_tail()}"
 
     def _back_off(self, failure: str, lasted_s: float) -> None:

@@ -58,7 +58,9 @@ def find_programs(given: Path | None, copies: Path, account: Account | None) -> 
     else:
         programs = given.absolute()
     if not (programs / "postgres").is_file() or not (programs / "initdb").is_file():
-        raise SetupError(f"{programs} does not hold Postgres: postgres or initdb is missing")
+        raise SetupError(
+            f"{programs} is not a folder of Postgres's programs: postgres or initdb is missing"
+        )
     require_reachable(programs, account)
     return programs
 
@@ -142,14 +144,14 @@ class DataFolder:
         except subprocess.CalledProcessError as error:
             raise SetupError(f"initdb failed: {error.stderr.strip()}") from error
         except subprocess.TimeoutExpired as error:
-            raise SetupError(f"initdb did not end within {INITDB_TIMEOUT_S:.0f} s") from error
+            raise SetupError(f"initdb did not finish within {INITDB_TIMEOUT_S:.0f} s") from error
 
     def _version(self) -> int:
         argv = [str(self.programs / "postgres"), "--version"]
         output = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
         match = re.search(r"\d+", output)
         if match is None:
-            raise SetupError(f"cannot tell the version of Postgres from {output!r}")
+            raise SetupError(f"cannot read the version of Postgres from {output!r}")
         return int(match[0])
 
 

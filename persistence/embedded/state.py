@@ -124,7 +124,7 @@ class StateDir:
         except FileNotFoundError:
             pass
         except (ValueError, KeyError, TypeError) as error:
-            raise SetupError(f"{file} is not a state file of ours: {error}") from error
+            raise SetupError(f"{file} is not a valid state file: {error}") from error
 
     def _save(self) -> None:
         content = {"ports": self._ports, "secrets": self._secrets}

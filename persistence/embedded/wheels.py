@@ -35,5 +35,5 @@ def program_of(distribution: str, name: str) -> Path:
 
 def _missing(name: str) -> SetupError:
     return SetupError(
-        f"{name} is not installed: install comfy-restore[local], or set the service's URL"
+        f"{name} is not installed; install comfy-restore[local], or set the service's URL"
     )

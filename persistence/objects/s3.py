@@ -119,7 +119,7 @@ class S3BlobStore:
                     raise _corrupt(artifact, f"it has {answer['ContentLength']} bytes")
                 data = body.read()
             if hashlib.sha256(data).hexdigest() != artifact.sha256:
-                raise _corrupt(artifact, "its sha256 is another")
+                raise _corrupt(artifact, "its sha256 differs")
             return data
 
         return await self._run(work)
@@ -161,7 +161,7 @@ class S3BlobStore:
             sha256 = base64.b64decode(written).hex() if written else self._sha256(client, key)
             if sha256 != artifact.sha256:
                 client.delete_object(Bucket=self._bucket, Key=key)
-                raise _corrupt(artifact, "its sha256 is another")
+                raise _corrupt(artifact, "its sha256 differs")
             return replace(artifact, key=key)
 
         return await self._run(work)
@@ -287,7 +287,7 @@ def _missing_is_corrupt(artifact: Artifact) -> Iterator[None]:
     except ClientError as error:
         if _code(error) not in _MISSING:
             raise
-        raise _corrupt(artifact, "it is gone") from error
+        raise _corrupt(artifact, "it does not exist") from error
 
 
 def _code(error: ClientError) -> str:
@@ -296,5 +296,5 @@ def _code(error: ClientError) -> str:
 
 def _corrupt(artifact: Artifact, reason: str) -> ArtifactCorrupt:
     return ArtifactCorrupt(
-        f"the object {artifact.key} is not what was stored: {reason}", key=artifact.key
+        f"the object {artifact.key} differs from what was stored: {reason}", key=artifact.key
     )

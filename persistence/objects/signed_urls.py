@@ -102,8 +102,8 @@ def _rsa_key(pem: str) -> RSAPrivateKey:
         key = load_pem_private_key(pem.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InvalidSettings(
-            "the private key for CloudFront cannot be read: PEM without a password is expected"
+            "CLOUDFRONT_PRIVATE_KEY cannot be read: it must be a PEM file without a password"
         ) from error
     if not isinstance(key, RSAPrivateKey):
-        raise InvalidSettings("the private key for CloudFront must be an RSA key")
+        raise InvalidSettings("CLOUDFRONT_PRIVATE_KEY must be an RSA key")
     return key

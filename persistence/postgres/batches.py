@@ -168,7 +168,7 @@ def _earlier(batch: NewBatch, connection: Connection) -> JobBatch:
     [earlier] = _fetch(_SUMMARY.where(batches.c.owner == batch.owner, same), connection)
     if earlier.request_digest != batch.request_digest:
         raise IdempotencyConflict(
-            "the idempotency key was used for another batch; send a new key",
+            "this Idempotency-Key was used for a different batch; use a new key",
             batch_id=str(earlier.id),
         )
     return earlier
@@ -255,4 +255,4 @@ def _owned(query: Select[Any], batch_id: UUID, owner: str | None) -> Select[Any]
 
 
 def _not_found(batch_id: UUID) -> BatchNotFound:
-    return BatchNotFound("there is no such batch", batch_id=str(batch_id))
+    return BatchNotFound("the batch does not exist", batch_id=str(batch_id))

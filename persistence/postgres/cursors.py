@@ -44,5 +44,5 @@ class Cursor:
         except (ValueError, struct.error, OverflowError):
             intact = False
         if not intact:
-            raise InvalidRequest("the cursor is not one that this service gave out")
+            raise InvalidRequest("the cursor is invalid; follow the `next` path of a page")
         return cursor

@@ -152,11 +152,15 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except (exc.DataError, psycopg2.DataError, UnicodeEncodeError) as error:
-        raise InvalidRequest("a value cannot be stored", reason=_first_line(error)) from error
+        raise InvalidRequest(
+            "a value in the request cannot be stored", reason=_first_line(error)
+        ) from error
     except ValueError as error:
         if str(error) != _NUL_REFUSED:
             raise
-        raise InvalidRequest("a value cannot be stored", reason=_NUL_REFUSED) from error
+        raise InvalidRequest(
+            "a value in the request cannot be stored", reason=_NUL_REFUSED
+        ) from error
     except (
         exc.OperationalError,
         exc.InterfaceError,
@@ -212,11 +216,12 @@ def _parse(url: str) -> URL:
     except (exc.ArgumentError, ValueError):
         raise InvalidSettings("DATABASE_URL is not a URL") from None
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
-        raise InvalidSettings("DATABASE_URL must begin with postgresql://")
+        raise InvalidSettings("DATABASE_URL must start with postgresql://")
     hosts = (parsed.host or "", *_texts(parsed.query.get("host", ())))
     if any("," in host for host in hosts) or len(hosts) > 2:
         # libpq tries several hosts in turn only on blocking connections.
         raise InvalidSettings(
-            "DATABASE_URL names several hosts; give the one name that leads to who takes writes"
+            "DATABASE_URL must name one host only, which always leads to the server that "
+            "accepts writes"
         )
     return parsed

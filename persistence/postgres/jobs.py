@@ -246,7 +246,7 @@ def _hold_input(source_id: UUID, connection: Connection) -> None:
     if source is None:
         raise transitions.job_not_found(source_id)
     if source.input_expired_at is not None:
-        raise InputExpired("the photo was kept for its time, and has been removed; submit it again")
+        raise InputExpired("the photo has expired and was removed; submit it again")
 
 
 def _earlier(job: NewJob, connection: Connection) -> Job:
@@ -260,7 +260,7 @@ def _earlier(job: NewJob, connection: Connection) -> Job:
     row, *others = connection.execute(query).mappings().all()
     if others or row["request_digest"] != job.request_digest:
         raise IdempotencyConflict(
-            "the idempotency key was used for another request; send a new key",
+            "this Idempotency-Key was used for a different request; use a new key",
             job_id=str(row["id"]),
         )
     return to_job(row)

@@ -90,7 +90,7 @@ class Leadership:
         Only for the leader; safe to cancel. Raises DependencyUnavailable if the leadership is lost.
         """
         if not self._leads or self._connection is None:
-            raise DependencyUnavailable("Postgres: the leader's lock is not held")
+            raise DependencyUnavailable("Postgres: this process does not hold the leader's lock")
         try:
             with translated_errors():
                 return await _notified(self._connection, timeout_s)
@@ -165,7 +165,7 @@ async def _settle(connection: Connection, timeout_s: float) -> None:
             while (state := _poll(connection)) != POLL_OK:
                 await _ready(connection, to_write=state == POLL_WRITE)
     except TimeoutError:
-        raise DependencyUnavailable(f"Postgres: no answer within {timeout_s:g} s") from None
+        raise DependencyUnavailable(f"Postgres: no response within {timeout_s:g} s") from None
 
 
 def _poll(connection: Connection) -> int:

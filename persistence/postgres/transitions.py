@@ -188,7 +188,7 @@ def expire(connection: Connection) -> list[Job]:
     """Fail at most RECLAIM_BATCH jobs that did not start by their queue deadline."""
     overdue = [to_job(row) for row in connection.execute(_OVERDUE).mappings()]
     overdue.sort(key=by_turn)
-    failure = Failure(QueueTimeout.code, "the job did not start by its queue deadline")
+    failure = Failure(QueueTimeout.code, "the job did not start before its queue deadline")
     values = failure_columns(failure)
     return [
         _move(connection, job.ref, {JobStatus.QUEUED}, JobStatus.FAILED, values) for job in overdue
@@ -222,7 +222,7 @@ def announce(connection: Connection) -> None:
 
 
 def job_not_found(job_id: UUID) -> JobNotFound:
-    return JobNotFound("there is no such job", job_id=str(job_id))
+    return JobNotFound("the job does not exist", job_id=str(job_id))
 
 
 def _hand_back(

@@ -98,7 +98,7 @@ def _order(worker: str, values: Mapping[str, Any], connection: Connection) -> Wo
     statement = update(workers).where(workers.c.id == worker).values(values).returning(workers)
     row = connection.execute(statement).mappings().first()
     if row is None:
-        raise WorkerNotFound("there is no such worker", worker=worker)
+        raise WorkerNotFound("the worker does not exist", worker=worker)
     return _state(row)
 
 

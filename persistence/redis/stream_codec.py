@@ -58,7 +58,7 @@ def parse_id(text: str) -> StreamId:
     """Parse a stream id. Raises InvalidRequest if it is malformed."""
     milliseconds, dash, sequence = text.partition("-")
     if not (dash and _is_number(milliseconds) and _is_number(sequence)):
-        raise InvalidRequest("the event id is not one that this service gave out")
+        raise InvalidRequest("the event id is invalid; send the id of an event of this stream")
     return int(milliseconds), int(sequence)
 
 

@@ -136,7 +136,7 @@ class FairPlaces:
             return self._lend(owner)
         if self._max_waiting is not None and owner is not None:
             if self.waiting(owner) >= self._max_waiting:
-                raise self._too_many(self._max_waiting, f"{self._what} of yours are waiting")
+                raise self._too_many(self._max_waiting, f"of your {self._what} are waiting")
         lent = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(owner, deque()).append(lent)
         try:
@@ -154,8 +154,8 @@ class FairPlaces:
         if self.has_room_for(owner):
             return self._lend(owner)
         if self.free:
-            raise self._too_many(self.held(owner), f"{self._what} of yours are going on")
-        raise self._too_many(self._places, f"{self._what} are going on")
+            raise self._too_many(self.held(owner), f"of your {self._what} are in progress")
+        raise self._too_many(self._places, f"{self._what} are in progress")
 
     def _lend(self, owner: Owner) -> Place:
         self._held[owner] += 1
@@ -188,7 +188,7 @@ class FairPlaces:
 
     def _too_many(self, limit: int, reason: str) -> TooManyAtOnce:
         return self._error(
-            f"{limit} {reason}, and more are not taken; send it again when one of them has ended",
+            f"{limit} {reason}, the maximum at the moment; try again when one of them has ended",
             limit=limit,
             retry_after_s=RETRY_AFTER_S,
         )

@@ -43,20 +43,21 @@ class Quotas(BaseModel):
         Raises ValueError if the claim is not an object of valid limits.
         """
         if not isinstance(claim, dict):
-            raise ValueError("its quotas are not an object")
+            raise ValueError("the quotas must be a JSON object")
         return type(self).model_validate({**self.model_dump(), **claim})
 
     def check_waiting(self, waiting: int) -> None:
         """Raise QueueFull if `waiting` jobs exceed the limit."""
         if 0 < self.waiting_jobs < waiting:
-            raise queue_full("as many of your jobs wait as may", self.waiting_jobs)
+            raise queue_full("your queue is full", self.waiting_jobs)
 
     def check_stored(self, stored_bytes: int) -> None:
         """Raise StorageFull if `stored_bytes` exceed the limit."""
         if 0 < self.stored_bytes < stored_bytes:
             raise StorageFull(
-                f"your photos and results would take more than {self.stored_bytes} bytes; "
-                "they are removed some time after their jobs have ended",
+                "your photos and results would exceed your storage limit of "
+                f"{self.stored_bytes} bytes; they expire some time after their jobs have "
+                "ended",
                 limit=self.stored_bytes,
                 retry_after_s=STORAGE_RETRY_AFTER_S,
             )
@@ -65,8 +66,9 @@ class Quotas(BaseModel):
         """Raise StorageFull if the `uploading_bytes` announced exceed the limit."""
         if 0 < self.uploading_bytes < uploading_bytes:
             raise StorageFull(
-                f"your direct uploads would announce more than {self.uploading_bytes} bytes; submit"
-                " those that have been sent: the others are forgotten some time after their links",
+                f"your direct uploads would exceed the limit of {self.uploading_bytes} "
+                "bytes; submit the photos that you have sent: unused uploads are removed "
+                "some time after their links expire",
                 limit=self.uploading_bytes,
                 retry_after_s=RETRY_AFTER_S,
             )
@@ -74,5 +76,7 @@ class Quotas(BaseModel):
 
 def queue_full(what: str, limit: int) -> QueueFull:
     return QueueFull(
-        f"{what} ({limit}); send it again later", limit=limit, retry_after_s=RETRY_AFTER_S
+        f"{what}: at most {limit} jobs may wait; try again later",
+        limit=limit,
+        retry_after_s=RETRY_AFTER_S,
     )

@@ -46,51 +46,56 @@ OLDEST_WAITING = Metric(
     "restore_oldest_waiting_age_seconds",
     Kind.GAUGE,
     ("class",),
-    "Age, since its submission, of the oldest job that waits; 0 when none does",
+    "Age of the oldest waiting job, since its submission; 0 if no job waits",
 )
 JOBS_FINISHED = Metric(
     "restore_jobs_finished_total", Kind.COUNTER, ("state", *_OF_JOBS), "Jobs that have ended"
 )
 DISPATCHER_LEADS = Metric(
-    "restore_dispatcher_leads", Kind.GAUGE, (), "1 in the dispatcher that leads, 0 in the others"
+    "restore_dispatcher_leads", Kind.GAUGE, (), "1 in the leading dispatcher, 0 in the others"
 )
 ATTEMPTS = Metric(
     "restore_attempts_total",
     Kind.COUNTER,
     ("outcome", "code", "workflow"),
-    "Attempts that are over for their worker: `succeeded`, `failed`, `cancelled`, `handed_back`, "
-    "or `lost`; `code` is the error's, `none` without one",
+    "Ended attempts: `succeeded`, `failed`, `cancelled`, `handed_back`, or `lost`; `code` "
+    "is the error's code, or `none`",
 )
 STAGES = Metric(
     "restore_stage_duration_seconds",
     Kind.HISTOGRAM,
     ("stage", "workflow"),
-    "Time that an attempt spent in a stage: `queue`, `fetch`, `staged` (in the engine, before its "
-    "turn), `load` (nodes that load models), `execute` (all other nodes), `encode`, `store`, "
-    "`finish` (writing down how it ended)",
+    "Time that an attempt spent in a stage: `queue`, `fetch`, `staged` (queued in the "
+    "engine), `load` (nodes that load models), `execute` (all other nodes), `encode`, "
+    "`store`, `finish` (recording the outcome)",
     _SECONDS,
 )
 GPU_BUSY = Metric(
     "restore_gpu_busy_seconds_total",
     Kind.COUNTER,
     ("workflow",),
-    "Time for which an engine has executed a job, ended well or not",
+    "Time during which an engine executed a job, whatever its outcome",
 )
 ENGINE_UP = Metric(
-    "restore_engine_up", Kind.GAUGE, (), "1 for each worker whose engine answers, 0 if it does not"
+    "restore_engine_up", Kind.GAUGE, (), "1 for each worker whose engine responds, 0 if it does not"
 )
 ENGINE_STARTS = Metric(
-    "restore_engine_starts_total", Kind.COUNTER, (), "Starts of engines, each worker's first too"
+    "restore_engine_starts_total",
+    Kind.COUNTER,
+    (),
+    "Engine starts, including the first of each worker",
 )
 VRAM_TOTAL = Metric(
-    "restore_vram_total_bytes", Kind.GAUGE, (), "Memory of an engine's GPU", gpu_only=True
+    "restore_vram_total_bytes", Kind.GAUGE, (), "Total memory of an engine's GPU", gpu_only=True
 )
-VRAM_FREE = Metric("restore_vram_free_bytes", Kind.GAUGE, (), "What of it is free", gpu_only=True)
+VRAM_FREE = Metric(
+    "restore_vram_free_bytes", Kind.GAUGE, (), "Free memory of an engine's GPU", gpu_only=True
+)
 WEBHOOKS = Metric(
     "restore_webhook_tries_total",
     Kind.COUNTER,
     ("outcome",),
-    "Tries to deliver a webhook: `delivered`, `failed` (another follows), `dead` (none does)",
+    "Tries to deliver a webhook: `delivered`, `failed` (will be retried), `dead` (given up)",
 )
 SSE_CLIENTS = Metric(
     "restore_sse_clients", Kind.GAUGE, (), "Event streams that an ingress replica holds open"
@@ -99,7 +104,7 @@ REFUSED = Metric(
     "restore_requests_refused_total",
     Kind.COUNTER,
     ("code",),
-    "Requests that would change something and were refused, by the problem's `code`",
+    "Refused requests other than GET, HEAD and OPTIONS, by the problem's `code`",
 )
 
 METRICS: tuple[Metric, ...] = (

@@ -105,8 +105,8 @@ def secret_key(secret: str) -> bytes:
         key = b""
     if not secret.startswith(SECRET_PREFIX) or len(key) not in _SECRET_BYTES:
         raise ValueError(
-            f"must be {SECRET_PREFIX} followed by 24 to 64 random bytes in base64: "
-            f'echo "{SECRET_PREFIX}$(openssl rand -base64 32)"'
+            f"must be {SECRET_PREFIX} followed by 24 to 64 random bytes in base64; `echo "
+            f'"{SECRET_PREFIX}$(openssl rand -base64 32)"` prints one'
         )
     return key
 

@@ -63,18 +63,18 @@ def check_url(url: str, rules: WebhookRules) -> Target:
     A name passes without being resolved.
     """
     if not rules.enabled:
-        raise InvalidWebhook("this service sends no webhooks: WEBHOOK_SECRET is not set")
+        raise InvalidWebhook("webhooks are disabled: the service has no WEBHOOK_SECRET")
     if (target := _read(url)) is None:
         raise InvalidWebhook(
-            "webhook_url must read like https://example.com/path: ASCII, without user or fragment, "
-            f"of at most {MAX_URL_CHARS} characters"
+            "webhook_url must be a URL like https://example.com/path: only ASCII "
+            f"characters, no user name, no fragment, at most {MAX_URL_CHARS} characters"
         )
     if target.scheme != "https" and not rules.allow_http:
-        raise InvalidWebhook("webhook_url must begin with https://")
+        raise InvalidWebhook("webhook_url must start with https://")
     if target.port not in PUBLIC_PORTS and not rules.networks:
         raise InvalidWebhook(f"the port of webhook_url must be one of {PUBLIC_PORTS}")
     if not _may_be_reached(target, rules):
-        raise InvalidWebhook("the host of webhook_url must be public")
+        raise InvalidWebhook("the host of webhook_url must have a public address")
     return target
 
 

@@ -31,7 +31,7 @@ MALFORMED_REQUEST = "malformed_request"
 # These replace pydantic's messages, which speak of Python's types.
 _PLAINER = {
     "dict_type": "must be a JSON object",
-    "model_attributes_type": "must be a JSON object, sent as application/json",
+    "model_attributes_type": "must be a JSON object, sent with Content-Type: application/json",
 }
 
 STATUS_OF: Mapping[type[e.RestorationError], HTTPStatus] = MappingProxyType(
@@ -96,8 +96,8 @@ _HEADERS: Mapping[HTTPStatus, Mapping[str, str]] = {
     HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": str(RETRY_AFTER_S)},
 }
 _PRIVATE_DETAIL: Mapping[HTTPStatus, str] = {
-    HTTPStatus.INTERNAL_SERVER_ERROR: "something went wrong here; quote the request id",
-    HTTPStatus.SERVICE_UNAVAILABLE: "a service that this one needs is unavailable; try again",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "internal error; report the request id to the operator",
+    HTTPStatus.SERVICE_UNAVAILABLE: "a service that this request needs is unavailable; try again",
 }
 
 

@@ -106,7 +106,7 @@ class Limit:
 
     def exceeded(self) -> InvalidRequest:
         return self.error(
-            f"the request is larger than {self.max_bytes} bytes; send less at a time",
+            f"the request body is larger than {self.max_bytes} bytes; send less in one request",
             max_bytes=self.max_bytes,
         )
 
@@ -186,8 +186,8 @@ class BodyPace:
 
     def _too_slow(self) -> UploadTooSlow:
         return UploadTooSlow(
-            f"the request came too slowly, with less than {self.SLOWEST_BYTES_S} bytes a second "
-            "for too long; send it again over a better connection"
+            f"the request body arrived at less than {self.SLOWEST_BYTES_S} bytes a second; "
+            "send it again over a faster connection"
         )
 
 

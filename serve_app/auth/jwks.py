@@ -147,7 +147,7 @@ def _key_from(fields: Mapping[str, Any]) -> Key:
     public = _PublicNumbers.model_validate(fields)
     try:
         if base64_to_long(public.n).bit_length() < MIN_KEY_BITS:
-            raise ValueError(f"it has less than {MIN_KEY_BITS} bits")
+            raise ValueError(f"the key has fewer than {MIN_KEY_BITS} bits")
         # The algorithm is fixed here and not read from the document or the token, so an RS256 key
         # can never be used to verify an HMAC.
         return jwk.construct({"kty": "RSA", "n": public.n, "e": public.e}, ALGORITHM)

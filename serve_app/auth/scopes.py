@@ -32,9 +32,9 @@ def granted(claims: Mapping[str, Any]) -> frozenset[str]:
     """
     scope, permissions = claims.get("scope", ""), claims.get("permissions", [])
     if not isinstance(scope, str):
-        raise ValueError("its scope is not a text")
+        raise ValueError("scope must be a string")
     if not (isinstance(permissions, list) and all(isinstance(each, str) for each in permissions)):
-        raise ValueError("its permissions are not a list of texts")
+        raise ValueError("permissions must be a list of strings")
     # RFC 6749 separates scopes by spaces only: any other character is part of a name
     named = {*filter(None, scope.split(" ")), *permissions}
     return frozenset(named.union(*(_IMPLIED.get(each, ()) for each in named)))

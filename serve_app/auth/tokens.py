@@ -75,7 +75,7 @@ def issuer_from(settings: Settings) -> Issuer:
         url = settings.local_issuer_url.rstrip("/")
         return Issuer(url, LOCAL_AUDIENCE, url + KEYS_PATH)
     raise InvalidSettings(
-        "nobody could log in: set AUTH0_DOMAIN and AUTH0_AUDIENCE, or LOCAL_ISSUER_URL"
+        "no token issuer is configured: set AUTH0_DOMAIN and AUTH0_AUDIENCE, or LOCAL_ISSUER_URL"
     )
 
 
@@ -121,7 +121,7 @@ class Authenticator:
         except ExpiredSignatureError:
             raise Unauthenticated("the token has expired") from None
         except (JOSEError, *_ODD_CLAIMS) as error:
-            raise Unauthenticated(f"the token is not accepted: {error}") from error
+            raise Unauthenticated(f"the token is invalid: {error}") from error
 
     async def ping(self) -> None:
         """Raise DependencyUnavailable if no token could be verified."""
@@ -136,16 +136,20 @@ def _key_id(token: str) -> str:
     if len(token) > MAX_TOKEN_CHARS:
         raise Unauthenticated(f"the token is longer than {MAX_TOKEN_CHARS} characters")
     if token.count(".") != 2:  # an encrypted token (RFC 7516) has five parts
-        raise Unauthenticated("the token is not a signed JWT: three parts between dots")
+        raise Unauthenticated(
+            "the token is not a signed JWT, which has three parts separated by dots"
+        )
     try:
         header = jwt.get_unverified_header(token)
     except (JOSEError, RecursionError):
         raise Unauthenticated("the token is not a JWT") from None
     if refused := sorted(_REFUSED_FIELDS & header.keys()):
-        raise Unauthenticated(f"the token's header must not have {', '.join(refused)}")
+        raise Unauthenticated(f"the token's header must not contain {', '.join(refused)}")
     kid = header.get("kid")
     if header.get("alg") != ALGORITHM or not isinstance(kid, str):
-        raise Unauthenticated(f"the token must be signed with {ALGORITHM} and name its key")
+        raise Unauthenticated(
+            f"the token must be signed with {ALGORITHM} and have a key id (kid) in its header"
+        )
     return kid
 
 
@@ -155,13 +159,13 @@ def _principal(claims: Mapping[str, Any], quotas: Quotas) -> Principal:
     for name in _TIMES:
         # jose also accepts text and booleans, which RFC 7519 does not
         if name in claims and type(claims[name]) not in (int, float):
-            raise ValueError(f"its {name} is not a number")
+            raise ValueError(f"{name} must be a number")
     if claims["iat"] > time.time() + LEEWAY_S:
-        raise ValueError("it was issued in the future")
+        raise ValueError("iat is in the future")
     sub = claims["sub"]
     if not sub.strip() or not sub.isprintable() or len(sub) > MAX_SUBJECT_CHARS:
         raise ValueError(
-            f"its subject is empty, not printable or longer than {MAX_SUBJECT_CHARS} characters"
+            f"sub must have 1 to {MAX_SUBJECT_CHARS} printable characters that are not all blank"
         )
     return Principal(sub, granted(claims), quotas)
 
@@ -173,4 +177,4 @@ def _replaced(quotas: Quotas, claim: object) -> Quotas:
         return quotas.replaced(claim)
     except ValidationError as error:
         wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
-        raise ValueError(f"its quotas are wrong: {wrong}") from None
+        raise ValueError(f"{QUOTAS_CLAIM} has invalid values: {wrong}") from None

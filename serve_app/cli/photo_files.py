@@ -46,7 +46,7 @@ class FoundPhotos:
         for reason, places in self.left_out.items():
             names = ", ".join(item_name(str(place)) for place in places[:_NAMED])
             more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
-            yield f"left out {len(places)}, {reason}: {names}{more}"
+            yield f"skipped {len(places)}, {reason}: {names}{more}"
 
 
 def find_photos(
@@ -88,7 +88,7 @@ def _search(
         elif recursive:
             _search(path, below, recursive, output, found)
         else:
-            found.leave_out("folders, whose photos --recursive takes", below)
+            found.leave_out("subfolders, which need --recursive", below)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -101,7 +101,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _sort(path: Path, place: PurePath, found: FoundPhotos) -> None:
     try:
         if not path.is_file():  # opening a pipe would wait for its other end
-            reason = "no files" if path.exists() else "links that lead nowhere"
+            reason = "not regular files" if path.exists() else "broken links"
             return found.leave_out(reason, place)
         with path.open("rb") as file:
             sniff(file.read(_SNIFFED_BYTES))
@@ -109,5 +109,5 @@ def _sort(path: Path, place: PurePath, found: FoundPhotos) -> None:
         return found.leave_out(f"cannot be read ({error.strerror})", place)
     except InvalidRequest:
         if place.suffix.lower() not in _SUFFIXES:
-            return found.leave_out("not pictures of an accepted type", place)
+            return found.leave_out("not images of a supported type", place)
     found.photos.append(PhotoFile(path, place))

@@ -30,20 +30,23 @@ PATIENCE_S = 10.0
 
 ServerOption = Annotated[
     str | None,
-    typer.Option(envvar="RESTORE_SERVER", help="Address of the service; default: the local stack."),
+    typer.Option(envvar="RESTORE_SERVER", help="URL of the service. Default: the local stack."),
 ]
 TokenOption = Annotated[
     str | None,
-    typer.Option(envvar="RESTORE_TOKEN", help="Bearer token; default: one of the local issuer."),
+    typer.Option(envvar="RESTORE_TOKEN", help="Bearer token. Default: a token of the local stack."),
 ]
-WorkflowOption = Annotated[str, typer.Option(help="See `GET /api/v1/workflows`.")]
+WorkflowOption = Annotated[
+    str, typer.Option(help="Workflow to run; GET /api/v1/workflows lists them.")
+]
 ParamOption = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=VALUE", help="A parameter; repeatable.")
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Parameter of the workflow. May be repeated."),
 ]
 
 ReuseOption = Annotated[
     bool,
-    typer.Option("--reuse/--no-reuse", help="Take the result of an earlier job that did the same."),
+    typer.Option("--reuse/--no-reuse", help="Use the stored result of an earlier, identical job."),
 ]
 
 
@@ -74,10 +77,17 @@ def local_stack() -> StackRecord:
     stack = find_stack(state_dir())
     if stack is None:
         if (pid := holder_of(state_dir())) is not None:
-            raise SetupError(f"the local stack (pid {pid}) is starting or stopping; try again soon")
-        raise SetupError("no local stack is running: `restore up`, or give --server and --token")
+            raise SetupError(
+                f"the local stack (pid {pid}) is starting or stopping; try again in a minute"
+            )
+        raise SetupError(
+            "no local stack is running; run `restore up`, or give --server and --token"
+        )
     if stack.lost:
-        raise SetupError(f"the local stack lost its Ray ({stack.lost}), and starts it again")
+        raise SetupError(
+            f"the local stack lost its Ray ({stack.lost}) and is restarting it; try again in a "
+            "minute"
+        )
     return stack
 
 
@@ -90,7 +100,7 @@ def local_token(
     """
     if stack.issuer is None:
         raise SetupError(
-            "the local issuer is off, since AUTH0_DOMAIN is set; ask Auth0 for a token"
+            "the local stack issues no tokens because AUTH0_DOMAIN is set; get a token from Auth0"
         )
     keys = issuer_folder(state_dir())
     return mint_token(
@@ -109,7 +119,7 @@ def parse_parameter(text: str) -> tuple[str, object]:
     """
     name, separator, value = text.partition("=")
     if not separator:
-        raise typer.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--param")
+        raise typer.BadParameter(f"{text!r} must have the form NAME=VALUE", param_hint="--param")
     with suppress(ValueError):
         return name, json.loads(value)
     return name, value

@@ -117,7 +117,7 @@ def jobs_table(jobs: Iterable[Restoration]) -> Table:
 def batches_table(batches: Iterable[BatchView]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("batch", no_wrap=True, min_width=36)  # unwrapped, so that it can be copied
-    for name in ("status", "photos", "created", "of which"):
+    for name in ("status", "photos", "created", "counts"):
         table.add_column(name)
     for batch in batches:
         created = batch.created_at.astimezone().strftime("%m-%d %H:%M")
@@ -133,7 +133,7 @@ def _took(job: Restoration) -> str:
 
 def findings_table(findings: Iterable[Finding]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("", "what", "found", "mend"):
+    for name in ("", "check", "result", "fix"):
         table.add_column(name, overflow="fold")  # not cut, so that names and paths can be copied
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
@@ -142,9 +142,9 @@ def findings_table(findings: Iterable[Finding]) -> Table:
 
 
 def welcome(console: Console, stack: StackRecord) -> None:
-    console.print(f"\n[bold]comfy-restore serves at {stack.url}[/]")
+    console.print(f"\n[bold]comfy-restore is running at {stack.url}[/]")
     console.print("  restore run photo.jpg -o restored.png    restore a photo")
-    console.print("  restore jobs                             what was done")
+    console.print("  restore jobs                             list jobs")
     if stack.issuer is not None:
-        console.print("  restore token                            a token, for curl and others")
-    console.print("  restore down                             stop (or Ctrl-C here)\n")
+        console.print("  restore token                            print a token, for curl")
+    console.print("  restore down                             stop (or press Ctrl-C here)\n")

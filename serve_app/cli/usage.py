@@ -19,12 +19,15 @@ _UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 def usage(
     since: Annotated[
-        str, typer.Option(help="A day (2026-11-01), or so long ago: 12h, 7d, 4w.")
+        str,
+        typer.Option(
+            help="A date (2026-11-01), or a time ago in hours, days or weeks (12h, 7d, 4w)."
+        ),
     ] = "30d",
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Sum GPU seconds by owner and workflow: your own, or all owners' with an admin's token."""
+    """Show GPU seconds by owner and workflow: your own, or all owners' with an admin's token."""
     moment = parse_since(since, datetime.now().astimezone())
     with open_client(server, token) as client:
         report = client.usage(moment)
@@ -38,7 +41,7 @@ def parse_since(text: str, now: datetime) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        reason = f"{text!r} is neither a day like 2026-11-01 nor so long ago, like 12h, 7d or 4w"
+        reason = f"{text!r} must be a date like 2026-11-01, or a time ago like 12h, 7d or 4w"
         raise typer.BadParameter(reason, param_hint="--since") from None
     return moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
 

@@ -33,20 +33,20 @@ def _workers(roll: WorkerList) -> Table:
             worker.id, escape(worker.node), _engine(worker), _standing(worker, roll.at), in_hand
         )
     if not roll.workers:
-        table.add_row("[dim]none is there[/]")
+        table.add_row("[dim]no workers[/]")
     return table
 
 
 def _engine(worker: WorkerView) -> str:
     port = worker.engine_url.rpartition(":")[2]
-    pending = ", to be restarted" if worker.engine_restart_pending else ""
+    pending = ", restart pending" if worker.engine_restart_pending else ""
     version = f", ComfyUI {escape(worker.engine_version)}" if worker.engine_version else ""
     return f"[{_COLORS[worker.engine]}]{worker.engine}[/] on {escape(port)}{version}{pending}"
 
 
 def _standing(worker: WorkerView, at: datetime) -> str:
     if (silent_s := (at - worker.seen_at).total_seconds()) > SILENT_S:
-        return f"[red]silent for {duration(silent_s)}[/]"
+        return f"[red]no report for {duration(silent_s)}[/]"
     return "[yellow]drained[/]" if worker.drained else "yes"
 
 

@@ -19,7 +19,11 @@ from serve_app.schemas.workers import QueueView, WorkerList, WorkerView
 
 REFRESH_S = 1.0
 WorkerArgument = Annotated[
-    str, typer.Argument(metavar="WORKER", help="Its id, or the beginning of it, as in `status`.")
+    str,
+    typer.Argument(
+        metavar="WORKER",
+        help="Id of the worker, or its first characters. `restore status` lists the ids.",
+    ),
 ]
 
 
@@ -31,12 +35,14 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
-    once: Annotated[bool, typer.Option("--once", help="Print it once, and end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Once, for programs.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print the status once and exit.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the status once, as JSON.")
+    ] = False,
     server: ServerOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Show each worker's jobs and the queue; live, until Ctrl-C."""
+    """Show the workers, their jobs and the queue. The display updates until Ctrl-C."""
     with _operator(server, token) as client:
         if as_json:
             workers, queue = (view.model_dump(mode="json") for view in _look(client))
@@ -51,7 +57,7 @@ def status(
 
 
 def drain(worker: WorkerArgument, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Let a worker finish its jobs and claim no more, until `undrain`."""
+    """Let a worker finish its jobs and claim no more until `restore undrain`."""
     _order(worker, RestorationClient.drain, "claims no more jobs", server, token)
 
 
@@ -64,7 +70,7 @@ def restart_engine(
     worker: WorkerArgument, server: ServerOption = None, token: TokenOption = None
 ) -> None:
     """Restart a worker's engine as soon as no job runs in it."""
-    done = "starts its engine anew when no job is in it"
+    done = "restarts its engine when no job is in it"
     _order(worker, RestorationClient.restart_engine, done, server, token)
 
 
@@ -97,6 +103,6 @@ def the_one(ids: list[str], beginning: str) -> str:
     found = [each for each in ids if each.startswith(beginning)]
     if len(found) == 1:
         return found[0]
-    trouble = "several workers begin" if found else "no worker begins"
-    known = ", ".join(found or ids) or "none is there"
+    trouble = "several worker ids start" if found else "no worker id starts"
+    known = ", ".join(found or ids) or "there are no workers"
     raise InvalidRequest(f"{trouble} with {beginning!r}: {known}")

@@ -190,7 +190,7 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
             except httpx.TransportError as error:
                 where = http.base_url.join(url).copy_with(query=None)
                 reason = str(error) or type(error).__name__
-                trouble = ApiError("unreachable", 0, f"{where} cannot be reached: {reason}")
+                trouble = ApiError("unreachable", 0, f"cannot reach {where}: {reason}")
             else:
                 if not answer.is_error:
                     return answer

@@ -42,7 +42,10 @@ def error_of(answer: httpx.Response) -> ApiError:
     try:
         problem = Problem.model_validate_json(answer.content)
     except ValidationError:
-        message = f"HTTP {answer.status_code} {answer.reason_phrase}, and not from the service"
+        message = (
+            f"HTTP {answer.status_code} {answer.reason_phrase}: the response is not from the "
+            "service"
+        )
         return ApiError("bad_answer", answer.status_code, message)
     return ApiError(problem.code, problem.status, problem.detail, problem.request_id)
 
@@ -52,5 +55,5 @@ def parse(model: type[_Model], answer: httpx.Response) -> _Model:
     try:
         return model.model_validate_json(answer.content)
     except ValidationError:
-        message = f"{answer.url} answered something else than a {model.__name__}"
+        message = f"the response from {answer.url} is not a valid {model.__name__}"
         raise ApiError("bad_answer", answer.status_code, message) from None

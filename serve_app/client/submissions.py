@@ -144,5 +144,9 @@ def _fields(options: SubmissionOptions) -> dict[str, str]:
 
 def _checked(answer: httpx.Response, sha256: str) -> bytes:
     if hashlib.sha256(answer.content).hexdigest() != sha256:
-        raise ApiError("corrupt_download", answer.status_code, "the result arrived damaged")
+        raise ApiError(
+            "corrupt_download",
+            answer.status_code,
+            "the result was damaged in transit: its sha256 differs",
+        )
     return answer.content

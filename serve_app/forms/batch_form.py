@@ -36,13 +36,14 @@ class BatchForm(WorkflowForm):
 
     priority: PriorityField = Field(
         Priority.BATCH,
-        description="interactive goes before batch, until a batch job has waited for long",
+        description="Interactive jobs run before batch jobs. A batch job that has waited for a "
+        "long time takes turns with interactive jobs.",
     )
     reuse: ReuseField = Field(Reuse.ALLOW, description=JobForm.model_fields["reuse"].description)
 
 
 BATCH_BODY = multipart_form(
-    {PHOTO: f"{ACCEPTED_TYPES}; best after all other fields"},
+    {PHOTO: f"{ACCEPTED_TYPES}. Send the photos after all other fields."},
     BatchForm.model_json_schema(ref_template="#/components/schemas/{model}"),
     max_files=MAX_BATCH_ITEMS,
 )

@@ -56,7 +56,7 @@ ReuseField = Annotated[
 ]
 UploadIdField = Annotated[
     UUID | SkipJsonSchema[None],
-    Field(description="in place of `image`: a photo that was sent to POST /api/v1/uploads"),
+    Field(description="Id of a photo that was sent with POST /api/v1/uploads. Replaces `image`."),
 ]
 
 
@@ -66,31 +66,35 @@ class JobForm(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     output_format: FormatField | SkipJsonSchema[None] = Field(
-        None, description="by default the workflow's"
+        None, description="Format of the result. Default: the workflow's default format."
     )
     priority: PriorityField = Field(
         Priority.INTERACTIVE,
-        description="interactive goes before batch, until a batch job has waited for long",
+        description="Interactive jobs run before batch jobs. A batch job that has waited for a "
+        "long time takes turns with interactive jobs.",
     )
     queue_limit_s: _Seconds | SkipJsonSchema[None] = Field(
         None,
-        description="seconds to the start at the latest; at most, and by default, the workflow's",
+        description="Maximum seconds from the submission to the start of the job. At most, and by "
+        "default, the workflow's limit.",
     )
     run_limit_s: _Seconds | SkipJsonSchema[None] = Field(
         None,
-        description="seconds for an attempt; at most, and by default, the workflow's",
+        description="Maximum seconds that an attempt may take. At most, and by default, the "
+        "workflow's limit.",
     )
     webhook_url: str | SkipJsonSchema[None] = Field(
         None,
-        description="where to POST that the job has ended, at least once; https, and a public host",
+        description="URL that receives a POST request when the job has ended, at least once. It "
+        "must use https and a public host.",
     )
     keep_metadata: bool = Field(
-        False, description="gives the result the photo's EXIF: times, place, camera, author"
+        False, description="Copy the photo's EXIF (times, place, camera, author) to the result."
     )
     reuse: ReuseField = Field(
         Reuse.NEVER,
-        description="allow: if the same was done for the same photo before, and its result is "
-        "still there, the job has succeeded at once, with a copy of that",
+        description="`allow`: if a job of the same photo with the same options has succeeded, and "
+        "its result is still stored, the new job succeeds at once with a copy of that result.",
     )
 
     def to_request(
@@ -112,9 +116,12 @@ class JobForm(BaseModel):
 class WorkflowForm(JobForm):
     """Options of any job that runs a workflow of the catalogue."""
 
-    workflow: str = Field(DEFAULT_WORKFLOW, description="see GET /api/v1/workflows")
+    workflow: str = Field(
+        DEFAULT_WORKFLOW, description="Name of a workflow, as GET /api/v1/workflows lists it."
+    )
     params: Json[dict[str, Any]] = Field(
-        default_factory=dict, description="a JSON object; the workflow's schema says what goes in"
+        default_factory=dict,
+        description="Parameters as a JSON object, which the workflow's JSON Schema describes.",
     )
 
 
@@ -128,15 +135,15 @@ class RunForm(JobForm):
     """All fields of a run's form except the image."""
 
     graph: Json[dict[str, Any]] = Field(
-        description="a JSON object: a graph in ComfyUI's API format, whose one LoadImage names "
-        "`image` as its file; docs/api.md says what it may contain"
+        description="A graph in ComfyUI's API format, as a JSON object. Its only LoadImage node "
+        "must have the file name `image`. docs/api.md lists the permitted nodes."
     )
     upload_id: UploadIdField = None
 
 
 def _body(form: type[BaseModel]) -> dict[str, Any]:
     return multipart_form(
-        {"image": f"{ACCEPTED_TYPES}; judged by its content, not by its name"},
+        {"image": f"{ACCEPTED_TYPES}. The type is determined by the content, not by the name."},
         form.model_json_schema(ref_template="#/components/schemas/{model}"),
         instead="upload_id",
     )
@@ -168,12 +175,14 @@ async def read_submission(
         elif not part.is_file:
             raise malformed(PHOTO, "send the photo as a file in this field")
         elif photo is not None:
-            raise malformed(PHOTO, "send one photo in this field; several make a batch")
+            raise malformed(
+                PHOTO, "send one photo in this field; POST /api/v1/batches takes several"
+            )
         elif not part.is_blank:
             photo = part
     asked = validated(form, texts)
     if (photo is None) == (asked.upload_id is None):
-        raise malformed(PHOTO, "send the photo as a file in this field, or its upload_id")
+        raise malformed(PHOTO, "send either the photo as a file in this field, or upload_id")
     if asked.upload_id is not None:
         share.take(await services.uploads.size_of(caller.sub, asked.upload_id))
     return asked.to_request(caller, photo.data() if photo else b"", idempotency_key)

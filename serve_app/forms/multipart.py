@@ -89,18 +89,16 @@ class Part:
         """
         data = self.data()
         if len(data) > self.limit_bytes:
-            raise malformed(self.name, f"a field may have at most {self.limit_bytes} bytes")
+            raise malformed(self.name, f"the field is longer than {self.limit_bytes} bytes")
         charset = self.content_type.get_content_charset("utf-8")
         # a byte order mark is more reliable than the charset, which some tools set by default
         codec = "utf-8-sig" if data.startswith(BOM_UTF8) else _CHARSETS.get(charset)
         if codec is None:
-            raise malformed(self.name, f"send the field in UTF-8, not in {charset}")
+            raise malformed(self.name, f"the field must be in UTF-8, not {charset}")
         try:
             return data.decode(codec).strip()
         except UnicodeDecodeError:
-            raise malformed(
-                self.name, "the field is not the UTF-8 text that it has to be"
-            ) from None
+            raise malformed(self.name, "the field must be UTF-8 text") from None
 
 
 class FormParts:
@@ -114,15 +112,17 @@ class FormParts:
         content_type = header_of(request.headers.get("content-type", "text/plain"))
         if (kind := content_type.get_content_type()) != "multipart/form-data":
             raise HTTPException(
-                415, f"send multipart/form-data with photos in the field {PHOTO!r}, not {kind}"
+                415,
+                f"the Content-Type must be multipart/form-data, not {kind}; send photos in "
+                f"the field {PHOTO!r}",
             )
         if _CHARSETS.get(content_type.get_content_charset("utf-8")) != _CHARSETS["utf-8"]:
-            raise HTTPException(415, "send the form's fields in UTF-8")
+            raise HTTPException(415, "the form must be in UTF-8")
         if not (boundary := _text_of(_parameters(content_type).get("boundary", ""))):
             raise HTTPException(
                 400,
-                "the Content-Type of the multipart form names no boundary; leave that header to "
-                "what builds the form",
+                "the Content-Type multipart/form-data lacks a boundary; let your HTTP "
+                "library set this header",
             )
         self._chunks = request.stream()
         self._names = names
@@ -145,12 +145,14 @@ class FormParts:
         if part is None:
             return None
         if not part.name:
-            raise malformed("form", "each part of the form must have the name of a field")
+            raise malformed("form", "each part of the form must have a field name")
         if part.name not in self._names:
             having = ", ".join(sorted(self._names))
-            raise malformed(part.name, f"the form has no such field; it has {having}")
+            raise malformed(part.name, f"the form has no such field; its fields are {having}")
         if part.encoding not in _PLAIN:
-            raise malformed(part.name, f"send the bytes as they are, not in {part.encoding}")
+            raise malformed(
+                part.name, f"the Content-Transfer-Encoding must be binary, not {part.encoding}"
+            )
         if part.name in self._seen and part.name != PHOTO:
             raise malformed(part.name, "the field was sent more than once")
         self._seen.add(part.name)
@@ -169,7 +171,7 @@ def _malformed_is_400() -> Iterator[None]:
     try:
         yield
     except FormParserError as error:
-        raise HTTPException(400, "the body is not a well-formed multipart form") from error
+        raise HTTPException(400, "the body is not valid multipart/form-data") from error
 
 
 class _Splitter:
@@ -201,7 +203,7 @@ class _Splitter:
         if chunk:
             self._parser.write(chunk)
         elif not self._ended:
-            raise FormParserError("the body ends before its last part does")
+            raise FormParserError("the body ends before its last part")
 
     def next(self) -> Part | None:
         """Return the next complete part, or None."""

@@ -35,8 +35,8 @@ class UploadBytes:
         free = self._limit - self.taken.total() - size_bytes
         if size_bytes and self.taken[owner] + size_bytes > free:
             raise TooManyUploads(
-                f"uploads of {self.taken.total()} bytes are on their way, {self.taken[owner]} of "
-                "them yours; send it again in a moment",
+                f"the memory for uploads is full: {self.taken.total()} bytes are being "
+                f"received, {self.taken[owner]} of them from you; try again in a few seconds",
                 limit=self._limit,
                 retry_after_s=RETRY_AFTER_S,
             )

@@ -56,7 +56,7 @@ def end_all(find: Callable[[], list[psutil.Process]]) -> bool:
     while found := find():
         if time.monotonic() > deadline:
             pids = ", ".join(str(each.pid) for each in found)
-            raise DependencyUnavailable(f"these processes of the stack cannot be ended: {pids}")
+            raise DependencyUnavailable(f"cannot end these processes of the stack: {pids}")
         any_found = True
         for each in found:
             with suppress(psutil.NoSuchProcess):

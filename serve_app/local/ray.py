@@ -79,7 +79,7 @@ class Watch:
         for part in self._silent:
             self._silent[part] += 1
             if self._silent[part] > _SILENT_LOOKS:
-                self._lose(f"{part} has not answered for {_SILENT_LOOKS * _LOOK_S:.0f} s")
+                self._lose(f"{part} has not responded for {_SILENT_LOOKS * _LOOK_S:.0f} s")
 
     def _ask(self) -> None:
         self._serving.wait()
@@ -89,7 +89,7 @@ class Watch:
                 ray.get(controller.check_alive.remote())
                 self._silent["Serve's controller"] = 0
             except ValueError:
-                self._lose("Serve's controller is gone for good")
+                self._lose("Serve's controller has ended")
             except RayError:  # it is being restarted
                 continue
 

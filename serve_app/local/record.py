@@ -115,9 +115,10 @@ def demand_down(state_dir: Path) -> None:
     """Raise SetupError if a stack of this state folder is running or starting."""
     if (pid := holder_of(state_dir)) is not None:
         stack = find_stack(state_dir)
-        trouble = f", and starts its Ray again ({stack.lost})" if stack and stack.lost else ""
+        trouble = f", which is restarting its Ray ({stack.lost})" if stack and stack.lost else ""
         raise SetupError(
-            f"a stack is up already in {state_dir} (pid {pid}){trouble}: `restore down` first"
+            f"a local stack is already running in {state_dir} (pid {pid}){trouble}; stop it "
+            "with `restore down`"
         )
 
 
@@ -173,7 +174,7 @@ def start_detached(
         progress(_last_line(log_path) or "starting")
         time.sleep(START_POLL_S)
     last_words = _last_line(log_path).removeprefix("error: ")
-    raise SetupError(f"the stack did not start: {last_words}; see {log_path}")
+    raise SetupError(f"the local stack did not start: {last_words}; see {log_path}")
 
 
 def _last_line(path: Path) -> str:

@@ -102,7 +102,7 @@ def _serve(
     stack = StackRecord(os.getpid(), url, issuer=issuer, drain_s=node.drain_s)
     short_lives = 0
     while True:
-        progress(f"starting Ray and the service, GPU workers: {options.workers}")
+        progress(f"starting Ray and the service with {options.workers} GPU worker(s)")
         steady_from = math.inf
         try:
             with RayProcess(node.state_dir, options, node.drain_s) as ray, _said(progress):
@@ -116,8 +116,8 @@ def _serve(
             short_lives = 1 if time.monotonic() > steady_from else short_lives + 1
             if short_lives > SHORT_LIVES:
                 raise DependencyUnavailable(
-                    f"Ray was lost {short_lives} times in a row, the last time because {lost}; "
-                    "the next `restore up` goes on with all jobs"
+                    f"Ray was lost {short_lives} times in a row, most recently because "
+                    f"{lost}; no job is lost, and `restore up` continues with all of them"
                 ) from lost
             progress(f"Ray was lost: {lost}")
             if stack.ray_address:  # the stack has served before

@@ -33,7 +33,7 @@ async def list_workers(services: ServicesOf) -> WorkerList:
 
 @router.get("/queue")
 async def get_queue(services: ServicesOf) -> QueueView:
-    """Count the waiting and the running jobs of each class, with the start of the longest wait."""
+    """Count waiting and running jobs by priority, with the time of the oldest waiting job."""
     return QueueView.model_validate(await services.workers.queue())
 
 

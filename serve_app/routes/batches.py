@@ -64,15 +64,15 @@ router = APIRouter(prefix=PATH, tags=["batches"], responses=COMMON_PROBLEMS)
     response_model=SubmittedBatchView,
     responses={
         202: {
-            "description": "accepted: every photo with a job is stored, and its job will end; "
-            "those that could not be used say why",
-            "headers": {"Location": header("path of the batch")},
+            "description": "Accepted. Each photo with a `job_id` is stored, and its job will end. "
+            "Each other photo has a `failure` with the reason.",
+            "headers": {"Location": header("Path of the batch.")},
         },
         200: {
-            "description": "the batch of an earlier request with the same Idempotency-Key",
+            "description": "The batch of an earlier request with the same Idempotency-Key.",
             "model": SubmittedBatchView,
             "headers": {
-                "Location": header("path of the batch"),
+                "Location": header("Path of the batch."),
                 "Idempotent-Replayed": header("`true`"),
             },
         },
@@ -103,7 +103,7 @@ async def submit_batch(
     _share: Annotated[UploadShare, Depends(batch_share)],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Submit up to 1,000 photos to be restored alike."""
+    """Submit up to 1,000 photos to be restored with the same options."""
     form = BatchFormReader(request, services.settings.upload_max_bytes)
     first = (await form.fields()).to_request(caller, b"", idempotency_key)
     if form.names_workflow:  # errors in the fields so far cannot be undone by later fields
@@ -127,7 +127,10 @@ async def list_batches(
     caller: Reader,
     owner: ListedOwner,
     services: ServicesOf,
-    cursor: Annotated[str | None, Query(description="opaque; follow `next` instead")] = None,
+    cursor: Annotated[
+        str | None,
+        Query(description="Opaque position in the list. Follow `next` instead of building it."),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
 ) -> BatchList:
     """List an owner's batches, by default the caller's, newest first."""
@@ -150,10 +153,12 @@ async def list_batch_items(
     batch_id: UUID,
     caller: Reader,
     services: ServicesOf,
-    first: Annotated[int, Query(ge=0, le=MAX_BATCH_ITEMS, description="index of the first")] = 0,
+    first: Annotated[
+        int, Query(ge=0, le=MAX_BATCH_ITEMS, description="Index of the first photo to list.")
+    ] = 0,
     limit: Annotated[int, Query(ge=1, le=MAX_BATCH_ITEMS)] = 100,
 ) -> BatchItems:
-    """List a batch's photos in the order of submission, each with its job or its refusal."""
+    """List a batch's photos in the order of submission, each with its job or its failure."""
     # One more item than asked for shows whether there is another page.
     found = await services.batches.items(batch_id, caller.reach, first, limit + 1)
     following: str | None = None
@@ -167,8 +172,11 @@ async def list_batch_items(
     "/{batch_id}/cancel",
     status_code=status.HTTP_202_ACCEPTED,
     responses={
-        202: {"description": "asked; some jobs go on until their engine's next boundary"},
-        200: {"description": "every job has ended, cancelled or otherwise", "model": BatchView},
+        202: {
+            "description": "Cancellation was requested. Running jobs stop at their engine's next "
+            "node or step."
+        },
+        200: {"description": "All jobs have ended, cancelled or not.", "model": BatchView},
         **problems(BatchNotFound, RateLimited),
     },
 )
@@ -188,9 +196,9 @@ async def cancel_batch(
     response_class=EventStream,
     responses={
         200: {
-            "description": "`progress` events, each with `status` and `counts`: as they are now, "
-            "and whenever they have changed, at most twice a second. The last has a final status, "
-            "after which the stream ends.",
+            "description": "`progress` events with `status` and `counts`: the current ones first, "
+            "then each change, at most two a second. The last event has a final status; then the "
+            "stream ends.",
             "content": {sse.MEDIA_TYPE: {"schema": sse.EVENT_SCHEMA}},
         },
         **problems(BatchNotFound, TooManyAtOnce),

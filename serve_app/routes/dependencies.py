@@ -42,8 +42,8 @@ _UNCOUNTED = frozenset({"GET", "HEAD"})
 _bearer = HTTPBearer(
     scheme_name="bearer",
     bearerFormat="JWT",
-    description="An RS256 access token of the configured issuer. Jobs belong to its `sub`; "
-    "each operation names the scope that it needs, in `scope` or `permissions`.",
+    description="An RS256 access token of the configured issuer. Jobs belong to its `sub`. Each "
+    "operation names the scope that the token must have in `scope` or `permissions`.",
     auto_error=False,
 )
 
@@ -99,7 +99,7 @@ async def _authorized(
     request.state.answer_headers = rate.headers()
     if not rate.allowed:
         raise RateLimited(
-            f"you have sent {per_minute} requests within a minute; send it again later",
+            f"you have exceeded your limit of {per_minute} requests a minute; try again later",
             limit=per_minute,
             retry_after_s=rate.retry_after_s,
         )
@@ -127,12 +127,16 @@ Writer = Annotated[Principal, require(Scope.WRITE)]
 async def _listed_owner(
     caller: Reader,
     owner: Annotated[
-        str | None, Query(description="whose; other owners' are listed for `admin` only")
+        str | None,
+        Query(
+            description="Owner of the listed items. Other owners than the caller need the scope "
+            "`admin`."
+        ),
     ] = None,
 ) -> str:
     if owner is None or caller.reach in (None, owner):
         return owner or caller.sub
-    raise Forbidden(f"to list what others own takes the scope {Scope.ADMIN}", scope=Scope.ADMIN)
+    raise Forbidden(f"listing other owners' items needs the scope {Scope.ADMIN}", scope=Scope.ADMIN)
 
 
 ListedOwner = Annotated[str, Depends(_listed_owner)]

@@ -55,9 +55,9 @@ class EventStream(StreamingResponse):
     response_class=EventStream,
     responses={
         200: {
-            "description": "`state`, `progress` and `preview` events. The first is the state as "
-            "it is now, the last a final state, after which the stream ends. Progress may be "
-            "skipped, the end never is.",
+            "description": "`state`, `progress` and `preview` events. The first is the current "
+            "state. The last is a final state; then the stream ends. Progress events may be "
+            "skipped, the final state never is.",
             "content": {sse.MEDIA_TYPE: {"schema": sse.EVENT_SCHEMA}},
         },
         **problems(InvalidRequest, JobNotFound, TooManyAtOnce),
@@ -69,7 +69,11 @@ async def follow_restoration(
     services: ServicesOf,
     last_event_id: Annotated[
         str | None,
-        Header(alias="Last-Event-ID", description="resumes after this event", max_length=64),
+        Header(
+            alias="Last-Event-ID",
+            description="Id of the last event received. The stream resumes after it.",
+            max_length=64,
+        ),
     ] = None,
 ) -> EventStream:
     """Follow a job until it has ended."""

@@ -23,7 +23,7 @@ async def get_health() -> Health:
 
 @router.get(
     "/readyz",
-    responses={503: {"model": Readiness, "description": "a required dependency is down"}},
+    responses={503: {"model": Readiness, "description": "A required dependency is down."}},
 )
 async def get_readiness(request: Request, response: Response) -> Readiness:
     """Report the state of each dependency, at most a second old.

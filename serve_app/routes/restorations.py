@@ -49,10 +49,10 @@ from workflows.manifest import CUSTOM
 
 MAX_PAGE = 100
 DOWNLOAD_HEADERS = {
-    "Content-Disposition": header("an attachment with a file name"),
-    "ETag": header("the sha256 of the whole, in hex"),
+    "Content-Disposition": header("An attachment with a file name."),
+    "ETag": header("SHA-256 of the whole result, in hexadecimal."),
     "Accept-Ranges": header("`bytes`"),
-    "Repr-Digest": header("RFC 9530: the sha256 of the whole"),
+    "Repr-Digest": header("SHA-256 of the whole result (RFC 9530)."),
 }
 
 router = APIRouter(prefix="/api/v1/restorations", tags=["restorations"], responses=COMMON_PROBLEMS)
@@ -91,9 +91,12 @@ async def list_restorations(
     owner: ListedOwner,
     services: ServicesOf,
     status: Annotated[
-        list[JobStatus] | None, Query(description="only jobs in one of these; may be repeated")
+        list[JobStatus] | None, Query(description="Only jobs with this status. May be repeated.")
     ] = None,
-    cursor: Annotated[str | None, Query(description="opaque; follow `next` instead")] = None,
+    cursor: Annotated[
+        str | None,
+        Query(description="Opaque position in the list. Follow `next` instead of building it."),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
 ) -> RestorationPage:
     """List an owner's jobs, by default the caller's, newest first."""
@@ -116,8 +119,11 @@ async def get_restoration(
     "/{job_id}/cancel",
     status_code=status.HTTP_202_ACCEPTED,
     responses={
-        202: {"description": "asked; the job goes on until its engine's next boundary"},
-        200: {"description": "the job has ended, cancelled or otherwise", "model": Restoration},
+        202: {
+            "description": "Cancellation was requested. A running job stops at its engine's next "
+            "node or step."
+        },
+        200: {"description": "The job has ended, cancelled or not.", "model": Restoration},
         **problems(JobNotFound, RateLimited),
     },
 )
@@ -136,14 +142,14 @@ async def cancel_restoration(
     status_code=status.HTTP_202_ACCEPTED,
     responses={
         202: {
-            "description": "accepted: a new job on the same photo",
-            "headers": {"Location": header("path of the new job")},
+            "description": "Accepted: a new job for the same photo.",
+            "headers": {"Location": header("Path of the new job.")},
         },
         200: {
-            "description": "the job that an earlier retry of this one made",
+            "description": "The job that an earlier retry of this job created.",
             "model": Restoration,
             "headers": {
-                "Location": header("path of that job"),
+                "Location": header("Path of that job."),
                 "Idempotent-Replayed": header("`true`"),
             },
         },
@@ -183,20 +189,21 @@ async def retry_restoration(
     response_class=Response,
     responses={
         307: {
-            "description": "where the picture is; the address works without a token for a while",
-            "headers": {"Location": header("a signed URL")},
+            "description": "Redirect to the result. The URL is valid without a token for a "
+            "limited time.",
+            "headers": {"Location": header("Signed URL of the result.")},
         },
         200: {
-            "description": "the picture (`download=1`)",
+            "description": "The result (`download=1`).",
             "content": PICTURES,
             "headers": DOWNLOAD_HEADERS,
         },
         206: {
-            "description": "the part of it that `Range` asks for",
+            "description": "The part of the result that `Range` selects.",
             "content": PICTURES,
             "headers": {
                 **DOWNLOAD_HEADERS,
-                "Content-Range": header("which bytes, and of how many"),
+                "Content-Range": header("The range sent, and the size of the result."),
             },
         },
         **problems(
@@ -213,13 +220,15 @@ async def get_result(
     job_id: UUID,
     caller: Reader,
     services: ServicesOf,
-    download: Annotated[bool, Query(description="the bytes themselves, not a redirect")] = False,
+    download: Annotated[
+        bool, Query(description="Return the result itself instead of a redirect.")
+    ] = False,
     _range: Annotated[
         str | None,
-        Header(alias="Range", description="RFC 9110; one range of bytes of a download"),
+        Header(alias="Range", description="One range of bytes (RFC 9110). Only with `download=1`."),
     ] = None,
     _if_range: Annotated[
-        str | None, Header(alias="If-Range", description="the ETag that the range is of")
+        str | None, Header(alias="If-Range", description="The ETag that the range refers to.")
     ] = None,
 ) -> Response:
     """Return the restored photo, or redirect to it."""

@@ -90,7 +90,7 @@ def asked_range(headers: Headers, output: Artifact) -> range | None:
     if start >= stop:
         raise HTTPException(
             416,
-            f"the result has {size} bytes, and none in this range",
+            f"the range is outside of the result, which has {size} bytes",
             {"Content-Range": f"bytes */{size}"},
         )
     return range(start, stop)
@@ -115,7 +115,7 @@ async def _parts(blobs: BlobStore, output: Artifact, start: int, end: int) -> As
         digest.update(part)
         if is_whole and stop == end and digest.hexdigest() != output.sha256:
             raise ArtifactCorrupt(
-                f"the object {output.key} is not what was stored: its sha256 is another",
+                f"the object {output.key} differs from what was stored: its sha256 differs",
                 key=output.key,
             )
         yield part

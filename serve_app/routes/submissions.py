@@ -49,7 +49,8 @@ IdempotencyKey = Annotated[
     Header(
         alias="Idempotency-Key",
         max_length=MAX_NAME_CHARS,
-        description="makes a repeated request harmless: it is answered as the first one was",
+        description="Key that makes the request safe to repeat: a repetition gets the response of "
+        "the first request.",
     ),
 ]
 
@@ -60,8 +61,8 @@ async def _preferences(
         str | SkipJsonSchema[None],
         Header(
             alias="Prefer",
-            description="RFC 7240; `wait=N` waits up to N (at most 60) seconds for the end, "
-            "unless too many of the caller's requests wait already",
+            description="`wait=N` waits up to N (at most 60) seconds for the end of the job (RFC "
+            "7240). It is ignored if too many requests of the caller are waiting.",
         ),
     ] = None,
 ) -> Sequence[str]:
@@ -79,22 +80,22 @@ def submission_responses(*errors: type[RestorationError]) -> Responses:
     """Return the OpenAPI responses of a submission, with `errors` added to the common ones."""
     return {
         202: {
-            "description": "accepted: the photo is stored, and the job will end",
+            "description": "Accepted. The photo is stored, and the job will end.",
             "headers": {
-                "Location": header("path of the job"),
-                "Preference-Applied": header("`wait=N` when the answer was waited for"),
+                "Location": header("Path of the job."),
+                "Preference-Applied": header("`wait=N` if the response waited for the job."),
             },
         },
         200: {
-            "description": "the finished job (`Prefer: wait`, or `reuse=allow` and there was a "
-            "result), or the job of an earlier request with the same Idempotency-Key or upload; "
-            "of a job that succeeded its result, if Accept prefers that to JSON",
+            "description": "The ended job (with `Prefer: wait`, or with `reuse=allow` and a stored "
+            "result), or the job of an earlier request with the same Idempotency-Key or "
+            "upload. If the job succeeded and Accept prefers an image to JSON, its result.",
             "model": Restoration,
             "content": PICTURES,
             "headers": {
-                "Location": header("path of the job"),
-                "Idempotent-Replayed": header("`true` for the job of an earlier request"),
-                "Preference-Applied": header("`wait=N` when the answer was waited for"),
+                "Location": header("Path of the job."),
+                "Idempotent-Replayed": header("`true` if the job is that of an earlier request."),
+                "Preference-Applied": header("`wait=N` if the response waited for the job."),
             },
         },
         **problems(

@@ -82,7 +82,7 @@ class UploadRequest(BaseModel):
 async def begin_upload(
     caller: Writer, services: ServicesOf, response: Response, asked: UploadRequest
 ) -> UploadView:
-    """Return a link to PUT a photo to. Name its `id` in one submission afterwards."""
+    """Return a signed URL to send a photo to. Use its `id` as `upload_id` of one submission."""
     upload = await services.uploads.begin(
         caller.sub, asked.content_type, asked.size_bytes, asked.sha256, caller.quotas
     )

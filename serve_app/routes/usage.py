@@ -21,10 +21,13 @@ async def get_usage(
     services: ServicesOf,
     since: Annotated[
         datetime | None,
-        Query(description="attempts that began to execute then or later; UTC without an offset"),
+        Query(
+            description="Count attempts that started to execute at this time or later. Without an "
+            "offset, the time is in UTC."
+        ),
     ] = None,
 ) -> UsageReport:
-    """Sum the caller's usage, or all owners' for `admin`, by default over the last 30 days."""
+    """Sum the usage since a time: the caller's, or all owners' with `admin`. Default: 30 days."""
     since = since or datetime.now(UTC) - timedelta(days=DEFAULT_DAYS)
     since = since if since.tzinfo else since.replace(tzinfo=UTC)
     sums = await services.usage.since(since, caller.reach)

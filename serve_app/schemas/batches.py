@@ -15,7 +15,7 @@ from serve_app.schemas.restorations import FailureView, View
 
 
 class BatchCountsView(View):
-    """The number of the batch's photos in each status; together they make up its size."""
+    """Number of the batch's photos in each status. The sum is the batch's size."""
 
     queued: int
     running: int
@@ -23,8 +23,10 @@ class BatchCountsView(View):
     succeeded: int
     failed: int
     cancelled: int
-    refused: int = Field(description="photos that could not be used, and so have no job")
-    expired: int = Field(description="jobs that ended so long ago that they are forgotten")
+    refused: int = Field(description="Photos that were refused and have no job.")
+    expired: int = Field(
+        description="Photos whose jobs were removed at the end of their retention."
+    )
 
 
 class BatchLinks(View):
@@ -40,8 +42,9 @@ class BatchProgress(View):
     """The status of a batch; also the data of its event stream."""
 
     status: BatchStatus = Field(
-        description="`running` until every job has ended; then `cancelled` if any job was, "
-        "`succeeded` if every photo is restored, `failed` if none is, else `partly_failed`"
+        description="`running` until all jobs have ended; then `cancelled` if any job was "
+        "cancelled, `succeeded` if all photos are restored, `failed` if none is, otherwise "
+        "`partly_failed`."
     )
     counts: BatchCountsView
 
@@ -58,18 +61,20 @@ class BatchView(BatchProgress):
 class BatchItemView(View):
     """One photo of a batch: its job, or the reason why it has none."""
 
-    index: int = Field(description="its place in the submission, from 0")
-    name: str = Field(description="the file's name as it was sent")
+    index: int = Field(description="Position of the photo in the submission, from 0.")
+    name: str = Field(description="Name of the file as it was sent.")
     status: JobStatus | Literal["refused", "expired"]
-    job_id: UUID | None = Field(description="the restoration's id; null when there is none")
-    failure: FailureView | None = Field(description="why the job failed or the photo was refused")
+    job_id: UUID | None = Field(description="Id of the photo's job, or null if it has none.")
+    failure: FailureView | None = Field(
+        description="Reason why the job failed or the photo was refused."
+    )
 
 
 class BatchItems(View):
     """A page of a batch's photos, in the order of submission."""
 
     items: tuple[BatchItemView, ...]
-    next: str | None = Field(description="path of the next page; null on the last")
+    next: str | None = Field(description="Path of the next page, or null on the last page.")
 
 
 class SubmittedBatchView(BatchView):
@@ -82,7 +87,7 @@ class BatchList(View):
     """A page of batches, newest first."""
 
     batches: tuple[BatchView, ...]
-    next: str | None = Field(description="path of the next page; null on the last")
+    next: str | None = Field(description="Path of the next page, or null on the last page.")
 
 
 def batch_view(batch: JobBatch, links: BatchLinks) -> BatchView:

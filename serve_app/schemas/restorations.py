@@ -29,31 +29,31 @@ class View(BaseModel):
 class ArtifactView(View):
     """A stored object, with the hash and the size to verify a download."""
 
-    sha256: str = Field(description="lower-case hex")
+    sha256: str = Field(description="SHA-256 in lower-case hexadecimal.")
     size_bytes: int
     content_type: str
 
 
 class FailureView(View):
-    code: str = Field(description="stable, for programs")
-    message: str = Field(description="for people")
+    code: str = Field(description="Stable code, for programs.")
+    message: str = Field(description="Message for people.")
 
 
 class AttemptView(View):
-    """An attempt that is over. Only `failed` ones count against the job, not `handed_back` ones."""
+    """An ended attempt. A `failed` one counts towards the maximum, a `handed_back` one does not."""
 
     attempt: int
     started_at: datetime
     ended_at: datetime
     outcome: AttemptOutcome
-    code: str | None = Field(description="what went wrong, for programs")
-    message: str | None = Field(description="and for people")
+    code: str | None = Field(description="Stable code of the error, for programs.")
+    message: str | None = Field(description="Message of the error, for people.")
 
 
 class ProgressView(View):
-    """The newest known progress of the current attempt; best effort."""
+    """The newest known progress of the current attempt. It may lag behind."""
 
-    fraction: float = Field(ge=0, le=1, description="of the whole job")
+    fraction: float = Field(ge=0, le=1, description="Fraction of the whole job that is done.")
     stage: str
     attempt: int
 
@@ -62,10 +62,15 @@ class WebhookView(View):
     """The webhook that reports the job's end, and the state of its delivery."""
 
     url: str
-    status: DeliveryStatus = Field(description="`dead` after a day of trying, or when refused")
+    status: DeliveryStatus = Field(
+        description="`dead` means that delivery was given up, after 24 hours or because the URL "
+        "is refused."
+    )
     tries: int
     last_error: str | None
-    next_try_at: datetime | None = Field(description="null until the job has ended")
+    next_try_at: datetime | None = Field(
+        description="Time of the next try, or null if none is planned."
+    )
 
 
 class Links(View):
@@ -85,53 +90,62 @@ class Restoration(View):
     status: JobStatus
     workflow: str
     workflow_version: str
-    params: Mapping[str, ParamValue] = Field(description="every parameter, defaults filled in")
+    params: Mapping[str, ParamValue] = Field(description="All parameters, including defaults.")
     output_format: OutputFormat
     priority: Priority
-    batch_id: UUID | None = Field(description="the batch that the photo came in")
-    attempt: int = Field(description="how many times the job was started")
+    batch_id: UUID | None = Field(description="Id of the batch that the photo belongs to.")
+    attempt: int = Field(description="Number of times that the job was started.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
     input: ArtifactView
-    output: ArtifactView | None = Field(description="set once the job has succeeded")
-    failure: FailureView | None = Field(description="why the job failed")
-    timings_s: Mapping[str, float] = Field(description="seconds spent, by stage")
-    trace_id: str | None = Field(None, description="of the trace that it was submitted in")
+    output: ArtifactView | None = Field(
+        description="The result, or null unless the job has succeeded."
+    )
+    failure: FailureView | None = Field(description="Reason why the job failed.")
+    timings_s: Mapping[str, float] = Field(description="Seconds spent in each stage.")
+    trace_id: str | None = Field(
+        None, description="Id of the trace in which the job was submitted."
+    )
     attempts: tuple[AttemptView, ...] = Field(
-        (), description="those that are over, oldest first; of very many the newest"
+        (), description="Ended attempts, oldest first. If there are very many, only the newest."
     )
     queue_deadline_at: datetime | None = Field(
-        None, description="a job whose first attempt has not begun by then fails"
+        None, description="The job fails if its first attempt has not started by this time."
     )
-    retry_of: UUID | None = Field(None, description="the job that this one was sent again for")
+    retry_of: UUID | None = Field(None, description="Id of the job that this job retries.")
     reused_from: UUID | None = Field(
-        None, description="the job whose result this one was answered with, without an attempt"
+        None, description="Id of the job whose stored result was copied, without an attempt."
     )
     progress: ProgressView | None
     webhook: WebhookView | None = None
-    keep_metadata: bool = Field(False, description="the result has the photo's EXIF")
+    keep_metadata: bool = Field(False, description="The result has the photo's EXIF.")
     output_expired_at: datetime | None = Field(
-        None, description="set when the result has been removed"
+        None, description="Time when the result was removed."
     )
     links: Links
 
 
 class UploadView(View):
-    """A link to send a photo to: PUT its bytes there, with these headers and no token."""
+    """A signed URL for one photo. Send the bytes with PUT, these headers and no token."""
 
-    id: UUID = Field(description="`upload_id` of the one submission that uses it")
+    id: UUID = Field(
+        description="Value of `upload_id` in the submission that uses the upload. It can be used "
+        "once."
+    )
     method: Literal["PUT"] = "PUT"
     url: str
     headers: Mapping[str, str]
-    expires_at: datetime = Field(description="the link's; an upload is removed unless it is used")
+    expires_at: datetime = Field(
+        description="Time when the link expires. An upload that is not used is removed later."
+    )
 
 
 class RestorationPage(View):
     """A page of jobs, newest first."""
 
     restorations: tuple[Restoration, ...]
-    next: str | None = Field(description="path of the next page; null on the last")
+    next: str | None = Field(description="Path of the next page, or null on the last page.")
 
 
 class WorkflowView(View):
@@ -171,7 +185,8 @@ class Problem(View):
     request_id: str
     details: Mapping[str, Any] = Field(
         default_factory=dict,
-        description="more about it, by code; `problems` maps each wrong input to what is wrong",
+        description="More about the error, by `code`. `problems` maps each invalid input to its "
+        "problem.",
     )
 
 
@@ -182,12 +197,12 @@ class UsageView(View):
     workflow: str
     jobs: int
     attempts: int
-    gpu_s: float = Field(description="seconds for which an engine executed them")
+    gpu_s: float = Field(description="Seconds during which an engine executed the jobs.")
 
 
 class UsageReport(View):
     since: datetime
-    usage: tuple[UsageView, ...] = Field(description="the largest first")
+    usage: tuple[UsageView, ...] = Field(description="Sorted by seconds, the largest first.")
 
 
 def progress_view(job: Job, events: Iterable[JobEvent]) -> ProgressView | None:

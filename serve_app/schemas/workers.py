@@ -25,14 +25,21 @@ class WorkerView(View):
 
     id: str
     node: str
-    engine_url: str = Field(description="as seen from its own node; the port tells which GPU")
+    engine_url: str = Field(
+        description="URL on the worker's own node. The port identifies the GPU."
+    )
     engine: EngineState
-    engine_version: str = Field(description="of ComfyUI; empty while it has not said")
+    engine_version: str = Field(description="ComfyUI's version, or empty if not known yet.")
     engine_starts: int
-    engine_restart_pending: bool = Field(description="ordered, and waiting for an empty engine")
-    drained: bool = Field(description="claims no more jobs until it is undrained")
+    engine_restart_pending: bool = Field(
+        description="A restart was requested, and waits until no job is in the engine."
+    )
+    drained: bool = Field(description="The worker claims no jobs until it is undrained.")
     started_at: datetime
-    seen_at: datetime = Field(description="silent for more than seconds, it is probably lost")
+    seen_at: datetime = Field(
+        description="Time of the newest report. A worker that has not reported for several "
+        "seconds is probably lost."
+    )
     in_hand: tuple[JobInHandView, ...]
 
     @classmethod
@@ -47,7 +54,7 @@ class WorkerView(View):
 
 
 class WorkerList(View):
-    at: datetime = Field(description="now, by the clock that all times here are of")
+    at: datetime = Field(description="Current time, by the clock of all times in this response.")
     workers: tuple[WorkerView, ...]
 
     @classmethod
@@ -59,11 +66,13 @@ class QueueLineView(View):
     priority: Priority
     waiting: int
     running: int
-    oldest_at: datetime | None = Field(description="when the longest waiting one was submitted")
+    oldest_at: datetime | None = Field(
+        description="Submission time of the job that has waited longest."
+    )
 
 
 class QueueView(View):
-    """The waiting and the running jobs of each class."""
+    """The waiting and running jobs of each priority."""
 
     at: datetime
     lines: tuple[QueueLineView, ...]

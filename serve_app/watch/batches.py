@@ -96,7 +96,7 @@ class BatchWatcher:
             if live.batch.id in latest:
                 live.learn(latest[live.batch.id])
             else:
-                live.fail(BatchNotFound("there is no such batch", batch_id=str(live.batch.id)))
+                live.fail(BatchNotFound("the batch does not exist", batch_id=str(live.batch.id)))
 
     def _ended(self, owner: str, poll: asyncio.Task[None]) -> None:
         # Only a bug ends the task early. It must reach the watchers, and not look like an outage.

@@ -43,7 +43,7 @@ def render(document: Json) -> str:
 
 def _operation(method: str, path: str, operation: Json) -> str:
     name = operation["operationId"]
-    access = "needs a token" if operation.get("security") else "open to everybody"
+    access = "needs a token" if operation.get("security") else "no token needed"
     parameters = (
         (each["name"], each["in"], _needed(each.get("required")), each.get("description", ""))
         for each in operation.get("parameters", ())

@@ -26,7 +26,7 @@ from tests.fakes.job_store import MemoryJobStore
 from tests.support.samples import artifact, new_job
 
 FAILURE = Failure("engine_failed", "a node raised")
-BROKEN = Failure("broken_image", "the picture cannot be decoded")
+BROKEN = Failure("broken_image", "the image cannot be decoded")
 
 
 @dataclass
@@ -169,7 +169,7 @@ async def test_missing_and_foreign_batches_look_the_same(stores: Stores) -> None
             stores.batches.items(batch_id, owner),
             stores.batches.request_cancel(batch_id, owner),
         ):
-            with pytest.raises(BatchNotFound, match="there is no such batch"):
+            with pytest.raises(BatchNotFound, match="the batch does not exist"):
                 await call
     assert await stores.counts(batch) == BatchCounts(queued=1)
 

@@ -35,7 +35,7 @@ def test_a_folder_is_restored_through_ray_handles(stack: Stack, tmp_path: Path) 
     assert done.returncode == 1, "one photo was not restored"
     assert done.stderr == ""
     told = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert told.pop("broken.jpg").startswith("refused: the picture cannot be decoded")
+    assert told.pop("broken.jpg").startswith("refused: the image cannot be decoded")
     assert told == {f"{name}.jpg": "succeeded" for name in NAMES}
     for width, name in enumerate(NAMES, start=48):
         with Image.open(results / f"{name}.png") as image:

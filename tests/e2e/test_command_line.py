@@ -71,9 +71,12 @@ def test_format_overrides_the_suffix(stack: Stack, photo: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workflow", "nope"], "there is no workflow 'nope'; choose from enlarge, restore"),
+        (
+            ["--workflow", "nope"],
+            "the workflow 'nope' does not exist; choose from enlarge, restore",
+        ),
         (["--param", "scale=99"], "scale: Input should be less than or equal to 4"),
-        (["--param", "colour=red"], "colour: there is no such parameter"),
+        (["--param", "colour=red"], "colour: unknown parameter"),
         (["--server", "http://127.0.0.1:9"], "http://127.0.0.1:9/api/v1/restorations cannot be"),
     ],
 )
@@ -92,7 +95,7 @@ def test_a_broken_picture_is_refused_in_one_line(stack: Stack, photo: Path, tmp_
     broken, out = tmp_path / "broken.jpg", tmp_path / "restored.png"
     broken.write_bytes(photo.read_bytes()[:-200])
     failed = stack.restore("run", str(broken), "-o", str(out), check=False)
-    assert_one_error(failed.returncode, failed.stderr, "the picture cannot be decoded")
+    assert_one_error(failed.returncode, failed.stderr, "the image cannot be decoded")
     assert not out.exists()
 
 
@@ -117,7 +120,7 @@ def test_cancel_returns_when_the_job_has_ended(stack: Stack, client: Restoration
     assert stack.restore("cancel", str(job.id)).stderr == f"job {job.id} cancelled\n"
     assert client.get(job.id).status is JobStatus.CANCELLED
     missing = stack.restore("cancel", str(uuid4()), check=False)
-    assert_one_error(missing.returncode, missing.stderr, "there is no such job")
+    assert_one_error(missing.returncode, missing.stderr, "the job does not exist")
 
 
 def test_a_token_is_accepted_by_the_api(stack: Stack) -> None:
@@ -134,7 +137,7 @@ def test_doctor_finds_all_well(stack: Stack) -> None:
     """The exit status is 0 and all findings are ok, including one about the stack."""
     findings = stack.restore("doctor").stdout.splitlines()[1:]
     assert all(line.startswith("ok ") for line in findings)
-    assert f"serves at {stack.record.url}" in findings[-1]
+    assert f"running at {stack.record.url}" in findings[-1]
 
 
 def test_engine_install_is_quick_and_says_what_is_wrong(stack: Stack, tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ def test_engine_install_is_quick_and_says_what_is_wrong(stack: Stack, tmp_path: 
     wrong = stack.restore(
         *("engine", "install", "--source", "path", "--path", str(tmp_path)), check=False
     )
-    assert_one_error(wrong.returncode, wrong.stderr, f"{tmp_path} holds no ComfyUI")
+    assert_one_error(wrong.returncode, wrong.stderr, f"{tmp_path} is not a ComfyUI checkout")
 
 
 @pytest.mark.parametrize("how", [[], ["--detach"]])
@@ -152,7 +155,7 @@ def test_up_on_a_port_in_use_is_refused_in_one_line(tmp_path: Path, how: list[st
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
         refused = run_restore(tmp_path, "up", *how, "--port", str(port), check=False)
-    assert_one_error(refused.returncode, refused.stderr, f"port {port} of this machine is in use")
+    assert_one_error(refused.returncode, refused.stderr, f"port {port} is in use on this machine")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,4 +164,4 @@ def test_without_a_stack_each_command_says_so(tmp_path: Path) -> None:
     for command in (["jobs"], ["show", str(uuid4())], ["token"]):
         failed = run_restore(tmp_path, *command, check=False)
         assert_one_error(failed.returncode, failed.stderr, "no local stack is running")
-    assert "nothing was running" in run_restore(tmp_path, "down").stderr
+    assert "no local stack was running" in run_restore(tmp_path, "down").stderr

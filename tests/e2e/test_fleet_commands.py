@@ -101,5 +101,5 @@ def test_an_unknown_worker_is_named(stack: Stack, ids: list[str]) -> None:
     """One line lists the workers, and the exit status is 1."""
     done = stack.restore("drain", "nobody", check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: no worker begins with 'nobody'")
+    assert done.stderr.startswith("error: no worker id starts with 'nobody'")
     assert all(worker in "".join(done.stderr.split()) for worker in ids)

@@ -64,7 +64,7 @@ class MemoryBatchStore:
         ids = [batch.id for batch, _ in reversed(self.rows.values()) if batch.owner == owner]
         if cursor is not None:
             if cursor not in map(str, ids):
-                raise InvalidRequest("the cursor is not one that this service gave out")
+                raise InvalidRequest("the cursor is invalid; follow the `next` path of a page")
             ids = ids[ids.index(UUID(cursor)) + 1 :]
         page = [await self.get(batch_id) for batch_id in ids[:limit]]
         return BatchPage(page, str(page[-1].id) if len(ids) > limit else None)
@@ -98,7 +98,7 @@ class MemoryBatchStore:
         await self.jobs.ping()
         row = self.rows.get(batch_id)
         if row is None or owner not in (None, row[0].owner):
-            raise BatchNotFound("there is no such batch", batch_id=str(batch_id))
+            raise BatchNotFound("the batch does not exist", batch_id=str(batch_id))
         return row
 
     def _members(self, batch_id: UUID) -> dict[int, Job]:

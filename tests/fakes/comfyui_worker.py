@@ -260,7 +260,7 @@ class Worker:
 def _hand_over(inputs: Mapping[str, Any], files: list[bytes]) -> dict[str, Any]:
     """Do the work of the node in comfy_pool/nodes."""
     if len(files) != 1:
-        raise _NodeFailed("ValueError", f"{len(files)} pictures came where one was expected")
+        raise _NodeFailed("ValueError", f"expected one image, got {len(files)}")
     image = Image.open(io.BytesIO(files[0])).convert("RGB")
     write(Path(os.environ[PIXELS_VARIABLE]) / inputs["name"], image.tobytes())
     return {"name": inputs["name"], "width": image.width, "height": image.height, "channels": 3}

@@ -80,7 +80,7 @@ class MemoryJobStore:
             earlier = await self.find_by_key(job.owner, job.idempotency_key) or earlier
         source = self.rows.get(job.retry_of) if job.retry_of else None
         if job.retry_of and source is None:
-            raise JobNotFound("there is no such job", job_id=str(job.retry_of))
+            raise JobNotFound("the job does not exist", job_id=str(job.retry_of))
         if source is not None and source.input_expired_at is not None:
             raise InputExpired("the photo has been removed")
         if earlier is None:
@@ -166,7 +166,7 @@ class MemoryJobStore:
         self._check_up()
         row = self.rows.get(job_id)
         if row is None or owner not in (None, row.owner):
-            raise JobNotFound("there is no such job", job_id=str(job_id))
+            raise JobNotFound("the job does not exist", job_id=str(job_id))
         return row
 
     async def find(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
@@ -188,7 +188,7 @@ class MemoryJobStore:
         if cursor is not None:
             at = [i for i, row in enumerate(newest_first) if str(row.id) == cursor]
             if not at:
-                raise InvalidRequest("the cursor is not one that this service gave out")
+                raise InvalidRequest("the cursor is invalid; follow the `next` path of a page")
             newest_first = newest_first[at[0] + 1 :]
         found = [row for row in newest_first if not statuses or row.status in statuses]
         page = tuple(found[:limit])
@@ -304,7 +304,7 @@ class MemoryJobStore:
 
     async def expire(self) -> Sequence[Job]:
         self._check_up()
-        failure = Failure(QueueTimeout.code, "the job did not start by its queue deadline")
+        failure = Failure(QueueTimeout.code, "the job did not start before its queue deadline")
         overdue = [row for row in self.rows.values() if self._is_overdue(row)]
         return [self._move(row, JobStatus.FAILED, failure=failure) for row in overdue]
 

@@ -125,7 +125,7 @@ class MemoryStatusBoard:
 
     def follow(self, job_id: UUID, after_id: str | None = None) -> AsyncIterator[StampedEvent]:
         if after_id is not None and not re.fullmatch(r"[0-9]{1,19}-[0-9]{1,19}", after_id):
-            raise InvalidRequest("the event id is not one that this service gave out")
+            raise InvalidRequest("the event id is invalid; send the id of an event of this stream")
         return self._follow(job_id, after_id or "")
 
     async def _follow(self, job_id: UUID, last_id: str) -> AsyncIterator[StampedEvent]:

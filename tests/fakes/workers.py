@@ -63,7 +63,7 @@ class MemoryWorkerRegistry:
     def _order(self, worker: str, *, drained: bool | None = None, restarts: int = 0) -> WorkerState:
         self._answer()
         if (state := self.states.get(worker)) is None:
-            raise WorkerNotFound("there is no such worker", worker=worker)
+            raise WorkerNotFound("the worker does not exist", worker=worker)
         orders = WorkerOrders(
             state.orders.drained if drained is None else drained,
             state.orders.restarts_asked + restarts,

@@ -179,9 +179,9 @@ async def test_what_was_left_out_of_a_folder_is_said(live: LiveSite, tmp_path: P
         group.create_task(work(live, 1))
         done = await restore(live, "submit", scans)
     assert done.exit_code == 0, done.output
-    assert "left out 1, hidden: ._a.jpg" in done.output
-    assert "left out 1, not pictures of an accepted type: notes.txt" in done.output
-    assert "left out 1, folders, whose photos --recursive takes: more" in done.output
+    assert "skipped 1, hidden: ._a.jpg" in done.output
+    assert "skipped 1, not images of a supported type: notes.txt" in done.output
+    assert "skipped 1, subfolders, which need --recursive: more" in done.output
 
 
 @pytest.mark.batches
@@ -228,7 +228,7 @@ async def test_a_result_that_cannot_be_had_is_told(live: LiveSite, tmp_path: Pat
     results = tmp_path / "results"
     done = await restore(live, "wait", batch_id, "-o", results)
     assert done.exit_code == 1
-    assert "error: a.png: the result arrived damaged" in done.output
+    assert "error: a.png: the result was damaged in transit" in done.output
     assert [path.name for path in results.iterdir()] == ["b.png"]
 
 

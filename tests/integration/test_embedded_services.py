@@ -392,7 +392,7 @@ def test_a_port_that_is_taken_is_reported(state_dir: Path) -> None:
         taken.bind(("127.0.0.1", port))
         quick = Pace(first_backoff_s=0.05, start_attempts=2)
         with (
-            pytest.raises(DependencyUnavailable, match=r"redis did not get ready(.|\n)*in use"),
+            pytest.raises(DependencyUnavailable, match=r"redis did not become ready(.|\n)*in use"),
             LocalServices(state_dir, only={"redis"}, pace=quick),
         ):
             pytest.fail("started")

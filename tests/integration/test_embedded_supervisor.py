@@ -108,7 +108,7 @@ def test_a_service_that_dies_at_once_ends_the_start(tmp_path: Path) -> None:
         probe=lambda: False,
     )
     with (
-        pytest.raises(DependencyUnavailable, match=r"b did not get ready.*\n.*no such luck"),
+        pytest.raises(DependencyUnavailable, match=r"b did not become ready.*\n.*no such luck"),
         supervisor(tmp_path, tiny(tmp_path, "a"), broken),
     ):
         pytest.fail("started")

@@ -233,7 +233,7 @@ async def test_engine_keeps_the_slot_that_it_inherits(
     command = engine("import signal; signal.pause()")
     with await acquire(0) as slot:
         process = await EngineProcess.start(replace(command, inherit_fds=(slot.fd,)))
-    with pytest.raises(EngineUnavailable, match="still held"):
+    with pytest.raises(EngineUnavailable, match="still in use"):
         await acquire(0.2)
     waiting = asyncio.create_task(acquire(DEADLINE_S))
     await process.stop()

@@ -119,8 +119,8 @@ class TestLosses:
         [
             ("segfault", BrokenImage, "crashed"),
             ("hang", BrokenImage, "longer than"),
-            ("spin", BrokenImage, "took too long"),
-            ("large", BrokenImage, "took too long"),
+            ("spin", BrokenImage, "exceeded its CPU time limit"),
+            ("large", BrokenImage, "exceeded its CPU time limit"),
             ("hoard", ImageTooLarge, "memory"),
             ("babble", DependencyUnavailable, "not examined"),
             ("boast", DependencyUnavailable, "not examined"),

@@ -104,7 +104,7 @@ async def test_processes_that_ask_at_once_get_different_slots(
 async def test_all_slots_taken(tmp_path: Path, base_port: int) -> None:
     """Without a free slot the error is retryable."""
     with await acquire_slot([], tmp_path, base_port=base_port, max_slots=1):
-        with pytest.raises(EngineUnavailable, match="none of this node's 1 ") as raised:
+        with pytest.raises(EngineUnavailable, match="all 1 engine slots") as raised:
             await acquire_slot([], tmp_path, base_port=base_port, max_slots=1)
     assert raised.value.retryable
 
@@ -132,7 +132,7 @@ async def test_numbered_gpu_gives_up_in_time(obstacle: str, tmp_path: Path, base
             stack.enter_context(await acquire_slot([1], tmp_path, base_port=base_port))
         else:
             stack.enter_context(listen(base_port + 1))
-        with pytest.raises(EngineUnavailable, match=f"port {base_port + 1} is still held"):
+        with pytest.raises(EngineUnavailable, match=f"port {base_port + 1} is still in use"):
             await acquire_slot([1], tmp_path, base_port=base_port, timeout_s=0.2)
 
 
@@ -167,7 +167,7 @@ async def test_doctor_tells_whose_port_is_taken_by_whom(tmp_path: Path, base_por
         (f"port {base_port + index}", index < 2) for index in range(PORTS)
     ]
     assert "free" in found[0].detail
-    assert "an engine has it" in found[1].detail
+    assert "in use by the engine of GPU 1" in found[1].detail
     assert f":{base_port + 2}" in found[2].mend
     assert "GPU 2" in found[2].detail
 
@@ -182,7 +182,7 @@ async def test_doctor_names_the_port_of_the_next_engine(tmp_path: Path, base_por
     assert (next_one.ok, next_one.detail) == (True, f"{base_port + 1} is free for the next engine")
     assert after_a_stranger.ok
     assert after_a_stranger.detail.startswith(f"{base_port + 2} is free")
-    assert f"passed over: {base_port + 1}, not ours" in after_a_stranger.detail
+    assert f"skipped, in use by other programs: {base_port + 1}" in after_a_stranger.detail
 
 
 @pytest.mark.fleet

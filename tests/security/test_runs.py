@@ -68,7 +68,7 @@ def test_every_allowed_node_is_one_that_the_engine_has(stack: Stack, runner: htt
     """The default list has the names of stock ComfyUI's classes."""
     known = httpx.get(f"{stack.comfyui_url()}/object_info", timeout=300, trust_env=False).json()
     problem = send(runner, graph(node("Nothing"))).json()["details"]["problem"]
-    allowed = problem.partition("used: ")[2].split(", ")
+    allowed = problem.partition("choose from ")[2].split(", ")
     assert len(allowed) > 10
     assert set(allowed) <= set(known)
     outputs = {name for name in allowed if known[name]["output_node"]}

@@ -24,7 +24,7 @@ STRICT = WebhookRules(enabled=True)
 # Strict, except for the one address at which a test can have a receiver.
 ONE_ADDRESS = WebhookRules(enabled=True, networks=(ip_network("127.0.0.1/32"),))
 NAME = "hooks.example.com"
-REFUSED = "does not resolve to public addresses alone"
+REFUSED = "does not resolve to public addresses only"
 
 
 @pytest.mark.webhooks
@@ -133,7 +133,7 @@ async def test_the_real_resolver_is_held_to_the_rules() -> None:
 async def test_the_rules_hold_when_it_is_sent_as_well() -> None:
     """A URL accepted under looser rules is not used under stricter ones."""
     async with receiving() as receiver:
-        with pytest.raises(httpx.ConnectError, match="must begin with https"):
+        with pytest.raises(httpx.ConnectError, match="must start with https"):
             await post(receiver.url(), ONE_ADDRESS, Names([["127.0.0.1"]]))
     assert receiver.seen == []
 

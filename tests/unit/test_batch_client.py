@@ -61,13 +61,13 @@ class FakeIngress(IngressHandle):
                 self.full -= 1
                 raise QueueFull("the service is full", retry_after_s=10)
             if request.image == b"broken":
-                raise BrokenImage("the picture cannot be decoded")
+                raise BrokenImage("the image cannot be decoded")
             job = self._earlier(request) or self._insert(request)
             if len(self.jobs) == IN_FLIGHT - len(self.slow):
                 self.others_accepted.set()
             if self.unanswered:
                 self.unanswered = False
-                raise DependencyUnavailable("the service does not answer")
+                raise DependencyUnavailable("the service does not respond")
         return Submitted(job, replayed=False)
 
     def known(self, job_ids: Sequence[UUID]) -> Collection[UUID]:
@@ -93,7 +93,7 @@ class FakeIngress(IngressHandle):
     def _answer(self) -> None:
         if self.away:
             self.away -= 1
-            raise DependencyUnavailable("the service does not answer")
+            raise DependencyUnavailable("the service does not respond")
 
     def _earlier(self, request: SubmissionRequest) -> Job | None:
         key = request.idempotency_key

@@ -38,7 +38,7 @@ def test_a_parameter_is_json_if_it_reads_as_json(text: str, parsed: tuple[str, o
 
 def test_a_parameter_without_a_value_is_wrong_usage() -> None:
     """The message quotes it."""
-    with pytest.raises(typer.BadParameter, match="'scale' is not NAME=VALUE"):
+    with pytest.raises(typer.BadParameter, match="'scale' must have the form NAME=VALUE"):
         parse_parameter("scale")
 
 
@@ -76,7 +76,7 @@ def test_a_missing_folder_for_the_result_is_found_before_the_work(tmp_path: Path
 @pytest.mark.parametrize(
     ("output", "server", "said"),
     [
-        ("photo.png", "http://localhost:1", "is the photo itself; name another file"),
+        ("photo.png", "http://localhost:1", "is the photo itself; choose another file"),
         ("out.png", "http://localhost:none", "Invalid port"),
     ],
 )

@@ -66,7 +66,7 @@ async def test_an_attached_engine_is_asked_and_nothing_is_installed_for_it(
     found = await asyncio.to_thread(examine, load_node_settings(os.environ))
     assert [each.detail for each in found if "engine install" in each.mend] == []
     [engine] = [each for each in found if each.name == "engine"]
-    assert (engine.ok, engine.mend) == (False, "start it, or correct COMFYUI_URL")
+    assert (engine.ok, engine.mend) == (False, "start ComfyUI, or correct COMFYUI_URL")
 
 
 @pytest.mark.fleet
@@ -104,5 +104,5 @@ def test_a_clock_that_is_off_has_a_mend() -> None:
     """Tokens and signed URLs depend on it."""
     assert clock_finding(CLOCK_OFF_S).ok
     off = clock_finding(90)
-    assert (off.ok, off.detail) == (False, "90 s off Postgres'")
+    assert (off.ok, off.detail) == (False, "90 s off the clock of Postgres")
     assert "NTP" in off.mend

@@ -87,7 +87,7 @@ def test_programs_out_of_reach_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_postgres_is_refused(tmp_path: Path) -> None:
     """A wrong programs folder is detected at once and named."""
-    with pytest.raises(SetupError, match="does not hold Postgres"):
+    with pytest.raises(SetupError, match="is not a folder of Postgres's programs"):
         find_programs(tmp_path, tmp_path, None)
 
 

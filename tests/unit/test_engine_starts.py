@@ -108,9 +108,9 @@ async def test_an_engine_that_hangs_speaks_against_one_run(link: EngineSession) 
     """Whichever run first notices that the engine is silent, the one that executed has stalled."""
     for run in "ab":
         link.submitted(run)
-    await link.give_up("the engine hangs")
+    await link.give_up("the engine does not respond")
     await link.give_up("later news")
     assert not link.alive
     assert isinstance(link.end_for("b"), EngineUnavailable)
     assert isinstance(link.end_for("a"), EngineStalled)
-    assert str(link.end_for("a")) == "the engine hangs"
+    assert str(link.end_for("a")) == "the engine does not respond"

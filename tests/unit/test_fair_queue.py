@@ -122,7 +122,7 @@ async def test_one_too_many_that_waits_is_refused_with_a_clear_error() -> None:
     held = places.take_now("a")
     waiting = [asyncio.ensure_future(places.take("a")) for _ in range(2)]
     await settle()
-    with pytest.raises(TooManyUploads, match="2 uploads of yours are waiting") as refused:
+    with pytest.raises(TooManyUploads, match="2 of your uploads are waiting") as refused:
         await places.take("a")
     assert refused.value.details == {"limit": 2, "retry_after_s": 2}
     other = asyncio.ensure_future(places.take("b"))  # the limit is each owner's own
@@ -138,10 +138,10 @@ async def test_without_waiting_the_error_says_whether_the_owner_or_all_hold_too_
     places = FairPlaces(3, "event streams")
     places.take_now("a")
     places.take_now("a")
-    with pytest.raises(TooManyAtOnce, match="2 event streams of yours are going on"):
+    with pytest.raises(TooManyAtOnce, match="2 of your event streams are in progress"):
         places.take_now("a")
     places.take_now("b")
-    with pytest.raises(TooManyAtOnce, match="3 event streams are going on"):
+    with pytest.raises(TooManyAtOnce, match="3 event streams are in progress"):
         places.take_now("c")
     assert not issubclass(TooManyAtOnce, RateLimited)
 

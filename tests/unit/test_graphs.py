@@ -285,7 +285,7 @@ class TestWhatIsRefused:
         ("name", "value", "why"),
         [
             ("image", ["pad", 1], "must be a link to an output of the type IMAGE"),
-            ("image", ["pad", 2], "output 2 of node pad, which that does not have"),
+            ("image", ["pad", 2], "output 2 of node pad, which does not exist"),
             ("image", ["1", 2], "LoadImage has 2"),
             ("image", ["save", 0], "SaveImage has 0"),
             ("image", ["preview", 0], "PreviewImage has 0"),
@@ -294,8 +294,8 @@ class TestWhatIsRefused:
             ("sigma", ["pad", 1], "FLOAT"),
             ("sigma", "1.0", "must be a number"),
             ("sigma", True, "must be a number"),
-            ("sigma", [["pad", 1]], "must be a text, a number"),
-            ("sigma", {"__value__": ["pad", 1]}, "must be a text, a number"),
+            ("sigma", [["pad", 1]], "must be a string, a number"),
+            ("sigma", {"__value__": ["pad", 1]}, "must be a string, a number"),
             ("blur_radius", False, "must be a number"),
             ("blur_radius", 2**64, "2^64 - 1"),
             ("blur_radius", -(2**63) - 1, "2^64 - 1"),
@@ -326,7 +326,10 @@ class TestWhatIsRefused:
 
     def test_previews_are_no_result(self) -> None:
         sent = {"1": graph()["1"], "2": node("PreviewImage", images=["1", 0])}
-        assert "one SaveImage node; it has 0; what is only previewed" in refused(sent).message
+        assert (
+            "exactly one SaveImage node; it has 0; preview nodes do not count"
+            in refused(sent).message
+        )
 
     @pytest.mark.runs
     @pytest.mark.parametrize("class_type", [None, 1, [], {}, ["LoadImage"]])
@@ -366,9 +369,15 @@ class TestWhatIsRefused:
     def test_one_way_in_and_one_way_out(self) -> None:
         """There is one photo and one result; a second SaveImage would write beside it."""
         load, save = graph()["1"], graph()["2"]
-        assert "one LoadImage node; it has 2" in refused({"1": load, "2": save, "x": load}).message
-        assert "one SaveImage node; it has 2" in refused({"1": load, "2": save, "x": save}).message
-        assert "one SaveImage node; it has 0" in refused({"1": load}).message
+        assert (
+            "exactly one LoadImage node; it has 2"
+            in refused({"1": load, "2": save, "x": load}).message
+        )
+        assert (
+            "exactly one SaveImage node; it has 2"
+            in refused({"1": load, "2": save, "x": save}).message
+        )
+        assert "exactly one SaveImage node; it has 0" in refused({"1": load}).message
         unfed = {"1": node("SaveImage", images="none")}
         assert "must be a link" in refused(unfed).message
 
@@ -485,7 +494,9 @@ class TestSizes:
         del sent["3"]["inputs"]["image"]
         checked = check_graph(sent, rules)
         assert check_sizes(checked, rules, 1024, 1024, LIMITS) == (1040, 1040)
-        with pytest.raises(GraphRefused, match="node 2: it feathers a picture of 1025x1024"):
+        with pytest.raises(
+            GraphRefused, match="node 2: its image of 1025x1024 pixels is too large for feathering"
+        ):
             check_sizes(checked, rules, 1025, 1024, LIMITS)
 
     @pytest.mark.runs
@@ -530,7 +541,7 @@ class TestSizes:
     def test_proportions_are_not_taken_for_a_size(self, width: int, height: int) -> None:
         """0 means "as wide as it is high", which depends on the previous nodes."""
         sent = graph(node("ImageScale", width=width, height=height))
-        with pytest.raises(GraphRefused, match="above 0"):
+        with pytest.raises(GraphRefused, match="greater than 0"):
             check_sizes(check_graph(sent, RULES), RULES, 16_000, 1, LIMITS)
 
     @pytest.mark.runs

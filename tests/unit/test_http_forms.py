@@ -168,15 +168,15 @@ async def test_a_field_is_taken_as_tools_write_its_value(
         (
             [part('name="workflow"', b"restore", "Content-Type: text/plain; charset=utf-16")],
             "workflow",
-            "UTF-8, not in utf-16",
+            "UTF-8, not utf-16",
         ),
         (
             [part('name="image"; filename="a"', b"aGk=", "Content-Transfer-Encoding: base64")],
             "image",
-            "not in base64",
+            "not base64",
         ),
         ([part('name="image"', b"/9j/4AAQ")], "image", "as a file"),
-        ([part('filename="a.png"', PHOTO)], "form", "the name of a field"),
+        ([part('filename="a.png"', PHOTO)], "form", "a field name"),
         ([part('name="keep_metadata"', b"perhaps")], "keep_metadata", "boolean"),
     ],
     ids=[

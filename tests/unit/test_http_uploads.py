@@ -114,7 +114,7 @@ async def test_a_body_that_is_not_sent_as_json_is_told_how(site: Site, content: 
     async with site.client() as client:
         answer = await client.post(UPLOADS_API, content=content, headers=headers)
     assert answer.status_code == 422
-    assert "sent as application/json" in answer.json()["detail"]
+    assert "sent with Content-Type: application/json" in answer.json()["detail"]
 
 
 @pytest.mark.uploads

@@ -66,10 +66,10 @@ async def test_no_webhook_unless_asked_for(site: Site) -> None:
 @pytest.mark.parametrize(
     ("values", "url", "reason"),
     [
-        ({}, URL, "WEBHOOK_SECRET is not set"),
-        ({"webhook_secret": SECRET}, "http://example.com/", "must begin with https"),
-        ({"webhook_secret": SECRET}, "https://127.0.0.1/", "must be public"),
-        ({"webhook_secret": SECRET}, "nonsense", "must read like"),
+        ({}, URL, "has no WEBHOOK_SECRET"),
+        ({"webhook_secret": SECRET}, "http://example.com/", "must start with https"),
+        ({"webhook_secret": SECRET}, "https://127.0.0.1/", "must have a public address"),
+        ({"webhook_secret": SECRET}, "nonsense", "must be a URL like"),
     ],
 )
 async def test_a_webhook_that_cannot_be_sent_is_refused(

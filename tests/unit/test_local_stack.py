@@ -129,18 +129,18 @@ def test_a_controller_that_is_gone_is_a_loss(
     assert not loss.happened.wait(0.1)
     world.controller = gone
     assert loss.happened.wait(DEADLINE_S)
-    assert set(loss.reasons) == {"Serve's controller is gone for good"}
+    assert set(loss.reasons) == {"Serve's controller has ended"}
 
 
 def test_silence_is_a_loss(loss: Loss, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This applies to a proxy whose port stays closed and a controller that does not answer."""
+    """This applies to a proxy whose port stays closed and a controller that does not respond."""
     monkeypatch.setattr(ray, "_SILENT_LOOKS", 5)
     watch = Watch(free_port(), loss)
     watch.start()
     watch.expect_answers()
     assert loss.happened.wait(DEADLINE_S)
     end(watch)
-    assert loss.reasons[0].startswith("the HTTP proxy has not answered for")
+    assert loss.reasons[0].startswith("the HTTP proxy has not responded for")
 
 
 def test_a_controller_that_never_answers_is_a_loss(
@@ -154,7 +154,7 @@ def test_a_controller_that_never_answers_is_a_loss(
     watch.expect_answers()
     assert loss.happened.wait(DEADLINE_S)
     answer.set()
-    assert loss.reasons[0].startswith("Serve's controller has not answered for")
+    assert loss.reasons[0].startswith("Serve's controller has not responded for")
 
 
 class FakeRay:
@@ -241,7 +241,7 @@ def test_a_ray_that_is_lost_again_and_again_ends_the_stack(
     monkeypatch.setattr(stack, "STEADY_S", -1.0)
     serve([True] * 20, tmp_path, records)
     monkeypatch.setattr(stack, "STEADY_S", 3600.0)
-    with pytest.raises(DependencyUnavailable, match=r"lost 6 times in a row, .*goes on with all"):
+    with pytest.raises(DependencyUnavailable, match=r"lost 6 times in a row, .*continues with all"):
         serve([True] * 20, tmp_path, records)
     assert len(FakeRay.lives) == 14
 
@@ -257,15 +257,15 @@ def test_a_stack_that_has_lost_its_ray_says_so_everywhere(
             shared.local_stack()
         with recording(tmp_path) as record:
             record(StackRecord(os.getpid(), "http://127.0.0.1:1", lost=LOST))
-            with pytest.raises(SetupError, match=f"lost its Ray .{LOST}., and starts it again"):
+            with pytest.raises(SetupError, match=f"lost its Ray .{LOST}., and is restarting it"):
                 shared.local_stack()
-            with pytest.raises(SetupError, match=f"up already .* starts its Ray again .{LOST}"):
+            with pytest.raises(SetupError, match=f"already running .* restarting its Ray .{LOST}"):
                 demand_down(tmp_path)
             finding = _stack(node)
             assert (finding.ok, LOST in finding.detail) == (False, True)
             record(StackRecord(os.getpid(), f"http://127.0.0.1:{free_port()}"))
             finding = _stack(node)
             assert not finding.ok
-            assert "does not answer" in finding.detail
+            assert "does not respond" in finding.detail
     with pytest.raises(SetupError, match="no local stack is running"):
         shared.local_stack()

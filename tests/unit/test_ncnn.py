@@ -93,14 +93,14 @@ GOOD_BIN = stored(np.ones((1, 1, 3, 3), np.float32), half=False) + bytes(8)
         ("", b"", "magic"),
         (GOOD.replace("7767517", "7767518"), GOOD_BIN, "magic"),
         (GOOD, GOOD_BIN[:-4], "ends before"),
-        (GOOD, GOOD_BIN + bytes(4), "goes on after"),
+        (GOOD, GOOD_BIN + bytes(4), "has data after"),
         (GOOD, b"\x02\0\0\0" + GOOD_BIN[4:], "tag 0x00000002"),
         (param(convolution(1, 1)), GOOD_BIN[:-4], "RRDBNet x4 has 351"),
         (param(convolution(1, 1, bias=0), prelu(1)), GOOD_BIN, "no bias"),
         (GOOD.replace("6=9", "6=many"), GOOD_BIN, "cannot read the layer"),
         (GOOD.replace("6=9", "7=9"), GOOD_BIN, "cannot read the layer"),
-        (GOOD.replace("6=9", "6=8"), GOOD_BIN, "does not divide"),
-        (GOOD.replace("1=3", "1=0"), GOOD_BIN, "does not divide"),
+        (GOOD.replace("6=9", "6=8"), GOOD_BIN, "do not fit its shape"),
+        (GOOD.replace("1=3", "1=0"), GOOD_BIN, "do not fit its shape"),
     ],
 )
 def test_other_files_are_refused(text: str, data: bytes, problem: str) -> None:

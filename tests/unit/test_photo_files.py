@@ -43,9 +43,7 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
     write(tmp_path, "._e.jpg", data=APPLE_DOUBLE)
     found = find_photos([tmp_path], recursive=True)
     assert places(found) == ["e.jpg"]
-    assert list(found.left_out_lines()) == [
-        "left out 4, hidden: ._e.jpg, .a.jpg, .thumbnails, b/.c"
-    ]
+    assert list(found.left_out_lines()) == ["skipped 4, hidden: ._e.jpg, .a.jpg, .thumbnails, b/.c"]
 
 
 def test_folders_in_folders_are_taken_when_asked_for(tmp_path: Path) -> None:
@@ -87,7 +85,7 @@ def test_of_many_files_the_first_are_named(tmp_path: Path) -> None:
     write(tmp_path, *(f"{number:02}.txt" for number in range(12)), data=b"?")
     [line] = find_photos([tmp_path]).left_out_lines()
     assert line == (
-        "left out 12, not pictures of an accepted type: "
+        "skipped 12, not images of a supported type: "
         "00.txt, 01.txt, 02.txt, 03.txt, 04.txt and 7 more"
     )
 

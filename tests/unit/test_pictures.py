@@ -41,7 +41,7 @@ def test_every_accepted_type_is_told_by_its_content(kind: ImageType, data: bytes
 @pytest.mark.parametrize("kept", [0.3, 0.7, 0.95])
 def test_a_file_that_was_cut_off_is_refused(kind: ImageType, data: bytes, kept: float) -> None:
     """A whole header is not enough: pixels are missing, and the message is for a person."""
-    with pytest.raises(BrokenImage, match="the picture cannot be decoded") as refusal:
+    with pytest.raises(BrokenImage, match="the image cannot be decoded") as refusal:
         examine(data[: int(len(data) * kept)], LIMITS)
     assert " at 0x" not in refusal.value.message
 
@@ -113,7 +113,7 @@ def test_nothing_at_all_is_refused() -> None:
 def test_several_pictures_in_one_file_are_refused(format: str) -> None:
     """The engine would restore one of them, and the rest would be lost silently."""
     pages = {"save_all": True, "append_images": [noise("L").convert("RGB")]}
-    with pytest.raises(UnsupportedImage, match="more than one picture"):
+    with pytest.raises(UnsupportedImage, match="more than one image"):
         examine(file(noise(), format, **pages), LIMITS)
 
 

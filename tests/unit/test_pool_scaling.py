@@ -35,7 +35,7 @@ class Pool:
             raise AttributeError("size")
         if self.failures:
             self.failures -= 1
-            raise DependencyUnavailable("Serve's controller: gone")
+            raise DependencyUnavailable("Serve's controller does not respond: gone")
         return self.workers
 
     async def resize(self, workers: int) -> None:

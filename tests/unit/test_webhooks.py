@@ -245,7 +245,7 @@ def test_addresses_that_are_not_public_are_refused(url: str) -> None:
 @pytest.mark.parametrize("rules", [PUBLIC, LOCAL], ids=["public", "local"])
 def test_what_two_parsers_could_read_differently_is_refused(url: str, rules: WebhookRules) -> None:
     """The grammar is narrow, with or without public hosts only."""
-    with pytest.raises(InvalidWebhook, match=r"must read like|at most"):
+    with pytest.raises(InvalidWebhook, match=r"must be a URL like|at most"):
         check_url(url, rules)
 
 

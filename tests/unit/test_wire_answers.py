@@ -116,10 +116,10 @@ def test_the_output_of_a_success() -> None:
         (entry(raised("torch.OutOfMemoryError", "full")), EngineOutOfMemory, "full"),
         (entry(raised("numpy._core._exceptions._ArrayMemoryError", "x")), EngineOutOfMemory, "x"),
         (entry(raised("RuntimeError", "CUDA out of memory.")), EngineOutOfMemory, "CUDA"),
-        (entry(("execution_interrupted", {}), status="error"), EngineCrashed, "somebody else"),
+        (entry(("execution_interrupted", {}), status="error"), EngineCrashed, "another client"),
         (entry(raised("ValueError", "v"), images=[IMAGE]), EngineFailed, "Upscale failed"),
-        (entry(), EngineFailed, "node 9 saved 0 pictures"),
-        (entry(images=[IMAGE, IMAGE]), EngineFailed, "node 9 saved 2 pictures"),
+        (entry(), EngineFailed, "node 9 saved 0 images"),
+        (entry(images=[IMAGE, IMAGE]), EngineFailed, "node 9 saved 2 images"),
         (entry(images=[{**IMAGE, "subfolder": "runs/q"}]), EngineFailed, "outside"),
     ],
 )

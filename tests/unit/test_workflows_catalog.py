@@ -81,19 +81,19 @@ def test_the_enlargement_is_a_number(folder: Path) -> None:
     edit_manifest(folder, 'enlarges = "scale"', "enlarges = 3.99")
     assert load_workflow(folder).manifest.enlargement({"scale": 2}) == 3.99
     edit_manifest(folder, "enlarges = 3.99", 'enlarges = "size"')
-    assert "enlarges by size, which is no number" in refusal(folder)
+    assert "enlarges names size, which is not a number" in refusal(folder)
 
 
 def test_a_missing_bound_node_is_named(folder: Path) -> None:
     """A binding to a node id that the graph lacks is refused."""
     edit_manifest(folder, 'node = "blended"', 'node = "mixed"')
-    assert "no node 'mixed'" in refusal(folder)
+    assert "the node 'mixed', which is not in the graph" in refusal(folder)
 
 
 def test_a_missing_bound_input_is_named(folder: Path) -> None:
     """A binding to an input that its node lacks is refused."""
     edit_manifest(folder, 'input = "blend_factor"', 'input = "amount"')
-    assert "node 'blended' has no input 'amount'" in refusal(folder)
+    assert "the input 'amount', which node 'blended' does not have" in refusal(folder)
 
 
 def test_a_binding_never_cuts_a_link(folder: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_binding_never_cuts_a_link(folder: Path) -> None:
 def test_a_class_the_manifest_does_not_name_is_refused(folder: Path) -> None:
     """Otherwise an engine that lacks a class would be noticed too late."""
     edit_manifest(folder, '  "ImageBlend",\n', "")
-    assert "does not name the node class ImageBlend" in refusal(folder)
+    assert "ImageBlend, which the manifest does not list" in refusal(folder)
 
 
 def test_a_dangling_link_is_refused(folder: Path) -> None:
@@ -131,15 +131,15 @@ def test_a_declared_model_must_be_used(folder: Path) -> None:
     [
         ("default = 4\n", "default = 5\n", "scale"),
         ("default = 0.75", 'default = "much"', "parameters.1.float.default"),
-        ('name = "quality"', 'name = "sharpness"', "sharpness has no bindings"),
+        ('name = "quality"', 'name = "sharpness"', "sharpness needs a binding"),
         ('default_format = "png"', 'default_format = "gif"', "default_format"),
-        ('formats = ["png", "jpeg", "webp"]', 'formats = ["jpeg"]', "not among formats"),
+        ('formats = ["png", "jpeg", "webp"]', 'formats = ["jpeg"]', "not in formats"),
         ("max_attempts = 3", "max_attempts = 0", "max_attempts"),
         ('folder = "upscale_models"', 'folder = "../elsewhere"', "folder"),
         ('name = "scale"', 'name = "strength"', "same name"),
         ('title = "', 'subtitle = "', "subtitle"),
         ('version = "1"', "version = ", "Invalid value"),
-        ('name = "restore"', 'name = "repair"', "calls it 'repair'"),
+        ('name = "restore"', 'name = "repair"', "has the name 'repair'"),
     ],
 )
 def test_a_wrong_manifest_is_refused(folder: Path, old: str, new: str, problem: str) -> None:
@@ -166,7 +166,9 @@ def test_an_engine_that_lacks_a_node_is_refused() -> None:
     catalog = load_catalog()
     classes = catalog.find("restore").manifest.nodes
     catalog.check_nodes(classes | {"KSampler"})
-    with pytest.raises(WorkflowInvalid, match=r"workflow enlarge .* no node ImageBlend, SaveImage"):
+    with pytest.raises(
+        WorkflowInvalid, match=r"workflow enlarge .* lacks the node classes ImageBlend, SaveImage"
+    ):
         catalog.check_nodes(classes - {"ImageBlend", "SaveImage"})
 
 
@@ -245,14 +247,14 @@ def test_older_versions_are_kept_beside_the_newest(tmp_path: Path) -> None:
     assert catalog.find("restore").version == "2"
     assert catalog.version("restore", "1").version == "1"
     assert {each.version for each in catalog.versions()} == {"1", "2"}
-    with pytest.raises(UnknownWorkflow, match="no version 3 of restore"):
+    with pytest.raises(UnknownWorkflow, match="the workflow restore has no version 3"):
         catalog.version("restore", "3")
 
 
 @pytest.mark.versions
 @pytest.mark.parametrize(
     ("version", "folder", "problem"),
-    [("1", "0", "holds its version '1'"), ("2", "2", "has the version of the newest")],
+    [("1", "0", "contains version '1'"), ("2", "2", "has the same version as the newest")],
 )
 def test_an_older_version_that_contradicts_its_folder_is_refused(
     tmp_path: Path, version: str, folder: str, problem: str

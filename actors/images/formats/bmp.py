@@ -53,7 +53,7 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
         grey = image.mode in {"1", "L"}
         values = np.asarray(image.convert("L" if grey else "RGB"))
     if values.shape[:2] != (header.height, header.width):
-        raise BrokenImage("the picture cannot be decoded: its size is not that of its header")
+        raise BrokenImage("the image cannot be decoded: its size differs from its header")
     values = values.reshape(header.height, header.width, -1)
     return Samples(values, Model.GREY if grey else Model.RGB, colours=_colours(data, header))
 
@@ -68,13 +68,15 @@ def _header(data: bytes) -> _Header:
         fields = struct.unpack_from("<iiHHI", data, _FILE_HEADER + 4)
         width, height, planes, bits, compression = fields
     else:
-        raise BrokenImage(f"the picture cannot be decoded: its header has {size} bytes")
+        raise BrokenImage(f"the image cannot be decoded: a header of {size} bytes is unknown")
     if width <= 0 or not height or planes != 1:
-        raise BrokenImage("the picture cannot be decoded: its header is broken")
+        raise BrokenImage("the image cannot be decoded: its header is invalid")
     expected = {16: {_RGB, _MASKS, _ALPHA_MASKS}, 32: {_RGB, _MASKS, _ALPHA_MASKS}}
     expected |= {1: {_RGB}, 4: {_RGB, _RLE4}, 8: {_RGB, _RLE8}, 24: {_RGB}}
     if compression not in expected.get(bits, set()):
-        raise UnsupportedImage(f"BMP of {bits} bits and compression {compression} is not accepted")
+        raise UnsupportedImage(
+            f"BMP with {bits} bits per pixel and compression {compression} is not supported"
+        )
     return _Header(size, width, abs(height), height < 0, bits, compression, start)
 
 
@@ -83,7 +85,7 @@ def _of_masks(data: bytes, header: _Header) -> Samples:
     row_bytes = (header.width * header.bits + 31) // 32 * 4
     pixels = data[header.start : header.start + row_bytes * header.height]
     if len(pixels) < row_bytes * header.height:
-        raise BrokenImage("the picture cannot be decoded: it ends early")
+        raise BrokenImage("the image cannot be decoded: the file is truncated")
     dtype = "<u2" if header.bits == 16 else "<u4"
     rows = np.frombuffer(pixels, dtype).reshape(header.height, -1)[:, : header.width]
     if not header.top_down:
@@ -110,7 +112,7 @@ def _masks(data: bytes, header: _Header) -> tuple[int, int, int, int]:
     masks = struct.unpack_from("<4I", data, _FILE_HEADER + _INFO)
     red, green, blue, alpha = (mask & (2**header.bits - 1) for mask in masks)
     if not (red and green and blue) or red & green or red & blue or green & blue:
-        raise BrokenImage("the picture cannot be decoded: its masks are broken")
+        raise BrokenImage("the image cannot be decoded: its colour masks are invalid")
     return red, green, blue, alpha if has_alpha else 0
 
 

@@ -54,13 +54,13 @@ def read_avif(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
     on_size(found.width, found.height)
     if found.is_cropped:
         raise UnsupportedImage(
-            "AVIF with a clean aperture (clap) is not accepted; crop the picture"
+            "AVIF with a clean aperture (clap) is not supported; crop the image and save it again"
         )
     values = imagecodecs.avif_decode(data, numthreads=1)
     if values.ndim == 2:
         values = values[:, :, None]
     if values.shape[:2] != (found.height, found.width):
-        raise BrokenImage("the picture cannot be decoded: its size is not that of its header")
+        raise BrokenImage("the image cannot be decoded: its size differs from its header")
     if values.dtype == np.uint16:
         values = scaled(values, found.bits)
     colours, alpha = _split(values)

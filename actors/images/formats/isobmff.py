@@ -55,23 +55,27 @@ def primary(data: bytes) -> Primary:
     try:
         return _primary(data)
     except (struct.error, IndexError, KeyError) as error:
-        raise BrokenImage("the picture cannot be decoded: its boxes are broken") from error
+        raise BrokenImage("the image cannot be decoded: its box structure is invalid") from error
 
 
 def _primary(data: bytes) -> Primary:
     top = {name: content for name, content in _boxes(data)}
     if b"moov" in top:
-        raise UnsupportedImage("the file holds a sequence of pictures; send a single one")
+        raise UnsupportedImage("the file contains an image sequence; send a single image")
     meta = _meta(top[b"meta"][_FULL:])
     kind = meta.types[meta.primary]
     if kind not in _PICTURES:
-        raise UnsupportedImage(f"pictures of {kind.decode('latin-1')} in HEIF are not accepted")
+        raise UnsupportedImage(
+            f"HEIF images of the type {kind.decode('latin-1')} are not supported"
+        )
     if _others(meta):
-        raise UnsupportedImage("the file holds more than one picture; send each as a file")
+        raise UnsupportedImage(
+            "the file contains more than one image; send each image in its own file"
+        )
     mine = [meta.properties[n - 1] for n in meta.of_item.get(meta.primary, ()) if n]
     found = {name: content for name, content in reversed(mine) if name != b"colr"}
     if b"ispe" not in found:
-        raise BrokenImage("the picture cannot be decoded: its size is missing")
+        raise BrokenImage("the image cannot be decoded: its size is missing")
     width, height = struct.unpack_from(">II", found[b"ispe"], _FULL)
     nclx, icc = _colours(content for name, content in mine if name == b"colr")
     return Primary(
@@ -106,7 +110,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
             return
         yield name, data[place + head : place + size]
         place += size
-    raise BrokenImage("the picture cannot be decoded: it has too many boxes")
+    raise BrokenImage("the image cannot be decoded: it has too many boxes")
 
 
 def _meta(content: bytes) -> _Meta:

@@ -106,7 +106,7 @@ def _parsed(data: bytes, limits: UploadLimits) -> _File:
                 file.kept.append(data[place:stop])
                 place = stop
     if not file.scans:
-        raise BrokenImage("the picture cannot be decoded: there is no scan in it")
+        raise BrokenImage("the image cannot be decoded: it has no scan")
     if not file.ended:
         # Remove the padding of a file of fixed size, but keep up to two zero bytes, with which a
         # scan may end.
@@ -119,11 +119,13 @@ def _take(file: _File, marker: int, payload: bytes, limits: UploadLimits) -> Non
     whole = bytes([0xFF, marker]) + struct.pack(">H", len(payload) + 2) + payload
     if marker in _FRAMES:
         if file.frame:
-            raise BrokenImage("the picture cannot be decoded: it has two frames")
+            raise BrokenImage("the image cannot be decoded: it has more than one frame")
         _take_frame(file, marker, payload, limits)
         file.kept.append(whole)
     elif marker in _OTHER_FRAMES:
-        raise UnsupportedImage("hierarchical JPEG is not accepted; send an ordinary one")
+        raise UnsupportedImage(
+            "hierarchical JPEG is not supported; save the image as a baseline or progressive JPEG"
+        )
     elif marker == _SOS:
         _take_scan(file, payload)
         file.kept.append(whole)
@@ -144,11 +146,11 @@ def _take(file: _File, marker: int, payload: bytes, limits: UploadLimits) -> Non
 def _take_frame(file: _File, marker: int, payload: bytes, limits: UploadLimits) -> None:
     bits, height, width, count = struct.unpack_from(">BHHB", payload)
     if not height or not width or not count:
-        raise BrokenImage("the picture cannot be decoded: its frame has no size")
+        raise BrokenImage("the image cannot be decoded: its frame header has no size")
     check_dimensions(width, height, limits)
     depths = range(2, 17) if marker == _LOSSLESS else (8, 12)
     if count not in {1, 3, 4} or bits not in depths:
-        raise UnsupportedImage(f"JPEG of {count} components of {bits} bits is not accepted")
+        raise UnsupportedImage(f"JPEG with {count} components of {bits} bits is not supported")
     file.frame, file.bits, file.width, file.height = marker, bits, width, height
     file.components = tuple(payload[6 + 3 * n] for n in range(count))
 
@@ -156,10 +158,11 @@ def _take_frame(file: _File, marker: int, payload: bytes, limits: UploadLimits) 
 def _take_scan(file: _File, payload: bytes) -> None:
     file.scans += 1
     if not file.frame:
-        raise BrokenImage("the picture cannot be decoded: a scan comes before its frame")
+        raise BrokenImage("the image cannot be decoded: a scan comes before the frame header")
     if file.scans > MAX_SCANS:
         raise UnsupportedImage(
-            f"the JPEG has more than {MAX_SCANS} scans; save it anew", max_scans=MAX_SCANS
+            f"the JPEG has more than {MAX_SCANS} scans; save the image again as a baseline JPEG",
+            max_scans=MAX_SCANS,
         )
     count = payload[0]
     first, last, approximation = payload[1 + 2 * count : 4 + 2 * count]
@@ -177,7 +180,7 @@ def _decoded(file: _File, tail: bytes = b"") -> Array8or16:
     data = b"".join([*file.kept, tail, _EOI])
     values: Array8or16 = imagecodecs.jpeg8_decode(data, outcolorspace=space)
     if values.shape[:2] != (file.height, file.width):
-        raise BrokenImage("the picture cannot be decoded: its size is not that of its frame")
+        raise BrokenImage("the image cannot be decoded: its size differs from its frame header")
     return values
 
 
@@ -198,7 +201,7 @@ def _check_whole(file: _File, values: Array8or16) -> None:
             and not np.array_equal(values, _decoded(file, _TAIL))
         )
     ):
-        raise BrokenImage("the picture cannot be decoded: a part of it is missing")
+        raise BrokenImage("the image cannot be decoded: a part of the file is missing")
 
 
 def _profile(file: _File) -> bytes | None:

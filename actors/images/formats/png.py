@@ -40,15 +40,19 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
                 check_dimensions(*size, limits)
             file.kept.append(whole)
         elif name == b"CgBI":
-            raise UnsupportedImage("the PNG is one for iPhone programs alone; save it anew")
+            raise UnsupportedImage(
+                "the PNG is in Apple's format for iOS apps (CgBI); convert it to a standard PNG"
+            )
         elif not name[0] & 0x20 and name != b"IEND":
-            raise BrokenImage(f"the picture cannot be decoded: its chunk {name!r} is unknown")
+            raise BrokenImage(f"the image cannot be decoded: its chunk {name!r} is unknown")
         elif name == b"acTL" and struct.unpack_from(">I", content)[0] > 1:
-            raise UnsupportedImage("the file holds more than one picture; send each as a file")
+            raise UnsupportedImage(
+                "the file contains more than one image; send each image in its own file"
+            )
         else:
             file.found.setdefault(name, content)
     if size is None:
-        raise BrokenImage("the picture cannot be decoded: its header is missing")
+        raise BrokenImage("the image cannot be decoded: its header is missing")
     on_size(*size)
     values = imagecodecs.png_decode(b"".join([*file.kept, chunk(b"IEND", b"")]))
     if values.ndim == 2:
@@ -78,14 +82,14 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
         size, name = _HEAD.unpack_from(data, place)
         end = place + _HEAD.size + size + 4
         if end > len(data):
-            raise BrokenImage("the picture cannot be decoded: it ends early")
+            raise BrokenImage("the image cannot be decoded: the file is truncated")
         text = name in {b"tEXt", b"zTXt", b"iTXt"}
         if not text:
             yield name, data[place + _HEAD.size : end - 4], data[place:end]
         if name == b"IEND":
             return
         place = end
-    raise UnsupportedImage(f"the PNG has more than {_MAX_CHUNKS} chunks; save it anew")
+    raise UnsupportedImage(f"the PNG has more than {_MAX_CHUNKS} chunks; save the image again")
 
 
 def _colours(found: dict[bytes, bytes]) -> Colours:

@@ -56,7 +56,7 @@ _MAX_PAGES = 32
 _MAX_SEGMENTS = 65_536
 _MAX_SAMPLES = 8
 _INKS_CMYK = 1
-_MORE_PHOTOS = "the file holds more than one picture; send each as a file of its own"
+_MORE_PHOTOS = "the file contains more than one image; send each image in its own file"
 
 
 def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
@@ -119,38 +119,44 @@ def _is_reduced(page: tifffile.TiffPage) -> bool:
 def _check(page: tifffile.TiffPage, size_bytes: int, limits: UploadLimits) -> None:
     """Check the page's directory before anything is decoded."""
     if page.imagewidth <= 0 or page.imagelength <= 0:
-        raise BrokenImage("the picture cannot be decoded: its directory has no size")
+        raise BrokenImage("the image cannot be decoded: its directory has no size")
     check_dimensions(page.imagewidth, page.imagelength, limits)
     if page.is_tiled:  # a whole tile is decoded, even if the picture is smaller
         check_dimensions(page.tilewidth, page.tilelength, limits)
     bits, channels = page.bitspersample, _CHANNELS.get(page.photometric)
     if page.compression not in _COMPRESSIONS:
-        raise UnsupportedImage(f"TIFF of compression {int(page.compression)} is not accepted")
+        raise UnsupportedImage(f"TIFF with compression {int(page.compression)} is not supported")
     if channels is None or (page.photometric == _CMYK and page.tags.valueof(332, 1) != _INKS_CMYK):
         raise UnsupportedImage(
-            f"TIFF of photometric interpretation {int(page.photometric)} is not accepted; "
-            "send greys, RGB, CMYK or CIELab"
+            f"TIFF with photometric interpretation {int(page.photometric)} is not "
+            "supported; send a greyscale, RGB, CMYK or CIELab image"
         )
     if page.sampleformat != 1 or bits not in _DEPTHS:
         raise UnsupportedImage(
-            "the picture has samples that are not whole numbers of 1 to 16 bits, so that black and "
-            "white are not defined; send 8 or 16 bits"
+            "the image has samples that are not integers of 1 to 16 bits, so black and "
+            "white are undefined; send an image of 8 or 16 bits"
         )
     if not channels <= page.samplesperpixel <= _MAX_SAMPLES or page.imagedepth != 1:
-        raise UnsupportedImage(f"TIFF of {page.samplesperpixel} samples a pixel is not accepted")
+        raise UnsupportedImage(
+            f"TIFF with {page.samplesperpixel} samples per pixel is not supported"
+        )
     if page.is_subsampled and page.compression != _JPEG and page.planarconfig == 2:
-        raise UnsupportedImage("TIFF of subsampled YCbCr in separate planes is not accepted")
+        raise UnsupportedImage("TIFF with subsampled YCbCr in separate planes is not supported")
     if page.photometric in {_YCBCR, _LAB, _ICC_LAB} and bits not in {8, 16}:
-        raise UnsupportedImage(f"TIFF of {bits} bits is not accepted in these colours")
+        raise UnsupportedImage(
+            f"TIFF with {bits} bits per sample is not supported for this colour space"
+        )
     places, sizes = page.dataoffsets, page.databytecounts
     if not len(places) == len(sizes) == math.prod(page.chunked) or not places:
-        raise BrokenImage("the picture cannot be decoded: its strips are not those of its size")
+        raise BrokenImage("the image cannot be decoded: its strips or tiles do not match its size")
     if len(places) > _MAX_SEGMENTS:
-        raise UnsupportedImage(f"TIFF of more than {_MAX_SEGMENTS} strips or tiles is not accepted")
+        raise UnsupportedImage(
+            f"TIFF with more than {_MAX_SEGMENTS} strips or tiles is not supported"
+        )
     if any(
         not size or place + size > size_bytes for place, size in zip(places, sizes, strict=True)
     ):
-        raise BrokenImage("the picture cannot be decoded: a part of it is missing")
+        raise BrokenImage("the image cannot be decoded: a part of the file is missing")
 
 
 def _decoded(page: tifffile.TiffPage, data: bytes) -> NDArray[Any]:
@@ -168,13 +174,13 @@ def _decoded(page: tifffile.TiffPage, data: bytes) -> NDArray[Any]:
         else:
             part, (plane, _, top, left, _), _ = page.decode(segment, n, jpegtables=tables)
             if part is None:
-                raise BrokenImage("the picture cannot be decoded: a part of it is missing")
+                raise BrokenImage("the image cannot be decoded: a part of the file is missing")
             part = part[0]
         rows = min(page.tilelength if page.is_tiled else page.rowsperstrip, height - top)
         across = min(page.tilewidth if page.is_tiled else width, width - left)
         expected = 1 if planar else count
         if part.shape[0] < rows or part.shape[1] < across or part.shape[2] != expected:
-            raise BrokenImage("the picture cannot be decoded: a part of it is missing")
+            raise BrokenImage("the image cannot be decoded: a part of the file is missing")
         channels = slice(plane, plane + 1) if planar else slice(None)
         result[top : top + rows, left : left + across, channels] = part[:rows, :across]
     return result
@@ -199,7 +205,7 @@ def _subsampled(
     if page.compression != _UNCOMPRESSED:
         segment = tifffile.TIFF.DECOMPRESSORS[page.compression](segment, out=size)
     if len(segment) < size or page.predictor != 1:
-        raise BrokenImage("the picture cannot be decoded: a part of it is missing")
+        raise BrokenImage("the image cannot be decoded: a part of the file is missing")
     stored = np.frombuffer(segment, np.uint8, size).reshape(rows, units, across * down + 2)
     luma = stored[..., :-2].reshape(rows, units, down, across).swapaxes(1, 2)
     chroma = stored[..., -2:].repeat(down, axis=0).repeat(across, axis=1)
@@ -261,7 +267,7 @@ def _alpha(page: tifffile.TiffPage, extra: NDArray[Any]) -> tuple[Array8or16 | N
 def _of_palette(page: tifffile.TiffPage, indices: NDArray[Any]) -> Array8or16:
     colours = page.colormap
     if colours is None or colours.shape != (3, 2**page.bitspersample):
-        raise BrokenImage("the picture cannot be decoded: its palette is missing")
+        raise BrokenImage("the image cannot be decoded: its palette is missing")
     if colours.max() < 256:  # some programs write entries of 8 instead of 16 bits
         colours = colours.astype(np.uint8)
     found: Array8or16 = colours.T[indices]

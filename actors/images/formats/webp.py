@@ -22,7 +22,9 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
     found, size = dict[bytes, bytes](), (0, 0)
     for name, content in _chunks(whole):
         if name in {b"ANIM", b"ANMF"}:
-            raise UnsupportedImage("the file holds more than one picture; send each as a file")
+            raise UnsupportedImage(
+                "the file contains more than one image; send each image in its own file"
+            )
         if name in {b"VP8X", b"VP8 ", b"VP8L"}:
             size = _size(name, content)
             check_dimensions(*size, limits)
@@ -52,7 +54,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         name, size = struct.unpack_from("<4sI", data, place)
         yield name, data[place + 8 : place + 8 + size]
         place += 8 + size + size % 2
-    raise BrokenImage("the picture cannot be decoded: it has too many chunks")
+    raise BrokenImage("the image cannot be decoded: it has too many chunks")
 
 
 def _size(name: bytes, content: bytes) -> tuple[int, int]:

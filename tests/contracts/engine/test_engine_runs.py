@@ -107,16 +107,16 @@ async def test_a_cached_prompt_still_gives_its_own_picture(bench: Bench) -> None
 
 async def test_an_output_outside_the_runs_folder_is_refused(bench: Bench) -> None:
     """Rule 5: a graph that ignores its prefix could otherwise return another run's file."""
-    with pytest.raises(EngineFailed, match="outside the run's folder"):
+    with pytest.raises(EngineFailed, match="outside of the run's folder"):
         await bench.attached(graphs.drawn(1, prefix="elsewhere/output"))
     await asyncio.to_thread(shutil.rmtree, bench.base_dir / "output" / "elsewhere")
 
 
 async def test_a_batch_is_no_picture(bench: Bench) -> None:
     """Rule 13: an output of several frames fails instead of losing all but one."""
-    with pytest.raises(EngineFailed, match="2 pictures came"):
+    with pytest.raises(EngineFailed, match="expected one image, got 2"):
         await bench.engine.run(graphs.drawn(2, batch_size=2), ignore)
-    with pytest.raises(EngineFailed, match="saved 2 pictures"):
+    with pytest.raises(EngineFailed, match="saved 2 images"):
         await bench.attached(graphs.drawn(2, batch_size=2))
 
 
