@@ -5,12 +5,12 @@ job. `serve_app.asgi.errors` maps the codes to HTTP statuses.
 
     RestorationError
     ├── InvalidRequest                invalid_request       the caller can correct it
-    │   ├── UnsupportedImage          unsupported_image     not an accepted type of picture
-    │   ├── BrokenImage               broken_image          an accepted type that does not decode
+    │   ├── UnsupportedImage          unsupported_image     not a supported type of image
+    │   ├── BrokenImage               broken_image          a supported type that cannot be decoded
     │   ├── ImageTooLarge             image_too_large       more bytes or pixels than allowed
-    │   ├── UploadTooSlow             upload_too_slow       it held its place for too long
+    │   ├── UploadTooSlow             upload_too_slow       the body arrived too slowly
     │   ├── BatchTooLarge             batch_too_large       more bytes or photos than allowed
-    │   ├── BatchExpired              batch_expired         took hours; its photos may be gone
+    │   ├── BatchExpired              batch_expired         was not complete in time
     │   ├── InvalidParameters         invalid_parameters    details["problems"] lists each problem
     │   ├── UnknownWorkflow           unknown_workflow
     │   ├── GraphRefused              graph_refused         details["node"] names the node, if any
@@ -23,7 +23,7 @@ job. `serve_app.asgi.errors` maps the codes to HTTP statuses.
     ├── WorkerNotFound                worker_not_found      never registered, or removed
     ├── Conflict
     │   ├── IdempotencyConflict       idempotency_conflict  the key was used for another request
-    │   ├── UploadUsed                upload_used           another job was made from the upload
+    │   ├── UploadUsed                upload_used           the upload was used for another job
     │   ├── ResultNotReady            result_not_ready
     │   ├── ResultExpired             result_expired        the result was removed
     │   ├── InputExpired              input_expired         a retry needs the removed input
@@ -60,6 +60,7 @@ Each error takes one message and keyword details, and can be pickled between pro
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 
@@ -75,13 +76,7 @@ class RestorationError(Exception):
         self.details = details
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.details)
-
-
-def _rebuild(
-    kind: type[RestorationError], message: str, details: dict[str, object]
-) -> RestorationError:
-    return kind(message, **details)
+        return partial(type(self), self.message, **self.details), ()
 
 
 class InvalidRequest(RestorationError):

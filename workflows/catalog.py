@@ -26,7 +26,7 @@ from restoration.errors import (
     WorkflowInvalid,
 )
 from restoration.jobs import ParamValue
-from workflows.manifest import CUSTOM, Manifest, ModelSpec, Target
+from workflows.manifest import CUSTOM, Manifest, ModelSpec
 
 BUILT_IN = Path(__file__).parent
 OLDER = "older"
@@ -71,20 +71,14 @@ class Workflow:
         try:
             return self._parameters.model_validate(dict(params)).model_dump()
         except ValidationError as error:
-            problems = {
-                str(e["loc"][0]): self._problem(e["type"], e["msg"]) for e in error.errors()
-            }
+            problems = {str(e["loc"][0]): e["msg"] for e in error.errors()}
+        for name in problems.keys() - self._parameters.model_fields.keys():
+            known = ", ".join(self._parameters.model_fields)
+            problems[name] = f"unknown parameter; the parameters are {known}"
         listing = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         raise InvalidParameters(
             f"invalid parameters for the workflow {self.name}: {listing}", problems=problems
         )
-
-    def _problem(self, kind: str, message: str) -> str:
-        if kind == "extra_forbidden":
-            return (
-                f"unknown parameter; the parameters are {', '.join(self._parameters.model_fields)}"
-            )
-        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +189,15 @@ def load_catalog(root: Path = BUILT_IN, more: Path | None = None) -> Catalog:
             )
         workflows[folder.name] = load_workflow(folder)
     older = {
-        (name, path.parent.name): _load_older(name, path.parent, workflows[name])
+        (folder.name, path.parent.name): _load_older(path.parent, workflows[folder.name])
         for folder in folders
-        for name in [folder.name]
         for path in sorted(folder.glob(f"{OLDER}/*/manifest.toml"))
     }
     return Catalog(MappingProxyType(workflows), MappingProxyType(older))
 
 
-def _load_older(name: str, folder: Path, newest: Workflow) -> Workflow:
+def _load_older(folder: Path, newest: Workflow) -> Workflow:
+    name = newest.name
     workflow = load_workflow(folder, name)
     if workflow.version != folder.name:
         raise _invalid(
@@ -230,7 +224,8 @@ def load_workflow(folder: Path, name: str | None = None) -> Workflow:
         parameters = manifest.parameters_model()
         parameters()  # raises if a default is outside its bounds
     except ValidationError as error:
-        raise _invalid(name, _one_line(error)) from error
+        found = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise _invalid(name, "; ".join(found)) from error
     except (OSError, ValueError) as error:  # including errors of the TOML and JSON parsers
         raise _invalid(name, str(error)) from error
     if name == CUSTOM:
@@ -240,10 +235,6 @@ def load_workflow(folder: Path, name: str | None = None) -> Workflow:
     if problems := list(_misfits(manifest, nodes)):
         raise _invalid(manifest.name, "; ".join(problems))
     return Workflow(manifest, MappingProxyType(graph), parameters)
-
-
-def _one_line(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
 
 
 def _invalid(workflow: str, problem: str) -> WorkflowInvalid:
@@ -259,48 +250,29 @@ def _misfits(manifest: Manifest, graph: _Graph) -> Iterator[str]:
         yield f"the graph uses the node class {extra}, which the manifest does not list"
     bindings = (binding for parameter in manifest.parameters for binding in parameter.bindings)
     for target in (manifest.image, manifest.output, *bindings):
-        yield from _misplaced(target, graph)
-    yield from _broken_links(graph)
-    named = {model.name for model in manifest.models}
-    used = {value for _, _, value in _inputs(graph) if _is_model(value)}
-    for name in sorted(used ^ named):
-        yield f"the model {name} is named by {'its graph' if name in used else 'its manifest'} only"
-
-
-def _misplaced(target: Target, graph: _Graph) -> Iterator[str]:
-    if target.node not in graph:
-        yield f"the manifest names the node {target.node!r}, which is not in the graph"
-    elif target.input not in graph[target.node].inputs:
-        yield (
-            f"the manifest names the input {target.input!r}, which node {target.node!r} does "
-            "not have"
-        )
-    elif isinstance(graph[target.node].inputs[target.input], list):
-        yield (
-            f"the input {target.input!r} of node {target.node!r} is a link and cannot take a value"
-        )
-
-
-def _broken_links(graph: _Graph) -> Iterator[str]:
-    for node, name, value in _inputs(graph):
-        match value:
-            case [str(source), int()]:
-                if source not in graph:
-                    yield (
-                        f"the input {name!r} of node {node!r} links to the missing node {source!r}"
-                    )
-            case list():
-                yield (
-                    f"the input {name!r} of node {node!r} is a list, but not a link: [node id, "
-                    "output]"
-                )
-
-
-def _inputs(graph: _Graph) -> Iterator[tuple[str, str, Any]]:
+        if target.node not in graph:
+            yield f"the manifest names the node {target.node!r}, which is not in the graph"
+        elif target.input not in graph[target.node].inputs:
+            yield (
+                f"the manifest names the input {target.input!r}, which node {target.node!r} does "
+                "not have"
+            )
+        elif isinstance(graph[target.node].inputs[target.input], list):
+            yield (
+                f"the input {target.input!r} of node {target.node!r} is a link and cannot take a "
+                "value"
+            )
+    used: set[str] = set()
     for node_id, node in graph.items():
         for name, value in node.inputs.items():
-            yield node_id, name, value
-
-
-def _is_model(value: object) -> bool:
-    return isinstance(value, str) and value.endswith(MODEL_SUFFIXES)
+            where = f"the input {name!r} of node {node_id!r}"
+            match value:
+                case [str(source), int()]:
+                    if source not in graph:
+                        yield f"{where} links to the missing node {source!r}"
+                case list():
+                    yield f"{where} is a list, but not a link: [node id, output]"
+                case str() if value.endswith(MODEL_SUFFIXES):
+                    used.add(value)
+    for name in sorted(used ^ {model.name for model in manifest.models}):
+        yield f"the model {name} is named by {'its graph' if name in used else 'its manifest'} only"

@@ -62,19 +62,16 @@ def check_sizes(
                 f"{limits.max_result_pixels} pixels in total and {_MAX_SIDE} on a side",
             )
         sizes[node_id] = size
-        _check_together(node_id, sizes, _TOGETHER * limits.max_result_pixels)
+        together = sum(wide * high for wide, high in sizes.values())
+        if together > (max_pixels := _TOGETHER * limits.max_result_pixels):
+            refuse(
+                node_id,
+                f"the images of all nodes up to this one have more than {max_pixels} pixels in "
+                "total; use fewer or smaller images",
+            )
         if node["class_type"] == SAVE:
             result = size
     return math.ceil(result[0]), math.ceil(result[1])
-
-
-def _check_together(node_id: str, sizes: Mapping[str, Size], max_pixels: int) -> None:
-    if sum(wide * high for wide, high in sizes.values()) > max_pixels:
-        refuse(
-            node_id,
-            f"the images of all nodes up to this one have more than {max_pixels} pixels in "
-            "total; use fewer or smaller images",
-        )
 
 
 def _check_feathering(node_id: str, node: Node, size: Size) -> None:

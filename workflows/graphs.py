@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from workflows.graph_exports import graph_of_export
 from workflows.graph_inputs import GraphRules, InputChecker, refuse
 
 __all__ = [
@@ -60,6 +59,11 @@ _MOVING = frozenset(
 # Classes that only show a picture in the editor. They have no outputs and are removed.
 _PREVIEWS = frozenset({"PreviewImage", "MaskPreview", "PreviewAny"})
 
+# Keys that wrap the graph: in the body of POST /prompt, in that of hosted ComfyUIs, and in the
+# result of the editor's graphToPrompt, whose `workflow` has the editor's own format.
+_WRAPPERS = ("prompt", "output", "input", "workflow", "graph")
+_MAX_DEPTH = 4
+
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _NO_GRAPH = "a graph must be a JSON object of 1 to {} nodes by id"
 
@@ -70,7 +74,7 @@ def check_graph(graph: object, rules: GraphRules) -> dict[str, Node]:
     It has exactly one LoadImage and one SaveImage; `render` sets their file names. Nodes that the
     result does not need are removed. Raises GraphRefused.
     """
-    found = graph_of_export(graph)
+    found = _unwrapped(graph)
     if not isinstance(found, dict):
         refuse(None, _NO_GRAPH.format(rules.max_nodes))
     sent = {node_id: node for node_id, node in found.items() if not _is_preview(node)}
@@ -85,6 +89,30 @@ def check_graph(graph: object, rules: GraphRules) -> dict[str, Node]:
     needed = _needed(nodes)
     nodes = {node_id: nodes[node_id] for node_id in order if node_id in needed}
     return {node_id: _without_feathering(node_id, nodes) for node_id in nodes}
+
+
+def _unwrapped(sent: object) -> object:
+    """Return the graph in API format from inside its wrappers; other values come back unchecked.
+
+    Raises GraphRefused for the format in which the editor saves.
+    """
+    found = sent
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(found, dict) or any(
+            isinstance(v, dict) and "class_type" in v for v in found.values()
+        ):
+            break
+        if isinstance(found.get("nodes"), list):
+            refuse(
+                None,
+                "this is a workflow in the format in which ComfyUI's editor saves it; use "
+                "Export (API) in the editor and send that file",
+            )
+        inner = [found[name] for name in _WRAPPERS if isinstance(found.get(name), dict)]
+        if not inner:
+            break
+        found = inner[0]
+    return found
 
 
 def nodes_of(graph: Graph, class_type: str) -> list[str]:
@@ -128,11 +156,23 @@ def _checked(node_id: object, node: object, graph: Mapping[str, object], rules: 
     if not isinstance(inputs, dict) or len(inputs) > rules.max_inputs:
         refuse(node_id, f"inputs must be an object of at most {rules.max_inputs} values by name")
     checked = InputChecker(node_id, class_type, graph, rules).check(inputs)
-    _check_class(node_id, class_type, checked, rules)
     if class_type == LOAD:
+        if checked.get("image") != PHOTO:
+            refuse(
+                node_id,
+                f"the input image must be {PHOTO!r}, the name of the form field with the photo",
+            )
         checked = {"image": PHOTO}
     if class_type == SAVE:
+        if not isinstance(checked.get("images"), list):
+            refuse(node_id, "the input images must be a link")
         checked = {"images": checked["images"], "filename_prefix": ""}
+    if class_type == MODEL_LOADER and checked.get(MODEL_NAME) not in rules.models:
+        refuse(
+            node_id,
+            f"the input {MODEL_NAME} names a model that is not installed; choose from "
+            f"{rules.models_listed}",
+        )
     return {"class_type": class_type, "inputs": checked}
 
 
@@ -146,29 +186,6 @@ def _without_feathering(node_id: str, nodes: Graph) -> Node:
     if node["class_type"] != PAD or any(mask in n["inputs"].values() for n in nodes.values()):
         return node
     return {**node, "inputs": {**node["inputs"], "feathering": 0}}
-
-
-def _check_class(
-    node_id: str, class_type: str, inputs: Mapping[str, object], rules: GraphRules
-) -> None:
-    """Check the inputs of the classes that use files.
-
-    `_checked` replaces those of LoadImage and SaveImage afterwards.
-    """
-    if class_type == LOAD and inputs.get("image") != PHOTO:
-        refuse(
-            node_id, f"the input image must be {PHOTO!r}, the name of the form field with the photo"
-        )
-    if class_type == SAVE and not isinstance(inputs.get("images"), list):
-        refuse(node_id, "the input images must be a link")
-    if class_type == MODEL_LOADER:
-        model = inputs.get(MODEL_NAME)
-        if not isinstance(model, str) or model not in rules.models:
-            refuse(
-                node_id,
-                f"the input {MODEL_NAME} names a model that is not installed; choose from "
-                f"{rules.models_listed}",
-            )
 
 
 def _needed(nodes: Graph) -> set[str]:

@@ -38,11 +38,7 @@ NODE_CLASSES: Mapping[str, NodeClass] = {
     "FluxKontextImageScale": NodeClass({"image": IMAGE}, (IMAGE,)),
     "GetImageSize": NodeClass(
         {"image": IMAGE},
-        (
-            INT,
-            INT,
-            INT,
-        ),
+        (INT, INT, INT),
     ),
     "GrowMask": NodeClass({"mask": MASK, "expand": INT, "tapered_corners": BOOLEAN}, (MASK,)),
     "ImageAddNoise": NodeClass({"image": IMAGE, "seed": INT, "strength": FLOAT}, (IMAGE,)),
@@ -71,19 +67,12 @@ NODE_CLASSES: Mapping[str, NodeClass] = {
     "ImageInvert": NodeClass({"image": IMAGE}, (IMAGE,)),
     "ImagePadForOutpaint": NodeClass(
         {"image": IMAGE, "left": INT, "top": INT, "right": INT, "bottom": INT, "feathering": INT},
-        (
-            IMAGE,
-            MASK,
-        ),
+        (IMAGE, MASK),
     ),
     "ImageQuantize": NodeClass({"image": IMAGE, "colors": INT, "dither": COMBO}, (IMAGE,)),
     "ImageRGBToYUV": NodeClass(
         {"image": IMAGE},
-        (
-            IMAGE,
-            IMAGE,
-            IMAGE,
-        ),
+        (IMAGE, IMAGE, IMAGE),
     ),
     "ImageRotate": NodeClass({"image": IMAGE, "rotation": COMBO}, (IMAGE,)),
     "ImageScale": NodeClass(
@@ -120,18 +109,12 @@ NODE_CLASSES: Mapping[str, NodeClass] = {
     "JoinImageWithAlpha": NodeClass({"image": IMAGE, "alpha": MASK}, (IMAGE,)),
     "LoadImage": NodeClass(
         {"image": COMBO},
-        (
-            IMAGE,
-            MASK,
-        ),
+        (IMAGE, MASK),
     ),
     "LoadImageMask": NodeClass({"image": COMBO, "channel": COMBO}, (MASK,)),
     "LoadImageOutput": NodeClass(
         {"image": COMBO},
-        (
-            IMAGE,
-            MASK,
-        ),
+        (IMAGE, MASK),
     ),
     "MaskComposite": NodeClass(
         {"destination": MASK, "source": MASK, "x": INT, "y": INT, "operation": COMBO}, (MASK,)
@@ -148,10 +131,7 @@ NODE_CLASSES: Mapping[str, NodeClass] = {
             "destination_alpha": MASK,
             "mode": COMBO,
         },
-        (
-            IMAGE,
-            MASK,
-        ),
+        (IMAGE, MASK),
     ),
     "PreviewAny": NodeClass({"source": ANY}, ()),
     "PreviewImage": NodeClass({"images": IMAGE}, ()),
@@ -175,10 +155,7 @@ NODE_CLASSES: Mapping[str, NodeClass] = {
     "SolidMask": NodeClass({"value": FLOAT, "width": INT, "height": INT}, (MASK,)),
     "SplitImageWithAlpha": NodeClass(
         {"image": IMAGE},
-        (
-            IMAGE,
-            MASK,
-        ),
+        (IMAGE, MASK),
     ),
     "ThresholdMask": NodeClass({"mask": MASK, "value": FLOAT}, (MASK,)),
     "UpscaleModelLoader": NodeClass({"model_name": COMBO}, (MODEL,)),

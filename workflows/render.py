@@ -25,20 +25,15 @@ def render(
     _put(graph, manifest.image, image_name)
     _put(graph, manifest.output, output_prefix)
     for parameter in manifest.parameters:
+        value = params[parameter.name]
         for binding in parameter.bindings:
-            _put(graph, binding, _scaled(params[parameter.name], binding.factor))
+            # a factor of 1.0 keeps integers integers; a text cannot have another factor
+            if binding.factor == 1.0 or isinstance(value, str):
+                _put(graph, binding, value)
+            else:
+                _put(graph, binding, value * binding.factor)
     return graph
 
 
 def _put(graph: dict[str, Any], target: Target, value: ParamValue) -> None:
     graph[target.node]["inputs"][target.input] = value
-
-
-def _scaled(value: ParamValue, factor: float) -> ParamValue:
-    """Multiply a number by `factor`. A factor of 1.0 keeps integers integers.
-
-    Flags and texts never have another factor: `manifest` refuses it.
-    """
-    if factor == 1.0 or isinstance(value, str):
-        return value
-    return value * factor

@@ -28,7 +28,7 @@ class RunLimit:
             async with asyncio.timeout(None) as self._timeout:
                 yield
         except TimeoutError:
-            message = f"the attempt took longer than the {self._limit_s:g} s allowed"
+            message = f"the attempt exceeded its time limit of {self._limit_s:g} s"
             raise EngineTimeout(message) from None
         finally:
             if self._began_at is not None:

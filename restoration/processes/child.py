@@ -78,7 +78,7 @@ class ExitInfo:
         if self.returncode is None:
             return "lost its guard"
         if self.returncode < 0:
-            return f"was ended by signal {-self.returncode} ({signal.strsignal(-self.returncode)})"
+            return f"was killed by signal {-self.returncode} ({signal.strsignal(-self.returncode)})"
         return f"exited with status {self.returncode}"
 
 

@@ -35,7 +35,7 @@ def prctl(option: int, *arguments: int) -> None:
     """Call prctl(2). Does nothing on other systems than Linux. Raises OSError."""
     values = [ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:4]]
     if _libc is not None and _libc.prctl(option, *values):
-        raise OSError(ctypes.get_errno(), f"prctl({option}) was refused")
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
 def die_with_parent() -> None:

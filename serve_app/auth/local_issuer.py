@@ -17,11 +17,12 @@ import stat
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -87,7 +88,9 @@ def ensure_key(key_dir: Path) -> rsa.RSAPrivateKey:
             draft.write(_pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
             draft.flush()
             os.fsync(draft.fileno())
-            _link_unless_there(Path(draft.name), path)
+            # another process may have created it meanwhile
+            with suppress(FileExistsError):
+                os.link(draft.name, path)
     for private, mode in ((key_dir, 0o700), (path, 0o600)):
         if stat.S_IMODE(private.stat().st_mode) != mode:
             private.chmod(mode)
@@ -95,13 +98,6 @@ def ensure_key(key_dir: Path) -> rsa.RSAPrivateKey:
     if not isinstance(key, rsa.RSAPrivateKey):
         raise TypeError(f"{path} does not hold an RSA key")
     return key
-
-
-def _link_unless_there(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        log.debug("another process made %s first", target)
 
 
 def jwks(key_dir: Path) -> dict[str, Any]:
@@ -138,20 +134,17 @@ class IssuerServer(ThreadingHTTPServer):
     def __init__(self, key_dir: Path, port: int) -> None:
         super().__init__((_HOST, port), _Handler)
         self.url = issuer_url(self.server_port)
+        discovery = {
+            "issuer": self.url,
+            "jwks_uri": f"{self.url}/.well-known/jwks.json",
+            "id_token_signing_alg_values_supported": [_ALGORITHM],
+            "response_types_supported": ["token"],
+            "subject_types_supported": ["public"],
+        }
         self.documents: Mapping[str, bytes] = {
             "/.well-known/jwks.json": json.dumps(jwks(key_dir)).encode(),
-            "/.well-known/openid-configuration": json.dumps(_discovery(self.url)).encode(),
+            "/.well-known/openid-configuration": json.dumps(discovery).encode(),
         }
-
-
-def _discovery(url: str) -> dict[str, Any]:
-    return {
-        "issuer": url,
-        "jwks_uri": f"{url}/.well-known/jwks.json",
-        "id_token_signing_alg_values_supported": [_ALGORITHM],
-        "response_types_supported": ["token"],
-        "subject_types_supported": ["public"],
-    }
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -171,16 +164,12 @@ class _Handler(BaseHTTPRequestHandler):
         log.debug(format, *args)
 
 
-def _stop(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(0)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Serve the local token issuer's public key.")
     parser.add_argument("--state-dir", type=Path, required=True, help="folder of the key file")
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(0))
     with IssuerServer(arguments.state_dir, arguments.port) as server:
         server.serve_forever()
     return 0

@@ -155,7 +155,13 @@ def _key_id(token: str) -> str:
 
 def _principal(claims: Mapping[str, Any], quotas: Quotas) -> Principal:
     if QUOTAS_CLAIM in claims:
-        quotas = _replaced(quotas, claims[QUOTAS_CLAIM])
+        # A token with invalid quotas is refused: falling back to the defaults could silently give
+        # an owner more than was intended.
+        try:
+            quotas = quotas.replaced(claims[QUOTAS_CLAIM])
+        except ValidationError as error:
+            wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
+            raise ValueError(f"{QUOTAS_CLAIM} has invalid values: {wrong}") from None
     for name in _TIMES:
         # jose also accepts text and booleans, which RFC 7519 does not
         if name in claims and type(claims[name]) not in (int, float):
@@ -168,13 +174,3 @@ def _principal(claims: Mapping[str, Any], quotas: Quotas) -> Principal:
             f"sub must have 1 to {MAX_SUBJECT_CHARS} printable characters that are not all blank"
         )
     return Principal(sub, granted(claims), quotas)
-
-
-def _replaced(quotas: Quotas, claim: object) -> Quotas:
-    # A token with invalid quotas is refused: falling back to the defaults could silently give an
-    # owner more than was intended.
-    try:
-        return quotas.replaced(claim)
-    except ValidationError as error:
-        wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
-        raise ValueError(f"{QUOTAS_CLAIM} has invalid values: {wrong}") from None

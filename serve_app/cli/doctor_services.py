@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from comfy_pool.doctor.engine import Finding
 from restoration.errors import DependencyUnavailable, SetupError
 from restoration.settings import load_settings
-from serve_app.services import Services, open_services
+from serve_app.services import open_services
 
 # Tokens are valid for hours and signed URLs for minutes; Auth0 and S3 tolerate little more.
 CLOCK_OFF_S = 5.0
@@ -26,24 +26,25 @@ async def examine_services(environ: Mapping[str, str]) -> list[Finding]:
     try:
         services = open_services(load_settings(environ))
     except SetupError as error:
-        return [
-            Finding(
-                "settings",
-                False,
-                error.message,
-                "correct the settings; .env.example describes them",
-            )
-        ]
+        remedy = "correct the settings; .env.example describes them"
+        return [Finding("settings", False, error.message, remedy)]
     async with aclosing(services):
-        return [
-            await _answers("Postgres", services.jobs.ping()),
-            await _answers("Redis", services.status.ping()),
-            await _answers("S3", services.blobs.ping()),
-            *await _clock(services),
+        findings = [
+            await _responds("Postgres", services.jobs.ping()),
+            await _responds("Redis", services.status.ping()),
+            await _responds("S3", services.blobs.ping()),
         ]
+        before = datetime.now(UTC)
+        try:
+            theirs = (await services.workers.queue()).at
+        except DependencyUnavailable:
+            return findings  # reported by the check of Postgres
+        after = datetime.now(UTC)
+    off_s = max((before - theirs).total_seconds(), (theirs - after).total_seconds(), 0.0)
+    return [*findings, clock_finding(off_s)]
 
 
-async def _answers(name: str, ping: Awaitable[None]) -> Finding:
+async def _responds(name: str, ping: Awaitable[None]) -> Finding:
     try:
         await ping
     except DependencyUnavailable as error:
@@ -52,23 +53,8 @@ async def _answers(name: str, ping: Awaitable[None]) -> Finding:
     return Finding(name, True, "responds")
 
 
-async def _clock(services: Services) -> list[Finding]:
-    before = datetime.now(UTC)
-    try:
-        theirs = (await services.workers.queue()).at
-    except DependencyUnavailable:
-        return []  # reported by the check of Postgres
-    after = datetime.now(UTC)
-    off_s = max((before - theirs).total_seconds(), (theirs - after).total_seconds(), 0.0)
-    return [clock_finding(off_s)]
-
-
 def clock_finding(off_s: float) -> Finding:
     ok = off_s <= CLOCK_OFF_S
-    detail = (
-        f"within {CLOCK_OFF_S:g} s of the clock of Postgres"
-        if ok
-        else f"{off_s:.0f} s off the clock of Postgres"
-    )
+    off = f"within {CLOCK_OFF_S:g} s of" if ok else f"{off_s:.0f} s off"
     mend = "" if ok else "enable NTP on both machines (timedatectl set-ntp true)"
-    return Finding("clock", ok, detail, mend)
+    return Finding("clock", ok, f"{off} the clock of Postgres", mend)

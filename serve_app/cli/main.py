@@ -24,6 +24,7 @@ from restoration.settings import load_node_settings, load_settings
 from serve_app.auth.scopes import Scope
 from serve_app.cli import workers
 from serve_app.cli.batches import batch_app
+from serve_app.cli.display import findings_table, follow, jobs_table, steps, welcome
 from serve_app.cli.shared import (
     ParamOption,
     ReuseOption,
@@ -40,7 +41,6 @@ from serve_app.cli.shared import (
     parse_parameter,
     state_dir,
 )
-from serve_app.cli.tables import findings_table, follow, jobs_table, steps, welcome
 from serve_app.cli.usage import usage
 from serve_app.client import ApiError
 from serve_app.local.record import (

@@ -14,12 +14,7 @@ from restoration.images import sniff
 _SNIFFED_BYTES = 4096
 # A file with one of these suffixes but other content is still submitted, so that the service
 # reports it by name.
-_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp"),
-        *(".heic", ".heif", ".avif"),
-    }
-)
+_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .heic .heif .avif".split())
 _NAMED = 5  # names listed for each reason
 
 
@@ -80,7 +75,7 @@ def _search(
         if entry.name.startswith("."):  # AppleDouble files (`._photo.jpg`) are hidden too
             found.leave_out("hidden", below)
         elif not _is_folder(entry):
-            _sort(path, below, found)
+            _add_if_photo(path, below, found)
         elif entry.is_symlink():
             found.leave_out("links to folders", below)
         elif output is not None and output.exists() and output.samefile(path):
@@ -98,7 +93,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _sort(path: Path, place: PurePath, found: FoundPhotos) -> None:
+def _add_if_photo(path: Path, place: PurePath, found: FoundPhotos) -> None:
     try:
         if not path.is_file():  # opening a pipe would wait for its other end
             reason = "not regular files" if path.exists() else "broken links"

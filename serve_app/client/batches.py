@@ -114,24 +114,22 @@ class BatchCalls(ABC):
         When the stream is cut or unavailable, the batch is polled instead.
         """
         while True:
-            with suppress(
-                httpx.TransportError, ApiError
-            ):  # `batch` raises if the trouble is not temporary
+            # `batch` raises if the failure is not temporary
+            with suppress(httpx.TransportError, ApiError):
                 for data in self._stream(f"{BATCHES}/{batch_id}/events", Decoder()):
-                    with suppress(
-                        ValidationError
-                    ):  # an event of a kind that this version does not know
+                    try:
                         progress = BatchProgress.model_validate_json(data)
-                        yield progress
-                        if progress.status.is_final:
-                            return
+                    except ValidationError:  # of a kind that this version does not know
+                        continue
+                    yield progress
+                    if progress.status.is_final:
+                        return
             batch = self.batch(batch_id)
             yield batch
             if batch.status.is_final:
                 return
-            time.sleep(
-                POLL_S
-            )  # ends with the batch; `batch` raises if the service stays unreachable
+            # ends with the batch; `batch` raises if the service stays unreachable
+            time.sleep(POLL_S)
 
 
 class _Form:

@@ -137,14 +137,16 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
         decoder = Decoder()
         while True:
             decoder = Decoder(decoder.last_id)
-            with suppress(
-                httpx.TransportError, ApiError
-            ):  # `get` raises if the trouble is not temporary
+            # `get` raises if the failure is not temporary
+            with suppress(httpx.TransportError, ApiError):
                 for text in self._stream(f"{API}/{job_id}/events", decoder):
-                    for event in _known(text):
-                        yield event
-                        if is_last(event):
-                            return
+                    try:
+                        event = from_json(text)
+                    except ValidationError:  # of a kind that this version does not know
+                        continue
+                    yield event
+                    if is_last(event):
+                        return
             job = self.get(job_id)
             yield StateChanged(job.status, job.attempt)
             if job.status.is_final:
@@ -197,20 +199,11 @@ class RestorationClient(SubmissionCalls, BatchCalls, WorkerCalls):
                 trouble = error_of(answer)
                 if answer.status_code not in _TRY_AGAIN:
                     raise trouble
-                delay_s = max(delay_s, _asked_delay_s(answer))
+                retry_after = answer.headers.get("retry-after", "")
+                if retry_after.isdecimal():  # the service sends seconds, never a date
+                    delay_s = max(delay_s, float(retry_after))
             deadline = min(deadline, time.monotonic() + self._patience_s)
             if time.monotonic() + delay_s > deadline:
                 raise trouble
             time.sleep(delay_s)
             delay_s = min(2 * delay_s, _MAX_DELAY_S)
-
-
-def _asked_delay_s(answer: httpx.Response) -> float:
-    asked = answer.headers.get("retry-after", "")
-    return float(asked) if asked.isdecimal() else 0  # this service sends no dates
-
-
-def _known(data: str) -> Iterator[JobEvent]:
-    """Yield the event in `data`, unless it is of a kind that this version does not know."""
-    with suppress(ValidationError):
-        yield from_json(data)

@@ -105,13 +105,24 @@ class SubmissionCalls(ABC):
         headers: Mapping[str, str],
         **request: Any,
     ) -> httpx.Response:
-        key = options.get("idempotency_key") or str(uuid4())
+        given = {name: value for name, value in options.items() if value is not None}
+        key = given.pop("idempotency_key", None) or str(uuid4())
+        if "params" in given:
+            given["params"] = json.dumps(given["params"])
+        if "keep_metadata" in given:
+            given["keep_metadata"] = "true" if given["keep_metadata"] else "false"
+        # the service does not use the file's name
+        part: dict[str, tuple[str | None, bytes]] = (
+            {"upload_id": (None, str(photo).encode())}
+            if isinstance(photo, UUID)
+            else {"image": ("photo", read(photo))}
+        )
         return self._call(
             "POST",
             API,
-            files=_as_part(photo),
-            data=_fields(options),
-            headers={**headers, "Idempotency-Key": key},
+            files=part,
+            data={name: str(value) for name, value in given.items()},
+            headers={**headers, "Idempotency-Key": str(key)},
             **request,
         )
 
@@ -119,27 +130,6 @@ class SubmissionCalls(ABC):
 def read(photo: Path | bytes) -> bytes:
     """Return the photo's bytes. Raises OSError."""
     return photo if isinstance(photo, bytes) else photo.read_bytes()
-
-
-def _as_part(photo: Path | bytes | UUID) -> dict[str, tuple[str | None, bytes]]:
-    """Return the photo, or its id, as a part of the form.
-
-    The file's name is left out: the service does not use it.
-    """
-    if isinstance(photo, UUID):
-        return {"upload_id": (None, str(photo).encode())}
-    return {"image": ("photo", read(photo))}
-
-
-def _fields(options: SubmissionOptions) -> dict[str, str]:
-    """Return the given options as form fields; the service has defaults for the rest."""
-    asked = {name: value for name, value in options.items() if value is not None}
-    asked.pop("idempotency_key", None)
-    if "params" in asked:
-        asked["params"] = json.dumps(asked["params"])
-    if "keep_metadata" in asked:
-        asked["keep_metadata"] = "true" if asked["keep_metadata"] else "false"
-    return {name: str(value) for name, value in asked.items()}
 
 
 def _checked(answer: httpx.Response, sha256: str) -> bytes:

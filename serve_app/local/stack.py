@@ -102,7 +102,7 @@ def _serve(
     stack = StackRecord(os.getpid(), url, issuer=issuer, drain_s=node.drain_s)
     short_lives = 0
     while True:
-        progress(f"starting Ray and the service with {options.workers} GPU worker(s)")
+        progress(f"starting Ray and the service, GPU workers: {options.workers}")
         steady_from = math.inf
         try:
             with RayProcess(node.state_dir, options, node.drain_s) as ray, _said(progress):

@@ -52,7 +52,7 @@ def difference(result: Image.Image, expected: Image.Image) -> int:
 
 def table() -> str:
     """Return the corpus as a Markdown table."""
-    lines = ["| File | Answer | Result, or what the error names |", "|---|---|---|"]
+    lines = ["| File | Response | Result, or content of the error |", "|---|---|---|"]
     for case in corpus():
         answer = case.expected if isinstance(case.expected, Refused) else "202"
         lines.append(f"| {case.what} | {answer} | {case.comes_back} |")

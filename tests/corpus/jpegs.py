@@ -30,7 +30,7 @@ _TRAILER = b"dhav\x59\x19\x01\x00"
 
 
 def documented() -> Iterator[Case]:
-    same, upright = "the picture", "the picture, upright"
+    same, upright = "the image", "the image, upright"
     profiled = jpeg(scene(), icc_profile=profiles.rgb(2.2, "x", profiles.EXCHANGED))
     yield Case("JPEG", "a.jpg", jpeg(scene()), scene(), same, "image/jpeg")
     yield Case("JPEG, progressive", "a.jpg", jpeg(scene(), progressive=True), scene(), same)
@@ -38,11 +38,9 @@ def documented() -> Iterator[Case]:
         "JPEG, turned by EXIF", "a.jpg", jpeg(turned(scene(), 6), exif=sideways()), scene(), upright
     )
     yield Case(
-        "JPEG in grey", "a.jpg", jpeg(grey()), grey_expected(), "the picture, as grey as it was"
+        "JPEG in grey", "a.jpg", jpeg(grey()), grey_expected(), "the image, as grey as it was"
     )
-    yield Case(
-        "JPEG in CMYK", "a.jpg", jpeg(scene().convert("CMYK")), scene(), "the picture, in RGB"
-    )
+    yield Case("JPEG in CMYK", "a.jpg", jpeg(scene().convert("CMYK")), scene(), "the image, in RGB")
     yield Case(
         "JPEG with a colour profile",
         "a.jpg",
@@ -51,16 +49,16 @@ def documented() -> Iterator[Case]:
         "the colours that the profile means, in sRGB",
     )
     yield Case(
-        "JPEG with a second picture behind it, cut off",
+        "JPEG with a second image behind it, cut off",
         "a.jpg",
         phone("half"),
         scene(),
-        "the first picture",
+        "the first image",
     )
     yield Case("JPEG without its end marker", "a.jpg", jpeg(scene())[:-2] + _TRAILER, scene(), same)
-    yield Case("JPEG of 12 bits", "a.jpg", deep(), scene(), "the picture, in 8 bits")
+    yield Case("JPEG of 12 bits", "a.jpg", deep(), scene(), "the image, in 8 bits")
     yield Case("JPEG of 2,000 scans", "a.jpg", of_scans(2_000, 64), OTHER, "the limit of scans")
-    yield Case("Truncated JPEG", "a.jpg", jpeg(scene())[:-200], BROKEN, "it does not decode")
+    yield Case("Truncated JPEG", "a.jpg", jpeg(scene())[:-200], BROKEN, "it cannot be decoded")
 
 
 def siblings() -> Iterator[Case]:
@@ -124,7 +122,7 @@ def _kinds() -> Iterator[Case]:
 
 def _phones() -> Iterator[Case]:
     for second in ("whole", "gone", "half", "zeros", "noise"):
-        yield _case(f"a second picture: {second}", phone(second), scene())
+        yield _case(f"a second image: {second}", phone(second), scene())
     gain = grey().resize((16, 12)).convert("RGB")
     yield _case(
         "a gain map behind it",
@@ -211,7 +209,7 @@ def deep() -> bytes:
 
 
 def phone(second: str) -> bytes:
-    """A photo and a second picture in the same file (MPF): whole, missing, cut, or zeros or
+    """A photo and a second image in the same file (MPF): whole, missing, cut, or zeros or
     noise."""
     first = file(scene(), "MPO", save_all=True, append_images=[scene()], quality=95)
     end = first.rindex(b"\xff\xd8\xff")

@@ -41,7 +41,7 @@ _SWAPPED = profiles.rgb(2.2, "x", profiles.EXCHANGED)
 
 
 def documented() -> Iterator[Case]:
-    same, transparent = "the picture", "the picture, as transparent as it was"
+    same, transparent = "the image", "the image, as transparent as it was"
     yield Case("WebP", "a.webp", webp(scene()), scene(), same)
     yield Case(
         "WebP with transparency",
@@ -55,7 +55,7 @@ def documented() -> Iterator[Case]:
         "a.webp",
         file(scene(), "WEBP", **_PAGES),
         OTHER,
-        "one file may hold one picture",
+        "a file may contain one image only",
     )
     yield Case("BMP", "a.bmp", file(scene(), "BMP"), scene(), same)
     yield Case(
@@ -63,10 +63,10 @@ def documented() -> Iterator[Case]:
         "a.bmp",
         bmp(scene(), alpha=0),
         scene(),
-        "the picture, opaque",
+        "the image, opaque",
     )
     yield Case("HEIC", "a.heic", heic(scene()), scene(), same)
-    yield Case("HEIC of 10 bits", "a.heic", deep_heic(), scene(), "the picture, in 8 bits")
+    yield Case("HEIC of 10 bits", "a.heic", deep_heic(), scene(), "the image, in 8 bits")
     yield Case(
         "HEIC with transparency",
         "a.heic",
@@ -79,31 +79,31 @@ def documented() -> Iterator[Case]:
         "a.heic",
         heic(turned(scene(), 6), orientation=6),
         scene(),
-        "the picture, upright",
+        "the image, upright",
     )
     yield Case("AVIF", "a.avif", avif(scene()), scene(), same)
-    yield Case("AVIF of 10 bits", "a.avif", deep_avif(), scene(), "the picture, in 8 bits")
+    yield Case("AVIF of 10 bits", "a.avif", deep_avif(), scene(), "the image, in 8 bits")
     yield Case(
         "AVIF, animated",
         "a.avif",
         file(scene(), "AVIF", **_PAGES),
         OTHER,
-        "one file may hold one picture",
+        "a file may contain one image only",
     )
     one = Image.new("RGB", (1, 1), RED)
     plain, photo = file(scene(), "PNG"), jpeg(scene())
-    by_content = "the picture: the content decides"
+    by_content = "the image: the content decides"
     yield Case("1x1", "a.png", file(one, "PNG"), one, same)
     yield Case("Wrong extension", "a.jpg", plain, scene(), by_content)
     yield Case("Wrong type", "a.png", plain, scene(), by_content, "text/html")
     broken = jpeg(scene(), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + bytes(40))
-    yield Case("Broken metadata", "a.jpg", broken, scene(), "the picture, as it lies")
-    ignored = "the picture; the rest of the file is not read"
+    yield Case("Broken metadata", "a.jpg", broken, scene(), "the image, not rotated")
+    ignored = "the image; the rest of the file is not read"
     yield Case(
         "Polyglot, a ZIP behind a JPEG", "a.jpg", photo + b"PK\3\4" + bytes(300), scene(), ignored
     )
     yield Case("50 MiB", "a.jpg", photo.ljust(LIMIT_BYTES, b"\0"), scene(), same)
-    yield Case("Nothing at all", "a.jpg", b"", Refused(400, "invalid_request"), "it is empty")
+    yield Case("Empty file", "a.jpg", b"", Refused(400, "invalid_request"), "it is empty")
     types = "the accepted types"
     yield Case("Text named .jpg", "a.jpg", b"no picture at all", OTHER, types, "image/jpeg")
     yield Case("GIF", "a.gif", file(scene(), "GIF"), OTHER, types)

@@ -38,8 +38,8 @@ _KEY = (0x1234, 0xABCD, 0x5678)  # the colour that tRNS makes transparent
 
 
 def documented() -> Iterator[Case]:
-    same = "the picture"
-    seen_through = "the picture, as transparent as it was (white in a JPEG)"
+    same = "the image"
+    seen_through = "the image, as transparent as it was (white in a JPEG)"
     yield Case(
         "PNG with transparency",
         "a.png",
@@ -53,14 +53,14 @@ def documented() -> Iterator[Case]:
         "a.png",
         file(Image.fromarray(samples(grey())), "PNG"),
         grey_expected(),
-        "the picture, in 8 bits",
+        "the image, in 8 bits",
     )
     yield Case(
         "PNG in 16 bits of colour",
         "a.png",
         png(samples(scene()), RGB, 16),
         scene(),
-        "the picture, in 8 bits",
+        "the image, in 8 bits",
     )
     yield Case(
         "PNG, one colour of which is transparent",
@@ -84,14 +84,14 @@ def documented() -> Iterator[Case]:
         "the greys that the profile means",
     )
     yield Case(
-        "PNG whose gAMA and cHRM say its colours",
+        "PNG whose gAMA and cHRM define its colours",
         "a.png",
         _after_header(_linear8(), _gamma(1), _SRGB_CHROMATICITIES),
         scene(),
         "those colours, in sRGB",
     )
     yield Case(
-        "PNG whose cICP says its colours",
+        "PNG whose cICP defines its colours",
         "a.png",
         _after_header(_in_p3(), _cicp(12, 13)),
         scene(),
@@ -102,7 +102,7 @@ def documented() -> Iterator[Case]:
         "a.png",
         _after_header(_pq(), _cicp(9, 16)),
         scene(),
-        "the picture; what is brighter than white paper is white",
+        "the image; values brighter than white paper become white",
     )
     yield Case(
         "PNG with a profile of 1.5 MB",
@@ -123,9 +123,9 @@ def documented() -> Iterator[Case]:
         "a.png",
         file(scene(), "PNG", save_all=True, append_images=[ImageOps.mirror(scene())]),
         OTHER,
-        "one file may hold one picture",
+        "a file may contain one image only",
     )
-    yield Case("Truncated PNG", "a.png", file(scene(), "PNG")[:-30], BROKEN, "it does not decode")
+    yield Case("Truncated PNG", "a.png", file(scene(), "PNG")[:-30], BROKEN, "it cannot be decoded")
     yield Case("Decompression bomb", "a.png", _bomb(), LARGE, "its pixels, and the limit")
     yield Case(
         "20,000x1",
@@ -361,7 +361,7 @@ def _strange() -> Iterator[Case]:
 
 
 def turned(picture: Image.Image, orientation: int) -> Image.Image:
-    """Return the picture as a file with that orientation stores it."""
+    """Return the image as a file with that orientation stores it."""
     stored = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,

@@ -83,7 +83,7 @@ def half_alpha() -> Image.Image:
 
 
 def with_alpha(picture: Image.Image, alpha: Image.Image | None = None) -> Image.Image:
-    """Return the picture in RGBA, by default with a transparent right half."""
+    """Return the image in RGBA, by default with a transparent right half."""
     result = picture.convert("RGB").convert("RGBA")
     result.putalpha(alpha or right_half())
     return result
@@ -96,7 +96,7 @@ def exchanged() -> Image.Image:
 
 
 def samples(picture: Image.Image, bits: int = 16) -> NDArray[np.uint16]:
-    """Return the samples of the picture with `bits` bits, up to 16."""
+    """Return the samples of the image with `bits` bits, up to 16."""
     scaled: NDArray[np.float64] = np.asarray(picture) / 255 * (2**bits - 1)
     return np.round(scaled).astype(np.uint16)
 

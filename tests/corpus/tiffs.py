@@ -34,7 +34,7 @@ from tests.support.pictures import file
 
 
 def documented() -> Iterator[Case]:
-    same, eight = "the picture", "the picture, in 8 bits"
+    same, eight = "the image", "the image, in 8 bits"
     yield Case("TIFF", "a.tif", file(scene(), "TIFF", compression="tiff_lzw"), scene(), same)
     yield Case("TIFF of 16 bits", "a.tif", tiff(samples(scene())), scene(), eight)
     yield Case("TIFF of 12 bits", "a.tif", packed(12), grey_expected(), eight)
@@ -50,7 +50,7 @@ def documented() -> Iterator[Case]:
         "a.tif",
         _rgba(16),
         with_alpha(scene()),
-        "the picture, as transparent as it was",
+        "the image, as transparent as it was",
     )
     yield Case(
         "TIFF with infrared beside its colours",
@@ -64,9 +64,9 @@ def documented() -> Iterator[Case]:
         "a.tif",
         _cmyk_alpha(),
         scene(),
-        "the picture, in RGB and opaque: the alpha is a mask for the press",
+        "the image, in RGB and opaque: the alpha is a mask for the press",
     )
-    yield Case("TIFF in CIELab", "a.tif", file(_lab(), "TIFF"), scene(), "the picture, in RGB")
+    yield Case("TIFF in CIELab", "a.tif", file(_lab(), "TIFF"), scene(), "the image, in RGB")
     yield Case(
         "TIFF in 16 bits of linear grey",
         "a.tif",
@@ -80,9 +80,9 @@ def documented() -> Iterator[Case]:
         "a.tif",
         with_thumbnail(),
         scene(),
-        "the picture, not its thumbnail",
+        "the image, not its thumbnail",
     )
-    yield Case("TIFF with many pages", "a.tif", pages(), OTHER, "one file may hold one picture")
+    yield Case("TIFF with many pages", "a.tif", pages(), OTHER, "a file may contain one image only")
     yield Case(
         "TIFF in 32 bits",
         "a.tif",

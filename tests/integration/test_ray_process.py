@@ -72,7 +72,7 @@ def test_a_ray_that_is_killed_is_lost(state_dir: Path, monkeypatch: pytest.Monke
     """Without an output line the exit status is the reason, and the error names the log."""
     end = "os.kill(os.getpid(), 9)"
     with running(state_dir, monkeypatch, READY, end) as ray:
-        with pytest.raises(RayLost, match=r"its process was ended by signal 9 .*; see .*ray\.log"):
+        with pytest.raises(RayLost, match=r"its process was killed by signal 9 .*; see .*ray\.log"):
             ray.wait_until_lost()
 
 

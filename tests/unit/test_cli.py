@@ -14,9 +14,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from restoration.jobs import OutputFormat
+from serve_app.cli.display import steps
 from serve_app.cli.main import _format_of, app
 from serve_app.cli.shared import parse_parameter
-from serve_app.cli.tables import steps
 from serve_app.local.record import demand_down, find_stack
 
 
@@ -70,7 +70,7 @@ def test_a_missing_folder_for_the_result_is_found_before_the_work(tmp_path: Path
         [restore, "run", photo, "-o", out], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1
-    assert done.stderr == f"error: there is no folder {out.parent} for the result\n"
+    assert done.stderr == f"error: the folder {out.parent} of --output does not exist\n"
 
 
 @pytest.mark.parametrize(

@@ -159,9 +159,13 @@ async def test_a_field_is_taken_as_tools_write_its_value(
     ("parts", "field", "why"),
     [
         ([part('name="params"', b"{}") * 2], "params", "more than once"),
-        ([part('name="parameters"', b"{}")], "parameters", "no such field; it has image,"),
-        ([part('name="file"; filename="a.png"', PHOTO)], "file", "no such field; it has image,"),
-        ([part('name="params"', b" " * 65_537)], "params", "at most 65536 bytes"),
+        ([part('name="parameters"', b"{}")], "parameters", "no such field; its fields are image,"),
+        (
+            [part('name="file"; filename="a.png"', PHOTO)],
+            "file",
+            "no such field; its fields are image,",
+        ),
+        ([part('name="params"', b" " * 65_537)], "params", "longer than 65536 bytes"),
         ([part('name="params"', b"{")], "params", "Invalid JSON"),
         ([part('name="params"', b"[1]")], "params", "must be a JSON object"),
         ([part('name="workflow"', b"\xff")], "workflow", "UTF-8"),
@@ -230,8 +234,8 @@ async def test_a_restoration_is_of_one_photo(site: Site, parts: list[bytes], why
         ("", 415, "multipart/form-data"),
         ("multipart/form-data", 400, "boundary"),
         ('multipart/form-data; boundary=""', 400, "boundary"),
-        ("multipart/form-data; boundary=" + "b" * 300, 400, "well-formed"),
-        ("multipart/form-data; boundary=other", 400, "well-formed"),
+        ("multipart/form-data; boundary=" + "b" * 300, 400, "not valid multipart"),
+        ("multipart/form-data; boundary=other", 400, "not valid multipart"),
     ],
 )
 async def test_a_body_of_another_type_is_told_what_to_be(

@@ -257,7 +257,7 @@ def test_a_stack_that_has_lost_its_ray_says_so_everywhere(
             shared.local_stack()
         with recording(tmp_path) as record:
             record(StackRecord(os.getpid(), "http://127.0.0.1:1", lost=LOST))
-            with pytest.raises(SetupError, match=f"lost its Ray .{LOST}., and is restarting it"):
+            with pytest.raises(SetupError, match=f"lost its Ray .{LOST}. and is restarting it"):
                 shared.local_stack()
             with pytest.raises(SetupError, match=f"already running .* restarting its Ray .{LOST}"):
                 demand_down(tmp_path)

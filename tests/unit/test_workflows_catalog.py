@@ -65,7 +65,7 @@ def test_an_unknown_name_says_what_there_is() -> None:
 def test_a_missing_node_class_is_named(folder: Path) -> None:
     """A graph without a node that its manifest names is refused."""
     edit_graph(folder, lambda graph: graph.pop("blended"))
-    assert "no node of class ImageBlend" in refusal(folder)
+    assert "node class ImageBlend, which the graph does not use" in refusal(folder)
 
 
 @pytest.mark.parametrize("value", [[], [[1, 2], 3], ["photo"], ["photo", "0"]])

@@ -64,7 +64,7 @@ def test_a_whole_number_is_a_number() -> None:
         ({"strength": float("inf")}, "finite number"),
         ({"strength": 1.01}, "less than or equal to 1"),
         ({"quality": 101}, "less than or equal to 100"),
-        ({"Scale": 2}, "no such parameter, only scale, strength, quality"),
+        ({"Scale": 2}, "unknown parameter; the parameters are scale, strength, quality"),
     ],
 )
 def test_a_wrong_value_is_named(params: dict[str, object], problem: str) -> None:

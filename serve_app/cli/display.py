@@ -1,4 +1,4 @@
-"""Progress bars, tables and messages of the commands."""
+"""Terminal output of the `restore` commands: progress, tables and the greeting of `restore up`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from comfy_pool.doctor.engine import Finding
 from restoration.batches import BatchCounts
-from restoration.events import JobEvent, Previewed, Progressed, StateChanged
+from restoration.events import Previewed, Progressed, StateChanged
 from restoration.jobs import JobStatus
 from serve_app.client import RestorationClient
 from serve_app.local.record import StackRecord
@@ -30,13 +30,13 @@ def steps(console: Console) -> Iterator[Callable[[str], None]]:
     if not console.is_terminal:
         seen = ""
 
-        def tell(step: str) -> None:
+        def show(step: str) -> None:
             nonlocal seen
             if step != seen:
                 console.print(step, soft_wrap=True, markup=False)
                 seen = step
 
-        yield tell
+        yield show
         return
     with console.status("") as status:
         yield lambda step: status.update(escape(step))
@@ -44,41 +44,51 @@ def steps(console: Console) -> Iterator[Callable[[str], None]]:
 
 def follow(console: Console, client: RestorationClient, job: Restoration) -> Restoration:
     """Show a job's progress until it has ended, and return the job."""
-    show = _bar if console.is_terminal else _lines
-    show(console, (view for event in client.events(job.id) for view in _views(event)))
+    with _progress(console) as show:
+        for event in client.events(job.id):
+            match event:
+                case StateChanged(status=status):
+                    show(status, 1.0 if status is JobStatus.SUCCEEDED else None)
+                case Progressed(fraction=fraction, stage=stage):
+                    show(stage, fraction)
+                case Previewed():
+                    pass  # a terminal cannot show an image
     return client.get(job.id)
 
 
 def follow_batch(console: Console, client: RestorationClient, batch_id: UUID) -> BatchView:
     """Show a batch's counts until it has ended, and return the batch."""
-    show = _bar if console.is_terminal else _lines
-    show(console, map(_standing, client.batch_events(batch_id)))
+    with _progress(console) as show:
+        for batch in client.batch_events(batch_id):
+            counts = BatchCounts(**batch.counts.model_dump())
+            show(counts_text(batch), counts.ended / counts.total)
     return client.batch(batch_id)
 
 
 def counts_text(batch: BatchProgress) -> str:
     """Return every count that is not zero: `98 succeeded, 2 failed`."""
     counts = batch.counts.model_dump().items()
-    return ", ".join(f"{count} {what}" for what, count in counts if count)
+    return ", ".join(f"{count} {status}" for status, count in counts if count)
 
 
-def _standing(batch: BatchProgress) -> tuple[str, float | None]:
-    counts = BatchCounts(**batch.counts.model_dump())
-    return counts_text(batch), counts.ended / counts.total
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, float | None], None]]:
+    """Yield a function that shows a step and, if known, the fraction of all work that is done.
 
+    It updates a bar, or prints each new step as a line without a terminal.
+    """
+    if not console.is_terminal:
+        shown = ""
 
-def _views(event: JobEvent) -> Iterator[tuple[str, float | None]]:
-    """Yield a description of the event and, if known, the fraction that is done."""
-    match event:
-        case StateChanged(status=status):
-            yield status, 1.0 if status is JobStatus.SUCCEEDED else None
-        case Progressed(fraction=fraction, stage=stage):
-            yield stage, fraction
-        case Previewed():
-            return  # a terminal cannot show a picture
+        def show(step: str, fraction: float | None) -> None:
+            nonlocal shown
+            if step != shown:
+                share = "" if fraction is None else f"{fraction:4.0%} "
+                console.print(f"{share}{step}", soft_wrap=True)
+                shown = step
 
-
-def _bar(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
+        yield show
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -88,47 +98,37 @@ def _bar(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("waiting", total=1.0)
-        for doing, fraction in views:
-            progress.update(task, description=doing, completed=fraction)
-
-
-def _lines(console: Console, views: Iterable[tuple[str, float | None]]) -> None:
-    shown = ""
-    for doing, fraction in views:
-        if doing != shown:
-            share = "" if fraction is None else f"{fraction:4.0%} "
-            console.print(f"{share}{doing}", soft_wrap=True)
-            shown = doing
+        yield lambda step, fraction: progress.update(task, description=step, completed=fraction)
 
 
 def jobs_table(jobs: Iterable[Restoration]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("job", no_wrap=True, min_width=36)  # unwrapped, so that it can be copied
-    for name in ("status", "workflow", "created", "took"):
-        table.add_column(name)
+    table = _listing("job", "status", "workflow", "created", "took")
     for job in jobs:
         # in 80 columns a failure's code fits only below the id
         name = f"{job.id}\n  {job.failure.code}" if job.failure else str(job.id)
         created = job.created_at.astimezone().strftime("%m-%d %H:%M")
-        table.add_row(name, job.status, job.workflow, created, _took(job))
+        took = ""
+        if job.started_at is not None and job.finished_at is not None:
+            took = f"{(job.finished_at - job.started_at).total_seconds():.1f} s"
+        table.add_row(name, job.status, job.workflow, created, took)
     return table
 
 
 def batches_table(batches: Iterable[BatchView]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("batch", no_wrap=True, min_width=36)  # unwrapped, so that it can be copied
-    for name in ("status", "photos", "created", "counts"):
-        table.add_column(name)
+    table = _listing("batch", "status", "photos", "created", "counts")
     for batch in batches:
         created = batch.created_at.astimezone().strftime("%m-%d %H:%M")
         table.add_row(str(batch.id), batch.status, str(batch.size), created, counts_text(batch))
     return table
 
 
-def _took(job: Restoration) -> str:
-    if job.started_at is None or job.finished_at is None:
-        return ""
-    return f"{(job.finished_at - job.started_at).total_seconds():.1f} s"
+def _listing(kind: str, *columns: str) -> Table:
+    """Return an empty table whose first column has ids, unwrapped so that they can be copied."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(kind, no_wrap=True, min_width=36)
+    for name in columns:
+        table.add_column(name)
+    return table
 
 
 def findings_table(findings: Iterable[Finding]) -> Table:
