@@ -306,8 +306,8 @@ class StatusBoard(Protocol):
     async def latest(self, job_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[JobEvent]]:
         """Return the newest event of each type, for each of the jobs that has any."""
 
-    def follow(self, job_id: UUID, after_id: str | None = None) -> AsyncIterator[StampedEvent]:
-        """Yield the stored events after `after_id` (None: all), then new ones without end."""
+    def follow(self, job_id: UUID) -> AsyncIterator[StampedEvent]:
+        """Yield the stored events, then new ones without end. Outages are waited out."""
 
     async def ping(self) -> None: ...
 

@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from restoration.errors import BatchTooLarge, ImageTooLarge
 from restoration.limits.fair_places import FairPlaces, as_many_as_are_free
+from restoration.observability.metrics import SSE_CLIENTS
 from serve_app.asgi.errors import install_error_handlers
 from serve_app.asgi.flow_control import FlowControlledApp
 from serve_app.asgi.head_requests import HeadRequests
@@ -47,7 +48,6 @@ from serve_app.routes import (
     workflows,
 )
 from serve_app.services import Services
-from serve_app.watch.open_streams import OpenStreams
 
 _VERSION = version("comfy-restore")  # reads a file, and apps are built on an event loop
 _SENT_HEADERS = [
@@ -95,7 +95,10 @@ def build_asgi_app(services: Services) -> FastAPI:
     app.state.readiness = readiness
     app.state.upload_bytes = UploadBytes(services.settings.upload_bytes_in_flight)
     app.state.uploads = upload_slots(services.settings.max_uploads_in_flight)
-    app.state.streams = OpenStreams(services.meter, services.settings.max_event_streams)
+    app.state.streams = FairPlaces(
+        services.settings.max_event_streams, "event streams", as_many_as_are_free
+    )
+    services.meter.gauge(SSE_CLIENTS, 0)
     app.state.waits = FairPlaces(services.settings.max_waits, "waits", as_many_as_are_free)
     app.state.downloads = FairPlaces(
         services.settings.max_downloads, "downloads", as_many_as_are_free

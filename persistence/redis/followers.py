@@ -1,9 +1,9 @@
 """Follow the events of any number of jobs on one Redis connection per process.
 
-A hub reads all followed streams with one blocking XREAD, each from the earliest id that one of its
-followers needs. It delivers the entries to a mailbox for each follower, which skips those it has
-had. A new follower interrupts the read through a control stream, so that no wake-up is lost. If
-Redis fails, the hub reconnects until it is closed.
+All followed streams are read with one blocking XREAD, each from the earliest id that one of its
+followers needs. A follower skips the entries that it has had. A new follower interrupts the read
+through a control stream, so that no wake-up is lost. If Redis fails, the reader reconnects until it
+is closed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from uuid import UUID, uuid4
 
 import structlog
@@ -30,7 +30,7 @@ from persistence.redis.stream_codec import (
     stream_key,
 )
 from restoration.backoff import backoff_s
-from restoration.events import JobEvent, Previewed, StateChanged
+from restoration.events import JobEvent, Previewed
 from restoration.jobs import Job
 from restoration.ports import StampedEvent
 
@@ -38,20 +38,17 @@ log = structlog.get_logger(__name__)
 
 BLOCK_S = 2.0
 _READ_COUNT = 200
-MAILBOX_SIZE = 400  # more than a stream holds, so that a late follower loses nothing
+UNREAD_EVENTS = 400  # more than a stream holds, so that a late follower loses nothing
 _BACKOFF_S = (0.05, 2.0)
 
 
-class Mailbox:
-    """The undelivered events of one follower.
+class Follower:
+    """The events that one follower has not taken: the newest, with at most one preview."""
 
-    It holds at most one preview. If it is full, progress and previews are dropped before states.
-    """
-
-    def __init__(self, job_id: UUID, after: StreamId) -> None:
+    def __init__(self, job_id: UUID) -> None:
         self.job_id = job_id
-        self.cursor = after  # id of the last entry seen, with or without an event
-        self._events: deque[StampedEvent] = deque()
+        self.cursor = START  # id of the last entry seen, with or without an event
+        self._events: deque[StampedEvent] = deque(maxlen=UNREAD_EVENTS)
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -63,11 +60,10 @@ class Mailbox:
         if event is None:
             return
         if isinstance(event, Previewed):
-            self._drop_first(lambda held: isinstance(held, Previewed))
-        if len(self._events) >= MAILBOX_SIZE and not self._drop_first(
-            lambda held: not isinstance(held, StateChanged)
-        ):
-            self._events.popleft()
+            for unread in self._events:
+                if isinstance(unread.event, Previewed):
+                    self._events.remove(unread)
+                    break
         self._events.append(StampedEvent(format_id(position), event, row))
         self._changed.set()
 
@@ -76,7 +72,7 @@ class Mailbox:
         self._changed.set()
 
     async def take(self) -> StampedEvent | None:
-        """Wait for the next event and return it, or None once the mailbox is closed and empty."""
+        """Wait for the next event and return it, or None once closed and empty."""
         while not self._events:
             if self._closed:
                 return None
@@ -84,41 +80,34 @@ class Mailbox:
             await self._changed.wait()
         return self._events.popleft()
 
-    def _drop_first(self, unwanted: Callable[[JobEvent], bool]) -> bool:
-        for index, stamped in enumerate(self._events):
-            if unwanted(stamped.event):
-                del self._events[index]
-                return True
-        return False
 
-
-class Hub:
-    """Reads the streams for all mailboxes, from the first follower until it is closed."""
+class StreamReader:
+    """Reads the streams for all followers, from the first follower until it is closed."""
 
     def __init__(self, commands: Redis, blocking: Redis) -> None:
-        """Create the hub. `blocking` is for its use only, with a timeout above BLOCK_S."""
+        """Create the reader. `blocking` is for its use only, with a timeout above BLOCK_S."""
         self._commands = commands
         self._blocking = blocking
-        self._mailboxes: set[Mailbox] = set()
-        self._control_key = f"restore:hub:{uuid4()}"
+        self._followers: set[Follower] = set()
+        self._control_key = f"restore:reader:{uuid4()}"
         self._control_at = START
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
-    async def join(self, job_id: UUID, after: StreamId) -> AsyncIterator[Mailbox]:
-        """Open a mailbox that receives the events of `job_id` after the id `after`."""
-        mailbox = Mailbox(job_id, after)
-        self._mailboxes.add(mailbox)
+    async def join(self, job_id: UUID) -> AsyncIterator[Follower]:
+        """Follow the events of `job_id` within the block, those that are kept first."""
+        follower = Follower(job_id)
+        self._followers.add(follower)
         try:
             if self._task is None or self._task.done():
-                self._task = asyncio.create_task(self._run(), name="status-hub")
+                self._task = asyncio.create_task(self._run(), name="stream-reader")
                 self._task.add_done_callback(self._ended)
             await self._interrupt()
             _honour_cancel()
-            yield mailbox
+            yield follower
         finally:
-            self._mailboxes.discard(mailbox)
+            self._followers.discard(follower)
 
     async def aclose(self) -> None:
         """Stop reading, and end every follower's iteration."""
@@ -126,10 +115,10 @@ class Hub:
         while self._task is not None and not self._task.done():
             self._task.cancel()  # may have to be repeated: see `_honour_cancel`
             await asyncio.wait([self._task], timeout=0.1)
-        self._close_mailboxes()
+        self._close_followers()
 
     async def _interrupt(self) -> None:
-        # If Redis is unavailable, the hub is not blocked in a read and needs no interruption.
+        # If Redis is unavailable, the reader is not blocked in a read and needs no interruption.
         with contextlib.suppress(RedisError):
             async with self._commands.pipeline(transaction=False) as pipeline:
                 pipeline.xadd(self._control_key, {"joined": ""}, maxlen=1, approximate=False)
@@ -152,18 +141,20 @@ class Hub:
     def _ended(self, task: asyncio.Task[None]) -> None:
         # Only a bug ends the task early. Its followers must not wait for ever then.
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("status_hub_failed", exc_info=error)
-        self._close_mailboxes()
+            log.error("stream_reader_failed", exc_info=error)
+        self._close_followers()
 
-    def _close_mailboxes(self) -> None:
-        for mailbox in self._mailboxes:
-            mailbox.close()
+    def _close_followers(self) -> None:
+        for follower in self._followers:
+            follower.close()
 
     async def _read(self) -> None:
         """Do one XREAD and deliver its entries."""
         asked: dict[UUID, StreamId] = {}
-        for mailbox in self._mailboxes:
-            asked[mailbox.job_id] = min(mailbox.cursor, asked.get(mailbox.job_id, mailbox.cursor))
+        for follower in self._followers:
+            asked[follower.job_id] = min(
+                follower.cursor, asked.get(follower.job_id, follower.cursor)
+            )
         jobs = {stream_key(job_id): job_id for job_id in asked}
         positions = {self._control_key: self._control_at} | {
             key: asked[job_id] for key, job_id in jobs.items()
@@ -173,11 +164,15 @@ class Hub:
             self._control_at = control[-1].id
         entries = {jobs[key]: found for key, found in read.items()}
         previews = await self._newest_previews(entries)
-        # A follower that joined during the read and needs earlier events waits for the next read,
-        # because delivery would move its cursor past them.
-        for mailbox in self._mailboxes:
-            if mailbox.job_id in entries and mailbox.cursor >= asked[mailbox.job_id]:
-                _deliver(mailbox, entries[mailbox.job_id], previews.get(mailbox.job_id))
+        for follower in self._followers:
+            job_id = follower.job_id
+            # A follower that joined during the read and needs earlier events waits for the next
+            # read, because these would move its cursor past them.
+            if job_id in entries and follower.cursor >= asked[job_id]:
+                # All previews resolve to the newest picture; the follower keeps the last one.
+                for entry in entries[job_id]:
+                    event = previews.get(job_id) if entry.is_preview else entry.event
+                    follower.offer(entry.id, event, entry.row)
 
     async def _newest_previews(
         self, entries: dict[UUID, Sequence[Entry]]
@@ -200,9 +195,3 @@ def _honour_cancel() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-def _deliver(mailbox: Mailbox, entries: Iterable[Entry], preview: JobEvent | None) -> None:
-    # All previews of the entries resolve to the newest picture; the mailbox keeps the last one.
-    for entry in entries:
-        mailbox.offer(entry.id, preview if entry.is_preview else entry.event, entry.row)

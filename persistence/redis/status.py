@@ -7,19 +7,16 @@ is authoritative.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from persistence.redis.client import connect, translated_errors
-from persistence.redis.followers import BLOCK_S, Hub
+from persistence.redis.followers import BLOCK_S, StreamReader
 from persistence.redis.stream_codec import (
-    START,
-    StreamId,
     entry_fields,
     latest_key,
     parse_event,
-    parse_id,
     row_fields,
     stream_key,
 )
@@ -42,7 +39,7 @@ class RedisStatusBoard:
         """
         self._commands = connect(redis_url, timeout_s=_TIMEOUT_S, retries=1)
         self._blocking = connect(redis_url, timeout_s=BLOCK_S + _TIMEOUT_S, retries=0)
-        self._hub = Hub(self._commands, self._blocking)
+        self._reader = StreamReader(self._commands, self._blocking)
 
     async def publish(self, events: Sequence[tuple[UUID, JobEvent]]) -> None:
         """Publish all events in one round trip.
@@ -86,17 +83,13 @@ class RedisStatusBoard:
                 boards[job_id] = events
         return boards
 
-    def follow(self, job_id: UUID, after_id: str | None = None) -> AsyncIterator[StampedEvent]:
+    async def follow(self, job_id: UUID) -> AsyncGenerator[StampedEvent, None]:
         """See StatusBoard. Continues after a failure of Redis, and ends with `aclose`.
 
-        A slow follower loses progress but not the newest state. The call itself, not the iteration,
-        raises InvalidRequest if `after_id` is malformed.
+        A slow follower loses the oldest events.
         """
-        return self._follow(job_id, START if after_id is None else parse_id(after_id))
-
-    async def _follow(self, job_id: UUID, after: StreamId) -> AsyncIterator[StampedEvent]:
-        async with self._hub.join(job_id, after) as mailbox:
-            while (stamped := await mailbox.take()) is not None:
+        async with self._reader.join(job_id) as follower:
+            while (stamped := await follower.take()) is not None:
                 yield stamped
 
     async def ping(self) -> None:
@@ -105,6 +98,6 @@ class RedisStatusBoard:
 
     async def aclose(self) -> None:
         """End every follower's iteration, and close the connections."""
-        await self._hub.aclose()
+        await self._reader.aclose()
         await self._blocking.aclose()
         await self._commands.aclose()

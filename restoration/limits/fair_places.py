@@ -96,8 +96,12 @@ class FairPlaces:
         self._waiting: dict[Owner, deque[asyncio.Future[None]]] = {}
 
     @property
+    def taken(self) -> int:
+        return self._held.total()
+
+    @property
     def free(self) -> int:
-        return self._places - self._held.total()
+        return self._places - self.taken
 
     def held(self, owner: Owner) -> int:
         return self._held[owner]

@@ -39,7 +39,7 @@ from serve_app.routes.dependencies import (
     Writer,
     next_page,
 )
-from serve_app.routes.events import EventStream, kept_alive
+from serve_app.routes.events import EventStream
 from serve_app.routes.submissions import IdempotencyKey
 from serve_app.schemas.batches import (
     BatchItems,
@@ -212,7 +212,7 @@ async def follow_batch(batch_id: UUID, caller: Reader, services: ServicesOf) -> 
         data = BatchProgress.model_validate(batch).model_dump_json()
         return sse.encode(sse.ServerEvent("progress", data))
 
-    return EventStream(kept_alive(services.batch_watcher.watch(batch), encode), caller.sub)
+    return EventStream(services.batch_watcher.watch(batch), encode, caller.sub)
 
 
 def _show(request: Request, batch: JobBatch) -> BatchView:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from operator import attrgetter
 from typing import Annotated, TypeVar
 from uuid import UUID
 
@@ -12,37 +13,61 @@ from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from restoration.errors import (
-    InvalidRequest,
-    JobNotFound,
-    TooManyAtOnce,
-)
+from persistence.redis.stream_codec import parse_id
+from restoration.errors import InvalidRequest, JobNotFound, TooManyAtOnce
+from restoration.limits.fair_places import FairPlaces
+from restoration.observability.metrics import SSE_CLIENTS, Meter
 from serve_app import sse
 from serve_app.asgi.openapi import problems
 from serve_app.routes.dependencies import COMMON_PROBLEMS, Reader, ServicesOf
 
 HEARTBEAT_S = 15.0
 
+E = TypeVar("E")
+
 router = APIRouter(prefix="/api/v1/restorations", tags=["restorations"], responses=COMMON_PROBLEMS)
 
 
 class EventStream(StreamingResponse):
-    """A response of Server-Sent Events; its generator is closed when the client disconnects.
+    """A response of Server-Sent Events, in one of the owner's places for open streams.
 
-    The stream takes one of the owner's places for open streams.
+    `watch` yields events, and None now and then without one. It is closed when the client
+    disconnects. After HEARTBEAT_S without an event, a comment is sent.
     """
 
     media_type = sse.MEDIA_TYPE
 
-    def __init__(self, events: AsyncGenerator[bytes, None], owner: str) -> None:
-        # X-Accel-Buffering: without it nginx, and servers like it, would hold events back
-        super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
-        self._events = events
+    def __init__(
+        self, watch: AsyncGenerator[E | None, None], encode: Callable[[E], bytes], owner: str
+    ) -> None:
+        async def encoded() -> AsyncGenerator[bytes, None]:
+            sent_at = time.monotonic()
+            async with aclosing(watch):
+                async for event in watch:
+                    if event is not None:
+                        yield encode(event)
+                    elif time.monotonic() - sent_at >= HEARTBEAT_S:
+                        yield sse.encode_comment("alive")
+                    else:
+                        continue
+                    sent_at = time.monotonic()
+
+        self._events = encoded()
         self._owner = owner
+        # X-Accel-Buffering: without it nginx, and servers like it, would hold events back
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(self._events, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with scope["app"].state.streams.one_more(self._owner):
+        places: FairPlaces = scope["app"].state.streams
+        meter: Meter = scope["app"].state.services.meter
+        place = places.take_now(self._owner)
+        try:
+            meter.gauge(SSE_CLIENTS, places.taken)
             await super().__call__(scope, receive, send)
+        finally:
+            place.give_back()
+            meter.gauge(SSE_CLIENTS, places.taken)
 
     async def stream_response(self, send: Send) -> None:
         async with aclosing(self._events):
@@ -78,28 +103,5 @@ async def follow_restoration(
 ) -> EventStream:
     """Follow a job until it has ended."""
     job = await services.jobs.get(job_id, caller.reach)
-    watch = services.watcher.watch(job, last_event_id)
-    return EventStream(kept_alive(watch, lambda seen: seen.encoded), caller.sub)
-
-
-_T = TypeVar("_T")
-
-
-async def kept_alive(
-    watch: AsyncGenerator[_T | None, None], encode: Callable[[_T], bytes]
-) -> AsyncGenerator[bytes, None]:
-    """Yield what `watch` yields, encoded, and a comment after HEARTBEAT_S without any of it.
-
-    `watch` yields None from time to time while there is nothing new.
-    """
-    now = asyncio.get_running_loop().time
-    sent_at = now()
-    async with aclosing(watch):
-        async for seen in watch:
-            if seen is not None:
-                yield encode(seen)
-            elif now() - sent_at >= HEARTBEAT_S:
-                yield sse.encode_comment("alive")
-            else:
-                continue
-            sent_at = now()
+    after = None if last_event_id is None else parse_id(last_event_id)
+    return EventStream(services.watcher.watch(job, after), attrgetter("encoded"), caller.sub)

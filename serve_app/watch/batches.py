@@ -20,6 +20,7 @@ from restoration.batches import JobBatch
 from restoration.errors import BatchNotFound, DependencyUnavailable
 from restoration.limits.fair_places import context_of
 from restoration.ports import BatchStore
+from serve_app.watch.shared import Shared
 
 log = structlog.get_logger(__name__)
 
@@ -49,17 +50,19 @@ class BatchWatcher:
         if batch.status.is_final:
             return
         async with self._joined(batch) as live:
-            seen = live.reads
+            reads = live.reads
             while not batch.status.is_final:
-                await live.wait_for_more_than(seen)
-                seen, changed = live.reads, live.batch.counts != batch.counts
+                # it may have been read since, while this watcher was sending
+                while live.reads == reads and not live.batch.status.is_final:
+                    await live.wait()
+                reads, changed = live.reads, live.batch.counts != batch.counts
                 batch = live.batch
                 yield batch if changed else None
 
     @asynccontextmanager
     async def _joined(self, batch: JobBatch) -> AsyncIterator[_LiveBatch]:
         live = self._live.get(batch.id)
-        if live is None or live.is_over:
+        if live is None:
             live = self._live[batch.id] = _LiveBatch(batch)
         if batch.owner not in self._polls:
             poll = asyncio.create_task(self._poll(batch.owner), context=context_of(batch.owner))
@@ -70,7 +73,7 @@ class BatchWatcher:
             yield live
         finally:
             live.users -= 1
-            if not live.users and self._live.get(batch.id) is live:
+            if not live.users:
                 del self._live[batch.id]
                 if not self._of(batch.owner):
                     self._polls.pop(batch.owner).cancel()
@@ -81,7 +84,7 @@ class BatchWatcher:
     async def _poll(self, owner: str) -> None:
         while True:
             await asyncio.sleep(self._poll_s)
-            due = [live for live in self._of(owner) if not live.is_over and live.is_due()]
+            due = [live for live in self._of(owner) if live.is_due()]
             for start in range(0, len(due), READ_AT_ONCE):
                 await self._read(due[start : start + READ_AT_ONCE])
 
@@ -105,35 +108,19 @@ class BatchWatcher:
                 live.fail(error)
 
 
-class _LiveBatch:
+class _LiveBatch(Shared):
     """A watched batch, as last read."""
 
     def __init__(self, batch: JobBatch) -> None:
+        super().__init__()
         self.batch = batch
-        self.users = 0
         self.reads = 0
-        self._error: BaseException | None = None
-        self._read = asyncio.Event()
         self._pause = self._polls_left = 1
-
-    @property
-    def is_over(self) -> bool:
-        return self.batch.status.is_final or self._error is not None
 
     def is_due(self) -> bool:
         """Count a poll, and return whether it should read the batch."""
         self._polls_left -= 1
-        return self._polls_left <= 0
-
-    async def wait_for_more_than(self, reads: int) -> None:
-        """Wait until the batch was read more than `reads` times.
-
-        Raises the error that ended the polling.
-        """
-        while self.reads <= reads and self._error is None:
-            await self._read.wait()
-        if self._error is not None:
-            raise self._error
+        return self._polls_left <= 0 and not self.batch.status.is_final
 
     def learn(self, latest: JobBatch) -> None:
         changed = latest.counts != self.batch.counts
@@ -141,13 +128,4 @@ class _LiveBatch:
         self._polls_left = self._pause
         self.batch = latest
         self.reads += 1
-        self._wake()
-
-    def fail(self, error: BaseException) -> None:
-        self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        # A new event each time, so that a watcher that was woken waits for the next one.
-        self._read.set()
-        self._read = asyncio.Event()
+        self.wake()

@@ -18,9 +18,10 @@ from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, Previewed, StateChanged, is_last, to_json
 from restoration.jobs import Job, JobStatus
 from restoration.limits.fair_places import context_of
-from restoration.ports import JobStore, StampedEvent, StatusBoard
+from restoration.ports import JobStore, StatusBoard
 from restoration.tasks import stop
 from serve_app import sse
+from serve_app.watch.shared import Shared
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +33,7 @@ _FINAL = 3
 
 
 @dataclass(frozen=True)
-class Seen:
+class FeedEvent:
     """An event, with its id in the job's stream if it has one."""
 
     event: JobEvent
@@ -57,120 +58,69 @@ def _rank(state: StateChanged) -> tuple[int, int]:
     return state.attempt, _ORDER.get(state.status, _FINAL)
 
 
-class LiveJob:
+class JobFeed(Shared):
     """The log of one job's events, which follows the status board until it is closed.
 
     It is created for the first watcher. The creator passes it rows of the job with `learn`.
     """
 
     def __init__(self, job: Job, jobs: JobStore, board: StatusBoard) -> None:
+        super().__init__()
         self.job = job
-        self.users = 0
         self.shows_states = False  # otherwise rows are read only for the end
         self._jobs = jobs
-        self._board = board
-        self._after_id: str | None = None  # the last event taken from the board
-        self._log: deque[Seen | None] = deque(maxlen=KEPT_EVENTS)
-        self._end = self._ticked_at = 0  # the position after the newest event
+        self._log: deque[FeedEvent | None] = deque(maxlen=KEPT_EVENTS)
+        self._end = 0  # the position after the newest event
         self._preview_at = -1
-        self._woken = asyncio.Event()
-        self._error: BaseException | None = None
-        self._task = asyncio.create_task(self._run(), context=context_of(job.owner))
+        self._task = asyncio.create_task(self._follow(board), context=context_of(job.owner))
         self._task.add_done_callback(self._ended)
-
-    @property
-    def is_over(self) -> bool:
-        return self._task.done() or self.job.status.is_final
 
     @property
     def start(self) -> int:
         """The position of the oldest event that is kept."""
         return self._end - len(self._log)
 
-    def next(self, place: int) -> tuple[Seen | None, int]:
+    def next(self, place: int) -> tuple[FeedEvent | None, int]:
         """Return the first event from position `place` on, or None, and the position to read next.
 
         If the log no longer goes back to `place`, the event is the job's current state.
         """
         while place < self._end:
             if place < self.start:
-                return Seen(state_of(self.job)), self.start
-            seen, place = self._log[place - self.start], place + 1
-            if seen is not None:
-                return seen, place
+                return FeedEvent(state_of(self.job)), self.start
+            event, place = self._log[place - self.start], place + 1
+            if event is not None:
+                return event, place
         return None, place
-
-    async def wait(self) -> None:
-        """Wait for the next event, or for `wake`. Raises the error that ended the feed."""
-        if self._error is None:
-            await self._woken.wait()
-        if self._error is not None:
-            raise self._error
 
     def learn(self, job: Job, hint_id: str | None = None) -> None:
         """Append a row's state to the log, unless it is older than the known one."""
         if is_later(state_of(job), than=state_of(self.job)):
             self.job = job
-            self._append(Seen(state_of(job), hint_id))
-
-    def tick(self) -> None:
-        """Wake the watchers, unless an event has woken them since the last tick."""
-        if self._end == self._ticked_at:
-            self.wake()
-        self._ticked_at = self._end
-
-    def wake(self) -> None:
-        """Wake all watchers, and follow the board again after an outage."""
-        # A new event each time, so that a watcher that was woken waits for the next one.
-        self._woken.set()
-        self._woken = asyncio.Event()
-
-    def fail(self, error: BaseException) -> None:
-        """End every watch by raising `error` in it. For errors that waiting cannot resolve."""
-        self._error = error
-        self.wake()
+            self._append(FeedEvent(state_of(job), hint_id))
 
     async def aclose(self) -> None:
         await stop(self._task)
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                async for stamped in self._board.follow(self.job.id, self._after_id):
-                    await self._take(stamped)
-                    self._after_id = stamped.id
-            except DependencyUnavailable as error:
-                log.warning("progress_unavailable", job_id=str(self.job.id), reason=error.message)
-            await self._woken.wait()
+    async def _follow(self, board: StatusBoard) -> None:
+        async for stamped in board.follow(self.job.id):
+            event = stamped.event
+            if not isinstance(event, StateChanged):
+                if event.attempt >= self.job.attempt:
+                    self._append(FeedEvent(event, stamped.id))
+            elif is_last(event) or (self.shows_states and is_later(event, state_of(self.job))):
+                # Only a hint to read the row, unless the row came with it.
+                try:
+                    self.learn(stamped.row or await self._jobs.get(self.job.id), stamped.id)
+                except DependencyUnavailable as error:
+                    log.warning("job_not_reread", job_id=str(self.job.id), reason=error.message)
 
-    async def _take(self, stamped: StampedEvent) -> None:
-        if isinstance(stamped.event, StateChanged):
-            if not self._is_news(stamped.event):
-                return
-            if stamped.row is None:
-                await self._reread(stamped.id)
-            else:
-                self.learn(stamped.row, stamped.id)
-        elif stamped.event.attempt >= self.job.attempt:
-            self._append(Seen(stamped.event, stamped.id))
-
-    def _is_news(self, hint: StateChanged) -> bool:
-        return is_last(hint) or (self.shows_states and is_later(hint, than=state_of(self.job)))
-
-    async def _reread(self, hint_id: str | None = None) -> None:
-        try:
-            self.learn(await self._jobs.get(self.job.id), hint_id)
-        except DependencyUnavailable as error:
-            log.warning("job_not_reread", job_id=str(self.job.id), reason=error.message)
-
-    def _append(self, seen: Seen) -> None:
-        if isinstance(seen.event, Previewed):
-            if self._preview_at >= self.start:
-                self._log[self._preview_at - self.start] = (
-                    None  # previews are large: only the newest is kept
-                )
+    def _append(self, event: FeedEvent) -> None:
+        if isinstance(event.event, Previewed):
+            if self._preview_at >= self.start:  # previews are large: only the newest is kept
+                self._log[self._preview_at - self.start] = None
             self._preview_at = self._end
-        self._log.append(seen)
+        self._log.append(event)
         self._end += 1
         self.wake()
 

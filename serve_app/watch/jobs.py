@@ -21,7 +21,7 @@ from restoration.events import StateChanged
 from restoration.jobs import Job
 from restoration.limits.fair_places import context_of
 from restoration.ports import JobStore, StatusBoard
-from serve_app.watch.job_feed import LiveJob, Seen, is_later, state_of
+from serve_app.watch.job_feed import FeedEvent, JobFeed, is_later, state_of
 
 log = structlog.get_logger(__name__)
 
@@ -35,104 +35,95 @@ class JobWatcher:
         self._jobs = jobs
         self._board = board
         self._poll_s = poll_s
-        self._live: dict[UUID, LiveJob] = {}
+        self._feeds: dict[UUID, JobFeed] = {}
         self._polling: asyncio.Task[None] | None = None
 
-    def watch(self, job: Job, after_id: str | None = None) -> AsyncGenerator[Seen | None, None]:
+    async def watch(
+        self, job: Job, after: StreamId | None = None
+    ) -> AsyncGenerator[FeedEvent | None, None]:
         """Yield the state of `job`, then its events until its end, and None now and then.
 
-        The last event is the final state. A None comes after at most twice `poll_s` without events,
-        so that the caller can do something else. A slow caller loses progress events. Raises
-        InvalidRequest, at once, for a malformed `after_id`.
+        The last event is the final state. With `after`, progress up to that id is left out. A None
+        comes after at most `poll_s` without events, so that the caller can do something else. A
+        slow caller loses progress events.
         """
-        return self._watch(job, None if after_id is None else parse_id(after_id))
-
-    async def _watch(self, job: Job, after: StreamId | None) -> AsyncGenerator[Seen | None, None]:
         told = state_of(job)
-        yield Seen(told)
+        yield FeedEvent(told)
         if told.status.is_final:
             return
-        async with self._joined(job) as live:
-            live.shows_states = True
-            place = live.start
+        async with self._joined(job) as feed:
+            feed.shows_states = True
+            place = feed.start
             while not told.status.is_final:
-                seen, place = live.next(place)
-                if seen is None:
-                    await live.wait()
-                    if live.next(place)[0] is None:
+                event, place = feed.next(place)
+                if event is None:
+                    await feed.wait()
+                    if feed.next(place)[0] is None:
                         yield None
-                elif isinstance(seen.event, StateChanged):
-                    if is_later(seen.event, than=told):
-                        told = seen.event
-                        yield seen
-                elif seen.event.attempt >= told.attempt and _is_after(seen, after):
+                elif isinstance(event.event, StateChanged):
+                    if is_later(event.event, than=told):
+                        told = event.event
+                        yield event
+                elif event.event.attempt >= told.attempt and (
+                    after is None or event.id is None or parse_id(event.id) > after
+                ):
                     after = None
-                    yield seen
+                    yield event
 
     async def wait(self, job: Job, timeout_s: float) -> Job:
         """Return the job at its end, or as it is after `timeout_s`."""
         try:
-            async with asyncio.timeout(timeout_s), self._joined(job) as live:
-                while not live.job.status.is_final:
-                    await live.wait()
-                return live.job
+            async with asyncio.timeout(timeout_s), self._joined(job) as feed:
+                while not feed.job.status.is_final:
+                    await feed.wait()
+                return feed.job
         except TimeoutError:
             log.debug("job_not_finished_in_time", job_id=str(job.id), timeout_s=timeout_s)
-            return await self._reread(job)
-
-    @asynccontextmanager
-    async def _joined(self, job: Job) -> AsyncIterator[LiveJob]:
-        live = self._live.get(job.id)
-        if live is None or live.is_over:
-            live = self._live[job.id] = LiveJob(job, self._jobs, self._board)
-        if self._polling is None or self._polling.done():
-            # works for all watchers, so not in the first one's name
-            self._polling = asyncio.create_task(self._poll(), context=context_of(None))
-            self._polling.add_done_callback(self._ended)
-        live.learn(job)
-        live.users += 1
-        try:
-            yield live
-        finally:
-            live.users -= 1
-            if not live.users:
-                if self._live.get(job.id) is live:
-                    del self._live[job.id]
-                if not self._live and self._polling is not None:
-                    self._polling.cancel()
-                    self._polling = None
-                await live.aclose()
-
-    async def _poll(self) -> None:
-        while True:
-            # The board may lose a state, so the rows have to be read as well.
-            await asyncio.sleep(self._poll_s)
-            for row in await self._rows():
-                if row.id in self._live:
-                    self._live[row.id].learn(row)
-            for live in self._live.values():
-                live.tick()
-
-    async def _rows(self) -> Sequence[Job]:
-        try:
-            return await self._jobs.find(list(self._live))
-        except DependencyUnavailable as error:
-            log.warning("jobs_not_reread", jobs=len(self._live), reason=error.message)
-            return ()
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        # Only a bug ends the task early. It must reach the watchers, and not look like an outage.
-        if not task.cancelled() and (error := task.exception()) is not None:
-            for live in self._live.values():
-                live.fail(error)
-
-    async def _reread(self, job: Job) -> Job:
         try:
             return await self._jobs.get(job.id)
         except DependencyUnavailable as error:
             log.warning("job_not_reread", job_id=str(job.id), reason=error.message)
             return job
 
+    @asynccontextmanager
+    async def _joined(self, job: Job) -> AsyncIterator[JobFeed]:
+        feed = self._feeds.get(job.id)
+        if feed is None:
+            feed = self._feeds[job.id] = JobFeed(job, self._jobs, self._board)
+        if self._polling is None or self._polling.done():
+            # works for all watchers, so not in the first one's name
+            self._polling = asyncio.create_task(self._poll(), context=context_of(None))
+            self._polling.add_done_callback(self._ended)
+        feed.learn(job)
+        feed.users += 1
+        try:
+            yield feed
+        finally:
+            feed.users -= 1
+            if not feed.users:
+                del self._feeds[job.id]
+                if not self._feeds and self._polling is not None:
+                    self._polling.cancel()
+                    self._polling = None
+                await feed.aclose()
 
-def _is_after(seen: Seen, after: StreamId | None) -> bool:
-    return after is None or seen.id is None or parse_id(seen.id) > after
+    async def _poll(self) -> None:
+        while True:
+            # The board may lose a state, so the rows have to be read as well.
+            await asyncio.sleep(self._poll_s)
+            rows: Sequence[Job] = ()
+            try:
+                rows = await self._jobs.find(list(self._feeds))
+            except DependencyUnavailable as error:
+                log.warning("jobs_not_reread", jobs=len(self._feeds), reason=error.message)
+            for row in rows:
+                if row.id in self._feeds:
+                    self._feeds[row.id].learn(row)
+            for feed in self._feeds.values():
+                feed.wake()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # Only a bug ends the task early. It must reach the watchers, and not look like an outage.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            for feed in self._feeds.values():
+                feed.fail(error)

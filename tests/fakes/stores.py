@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from uuid import UUID
 
-from restoration.errors import ArtifactCorrupt, DependencyUnavailable, InvalidRequest
+from restoration.errors import ArtifactCorrupt, DependencyUnavailable
 from restoration.events import JobEvent, Previewed, StateChanged
 from restoration.jobs import Artifact, Job
 from restoration.ports import NewUpload, StampedEvent, UploadLink
@@ -123,26 +122,15 @@ class MemoryStatusBoard:
             if job_id in self.streams
         }
 
-    def follow(self, job_id: UUID, after_id: str | None = None) -> AsyncIterator[StampedEvent]:
-        if after_id is not None and not re.fullmatch(r"[0-9]{1,19}-[0-9]{1,19}", after_id):
-            raise InvalidRequest("the event id is invalid; send the id of an event of this stream")
-        return self._follow(job_id, after_id or "")
-
-    async def _follow(self, job_id: UUID, last_id: str) -> AsyncIterator[StampedEvent]:
+    async def follow(self, job_id: UUID) -> AsyncIterator[StampedEvent]:
+        last_id = ""
         while True:
             async with self._changed:
-                while not (found := self._after(job_id, last_id)):
-                    await self.ping()
+                while self.down or not (found := self._after(job_id, last_id)):
                     await self._changed.wait()
             for stamped in found:
                 yield stamped
                 last_id = stamped.id
-
-    async def go_down(self) -> None:
-        """Fail from now on, and end the open `follow` iterators."""
-        async with self._changed:
-            self.down = True
-            self._changed.notify_all()
 
     async def ping(self) -> None:
         if self.down:

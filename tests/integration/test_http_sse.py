@@ -89,9 +89,9 @@ async def test_a_client_that_goes_away_leaves_nothing_behind(
     job = await live.site.start(await live.site.submit())
     follow, left = live.site.board.follow, asyncio.Event()
 
-    async def followed(job_id: UUID, after_id: str | None = None) -> AsyncIterator[StampedEvent]:
+    async def followed(job_id: UUID) -> AsyncIterator[StampedEvent]:
         try:
-            async for stamped in follow(job_id, after_id):
+            async for stamped in follow(job_id):
                 yield stamped
         finally:
             left.set()

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
+from persistence.redis.stream_codec import parse_id
 from restoration.events import JobEvent, Progressed, StateChanged, from_json
 from restoration.jobs import Job, JobStatus
 from serve_app.routes import events
 from serve_app.sse import Decoder, ServerEvent, encode, encode_comment
-from serve_app.watch.job_feed import Seen
+from serve_app.watch.job_feed import FeedEvent
 from serve_app.watch.jobs import JobWatcher
 from tests.fakes.site import API, Site
 
@@ -31,7 +32,7 @@ async def job(site: Site) -> Job:
     return await site.start(await site.submit())
 
 
-async def _seen(site: Site, job: Job, poll_s: float = 0.05) -> list[Seen]:
+async def _seen(site: Site, job: Job, poll_s: float = 0.05) -> list[FeedEvent]:
     """Return everything that a watcher sees from now to the end."""
     watcher = JobWatcher(site.jobs, site.board, poll_s)
     async with asyncio.timeout(DEADLINE_S), aclosing(watcher.watch(job)) as watch:
@@ -85,7 +86,7 @@ async def test_a_watch_outlives_an_outage_of_the_board(site: Site, job: Job) -> 
         async for item in watch:
             seen += [item.event] if item else []
             if item and item.event == _progress(0.1)[0]:
-                await site.board.go_down()
+                site.board.down = True
             elif item is None and site.board.down:
                 site.board.down = False
                 await _publish(site, job.id, _progress(0.2))
@@ -100,7 +101,7 @@ async def test_an_outage_of_the_row_is_waited_out(site: Site, job: Job) -> None:
         asyncio.timeout(DEADLINE_S),
         aclosing(site.services.watcher.watch(job)) as watch,
     ):
-        assert await anext(watch) == Seen(RUNNING)
+        assert await anext(watch) == FeedEvent(RUNNING)
         site.jobs.down = True
         assert await anext(watch) is None
         site.jobs.down = False
@@ -143,10 +144,10 @@ async def test_a_watch_resumes_after_an_event(site: Site, job: Job) -> None:
     """After Last-Event-ID come only later events; the present state comes in any case."""
     await _publish(site, job.id, _progress(0.1, 0.2, 0.3))
     second_id = site.board.streams[job.id][1].id
-    async with aclosing(site.services.watcher.watch(job, second_id)) as watch:
-        assert await anext(watch) == Seen(RUNNING)
+    async with aclosing(site.services.watcher.watch(job, parse_id(second_id))) as watch:
+        assert await anext(watch) == FeedEvent(RUNNING)
         third = site.board.streams[job.id][2]
-        assert await anext(watch) == Seen(third.event, third.id)
+        assert await anext(watch) == FeedEvent(third.event, third.id)
 
 
 async def test_a_board_that_never_rests_cannot_hide_the_end(site: Site, job: Job) -> None:
@@ -205,11 +206,11 @@ async def test_a_connection_that_breaks_closes_the_watch() -> None:
     """A watch that cannot send is closed at once, not when it is garbage collected."""
     closed = False
 
-    async def endless() -> AsyncGenerator[bytes, None]:
+    async def endless() -> AsyncGenerator[str, None]:
         nonlocal closed
         try:
             while True:
-                yield encode_comment("alive")
+                yield "alive"
         finally:
             closed = True
 
@@ -217,16 +218,17 @@ async def test_a_connection_that_breaks_closes_the_watch() -> None:
         if message["type"] == "http.response.body":
             raise OSError("broken pipe")
 
-    stream = events.EventStream(endless(), "ann")
+    stream = events.EventStream(endless(), encode_comment, "ann")
     with pytest.raises(OSError, match="broken pipe"):
         await stream.stream_response(broken)
     assert closed
 
 
-async def test_an_event_id_that_is_none_is_refused(site: Site, job: Job) -> None:
+@pytest.mark.parametrize("last_id", ["yesterday", "1-", "1-x", "-1-0", "9" * 30 + "-0"])
+async def test_an_event_id_that_is_none_is_refused(site: Site, job: Job, last_id: str) -> None:
     """An impossible Last-Event-ID gets a problem, not a stream that breaks."""
     async with site.client() as client:
-        answer = await client.get(f"{API}/{job.id}/events", headers={"Last-Event-ID": "x"})
+        answer = await client.get(f"{API}/{job.id}/events", headers={"Last-Event-ID": last_id})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
 
 

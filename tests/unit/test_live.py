@@ -13,7 +13,7 @@ import pytest
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import TRANSITIONS, Job, JobStatus
 from restoration.ports import StampedEvent
-from serve_app.watch.job_feed import KEPT_EVENTS, Seen, is_later
+from serve_app.watch.job_feed import KEPT_EVENTS, FeedEvent, is_later
 from serve_app.watch.jobs import JobWatcher
 from tests.fakes.site import Site
 
@@ -35,9 +35,9 @@ def asked(site: Site, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counted: Counter[str] = Counter()
     follow, get = site.board.follow, site.jobs.get
 
-    def counted_follow(job_id: UUID, after_id: str | None = None) -> AsyncIterator[StampedEvent]:
+    def counted_follow(job_id: UUID) -> AsyncIterator[StampedEvent]:
         counted["follow"] += 1
-        return follow(job_id, after_id)
+        return follow(job_id)
 
     async def counted_get(job_id: UUID, owner: str | None = None) -> Job:
         counted["get"] += 1
@@ -56,7 +56,7 @@ async def _publish(site: Site, job: Job, *happened: JobEvent) -> None:
     await site.board.publish([(job.id, event) for event in happened])
 
 
-async def _all(watcher: JobWatcher, job: Job) -> list[Seen]:
+async def _all(watcher: JobWatcher, job: Job) -> list[FeedEvent]:
     async with aclosing(watcher.watch(job)) as watch:
         return [seen async for seen in watch if seen is not None]
 
@@ -100,7 +100,7 @@ async def test_one_that_leaves_takes_nothing_from_the_others(site: Site, job: Jo
     async with aclosing(watcher.watch(job)) as second:
         async with aclosing(watcher.watch(job)) as first:
             for watch in (first, second):
-                assert await anext(watch) == Seen(RUNNING)
+                assert await anext(watch) == FeedEvent(RUNNING)
                 assert await anext(watch) is not None
         await _publish(site, job, *_progress(0.2))
         seen = await anext(second)
@@ -124,7 +124,7 @@ async def test_whoever_joins_brings_the_news(site: Site, job: Job) -> None:
     watcher = JobWatcher(site.jobs, site.board, poll_s=NEVER_S)
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(aclosing(watcher.watch(job)))
-        assert await anext(first) == Seen(RUNNING)
+        assert await anext(first) == FeedEvent(RUNNING)
         told = asyncio.ensure_future(anext(first))
         await asyncio.sleep(0)
         await site.jobs.request_cancel(job.id)
@@ -135,8 +135,8 @@ async def test_whoever_joins_brings_the_news(site: Site, job: Job) -> None:
         joining = [asyncio.ensure_future(anext(watch)) for watch in (second, late)]
         state = StateChanged(JobStatus.CANCELLING, 1)
         assert [seen.event for seen in states if seen] == [state, RUNNING]
-        assert await told == Seen(state)
-        assert await joining[1] == Seen(state)
+        assert await told == FeedEvent(state)
+        assert await joining[1] == FeedEvent(state)
         joining[0].cancel()
         await asyncio.gather(joining[0], return_exceptions=True)
 
@@ -147,7 +147,7 @@ async def test_whoever_is_slow_loses_progress_only(site: Site, job: Job) -> None
     async with AsyncExitStack() as stack:
         slow = await stack.enter_async_context(aclosing(watcher.watch(job)))
         await _publish(site, job, *_progress(0.1))
-        assert await anext(slow) == Seen(RUNNING)
+        assert await anext(slow) == FeedEvent(RUNNING)
         assert await anext(slow) is not None
         await site.jobs.release(job.ref, None)
         second = await site.start(job.id)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import pytest
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
 
 from actors.execution.engine_metrics import EngineWatch
 from comfy_pool.protocol.responses import parse_vram
@@ -21,7 +23,8 @@ from restoration.observability.metrics import (
     VRAM_FREE,
     VRAM_TOTAL,
 )
-from serve_app.watch.open_streams import OpenStreams
+from serve_app.app import build_asgi_app
+from serve_app.routes.events import EventStream
 from tests.fakes.meter import MemoryMeter
 from tests.fakes.site import API, open_site, submission
 
@@ -79,16 +82,32 @@ def test_vram_as_comfyui_tells_it(devices: list[object], expected: Vram | None) 
 
 
 @pytest.mark.metrics
-def test_open_streams_are_counted_until_they_are_closed() -> None:
+async def test_open_streams_are_counted_until_they_are_closed() -> None:
     """They count down however they end."""
-    meter = MemoryMeter()
-    streams = OpenStreams(meter, limit=8)
+    meter, counts = MemoryMeter(), list[float]()
+    async with open_site() as site:
+        app = build_asgi_app(replace(site.services, meter=meter))
     assert meter.gauged(SSE_CLIENTS) == 0
-    with streams.one_more("ann"):
-        with suppress(ConnectionResetError), streams.one_more("bob"):
-            assert meter.gauged(SSE_CLIENTS) == 2
-            raise ConnectionResetError
-        assert meter.gauged(SSE_CLIENTS) == 1
+    scope = {"type": "http", "asgi": {"spec_version": "2.4"}, "app": app}
+
+    async def one_event() -> AsyncGenerator[bytes, None]:
+        yield b"event"
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def break_off(_: Message) -> None:
+        counts.append(meter.gauged(SSE_CLIENTS))
+        raise OSError
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            with pytest.raises(ClientDisconnect):
+                await EventStream(one_event(), bytes, "bob")(scope, receive, break_off)
+        counts.append(meter.gauged(SSE_CLIENTS))
+
+    await EventStream(one_event(), bytes, "ann")(scope, receive, send)
+    assert counts == [2, 1, 1, 1]
     assert meter.gauged(SSE_CLIENTS) == 0
 
 

@@ -1,18 +1,17 @@
-"""The events that a follower's mailbox keeps when the follower is slow."""
+"""The events that are kept for a slow follower."""
 
 from __future__ import annotations
 
 import asyncio
 
-from persistence.redis.followers import MAILBOX_SIZE, Mailbox
-from persistence.redis.stream_codec import START
+from persistence.redis.followers import UNREAD_EVENTS, Follower
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import JobStatus
 from tests.support.samples import new_job
 
 RUNNING = StateChanged(JobStatus.RUNNING, attempt=1)
 DONE = StateChanged(JobStatus.SUCCEEDED, attempt=1)
-MORE_THAN_FITS = 2 * MAILBOX_SIZE
+MORE_THAN_FITS = 2 * UNREAD_EVENTS
 
 
 def _progress(n: int) -> Progressed:
@@ -20,29 +19,22 @@ def _progress(n: int) -> Progressed:
 
 
 async def _after(*events: JobEvent) -> list[JobEvent]:
-    """Return everything taken from a mailbox after these were offered in a row."""
-    mailbox = Mailbox(new_job().id, START)
+    """Return everything that a follower takes after these were offered in a row."""
+    follower = Follower(new_job().id)
     for n, event in enumerate(events, start=1):
-        mailbox.offer((n, 0), event)
-    mailbox.close()
+        follower.offer((n, 0), event)
+    follower.close()
     taken = []
-    while (stamped := await mailbox.take()) is not None:
+    while (stamped := await follower.take()) is not None:
         taken.append(stamped.event)
     return taken
 
 
-async def test_progress_is_dropped_oldest_first_and_states_never() -> None:
-    """A full mailbox drops its oldest progress, wherever states lie."""
+async def test_the_oldest_events_are_dropped() -> None:
+    """Memory is bounded, and the end is not lost."""
     progress = [_progress(n) for n in range(MORE_THAN_FITS)]
-    kept = progress[-(MAILBOX_SIZE - 2) :]
-    assert await _after(RUNNING, *progress, DONE) == [RUNNING, *kept, DONE]
-
-
-async def test_the_newest_state_is_kept_among_states_alone() -> None:
-    """Even with states alone, memory is bounded and the end is not lost."""
-    taken = await _after(*[RUNNING] * MORE_THAN_FITS, DONE)
-    assert len(taken) == MAILBOX_SIZE
-    assert taken[-1] == DONE
+    kept = progress[-(UNREAD_EVENTS - 1) :]
+    assert await _after(RUNNING, *progress, DONE) == [*kept, DONE]
 
 
 async def test_one_picture_at_a_time() -> None:
@@ -53,26 +45,27 @@ async def test_one_picture_at_a_time() -> None:
 
 async def test_what_was_seen_is_not_seen_again() -> None:
     """An offer at or before the cursor is ignored, so a stream may be read again."""
-    mailbox = Mailbox(new_job().id, (5, 1))
+    follower = Follower(new_job().id)
+    follower.offer((5, 1), None)
     for position in ((4, 9), (5, 1), (5, 2), (5, 2)):
-        mailbox.offer(position, DONE)
-    mailbox.offer((6, 0), None)
-    assert mailbox.cursor == (6, 0)
-    stamped = await mailbox.take()
+        follower.offer(position, DONE)
+    follower.offer((6, 0), None)
+    assert follower.cursor == (6, 0)
+    stamped = await follower.take()
     assert stamped is not None
     assert stamped.id == "5-2"
-    mailbox.close()
-    assert await mailbox.take() is None
+    follower.close()
+    assert await follower.take() is None
 
 
 async def test_a_follower_that_waits_is_woken() -> None:
     """`take` returns as soon as an event comes, and when none can come any more."""
-    mailbox = Mailbox(new_job().id, START)
-    taking = asyncio.create_task(mailbox.take())
+    follower = Follower(new_job().id)
+    taking = asyncio.create_task(follower.take())
     await asyncio.sleep(0)
-    mailbox.offer((1, 0), DONE)
+    follower.offer((1, 0), DONE)
     assert (await taking) is not None
-    taking = asyncio.create_task(mailbox.take())
+    taking = asyncio.create_task(follower.take())
     await asyncio.sleep(0)
-    mailbox.close()
+    follower.close()
     assert await taking is None
