@@ -59,14 +59,11 @@ class Watchers:
         except TimeoutError:
             return
         finally:
-            self._forget(job_ids, ended)
-
-    def _forget(self, job_ids: Sequence[UUID], ended: asyncio.Event) -> None:
-        for job_id in set(job_ids):
-            waiting = self._waiting[job_id]
-            waiting.discard(ended)
-            if not waiting:
-                del self._waiting[job_id]
+            for job_id in set(job_ids):
+                waiting = self._waiting[job_id]
+                waiting.discard(ended)
+                if not waiting:
+                    del self._waiting[job_id]
 
     def wake(self, job_ids: Sequence[UUID]) -> None:
         """Wake the callers that wait for any of these jobs. Safe to call from any event loop."""

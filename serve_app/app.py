@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from operator import attrgetter
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from restoration.errors import BatchTooLarge, ImageTooLarge
@@ -51,13 +51,27 @@ from serve_app.services import Services
 
 _VERSION = version("comfy-restore")  # reads a file, and apps are built on an event loop
 _SENT_HEADERS = [
-    *("Authorization", "Idempotency-Key", "Last-Event-ID", "Prefer", REQUEST_ID),
-    *("Range", "If-Range"),
+    "Authorization",
+    "Idempotency-Key",
+    "Last-Event-ID",
+    "Prefer",
+    REQUEST_ID,
+    "Range",
+    "If-Range",
 ]
 _READABLE_HEADERS = [
-    *("Location", REQUEST_ID, "Idempotent-Replayed", "Preference-Applied", "Retry-After"),
-    *("RateLimit", "RateLimit-Policy"),
-    *("Accept-Ranges", "Content-Range", "Content-Disposition", "ETag", "Repr-Digest"),
+    "Location",
+    REQUEST_ID,
+    "Idempotent-Replayed",
+    "Preference-Applied",
+    "Retry-After",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Accept-Ranges",
+    "Content-Range",
+    "Content-Disposition",
+    "ETag",
+    "Repr-Digest",
 ]
 
 
@@ -72,7 +86,14 @@ def build_asgi_app(services: Services) -> FastAPI:
             await readiness.aclose()
             await services.aclose()
 
-    readiness = _readiness_of(services)
+    readiness = ReadinessProbe(
+        {
+            "postgres": services.jobs.ping,
+            "s3": services.blobs.ping,
+            "redis": services.status.ping,
+            "issuer": services.authenticator.ping,
+        }
+    )
     app = FastAPI(
         title="comfy-restore",
         version=_VERSION,
@@ -83,7 +104,7 @@ def build_asgi_app(services: Services) -> FastAPI:
         docs_url=None,  # FastAPI's pages load scripts from other hosts; ours has no scripts
         redoc_url=None,
         redirect_slashes=False,  # the redirect's address would come from the client's Host header
-        generate_unique_id_function=_operation_id,
+        generate_unique_id_function=attrgetter("name"),
         telemetry={
             "exclude": lambda scope: scope["path"] in QUIET_PATHS,
             "operation_spans": False,  # the submission's own steps are more telling
@@ -123,17 +144,6 @@ def build_asgi_app(services: Services) -> FastAPI:
     return app
 
 
-def _readiness_of(services: Services) -> ReadinessProbe:
-    return ReadinessProbe(
-        {
-            "postgres": services.jobs.ping,
-            "s3": services.blobs.ping,
-            "redis": services.status.ping,
-            "issuer": services.authenticator.ping,
-        }
-    )
-
-
 def _install_middleware(app: FastAPI, services: Services) -> None:
     """Add the middleware, the innermost first."""
     settings = services.settings
@@ -158,7 +168,3 @@ def _install_middleware(app: FastAPI, services: Services) -> None:
         )
     app.add_middleware(SecurityHeaders)
     app.add_middleware(FlowControlledApp)
-
-
-def _operation_id(route: APIRoute) -> str:
-    return route.name

@@ -290,15 +290,14 @@ def start_service(args: PoolArgs, port: int) -> None:
     try:
         serve.run(build(args), name=APP, route_prefix="/", external_scaler_enabled=True)
     except RuntimeError as error:
-        raise DependencyUnavailable(f"the service did not start: {_why_not()}") from error
-
-
-def _why_not() -> str:
-    """Return the last line of Serve's message about each deployment that is not healthy."""
-    deployments = serve.status().applications[APP].deployments.values()
-    told = [each.message for each in deployments if each.status != "HEALTHY"]
-    logs = f"logs are in {ray.get_runtime_context().get_session_name()}"
-    return "; ".join([*(message.strip().splitlines()[-1] for message in told if message), logs])
+        # the last line of Serve's message about each deployment that is not healthy
+        reasons = [
+            each.message.strip().splitlines()[-1]
+            for each in serve.status().applications[APP].deployments.values()
+            if each.status != "HEALTHY" and each.message
+        ]
+        reasons.append(f"logs are in {ray.get_runtime_context().get_session_name()}")
+        raise DependencyUnavailable(f"the service did not start: {'; '.join(reasons)}") from error
 
 
 def stop_service() -> None:

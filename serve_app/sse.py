@@ -68,21 +68,14 @@ class Decoder:
         self._rest = rest + "\r" if held else rest
         for line in lines:
             if line:
-                self._take(line)
-            elif (event := self._finish()) is not None:
-                yield event
-
-    def _take(self, line: str) -> None:
-        name, _, value = line.partition(":")
-        if name:  # otherwise it is a comment
-            self._fields.setdefault(name, []).append(value.removeprefix(" "))
-
-    def _finish(self) -> ServerEvent | None:
-        fields, self._fields = self._fields, {}
-        ids = fields.get("id")
-        if ids is not None:
-            self.last_id = ids[-1]
-        if "data" not in fields:
-            return None
-        kind = fields.get("event", ["message"])[-1]
-        return ServerEvent(kind, "\n".join(fields["data"]), ids[-1] if ids else None)
+                name, _, value = line.partition(":")
+                if name:  # otherwise it is a comment
+                    self._fields.setdefault(name, []).append(value.removeprefix(" "))
+                continue
+            fields, self._fields = self._fields, {}
+            ids = fields.get("id")
+            if ids is not None:
+                self.last_id = ids[-1]
+            if "data" in fields:
+                kind = fields.get("event", ["message"])[-1]
+                yield ServerEvent(kind, "\n".join(fields["data"]), ids[-1] if ids else None)

@@ -15,31 +15,28 @@ import structlog
 
 def configure_logging(style: Literal["json", "console"]) -> None:
     """Send this process's structlog lines to standard error. Idempotent."""
+    # Tracebacks omit local variables, which may contain tokens and passwords.
+    renderers: tuple[structlog.typing.Processor, ...]
+    if style == "json":
+        tracebacks = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        renderers = (
+            structlog.processors.ExceptionRenderer(tracebacks),
+            structlog.processors.JSONRenderer(),
+        )
+    else:
+        renderers = (
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *(_JSON if style == "json" else _console()),
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
-    )
-
-
-# Tracebacks omit local variables, which may contain tokens and passwords.
-_JSON: tuple[structlog.typing.Processor, ...] = (
-    structlog.processors.ExceptionRenderer(
-        structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    ),
-    structlog.processors.JSONRenderer(),
-)
-
-
-def _console() -> tuple[structlog.typing.Processor, ...]:
-    return (
-        structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        ),
     )

@@ -25,11 +25,19 @@ class RayMeter:
     """A Meter. Create one for each process: Ray keeps only the first metric of a name."""
 
     def __init__(self) -> None:
-        self._counters = {m: _counter(m) for m in METRICS if m.kind is Kind.COUNTER}
-        self._gauges = {m: _gauge(m) for m in METRICS if m.kind is Kind.GAUGE}
-        self._told: dict[_Series, float] = {}
-        threading.Thread(target=self._keep_telling, name="gauges", daemon=True).start()
-        self._histograms = {m: _histogram(m) for m in METRICS if m.kind is Kind.HISTOGRAM}
+        self._counters = {
+            m: Counter(m.name, m.meaning, m.labels) for m in METRICS if m.kind is Kind.COUNTER
+        }
+        self._gauges = {
+            m: Gauge(m.name, m.meaning, m.labels) for m in METRICS if m.kind is Kind.GAUGE
+        }
+        self._histograms = {
+            m: Histogram(m.name, m.meaning, list(m.buckets), m.labels)
+            for m in METRICS
+            if m.kind is Kind.HISTOGRAM
+        }
+        self._last: dict[_Series, float] = {}
+        threading.Thread(target=self._repeat_gauges, name="gauges", daemon=True).start()
 
     def count(
         self, metric: Metric, labels: Mapping[str, str] = NO_LABELS, amount: float = 1
@@ -38,26 +46,14 @@ class RayMeter:
             self._counters[metric].inc(amount, dict(labels))
 
     def gauge(self, metric: Metric, value: float, labels: Mapping[str, str] = NO_LABELS) -> None:
-        self._told[metric, tuple(labels.items())] = value
+        self._last[metric, tuple(labels.items())] = value
         self._gauges[metric].set(value, dict(labels))
 
     def observe(self, metric: Metric, value: float, labels: Mapping[str, str]) -> None:
         self._histograms[metric].observe(value, dict(labels))
 
-    def _keep_telling(self) -> NoReturn:
+    def _repeat_gauges(self) -> NoReturn:
         while True:
             time.sleep(GAUGES_AGAIN_S)
-            for (metric, labels), value in tuple(self._told.items()):
+            for (metric, labels), value in tuple(self._last.items()):
                 self._gauges[metric].set(value, dict(labels))
-
-
-def _counter(metric: Metric) -> Counter:
-    return Counter(metric.name, metric.meaning, metric.labels)
-
-
-def _gauge(metric: Metric) -> Gauge:
-    return Gauge(metric.name, metric.meaning, metric.labels)
-
-
-def _histogram(metric: Metric) -> Histogram:
-    return Histogram(metric.name, metric.meaning, list(metric.buckets), metric.labels)

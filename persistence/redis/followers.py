@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
 import structlog
@@ -21,7 +21,6 @@ from redis.exceptions import RedisError
 from persistence.redis.stream_codec import (
     PREVIEW,
     START,
-    Entry,
     StreamId,
     format_id,
     latest_key,
@@ -163,7 +162,13 @@ class StreamReader:
         if control := read.pop(self._control_key, None):
             self._control_at = control[-1].id
         entries = {jobs[key]: found for key, found in read.items()}
-        previews = await self._newest_previews(entries)
+        previews: dict[UUID, JobEvent | None] = {}
+        if wanted := [job for job, found in entries.items() if any(e.is_preview for e in found)]:
+            async with self._blocking.pipeline(transaction=False) as pipeline:
+                for job_id in wanted:
+                    pipeline.hget(latest_key(job_id), PREVIEW)
+                newest = map(parse_event, await pipeline.execute())
+                previews = dict(zip(wanted, newest, strict=True))
         for follower in self._followers:
             job_id = follower.job_id
             # A follower that joined during the read and needs earlier events waits for the next
@@ -173,17 +178,6 @@ class StreamReader:
                 for entry in entries[job_id]:
                     event = previews.get(job_id) if entry.is_preview else entry.event
                     follower.offer(entry.id, event, entry.row)
-
-    async def _newest_previews(
-        self, entries: dict[UUID, Sequence[Entry]]
-    ) -> dict[UUID, JobEvent | None]:
-        wanted = [job for job, found in entries.items() if any(e.is_preview for e in found)]
-        if not wanted:
-            return {}
-        async with self._blocking.pipeline(transaction=False) as pipeline:
-            for job_id in wanted:
-                pipeline.hget(latest_key(job_id), PREVIEW)
-            return dict(zip(wanted, map(parse_event, await pipeline.execute()), strict=True))
 
 
 def _honour_cancel() -> None:

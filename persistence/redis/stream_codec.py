@@ -105,13 +105,15 @@ async def read_entries(
     """Return the entries after each position by key, waiting up to `block_s` for one (XREAD)."""
     streams: dict[Any, Any] = {key: format_id(position) for key, position in positions.items()}
     answer: Any = await client.xread(streams, count=count, block=round(block_s * 1000))
-    return {key: [_entry(*raw) for raw in found] for key, found in answer or ()}
-
-
-def _entry(id_text: str, fields: Mapping[str, str]) -> Entry:
-    return Entry(
-        id=parse_id(id_text),
-        event=parse_event(fields.get(_EVENT_FIELD)),
-        is_preview=PREVIEW in fields,
-        row=_parse_row(fields.get(_ROW_FIELD)),
-    )
+    return {
+        key: [
+            Entry(
+                id=parse_id(id_text),
+                event=parse_event(fields.get(_EVENT_FIELD)),
+                is_preview=PREVIEW in fields,
+                row=_parse_row(fields.get(_ROW_FIELD)),
+            )
+            for id_text, fields in found
+        ]
+        for key, found in answer or ()
+    }

@@ -170,18 +170,14 @@ def _challenge(request: Request, error: e.RestorationError) -> Mapping[str, str]
     parts = ['Bearer realm="comfy-restore"']
     match error:
         case e.Unauthenticated():
-            if _bears_token(request):
+            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() == "bearer" and token.strip():
                 parts.append('error="invalid_token"')
         case e.Forbidden():
             parts += ['error="insufficient_scope"', f'scope="{error.details["scope"]}"']
         case _:
             return None
     return {"WWW-Authenticate": ", ".join(parts)}
-
-
-def _bears_token(request: Request) -> bool:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and bool(token.strip())
 
 
 async def _on_malformed_request(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -36,7 +35,10 @@ QUIET_PATHS = frozenset({"/healthz", "/readyz"})
 
 
 class RequestContext:
-    """Assigns request ids, logs requests, and answers unhandled exceptions with a 500."""
+    """Assigns request ids, logs requests, and answers unhandled exceptions with a 500.
+
+    A dependency of a route may set `request.state.answer_headers`, which every response then has.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -44,52 +46,41 @@ class RequestContext:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        ids = {"request_id": _request_id(Headers(scope=scope))}
-        scope.setdefault("state", {}).update(ids)
+        request_id = _request_id(Headers(scope=scope))
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        status: int | None = None
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                headers.update(state.get("answer_headers", {}))
+            await send(message)
+
+        ids = {"request_id": request_id}
         if trace_id := trace_id_of(current_traceparent()):
             ids["trace_id"] = trace_id
-        with structlog.contextvars.bound_contextvars(**ids):
-            await self._answer(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _Answer(send, scope["state"])
         started = time.monotonic()
-        try:
-            await self._app(scope, receive, answer.send)
-        except Exception:
-            log.exception("request_crashed", method=scope["method"], path=scope["path"])
-            if answer.status is not None:
-                raise  # the headers are sent, so the connection can only be cut
-            await internal_error_response(Request(scope))(scope, receive, answer.send)
-        finally:
-            if scope["path"] not in QUIET_PATHS:
-                log.info(
-                    "request",
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=answer.status,
-                    took_s=round(time.monotonic() - started, 4),
-                )
-
-
-class _Answer:
-    """Adds the request id to the response's headers, and records its status.
-
-    It also adds `request.state.answer_headers`, which a dependency of the route may set.
-    """
-
-    def __init__(self, send: Send, state: Mapping[str, Any]) -> None:
-        self._send = send
-        self._state = state
-        self.status: int | None = None
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers[REQUEST_ID] = self._state["request_id"]
-            headers.update(self._state.get("answer_headers", {}))
-        await self._send(message)
+        with structlog.contextvars.bound_contextvars(**ids):
+            try:
+                await self._app(scope, receive, send_with_headers)
+            except Exception:
+                log.exception("request_crashed", method=scope["method"], path=scope["path"])
+                if status is not None:
+                    raise  # the headers are sent, so the connection can only be cut
+                await internal_error_response(Request(scope))(scope, receive, send_with_headers)
+            finally:
+                if scope["path"] not in QUIET_PATHS:
+                    log.info(
+                        "request",
+                        method=scope["method"],
+                        path=scope["path"],
+                        status=status,
+                        took_s=round(time.monotonic() - started, 4),
+                    )
 
 
 def _request_id(headers: Headers) -> str:
@@ -176,19 +167,16 @@ class BodyPace:
                 async with asyncio.timeout(left_s):
                     message = await receive()
             except TimeoutError:
-                raise self._too_slow() from None
+                raise UploadTooSlow(
+                    f"the request body arrived at less than {self.SLOWEST_BYTES_S} bytes a second; "
+                    "send it again over a faster connection"
+                ) from None
             arrived = len(message.get("body", b""))
             left_s += arrived / self.SLOWEST_BYTES_S - (time.monotonic() - asked_at)
             complete = not message.get("more_body", False)
             return message
 
         await self._app(scope, receive_in_time, send)
-
-    def _too_slow(self) -> UploadTooSlow:
-        return UploadTooSlow(
-            f"the request body arrived at less than {self.SLOWEST_BYTES_S} bytes a second; "
-            "send it again over a faster connection"
-        )
 
 
 # Request headers that Ray Serve obeys or forwards (ray.serve._private, 2.60): the model and the
