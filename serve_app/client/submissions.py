@@ -107,10 +107,10 @@ class SubmissionCalls(ABC):
     ) -> httpx.Response:
         given = {name: value for name, value in options.items() if value is not None}
         key = given.pop("idempotency_key", None) or str(uuid4())
-        if "params" in given:
-            given["params"] = json.dumps(given["params"])
-        if "keep_metadata" in given:
-            given["keep_metadata"] = "true" if given["keep_metadata"] else "false"
+        fields = {
+            name: str(value) if isinstance(value, str) else json.dumps(value)
+            for name, value in given.items()
+        }
         # the service does not use the file's name
         part: dict[str, tuple[str | None, bytes]] = (
             {"upload_id": (None, str(photo).encode())}
@@ -121,7 +121,7 @@ class SubmissionCalls(ABC):
             "POST",
             API,
             files=part,
-            data={name: str(value) for name, value in given.items()},
+            data=fields,
             headers={**headers, "Idempotency-Key": str(key)},
             **request,
         )

@@ -103,5 +103,6 @@ def _share_of(photos: int) -> Callable[..., AsyncIterator[UploadShare]]:
     return share_of_request
 
 
-photo_share = _share_of(1)
-batch_share = _share_of(2)  # one photo is read while another is examined and stored
+PhotoShare = Annotated[UploadShare, Depends(_share_of(1))]
+# One photo is read while another is examined and stored.
+BatchShare = Annotated[UploadShare, Depends(_share_of(2))]

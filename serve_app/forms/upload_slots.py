@@ -19,18 +19,15 @@ from serve_app.routes.dependencies import authenticated
 # How long an owner's first upload waits for a place while other owners hold all of them.
 QUEUE_TIMEOUT_S = 10.0
 
-UploadSlot = Place
-"""Give it back once the upload is stored; giving it back twice is harmless."""
-
 
 def upload_slots(limit: int) -> FairPlaces:
     """Return the places for uploads of one replica."""
     return FairPlaces(limit, "uploads", as_many_as_are_free, error=TooManyUploads)
 
 
-async def upload_slot(
+async def _upload_slot(
     request: Request, caller: Annotated[Principal, Depends(authenticated)]
-) -> AsyncIterator[UploadSlot]:
+) -> AsyncIterator[Place]:
     """Yield a slot for this request, and give it back at its end.
 
     It waits for a slot only if the owner holds none. Raises TooManyUploads.
@@ -42,3 +39,7 @@ async def upload_slot(
         taken = await slots.take(caller.sub, QUEUE_TIMEOUT_S)
     with taken as slot:
         yield slot
+
+
+# Give it back once the upload is stored; giving it back twice is harmless.
+UploadSlot = Annotated[Place, Depends(_upload_slot)]

@@ -7,7 +7,7 @@ from typing import Annotated
 from urllib.parse import urlencode
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response, status
+from fastapi import APIRouter, Query, Request, Response, status
 from fastapi.responses import JSONResponse
 
 from restoration.batches import MAX_BATCH_ITEMS, JobBatch
@@ -29,8 +29,8 @@ from restoration.errors import (
 from serve_app import sse
 from serve_app.asgi.openapi import header, problems
 from serve_app.forms.batch_form import BATCH_BODY, BatchFormReader
-from serve_app.forms.upload_bytes import UploadShare, batch_share
-from serve_app.forms.upload_slots import UploadSlot, upload_slot
+from serve_app.forms.upload_bytes import BatchShare
+from serve_app.forms.upload_slots import UploadSlot
 from serve_app.routes.dependencies import (
     COMMON_PROBLEMS,
     ListedOwner,
@@ -99,8 +99,8 @@ async def submit_batch(
     request: Request,
     caller: Writer,
     services: ServicesOf,
-    _slot: Annotated[UploadSlot, Depends(upload_slot)],
-    _share: Annotated[UploadShare, Depends(batch_share)],
+    _slot: UploadSlot,
+    _share: BatchShare,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit up to 1,000 photos to be restored with the same options."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response, status
+from fastapi import APIRouter, Header, Query, Request, Response, status
 from fastapi.responses import RedirectResponse
 
 from restoration.errors import (
@@ -30,8 +30,8 @@ from restoration.jobs import JobStatus
 from serve_app.asgi.openapi import PICTURES, header, problems
 from serve_app.auth.scopes import Scope
 from serve_app.forms.form import FORM_BODY, RestorationForm, read_submission
-from serve_app.forms.upload_bytes import UploadShare, photo_share
-from serve_app.forms.upload_slots import UploadSlot, upload_slot
+from serve_app.forms.upload_bytes import PhotoShare
+from serve_app.forms.upload_slots import UploadSlot
 from serve_app.routes.dependencies import (
     COMMON_PROBLEMS,
     ListedOwner,
@@ -69,9 +69,9 @@ async def submit_restoration(
     request: Request,
     caller: Writer,
     services: ServicesOf,
-    slot: Annotated[UploadSlot, Depends(upload_slot)],
+    slot: UploadSlot,
     prefer: Prefer,
-    share: Annotated[UploadShare, Depends(photo_share)],
+    share: PhotoShare,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit a photo to be restored."""

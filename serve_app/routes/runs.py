@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response, status
+from fastapi import APIRouter, Request, Response, status
 
 from restoration.errors import (
     GraphRefused,
@@ -12,8 +12,8 @@ from restoration.errors import (
 from serve_app.auth.scopes import Scope
 from serve_app.auth.tokens import Principal
 from serve_app.forms.form import RUN_BODY, RunForm, read_submission
-from serve_app.forms.upload_bytes import UploadShare, photo_share
-from serve_app.forms.upload_slots import UploadSlot, upload_slot
+from serve_app.forms.upload_bytes import PhotoShare
+from serve_app.forms.upload_slots import UploadSlot
 from serve_app.routes.dependencies import COMMON_PROBLEMS, ServicesOf, require
 from serve_app.routes.submissions import IdempotencyKey, Prefer, answer, submission_responses
 from serve_app.schemas.restorations import Restoration
@@ -32,9 +32,9 @@ async def submit_run(
     request: Request,
     caller: Annotated[Principal, require(Scope.RUN)],
     services: ServicesOf,
-    slot: Annotated[UploadSlot, Depends(upload_slot)],
+    slot: UploadSlot,
     prefer: Prefer,
-    share: Annotated[UploadShare, Depends(photo_share)],
+    share: PhotoShare,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit a photo and a graph to run on it."""

@@ -28,7 +28,7 @@ from restoration.errors import (
     ResultNotReady,
 )
 from restoration.events import Progressed, to_json
-from restoration.jobs import Job, JobStatus, OutputFormat, Priority
+from restoration.jobs import Job, JobOptions, JobStatus, OutputFormat, Priority
 from tests.fakes.stores import utc_now
 from tests.support.samples import artifact
 
@@ -174,6 +174,14 @@ class TestSubmitFiles:
         assert (asked.owner, asked.image, asked.workflow) == ("archive", b"one", "enlarge")
         assert (asked.params, asked.output_format) == ({"scale": 2}, OutputFormat.WEBP)
         assert asked.options.priority is Priority.BATCH
+
+    def test_the_options_are_those_of_each_job(
+        self, batch: Batch, ingress: FakeIngress, tmp_path: Path
+    ) -> None:
+        """A script has all options of a job, and replaces the default ones."""
+        options = JobOptions(priority=Priority.INTERACTIVE, keep_metadata=True)
+        batch.submit_files(_photos(tmp_path, b"one", b"two"), options=options)
+        assert [request.options for request in ingress.requests] == [options, options]
 
     def test_the_order_is_the_callers(
         self, batch: Batch, ingress: FakeIngress, tmp_path: Path

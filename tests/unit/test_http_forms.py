@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from itertools import permutations
 from uuid import UUID
 
 import httpx
 import pytest
 
-from restoration.jobs import Job, OutputFormat, Priority
+from persistence.postgres.tables import jobs
+from restoration.jobs import Job, JobOptions, OutputFormat, Priority
 from restoration.reuse import Reuse
 from serve_app.auth.scopes import USER_SCOPES, Scope
+from serve_app.forms.form import JobForm
 from tests.fakes.batch_forms import BATCHES, BROKEN, MULTIPART
 from tests.fakes.site import API, Site, photo
 from tests.unit.test_graphs import graph, scale
@@ -349,3 +352,10 @@ async def test_a_file_name_comes_back_as_it_was(site: Site, disposition: str, na
     """The notations are those of browsers, curl, Python's libraries, and RFC 5987."""
     answer = await send(site, part(f'name="image"; {disposition}', PHOTO), path=BATCHES)
     assert answer.json()["items"][0]["name"] == name
+
+
+def test_each_option_of_a_job_has_a_field_and_a_column() -> None:
+    """The form, the row and `JobOptions` name an option alike."""
+    names = {option.name for option in fields(JobOptions)}
+    assert names <= JobForm.model_fields.keys()
+    assert names <= set(jobs.columns.keys())
