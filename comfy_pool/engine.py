@@ -44,7 +44,7 @@ class ComfyEngine:
         self._runs: dict[str, RunInEngine] = {}
         self._tasks: set[asyncio.Task[EngineResult]] = set()  # runs without a result yet
         self._cleaning: set[asyncio.Task[EngineResult]] = set()  # runs with a result
-        self._link: EngineSession | None = None
+        self._session: EngineSession | None = None
         self._starting = asyncio.Lock()
         self._starts = RestartBackoff(self._limits)
         self.starts = 0
@@ -102,7 +102,7 @@ class ComfyEngine:
 
         Raises EngineUnavailable or EngineFailed.
         """
-        return await self._client.vram()
+        return (await self._client.system_stats()).vram
 
     @property
     def broken(self) -> EngineUnavailable | None:
@@ -116,7 +116,7 @@ class ComfyEngine:
     @property
     def alive(self) -> bool:
         """Return whether the engine runs, as far as is known without a request."""
-        return self._link is not None and self._link.alive
+        return self._session is not None and self._session.alive
 
     def retire(self) -> None:
         """Restart an owned engine at the next `start` or run, once no run is in it."""
@@ -138,9 +138,9 @@ class ComfyEngine:
             finally:
                 await self._client.aclose()
 
-    async def _execute(self, active: RunInEngine, link: EngineSession) -> EngineResult:
+    async def _execute(self, active: RunInEngine, session: EngineSession) -> EngineResult:
         """Execute the run in its own task, which cleans up even if the caller is cancelled."""
-        task = asyncio.create_task(active.execute(link))
+        task = asyncio.create_task(active.execute(session))
         self._tasks.add(task)
         task.add_done_callback(self._cleaning.discard)
         try:
@@ -163,29 +163,24 @@ class ComfyEngine:
         async with self._starting:
             if self._closed.is_set():
                 raise EngineUnavailable("the engine is closed")
-            link = self._link
-            if link is not None and link.alive:
+            session = self._session
+            if session is not None and session.alive:
                 if wear := await self._wear():
                     log.info("engine_worn", reason=wear, runs=self._runs_since_start)
                     await self._emptied()  # new runs wait for the lock
-                # While runs are active, their watchdogs detect a hang.
-                elif self._tasks or await self._answers():
-                    return link
+                elif (
+                    self._tasks  # their watchdogs detect a hang
+                    or self._client.responded_within(self._limits.recent_s)  # quicker than a probe
+                    or await self._client.responds(self._limits.probe_s)
+                ):
+                    return session
             await self._stop()
-            self._link = await self._start()
-            return self._link
+            self._session = await self._start()
+            return self._session
 
     async def _emptied(self) -> None:
         if leaving := self._tasks | self._cleaning:
             await asyncio.wait(leaving)
-
-    async def _answers(self) -> bool:
-        """Return whether an idle engine responds.
-
-        A recent answer counts, since a probe takes as long as a small job.
-        """
-        recently = self._client.responded_within(self._limits.recent_s)
-        return recently or await self._client.responds(self._limits.probe_s)
 
     async def _wear(self) -> str:
         """Return the reason to restart an owned engine between two runs, or an empty string."""
@@ -216,20 +211,15 @@ class ComfyEngine:
             raise
         self._starts.succeeded()
         self.starts += 1
-        self.version = await self._told_version()
+        self.version = ""
+        with contextlib.suppress(EngineUnavailable, EngineFailed):  # informative only
+            self.version = (await self._client.system_stats()).version
         self._runs_since_start = 0
         self._retired = False
         return EngineSession(self._client, self._host, ended, self._connected)
 
-    async def _told_version(self) -> str:
-        """Return ComfyUI's version, or an empty string if it cannot be read (informative only)."""
-        try:
-            return await self._client.version()
-        except (EngineUnavailable, EngineFailed):
-            return ""
-
     async def _stop(self) -> None:
-        self._link = None
+        self._session = None
         if self._socket is not None:
             await self._socket.aclose()
         await self._host.stop()
@@ -238,7 +228,9 @@ class ComfyEngine:
         """Return the live websocket, opening one with a new client id if the last was dropped."""
         async with self._connecting:
             if self._socket is None or self._socket.closed:
-                self._socket = await self._client.connect(self._dispatch, self._dropped)
+                self._socket = await EventSocket.open(
+                    self.url, self._dispatch, self._dropped, self._limits.answer_s
+                )
             return self._socket
 
     def _dispatch(self, message: Message) -> None:

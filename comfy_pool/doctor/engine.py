@@ -19,7 +19,7 @@ from comfy_pool.install.engine import (
 from comfy_pool.process.hosts import START_FAILURE
 from comfy_pool.process.process import LOG_FILE
 from comfy_pool.protocol.messages import MalformedMessage
-from comfy_pool.protocol.responses import parse_version
+from comfy_pool.protocol.responses import parse_system_stats
 from restoration.errors import ProvisionFailed
 from workflows.catalog import Catalog, model_problem
 from workflows.manifest import ModelSpec
@@ -90,7 +90,7 @@ def examine_attached(base_url: str) -> Finding:
     """Check that the attached ComfyUI at `base_url` answers."""
     try:
         answer = httpx.get(f"{base_url}/system_stats", timeout=_ANSWER_TIMEOUT_S, trust_env=False)
-        version = parse_version(answer.raise_for_status().content)
+        version = parse_system_stats(answer.raise_for_status().content).version
     except (httpx.HTTPError, httpx.InvalidURL, MalformedMessage) as error:
         detail = f"no ComfyUI responds at {base_url}: {error}"
         return Finding("engine", False, detail, "start ComfyUI, or correct COMFYUI_URL")

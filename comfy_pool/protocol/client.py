@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any
@@ -17,9 +16,7 @@ from typing import Any
 import aiohttp
 
 from comfy_pool.protocol import responses
-from comfy_pool.protocol.messages import Message
-from comfy_pool.protocol.websocket import EventSocket
-from restoration.engine_port import Prompt, Vram
+from restoration.engine_port import Prompt
 from restoration.errors import EngineFailed, EngineUnavailable
 
 _CONNECT_S = 5.0
@@ -48,12 +45,6 @@ class ComfyClient:
     async def aclose(self) -> None:
         await self._http.close()
 
-    async def connect(
-        self, on_message: Callable[[Message], None], on_close: Callable[[], None]
-    ) -> EventSocket:
-        """Open a websocket with a new client id, ready to receive. Raises EngineUnavailable."""
-        return await EventSocket.open(self.base_url, on_message, on_close, self._answer_s)
-
     def responded_within(self, seconds: float) -> bool:
         """Return whether the engine answered in the last `seconds` and no call failed since."""
         return time.monotonic() - self._answered_at < seconds
@@ -68,13 +59,9 @@ class ComfyClient:
             return False
         return True
 
-    async def vram(self) -> Vram | None:
-        """Return the memory of the engine's GPU, or None if it computes on the CPU."""
-        return responses.parse_vram(await self._call("GET", "/system_stats"))
-
-    async def version(self) -> str:
-        """Return ComfyUI's version, empty if it is not reported."""
-        return responses.parse_version(await self._call("GET", "/system_stats"))
+    async def system_stats(self) -> responses.SystemStats:
+        """Return ComfyUI's version and the memory of its GPU."""
+        return responses.parse_system_stats(await self._call("GET", "/system_stats"))
 
     async def node_classes(self) -> frozenset[str]:
         """Return the class names of the engine's nodes."""

@@ -92,6 +92,14 @@ PromptAnswer = Accepted | Rejected
 
 
 @dataclass(frozen=True, slots=True)
+class SystemStats:
+    """ComfyUI's version, empty if not reported, and the memory of its first GPU, if any."""
+
+    version: str
+    vram: Vram | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Problem:
     message: str = ""
     details: str = ""
@@ -203,16 +211,12 @@ def parse_node_classes(body: bytes) -> frozenset[str]:
     return frozenset(classes)
 
 
-def parse_version(body: bytes) -> str:
-    """Parse GET /system_stats. Return ComfyUI's version, empty if it is not reported."""
-    return parse(_SYSTEM, body, "answer to system_stats").system.comfyui_version
-
-
-def parse_vram(body: bytes) -> Vram | None:
-    """Parse GET /system_stats. Return the first GPU's memory, or None without a GPU.
+def parse_system_stats(body: bytes) -> SystemStats:
+    """Parse GET /system_stats.
 
     For a CPU device ComfyUI reports the machine's memory, which is ignored.
     """
-    devices = parse(_SYSTEM, body, "answer to system_stats").devices
-    gpu = next((device for device in devices if device.type != "cpu"), None)
-    return None if gpu is None else Vram(gpu.vram_total, gpu.vram_free)
+    stats = parse(_SYSTEM, body, "answer to system_stats")
+    gpu = next((device for device in stats.devices if device.type != "cpu"), None)
+    vram = None if gpu is None else Vram(gpu.vram_total, gpu.vram_free)
+    return SystemStats(stats.system.comfyui_version, vram)

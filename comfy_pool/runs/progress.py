@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from comfy_pool.protocol.messages import Cached, Executing, Message, PromptProgress, StepProgress
-from restoration.engine_port import EngineProgress, Prompt
+from restoration.engine_port import EngineNode, EngineProgress, Prompt
 
 
 class ProgressMeter:
@@ -20,6 +22,13 @@ class ProgressMeter:
         self._counts_all = False  # whether this engine sends PromptProgress
         self._last = EngineProgress(0.0, "")
 
+    def events(self, message: Message) -> Iterator[EngineNode | EngineProgress]:
+        """Yield the node whose execution this message announces, and the progress if it changed."""
+        if isinstance(message, Executing) and message.node in self._classes:
+            yield EngineNode(self._classes[message.node])
+        if (progress := self.update(message)) is not None:
+            yield progress
+
     def update(self, message: Message) -> EngineProgress | None:
         """Return the progress after this message, or None if it has not changed."""
         match message:
@@ -31,30 +40,16 @@ class ProgressMeter:
                 self._running = node
             case StepProgress(node=node, value=value, max=maximum):
                 self._shares[node] = _share(value, maximum)
-            case PromptProgress():
-                self._take(message)
+            case PromptProgress(nodes=nodes):
+                self._counts_all = True
+                for node_id, state in nodes.items():
+                    if state.state == "finished":
+                        self._shares[node_id] = 1.0
+                    elif state.state == "running":
+                        self._running = node_id
+                        self._shares[node_id] = _share(state.value, state.max)
             case _:
                 return None
-        return self._changed()
-
-    def begins(self, message: Message) -> str:
-        """Return the class of the node whose execution this message announces, otherwise ""."""
-        match message:
-            case Executing(node=str(node)):
-                return self._classes.get(node, "")
-            case _:
-                return ""
-
-    def _take(self, message: PromptProgress) -> None:
-        self._counts_all = True
-        for node_id, node in message.nodes.items():
-            if node.state == "finished":
-                self._shares[node_id] = 1.0
-            elif node.state == "running":
-                self._running = node_id
-                self._shares[node_id] = _share(node.value, node.max)
-
-    def _changed(self) -> EngineProgress | None:
         done = sum(self._shares.get(node_id, 0.0) for node_id in self._classes)
         fraction = max(self._last.fraction, done / max(len(self._classes), 1))
         # Nodes that a node expands into are not in the prompt: keep the previous class.

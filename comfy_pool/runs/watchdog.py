@@ -52,11 +52,8 @@ class Watchdog:
         if not self.stalled and not deaf and self._silent_s() >= self._limits.stall_s:
             self._stalled_at = time.monotonic()
 
-    def end(self, no_answer: str) -> str | None:
-        """Return the reason to give the engine up, or None.
-
-        `no_answer` is the error of the last request, empty if it was answered.
-        """
+    def reason_to_give_up(self, no_answer: str) -> str | None:
+        """Return None unless the engine hangs. `no_answer`: the last request's error, if any."""
         now, limits = time.monotonic(), self._limits
         if no_answer and now - self._answered_at > limits.unreachable_s:
             return f"the engine does not respond: {no_answer}"

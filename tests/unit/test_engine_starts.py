@@ -58,7 +58,7 @@ def test_only_starts_that_fail_in_a_row_break_an_engine() -> None:
 
 
 @pytest.fixture
-async def link() -> EngineSession:
+async def session() -> EngineSession:
     async def stop() -> None: ...
 
     host: Any = SimpleNamespace(stop=stop)
@@ -66,51 +66,51 @@ async def link() -> EngineSession:
     return EngineSession(unused, host, asyncio.get_running_loop().create_future(), unused)
 
 
-def blamed(link: EngineSession, *runs: str) -> list[str]:
-    return [run for run in runs if not isinstance(link.end_for(run), EngineUnavailable)]
+def blamed(session: EngineSession, *runs: str) -> list[str]:
+    return [run for run in runs if not isinstance(session.end_for(run), EngineUnavailable)]
 
 
 @pytest.mark.isolation
-async def test_the_run_that_executed_is_held_responsible(link: EngineSession) -> None:
+async def test_the_run_that_executed_is_held_responsible(session: EngineSession) -> None:
     """Only the run that executed is blamed: no part of the others was executed."""
     for run in "abc":
-        link.submitted(run)
-    link.executed("a")
-    link.began("b")
-    link.ended.set_result("was killed")
-    assert isinstance(link.end_for("b"), EngineCrashed)
-    assert blamed(link, "a", "b", "c", "uploading") == ["b"]
+        session.submitted(run)
+    session.executed("a")
+    session.began("b")
+    session.ended.set_result("was killed")
+    assert isinstance(session.end_for("b"), EngineCrashed)
+    assert blamed(session, "a", "b", "c", "uploading") == ["b"]
 
 
 @pytest.mark.isolation
-async def test_without_events_the_first_in_line_is_held_responsible(link: EngineSession) -> None:
+async def test_without_events_the_first_in_line_is_held_responsible(session: EngineSession) -> None:
     """A prompt that kills the engine at once is found although its start was never reported."""
     for run in "abc":
-        link.submitted(run)
-    link.executed("a")
-    link.ended.set_result("was killed")
-    assert blamed(link, "a", "b", "c") == ["b"]
+        session.submitted(run)
+    session.executed("a")
+    session.ended.set_result("was killed")
+    assert blamed(session, "a", "b", "c") == ["b"]
 
 
 @pytest.mark.isolation
-async def test_the_blame_stays_when_the_blamed_has_left(link: EngineSession) -> None:
+async def test_the_blame_stays_when_the_blamed_has_left(session: EngineSession) -> None:
     """Runs learn of the end one after the other; the second in line does not move up."""
     for run in "ab":
-        link.submitted(run)
-    link.ended.set_result("was killed")
-    assert blamed(link, "a") == ["a"]
-    link.left("a")
-    assert blamed(link, "b") == []
+        session.submitted(run)
+    session.ended.set_result("was killed")
+    assert blamed(session, "a") == ["a"]
+    session.left("a")
+    assert blamed(session, "b") == []
 
 
 @pytest.mark.isolation
-async def test_an_engine_that_hangs_speaks_against_one_run(link: EngineSession) -> None:
+async def test_an_engine_that_hangs_speaks_against_one_run(session: EngineSession) -> None:
     """Whichever run first notices that the engine is silent, the one that executed has stalled."""
     for run in "ab":
-        link.submitted(run)
-    await link.give_up("the engine does not respond")
-    await link.give_up("later news")
-    assert not link.alive
-    assert isinstance(link.end_for("b"), EngineUnavailable)
-    assert isinstance(link.end_for("a"), EngineStalled)
-    assert str(link.end_for("a")) == "the engine does not respond"
+        session.submitted(run)
+    await session.give_up("the engine does not respond")
+    await session.give_up("later news")
+    assert not session.alive
+    assert isinstance(session.end_for("b"), EngineUnavailable)
+    assert isinstance(session.end_for("a"), EngineStalled)
+    assert str(session.end_for("a")) == "the engine does not respond"

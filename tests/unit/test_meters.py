@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from actors.execution.engine_metrics import EngineWatch
-from comfy_pool.protocol.responses import parse_vram
+from comfy_pool.protocol.responses import parse_system_stats
 from restoration.engine_port import Vram
 from restoration.errors import EngineUnavailable
 from restoration.observability.metrics import (
@@ -78,7 +78,8 @@ async def test_memory_is_told_where_there_is_a_gpu() -> None:
 )
 def test_vram_as_comfyui_tells_it(devices: list[object], expected: Vram | None) -> None:
     """The machine's memory, which ComfyUI reports for a CPU, is not a GPU's."""
-    assert parse_vram(json.dumps({"system": {}, "devices": devices}).encode()) == expected
+    body = json.dumps({"system": {}, "devices": devices}).encode()
+    assert parse_system_stats(body).vram == expected
 
 
 @pytest.mark.metrics

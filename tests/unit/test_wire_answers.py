@@ -155,4 +155,5 @@ def test_an_error_that_is_told_by_event_only() -> None:
 )
 def test_the_version_is_what_comfyui_says(system: dict[str, str], version: str) -> None:
     """It is empty for a ComfyUI too old to give it."""
-    assert responses.parse_version(body({"system": system, "devices": []})) == version
+    stats = responses.parse_system_stats(body({"system": system, "devices": []}))
+    assert stats.version == version
