@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +22,16 @@ from workflows.catalog import Catalog
 
 # An engine runs third-party code, so it gets the variables that it needs to find its GPU and no
 # secrets.
-_PASSED_ON = (
-    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "XDG_CACHE_HOME"),
+_PASSED_ON = {
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "XDG_CACHE_HOME",
     STACK_MARK,  # `restore down` finds the engine by it
-)
+}
 _PASSED_ON_PREFIXES = ("CUDA_", "NVIDIA_", "HSA_", "HIP_", "ROCR_", "PYTORCH_", "OMP_", "MKL_")
 
 
@@ -116,9 +122,16 @@ def _limits(settings: NodeSettings) -> EngineLimits:
 def _command(
     settings: NodeSettings, install: EngineInstall, slot: Slot, base_dir: Path, pixels: Path
 ) -> EngineCommand:
-    environ = _engine_environ(os.environ)
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+    }
     if slot.cuda_visible_devices is not None:
         environ["CUDA_VISIBLE_DEVICES"] = slot.cuda_visible_devices
+    nodes: list[Path] = []
+    if (folder := settings.custom_nodes_dir) is not None:
+        nodes = sorted(path for path in folder.iterdir() if (path / "__init__.py").is_file())
     return EngineCommand(
         python=install.python,
         app_dir=install.app_dir,
@@ -129,19 +142,5 @@ def _command(
         environ=environ,
         inherit_fds=(slot.fd,),
         pixels_dir=pixels,
-        nodes=_nodes(settings.custom_nodes_dir),
+        nodes=tuple(nodes),
     )
-
-
-def _nodes(folder: Path | None) -> tuple[Path, ...]:
-    if folder is None:
-        return ()
-    return tuple(sorted(path for path in folder.iterdir() if (path / "__init__.py").is_file()))
-
-
-def _engine_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in environ.items()
-        if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
-    }

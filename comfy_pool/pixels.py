@@ -34,7 +34,10 @@ def pixels_folder(name: str, otherwise: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         _sweep(_MEMORY, prefix)
     _sweep(otherwise, prefix)
-    parent = _MEMORY if _has_room(_MEMORY) else otherwise
+    parent = otherwise
+    with contextlib.suppress(OSError):  # not on this system
+        if shutil.disk_usage(_MEMORY).free >= _ENOUGH_BYTES:
+            parent = _MEMORY
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as path:
         yield Path(path)
@@ -62,13 +65,6 @@ def taken(told: HandedOver, path: Path) -> Pixels:
     if told.name != path.name or not path.is_file() or path.stat().st_size != size_bytes:
         raise EngineFailed("the engine returned pixels of another run", name=told.name)
     return pixels
-
-
-def _has_room(folder: Path) -> bool:
-    try:
-        return shutil.disk_usage(folder).free >= _ENOUGH_BYTES
-    except OSError:  # not on this system
-        return False
 
 
 def _sweep(folder: Path, prefix: str) -> None:

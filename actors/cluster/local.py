@@ -31,14 +31,10 @@ def find_ray(address: str) -> str:
     found: str = services.get_ray_address_from_environment(address, None)
     if _is_loopback(found.rpartition(":")[0]):
         ray_constants.ENABLE_RAY_CLUSTER = False
-        _show_token()
+        # Ray does the same for a local cluster, with a warning.
+        tokens.logger.setLevel(logging.ERROR)
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     return found
-
-
-def _show_token() -> None:
-    """Enable token authentication as Ray does for a local cluster, without its warning."""
-    tokens.logger.setLevel(logging.ERROR)
-    tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _is_loopback(host: str) -> bool:

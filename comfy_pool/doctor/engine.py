@@ -22,7 +22,6 @@ from comfy_pool.protocol.messages import MalformedMessage
 from comfy_pool.protocol.responses import parse_system_stats
 from restoration.errors import ProvisionFailed
 from workflows.catalog import Catalog, model_problem
-from workflows.manifest import ModelSpec
 
 INSTALL = "run `restore engine install`"
 _PROBE = "import torch; print(torch.__version__, torch.cuda.is_available())"
@@ -55,28 +54,32 @@ def diagnose(
 
     Takes seconds: it imports torch in the engine's environment and hashes the models.
     """
-    models = models_dir(cache_dir)
     if checkout is None:
-        engine = _installed(cache_dir, variant)
+        findings = [_installed(cache_dir, variant)]
     else:
-        engine = _checkout(cache_dir, checkout, checkout_python)
-    return [
-        engine,
-        *(_model(model, models) for model in catalog.models()),
-    ]
+        findings = [_checkout(cache_dir, checkout, checkout_python)]
+    for model in catalog.models():
+        name, problem = f"model {model.name}", model_problem(model, models_dir(cache_dir))
+        if problem is None:
+            detail = f"{model.size_bytes / 1e6:.1f} MB, sha256 matches its manifest"
+            findings.append(Finding(name, True, detail))
+        else:
+            findings.append(Finding(name, False, problem, INSTALL))
+    return findings
 
 
 def examine_starts(engines_dir: Path) -> list[Finding]:
     """Report the last start of each engine with a base directory in `engines_dir`."""
-    return [_last_start(base_dir) for base_dir in sorted(engines_dir.glob("*/"))]
-
-
-def _last_start(base_dir: Path) -> Finding:
-    name, log = f"engine {base_dir.name}", base_dir / LOG_FILE
-    failure = _lines(base_dir / START_FAILURE)
-    if not failure:
-        return Finding(name, True, f"its last start succeeded; its log is {log}")
-    return Finding(name, False, "\n".join([*failure, *_lines(log)[-_LOG_LINES:]]), f"read {log}")
+    findings: list[Finding] = []
+    for base_dir in sorted(engines_dir.glob("*/")):
+        name, log = f"engine {base_dir.name}", base_dir / LOG_FILE
+        if failure := _lines(base_dir / START_FAILURE):
+            detail = "\n".join([*failure, *_lines(log)[-_LOG_LINES:]])
+            findings.append(Finding(name, False, detail, f"read {log}"))
+        else:
+            detail = f"its last start succeeded; its log is {log}"
+            findings.append(Finding(name, True, detail))
+    return findings
 
 
 def _lines(file: Path) -> list[str]:
@@ -128,11 +131,3 @@ def _torch(install: EngineInstall, mend: str) -> Finding:
     torch, cuda = probe.stdout.split()
     device = "with CUDA" if cuda == "True" else "on the CPU"
     return Finding("engine", True, f"ComfyUI {install.version}, torch {torch}, {device}")
-
-
-def _model(model: ModelSpec, models: Path) -> Finding:
-    name = f"model {model.name}"
-    problem = model_problem(model, models)
-    if problem is None:
-        return Finding(name, True, f"{model.size_bytes / 1e6:.1f} MB, sha256 matches its manifest")
-    return Finding(name, False, problem, INSTALL)

