@@ -138,7 +138,7 @@ class ProgressReporter:
     def __init__(self, actor: ActorHandle[StatusActor], board: StatusBoard) -> None:
         self._actor = actor
         self._board = board
-        self._telling: set[asyncio.Task[None]] = set()
+        self._concluding: set[asyncio.Task[None]] = set()
         self._pending: dict[tuple[UUID, object], JobEvent] = {}
         self._due = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -152,8 +152,8 @@ class ProgressReporter:
         if is_last(event):
             self._urgent.set()
         if row is not None and row.status.is_final:
-            self._telling.add(task := asyncio.create_task(self._conclude(row)))
-            task.add_done_callback(self._telling.discard)
+            self._concluding.add(task := asyncio.create_task(self._conclude(row)))
+            task.add_done_callback(self._concluding.discard)
 
     async def _conclude(self, job: Job) -> None:
         with suppress(DependencyUnavailable):  # the actor writes it too, and logs a failure
@@ -182,4 +182,4 @@ class ProgressReporter:
                 await self._urgent.wait()
 
     async def aclose(self) -> None:
-        await stop(*self._telling)
+        await stop(*self._concluding)

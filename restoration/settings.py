@@ -209,12 +209,6 @@ class Settings(NodeSettings):
     otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     log_format: Literal["json", "console"] = "json"
 
-    @model_validator(mode="after")
-    def _lease_outlives_heartbeats(self) -> Self:
-        if self.lease_s < 2 * self.heartbeat_s:
-            raise ValueError("LEASE_S must be at least twice HEARTBEAT_S")
-        return self
-
     @field_validator("webhook_secret")
     @classmethod
     def _is_a_secret(cls, secret: SecretStr | None) -> SecretStr | None:
@@ -231,23 +225,17 @@ class Settings(NodeSettings):
         return origins
 
     @model_validator(mode="after")
-    def _one_issuer(self) -> Self:
+    def _are_consistent(self) -> Self:
+        if self.lease_s < 2 * self.heartbeat_s:
+            raise ValueError("LEASE_S must be at least twice HEARTBEAT_S")
         if bool(self.auth0_domain) != bool(self.auth0_audience):
             raise ValueError("AUTH0_DOMAIN and AUTH0_AUDIENCE must be set together")
-        return self
-
-    @model_validator(mode="after")
-    def _cloudfront_signs(self) -> Self:
         parts = (self.cloudfront_domain, self.cloudfront_key_pair_id, self.cloudfront_private_key)
         if any(parts) and not all(parts):
             raise ValueError(
                 "CLOUDFRONT_DOMAIN, CLOUDFRONT_KEY_PAIR_ID and CLOUDFRONT_PRIVATE_KEY must "
                 "be set together, since all URLs of results are signed"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _batches_fit_into_memory(self) -> Self:
         # A batch holds two photos at a time, and an owner may hold half of the bytes.
         if self.upload_bytes_in_flight < 4 * self.upload_max_bytes:
             raise ValueError(

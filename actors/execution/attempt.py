@@ -22,7 +22,7 @@ from actors.execution.outcomes import Outcomes, RetryPolicy
 from actors.execution.run_limit import RunLimit, interruptible
 from actors.images.encode import ENGINE_SUFFIX
 from actors.images.process_pool import PreparedImage
-from actors.observability.observers import NullObserver, Observer
+from actors.observability.observers import Observer, Observers
 from actors.observability.timings import ENGINE, Stopwatch
 from actors.observability.tracing import trace_id_of
 from persistence.objects.keys import output_key
@@ -129,7 +129,7 @@ class Execution:
         self._lease = lease
         self._outcomes = Outcomes(jobs, retry or RetryPolicy())
         self._charge = charge or (lambda *_: None)
-        self._observer = observer or NullObserver()
+        self._observer = observer or Observers()
 
     async def run(self, job: Job, occupancy: EngineOccupancy) -> Job | None:
         """Run the attempt at the claimed `job`, and return the job as its outcome left it.

@@ -25,16 +25,8 @@ class Observer(Protocol):
         """The attempt is over. `job`: as claimed; `ended`: as updated, or None if not recorded."""
 
 
-class NullObserver:
-    """An observer that does nothing."""
-
-    def executed(self, job: Job, more_s: float) -> None: ...
-
-    def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None: ...
-
-
 class Observers:
-    """Calls several observers in turn."""
+    """Calls any number of observers in turn."""
 
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers

@@ -67,16 +67,14 @@ class _Acknowledgements:
     def __init__(self) -> None:
         self._taken = 0
 
-    def take(self, message: Message) -> None:
+    def take(self, message: Message) -> Message | None:
+        """Count a message, and return the acknowledgement to send now, if one is due."""
         self._taken += len(message.get("body", b""))
-
-    def due(self) -> Message | None:
-        """Return the acknowledgement to send now, or None if too little was consumed."""
         if self._taken < ACKNOWLEDGED_EVERY_BYTES:
             return None
-        message = {"type": _ACKNOWLEDGED, "bytes": self._taken}
+        acknowledgement = {"type": _ACKNOWLEDGED, "bytes": self._taken}
         self._taken = 0
-        return message
+        return acknowledgement
 
 
 class _Window:
@@ -139,8 +137,7 @@ class _EdgeExchange:
             self._news.set()
             return
         await self._send(message)
-        self._answer.take(message)
-        if (acknowledgement := self._answer.due()) is not None:
+        if (acknowledgement := self._answer.take(message)) is not None:
             self._due.append(acknowledgement)
             self._news.set()
 
@@ -169,8 +166,7 @@ class _AppExchange:
         if not self._arrived:
             return {"type": _DISCONNECTED}
         message = self._arrived.popleft()
-        self._request.take(message)
-        if (acknowledgement := self._request.due()) is not None:
+        if (acknowledgement := self._request.take(message)) is not None:
             await self._send(acknowledgement)
         return message
 

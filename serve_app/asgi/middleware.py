@@ -15,12 +15,12 @@ from http import HTTPStatus
 from uuid import uuid4
 
 import structlog
+from opentelemetry.trace import format_trace_id, get_current_span
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from actors.observability.tracing import current_traceparent, trace_id_of
 from restoration.errors import InvalidRequest, UploadTooSlow
 from serve_app.asgi.errors import internal_error_response, problem_document
 from serve_app.asgi.flow_control import FlowControlledEdge
@@ -61,8 +61,8 @@ class RequestContext:
             await send(message)
 
         ids = {"request_id": request_id}
-        if trace_id := trace_id_of(current_traceparent()):
-            ids["trace_id"] = trace_id
+        if (span := get_current_span().get_span_context()).is_valid:
+            ids["trace_id"] = format_trace_id(span.trace_id)
         started = time.monotonic()
         with structlog.contextvars.bound_contextvars(**ids):
             try:

@@ -47,24 +47,24 @@ class JobWatcher:
         comes after at most `poll_s` without events, so that the caller can do something else. A
         slow caller loses progress events.
         """
-        told = state_of(job)
-        yield FeedEvent(told)
-        if told.status.is_final:
+        state = state_of(job)
+        yield FeedEvent(state)
+        if state.status.is_final:
             return
         async with self._joined(job) as feed:
             feed.shows_states = True
             place = feed.start
-            while not told.status.is_final:
+            while not state.status.is_final:
                 event, place = feed.next(place)
                 if event is None:
                     await feed.wait()
                     if feed.next(place)[0] is None:
                         yield None
                 elif isinstance(event.event, StateChanged):
-                    if is_later(event.event, than=told):
-                        told = event.event
+                    if is_later(event.event, than=state):
+                        state = event.event
                         yield event
-                elif event.event.attempt >= told.attempt and (
+                elif event.event.attempt >= state.attempt and (
                     after is None or event.id is None or parse_id(event.id) > after
                 ):
                     after = None
