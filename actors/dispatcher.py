@@ -32,7 +32,7 @@ from persistence.postgres.jobs import PostgresJobStore
 from persistence.postgres.leadership import Leadership, attempt_of
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef
-from restoration.ports import JobStore
+from restoration.ports.jobs import LeaderQueue
 from restoration.scaling import Scaler, ScalingPolicy
 from restoration.settings import load_settings
 from restoration.tasks import stop
@@ -59,7 +59,7 @@ class TicketDispatcher:
 
     def __init__(
         self,
-        jobs: JobStore,
+        jobs: LeaderQueue,
         send: Send,
         window: int,
         on_done: Callable[[], None],
@@ -148,7 +148,7 @@ class Dispatch:
 
     def __init__(
         self,
-        jobs: JobStore,
+        jobs: LeaderQueue,
         signals: Leadership,
         send: Send,
         window: int,

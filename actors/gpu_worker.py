@@ -38,7 +38,8 @@ from persistence.postgres.jobs import PostgresJobStore
 from persistence.postgres.usage import PostgresUsageLedger
 from persistence.postgres.workers import PostgresWorkerRegistry
 from persistence.redis.status import RedisStatusBoard
-from restoration.ports import BlobStore, JobStore
+from restoration.ports.jobs import WorkerQueue
+from restoration.ports.objects import BlobStore
 from restoration.queue_policy import versioned
 from restoration.settings import Settings, load_settings
 from restoration.tasks import stop
@@ -125,7 +126,7 @@ class GpuWorker:
         settings: Settings,
         catalog: Catalog,
         database: Database,
-        jobs: JobStore,
+        jobs: WorkerQueue,
         blobs: BlobStore,
     ) -> Execution:
         """Open the image processes, and the recorders of progress, usage and metrics."""

@@ -23,7 +23,7 @@ from persistence.redis.status import RedisStatusBoard
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, from_json, is_last, to_json
 from restoration.jobs import Job
-from restoration.ports import StatusBoard
+from restoration.ports.progress import StatusBoard
 from restoration.settings import load_settings
 from restoration.tasks import stop
 

@@ -23,16 +23,14 @@ from persistence.postgres.usage import PostgresUsageLedger
 from persistence.postgres.workers import PostgresWorkerRegistry
 from persistence.redis.rate_limits import RedisRateLimiter
 from persistence.redis.status import RedisStatusBoard
+from restoration.limits.rates import RateLimiter
 from restoration.observability.metrics import Meter, NullMeter
 from restoration.observability.usage import UsageLedger
-from restoration.ports import (
-    BatchStore,
-    BlobStore,
-    JobStore,
-    RateLimiter,
-    StatusBoard,
-    WorkerRegistry,
-)
+from restoration.ports.batches import BatchStore
+from restoration.ports.jobs import JobAccess
+from restoration.ports.objects import BlobStore
+from restoration.ports.progress import StatusBoard
+from restoration.ports.workers import WorkerRegistry
 from restoration.settings import Settings
 from serve_app.auth.tokens import Authenticator, issuer_from
 from serve_app.watch.batches import BatchWatcher
@@ -47,7 +45,7 @@ class Services:
     settings: Settings
     catalog: Catalog
     submission: Submission
-    jobs: JobStore
+    jobs: JobAccess
     batches: BatchStore
     blobs: BlobStore
     uploads: Uploads

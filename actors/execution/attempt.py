@@ -46,7 +46,8 @@ from restoration.errors import (
 )
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import Artifact, Job, JobStatus, OutputFormat
-from restoration.ports import BlobStore, JobStore
+from restoration.ports.jobs import WorkerQueue
+from restoration.ports.objects import BlobStore
 from restoration.tasks import stop
 from workflows.catalog import Catalog, Workflow
 from workflows.custom import workflow_of
@@ -110,7 +111,7 @@ class Execution:
     def __init__(
         self,
         catalog: Catalog,
-        jobs: JobStore,
+        jobs: WorkerQueue,
         blobs: BlobStore,
         engine: Engine,
         images: Images,

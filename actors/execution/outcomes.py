@@ -14,7 +14,7 @@ from typing import ParamSpec
 from restoration.backoff import backoff_s
 from restoration.errors import DependencyUnavailable, EngineUnavailable, RestorationError
 from restoration.jobs import Artifact, Failure, Job
-from restoration.ports import JobStore
+from restoration.ports.jobs import WorkerQueue
 
 P = ParamSpec("P")
 
@@ -38,7 +38,7 @@ class Outcomes:
     Postgres stays unavailable for `RetryPolicy.record_s`.
     """
 
-    def __init__(self, jobs: JobStore, retry: RetryPolicy) -> None:
+    def __init__(self, jobs: WorkerQueue, retry: RetryPolicy) -> None:
         self._jobs = jobs
         self._retry = retry
 

@@ -17,7 +17,8 @@ from actors.execution.loaded_models import LoadedModels
 from restoration.engine_port import Engine
 from restoration.errors import DependencyUnavailable, EngineUnavailable, LeaseLost
 from restoration.jobs import AttemptRef, Job, JobStatus
-from restoration.ports import BlobStore, JobStore
+from restoration.ports.jobs import WorkerQueue
+from restoration.ports.objects import BlobStore
 from restoration.tasks import stop
 from restoration.workers import JobInHand
 
@@ -56,7 +57,7 @@ class Pipeline:
         *,
         worker: str,
         workflows: Sequence[str],
-        jobs: JobStore,
+        jobs: WorkerQueue,
         blobs: BlobStore,
         engine: Engine,
         loaded_models: LoadedModels,

@@ -12,7 +12,7 @@ from typing import NoReturn
 import structlog
 
 from restoration.errors import DependencyUnavailable, EngineUnavailable
-from restoration.ports import WorkerRegistry
+from restoration.ports.workers import WorkerReports
 from restoration.tasks import stop
 from restoration.workers import WorkerReport
 
@@ -28,7 +28,7 @@ class WorkerRegistration:
 
     def __init__(
         self,
-        registry: WorkerRegistry,
+        registry: WorkerReports,
         worker_id: str,
         make_report: Callable[[int], WorkerReport],
         restart: Callable[[], Awaitable[None]],

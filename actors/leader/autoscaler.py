@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import structlog
 
 from restoration.errors import DependencyUnavailable
-from restoration.ports import JobStore
+from restoration.ports.jobs import LeaderQueue
 from restoration.scaling import Scaler
 
 log = structlog.get_logger(__name__)
@@ -37,7 +37,7 @@ class PoolScaler:
 
     def __init__(
         self,
-        jobs: JobStore,
+        jobs: LeaderQueue,
         pool: Pool,
         scaler: Scaler,
         clock: Callable[[], float] = time.monotonic,

@@ -21,7 +21,7 @@ from persistence.objects.keys import INPUTS, OUTPUTS, UPLOADS, job_of
 from persistence.postgres.retention import Retention
 from restoration.batches import PUT_TOGETHER_S
 from restoration.errors import DependencyUnavailable
-from restoration.ports import BlobStore
+from restoration.ports.objects import BlobSweeper
 from restoration.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,7 @@ class Lifetimes:
 class RetentionSweeper:
     """The sweeps. Each is idempotent and safe to run concurrently."""
 
-    def __init__(self, retention: Retention, blobs: BlobStore, lifetimes: Lifetimes) -> None:
+    def __init__(self, retention: Retention, blobs: BlobSweeper, lifetimes: Lifetimes) -> None:
         self._retention = retention
         self._blobs = blobs
         self._lifetimes = lifetimes

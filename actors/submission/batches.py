@@ -36,7 +36,7 @@ from restoration.errors import (
 )
 from restoration.jobs import Failure, JobStatus, NewJob
 from restoration.limits.quotas import Quotas
-from restoration.ports import BatchStore
+from restoration.ports.batches import BatchStore
 
 # Photos of one batch in memory at a time; each may be as large as an upload.
 IN_FLIGHT = 4

@@ -34,7 +34,8 @@ from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobStatus, NewJob, Reused
 from restoration.limits.fair_places import FairPlaces
 from restoration.limits.quotas import Quotas
-from restoration.ports import BlobStore, JobStore
+from restoration.ports.jobs import JobSubmissions
+from restoration.ports.objects import BlobStore
 from restoration.reuse import Reuse
 from restoration.tasks import stop
 from restoration.webhooks.urls import WebhookRules
@@ -68,7 +69,7 @@ class Submission:
     def __init__(
         self,
         catalog: Catalog,
-        jobs: JobStore,
+        jobs: JobSubmissions,
         blobs: BlobStore,
         examiner: Examiner,
         limits: UploadLimits,

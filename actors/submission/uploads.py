@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 from persistence.objects.keys import upload_key
 from restoration.images import ImageType, UploadLimits, check_size_bytes
 from restoration.limits.quotas import Quotas
-from restoration.ports import BlobStore, NewUpload, UploadLink, UploadStore
+from restoration.ports.objects import BlobStore, NewUpload, UploadLink, UploadStore
 
 UNUSED_AFTER_S = 3600.0  # time to make a job of an upload after its link has expired
 

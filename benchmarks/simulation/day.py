@@ -17,7 +17,6 @@ from persistence.postgres.database import Database
 from persistence.postgres.jobs import PostgresJobStore
 from persistence.postgres.leadership import Leadership
 from restoration.jobs import AttemptRef, Job, Priority
-from restoration.ports import JobStore
 from restoration.scaling import Demand
 
 # Submissions and ends of jobs wake the leader. Its own look at the queue, every second in
@@ -113,7 +112,7 @@ class _Day:
     def __init__(
         self,
         database: Database,
-        jobs: JobStore,
+        jobs: PostgresJobStore,
         photos: Sequence[Photo],
         policy: Policy,
         fleet: Fleet,

@@ -18,9 +18,9 @@ from ray.exceptions import ActorDiedError
 
 from actors.execution.pipeline import TicketOutcome
 from benchmarks.simulation.traffic import DAY_S, HOUR_S, WORKFLOWS
+from persistence.postgres.jobs import PostgresJobStore
 from restoration.affinity import Affinity
 from restoration.jobs import Artifact, Job, Priority
-from restoration.ports import JobStore
 
 # A lost worker raises the error of a dead Ray actor, so that no lease needs to lapse.
 LEASE_S = 10.0 * DAY_S
@@ -75,7 +75,7 @@ class Fleet:
     def __init__(
         self,
         machines: Machines,
-        jobs: JobStore,
+        jobs: PostgresJobStore,
         execute_s: Mapping[UUID, float],
         seed: int,
     ) -> None:

@@ -12,9 +12,7 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
-from datetime import datetime
 from typing import cast
 
 import structlog
@@ -23,7 +21,7 @@ from redis.exceptions import RedisError
 from persistence.objects.s3 import S3BlobStore
 from persistence.redis.client import connect
 from restoration.jobs import Artifact
-from restoration.ports import BlobStore, NewUpload, UploadLink
+from restoration.ports.objects import BlobStore, NewUpload, UploadLink
 from restoration.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -70,13 +68,13 @@ class RedisCopies:
             return None
         return data if data is not None and _is(artifact, data) else None
 
-    async def drop(self, keys: Sequence[str]) -> None:
-        """Delete copies of deleted objects. If Redis fails, they expire."""
-        if self._is_away or not keys:
+    async def drop(self, key: str) -> None:
+        """Delete the copy of a deleted object. If Redis fails, it expires."""
+        if self._is_away:
             return
         try:
             async with asyncio.timeout(_TIMEOUT_S):
-                await self._redis.unlink(*map(_name, keys))
+                await self._redis.unlink(_name(key))
         except (RedisError, TimeoutError) as error:
             self._failed(error)
 
@@ -133,17 +131,11 @@ class CopiedBlobs:
         return await self._blobs.read(artifact, start, end)
 
     async def delete(self, key: str) -> None:
-        await self.delete_many([key])
-
-    async def delete_many(self, keys: Sequence[str]) -> None:
-        await self._blobs.delete_many(keys)
-        await self._copies.drop(keys)
+        await self._blobs.delete(key)
+        await self._copies.drop(key)
 
     async def copy(self, artifact: Artifact, key: str) -> Artifact:
         return await self._blobs.copy(artifact, key)
-
-    def list(self, prefix: str, older_than: datetime) -> AsyncIterator[Sequence[str]]:
-        return self._blobs.list(prefix, older_than)
 
     async def signed_url(self, artifact: Artifact, filename: str, lifetime_s: int) -> str:
         return await self._blobs.signed_url(artifact, filename, lifetime_s)

@@ -25,7 +25,7 @@ from persistence.objects.keys import filename_of
 from persistence.objects.signed_urls import CloudFront, attachment, result_link, upload_link
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable
 from restoration.jobs import Artifact
-from restoration.ports import NewUpload, UploadLink
+from restoration.ports.objects import NewUpload, UploadLink
 from restoration.settings import Settings
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from restoration.errors import InvalidSettings
 from restoration.jobs import Artifact
-from restoration.ports import NewUpload, UploadLink
+from restoration.ports.objects import NewUpload, UploadLink
 from restoration.settings import Settings
 
 if TYPE_CHECKING:

@@ -90,7 +90,7 @@ def is_overdue() -> ColumnElement[bool]:
 
 
 def waiting(limit: int, connection: Connection) -> list[AttemptRef]:
-    """Return up to `limit` jobs: those of the first owner, then of the next (see JobStore)."""
+    """Return up to `limit` jobs: those of the first owner, then of the next (see LeaderQueue)."""
     rows = connection.execute(_waiting(limit))
     return [AttemptRef(row.id, row.attempt + 1) for row in rows]
 
@@ -102,7 +102,7 @@ def _waiting(limit: int) -> Select[tuple[UUID, int]]:
 
 
 def demand(connection: Connection) -> Demand:
-    """Return the demand (see JobStore), with waiting jobs from the counts that triggers keep."""
+    """Return the demand (see LeaderQueue), with waiting jobs from the counts that triggers keep."""
     waiting = {row.priority: int(row.jobs) for row in connection.execute(_COULD_START)}
     running = {row.priority: int(row.jobs) for row in connection.execute(_IN_HAND)}
     return Demand(

@@ -1,4 +1,4 @@
-"""JobStore on Postgres: reads and inserts. `transitions` has the changes of state.
+"""The store of jobs on Postgres: reads and inserts. `transitions` has the changes of state.
 
 Each call changes a job in one transaction and does not depend on earlier calls, so a call whose
 answer was lost may be repeated.
@@ -43,14 +43,14 @@ _ONE_OF_OWNER = _ONE.where(jobs.c.owner == bindparam("of_owner"))
 
 
 class PostgresJobStore:
-    """JobStore without state of its own; any number of stores may share a database."""
+    """All ports of `restoration.ports.jobs`, without state: any number may share a database."""
 
     def __init__(self, database: Database, policy: QueuePolicy | None = None) -> None:
         self._database = database
         self._policy = policy or QueuePolicy()
 
     async def insert(self, job: NewJob, quotas: Quotas | None = None) -> tuple[Job, bool]:
-        """See JobStore. Inserting the same id again counts as a repetition of the call."""
+        """See JobSubmissions. Inserting the same id again counts as a repetition of the call."""
         return await self._database.run(partial(_insert, job, self._policy, quotas))
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> Job | None:
@@ -157,11 +157,11 @@ class PostgresJobStore:
         return await self._database.run(work)
 
     async def request_cancel(self, job_id: UUID, owner: str | None = None) -> Job:
-        """See JobStore. A job that has ended is returned unchanged."""
+        """See JobAccess. A job that has ended is returned unchanged."""
         return await self._database.run(partial(transitions.request_cancel, job_id, owner))
 
     async def reclaim(self, worker: str | None = None) -> Sequence[Job]:
-        """See JobStore. Uses a transaction for every RECLAIM_BATCH jobs."""
+        """See LeaderQueue. Uses a transaction for every RECLAIM_BATCH jobs."""
         reclaimed: list[Job] = []
         while True:
             batch = await self._database.run(partial(transitions.reclaim, worker))
@@ -170,7 +170,7 @@ class PostgresJobStore:
                 return reclaimed
 
     async def expire(self) -> Sequence[Job]:
-        """See JobStore. Uses a transaction for every RECLAIM_BATCH jobs."""
+        """See LeaderQueue. Uses a transaction for every RECLAIM_BATCH jobs."""
         expired: list[Job] = []
         while len(expired) < EXPIRE_AT_MOST:
             batch = await self._database.run(transitions.expire)

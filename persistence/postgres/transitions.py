@@ -91,7 +91,7 @@ def claim(
     connection: Connection,
     affinity: Affinity | None = None,
 ) -> Job | None:
-    """Claim the next job (see JobStore), skipping jobs that others are claiming.
+    """Claim the next job (see WorkerQueue), skipping jobs that others are claiming.
 
     Raises Overtaken if a concurrent claim took the last place of the job's owner.
     """
@@ -206,7 +206,7 @@ def request_cancel(job_id: UUID, owner: str | None, connection: Connection) -> J
 
 
 def cancel(job: Job, connection: Connection) -> Job:
-    """Cancel a job, whose row the caller has locked (see `JobStore.request_cancel`)."""
+    """Cancel a job, whose row the caller has locked (see `JobAccess.request_cancel`)."""
     match job.status:
         case JobStatus.QUEUED:
             return _move(connection, job.ref, {job.status}, JobStatus.CANCELLED)

@@ -31,7 +31,7 @@ from persistence.redis.stream_codec import (
 from restoration.backoff import backoff_s
 from restoration.events import JobEvent, Previewed
 from restoration.jobs import Job
-from restoration.ports import StampedEvent
+from restoration.ports.progress import StampedEvent
 
 log = structlog.get_logger(__name__)
 

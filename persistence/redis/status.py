@@ -22,7 +22,7 @@ from persistence.redis.stream_codec import (
 )
 from restoration.events import JobEvent, StateChanged, to_json
 from restoration.jobs import Job
-from restoration.ports import StampedEvent
+from restoration.ports.progress import StampedEvent
 
 _TIMEOUT_S = 1.0
 _KEPT_S = 24 * 3600

@@ -1,4 +1,4 @@
-"""The state of an owner's rate limit, and its response headers.
+"""The state of an owner's rate limit, its response headers, and the port that counts.
 
 The headers follow draft-ietf-httpapi-ratelimit-headers-10. Their parameters are `q`, the quota;
 `w`, its window in seconds; `r`, the remaining quota; and `t`, the seconds until there is more.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 WINDOW_S = 60
 
@@ -35,3 +36,10 @@ class Rate:
             "RateLimit-Policy": f'"requests";q={self.per_minute};w={WINDOW_S}',
             "RateLimit": f'"requests";r={self.left};t={math.ceil(self.wait_s)}',
         }
+
+
+class RateLimiter(Protocol):
+    """Counts requests per owner over all replicas. Losing the counts has no other effect."""
+
+    async def take(self, owner: str, per_minute: int) -> Rate:
+        """Count a request and return the state. A request over the limit is not counted."""

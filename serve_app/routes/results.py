@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from restoration.errors import ArtifactCorrupt
 from restoration.jobs import Artifact, Job
-from restoration.ports import BlobStore
+from restoration.ports.objects import BlobStore
 from serve_app.asgi.head_requests import is_head_only
 
 PART_BYTES = 1024 * 1024

@@ -12,7 +12,7 @@ from fastapi import Request
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent
 from restoration.jobs import Job, JobStatus
-from restoration.ports import StatusBoard
+from restoration.ports.progress import StatusBoard
 from serve_app.routes.dependencies import services_of
 from serve_app.schemas import restorations
 

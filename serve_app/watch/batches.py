@@ -19,7 +19,7 @@ import structlog
 from restoration.batches import JobBatch
 from restoration.errors import BatchNotFound, DependencyUnavailable
 from restoration.limits.fair_places import context_of
-from restoration.ports import BatchStore
+from restoration.ports.batches import BatchStore
 from serve_app.watch.shared import Shared
 
 log = structlog.get_logger(__name__)

@@ -18,7 +18,8 @@ from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, Previewed, StateChanged, is_last, to_json
 from restoration.jobs import Job, JobStatus
 from restoration.limits.fair_places import context_of
-from restoration.ports import JobStore, StatusBoard
+from restoration.ports.jobs import JobAccess
+from restoration.ports.progress import StatusBoard
 from restoration.tasks import stop
 from serve_app import sse
 from serve_app.watch.shared import Shared
@@ -64,7 +65,7 @@ class JobFeed(Shared):
     It is created for the first watcher. The creator passes it rows of the job with `learn`.
     """
 
-    def __init__(self, job: Job, jobs: JobStore, board: StatusBoard) -> None:
+    def __init__(self, job: Job, jobs: JobAccess, board: StatusBoard) -> None:
         super().__init__()
         self.job = job
         self.shows_states = False  # otherwise rows are read only for the end

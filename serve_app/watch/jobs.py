@@ -20,7 +20,8 @@ from restoration.errors import DependencyUnavailable
 from restoration.events import StateChanged
 from restoration.jobs import Job
 from restoration.limits.fair_places import context_of
-from restoration.ports import JobStore, StatusBoard
+from restoration.ports.jobs import JobAccess
+from restoration.ports.progress import StatusBoard
 from serve_app.watch.job_feed import FeedEvent, JobFeed, is_later, state_of
 
 log = structlog.get_logger(__name__)
@@ -31,7 +32,7 @@ POLL_S = 2.0
 class JobWatcher:
     """Follows the watched jobs for all watchers of a replica."""
 
-    def __init__(self, jobs: JobStore, board: StatusBoard, poll_s: float = POLL_S) -> None:
+    def __init__(self, jobs: JobAccess, board: StatusBoard, poll_s: float = POLL_S) -> None:
         self._jobs = jobs
         self._board = board
         self._poll_s = poll_s

@@ -10,9 +10,8 @@ from redis.asyncio import Redis
 from persistence.objects import redis_cache
 from persistence.postgres.jobs import PostgresJobStore
 from persistence.redis import rate_limits, status
-from restoration.ports import BlobStore
 from tests.fakes.job_store import MemoryJobStore
-from tests.fakes.stores import MemoryBlobStore
+from tests.fakes.stores import AnyBlobs, MemoryBlobStore
 from tests.support.job_stores import OpenStore
 
 
@@ -27,11 +26,11 @@ def open_store(request: pytest.FixtureRequest) -> OpenStore:
 
 
 @pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.services), "memory"])
-def any_blobs(request: pytest.FixtureRequest) -> BlobStore:
+def any_blobs(request: pytest.FixtureRequest) -> AnyBlobs:
     """Return an object store of either kind."""
     if request.param == "memory":
         return MemoryBlobStore()
-    store: BlobStore = request.getfixturevalue("blobs")
+    store: AnyBlobs = request.getfixturevalue("blobs")
     return store
 
 

@@ -24,7 +24,7 @@ from persistence.objects.s3 import S3BlobStore
 from persistence.objects.signed_urls import CloudFront
 from restoration.errors import InvalidSettings
 from restoration.jobs import Artifact
-from restoration.ports import BlobStore, NewUpload, UploadLink
+from restoration.ports.objects import BlobStore, NewUpload, UploadLink
 from restoration.settings import load_settings
 from tests.conftest import S3Access
 from tests.fakes.stores import MemoryBlobStore

@@ -1,4 +1,4 @@
-"""The rules of the BlobStore port that retention depends on, on S3 and in memory."""
+"""The rules of the BlobSweeper port, on S3 and in memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from uuid import uuid4
 import pytest
 
 from persistence.objects.s3 import S3BlobStore
-from restoration.ports import BlobStore
+from tests.fakes.stores import AnyBlobs
 
 
 @pytest.fixture
-def store(any_blobs: BlobStore) -> BlobStore:
+def store(any_blobs: AnyBlobs) -> AnyBlobs:
     return any_blobs
 
 
@@ -21,7 +21,7 @@ def prefix() -> str:
     return f"tests/{uuid4()}/"
 
 
-async def _listed(store: BlobStore, prefix: str, age: timedelta) -> list[str]:
+async def _listed(store: AnyBlobs, prefix: str, age: timedelta) -> list[str]:
     pages = store.list(prefix, older_than=datetime.now(UTC) - age)
     return [key async for page in pages for key in page]
 
@@ -30,7 +30,7 @@ NOW, AN_HOUR = timedelta(minutes=-1), timedelta(hours=1)  # allows for clocks th
 
 
 @pytest.mark.retention
-async def test_a_listing_knows_prefix_and_age(store: BlobStore, prefix: str) -> None:
+async def test_a_listing_knows_prefix_and_age(store: AnyBlobs, prefix: str) -> None:
     """A listing has every key below the prefix, but none beside it and none that is too young."""
     keys = [f"{prefix}{name}" for name in ("a.png", "b/1.png", "b/2.png", "ü &+%20.png")]
     for key in [*keys, prefix.rstrip("/") + "-beside.png"]:
@@ -41,7 +41,7 @@ async def test_a_listing_knows_prefix_and_age(store: BlobStore, prefix: str) -> 
 
 
 @pytest.mark.retention
-async def test_many_are_deleted_at_once(store: BlobStore, prefix: str) -> None:
+async def test_many_are_deleted_at_once(store: AnyBlobs, prefix: str) -> None:
     """Only the named keys are deleted, and missing ones are no error."""
     keys = [f"{prefix}{name}" for name in ("1.png", "2.png", "ü &+%20.png")]
     for key in keys:

@@ -16,7 +16,7 @@ from persistence.objects.redis_cache import CopiedBlobs, RedisCopies
 from persistence.objects.s3 import S3BlobStore
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable
 from restoration.jobs import Artifact
-from restoration.ports import BlobStore
+from restoration.ports.objects import BlobStore
 
 DATA = bytes(range(256)) * 20
 

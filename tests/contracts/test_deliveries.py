@@ -10,9 +10,9 @@ import pytest
 
 from persistence.postgres.jobs import PostgresJobStore
 from restoration.jobs import Failure, Job, JobStatus
-from restoration.ports import JobStore
 from restoration.webhooks.messages import DeliveryStatus
 from tests.fakes.job_store import MemoryJobStore
+from tests.support.job_stores import JobStore
 from tests.support.samples import artifact, new_job
 
 FAILURE = Failure("engine_crashed", "the engine died")

@@ -18,10 +18,11 @@ from persistence.postgres.uploads import PostgresUploadStore
 from restoration.errors import QueueFull, StorageFull
 from restoration.jobs import Artifact
 from restoration.limits.quotas import Quotas
-from restoration.ports import JobStore, UploadStore
+from restoration.ports.objects import UploadStore
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.stores import MemoryBlobStore
 from tests.fakes.uploads import MemoryUploadStore
+from tests.support.job_stores import JobStore
 from tests.support.samples import new_job
 
 LIFETIME_S = 60.0

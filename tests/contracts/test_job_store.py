@@ -13,8 +13,7 @@ from persistence.postgres.database import Database
 from persistence.postgres.jobs import PostgresJobStore
 from restoration.errors import IdempotencyConflict, InvalidRequest, JobNotFound
 from restoration.jobs import AttemptRef, Job, JobStatus, Priority
-from restoration.ports import JobStore
-from tests.support.job_stores import FAILURE, LAPSED_S, LEASE_S, claimed, queued
+from tests.support.job_stores import FAILURE, LAPSED_S, LEASE_S, JobStore, claimed, queued
 from tests.support.samples import artifact, new_job
 
 

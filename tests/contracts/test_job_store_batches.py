@@ -19,10 +19,11 @@ from restoration.batches import BatchCounts, BatchStatus, JobBatch, NewBatch, Re
 from restoration.errors import BatchNotFound, IdempotencyConflict, InvalidRequest, QueueFull
 from restoration.jobs import Failure, Job, JobStatus, NewJob
 from restoration.limits.quotas import Quotas
-from restoration.ports import BatchStore, JobStore
+from restoration.ports.batches import BatchStore
 from restoration.queue_policy import QueuePolicy
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.job_store import MemoryJobStore
+from tests.support.job_stores import JobStore
 from tests.support.samples import artifact, new_job
 
 FAILURE = Failure("engine_failed", "a node raised")

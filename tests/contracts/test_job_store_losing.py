@@ -13,8 +13,7 @@ from persistence.postgres.jobs import PostgresJobStore
 from persistence.postgres.transitions import RECLAIM_BATCH
 from restoration.errors import LeaseLost
 from restoration.jobs import AttemptRef, JobStatus
-from restoration.ports import JobStore
-from tests.support.job_stores import FAILURE, LAPSED_S, LEASE_S, claimed, queued
+from tests.support.job_stores import FAILURE, LAPSED_S, LEASE_S, JobStore, claimed, queued
 from tests.support.samples import artifact, new_job
 
 

@@ -9,12 +9,12 @@ import pytest
 
 from persistence.postgres.fair_queue import ELSEWHERE_S
 from persistence.postgres.transitions import RECLAIM_BATCH
+from restoration.affinity import Affinity
 from restoration.errors import EngineFailed, IdempotencyConflict, JobNotFound, QueueFull
 from restoration.jobs import MAX_RECORDS, AttemptOutcome, AttemptRef, Failure, JobStatus, Priority
 from restoration.limits.quotas import Quotas
-from restoration.ports import JobStore
-from restoration.queue_policy import QueuePolicy
-from tests.support.job_stores import FAILURE, LEASE_S, OpenStore, claim, queued
+from restoration.queue_policy import QueuePolicy, versioned
+from tests.support.job_stores import FAILURE, LEASE_S, JobStore, OpenStore, claim, queued
 from tests.support.samples import artifact, new_job
 
 OVERDUE_S = -1.0  # a queue limit that is over when it is given
@@ -272,3 +272,20 @@ class TestBackPressure:
         refused = [outcome for outcome in outcomes if isinstance(outcome, QueueFull)]
         assert len(refused) == 15
         assert len((await store.list("alice")).jobs) == 5
+
+
+@pytest.mark.versions
+async def test_a_version_is_claimed_by_workers_that_know_it(store: JobStore) -> None:
+    """During a release, jobs of either version wait for a worker that has their version."""
+    old = await queued(store, workflow_version="1")
+    new = await queued(store, workflow_version="2")
+    assert await store.claim("later", LEASE_S, [versioned("restore", "3")]) is None
+    for affinity in (None, Affinity(frozenset({"restore"}))):
+        claimed = await store.claim("newer", LEASE_S, [versioned("restore", "2")], affinity)
+        assert claimed is not None
+        assert claimed.id == new.id
+        await store.release(claimed.ref, None)
+    both = [versioned("restore", "1"), versioned("restore", "2")]
+    claimed = await store.claim("newest", LEASE_S, both)
+    assert claimed is not None
+    assert claimed.id == old.id

@@ -1,19 +1,27 @@
-"""The order of owners' turns and the choice of a worker, on Postgres and in memory."""
+"""The order of owners' turns and the choice of a worker, on Postgres."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
 import pytest
 
+from persistence.postgres.database import Database
+from persistence.postgres.jobs import PostgresJobStore
 from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS, Affinity
 from restoration.jobs import Job, Priority
-from restoration.ports import JobStore
-from restoration.queue_policy import QueuePolicy, versioned
-from tests.support.job_stores import LEASE_S, OpenStore, claim, queued
+from restoration.queue_policy import QueuePolicy
+from tests.support.job_stores import LEASE_S, JobStore, OpenStore, claim, queued
+
+
+@pytest.fixture
+async def open_store(database_url: str) -> AsyncIterator[OpenStore]:
+    database = Database(database_url)
+    yield lambda policy: PostgresJobStore(database, policy)
+    await database.aclose()
 
 
 @pytest.fixture
@@ -237,20 +245,3 @@ class TestAffinity:
         )
         claimed = [job.id for job in await asyncio.gather(*claims) if job]
         assert len(set(claimed)) == len(claimed) == count
-
-
-@pytest.mark.versions
-async def test_a_version_is_claimed_by_workers_that_know_it(store: JobStore) -> None:
-    """During a release, jobs of either version wait for a worker that has their version."""
-    old = await queued(store, workflow_version="1")
-    new = await queued(store, workflow_version="2")
-    assert await store.claim("later", LEASE_S, [versioned("restore", "3")]) is None
-    for affinity in (None, Affinity(frozenset({"restore"}))):
-        claimed = await store.claim("newer", LEASE_S, [versioned("restore", "2")], affinity)
-        assert claimed is not None
-        assert claimed.id == new.id
-        await store.release(claimed.ref, None)
-    both = [versioned("restore", "1"), versioned("restore", "2")]
-    claimed = await store.claim("newest", LEASE_S, both)
-    assert claimed is not None
-    assert claimed.id == old.id

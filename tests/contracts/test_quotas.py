@@ -17,10 +17,11 @@ from restoration.batches import NewBatch
 from restoration.errors import QueueFull, StorageFull
 from restoration.jobs import Artifact, Failure, Job, JobStatus, NewJob, Priority
 from restoration.limits.quotas import Quotas
-from restoration.ports import BatchStore, JobStore
+from restoration.ports.batches import BatchStore
 from restoration.queue_policy import QueuePolicy
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.job_store import MemoryJobStore
+from tests.support.job_stores import JobStore
 from tests.support.samples import artifact, new_job
 
 FAILURE = Failure("engine_crashed", "the engine died")

@@ -11,8 +11,7 @@ from redis.asyncio import Redis
 
 from persistence.redis.rate_limits import RedisRateLimiter
 from restoration.errors import DependencyUnavailable
-from restoration.limits.rates import Rate
-from restoration.ports import RateLimiter
+from restoration.limits.rates import Rate, RateLimiter
 from tests.fakes.rates import MemoryRateLimiter
 from tests.support.polling import until
 

@@ -16,11 +16,13 @@ from restoration.batches import NewBatch
 from restoration.errors import ArtifactCorrupt, StorageFull
 from restoration.jobs import Job, JobStatus, NewJob, Reused
 from restoration.limits.quotas import Quotas
-from restoration.ports import BatchStore, BlobStore, JobStore
+from restoration.ports.batches import BatchStore
+from restoration.ports.objects import BlobStore
 from restoration.webhooks.messages import DeliveryStatus
 from tests.conftest import S3Access
 from tests.fakes.batches import MemoryBatchStore
 from tests.fakes.job_store import MemoryJobStore
+from tests.support.job_stores import JobStore
 from tests.support.samples import artifact, new_job
 
 DATA = bytes(range(256)) * 20

@@ -17,7 +17,7 @@ from persistence.redis.stream_codec import entry_fields, parse_id
 from restoration.errors import DependencyUnavailable
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import Job, JobStatus, ParamValue
-from restoration.ports import StampedEvent
+from restoration.ports.progress import StampedEvent
 from tests.support.samples import ended_job
 
 PATIENCE_S = 300

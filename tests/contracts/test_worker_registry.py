@@ -12,7 +12,6 @@ from persistence.postgres.jobs import PostgresJobStore
 from persistence.postgres.workers import PostgresWorkerRegistry
 from restoration.errors import WorkerNotFound
 from restoration.jobs import Priority
-from restoration.ports import JobStore, WorkerRegistry
 from restoration.workers import (
     EngineState,
     JobInHand,
@@ -22,12 +21,13 @@ from restoration.workers import (
 )
 from tests.fakes.job_store import MemoryJobStore
 from tests.fakes.workers import MemoryWorkerRegistry
+from tests.support.job_stores import JobStore
 from tests.support.samples import new_job
 
 
 @dataclass
 class Stores:
-    registry: WorkerRegistry
+    registry: PostgresWorkerRegistry | MemoryWorkerRegistry
     jobs: JobStore
 
 

@@ -1,4 +1,7 @@
-"""An in-memory JobStore; the contract suites run on it too.
+"""An in-memory store of jobs; the contract suites run on it too.
+
+Interactive jobs come first, each class in the order of submission: only Postgres lets owners take
+turns, promotes old jobs and knows a worker's models.
 
 Tests can set its clock, and take it down: with `down = True` every call raises
 DependencyUnavailable.
@@ -11,7 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from restoration.affinity import Affinity, Candidate
+from persistence.postgres.fair_queue import ELSEWHERE_S
+from restoration.affinity import Affinity
 from restoration.errors import (
     DependencyUnavailable,
     IdempotencyConflict,
@@ -42,9 +46,9 @@ from restoration.reuse import work_key
 from restoration.scaling import Demand
 from restoration.webhooks.messages import Delivery
 from tests.fakes.stores import utc_now
-from tests.fakes.turns import Turns
 
 _OWNED = frozenset({JobStatus.RUNNING, JobStatus.CANCELLING})
+_CLASSES = list(Priority)
 
 
 def _stored_bytes(row: Job) -> int:
@@ -64,7 +68,8 @@ class MemoryJobStore:
     outbox: dict[UUID, Delivery] = field(default_factory=dict)
     down: bool = False
     policy: QueuePolicy = field(default_factory=QueuePolicy)
-    turns: Turns = field(default_factory=Turns)
+    # the worker that handed a job back with a failure, and may not have it for a moment
+    last_worker: dict[UUID, str] = field(default_factory=dict)
     max_running: dict[str, int] = field(default_factory=dict)
     work_keys: dict[UUID, bytes] = field(default_factory=dict)
     # owner and size of direct uploads that have no job yet
@@ -108,7 +113,6 @@ class MemoryJobStore:
             self.work_keys[job.id] = work_key(job)
             if reused is not None:
                 return self._end_reused(row, reused), True
-            self.turns.join(row, self.rows.values(), now)
             self.rows[job.id] = row
             return row, True
         if earlier.request_digest != job.request_digest:
@@ -203,29 +207,21 @@ class MemoryJobStore:
     ) -> Job | None:
         self._check_up()
         now = self.clock()
-        able = [
-            row
-            for row in self._waiting()
-            if not {row.workflow, versioned(row.workflow, row.workflow_version)}.isdisjoint(
-                workflows
+        elsewhere_from = now - timedelta(seconds=ELSEWHERE_S)
+        for row in self._waiting():
+            names = {row.workflow, versioned(row.workflow, row.workflow_version)}
+            failed_here = self.last_worker.get(row.id) == worker
+            if names.isdisjoint(workflows) or (failed_here and row.available_at > elsewhere_from):
+                continue
+            return self._move(
+                row,
+                JobStatus.RUNNING,
+                attempt=row.attempt + 1,
+                worker=worker,
+                lease_until=now + timedelta(seconds=lease_s),
+                started_at=now,
             )
-        ]
-        able = [row for row in able if not self.turns.elsewhere(row, worker, now)]
-        best = next(iter(able), None)
-        if best is None:
-            return None
-        if affinity is not None:
-            window = [Candidate(row.id, row.workflow) for row in self.turns.window(able)]
-            best = self.rows[affinity.order(window)[0]]
-        self.turns.take(best, now)
-        return self._move(
-            best,
-            JobStatus.RUNNING,
-            attempt=best.attempt + 1,
-            worker=worker,
-            lease_until=now + timedelta(seconds=lease_s),
-            started_at=now,
-        )
+        return None
 
     async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
         row = self._owned(ref)
@@ -265,8 +261,9 @@ class MemoryJobStore:
         if failure is not None and charged and failed_attempts >= row.max_attempts:
             return await self.fail(ref, failure)
         outcome = AttemptOutcome.FAILED if charged else AttemptOutcome.HANDED_BACK
-        self.turns.hand_back(row, failure is not None)
-        self.turns.join(row, self.rows.values(), self.clock())
+        self.last_worker.pop(row.id, None)
+        if failure is not None and row.worker is not None:
+            self.last_worker[row.id] = row.worker
         return self._move(
             self._record(row, outcome, failure),
             JobStatus.QUEUED,
@@ -296,11 +293,7 @@ class MemoryJobStore:
             and (row.lease_until <= now if worker is None else row.worker == worker)
         ]
         failure = Failure("worker_lost", "the worker was lost")
-        handed_back = [await self.release(row.ref, failure) for row in lost]
-        for row in handed_back:
-            if row.status is JobStatus.QUEUED:
-                self.turns.put_first(row)
-        return handed_back
+        return [await self.release(row.ref, failure) for row in lost]
 
     async def expire(self) -> Sequence[Job]:
         self._check_up()
@@ -310,9 +303,6 @@ class MemoryJobStore:
 
     async def promote(self) -> None:
         self._check_up()
-        oldest_at = self.clock() - timedelta(seconds=self.policy.aging_s)
-        waiting = [row for row in self.rows.values() if row.status is JobStatus.QUEUED]
-        self.turns.promote(r for r in waiting if r.created_at <= oldest_at or r.attempt > 0)
 
     async def waiting(self, limit: int) -> Sequence[AttemptRef]:
         self._check_up()
@@ -356,7 +346,9 @@ class MemoryJobStore:
             and not self._is_overdue(row)
             and not self._is_full(row.owner)
         ]
-        return tuple(sorted(ready, key=lambda row: (*self.turns.key(row), row.created_at)))
+        return tuple(
+            sorted(ready, key=lambda row: (_CLASSES.index(row.options.priority), row.created_at))
+        )
 
     def _could_start(self, owner: str, priority: Priority) -> int:
         rows = [row for row in self.rows.values() if row.owner == owner]

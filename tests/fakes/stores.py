@@ -12,16 +12,22 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import Protocol
 from uuid import UUID
 
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable
 from restoration.events import JobEvent, Previewed, StateChanged
 from restoration.jobs import Artifact, Job
-from restoration.ports import NewUpload, StampedEvent, UploadLink
+from restoration.ports.objects import BlobStore, BlobSweeper, NewUpload, UploadLink
+from restoration.ports.progress import StampedEvent
 
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+class AnyBlobs(BlobStore, BlobSweeper, Protocol):
+    """Both ports to object storage, which S3 and the store in memory offer."""
 
 
 @dataclass

@@ -23,11 +23,10 @@ from persistence.postgres.tables import jobs
 from restoration.errors import ArtifactCorrupt, DependencyUnavailable, JobNotFound, ResultExpired
 from restoration.images import ImageType
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, OutputFormat
-from restoration.ports import BlobStore
 from restoration.settings import Settings
 from tests.conftest import S3Access
 from tests.fakes.receiver import SECRET, receiving
-from tests.fakes.stores import MemoryBlobStore
+from tests.fakes.stores import AnyBlobs, MemoryBlobStore
 from tests.support.polling import until
 from tests.support.samples import new_job
 
@@ -42,11 +41,11 @@ def store(database: Database) -> PostgresJobStore:
 
 
 @pytest.fixture
-def keeper(database: Database, blobs: BlobStore) -> RetentionSweeper:
+def keeper(database: Database, blobs: AnyBlobs) -> RetentionSweeper:
     return RetentionSweeper(Retention(database), blobs, LIFETIMES)
 
 
-async def submit(store: PostgresJobStore, blobs: BlobStore, **changes: Any) -> Job:
+async def submit(store: PostgresJobStore, blobs: AnyBlobs, **changes: Any) -> Job:
     job_id = uuid4()
     key = input_key(job_id, ImageType.PNG)
     stored = await blobs.put(key, b"damaged", "image/png")
@@ -54,11 +53,11 @@ async def submit(store: PostgresJobStore, blobs: BlobStore, **changes: Any) -> J
     return job
 
 
-async def store_result(blobs: BlobStore, ref: AttemptRef) -> Artifact:
+async def store_result(blobs: AnyBlobs, ref: AttemptRef) -> Artifact:
     return await blobs.put(output_key(ref, OutputFormat.PNG), b"restored", "image/png")
 
 
-async def finish(store: PostgresJobStore, blobs: BlobStore, **changes: Any) -> Job:
+async def finish(store: PostgresJobStore, blobs: AnyBlobs, **changes: Any) -> Job:
     """Create a job that has succeeded, with its objects."""
     await submit(store, blobs, **changes)
     job = await store.claim("w", 60, ["restore"])
@@ -75,7 +74,7 @@ async def age(database: Database, job: Job, days: float) -> None:
     await database.run(lambda connection: connection.execute(statement, values))
 
 
-async def is_there(blobs: BlobStore, stored: Artifact | None) -> bool:
+async def is_there(blobs: AnyBlobs, stored: Artifact | None) -> bool:
     assert stored is not None
     try:
         await blobs.get(stored)
@@ -86,7 +85,7 @@ async def is_there(blobs: BlobStore, stored: Artifact | None) -> bool:
 
 @pytest.mark.retention
 async def test_each_goes_when_its_time_is_up(
-    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: RetentionSweeper
+    database: Database, store: PostgresJobStore, blobs: AnyBlobs, keeper: RetentionSweeper
 ) -> None:
     """The input expires after 7 days, the result after 30, the row after 90, and none earlier."""
     job = await finish(store, blobs)
@@ -110,7 +109,7 @@ async def test_each_goes_when_its_time_is_up(
 
 @pytest.mark.retention
 async def test_what_is_kept_for_ever_is_kept(
-    database: Database, store: PostgresJobStore, blobs: BlobStore
+    database: Database, store: PostgresJobStore, blobs: AnyBlobs
 ) -> None:
     """A lifetime of 0 means forever; a row stays as long as one of its objects."""
     job = await finish(store, blobs)
@@ -124,7 +123,7 @@ async def test_what_is_kept_for_ever_is_kept(
 
 @pytest.mark.retention
 async def test_a_job_that_goes_on_keeps_everything(
-    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: RetentionSweeper
+    database: Database, store: PostgresJobStore, blobs: AnyBlobs, keeper: RetentionSweeper
 ) -> None:
     """Waiting and running jobs never expire, because the time counts from the end."""
     older = text("UPDATE jobs SET created_at = created_at - interval '1000 days'")
@@ -138,7 +137,7 @@ async def test_a_job_that_goes_on_keeps_everything(
 
 @pytest.mark.retention
 async def test_failed_and_cancelled_jobs_are_swept_too(
-    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: RetentionSweeper
+    database: Database, store: PostgresJobStore, blobs: AnyBlobs, keeper: RetentionSweeper
 ) -> None:
     """Jobs without a result have an input and a row that expire."""
     job = await submit(store, blobs)
@@ -152,7 +151,7 @@ async def test_failed_and_cancelled_jobs_are_swept_too(
 
 @pytest.mark.retention
 async def test_an_input_stays_while_another_job_needs_it(
-    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: RetentionSweeper
+    database: Database, store: PostgresJobStore, blobs: AnyBlobs, keeper: RetentionSweeper
 ) -> None:
     """An input shared by several jobs expires with the last of them."""
     first = await finish(store, blobs)
@@ -173,7 +172,7 @@ async def test_an_input_stays_while_another_job_needs_it(
 
 @pytest.mark.retention
 async def test_a_sweep_does_not_overtake_a_job_made_on_an_old_input(
-    database: Database, store: PostgresJobStore, blobs: BlobStore
+    database: Database, store: PostgresJobStore, blobs: AnyBlobs
 ) -> None:
     """A retry that locks the old job's row keeps the input from expiring before its own insert."""
     old = await finish(store, blobs)
@@ -200,7 +199,7 @@ async def test_a_sweep_does_not_overtake_a_job_made_on_an_old_input(
 
 @pytest.mark.retention
 async def test_a_row_stays_until_its_receiver_knows(
-    database: Database, store: PostgresJobStore, blobs: BlobStore, keeper: RetentionSweeper
+    database: Database, store: PostgresJobStore, blobs: AnyBlobs, keeper: RetentionSweeper
 ) -> None:
     """A pending webhook keeps its job's row; a finished one is deleted with it."""
     job = await finish(store, blobs, webhook_url="https://example.com/")
@@ -217,7 +216,7 @@ async def test_a_row_stays_until_its_receiver_knows(
 async def test_two_sweepers_and_many_batches(
     database: Database,
     store: PostgresJobStore,
-    blobs: BlobStore,
+    blobs: AnyBlobs,
     keeper: RetentionSweeper,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -234,7 +233,7 @@ async def test_two_sweepers_and_many_batches(
 async def test_orphans(
     database: Database,
     store: PostgresJobStore,
-    blobs: BlobStore,
+    blobs: AnyBlobs,
     keeper: RetentionSweeper,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -290,7 +289,7 @@ async def test_an_outage_in_the_middle_loses_track_of_nothing(
 
 @pytest.mark.uploads
 async def test_uploads_that_nobody_uses_are_removed(
-    blobs: BlobStore, keeper: RetentionSweeper, monkeypatch: pytest.MonkeyPatch
+    blobs: AnyBlobs, keeper: RetentionSweeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unused uploads are removed an hour after they were sent, and not before."""
     key = upload_key("ann", uuid4())
@@ -344,7 +343,7 @@ async def test_the_process_does_both(
     database: Database,
     database_url: str,
     store: PostgresJobStore,
-    blobs: BlobStore,
+    blobs: AnyBlobs,
     s3: S3Access,
     redis_url: str,
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from restoration.events import JobEvent, Progressed, StateChanged, from_json
 from restoration.jobs import JobStatus
-from restoration.ports import StampedEvent
+from restoration.ports.progress import StampedEvent
 from serve_app.asgi.middleware import BodyPace
 from serve_app.auth.local_issuer import LOCAL_AUDIENCE, issuer_url, mint_token
 from serve_app.auth.tokens import Authenticator, issuer_from

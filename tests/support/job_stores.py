@@ -1,17 +1,24 @@
-"""Helpers that put jobs into a JobStore in the state that a test needs."""
+"""Helpers that put jobs into a store in the state that a test needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from restoration.jobs import Failure, Job
-from restoration.ports import JobStore
+from restoration.ports.jobs import JobAccess, JobSubmissions, LeaderQueue, WorkerQueue
 from restoration.queue_policy import QueuePolicy
 from tests.support.samples import new_job
 
 FAILURE = Failure("engine_crashed", "the engine died")
 LAPSED_S = -1.0  # A lease of this length has lapsed as soon as it is given.
 LEASE_S = 60.0
+
+
+class JobStore(JobSubmissions, JobAccess, WorkerQueue, LeaderQueue, Protocol):
+    """All ports to the store of jobs, which the stores of the contract suites offer."""
+
+
 OpenStore = Callable[[QueuePolicy], JobStore]
 
 

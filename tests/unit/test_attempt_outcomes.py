@@ -71,7 +71,7 @@ async def test_transient_errors_are_charged_and_tried_again(error: EngineError) 
     """The job waits again with one attempt fewer, and another worker is preferred."""
     job, jobs = await _attempt(error, max_attempts=2)
     assert (job.status, job.failed_attempts) == (JobStatus.QUEUED, 1)
-    assert jobs.turns.workers == {job.id: "w"}
+    assert jobs.last_worker == {job.id: "w"}
 
 
 @pytest.mark.retry

@@ -10,7 +10,7 @@ import pytest
 
 from persistence.objects.keys import UPLOADS, upload_key
 from restoration.jobs import JobStatus
-from restoration.ports import NewUpload, UploadLink
+from restoration.ports.objects import NewUpload, UploadLink
 from tests.fakes.site import API, Site, open_site, photo
 
 UPLOADS_API = "/api/v1/uploads"

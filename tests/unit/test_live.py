@@ -12,7 +12,7 @@ import pytest
 
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import TRANSITIONS, Job, JobStatus
-from restoration.ports import StampedEvent
+from restoration.ports.progress import StampedEvent
 from serve_app.watch.job_feed import KEPT_EVENTS, FeedEvent, is_later
 from serve_app.watch.jobs import JobWatcher
 from tests.fakes.site import Site

@@ -13,7 +13,7 @@ from actors.execution.engine_schedule import EngineOccupancy
 from actors.execution.loaded_models import LoadedModels
 from actors.execution.pipeline import STORING, Pipeline, TicketOutcome
 from restoration.errors import EngineUnavailable
-from restoration.jobs import Job, JobStatus
+from restoration.jobs import Job, JobStatus, Priority
 from restoration.tasks import stop
 from tests.fakes.engine import MemoryEngine
 from tests.fakes.job_store import MemoryJobStore
@@ -99,9 +99,9 @@ class Bench:
             raise run.error
         return self.jobs.rows[job.id]
 
-    async def submit(self, count: int = 1) -> None:
+    async def submit(self, count: int = 1, priority: Priority = Priority.INTERACTIVE) -> None:
         for _ in range(count):
-            await self.jobs.insert(new_job())
+            await self.jobs.insert(new_job(priority=priority))
 
     def send(self, hold_s: float = FOR_EVER_S) -> asyncio.Task[TicketOutcome]:
         self.tickets.append(asyncio.create_task(self.pipeline.process(hold_s)))
@@ -301,7 +301,7 @@ async def test_a_claim_that_takes_long_is_waited_for(bench: Bench) -> None:
 @pytest.mark.overlap
 async def test_what_waits_when_its_time_has_come_is_what_counts(bench: Bench) -> None:
     """A claim is made as late as possible, so it takes the best job of that moment."""
-    await bench.submit(2)
+    await bench.submit(2, Priority.BATCH)
     bench.send()
     bench.send()
     first = await bench.in_hand(1)
