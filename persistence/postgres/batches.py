@@ -7,7 +7,7 @@ read. As in `jobs`, calls may be repeated.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -16,7 +16,6 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    RowMapping,
     Select,
     func,
     or_,
@@ -65,7 +64,6 @@ class PostgresBatchStore:
     def __init__(self, database: Database, policy: QueuePolicy | None = None) -> None:
         self._database = database
         self._policy = policy or QueuePolicy()
-        self._ttl_s = self._policy.idempotency_ttl_s
 
     async def insert(
         self, batch: NewBatch, jobs: Sequence[NewJob], quotas: Quotas | None = None
@@ -74,8 +72,8 @@ class PostgresBatchStore:
         return await self._database.run(partial(_insert, batch, jobs, self._policy, quotas))
 
     async def find_by_key(self, owner: str, idempotency_key: str) -> JobBatch | None:
-        key_used = (batches.c.owner == owner) & (batches.c.idempotency_key == idempotency_key)
-        query = _SUMMARY.where(key_used, ~_key_expired(self._ttl_s))
+        lives = ~_key_expired(self._policy.idempotency_ttl_s)
+        query = _SUMMARY.where(_key_used(owner, idempotency_key), lives)
         found = await self._database.run(partial(_fetch, query))
         return found[0] if found else None
 
@@ -102,12 +100,47 @@ class PostgresBatchStore:
     async def items(
         self, batch_id: UUID, owner: str | None = None, first: int = 0, limit: int = 1000
     ) -> Sequence[BatchItem]:
-        return await self._database.run(partial(_items, batch_id, owner, first, limit))
+        query = _owned(select(batches.c.names, batches.c.refusals), batch_id, owner)
+        in_page = jobs.c.batch_index.between(first, first + limit - 1)
+        members = select(jobs).where(jobs.c.batch_id == batch_id, in_page)
+
+        def work(connection: Connection) -> Sequence[BatchItem]:
+            row = connection.execute(query).mappings().first()
+            if row is None:
+                raise _not_found(batch_id)
+            refusals = {each["index"]: each for each in row["refusals"]}
+            found = map(to_job, connection.execute(members).mappings())
+            accepted = {job.batch_index: job for job in found}
+            items = []
+            for index, name in list(enumerate(row["names"]))[first : first + limit]:
+                if (job := accepted.get(index)) is not None:
+                    items.append(BatchItem(index, name, job.id, job.status, job.failure))
+                else:
+                    refusal = refusals.get(index)
+                    reason = Failure(refusal["code"], refusal["message"]) if refusal else None
+                    items.append(BatchItem(index, name, None, None, reason))
+            return items
+
+        return await self._database.run(work)
 
     async def request_cancel(self, batch_id: UUID, owner: str | None = None) -> JobBatch:
         """See BatchStore. Uses a transaction for every CANCEL_BATCH jobs."""
         await self.get(batch_id, owner)
-        while await self._database.run(partial(_cancel_some, batch_id)) == CANCEL_BATCH:
+        query = (
+            select(jobs)
+            .where(jobs.c.batch_id == batch_id, jobs.c.status.in_(_CAN_BE_CANCELLED))
+            .order_by(jobs.c.batch_index)
+            .limit(CANCEL_BATCH)
+            .with_for_update()
+        )
+
+        def cancel_some(connection: Connection) -> int:
+            found = [to_job(row) for row in connection.execute(query).mappings()]
+            for job in found:
+                transitions.cancel(job, connection)
+            return len(found)
+
+        while await self._database.run(cancel_some) == CANCEL_BATCH:
             pass
         return await self.get(batch_id, owner)
 
@@ -120,10 +153,25 @@ def _insert(
     connection: Connection,
 ) -> tuple[JobBatch, bool]:
     if batch.idempotency_key is not None:
-        _free_expired_key(batch.owner, batch.idempotency_key, policy.idempotency_ttl_s, connection)
+        key_used = _key_used(batch.owner, batch.idempotency_key)
+        free = update(batches).where(key_used, _key_expired(policy.idempotency_ttl_s))
+        connection.execute(free.values(idempotency_key=None))
+    refusals = [
+        {"index": refusal.index, "code": refusal.reason.code, "message": refusal.reason.message}
+        for refusal in batch.refusals
+    ]
+    statement = insert(batches).values(
+        id=batch.id,
+        owner=batch.owner,
+        size=len(batch.names),
+        names=list(batch.names),
+        refusals=refusals,
+        idempotency_key=batch.idempotency_key,
+        request_digest=batch.request_digest,
+    )
     # This waits for another transaction that inserts the same key.
-    statement = insert(batches).values(_new_row(batch)).on_conflict_do_nothing()
-    if connection.execute(statement.returning(batches.c.id)).first() is None:
+    recorded = statement.on_conflict_do_nothing().returning(batches.c.id)
+    if connection.execute(recorded).first() is None:
         return _earlier(batch, connection), False
     if new_jobs:
         # One statement, because executemany does not accept the rows' SQL expressions (now()).
@@ -136,29 +184,12 @@ def _insert(
     return _get(batch.id, batch.owner, connection), True
 
 
+def _key_used(owner: str, key: str) -> ColumnElement[bool]:
+    return (batches.c.owner == owner) & (batches.c.idempotency_key == key)
+
+
 def _key_expired(ttl_s: float) -> ColumnElement[bool]:
     return batches.c.created_at <= func.now() - timedelta(seconds=ttl_s)
-
-
-def _free_expired_key(owner: str, key: str, ttl_s: float, connection: Connection) -> None:
-    key_used = (batches.c.owner == owner) & (batches.c.idempotency_key == key)
-    statement = update(batches).where(key_used, _key_expired(ttl_s))
-    connection.execute(statement.values(idempotency_key=None))
-
-
-def _new_row(batch: NewBatch) -> dict[str, Any]:
-    return {
-        "id": batch.id,
-        "owner": batch.owner,
-        "size": len(batch.names),
-        "names": list(batch.names),
-        "refusals": [
-            {"index": refusal.index, "code": refusal.reason.code, "message": refusal.reason.message}
-            for refusal in batch.refusals
-        ],
-        "idempotency_key": batch.idempotency_key,
-        "request_digest": batch.request_digest,
-    }
 
 
 def _earlier(batch: NewBatch, connection: Connection) -> JobBatch:
@@ -176,36 +207,29 @@ def _earlier(batch: NewBatch, connection: Connection) -> JobBatch:
 
 def _fetch(query: Select[Any], connection: Connection) -> Sequence[JobBatch]:
     rows = connection.execute(query).mappings().all()
-    by_status = _count([row["id"] for row in rows], connection)
-    return [
-        JobBatch(
-            id=row["id"],
-            owner=row["owner"],
-            created_at=row["created_at"],
-            counts=_counts(row, by_status[row["id"]]),
-            idempotency_key=row["idempotency_key"],
-            request_digest=row["request_digest"],
-        )
-        for row in rows
-    ]
-
-
-def _counts(row: RowMapping, by_status: Mapping[str, int]) -> BatchCounts:
-    left = row["size"] - row["refused"] - sum(by_status.values())
-    return BatchCounts(**by_status, refused=row["refused"], expired=left)
-
-
-def _count(batch_ids: Collection[UUID], connection: Connection) -> dict[UUID, dict[str, int]]:
-    """Return each batch's number of jobs by status; statuses without jobs are left out."""
-    query = (
+    counting = (
         select(jobs.c.batch_id, jobs.c.status, func.count())
-        .where(jobs.c.batch_id.in_(batch_ids))
+        .where(jobs.c.batch_id.in_([row["id"] for row in rows]))
         .group_by(jobs.c.batch_id, jobs.c.status)
     )
-    counts: dict[UUID, dict[str, int]] = defaultdict(dict)
-    for batch_id, status, count in connection.execute(query):
-        counts[batch_id][status] = count
-    return counts
+    by_status: dict[UUID, dict[str, int]] = defaultdict(dict)
+    for batch_id, status, count in connection.execute(counting):
+        by_status[batch_id][status] = count
+    found = []
+    for row in rows:
+        counts = by_status[row["id"]]
+        left = row["size"] - row["refused"] - sum(counts.values())
+        found.append(
+            JobBatch(
+                id=row["id"],
+                owner=row["owner"],
+                created_at=row["created_at"],
+                counts=BatchCounts(**counts, refused=row["refused"], expired=left),
+                idempotency_key=row["idempotency_key"],
+                request_digest=row["request_digest"],
+            )
+        )
+    return found
 
 
 def _get(batch_id: UUID, owner: str | None, connection: Connection) -> JobBatch:
@@ -213,40 +237,6 @@ def _get(batch_id: UUID, owner: str | None, connection: Connection) -> JobBatch:
     if not found:
         raise _not_found(batch_id)
     return found[0]
-
-
-def _items(
-    batch_id: UUID, owner: str | None, first: int, limit: int, connection: Connection
-) -> Sequence[BatchItem]:
-    query = _owned(select(batches.c.names, batches.c.refusals), batch_id, owner)
-    row = connection.execute(query).mappings().first()
-    if row is None:
-        raise _not_found(batch_id)
-    refusals = {each["index"]: Failure(each["code"], each["message"]) for each in row["refusals"]}
-    of_page = (jobs.c.batch_id == batch_id) & jobs.c.batch_index.between(first, first + limit - 1)
-    found = map(to_job, connection.execute(select(jobs).where(of_page)).mappings())
-    accepted = {job.batch_index: job for job in found}
-    return [
-        BatchItem(index, name, job.id, job.status, job.failure)
-        if (job := accepted.get(index)) is not None
-        else BatchItem(index, name, None, None, refusals.get(index))
-        for index, name in list(enumerate(row["names"]))[first : first + limit]
-    ]
-
-
-def _cancel_some(batch_id: UUID, connection: Connection) -> int:
-    """Cancel up to CANCEL_BATCH jobs that have not ended, and return how many it found."""
-    query = (
-        select(jobs)
-        .where(jobs.c.batch_id == batch_id, jobs.c.status.in_(_CAN_BE_CANCELLED))
-        .order_by(jobs.c.batch_index)
-        .limit(CANCEL_BATCH)
-        .with_for_update()
-    )
-    found = [to_job(row) for row in connection.execute(query).mappings()]
-    for job in found:
-        transitions.cancel(job, connection)
-    return len(found)
 
 
 def _owned(query: Select[Any], batch_id: UUID, owner: str | None) -> Select[Any]:

@@ -69,16 +69,20 @@ class Census:
 
         For None the list is empty. Raises DependencyUnavailable.
         """
-        return await self._database.run(partial(_finished, since))
 
+        def work(connection: Connection) -> tuple[list[Group], datetime]:
+            until: datetime = connection.execute(select(func.now() - _SETTLED)).scalar_one()
+            if since is None:
+                return [], until
+            # The condition on inputs makes the index of kept inputs usable, which has all of them.
+            ended = _grouped(
+                jobs.c.finished_at > since,
+                jobs.c.finished_at <= until,
+                jobs.c.input_expired_at.is_(None),
+            )
+            return _groups(ended, connection), until
 
-def _finished(since: datetime | None, connection: Connection) -> tuple[list[Group], datetime]:
-    until: datetime = connection.execute(select(func.now() - _SETTLED)).scalar_one()
-    if since is None:
-        return [], until
-    # The condition on inputs makes the index of kept inputs usable, which has all these jobs.
-    ended = (jobs.c.finished_at > since, jobs.c.finished_at <= until)
-    return _groups(_grouped(*ended, jobs.c.input_expired_at.is_(None)), connection), until
+        return await self._database.run(work)
 
 
 def _groups(query: Any, connection: Connection) -> list[Group]:

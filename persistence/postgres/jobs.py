@@ -88,8 +88,7 @@ class PostgresJobStore:
         return found[0] if found else None
 
     async def find(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
-        query = select(jobs).where(jobs.c.id.in_(job_ids))
-        return await self._fetch(query)
+        return await self._fetch(select(jobs).where(jobs.c.id.in_(job_ids)))
 
     async def ended(self, job_ids: Sequence[UUID]) -> Sequence[Job]:
         final = [status for status in JobStatus if status.is_final]
@@ -135,12 +134,11 @@ class PostgresJobStore:
     async def succeed(
         self, ref: AttemptRef, output: Artifact, timings_s: Mapping[str, float]
     ) -> Job:
-        ended = (ref, output, dict(timings_s))
-        quick = partial(transitions.succeed_quietly, *ended)
-        done = await self._database.run(quick, atomic=False)
-        if done is not None:
+        timings_s = dict(timings_s)
+        quick = partial(transitions.succeed_quietly, ref, output, timings_s)
+        if (done := await self._database.run(quick, atomic=False)) is not None:
             return done
-        return await self._database.run(partial(transitions.succeed, *ended))
+        return await self._database.run(partial(transitions.succeed, ref, output, timings_s))
 
     async def fail(self, ref: AttemptRef, failure: Failure) -> Job:
         return await self._database.run(partial(transitions.fail, ref, failure))
@@ -192,25 +190,27 @@ class PostgresJobStore:
         return await self._database.run(partial(webhook_outbox.of_jobs, job_ids), atomic=False)
 
     async def ping(self) -> None:
-        await self._database.run(_ping, atomic=False)
+        await self._database.run(lambda connection: connection.execute(select(1)), atomic=False)
 
     async def _fetch(
         self, query: Select[Any], values: Mapping[str, object] | None = None
     ) -> Sequence[Job]:
-        return await self._database.run(partial(_jobs, query, values), atomic=False)
+        def work(connection: Connection) -> Sequence[Job]:
+            return [to_job(row) for row in connection.execute(query, values).mappings()]
 
-
-def _jobs(
-    query: Select[Any], values: Mapping[str, object] | None, connection: Connection
-) -> Sequence[Job]:
-    return [to_job(row) for row in connection.execute(query, values).mappings()]
+        return await self._database.run(work, atomic=False)
 
 
 def _insert(
     job: NewJob, policy: QueuePolicy, quotas: Quotas | None, connection: Connection
 ) -> tuple[Job, bool]:
     if job.idempotency_key is not None:
-        _free_expired_key(job.owner, job.idempotency_key, policy, connection)
+        expired = and_(
+            jobs.c.owner == job.owner,
+            jobs.c.idempotency_key == job.idempotency_key,
+            jobs.c.created_at <= func.now() - timedelta(seconds=policy.idempotency_ttl_s),
+        )
+        connection.execute(update(jobs).where(expired).values(idempotency_key=None))
     if job.retry_of is not None:
         _hold_input(job.retry_of, connection)
     running_limit = policy.running_limit(quotas, is_retry=job.retry_of is not None)
@@ -224,15 +224,6 @@ def _insert(
     if job.reused is not None:
         webhook_outbox.enqueue(job, connection)
     return to_job(row), True
-
-
-def _free_expired_key(owner: str, key: str, policy: QueuePolicy, connection: Connection) -> None:
-    expired = and_(
-        jobs.c.owner == owner,
-        jobs.c.idempotency_key == key,
-        jobs.c.created_at <= func.now() - timedelta(seconds=policy.idempotency_ttl_s),
-    )
-    connection.execute(update(jobs).where(expired).values(idempotency_key=None))
 
 
 def _hold_input(source_id: UUID, connection: Connection) -> None:
@@ -264,7 +255,3 @@ def _earlier(job: NewJob, connection: Connection) -> Job:
             job_id=str(row["id"]),
         )
     return to_job(row)
-
-
-def _ping(connection: Connection) -> None:
-    connection.execute(select(1))

@@ -173,25 +173,24 @@ def reclaim(worker: str | None, connection: Connection) -> list[Job]:
     """Hand back at most RECLAIM_BATCH jobs with an expired lease, or of a dead `worker`."""
     query = _LAPSED if worker is None else _HELD_BY
     held = [to_job(row) for row in connection.execute(query, {"by_worker": worker}).mappings()]
-    held.sort(key=by_turn)
-    return [_resume(job, connection) for job in held]
-
-
-def _resume(job: Job, connection: Connection) -> Job:
-    after = _hand_back(connection, job, _worker_lost(job), delay_s=0)
-    if after.status is JobStatus.QUEUED:
-        put_first(after, connection)
-    return after
+    reclaimed = []
+    for job in sorted(held, key=by_turn):
+        lost = Failure("worker_lost", f"the worker was lost during attempt {job.attempt}")
+        after = _hand_back(connection, job, lost, delay_s=0)
+        if after.status is JobStatus.QUEUED:
+            put_first(after, connection)
+        reclaimed.append(after)
+    return reclaimed
 
 
 def expire(connection: Connection) -> list[Job]:
     """Fail at most RECLAIM_BATCH jobs that did not start by their queue deadline."""
     overdue = [to_job(row) for row in connection.execute(_OVERDUE).mappings()]
-    overdue.sort(key=by_turn)
     failure = Failure(QueueTimeout.code, "the job did not start before its queue deadline")
     values = failure_columns(failure)
     return [
-        _move(connection, job.ref, {JobStatus.QUEUED}, JobStatus.FAILED, values) for job in overdue
+        _move(connection, job.ref, {JobStatus.QUEUED}, JobStatus.FAILED, values)
+        for job in sorted(overdue, key=by_turn)
     ]
 
 
@@ -244,7 +243,7 @@ def _hand_back(
     outcome = AttemptOutcome.FAILED if held_against_it else AttemptOutcome.HANDED_BACK
     values = {
         "failed_attempts": failed_attempts,
-        "available_at": _from_now(delay_s),
+        "available_at": func.now() + timedelta(seconds=delay_s),
         "worker": None,
         "started_at": None,
         "last_worker": job.worker if failure else None,
@@ -331,11 +330,3 @@ def _lease_lost(ref: AttemptRef) -> LeaseLost:
         job_id=str(ref.job_id),
         attempt=ref.attempt,
     )
-
-
-def _worker_lost(job: Job) -> Failure:
-    return Failure("worker_lost", f"the worker was lost during attempt {job.attempt}")
-
-
-def _from_now(delay_s: float) -> ColumnElement[datetime]:
-    return func.now() + timedelta(seconds=delay_s)

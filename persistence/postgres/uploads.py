@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import partial
 from uuid import UUID
 
 from sqlalchemy import Connection, delete, func, select
@@ -38,7 +37,20 @@ class PostgresUploadStore:
         lifetime_s: float,
         quotas: Quotas | None = None,
     ) -> None:
-        work = partial(_begin, self._policy, upload_id, owner, size_bytes, lifetime_s, quotas)
+        def work(connection: Connection) -> None:
+            # The insert locks the owner's row, so the checks after it are exact for one owner.
+            statement = insert(uploads).values(
+                id=upload_id,
+                owner=owner,
+                size_bytes=size_bytes,
+                expires_at=func.now() + timedelta(seconds=lifetime_s),
+            )
+            connection.execute(statement.on_conflict_do_nothing())  # a repeated call
+            fair_queue.check_room(self._policy, owner, quotas, 0, connection)
+            of_owner = select(func.sum(uploads.c.size_bytes)).where(uploads.c.owner == owner)
+            announced = int(connection.scalar(of_owner) or 0)
+            (quotas or self._policy.quotas).check_uploading(announced)
+
         await self._database.run(work)
 
     async def size_of(self, upload_id: UUID, owner: str) -> int | None:
@@ -46,24 +58,6 @@ class PostgresUploadStore:
             uploads.c.id == upload_id, uploads.c.owner == owner
         )
         return await self._database.run(lambda connection: connection.scalar(query), atomic=False)
-
-
-def _begin(
-    policy: QueuePolicy,
-    upload_id: UUID,
-    owner: str,
-    size_bytes: int,
-    lifetime_s: float,
-    quotas: Quotas | None,
-    connection: Connection,
-) -> None:
-    # The insert locks the owner's row, so the checks after it are exact for one owner.
-    expires_at = func.now() + timedelta(seconds=lifetime_s)
-    new = {"id": upload_id, "owner": owner, "size_bytes": size_bytes, "expires_at": expires_at}
-    connection.execute(insert(uploads).values(new).on_conflict_do_nothing())  # a repeated call
-    fair_queue.check_room(policy, owner, quotas, 0, connection)
-    of_owner = select(func.sum(uploads.c.size_bytes)).where(uploads.c.owner == owner)
-    (quotas or policy.quotas).check_uploading(int(connection.scalar(of_owner) or 0))
 
 
 def end_upload(upload_id: UUID, connection: Connection) -> None:

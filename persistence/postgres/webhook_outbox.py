@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import partial
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, and_, extract, func, select, true, update
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from persistence.postgres.database import Database
 from persistence.postgres.leadership import DELIVERY_CHANNEL
@@ -62,7 +63,18 @@ class Outbox:
         does not delay the others. At most `per_host` are of one host, and none of a host in
         `without`, so that a slow host delays only its own deliveries.
         """
-        return await self._database.run(partial(_claim, limit, per_host, lease_s, without))
+        statement = _claim(limit, per_host, lease_s, without)
+
+        def work(connection: Connection) -> list[DueDelivery]:
+            taken = connection.execute(statement).all()
+            query = select(jobs).where(jobs.c.id.in_([row.job_id for row in taken]))
+            ended = {row["id"]: to_job(row) for row in connection.execute(query).mappings()}
+            return [
+                DueDelivery(ended[row.job_id], row.host, row.tries, float(row.age_s))
+                for row in taken
+            ]
+
+        return await self._database.run(work)
 
     async def delivered(self, due: DueDelivery) -> None:
         """Mark a pending delivery as delivered, even if a later try has begun."""
@@ -87,8 +99,9 @@ class Outbox:
 
 
 def _claim(
-    limit: int, per_host: int, lease_s: float, without: Collection[str], connection: Connection
-) -> list[DueDelivery]:
+    limit: int, per_host: int, lease_s: float, without: Collection[str]
+) -> ReturningUpdate[Any]:
+    """Return the statement that claims due deliveries, and returns them with their age."""
     hosts = select(deliveries.c.host).where(_IS_DUE, deliveries.c.host.not_in(without))
     host = hosts.distinct().subquery("host")
     # Each host's deliveries come from its index, so a backlog is scanned only for names of hosts.
@@ -115,7 +128,7 @@ def _claim(
         .with_for_update(of=deliveries, skip_locked=True)
         .cte("chosen")
     )
-    statement = (
+    return (
         update(deliveries)
         .where(deliveries.c.job_id.in_(select(chosen.c.job_id)))
         .values(tries=deliveries.c.tries + 1, next_try_at=_from_now(lease_s))
@@ -126,10 +139,6 @@ def _claim(
             extract("epoch", func.now() - deliveries.c.created_at).label("age_s"),
         )
     )
-    taken = connection.execute(statement).all()
-    query = select(jobs).where(jobs.c.id.in_([row.job_id for row in taken]))
-    ended = {row["id"]: to_job(row) for row in connection.execute(query).mappings()}
-    return [DueDelivery(ended[row.job_id], row.host, row.tries, float(row.age_s)) for row in taken]
 
 
 def _is_pending(due: DueDelivery) -> ColumnElement[bool]:
