@@ -10,7 +10,6 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import NoReturn
 
 from opentelemetry import trace
@@ -65,33 +64,26 @@ async def _work(settings: Settings) -> NoReturn:
         resources.push_async_callback(blobs.aclose)
         http = http_client(SendLimits(), settings.webhook_rules)
         await resources.enter_async_context(http)
-        courier = None
+        sender = None
         if settings.webhook_secret is not None:
-            key = secret_key(settings.webhook_secret.get_secret_value())
-            courier = WebhookSender(
+            sender = WebhookSender(
                 Outbox(database),
                 http,
-                key,
+                secret_key(settings.webhook_secret.get_secret_value()),
                 meter=RayMeter(),
             )
-        lifetimes = Lifetimes.from_settings(settings)
-        housekeeping = RetentionSweeper(Retention(database), blobs, lifetimes)
+        sweeper = RetentionSweeper(Retention(database), blobs, Lifetimes.from_settings(settings))
+
+        async def lead(signals: Leadership) -> NoReturn:
+            sweeping = asyncio.create_task(sweeper.run())
+            try:
+                if sender is not None:
+                    await sender.run(signals)
+                while True:  # without a secret submissions with a webhook are refused
+                    await signals.wait(TICK_S)
+            finally:
+                await stop(sweeping)
+
         await lead_whenever_possible(
-            partial(_lead, courier=courier, housekeeping=housekeeping),
-            lambda: Leadership(url, AdvisoryLock.MAINTENANCE, DELIVERY_CHANNEL),
-            "maintenance",
+            lead, lambda: Leadership(url, AdvisoryLock.MAINTENANCE, DELIVERY_CHANNEL), "maintenance"
         )
-
-
-async def _lead(
-    signals: Leadership, *, courier: WebhookSender | None, housekeeping: RetentionSweeper
-) -> NoReturn:
-    """Send webhooks and sweep. Raises DependencyUnavailable when the lead is lost."""
-    sweeping = asyncio.create_task(housekeeping.run())
-    try:
-        if courier is not None:
-            await courier.run(signals)
-        while True:  # without a secret submissions with a webhook are refused: nothing to send
-            await signals.wait(TICK_S)
-    finally:
-        await stop(sweeping)

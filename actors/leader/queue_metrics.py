@@ -47,7 +47,7 @@ class QueueMetrics:
         self._counts = counts
         self._meter = meter
         self._period_s = period_s
-        self._told: set[tuple[tuple[str, str], ...]] = set()
+        self._series: set[tuple[tuple[str, str], ...]] = set()
         self._since: datetime | None = None
         meter.gauge(DISPATCHER_LEADS, 0)
 
@@ -56,40 +56,40 @@ class QueueMetrics:
         """Set the metrics within the block."""
         self._meter.gauge(DISPATCHER_LEADS, 1)
         self._since = None
-        telling = asyncio.create_task(self._keep_telling())
+        updating = asyncio.create_task(self._keep_updating())
         try:
             yield
         finally:
-            await stop(telling)
-            self._tell_unfinished(())
+            await stop(updating)
+            self._set_unfinished(())
             self._meter.gauge(DISPATCHER_LEADS, 0)
 
-    async def _keep_telling(self) -> NoReturn:
+    async def _keep_updating(self) -> NoReturn:
         while True:
             try:
-                await self.tell()
+                await self.update()
             except DependencyUnavailable as error:
                 log.warning("jobs_not_counted", reason=error.message)
             except Exception:  # a bug in the counts must not stop the dispatcher
                 log.exception("count_broke")
             await asyncio.sleep(self._period_s)
 
-    async def tell(self) -> None:
+    async def update(self) -> None:
         """Set the metrics once. Raises DependencyUnavailable."""
-        self._tell_unfinished(await self._counts.unfinished())
+        self._set_unfinished(await self._counts.unfinished())
         finished, self._since = await self._counts.finished(self._since)
         for group in finished:
             self._meter.count(JOBS_FINISHED, _labels(group), group.jobs)
 
-    def _tell_unfinished(self, groups: Sequence[Group]) -> None:
+    def _set_unfinished(self, groups: Sequence[Group]) -> None:
         found = Counter[tuple[tuple[str, str], ...]]()
         oldest_s = dict.fromkeys(Priority, 0.0)
         for group in groups:
             found[tuple(_labels(group).items())] += group.jobs
             if group.status is JobStatus.QUEUED:
                 oldest_s[group.priority] = max(oldest_s[group.priority], group.oldest_age_s)
-        self._told |= found.keys()
-        for labels in self._told:  # also the series whose count is 0 now
+        self._series |= found.keys()
+        for labels in self._series:  # also the series whose count is 0 now
             self._meter.gauge(JOBS, found[labels], dict(labels))
         for priority, age_s in oldest_s.items():
             self._meter.gauge(OLDEST_WAITING, age_s, {"class": priority})

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import NoReturn
 
 import structlog
@@ -79,57 +81,45 @@ class RetentionSweeper:
     async def remove_expired(self) -> None:
         """Remove expired inputs, outputs, rows and unused uploads."""
         kept, retention = self._lifetimes, self._retention
-        inputs = await self._expire(retention.expire_inputs, kept.input_s)
-        outputs = await self._expire(retention.expire_outputs, kept.output_s)
-        rows = await self._delete_rows()
-        uploads = await self._expire_uploads()
-        if inputs or outputs or rows or uploads:
-            log.info("expired_removed", inputs=inputs, outputs=outputs, rows=rows, uploads=uploads)
+        removed = Counter[str]()
+        if kept.input_s:
+            removed["inputs"] = await self._expire(partial(retention.expire_inputs, kept.input_s))
+        if kept.output_s:
+            removed["outputs"] = await self._expire(
+                partial(retention.expire_outputs, kept.output_s)
+            )
+        if kept.row_s:
+            while deleted := await retention.delete_rows(kept.row_s, BATCH):
+                removed["rows"] += deleted
+            await retention.forget_emptied(kept.row_s)
+        removed["uploads"] = await self._expire(retention.expire_uploads)
+        if removed.total():
+            log.info("expired_removed", **removed)
 
-    async def _expire(
-        self, expire: Callable[[float, int], Awaitable[Sequence[str]]], kept_s: float
-    ) -> int:
+    async def _expire(self, expire: Callable[[int], Awaitable[Sequence[str]]]) -> int:
         removed = 0
-        while kept_s and (keys := await expire(kept_s, BATCH)):
+        while keys := await expire(BATCH):
             await self._blobs.delete_many(keys)
             removed += len(keys)
-        return removed
-
-    async def _expire_uploads(self) -> int:
-        removed = 0
-        while keys := await self._retention.expire_uploads(BATCH):
-            await self._blobs.delete_many(keys)
-            removed += len(keys)
-        return removed
-
-    async def _delete_rows(self) -> int:
-        removed, kept_s = 0, self._lifetimes.row_s
-        if not kept_s:
-            return 0
-        while deleted := await self._retention.delete_rows(kept_s, BATCH):
-            removed += deleted
-        await self._retention.forget_emptied(kept_s)
         return removed
 
     async def remove_orphans(self) -> None:
         """Delete old objects that no row refers to; newer ones may get their row yet."""
         now = datetime.now(UTC)
         older_than = now - timedelta(seconds=ORPHANED_AFTER_S)
-        removed = {}
+        removed = Counter[str]()
         for prefix, find_wanted in (
             (INPUTS, self._retention.wanted_inputs),
             (OUTPUTS, self._retention.wanted_outputs),
         ):
-            removed[prefix.rstrip("/")] = 0
             async for page in self._blobs.list(prefix, older_than):
                 ours = {key for key in page if job_of(key) is not None}
                 orphans = sorted(ours.difference(await find_wanted(ours)))
                 await self._blobs.delete_many(orphans)
                 removed[prefix.rstrip("/")] += len(orphans)
-        removed["uploads"] = 0
         older_than = now - timedelta(seconds=UNUSED_AFTER_S)
         async for unused in self._blobs.list(UPLOADS, older_than):
             await self._blobs.delete_many(unused)
             removed["uploads"] += len(unused)
-        if any(removed.values()):
+        if removed.total():
             log.info("orphans_removed", **removed)

@@ -161,25 +161,23 @@ class WebhookSender:
             await self._conclude(due, refusal)
 
     async def _conclude(self, due: DueDelivery, refusal: Refusal | None) -> None:
+        job_id, delay_s = str(due.job.id), None
         try:
             if refusal is None:
                 await self._outbox.delivered(due)
                 self._meter.count(WEBHOOKS, {"outcome": "delivered"})
-                log.info("webhook_delivered", job_id=str(due.job.id), host=due.host)
-            else:
-                await self._refused(due, refusal)
+                log.info("webhook_delivered", job_id=job_id, host=due.host)
+                return
+            if not refusal.is_final:
+                delay_s = self._schedule.delay_s(due.tries, due.age_s, refusal.retry_after_s)
+            await self._outbox.failed(due, refusal.error, delay_s)
         except DependencyUnavailable as error:
-            log.warning("delivery_not_recorded", job_id=str(due.job.id), reason=error.message)
-
-    async def _refused(self, due: DueDelivery, refusal: Refusal) -> None:
-        delay_s = None
-        if not refusal.is_final:
-            delay_s = self._schedule.delay_s(due.tries, due.age_s, refusal.retry_after_s)
-        await self._outbox.failed(due, refusal.error, delay_s)
+            log.warning("delivery_not_recorded", job_id=job_id, reason=error.message)
+            return
         self._meter.count(WEBHOOKS, {"outcome": "dead" if delay_s is None else "failed"})
         log.warning(
             "webhook_dead" if delay_s is None else "webhook_failed",
-            job_id=str(due.job.id),
+            job_id=job_id,
             host=due.host,
             tries=due.tries,
             reason=refusal.error,
@@ -192,11 +190,16 @@ class WebhookSender:
         headers = signed_headers(self._key, message, int(self._clock()), body)
         W3C.inject(headers)
         answer: httpx.Response | None = None
+        read_bytes = 0
         try:
             # httpx's timeout is for each read: a receiver that drips bytes would never exceed it
             async with asyncio.timeout(self._limits.timeout_s):
                 async with self._http.stream("POST", url, content=body, headers=headers) as answer:
-                    await self._drain(answer)
+                    # Read a receiver's short response to its end, so that it is not cut off.
+                    async for chunk in answer.aiter_raw():
+                        read_bytes += len(chunk)
+                        if read_bytes > self._limits.max_answer_bytes:
+                            break
         except TimeoutError:
             refusal = Refusal(f"no response within {self._limits.timeout_s:g} s")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -204,26 +207,16 @@ class WebhookSender:
             refusal = Refusal(reason[:MAX_ERROR_CHARS])
         return refusal if answer is None else _judge(answer)
 
-    async def _drain(self, answer: httpx.Response) -> None:
-        """Read up to `max_answer_bytes`, so that a receiver's short response is not cut off."""
-        read_bytes = 0
-        async for chunk in answer.aiter_raw():
-            read_bytes += len(chunk)
-            if read_bytes > self._limits.max_answer_bytes:
-                return
-
 
 def _judge(answer: httpx.Response) -> Refusal | None:
     """Judge a response by its status alone; its body is untrusted and ignored."""
     if answer.is_success:
         return None
+    # The date form of Retry-After is ignored: it depends on synchronized clocks.
+    retry_after = answer.headers.get("retry-after", "")
+    in_seconds = retry_after.isascii() and retry_after.isdigit()
     return Refusal(
         f"HTTP {answer.status_code}",
         is_final=answer.status_code == HTTPStatus.GONE,
-        retry_after_s=_seconds(answer.headers.get("retry-after", "")),
+        retry_after_s=float(retry_after) if in_seconds else 0,
     )
-
-
-def _seconds(retry_after: str) -> float:
-    """Parse Retry-After in seconds. The date form is ignored: it depends on synchronized clocks."""
-    return float(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0

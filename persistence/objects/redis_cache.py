@@ -12,7 +12,8 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import cast
 
 import structlog
@@ -50,33 +51,25 @@ class RedisCopies:
         """Store a copy for KEPT_S, unless it is too large or the budget is used up."""
         if self._is_away or len(data) > LARGEST_BYTES or not self._budget.spend(len(data)):
             return
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                await self._redis.set(_name(key), data, ex=KEPT_S)
-        except (RedisError, TimeoutError) as error:
-            self._failed(error)
+        async with self._failures_logged():
+            await self._redis.set(_name(key), data, ex=KEPT_S)
 
     async def take(self, artifact: Artifact) -> bytes | None:
         """Delete and return the copy. Return None if it is missing or differs from `artifact`."""
         if self._is_away or artifact.size_bytes > LARGEST_BYTES:
             return None
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
-                data = cast("bytes | None", await self._redis.getdel(_name(artifact.key)))
-        except (RedisError, TimeoutError) as error:
-            self._failed(error)
+        data: bytes | None = None
+        async with self._failures_logged():
+            data = cast("bytes | None", await self._redis.getdel(_name(artifact.key)))
+        if data is None or len(data) != artifact.size_bytes:
             return None
-        return data if data is not None and _is(artifact, data) else None
+        return data if hashlib.sha256(data).hexdigest() == artifact.sha256 else None
 
     async def drop(self, key: str) -> None:
         """Delete the copy of a deleted object. If Redis fails, it expires."""
-        if self._is_away:
-            return
-        try:
-            async with asyncio.timeout(_TIMEOUT_S):
+        if not self._is_away:
+            async with self._failures_logged():
                 await self._redis.unlink(_name(key))
-        except (RedisError, TimeoutError) as error:
-            self._failed(error)
 
     async def aclose(self) -> None:
         await self._redis.aclose()
@@ -85,9 +78,14 @@ class RedisCopies:
     def _is_away(self) -> bool:
         return time.monotonic() < self._away_until
 
-    def _failed(self, error: Exception) -> None:
-        self._away_until = time.monotonic() + _PAUSE_S
-        log.warning("copies_unavailable", reason=repr(error))
+    @asynccontextmanager
+    async def _failures_logged(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                yield
+        except (RedisError, TimeoutError) as error:
+            self._away_until = time.monotonic() + _PAUSE_S
+            log.warning("copies_unavailable", reason=repr(error))
 
 
 class _Budget:
@@ -157,11 +155,6 @@ def open_blobs(settings: Settings, resources: AsyncExitStack) -> CopiedBlobs:
     copies = RedisCopies(settings.redis_url.get_secret_value())
     resources.push_async_callback(copies.aclose)
     return CopiedBlobs(s3, copies)
-
-
-def _is(artifact: Artifact, data: bytes) -> bool:
-    sha256 = hashlib.sha256(data).hexdigest()
-    return (len(data), sha256) == (artifact.size_bytes, artifact.sha256)
 
 
 def _name(key: str) -> str:

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _MISSING = {"NoSuchKey", "404", "InvalidRange"}  # InvalidRange: the object is shorter
-
-
 _PIECE_BYTES = 1024 * 1024  # chunk size for hashing an object
 _LISTED_AT_ONCE = _DELETED_AT_ONCE = 1000  # S3's limit for a call
 
@@ -246,11 +244,15 @@ class S3BlobStore:
         await self._threads.aclose()
 
     async def _run(self, work: Callable[[S3Client], _T]) -> _T:
-        return await self._threads.run(partial(self._call, work))
+        def call() -> _T:
+            try:
+                return work(self._client.result())
+            except ClientError as error:
+                raise DependencyUnavailable(f"S3: {error}", s3_code=_code(error)) from error
+            except BotoCoreError as error:
+                raise DependencyUnavailable(f"S3: {error}") from error
 
-    def _call(self, work: Callable[[S3Client], _T]) -> _T:
-        with _translated_errors():
-            return work(self._client.result())
+        return await self._threads.run(call)
 
 
 def _client_config(concurrency: int, *, own_endpoint: bool) -> Config:
@@ -268,16 +270,6 @@ def _client_config(concurrency: int, *, own_endpoint: bool) -> Config:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-
-
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    try:
-        yield
-    except ClientError as error:
-        raise DependencyUnavailable(f"S3: {error}", s3_code=_code(error)) from error
-    except BotoCoreError as error:
-        raise DependencyUnavailable(f"S3: {error}") from error
 
 
 @contextmanager

@@ -59,8 +59,10 @@ def upload_link(
     expires_at = datetime.now(UTC) + timedelta(seconds=lifetime_s)
     headers = {"Content-Type": upload.content_type}
     parameters: dict[str, Any] = {
-        **{"Bucket": bucket, "Key": key},
-        **{"ContentType": upload.content_type, "ContentLength": upload.size_bytes},
+        "Bucket": bucket,
+        "Key": key,
+        "ContentType": upload.content_type,
+        "ContentLength": upload.size_bytes,
     }
     if upload.sha256 is not None:
         checksum = base64.b64encode(bytes.fromhex(upload.sha256)).decode()

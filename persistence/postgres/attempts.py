@@ -5,6 +5,7 @@ They are not a table of their own, because they are read and deleted with the jo
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import ColumnElement, Integer, Text, case, func, literal
@@ -22,20 +23,16 @@ def with_attempt(outcome: AttemptOutcome, failure: Failure | None = None) -> Col
 
     Drops the oldest attempt at MAX_RECORDS.
     """
-    record = func.jsonb_build_object(
-        *("attempt", jobs.c.attempt),
-        *("worker", jobs.c.worker),
-        *("started_at", jobs.c.started_at),
-        *("ended_at", func.now()),
-        *("outcome", _text(outcome)),
-        *("code", _text(failure.code if failure else None)),
-        *("message", _text(failure.message[:_MAX_MESSAGE_CHARS] if failure else None)),
-        type_=JSONB,
-    )
+    fields = {
+        "attempt": jobs.c.attempt,
+        "worker": jobs.c.worker,
+        "started_at": jobs.c.started_at,
+        "ended_at": func.now(),
+        "outcome": literal(outcome, Text),
+        "code": literal(failure.code if failure else None, Text),
+        "message": literal(failure.message[:_MAX_MESSAGE_CHARS] if failure else None, Text),
+    }
+    record = func.jsonb_build_object(*chain.from_iterable(fields.items()), type_=JSONB)
     full = func.jsonb_array_length(jobs.c.attempts) >= MAX_RECORDS
     without_oldest = jobs.c.attempts.op("-", return_type=JSONB())(literal(0, Integer))
     return case((full, without_oldest), else_=jobs.c.attempts).op("||")(record)
-
-
-def _text(value: str | None) -> ColumnElement[str | None]:
-    return literal(value, Text)

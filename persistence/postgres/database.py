@@ -8,10 +8,9 @@ then, so all work that runs here must be repeatable.
 from __future__ import annotations
 
 import select
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import IntEnum
-from functools import partial
 from typing import Any, TypeVar
 
 import psycopg2
@@ -92,7 +91,12 @@ class Database:
         of `work`.
         """
         begin = self._engine.begin if atomic else self._autocommit
-        return await self._threads.run(partial(_transact, begin, work))
+
+        def transact() -> _T:
+            with translated_errors(), begin() as connection:
+                return work(connection)
+
+        return await self._threads.run(transact)
 
     @contextmanager
     def _autocommit(self) -> Iterator[Connection]:
@@ -110,13 +114,6 @@ class Database:
         """Wait for the transactions that have begun, then close all connections."""
         await self._threads.aclose()
         self._engine.dispose()
-
-
-def _transact(
-    begin: Callable[[], AbstractContextManager[Connection]], work: Callable[[Connection], _T]
-) -> _T:
-    with translated_errors(), begin() as connection:
-        return work(connection)
 
 
 def _replace_if_dead(connection: Any, record: ConnectionPoolEntry, *_: object) -> None:
@@ -206,10 +203,6 @@ def libpq_url(url: str) -> str:
     return _parse(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def _texts(value: str | Sequence[str]) -> Sequence[str]:
-    return (value,) if isinstance(value, str) else value
-
-
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
@@ -217,7 +210,8 @@ def _parse(url: str) -> URL:
         raise InvalidSettings("DATABASE_URL is not a URL") from None
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise InvalidSettings("DATABASE_URL must start with postgresql://")
-    hosts = (parsed.host or "", *_texts(parsed.query.get("host", ())))
+    named = parsed.query.get("host", ())
+    hosts = (parsed.host or "", *([named] if isinstance(named, str) else named))
     if any("," in host for host in hosts) or len(hosts) > 2:
         # libpq tries several hosts in turn only on blocking connections.
         raise InvalidSettings(

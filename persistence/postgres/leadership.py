@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from uuid import UUID
 
 import psycopg2
@@ -74,14 +74,30 @@ class Leadership:
         """
         if self._leads:
             return True
-        with self._closed_unless_done():
+        # A connection in the middle of a statement cannot execute another one.
+        with contextlib.ExitStack() as undo, translated_errors():
+            undo.callback(self._close)
             if self._connection is None:
-                self._connection = await asyncio.to_thread(_open, self._url)
+                # In a thread: libpq may block while it resolves the host name.
+                self._connection = await asyncio.to_thread(
+                    psycopg2.connect,
+                    self._url,
+                    connection_factory=Connection,
+                    async_=True,
+                    **connect_arguments(statement_timeout_ms=0),
+                )
                 await _settle(self._connection, CONNECT_TIMEOUT_S)
-            if await _take(self._lock, self._connection, timeout_s):
+            # The server limits the wait, because a statement that waited for days would hold a
+            # snapshot and keep vacuum from removing rows deleted in that time.
+            limit = f"SET lock_timeout = {max(1, round(timeout_s * 1000))}"
+            await _execute(self._connection, limit, _ANSWER_TIMEOUT_S)
+            with contextlib.suppress(LockNotAvailable):
+                lock = f"SELECT pg_advisory_lock({self._lock:d})"
+                await _execute(self._connection, lock, timeout_s + _ANSWER_TIMEOUT_S)
                 # Only the leader listens: a follower would collect notifications it never reads.
                 await _execute(self._connection, f"LISTEN {self._channel}", _ANSWER_TIMEOUT_S)
                 self._leads = True
+            undo.pop_all()
         return self._leads
 
     async def wait(self, timeout_s: float) -> Sequence[str]:
@@ -91,65 +107,30 @@ class Leadership:
         """
         if not self._leads or self._connection is None:
             raise DependencyUnavailable("Postgres: this process does not hold the leader's lock")
+        connection = self._connection
         try:
-            with translated_errors():
-                return await _notified(self._connection, timeout_s)
+            with translated_errors(), contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    _poll(connection)
+                    while not connection.notifies:
+                        await _ready(connection, to_write=False)
+                        _poll(connection)
         except DependencyUnavailable:
-            await self.aclose()
+            self._close()
             raise
+        hints = [notification.payload for notification in connection.notifies]
+        connection.notifies.clear()
+        return hints
 
     async def aclose(self) -> None:
         """Close the connection, which releases the lock. `acquire` may be called again."""
+        self._close()
+
+    def _close(self) -> None:
         self._leads = False
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    @contextlib.contextmanager
-    def _closed_unless_done(self) -> Iterator[None]:
-        # A connection in the middle of a statement cannot execute another one.
-        done = False
-        try:
-            with translated_errors():
-                yield
-            done = True
-        finally:
-            if not done and self._connection is not None:
-                self._connection.close()
-                self._connection = None
-
-
-def _open(url: str) -> Connection:
-    """Start to connect. libpq may block while it resolves the host name."""
-    arguments = connect_arguments(statement_timeout_ms=0)
-    return psycopg2.connect(url, connection_factory=Connection, async_=True, **arguments)
-
-
-async def _take(lock: AdvisoryLock, connection: Connection, timeout_s: float) -> bool:
-    # The server limits the wait, because a statement that waited for days would hold a snapshot
-    # and keep vacuum from removing rows deleted in that time.
-    await _execute(
-        connection, f"SET lock_timeout = {max(1, round(timeout_s * 1000))}", _ANSWER_TIMEOUT_S
-    )
-    statement = f"SELECT pg_advisory_lock({lock:d})"
-    try:
-        await _execute(connection, statement, timeout_s + _ANSWER_TIMEOUT_S)
-    except LockNotAvailable:
-        return False
-    return True
-
-
-async def _notified(connection: Connection, timeout_s: float) -> Sequence[str]:
-    """Wait up to `timeout_s` for notifications, then take and return all of them."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            _poll(connection)
-            while not connection.notifies:
-                await _ready(connection, to_write=False)
-                _poll(connection)
-    hints = [notification.payload for notification in connection.notifies]
-    connection.notifies.clear()
-    return hints
 
 
 async def _execute(connection: Connection, statement: str, timeout_s: float) -> None:

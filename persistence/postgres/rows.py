@@ -123,7 +123,9 @@ def to_job(row: RowMapping) -> Job:
         started_at=row["started_at"],
         finished_at=row["finished_at"],
         output=None if row["output_key"] is None else _artifact(row, "output"),
-        failure=_failure(row),
+        failure=None
+        if row["failure_code"] is None
+        else Failure(row["failure_code"], row["failure_message"]),
         idempotency_key=row["idempotency_key"],
         request_digest=row["request_digest"],
         timings_s=row["timings_s"],
@@ -157,9 +159,3 @@ def _artifact(row: RowMapping, prefix: str) -> Artifact:
         size_bytes=row[f"{prefix}_size_bytes"],
         content_type=row[f"{prefix}_content_type"],
     )
-
-
-def _failure(row: RowMapping) -> Failure | None:
-    if row["failure_code"] is None:
-        return None
-    return Failure(row["failure_code"], row["failure_message"])

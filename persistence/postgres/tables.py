@@ -172,7 +172,10 @@ jobs = Table(
     # Waiting jobs, each owner's oldest first; `turns` has the order of owners.
     Index(
         "jobs_waiting",
-        *("owner", "priority", "created_at", "id"),
+        "owner",
+        "priority",
+        "created_at",
+        "id",
         postgresql_where=text("status = 'queued'"),
     ),
     Index(
@@ -182,7 +185,8 @@ jobs = Table(
     ),
     Index(
         "jobs_started_again",
-        *("owner", "priority"),
+        "owner",
+        "priority",
         postgresql_where=text("status = 'queued' AND attempt > 0"),
     ),
     Index("jobs_retried", "retry_of", unique=True, postgresql_where=text("retry_of IS NOT NULL")),
@@ -205,7 +209,8 @@ jobs = Table(
     Index("jobs_input", "input_key", postgresql_where=text("input_expired_at IS NULL")),
     Index(
         "jobs_results",
-        *("work_key", "finished_at"),
+        "work_key",
+        "finished_at",
         postgresql_where=text(
             "work_key IS NOT NULL AND status = 'succeeded' AND output_expired_at IS NULL"
         ),
@@ -239,7 +244,8 @@ deliveries = Table(
     Index("deliveries_due", "next_try_at", postgresql_where=text("status = 'pending'")),
     Index(
         "deliveries_due_of_host",
-        *("host", "next_try_at"),
+        "host",
+        "next_try_at",
         postgresql_where=text("status = 'pending'"),
     ),
 )
@@ -260,7 +266,8 @@ turns = Table(
     CheckConstraint("waiting >= 0 AND (waiting > 0) = (counts_as IS NOT NULL)", "turns_counted"),
     Index(
         "turns_order",
-        *("counts_as", "turn_at"),
+        "counts_as",
+        "turn_at",
         postgresql_where=text("counts_as IS NOT NULL AND NOT held"),
     ),
     # every claim and insert updates a row: leave room for the new version in its page

@@ -146,10 +146,12 @@ class FairPlaces:
         try:
             await lent
         except asyncio.CancelledError:
-            if lent.cancelled():
-                self._leave(owner, lent)
-            else:  # the place was lent just before the cancellation
+            if not lent.cancelled():  # the place was lent just before the cancellation
                 self._give_back(owner)
+            elif lent in (queue := self._waiting.get(owner, deque())):
+                queue.remove(lent)
+                if not queue:
+                    del self._waiting[owner]
             raise
         return Place(self, owner)
 
@@ -169,10 +171,7 @@ class FairPlaces:
         self._held[owner] -= 1
         if not self._held[owner]:
             del self._held[owner]
-        self._serve()
-
-    def _serve(self) -> None:
-        """Lend free places to the waiting owners."""
+        # Lend the free places to the waiting owners.
         while ready := [owner for owner in self._waiting if self.has_room_for(owner)]:
             owner = min(ready, key=self.held)
             lent = self._waiting[owner].popleft()
@@ -181,13 +180,6 @@ class FairPlaces:
                 lent.set_result(None)
                 self._waiting[owner] = self._waiting.pop(owner)
             if not self._waiting[owner]:
-                del self._waiting[owner]
-
-    def _leave(self, owner: Owner, lent: asyncio.Future[None]) -> None:
-        queue = self._waiting.get(owner, deque())
-        if lent in queue:
-            queue.remove(lent)
-            if not queue:
                 del self._waiting[owner]
 
     def _too_many(self, limit: int, reason: str) -> TooManyAtOnce:

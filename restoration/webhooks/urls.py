@@ -7,6 +7,7 @@ are not resolved here: the sender resolves them and checks each address with `pe
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 
@@ -94,17 +95,12 @@ def _read(url: str) -> Target | None:
 
 
 def _may_be_reached(target: Target, rules: WebhookRules) -> bool:
-    try:
+    with suppress(ValueError):  # it is a name
         return rules.permits(target.host, target.port)
-    except ValueError:
-        return _may_be_resolved(target.host, rules)
-
-
-def _may_be_resolved(name: str, rules: WebhookRules) -> bool:
     # Resolvers read 127.1, 0x7f.1 and 2130706433 as addresses. No top-level domain begins with a
     # digit.
-    if not name.rpartition(".")[2][:1].isalpha():
+    if not target.host.rpartition(".")[2][:1].isalpha():
         return False
     if rules.networks:  # an internal name may resolve to an address in them
         return True
-    return "." in name and not f".{name}".endswith(_PRIVATE_SUFFIXES)
+    return "." in target.host and not f".{target.host}".endswith(_PRIVATE_SUFFIXES)

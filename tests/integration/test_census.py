@@ -27,7 +27,7 @@ async def test_jobs_are_counted_by_state_class_and_kind_of_owner(database: Datab
         await jobs.insert(new_job(owner=owner, priority=Priority.BATCH))
     await jobs.insert(new_job(owner="script", workflow="enlarge"))
     running = await jobs.claim("worker", 60, ["enlarge"])
-    await taker.tell()
+    await taker.update()
     assert running is not None
     assert meter.gauged(JOBS, state="queued", **{"class": "batch"}, owner_class="person") == 2
     assert meter.gauged(JOBS, state="queued", owner_class="machine") == 1
@@ -35,7 +35,7 @@ async def test_jobs_are_counted_by_state_class_and_kind_of_owner(database: Datab
     assert meter.gauged(OLDEST_WAITING, **{"class": "batch"}) > 0
     assert meter.gauged(OLDEST_WAITING, **{"class": "interactive"}) == 0
     await jobs.fail(running.ref, Failure("engine_failed", "it broke"))
-    await taker.tell()
+    await taker.update()
     assert meter.gauged(JOBS, state="running") == 0
     assert meter.gauged(JOBS) == 3
 
