@@ -7,14 +7,14 @@ turn in the same transaction, so that a claim is one statement that uses two ind
 Lock order of a transaction that changes several jobs: lock all their rows first, then change them
 in the order of `by_turn`. Each change to or from `queued` locks the owner's turn, and each start
 and end locks the owner's row (`persistence.postgres.owner_counters`) before that.
+
+The statements are built once, because building one takes longer than executing it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import cache
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -22,12 +22,10 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
-    Delete,
+    Integer,
     Interval,
-    ScalarSelect,
     Select,
     Subquery,
-    Update,
     Uuid,
     and_,
     bindparam,
@@ -43,7 +41,6 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.selectable import LateralFromClause
 
-from persistence.postgres.owner_counters import limit_running
 from persistence.postgres.tables import OWNED, jobs, owners, turns
 from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS, Candidate
 from restoration.jobs import AttemptRef, Job, JobStatus, Priority, sources_of
@@ -89,28 +86,34 @@ def is_overdue() -> ColumnElement[bool]:
     return and_(_UNSTARTED, jobs.c.queue_deadline_at <= func.now())
 
 
+def _claimable(turn: Subquery) -> Select[tuple[UUID, int]]:
+    """Return the query for the jobs of `turn` that may start now, oldest first."""
+    may_start = or_(jobs.c.attempt > 0, jobs.c.queue_deadline_at > func.now())
+    # Ordered by submission, so that a job that lost its worker keeps its place.
+    return (
+        select(jobs.c.id, jobs.c.attempt)
+        .where(jobs.c.owner == turn.c.owner, jobs.c.priority == turn.c.priority)
+        .where(_WAITS, jobs.c.available_at <= func.now(), may_start)
+        .order_by(jobs.c.created_at, jobs.c.id)
+    )
+
+
+def _in_turn(head: LateralFromClause) -> Select[tuple[UUID, int]]:
+    return (
+        select(head.c.id, head.c.attempt)
+        .select_from(_TURN.join(head, true()))
+        .order_by(_TURN.c.counts_as, _TURN.c.turn_at)
+    )
+
+
+_AT_MOST = bindparam("at_most", type_=Integer())
+_WAITING = _in_turn(_claimable(_TURN).limit(_AT_MOST).lateral("head")).limit(_AT_MOST)
+
+
 def waiting(limit: int, connection: Connection) -> list[AttemptRef]:
     """Return up to `limit` jobs: those of the first owner, then of the next (see LeaderQueue)."""
-    rows = connection.execute(_waiting(limit))
+    rows = connection.execute(_WAITING, {"at_most": limit})
     return [AttemptRef(row.id, row.attempt + 1) for row in rows]
-
-
-@cache
-def _waiting(limit: int) -> Select[tuple[UUID, int]]:
-    # Cached by limit, of which there are few.
-    return _in_turn(_TURN, _claimable(_TURN).limit(limit).lateral("head")).limit(limit)
-
-
-def demand(connection: Connection) -> Demand:
-    """Return the demand (see LeaderQueue), with waiting jobs from the counts that triggers keep."""
-    waiting = {row.priority: int(row.jobs) for row in connection.execute(_COULD_START)}
-    running = {row.priority: int(row.jobs) for row in connection.execute(_IN_HAND)}
-    return Demand(
-        waiting=sum(waiting.values()),
-        running=sum(running.values()),
-        interactive_waiting=waiting.get(Priority.INTERACTIVE, 0),
-        interactive_running=running.get(Priority.INTERACTIVE, 0),
-    )
 
 
 _ROOM = case((owners.c.max_running > 0, owners.c.max_running - owners.c.running))
@@ -127,66 +130,66 @@ _IN_HAND = (
 )
 
 
-def _claimable(turn: Subquery) -> Select[tuple[UUID, int]]:
-    """Return the query for the jobs of `turn` that may start now, oldest first."""
-    may_start = or_(jobs.c.attempt > 0, jobs.c.queue_deadline_at > func.now())
-    # Ordered by submission, so that a job that lost its worker keeps its place.
-    return (
-        select(jobs.c.id, jobs.c.attempt)
-        .where(jobs.c.owner == turn.c.owner, jobs.c.priority == turn.c.priority)
-        .where(_WAITS, jobs.c.available_at <= func.now(), may_start)
-        .order_by(jobs.c.created_at, jobs.c.id)
+def demand(connection: Connection) -> Demand:
+    """Return the demand (see LeaderQueue), with waiting jobs from the counts that triggers keep."""
+    waiting = {row.priority: int(row.jobs) for row in connection.execute(_COULD_START)}
+    running = {row.priority: int(row.jobs) for row in connection.execute(_IN_HAND)}
+    return Demand(
+        waiting=sum(waiting.values()),
+        running=sum(running.values()),
+        interactive_waiting=waiting.get(Priority.INTERACTIVE, 0),
+        interactive_running=running.get(Priority.INTERACTIVE, 0),
     )
 
 
-def _in_turn(turn: Subquery, head: LateralFromClause) -> Select[tuple[UUID, int]]:
-    return (
-        select(head.c.id, head.c.attempt)
-        .select_from(turn.join(head, true()))
-        .order_by(turn.c.counts_as, turn.c.turn_at)
-    )
-
-
-def _mine() -> ColumnElement[bool]:
-    """Return the condition that `for_worker`, which runs `of_workflows`, may claim a job."""
-    just_failed_here = and_(
+# What `for_worker`, which runs `of_workflows`, may claim.
+_WORKFLOWS: BindParameter[str] = bindparam("of_workflows", expanding=True)
+_MINE = and_(
+    or_(
+        jobs.c.workflow.in_(_WORKFLOWS),
+        (jobs.c.workflow + versioned("", "") + jobs.c.workflow_version).in_(_WORKFLOWS),
+    ),
+    and_(
         jobs.c.last_worker == bindparam("for_worker"),
         jobs.c.available_at > func.now() - timedelta(seconds=ELSEWHERE_S),
-    )
-    known: BindParameter[str] = bindparam("of_workflows", expanding=True)
-    version = jobs.c.workflow + versioned("", "") + jobs.c.workflow_version
-    able = or_(jobs.c.workflow.in_(known), version.in_(known))
-    return and_(able, just_failed_here.is_not(True))
+    ).is_not(True),
+)
 
-
-def _best() -> ScalarSelect[UUID]:
-    head = _claimable(_TURN).where(_mine()).limit(1)
-    locked = head.with_for_update(skip_locked=True).lateral("head")
-    return _in_turn(_TURN, locked).with_only_columns(locked.c.id).limit(1).scalar_subquery()
-
-
+_BEST = _claimable(_TURN).where(_MINE).limit(1).with_for_update(skip_locked=True).lateral("head")
 # Locks the next job to claim for a worker, and returns its id.
-BEST = _best()
+BEST = _in_turn(_BEST).with_only_columns(_BEST.c.id).limit(1).scalar_subquery()
 
+_ORDER = bindparam("order", type_=ARRAY(Uuid))
+# Locks the first job of `order` that still waits, and returns its id.
+FIRST = (
+    select(jobs.c.id)
+    .where(jobs.c.id == func.any(_ORDER), _WAITS)
+    .order_by(func.array_position(_ORDER, jobs.c.id))
+    .limit(1)
+    .with_for_update(skip_locked=True)
+    .scalar_subquery()
+)
 
-def _window() -> Select[Any]:
-    turn = (
-        select(turns)
-        .where(_HAS_ITS_TURN)
-        .order_by(turns.c.counts_as, turns.c.turn_at)
-        .limit(WINDOW_TURNS)
-        .subquery("turn")
-    )
-    head = _claimable(turn).add_columns(jobs.c.workflow).where(_mine()).limit(WINDOW_JOBS)
-    line = head.add_columns(jobs.c.created_at).lateral("head")
-    return (
-        select(line.c.id, line.c.workflow, turn.c.counts_as)
-        .select_from(turn.join(line, true()))
-        .order_by(turn.c.counts_as, turn.c.turn_at, line.c.created_at, line.c.id)
-    )
-
-
-_WINDOW = _window()
+_NEXT_TURNS = (
+    select(turns)
+    .where(_HAS_ITS_TURN)
+    .order_by(turns.c.counts_as, turns.c.turn_at)
+    .limit(WINDOW_TURNS)
+    .subquery("turn")
+)
+_OLDEST = (
+    _claimable(_NEXT_TURNS)
+    .add_columns(jobs.c.workflow)
+    .where(_MINE)
+    .limit(WINDOW_JOBS)
+    .add_columns(jobs.c.created_at)
+    .lateral("head")
+)
+_WINDOW = (
+    select(_OLDEST.c.id, _OLDEST.c.workflow, _NEXT_TURNS.c.counts_as)
+    .select_from(_NEXT_TURNS.join(_OLDEST, true()))
+    .order_by(_NEXT_TURNS.c.counts_as, _NEXT_TURNS.c.turn_at, _OLDEST.c.created_at, _OLDEST.c.id)
+)
 
 
 def candidates(worker: str, workflows: Sequence[str], connection: Connection) -> list[Candidate]:
@@ -197,22 +200,6 @@ def candidates(worker: str, workflows: Sequence[str], connection: Connection) ->
     values = {"for_worker": worker, "of_workflows": list(workflows)}
     rows = connection.execute(_WINDOW, values).all()
     return [Candidate(row.id, row.workflow) for row in rows if row.counts_as == rows[0].counts_as]
-
-
-def _first() -> ScalarSelect[UUID]:
-    order = bindparam("order", type_=ARRAY(Uuid))
-    return (
-        select(jobs.c.id)
-        .where(jobs.c.id == func.any(order), _WAITS)
-        .order_by(func.array_position(order, jobs.c.id))
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-
-
-# Locks the first job of `order` that still waits, and returns its id.
-FIRST = _first()
 
 
 def check_room(
@@ -241,7 +228,21 @@ def admit(
     load, max_running = _load(owner, connection)
     policy.check_room(load, quotas)
     if running_limit is not None and running_limit != max_running:
-        limit_running(owner, running_limit, connection)
+        statement = update(owners).where(owners.c.owner == owner)
+        connection.execute(statement.values(max_running=running_limit))
+
+
+_OWNER: BindParameter[str] = bindparam("of_owner")
+_IN_ALL = func.coalesce(func.sum(turns.c.waiting), 0)
+_OF_OWNER = func.coalesce(func.sum(turns.c.waiting).filter(turns.c.owner == _OWNER), 0)
+_COUNTS = (
+    select(_IN_ALL.label("in_all"), _OF_OWNER.label("of_owner"))
+    .where(_SOMETHING_WAITS)
+    .subquery("counts")
+)
+_LOAD = select(_COUNTS, owners.c.stored_bytes, owners.c.max_running).select_from(
+    _COUNTS.outerjoin(owners, owners.c.owner == _OWNER)
+)
 
 
 def _load(owner: str, connection: Connection) -> tuple[Load, int]:
@@ -250,25 +251,30 @@ def _load(owner: str, connection: Connection) -> tuple[Load, int]:
     return Load(row.in_all, row.of_owner, row.stored_bytes or 0), row.max_running or 0
 
 
-def _load_of() -> Select[Any]:
-    owner: BindParameter[str] = bindparam("of_owner")
-    in_all = func.coalesce(func.sum(turns.c.waiting), 0)
-    of_owner = func.coalesce(func.sum(turns.c.waiting).filter(turns.c.owner == owner), 0)
-    waiting = select(in_all.label("in_all"), of_owner.label("of_owner")).where(_SOMETHING_WAITS)
-    counts = waiting.subquery("counts")
-    return select(counts, owners.c.stored_bytes, owners.c.max_running).select_from(
-        counts.outerjoin(owners, owners.c.owner == owner)
-    )
-
-
-_LOAD = _load_of()
-
-
 def put_first(job: Job, connection: Connection) -> None:
     """Give the next turn to `job`, which lost its worker: it has waited for its turn once."""
     of_turn = and_(turns.c.owner == job.owner, turns.c.priority == job.options.priority)
     values = {"counts_as": _INTERACTIVE, "turn_at": func.clock_timestamp() - _FIRST}
     connection.execute(update(turns).where(of_turn).values(values))
+
+
+def _unlocked(*conditions: ColumnElement[bool]) -> Select[tuple[str, Priority]]:
+    """Return the query for keys of turns, skipping those locked by a claim or insert."""
+    keys = select(turns.c.owner, turns.c.priority).where(*conditions)
+    return keys.with_for_update(skip_locked=True)
+
+
+_OF_TURN = and_(jobs.c.owner == turns.c.owner, jobs.c.priority == turns.c.priority)
+_IS_OLD = jobs.c.created_at <= func.now() - bindparam("aging", type_=Interval())
+_COUNTS_AS = case(
+    (select(jobs.c.id).where(_WAITS, _OF_TURN, _IS_OLD).exists(), _INTERACTIVE),
+    (select(jobs.c.id).where(_STARTS_AGAIN, _OF_TURN).exists(), _INTERACTIVE),
+    else_=turns.c.priority,
+)
+_CHANGED = _unlocked(_SOMETHING_WAITS, turns.c.counts_as != _COUNTS_AS)
+_PROMOTE = update(turns).where(_KEY.in_(_CHANGED)).values(counts_as=_COUNTS_AS)
+_AWAY = turns.c.turn_at < func.now() - timedelta(seconds=AWAY_S)
+_FORGET_AWAY = delete(turns).where(_KEY.in_(_unlocked(~_SOMETHING_WAITS, _AWAY)))
 
 
 def promote(aging_s: float, connection: Connection) -> None:
@@ -279,30 +285,3 @@ def promote(aging_s: float, connection: Connection) -> None:
     """
     connection.execute(_PROMOTE, {"aging": timedelta(seconds=aging_s)})
     connection.execute(_FORGET_AWAY)
-
-
-def _unlocked(*conditions: ColumnElement[bool]) -> Select[tuple[str, Priority]]:
-    """Return the query for keys of turns, skipping those locked by a claim or insert."""
-    keys = select(turns.c.owner, turns.c.priority).where(*conditions)
-    return keys.with_for_update(skip_locked=True)
-
-
-def _promotion() -> Update:
-    oldest = jobs.c.created_at <= func.now() - bindparam("aging", type_=Interval())
-    of_turn = and_(jobs.c.owner == turns.c.owner, jobs.c.priority == turns.c.priority)
-    counts_as = case(
-        (select(jobs.c.id).where(_WAITS, of_turn, oldest).exists(), _INTERACTIVE),
-        (select(jobs.c.id).where(_STARTS_AGAIN, of_turn).exists(), _INTERACTIVE),
-        else_=turns.c.priority,
-    )
-    changed = _unlocked(_SOMETHING_WAITS, turns.c.counts_as != counts_as)
-    return update(turns).where(_KEY.in_(changed)).values(counts_as=counts_as)
-
-
-def _forgetting() -> Delete:
-    away = turns.c.turn_at < func.now() - timedelta(seconds=AWAY_S)
-    return delete(turns).where(_KEY.in_(_unlocked(~_SOMETHING_WAITS, away)))
-
-
-# Built once, because the leader executes them every second.
-_PROMOTE, _FORGET_AWAY = _promotion(), _forgetting()

@@ -4,7 +4,7 @@ Triggers on `jobs` and `uploads` (see the migration) count in the transaction th
 While an owner's running jobs are at the limit, they also mark its turns as `held`, and claims pass
 over these.
 
-Lock order: an owner's row before its turns, and owners in the order of `in_order`.
+Lock order: an owner's row before its turns, and owners in the order of `lock_owners`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, collate, delete, exists, select, update
+from sqlalchemy import Connection, Select, collate, delete, exists, select
 
 from persistence.postgres.tables import jobs, owners
 
@@ -21,28 +21,15 @@ from persistence.postgres.tables import jobs, owners
 CLAIMED_BY_ANOTHER = "40001"
 
 
-def limit_running(owner: str, max_running: int, connection: Connection) -> None:
-    """Set how many of the owner's jobs may run at a time; 0 means no limit."""
-    statement = update(owners).where(owners.c.owner == owner)
-    connection.execute(statement.values(max_running=max_running))
-
-
 def lock_owners_of(job_ids: Collection[UUID], connection: Connection) -> None:
     """Lock the rows of the jobs' owners. Call it before changing several owners' stored bytes."""
-    concerned = select(jobs.c.owner).where(jobs.c.id.in_(job_ids))
-    query = select(owners.c.owner).where(owners.c.owner.in_(concerned)).order_by(in_order())
-    connection.execute(query.with_for_update())
+    lock_owners(select(jobs.c.owner).where(jobs.c.id.in_(job_ids)), connection)
 
 
-def lock_owners(names: Collection[str], connection: Connection) -> None:
-    """Lock the rows of these owners, as `lock_owners_of` does."""
-    query = select(owners.c.owner).where(owners.c.owner.in_(names)).order_by(in_order())
-    connection.execute(query.with_for_update())
-
-
-def in_order() -> ColumnElement[str]:
-    """Return the owners' lock order: by code points, like `sorted` by `fair_queue.by_turn`."""
-    return collate(owners.c.owner, "C")
+def lock_owners(names: Collection[str] | Select[tuple[str]], connection: Connection) -> None:
+    """Lock the rows of these owners, by code points as `sorted` by `fair_queue.by_turn` does."""
+    query = select(owners.c.owner).where(owners.c.owner.in_(names))
+    connection.execute(query.order_by(collate(owners.c.owner, "C")).with_for_update())
 
 
 def forget_idle(connection: Connection) -> None:

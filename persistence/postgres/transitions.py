@@ -1,8 +1,8 @@
 """Changes of a job's state in Postgres, as functions of a transaction's connection.
 
-One UPDATE claims a job, and one (`_moving`) makes all other changes. Both take the allowed source
-states from `sources_of`. Both leave a row alone that another attempt owns or that has changed
-since. Leases use only Postgres' clock.
+One UPDATE claims a job, and one (`_update_to`) makes all other changes. Both take the allowed
+source states from `sources_of`. Both leave a row alone that another attempt owns or that has
+changed since. Leases use only Postgres' clock.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def claim(
 
 
 def heartbeat(ref: AttemptRef, lease_s: float, connection: Connection) -> JobStatus:
-    values = {**_this(ref), "lease": timedelta(seconds=lease_s)}
+    values = {**_key(ref), "lease": timedelta(seconds=lease_s)}
     status = connection.execute(_HEARTBEAT, values).scalar()
     if status is None:
         raise _lease_lost(ref)
@@ -126,7 +126,7 @@ def succeed_quietly(
 
     Return None and change nothing if the job has a webhook, or if `ref` does not own it.
     """
-    values = {**_this(ref), **artifact_columns("output", output), "timings_s": timings_s}
+    values = {**_key(ref), **artifact_columns("output", output), "timings_s": timings_s}
     row = connection.execute(_SUCCEED_QUIETLY, values).mappings().first()
     return None if row is None else to_job(row)
 
@@ -136,11 +136,10 @@ def succeed(
 ) -> Job:
     values = {**artifact_columns("output", output), "timings_s": timings_s}
     try:
-        return _moved(_SUCCEED, ref, connection, values)
+        return _apply(_SUCCEED, ref, connection, values)
     except LeaseLost:
         # An earlier call may have succeeded and its answer been lost.
-        done = _is_attempt(ref, {JobStatus.SUCCEEDED})
-        row = connection.execute(select(jobs).where(done)).mappings().first()
+        row = connection.execute(_SUCCEEDED, _key(ref)).mappings().first()
         if row is None:
             raise
         return to_job(row)
@@ -162,8 +161,7 @@ def release(
     charged: bool,
     connection: Connection,
 ) -> Job:
-    query = select(jobs).where(_is_attempt(ref, OWNED)).with_for_update()
-    row = connection.execute(query).mappings().first()
+    row = connection.execute(_LOCK_OWNED, _key(ref)).mappings().first()
     if row is None:
         raise _lease_lost(ref)
     return _hand_back(connection, to_job(row), failure, delay_s, charged=charged)
@@ -253,10 +251,10 @@ def _hand_back(
     return _move(connection, job.ref, OWNED, JobStatus.QUEUED, values)
 
 
-def _moving(
+def _update_to(
     sources: Collection[JobStatus], target: JobStatus, values: Mapping[str, object] | None = None
 ) -> ReturningUpdate[Any]:
-    """Return the UPDATE that moves the job of `_this` to `target`.
+    """Return the UPDATE that moves the job of `_key` to `target`.
 
     It matches only in those of `sources` from which TRANSITIONS allows `target`.
     """
@@ -266,7 +264,7 @@ def _moving(
     if target.is_final:
         changes["finished_at"] = func.now()
     allowed = sources_of(target).intersection(sources)
-    return update(jobs).where(_is_this(allowed)).values(changes).returning(jobs)
+    return update(jobs).where(_is_attempt(allowed)).values(changes).returning(jobs)
 
 
 def _move(
@@ -281,16 +279,16 @@ def _move(
     Raises LeaseLost unless `ref` is its newest attempt, and its state is one of `sources` from
     which TRANSITIONS allows `target`.
     """
-    return _moved(_moving(sources, target, values), ref, connection)
+    return _apply(_update_to(sources, target, values), ref, connection)
 
 
-def _moved(
-    moving: ReturningUpdate[Any],
+def _apply(
+    statement: ReturningUpdate[Any],
     ref: AttemptRef,
     connection: Connection,
     values: Mapping[str, object] | None = None,
 ) -> Job:
-    row = connection.execute(moving, {**_this(ref), **(values or {})}).mappings().first()
+    row = connection.execute(statement, {**_key(ref), **(values or {})}).mappings().first()
     if row is None:
         raise _lease_lost(ref)
     job = to_job(row)
@@ -299,27 +297,28 @@ def _moved(
     return job
 
 
-def _this(ref: AttemptRef) -> dict[str, object]:
+def _key(ref: AttemptRef) -> dict[str, object]:
     return {"this_job": ref.job_id, "this_attempt": ref.attempt}
 
 
-def _is_this(statuses: Collection[JobStatus]) -> ColumnElement[bool]:
+def _is_attempt(statuses: Collection[JobStatus]) -> ColumnElement[bool]:
+    """Return the condition that a job is in the attempt `_key`, and in one of these states."""
     this_attempt = jobs.c.attempt == bindparam("this_attempt")
     return and_(jobs.c.id == bindparam("this_job"), this_attempt, jobs.c.status.in_(statuses))
-
-
-def _is_attempt(ref: AttemptRef, statuses: Collection[JobStatus]) -> ColumnElement[bool]:
-    return and_(jobs.c.id == ref.job_id, jobs.c.attempt == ref.attempt, jobs.c.status.in_(statuses))
 
 
 # Built once, like `_CLAIM_BEST`.
 _HEARTBEAT = (
     update(jobs)
-    .where(_is_this(OWNED))
+    .where(_is_attempt(OWNED))
     .values(lease_until=func.now() + bindparam("lease", type_=Interval()))
     .returning(jobs.c.status)
 )
-_SUCCEED = _moving(OWNED, JobStatus.SUCCEEDED, {"attempts": with_attempt(AttemptOutcome.SUCCEEDED)})
+_SUCCEED = _update_to(
+    OWNED, JobStatus.SUCCEEDED, {"attempts": with_attempt(AttemptOutcome.SUCCEEDED)}
+)
+_SUCCEEDED = select(jobs).where(_is_attempt({JobStatus.SUCCEEDED}))
+_LOCK_OWNED = select(jobs).where(_is_attempt(OWNED)).with_for_update()
 _SUCCEED_QUIETLY = _SUCCEED.where(jobs.c.webhook_url.is_(None))
 _ANNOUNCE = select(func.pg_notify(WAITING_CHANNEL, LOOK))
 
