@@ -162,7 +162,8 @@ async def test_workers_sweepers_and_owners_do_not_lock_each_other_out(
             group.create_task(work(f"w{number}"))
         for _ in range(2):
             group.create_task(sweep())
-    recounted = select(jobs.c.owner, func.count().filter(jobs.c.status == "running"))
+    in_hand = jobs.c.status.in_(["running", "cancelling"])
+    recounted = select(jobs.c.owner, func.count().filter(in_hand))
     running = await database.run(
         lambda connection: {
             owner: count for owner, count in connection.execute(recounted.group_by(jobs.c.owner))
