@@ -1,7 +1,7 @@
 """An in-memory store of jobs; the contract suites run on it too.
 
 Interactive jobs come first, each class in the order of submission: only Postgres lets owners take
-turns, promotes old jobs and knows a worker's models.
+turns, promotes old jobs and bounds a worker's choice.
 
 Tests can set its clock, and take it down: with `down = True` every call raises
 DependencyUnavailable.
@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from persistence.postgres.fair_queue import ELSEWHERE_S
-from restoration.affinity import Affinity
+from restoration.affinity import Affinity, Candidate
 from restoration.errors import (
     DependencyUnavailable,
     IdempotencyConflict,
@@ -208,20 +208,28 @@ class MemoryJobStore:
         self._check_up()
         now = self.clock()
         elsewhere_from = now - timedelta(seconds=ELSEWHERE_S)
+        able = []
         for row in self._waiting():
             names = {row.workflow, versioned(row.workflow, row.workflow_version)}
             failed_here = self.last_worker.get(row.id) == worker
             if names.isdisjoint(workflows) or (failed_here and row.available_at > elsewhere_from):
                 continue
-            return self._move(
-                row,
-                JobStatus.RUNNING,
-                attempt=row.attempt + 1,
-                worker=worker,
-                lease_until=now + timedelta(seconds=lease_s),
-                started_at=now,
-            )
-        return None
+            able.append(row)
+        if not able:
+            return None
+        best = able[0]
+        if affinity is not None:
+            of_class = [row for row in able if row.options.priority is best.options.priority]
+            candidates = [Candidate(row.id, row.workflow) for row in of_class]
+            best = self.rows[affinity.order(candidates)[0]]
+        return self._move(
+            best,
+            JobStatus.RUNNING,
+            attempt=best.attempt + 1,
+            worker=worker,
+            lease_until=now + timedelta(seconds=lease_s),
+            started_at=now,
+        )
 
     async def heartbeat(self, ref: AttemptRef, lease_s: float) -> JobStatus:
         row = self._owned(ref)
