@@ -97,7 +97,7 @@ class GpuWorker:
             PostgresWorkerRegistry(database),
             self._id,
             self._report,
-            self._restart_engine,
+            self._engine.restart,
             settings.heartbeat_s,
         )
         execution = await self._open_execution(resources, settings, catalog, database, jobs, blobs)
@@ -156,8 +156,7 @@ class GpuWorker:
             images,
             progress,
             Lease(settings.heartbeat_s, settings.lease_s),
-            charge=usage.charge,
-            observer=Observers(MetricsObserver(meter), SpanObserver()),
+            observer=Observers(usage, MetricsObserver(meter), SpanObserver()),
         )
 
     def _run(self, resources: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
@@ -184,10 +183,6 @@ class GpuWorker:
             restarts_done=restarts_done,
             engine_version=self._engine.version,
         )
-
-    async def _restart_engine(self) -> None:
-        self._engine.retire()
-        await self._engine.start()
 
     async def _hand_back_in_time(self, drain_s: float) -> None:
         """Wait until Serve drains the replica, and release unfinished jobs before it kills it."""

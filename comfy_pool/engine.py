@@ -2,8 +2,8 @@
 
 Runs may overlap. They share one HTTP client and one websocket; events are dispatched by prompt id.
 Before the next run, an owned engine is restarted if it has exited, hangs, or fails a probe while
-idle. It is also restarted, once no run is in it, when it was retired, has done its number of runs
-or exceeds its memory limit. An attached engine is only probed again.
+idle. It is also restarted, once no run is in it, on request, after its number of runs, or if it
+exceeds its memory limit. An attached engine is only probed again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ComfyEngine:
         self.starts = 0
         self.version = ""  # ComfyUI's version, read at each start; empty if it was not reported
         self._runs_since_start = 0
-        self._retired = False
+        self._restart_due = False
         self._socket: EventSocket | None = None
         self._connecting = asyncio.Lock()
         self._running_id: str | None = None  # the executing prompt, according to events
@@ -118,9 +118,10 @@ class ComfyEngine:
         """Return whether the engine runs, as far as is known without a request."""
         return self._session is not None and self._session.alive
 
-    def retire(self) -> None:
-        """Restart an owned engine at the next `start` or run, once no run is in it."""
-        self._retired = True
+    async def restart(self) -> None:
+        """Restart an owned engine once no run is in it. Raises EngineUnavailable."""
+        self._restart_due = True
+        await self._ready()
 
     async def node_classes(self) -> frozenset[str]:
         """Return the class names of the engine's nodes. Raises EngineUnavailable."""
@@ -186,7 +187,7 @@ class ComfyEngine:
         """Return the reason to restart an owned engine between two runs, or an empty string."""
         if self._host.pid is None:
             return ""
-        if self._retired:
+        if self._restart_due:
             return "a restart was requested"
         if not self._runs_since_start:
             return ""
@@ -215,7 +216,7 @@ class ComfyEngine:
         with contextlib.suppress(EngineUnavailable, EngineFailed):  # informative only
             self.version = (await self._client.system_stats()).version
         self._runs_since_start = 0
-        self._retired = False
+        self._restart_due = False
         return EngineSession(self._client, self._host, ended, self._connected)
 
     async def _stop(self) -> None:

@@ -13,7 +13,7 @@ from comfy_pool.engine import ComfyEngine
 from comfy_pool.install.engine import EngineInstall, existing_engine, find_installed
 from comfy_pool.limits import EngineLimits
 from comfy_pool.pixels import pixels_folder
-from comfy_pool.process.hosts import AttachedHost, OwnedHost
+from comfy_pool.process.hosts import AttachedHost, EngineHost, OwnedHost
 from comfy_pool.process.process import EngineCommand
 from comfy_pool.process.slots import Slot, acquire_slot
 from restoration.errors import ProvisionFailed
@@ -47,30 +47,37 @@ async def engine_on_this_node(
     Raises SetupError if a model or a node class of the catalog is missing, or no ComfyUI is
     installed; EngineUnavailable if the engine does not start or no slot is free.
     """
-    if settings.comfyui_url is not None:
-        attached = ComfyEngine(AttachedHost(settings.comfyui_url), _limits(settings))
-        async with _started(attached, catalog) as engine:
-            yield engine
-        return
-    install = installed_engine(settings)
-    await asyncio.to_thread(catalog.check_models, install.models_dir)
-    async with AsyncExitStack() as held:
-        slot = held.enter_context(
-            await acquire_slot(
+    defaults = EngineLimits()
+    limits = replace(
+        defaults,
+        stall_s=settings.engine_stall_s,
+        unreachable_s=min(defaults.unreachable_s, settings.engine_stall_s),
+        restart_after_runs=settings.engine_restart_after_jobs,
+        memory_limit_bytes=settings.engine_memory_limit_mb * 1_000_000,
+    )
+    async with AsyncExitStack() as resources:
+        host: EngineHost
+        if settings.comfyui_url is not None:
+            host = AttachedHost(settings.comfyui_url)
+        else:
+            install = installed_engine(settings)
+            await asyncio.to_thread(catalog.check_models, install.models_dir)
+            slot = await acquire_slot(
                 gpu_ids,
                 slots_dir(settings),
                 whole_gpu=whole_gpu,
                 base_port=settings.engine_base_port,
             )
-        )
-        base_dir = engines_dir(settings) / str(slot.port)
-        pixels = held.enter_context(pixels_folder(str(slot.port), base_dir))
-        host = OwnedHost(
-            _command(settings, install, slot, base_dir, pixels),
-            slot=slot.index,
-            start_timeout_s=settings.engine_start_timeout_s,
-        )
-        async with _started(ComfyEngine(host, _limits(settings)), catalog) as engine:
+            resources.enter_context(slot)
+            base_dir = engines_dir(settings) / str(slot.port)
+            pixels = resources.enter_context(pixels_folder(str(slot.port), base_dir))
+            host = OwnedHost(
+                _command(settings, install, slot, base_dir, pixels),
+                slot=slot.index,
+                start_timeout_s=settings.engine_start_timeout_s,
+            )
+        async with ComfyEngine(host, limits) as engine:
+            catalog.check_nodes(await engine.node_classes())
             yield engine
 
 
@@ -95,27 +102,6 @@ def installed_engine(settings: NodeSettings) -> EngineInstall:
         return install
     raise ProvisionFailed(
         f"no ComfyUI is installed in {settings.cache_dir}; run `restore engine install`"
-    )
-
-
-@asynccontextmanager
-async def _started(engine: ComfyEngine, catalog: Catalog) -> AsyncIterator[ComfyEngine]:
-    try:
-        await engine.start()
-        catalog.check_nodes(await engine.node_classes())
-        yield engine
-    finally:
-        await engine.aclose()
-
-
-def _limits(settings: NodeSettings) -> EngineLimits:
-    patient = EngineLimits()
-    return replace(
-        patient,
-        stall_s=settings.engine_stall_s,
-        unreachable_s=min(patient.unreachable_s, settings.engine_stall_s),
-        restart_after_runs=settings.engine_restart_after_jobs,
-        memory_limit_bytes=settings.engine_memory_limit_mb * 1_000_000,
     )
 
 

@@ -43,7 +43,7 @@ def pixels_folder(name: str, otherwise: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def bound(prompt: Prompt, node: str, name: str) -> Prompt:
+def with_hand_over(prompt: Prompt, node: str, name: str) -> Prompt:
     """Return the prompt with its SaveImage `node` replaced by the node that hands over pixels.
 
     `name` is the file to write. A prompt whose `node` is no SaveImage is returned unchanged.
@@ -55,15 +55,15 @@ def bound(prompt: Prompt, node: str, name: str) -> Prompt:
     return {**prompt, node: {"class_type": "ComfyRestoreHandOver", "inputs": inputs}}
 
 
-def taken(told: HandedOver, path: Path) -> Pixels:
+def read_hand_over(output: HandedOver, path: Path) -> Pixels:
     """Return the result in the file `path`.
 
     Raises EngineFailed unless the file's name and size match what the node reported.
     """
-    pixels = Pixels(path, told.width, told.height, told.channels)
-    size_bytes = told.width * told.height * told.channels
-    if told.name != path.name or not path.is_file() or path.stat().st_size != size_bytes:
-        raise EngineFailed("the engine returned pixels of another run", name=told.name)
+    pixels = Pixels(path, output.width, output.height, output.channels)
+    size_bytes = output.width * output.height * output.channels
+    if output.name != path.name or not path.is_file() or path.stat().st_size != size_bytes:
+        raise EngineFailed("the engine returned pixels of another run", name=output.name)
     return pixels
 
 

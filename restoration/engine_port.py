@@ -115,7 +115,3 @@ class Engine(Protocol):
 
     async def interrupt(self, run_id: UUID) -> None:
         """Ask the engine to stop a queued or running run. Its `run` call returns or raises."""
-
-    async def healthy(self) -> bool: ...
-
-    async def aclose(self) -> None: ...

@@ -8,7 +8,6 @@ none if its lease is lost.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,7 +55,6 @@ from workflows.render import render
 
 log = structlog.get_logger(__name__)
 
-Charge = Callable[[Job, float], None]  # `actors.execution.usage.UsageRecorder.charge`
 # The engine's part of the progress bar, after fetching and before encoding and storing.
 ENGINE_FROM, ENGINE_TO = 0.05, 0.9
 DEFAULT_QUALITY = 90
@@ -118,7 +116,6 @@ class Execution:
         publish: Publish,
         lease: Lease,
         retry: RetryPolicy | None = None,
-        charge: Charge | None = None,
         observer: Observer | None = None,
     ) -> None:
         self._catalog = catalog
@@ -129,7 +126,6 @@ class Execution:
         self._publish = publish
         self._lease = lease
         self._outcomes = Outcomes(jobs, retry or RetryPolicy())
-        self._charge = charge or (lambda *_: None)
         self._observer = observer or Observers()
 
     async def run(self, job: Job, occupancy: EngineOccupancy) -> Job | None:
@@ -211,9 +207,8 @@ class Execution:
 
     def _account(self, attempt: _Attempt) -> None:
         """Report the attempt's GPU time so far."""
-        self._observer.executed(attempt.job, attempt.watch.take_gpu_s())
-        if gpu_s := attempt.watch.gpu_s:
-            self._charge(attempt.job, gpu_s)
+        watch = attempt.watch
+        self._observer.executed(attempt.job, watch.gpu_s, watch.take_gpu_s())
 
     async def _restore(self, attempt: _Attempt) -> Artifact:
         job, watch = attempt.job, attempt.watch

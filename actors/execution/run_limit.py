@@ -25,9 +25,12 @@ class RunLimit:
     async def bounding(self) -> AsyncIterator[None]:
         """Count the time from `begin` to the end of the block. Raises EngineTimeout if it is up."""
         try:
-            async with asyncio.timeout(None) as self._timeout:
+            async with asyncio.timeout(None) as timeout:
+                self._timeout = timeout
                 yield
         except TimeoutError:
+            if not timeout.expired():
+                raise
             message = f"the attempt exceeded its time limit of {self._limit_s:g} s"
             raise EngineTimeout(message) from None
         finally:
@@ -50,15 +53,13 @@ async def interruptible(cancelled: asyncio.Event) -> AsyncIterator[None]:
         await cancelled.wait()
         timeout.reschedule(asyncio.get_running_loop().time())
 
-    expiring: asyncio.Task[None] | None = None
+    expiring = asyncio.create_task(expire())
     try:
         async with asyncio.timeout(None) as timeout:
-            expiring = asyncio.create_task(expire())
             yield
     except TimeoutError:
         if not timeout.expired():
             raise
         raise EngineInterrupted("the job was cancelled") from None
     finally:
-        if expiring is not None:
-            await stop(expiring)
+        await stop(expiring)

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import structlog
 
+from actors.observability.timings import Stopwatch
 from restoration.errors import DependencyUnavailable
 from restoration.jobs import AttemptRef, Job
 from restoration.observability.usage import Cost, UsageLedger
@@ -19,16 +20,18 @@ log = structlog.get_logger(__name__)
 
 
 class UsageRecorder:
-    """Buffers the latest cost of each attempt until it is written to the ledger."""
+    """An observer that buffers the latest cost of each attempt until it is written."""
 
     def __init__(self, ledger: UsageLedger, every_s: float) -> None:
         self._ledger = ledger
         self._every_s = every_s
         self._unwritten: dict[AttemptRef, Cost] = {}
 
-    def charge(self, job: Job, gpu_s: float) -> None:
-        """Set the total GPU time of the attempt, in seconds. Never blocks or raises."""
-        self._unwritten[job.ref] = Cost(job, gpu_s)
+    def executed(self, job: Job, gpu_s: float, more_s: float) -> None:
+        if gpu_s:
+            self._unwritten[job.ref] = Cost(job, gpu_s)
+
+    def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None: ...
 
     async def run(self) -> NoReturn:
         """Write the costs periodically until cancelled."""

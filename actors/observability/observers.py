@@ -18,8 +18,8 @@ _LOADER = "Loader"
 
 
 class Observer(Protocol):
-    def executed(self, job: Job, more_s: float) -> None:
-        """The engine has executed the attempt for `more_s` further seconds."""
+    def executed(self, job: Job, gpu_s: float, more_s: float) -> None:
+        """The engine has executed the attempt for `gpu_s` seconds, `more_s` since the last call."""
 
     def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
         """The attempt is over. `job`: as claimed; `ended`: as updated, or None if not recorded."""
@@ -31,9 +31,9 @@ class Observers:
     def __init__(self, *observers: Observer) -> None:
         self._observers = observers
 
-    def executed(self, job: Job, more_s: float) -> None:
+    def executed(self, job: Job, gpu_s: float, more_s: float) -> None:
         for observer in self._observers:
-            observer.executed(job, more_s)
+            observer.executed(job, gpu_s, more_s)
 
     def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
         for observer in self._observers:
@@ -46,7 +46,7 @@ class MetricsObserver:
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
-    def executed(self, job: Job, more_s: float) -> None:
+    def executed(self, job: Job, gpu_s: float, more_s: float) -> None:
         self._meter.count(GPU_BUSY, {"workflow": job.workflow}, more_s)
 
     def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:

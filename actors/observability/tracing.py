@@ -65,7 +65,7 @@ def trace_id_of(traceparent: str | None) -> str | None:
 class SpanObserver:
     """An observer that records the spans of an attempt when it is over."""
 
-    def executed(self, job: Job, more_s: float) -> None: ...
+    def executed(self, job: Job, gpu_s: float, more_s: float) -> None: ...
 
     def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
         if trace_id_of(job.traceparent) is None:

@@ -53,8 +53,8 @@ class ComfyRestoreHandOver:
                 f"cannot allocate shared memory for the result: {error.strerror}"
             ) from error
         height, width, channels = pixels.shape
-        told = {"name": name, "width": width, "height": height, "channels": channels}
-        return {"ui": {"pixels": [told]}}
+        output = {"name": name, "width": width, "height": height, "channels": channels}
+        return {"ui": {"pixels": [output]}}
 
 
 def _write(path: str, pixels: Any) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from comfy_pool.limits import EngineLimits
-from comfy_pool.pixels import bound, taken
+from comfy_pool.pixels import read_hand_over, with_hand_over
 from comfy_pool.process.hosts import RUNS_FOLDER
 from comfy_pool.protocol.messages import Executing, Message, Preview, Started
 from comfy_pool.protocol.responses import HistoryEntry, OutputImage, Rejected
@@ -158,7 +158,7 @@ class RunInEngine:
         elif self._pixels is None:
             raise EngineFailed("the engine returned pixels that were not requested")
         else:
-            result = await asyncio.to_thread(taken, output, self._pixels)
+            result = await asyncio.to_thread(read_hand_over, output, self._pixels)
             self._taken = True
         node_class = str(prompt[self._run.output_node]["class_type"])
         self._on_event(EngineProgress(1.0, node_class))
@@ -186,7 +186,7 @@ class RunInEngine:
         self._watchdog.sign_of_life()
         self._on_event(EngineStaged())
         if self._pixels is not None:
-            prompt = bound(prompt, self._run.output_node, self.id)
+            prompt = with_hand_over(prompt, self._run.output_node, self.id)
         answer = await session.client.submit(prompt, self.id, self._socket.client_id)
         if isinstance(answer, Rejected):
             self._queued = answer.queued

@@ -75,9 +75,3 @@ class MemoryEngine:
         if run_id in self.prompts:
             self.interrupted.add(run_id)
             self.go_on.set()
-
-    async def healthy(self) -> bool:
-        return True
-
-    async def aclose(self) -> None:
-        """Do nothing: there is nothing to stop."""

@@ -116,7 +116,7 @@ def test_gpu_seconds_grow_while_the_engine_executes(clock: Clock, job: Job) -> N
     watch.enter(ENGINE)
     for took_s in (1.0, 2.5):
         clock.now_s += took_s
-        measured.executed(job, watch.take_gpu_s())
+        measured.executed(job, watch.gpu_s, watch.take_gpu_s())
     watch.stop()
     assert watch.take_gpu_s() == 0
     assert meter.counted(GPU_BUSY, workflow="restore") == pytest.approx(3.5)

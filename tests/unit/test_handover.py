@@ -10,7 +10,7 @@ import pytest
 
 from comfy_pool import pixels
 from comfy_pool.nodes import FOLDER_VARIABLE
-from comfy_pool.pixels import bound, pixels_folder, taken
+from comfy_pool.pixels import pixels_folder, read_hand_over, with_hand_over
 from comfy_pool.protocol.responses import HandedOver
 from restoration.errors import EngineFailed
 from workflows.catalog import load_catalog
@@ -20,7 +20,7 @@ from workflows.catalog import load_catalog
 def test_saveimage_is_replaced_in_what_is_sent_only() -> None:
     """The node takes the same image under the run's name; the workflow's graph stays unchanged."""
     graph = load_catalog().find("restore").graph
-    prompt = bound(graph, "result", "a-run")
+    prompt = with_hand_over(graph, "result", "a-run")
     assert prompt["result"] == {
         "class_type": "ComfyRestoreHandOver",
         "inputs": {"images": ["blended", 0], "name": "a-run"},
@@ -33,7 +33,7 @@ def test_saveimage_is_replaced_in_what_is_sent_only() -> None:
 def test_another_output_node_is_left_alone() -> None:
     """A workflow with another save node uses the plain protocol."""
     prompt = {"9": {"class_type": "SaveAsItLikes", "inputs": {"images": ["1", 0]}}}
-    assert bound(prompt, "9", "a-run") == prompt
+    assert with_hand_over(prompt, "9", "a-run") == prompt
 
 
 @pytest.mark.pixels
@@ -43,9 +43,9 @@ def test_another_output_node_is_left_alone() -> None:
 def test_only_what_was_told_of_is_taken(tmp_path: Path, name: str, width: int) -> None:
     """Another run's pixels and a file of another size are not this run's result."""
     (tmp_path / "a-run").write_bytes(bytes(4 * 2 * 3))
-    assert taken(HandedOver("a-run", 4, 2, 3), tmp_path / "a-run").width == 4
+    assert read_hand_over(HandedOver("a-run", 4, 2, 3), tmp_path / "a-run").width == 4
     with pytest.raises(EngineFailed):
-        taken(HandedOver(name, width, 2, 3), tmp_path / "a-run")
+        read_hand_over(HandedOver(name, width, 2, 3), tmp_path / "a-run")
 
 
 @pytest.mark.pixels

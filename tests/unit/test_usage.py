@@ -15,7 +15,7 @@ from actors.execution.attempt import Execution, Lease
 from actors.execution.engine_schedule import EngineOccupancy, EngineSchedule
 from actors.execution.outcomes import RetryPolicy
 from actors.execution.usage import UsageRecorder
-from actors.observability.observers import MetricsObserver
+from actors.observability.observers import MetricsObserver, Observers
 from restoration.errors import EngineCrashed, EngineUnavailable
 from restoration.jobs import Job, JobStatus
 from restoration.observability.metrics import GPU_BUSY
@@ -107,11 +107,15 @@ class Bench:
         self.jobs, self.blobs = MemoryJobStore(), MemoryBlobStore()
         self.engine = MemoryEngine(photo())
         self.execution = Execution(
-            *(load_catalog(), self.jobs, self.blobs, self.engine, ImagesHere()),
-            *(lambda *_: None, Lease(heartbeat_s=0.01, lease_s=60)),
+            load_catalog(),
+            self.jobs,
+            self.blobs,
+            self.engine,
+            ImagesHere(),
+            lambda *_: None,
+            Lease(heartbeat_s=0.01, lease_s=60),
             RetryPolicy(first_s=0, longest_s=0),
-            charge=self.book.charge,
-            observer=MetricsObserver(self.meter),
+            observer=Observers(self.book, MetricsObserver(self.meter)),
         )
 
     async def insert(self) -> None:
@@ -202,10 +206,10 @@ async def test_what_could_not_be_recorded_is_recorded_later() -> None:
     book = UsageRecorder(ledger, every_s=3600)
     first, _ = await MemoryJobStore().insert(new_job())
     other, _ = await MemoryJobStore().insert(new_job())
-    book.charge(first, 1.0)
-    book.charge(other, 2.0)
+    book.executed(first, 1.0, 1.0)
+    book.executed(other, 2.0, 2.0)
     await book.write()
-    book.charge(first, 3.0)
+    book.executed(first, 3.0, 3.0)
     ledger.down = False
     await book.write()
     assert {ref: row.gpu_s for ref, row in ledger.costs.items()} == {first.ref: 3.0, other.ref: 2.0}
@@ -221,11 +225,11 @@ async def test_a_write_that_is_cut_off_has_forgotten_nothing() -> None:
     book = UsageRecorder(ledger, every_s=3600)
     first, _ = await MemoryJobStore().insert(new_job())
     other, _ = await MemoryJobStore().insert(new_job())
-    book.charge(first, 1.0)
+    book.executed(first, 1.0, 1.0)
     writing = asyncio.create_task(book.write())
     async with asyncio.timeout(DEADLINE_S):
         await ledger.asked.wait()
-    book.charge(other, 2.0)
+    book.executed(other, 2.0, 2.0)
     await stop(writing)
     ledger.answers = True
     await book.write()
@@ -250,7 +254,7 @@ async def test_costs_are_written_every_so_often() -> None:
     ledger = MemoryUsageLedger(down=True)
     book = UsageRecorder(ledger, every_s=0.01)
     job, _ = await MemoryJobStore().insert(new_job())
-    book.charge(job, 1.0)
+    book.executed(job, 1.0, 1.0)
     writing = asyncio.create_task(book.run())
 
     async def has_cost() -> bool:
