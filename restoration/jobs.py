@@ -57,7 +57,7 @@ def sources_of(target: JobStatus) -> frozenset[JobStatus]:
 
 
 class Priority(StrEnum):
-    """Class of service: every interactive job goes before every batch job."""
+    """Interactive jobs run before batch jobs."""
 
     INTERACTIVE = "interactive"
     BATCH = "batch"

@@ -71,23 +71,26 @@ class InputChecker:
 
     def check(self, inputs: Mapping[object, object]) -> dict[str, object]:
         """Return the inputs with values converted as ComfyUI does. Raises GraphRefused."""
-        dropped = _OF_THE_EDITOR.get(self.class_type, frozenset())
-        checked = {self._name(name): self._checked(str(name), inputs[name]) for name in inputs}
-        return {name: value for name, value in checked.items() if name not in dropped}
-
-    def _name(self, name: object) -> str:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            self._refuse(
-                "the name of an input must have 1 to 64 letters, digits, dots, hyphens, "
-                "underscores or spaces"
-            )
         known = NODE_CLASSES.get(self.class_type)
-        if known is None or name in known.inputs:
-            return name
-        if name not in _OF_THE_EDITOR.get(self.class_type, ()):
-            having = ", ".join(known.inputs)
-            self._refuse(f"{self.class_type} has no input {name}; its inputs are {having}")
-        return name
+        of_editor = _OF_THE_EDITOR.get(self.class_type, frozenset())
+        checked: dict[str, object] = {}
+        for name, value in inputs.items():
+            if not isinstance(name, str) or not _NAME.fullmatch(name):
+                self._refuse(
+                    "the name of an input must have 1 to 64 letters, digits, dots, hyphens, "
+                    "underscores or spaces"
+                )
+            if known is not None and name not in known.inputs and name not in of_editor:
+                having = ", ".join(known.inputs)
+                self._refuse(f"{self.class_type} has no input {name}; its inputs are {having}")
+            converted = self._checked(name, value)
+            if name not in of_editor:
+                checked[name] = converted
+        return checked
+
+    def _type_of(self, name: str) -> str | None:
+        known = NODE_CLASSES.get(self.class_type)
+        return known.inputs.get(name) if known else None
 
     def _checked(self, name: str, value: object) -> object:
         match value:
@@ -115,8 +118,7 @@ class InputChecker:
 
         ComfyUI would convert texts to numbers or to true; here they are refused.
         """
-        known = NODE_CLASSES.get(self.class_type)
-        kind = known.inputs.get(name) if known else None
+        kind = self._type_of(name)
         if isinstance(value, list):
             if kind == COMBO:
                 self._refuse(f"the input {name} must be a string, not a link")
@@ -127,7 +129,7 @@ class InputChecker:
         if kind in {INT, FLOAT} and not is_number:
             self._refuse(f"the input {name} must be a number")
         if kind in {STRING, COMBO} and not isinstance(value, str):
-            self._refuse(f"its input {name} must be a text")
+            self._refuse(f"the input {name} must be a string")
         if kind == BOOLEAN and not (isinstance(value, bool) or value in (0, 1)):
             self._refuse(f"the input {name} must be true or false")
         if kind == INT and isinstance(value, float):
@@ -136,7 +138,7 @@ class InputChecker:
 
     def _check_link(self, name: str, source: str, output: int) -> None:
         if source not in self.graph:
-            self._refuse(f"the input {name} links to the node {source}, which is not in the graph")
+            self._refuse(f"the input {name} links to a node that is not in the graph")
         node = self.graph[source]
         class_type = node.get("class_type") if isinstance(node, dict) else None
         origin = NODE_CLASSES.get(class_type) if isinstance(class_type, str) else None
@@ -146,8 +148,7 @@ class InputChecker:
                 f"the input {name} links to output {output} of node {source}, which does "
                 f"not exist{having}"
             )
-        known = NODE_CLASSES.get(self.class_type)
-        wanted = known.inputs.get(name) if known else None
+        wanted = self._type_of(name)
         if origin and wanted not in {None, origin.outputs[output]}:
             self._refuse_other_than(name, str(wanted))
 

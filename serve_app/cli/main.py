@@ -59,10 +59,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 engine_app = typer.Typer(help="Install the engine: ComfyUI and its models.", no_args_is_help=True)
-app.add_typer(engine_app, name="engine")
 app.add_typer(batch_app, name="batch")
-app.command()(usage)
-workers.register(app)
+app.add_typer(engine_app, name="engine")
 
 _BY_SUFFIX = {
     ".png": OutputFormat.PNG,
@@ -96,7 +94,7 @@ def up(
     ] = 1,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP API.")] = 8000,
 ) -> None:
-    """Start the local stack: Ray, the service, and Postgres, Redis and S3 unless they are set."""
+    """Start the local stack: Ray, the service, and each of Postgres, Redis and S3 without a URL."""
     demand_down(state_dir())
     end_leftovers(state_dir())
     if not port_is_free(port):
@@ -283,6 +281,10 @@ def doctor() -> None:
     out.print(findings_table(findings))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+app.command()(usage)
+workers.register(app)
 
 
 def _format_of(output: Path) -> OutputFormat:

@@ -131,7 +131,9 @@ async def list_batches(
         str | None,
         Query(description="Opaque position in the list. Follow `next` instead of building it."),
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
+    limit: Annotated[
+        int, Query(ge=1, le=MAX_PAGE, description="Maximum number of items in a page.")
+    ] = 20,
 ) -> BatchList:
     """List an owner's batches, by default the caller's, newest first."""
     page = await services.batches.list(owner, cursor, limit)
@@ -156,7 +158,9 @@ async def list_batch_items(
     first: Annotated[
         int, Query(ge=0, le=MAX_BATCH_ITEMS, description="Index of the first photo to list.")
     ] = 0,
-    limit: Annotated[int, Query(ge=1, le=MAX_BATCH_ITEMS)] = 100,
+    limit: Annotated[
+        int, Query(ge=1, le=MAX_BATCH_ITEMS, description="Maximum number of items in a page.")
+    ] = 100,
 ) -> BatchItems:
     """List a batch's photos in the order of submission, each with its job or its failure."""
     # One more item than asked for shows whether there is another page.

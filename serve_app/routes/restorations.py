@@ -97,7 +97,9 @@ async def list_restorations(
         str | None,
         Query(description="Opaque position in the list. Follow `next` instead of building it."),
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+    limit: Annotated[
+        int, Query(ge=1, le=MAX_PAGE, description="Maximum number of items in a page.")
+    ] = 50,
 ) -> RestorationPage:
     """List an owner's jobs, by default the caller's, newest first."""
     page = await services.jobs.list(owner, status or (), cursor, limit)

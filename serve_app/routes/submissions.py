@@ -49,8 +49,8 @@ IdempotencyKey = Annotated[
     Header(
         alias="Idempotency-Key",
         max_length=MAX_NAME_CHARS,
-        description="Key that makes the request safe to repeat: a repetition gets the response of "
-        "the first request.",
+        description="Key that makes the request safe to repeat: a repetition returns what the "
+        "first request created.",
     ),
 ]
 

@@ -63,8 +63,8 @@ class WebhookView(View):
 
     url: str
     status: DeliveryStatus = Field(
-        description="`dead` means that delivery was given up, after 24 hours or because the URL "
-        "is refused."
+        description="`dead` means that delivery was given up, after 24 hours or a response with "
+        "status 410."
     )
     tries: int
     last_error: str | None

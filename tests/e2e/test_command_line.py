@@ -77,7 +77,7 @@ def test_format_overrides_the_suffix(stack: Stack, photo: Path, tmp_path: Path) 
         ),
         (["--param", "scale=99"], "scale: Input should be less than or equal to 4"),
         (["--param", "colour=red"], "colour: unknown parameter"),
-        (["--server", "http://127.0.0.1:9"], "http://127.0.0.1:9/api/v1/restorations cannot be"),
+        (["--server", "http://127.0.0.1:9"], "cannot reach http://127.0.0.1:9/api/v1/restorations"),
     ],
 )
 def test_run_says_in_one_line_what_is_wrong(

@@ -209,7 +209,7 @@ async def test_every_photo_that_failed_is_told(live: LiveSite, tmp_path: Path) -
         group.create_task(work(live, 2, failing=1))
         done = await restore(live, "submit", scans, "-o", results)
     assert done.exit_code == 1
-    assert "error: b.png: refused: the file is not a picture" in done.output
+    assert "error: b.png: refused: the file is not an image" in done.output
     assert "error: c.png: failed: a node raised [engine_failed]" in done.output
     assert "partly_failed: 1 succeeded, 1 failed, 1 refused" in done.output
     assert [path.name for path in results.iterdir()] == ["a.png"]
@@ -260,5 +260,5 @@ async def test_no_photos_are_no_batch(live: LiveSite, tmp_path: Path) -> None:
     many = folder(tmp_path / "many", **{f"p{n}_png": b"" for n in range(1001)})
     done = await restore(live, "submit", many)
     assert done.exit_code == 2
-    assert "1001 photos found" in done.output
+    assert "found 1001 photos" in done.output
     assert live.site.batches.rows == {}

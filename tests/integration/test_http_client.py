@@ -260,7 +260,7 @@ async def test_a_damaged_answer_is_no_picture(
 
     monkeypatch.setattr(live.site.blobs, "get", damaged)
     ending = asyncio.create_task(_ended(live, b"restored"))
-    with pytest.raises(ApiError, match=r"https://blobs\.test/.* cannot be reached"):
+    with pytest.raises(ApiError, match=r"cannot reach https://blobs\.test/"):
         await live.call(lambda client: client.restore(photo()))
     await ending
 
