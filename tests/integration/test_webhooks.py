@@ -197,7 +197,7 @@ async def test_a_slow_answer_is_cut_off(
     async with sent_by(database, database_url, limits=SendLimits(timeout_s=0.3)):
         job = await end_one(store, receiver.url())
         failed = await until(store, job.id, tried)
-    assert failed.last_error == "no answer within 0.3 s"
+    assert failed.last_error == "no response within 0.3 s"
 
 
 @pytest.mark.webhooks

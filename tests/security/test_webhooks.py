@@ -60,7 +60,7 @@ async def test_the_stack_waits_for_no_dripping_answer(stack: Stack) -> None:
     async with receiving() as receiver:
         receiver.default = drip
         webhook = await _first_try(stack, receiver)
-    assert webhook.last_error == "no answer within 5 s"
+    assert webhook.last_error == "no response within 5 s"
 
 
 async def _first_try(stack: Stack, receiver: Receiver) -> WebhookView:
