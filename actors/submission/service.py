@@ -109,7 +109,8 @@ class Submission:
                     return Submitted(earlier, replayed=True)
                 raise
             new = await self.make_job(checked, job_id, photo)
-            return await self._record(request, replace(new, request_digest=digest))
+            new = replace(new, idempotency_key=request.idempotency_key, request_digest=digest)
+            return await self._record(request, new)
 
     def check(self, request: SubmissionRequest) -> CheckedRequest:
         """Validate all but the picture. Raises InvalidRequest or a subclass."""
@@ -130,12 +131,12 @@ class Submission:
         """
         if request.idempotency_key is not None:
             found = await self._jobs.find_by_key(request.owner, request.idempotency_key)
-            if found is not None and found.request_digest != digest:
-                raise IdempotencyConflict(
-                    "this Idempotency-Key was used for a different request; use a new key",
-                    job_id=str(found.id),
-                )
             if found is not None:
+                if found.request_digest != digest:
+                    raise IdempotencyConflict(
+                        "this Idempotency-Key was used for a different request; use a new key",
+                        job_id=str(found.id),
+                    )
                 return found
         return await self._find_job_of_upload(request, digest)
 
@@ -158,7 +159,7 @@ class Submission:
         """Examine the request's photo, check the owner's limits meanwhile, and store the photo."""
         request = checked.request
 
-        async def examine() -> tuple[bytes, ImageInfo]:
+        async def fetch_and_examine() -> tuple[bytes, ImageInfo]:
             image = request.image
             if request.upload_id is not None:
                 key = upload_key(request.owner, request.upload_id)
@@ -170,7 +171,7 @@ class Submission:
                 image = uploaded
             return image, await self._examine(image, checked)
 
-        examining = asyncio.create_task(examine())
+        examining = asyncio.create_task(fetch_and_examine())
         try:
             await self.check_room(request)
             image, picture = await examining
@@ -233,7 +234,7 @@ class Submission:
         return replace(new, reused=Reused(earlier.reused_from or earlier.id, output))
 
     async def _record(self, request: SubmissionRequest, new: NewJob) -> Submitted:
-        new = replace(new, idempotency_key=request.idempotency_key)
+        """Insert the job, and delete the objects that no job needs then."""
         try:
             with tracer.start_as_current_span("record"):
                 job, created = await self._jobs.insert(new, request.quotas)
