@@ -20,7 +20,7 @@ from opentelemetry import trace
 
 from actors.cluster.replica import is_draining
 from actors.execution.attempt import Execution, Lease
-from actors.execution.engine_metrics import EngineWatch
+from actors.execution.engine_metrics import EngineMetrics
 from actors.execution.loaded_models import LoadedModels
 from actors.execution.pipeline import STORING, Pipeline, TicketOutcome
 from actors.execution.registration import WorkerRegistration
@@ -139,7 +139,7 @@ class GpuWorker:
         resources.push_async_callback(usage.write)
         self._run(resources, usage.run())
         meter = RayMeter()
-        self._run(resources, EngineWatch(self._engine, meter).run())
+        self._run(resources, EngineMetrics(self._engine, meter).run())
         images = await resources.enter_async_context(
             ImageProcessPool(
                 settings.upload_limits,

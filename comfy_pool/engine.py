@@ -133,7 +133,7 @@ class ComfyEngine:
         for active in self._runs.values():
             active.ask_to_stop()
         async with self._starting:
-            await self._emptied()
+            await self._all_runs_ended()
             try:
                 await self._stop()
             finally:
@@ -166,9 +166,9 @@ class ComfyEngine:
                 raise EngineUnavailable("the engine is closed")
             session = self._session
             if session is not None and session.alive:
-                if wear := await self._wear():
-                    log.info("engine_worn", reason=wear, runs=self._runs_since_start)
-                    await self._emptied()  # new runs wait for the lock
+                if reason := await self._restart_reason():
+                    log.info("engine_restart_due", reason=reason, runs=self._runs_since_start)
+                    await self._all_runs_ended()  # new runs wait for the lock
                 elif (
                     self._tasks  # their watchdogs detect a hang
                     or self._client.responded_within(self._limits.recent_s)  # quicker than a probe
@@ -179,11 +179,11 @@ class ComfyEngine:
             self._session = await self._start()
             return self._session
 
-    async def _emptied(self) -> None:
+    async def _all_runs_ended(self) -> None:
         if leaving := self._tasks | self._cleaning:
             await asyncio.wait(leaving)
 
-    async def _wear(self) -> str:
+    async def _restart_reason(self) -> str:
         """Return the reason to restart an owned engine between two runs, or an empty string."""
         if self._host.pid is None:
             return ""

@@ -12,8 +12,8 @@ from restoration.observability.metrics import ENGINE_STARTS, ENGINE_UP, VRAM_FRE
 PERIOD_S = 5.0
 
 
-class WatchedEngine(Protocol):
-    """The part of an engine that EngineWatch reads."""
+class MeasuredEngine(Protocol):
+    """The part of an engine that EngineMetrics reads."""
 
     @property
     def starts(self) -> int: ...
@@ -21,10 +21,10 @@ class WatchedEngine(Protocol):
     async def vram(self) -> Vram | None: ...
 
 
-class EngineWatch:
+class EngineMetrics:
     """Sets the metrics of one engine while `run` runs."""
 
-    def __init__(self, engine: WatchedEngine, meter: Meter, period_s: float = PERIOD_S) -> None:
+    def __init__(self, engine: MeasuredEngine, meter: Meter, period_s: float = PERIOD_S) -> None:
         self._engine = engine
         self._meter = meter
         self._period_s = period_s
@@ -32,10 +32,10 @@ class EngineWatch:
 
     async def run(self) -> NoReturn:
         while True:
-            await self.look()
+            await self.update()
             await asyncio.sleep(self._period_s)
 
-    async def look(self) -> None:
+    async def update(self) -> None:
         """Update the metrics once: whether the engine responds, its starts, its GPU's memory."""
         try:
             vram = await self._engine.vram()

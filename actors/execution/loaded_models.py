@@ -33,13 +33,13 @@ class LoadedModels:
         self._engine = engine
         self._starts = engine.starts
 
-    def check(self) -> None:
+    def forget_if_restarted(self) -> None:
         """Forget the loaded models if the engine has restarted. Call it before each claim."""
         if self._engine.starts != self._starts:
             self._starts = self._engine.starts
             self.affinity.workflows = frozenset()
 
-    def took(self, name: str) -> None:
+    def will_run(self, name: str) -> None:
         """Record that the engine's next job runs this workflow.
 
         The models of a graph that is not in the catalog are unknown, so none count as loaded.
@@ -64,4 +64,4 @@ class LoadedModels:
             return
         if isinstance(result, Pixels):
             await result.discard()
-        self.took(name)
+        self.will_run(name)

@@ -175,12 +175,12 @@ class Pipeline:
             return None
         if not self._may_claim():  # the drain may have begun during the waits above
             return None
-        self._loaded_models.check()
+        self._loaded_models.forget_if_restarted()
         job = await self._jobs.claim(
             self._worker, self._lease_s, self._workflows, self._loaded_models.affinity
         )
         if job is not None:
-            self._loaded_models.took(job.workflow)
+            self._loaded_models.will_run(job.workflow)
         return job
 
     def _may_claim(self) -> bool:

@@ -24,11 +24,11 @@ def output_of(
     folder: str,
     *,
     stop_asked: bool,
-    heard: NodeError | None = None,
+    error_event: NodeError | None = None,
 ) -> OutputImage | HandedOver:
     """Return the picture that `output_node` saved in `folder`, or the pixels it handed over.
 
-    `heard` is an error event, used if the history has neither an error nor a picture.
+    `error_event` is an error event, used if the history has neither an error nor a picture.
 
     For an interrupted run, raises EngineInterrupted if `stop_asked`, otherwise the retryable
     EngineCrashed: another client interrupted it. Raises EngineOutOfMemory or EngineFailed if a node
@@ -44,9 +44,9 @@ def output_of(
     if output is not None and output.pixels:
         return output.pixels[0]
     images = output.images if output is not None else ()
-    if not images and heard is not None:
+    if not images and error_event is not None:
         # A node that blocks the execution of others reports it in an event, not in the history.
-        raise error_of(heard)
+        raise error_of(error_event)
     if len(images) != 1:
         # LoadImage loads an animation as a batch with one picture for each frame.
         raise EngineFailed(

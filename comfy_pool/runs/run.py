@@ -92,7 +92,7 @@ class RunInEngine:
         """Process an event of this run. Ignored before its submission and after its end."""
         if self._meter is None:
             return
-        self._watchdog.sign_of_life()
+        self._watchdog.progressed()
         self._begins()
         self._event_log.take(message)
         match message:
@@ -150,7 +150,7 @@ class RunInEngine:
             self._run.output_node,
             self.folder,
             stop_asked=stop_asked,
-            heard=self._event_log.error,
+            error_event=self._event_log.error,
         )
         result: EngineResult
         if isinstance(output, OutputImage):
@@ -183,7 +183,7 @@ class RunInEngine:
             raise session.end_for(self.id)
         self._submitted = self._queued = True
         session.submitted(self.id)
-        self._watchdog.sign_of_life()
+        self._watchdog.progressed()
         self._on_event(EngineStaged())
         if self._pixels is not None:
             prompt = with_hand_over(prompt, self._run.output_node, self.id)
@@ -201,7 +201,7 @@ class RunInEngine:
         self._watchdog.answered()
         while self._session.alive:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._watchdog.look_after_s(deaf=self._deaf)):
+                async with asyncio.timeout(self._watchdog.poll_after_s(no_events=self._no_events)):
                     await self._wake.wait()
             self._wake.clear()
             if not self._session.alive:  # an answer could come from its successor
@@ -227,13 +227,13 @@ class RunInEngine:
             self._watchdog.answered()
         except (EngineUnavailable, TimeoutError) as error:
             no_answer = str(error) or "no response in time"
-        self._watchdog.check_stall(deaf=self._deaf)
+        self._watchdog.check_stall(no_events=self._no_events)
         if reason := self._watchdog.reason_to_give_up(no_answer):
             await self._session.give_up(reason)
         return None
 
     @property
-    def _deaf(self) -> bool:
+    def _no_events(self) -> bool:
         """Return whether events cannot arrive: they go to the submission's socket only."""
         return self._socket is None or self._socket.closed
 
@@ -245,7 +245,7 @@ class RunInEngine:
             if self.id in queue.running:
                 self._begins()
             elif self.id in queue.pending and queue.running:
-                self._watchdog.sign_of_life()
+                self._watchdog.progressed()
             if self.id in queue.pending | queue.running:
                 return None
             # The run may have moved from the queue to the history between the two reads.

@@ -38,10 +38,10 @@ class EngineSession:
         self.ended = ended
         self.connect = connect
         # Run ids: the executing run, then those that wait, then those that are over.
-        self._line: list[str] = []
+        self._order: list[str] = []
         self._hung = ""
-        self._culprit: str | None = None
-        self._judged = False
+        self._blamed: str | None = None
+        self._decided = False
 
     @property
     def alive(self) -> bool:
@@ -49,30 +49,30 @@ class EngineSession:
         return not self.ended.done() and not self._hung
 
     def submitted(self, run_id: str) -> None:
-        self._line.append(run_id)
+        self._order.append(run_id)
 
     def began(self, run_id: str) -> None:
-        if run_id in self._line:
-            self._line.remove(run_id)
-            self._line.insert(0, run_id)
+        if run_id in self._order:
+            self._order.remove(run_id)
+            self._order.insert(0, run_id)
 
     def executed(self, run_id: str) -> None:
         """Record that the engine has finished the run; its files may still be there."""
-        if run_id in self._line:
-            self._line.remove(run_id)
-            self._line.append(run_id)
+        if run_id in self._order:
+            self._order.remove(run_id)
+            self._order.append(run_id)
 
     def left(self, run_id: str) -> None:
-        if run_id in self._line:
-            self._line.remove(run_id)
+        if run_id in self._order:
+            self._order.remove(run_id)
 
     async def give_up(self, reason: str) -> None:
         """Declare the engine hung, and stop it if it is owned. The next run restarts it."""
         if not self.alive:
             return
         self._hung = reason
-        self._judge()
-        log.error("engine_given_up", reason=reason, run=self._culprit)
+        self._blame()
+        log.error("engine_given_up", reason=reason, run=self._blamed)
         await self.host.stop()
 
     def end_for(self, run_id: str) -> EngineError:
@@ -81,14 +81,14 @@ class EngineSession:
         The blamed run gets EngineStalled after a hang, EngineCrashed after a crash; any other run
         gets EngineUnavailable.
         """
-        self._judge()
+        self._blame()
         how = self._hung or f"the engine {self.ended.result()}"
-        if run_id != self._culprit:
+        if run_id != self._blamed:
             return EngineUnavailable(f"{how}; another run was executing")
         return EngineStalled(how) if self._hung else EngineCrashed(how)
 
-    def _judge(self) -> None:
+    def _blame(self) -> None:
         """Choose the blamed run, once: runs leave the line after the first report of the end."""
-        if not self._judged:
-            self._culprit = self._line[0] if self._line else None
-            self._judged = True
+        if not self._decided:
+            self._blamed = self._order[0] if self._order else None
+            self._decided = True

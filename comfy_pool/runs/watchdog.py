@@ -10,7 +10,7 @@ from comfy_pool.limits import EngineLimits
 class Watchdog:
     """Watchdog of one run, with the time limits of `EngineLimits`.
 
-    `deaf` means that the run's events cannot arrive, so that silence is not a stall.
+    `no_events` means that the run's events cannot arrive, so that silence is not a stall.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -31,7 +31,7 @@ class Watchdog:
         if self._asked_at is None:
             self._asked_at = time.monotonic()
 
-    def sign_of_life(self) -> None:
+    def progressed(self) -> None:
         """Record that the run makes progress, or waits behind another run."""
         self._sign_at = time.monotonic()
 
@@ -39,17 +39,17 @@ class Watchdog:
         """Record that the engine answered a request."""
         self._answered_at = time.monotonic()
 
-    def look_after_s(self, *, deaf: bool) -> float:
+    def poll_after_s(self, *, no_events: bool) -> float:
         """Return the seconds until the next poll, if no event triggers it before."""
         if self.stop_asked or self.stalled:
             return self._limits.stop_poll_s
-        if deaf:
+        if no_events:
             return self._limits.blind_poll_s
         return max(0.0, min(self._limits.poll_s, self._limits.stall_s - self._silent_s()))
 
-    def check_stall(self, *, deaf: bool) -> None:
+    def check_stall(self, *, no_events: bool) -> None:
         """Mark the run as stalled if it gave no sign of life for `stall_s` seconds."""
-        if not self.stalled and not deaf and self._silent_s() >= self._limits.stall_s:
+        if not self.stalled and not no_events and self._silent_s() >= self._limits.stall_s:
             self._stalled_at = time.monotonic()
 
     def reason_to_give_up(self, no_answer: str) -> str | None:

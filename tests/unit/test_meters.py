@@ -11,7 +11,7 @@ import pytest
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from actors.execution.engine_metrics import EngineWatch
+from actors.execution.engine_metrics import EngineMetrics
 from comfy_pool.protocol.responses import parse_system_stats
 from restoration.engine_port import Vram
 from restoration.errors import EngineUnavailable
@@ -48,15 +48,15 @@ class Engine:
 async def test_an_engine_is_up_down_and_started_anew() -> None:
     """Each start counts once, however often the meter reads it."""
     meter, engine = MemoryMeter(), Engine()
-    watch = EngineWatch(engine, meter)
-    await watch.look()
+    metrics = EngineMetrics(engine, meter)
+    await metrics.update()
     assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (1, 1)
     engine.down = True
-    await watch.look()
+    await metrics.update()
     assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (0, 1)
     engine.down, engine.starts = False, 3
-    await watch.look()
-    await watch.look()
+    await metrics.update()
+    await metrics.update()
     assert (meter.gauged(ENGINE_UP), meter.counted(ENGINE_STARTS)) == (1, 3)
 
 
@@ -64,11 +64,11 @@ async def test_an_engine_is_up_down_and_started_anew() -> None:
 async def test_memory_is_told_where_there_is_a_gpu() -> None:
     """For an engine on the CPU no memory is reported."""
     meter, engine = MemoryMeter(), Engine()
-    watch = EngineWatch(engine, meter)
-    await watch.look()
+    metrics = EngineMetrics(engine, meter)
+    await metrics.update()
     assert not {VRAM_TOTAL.name, VRAM_FREE.name} & {name for name, _ in meter.gauges}
     engine.gpu = Vram(24, 20)
-    await watch.look()
+    await metrics.update()
     assert (meter.gauged(VRAM_TOTAL), meter.gauged(VRAM_FREE)) == (24, 20)
 
 

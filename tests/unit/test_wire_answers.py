@@ -139,11 +139,11 @@ def test_an_interruption_that_was_asked_for() -> None:
 
 def test_an_error_that_is_told_by_event_only() -> None:
     """A node that blocks execution gives its reason in an event; history only lacks the output."""
-    heard = NodeError("p", "2", "Gate", "ExecutionBlocked", "Execution Blocked: too dark")
+    blocked = NodeError("p", "2", "Gate", "ExecutionBlocked", "Execution Blocked: too dark")
     with pytest.raises(EngineFailed, match="too dark"):
-        output_of(entry(), "9", "runs/p", stop_asked=False, heard=heard)
+        output_of(entry(), "9", "runs/p", stop_asked=False, error_event=blocked)
     # elsewhere in the graph it does no harm
-    found = output_of(entry(images=[IMAGE]), "9", "runs/p", stop_asked=False, heard=heard)
+    found = output_of(entry(images=[IMAGE]), "9", "runs/p", stop_asked=False, error_event=blocked)
     assert isinstance(found, OutputImage)
     assert found.filename == IMAGE["filename"]
 

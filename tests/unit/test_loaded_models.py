@@ -69,42 +69,42 @@ def test_it_knows_whether_others_waited() -> None:
 def test_the_last_jobs_models_are_what_is_loaded() -> None:
     """This holds until the engine is restarted, which unloads them."""
     engine = MemoryEngine(photo())
-    warmth = LoadedModels(load_catalog(), engine)
-    assert warmth.affinity.workflows == frozenset()
-    warmth.took("enlarge")
-    warmth.took("restore")
-    warmth.check()
-    assert warmth.affinity.workflows == {"restore"}
+    loaded = LoadedModels(load_catalog(), engine)
+    assert loaded.affinity.workflows == frozenset()
+    loaded.will_run("enlarge")
+    loaded.will_run("restore")
+    loaded.forget_if_restarted()
+    assert loaded.affinity.workflows == {"restore"}
     engine.starts += 1
-    warmth.check()
-    assert warmth.affinity.workflows == frozenset()
+    loaded.forget_if_restarted()
+    assert loaded.affinity.workflows == frozenset()
 
 
 @pytest.mark.affinity
 async def test_warming_up_loads_a_workflows_models() -> None:
     """It runs each workflow on a picture of its own, before there is any job."""
     engine = MemoryEngine(photo())
-    warmth = LoadedModels(load_catalog(), engine)
-    await warmth.warm_up("restore")
+    loaded = LoadedModels(load_catalog(), engine)
+    await loaded.warm_up("restore")
     assert [run.output_node for run in engine.runs] == ["result"]
-    assert warmth.affinity.workflows == {"restore"}
+    assert loaded.affinity.workflows == {"restore"}
 
 
 @pytest.mark.affinity
 async def test_warming_up_may_fail() -> None:
     """A worker whose engine cannot do it still takes jobs; an unknown name is a mistake."""
-    warmth = LoadedModels(load_catalog(), MemoryEngine(photo(), error=EngineOutOfMemory("full")))
-    await warmth.warm_up("restore")
-    assert warmth.affinity.workflows == frozenset()
+    loaded = LoadedModels(load_catalog(), MemoryEngine(photo(), error=EngineOutOfMemory("full")))
+    await loaded.warm_up("restore")
+    assert loaded.affinity.workflows == frozenset()
     with pytest.raises(UnknownWorkflow):
-        await warmth.warm_up("colourise")
+        await loaded.warm_up("colourise")
 
 
 @pytest.mark.affinity
 def test_a_graph_of_a_users_own_leaves_nothing_known() -> None:
     """It may have loaded any model, and is in no catalog."""
-    warmth = LoadedModels(load_catalog(), MemoryEngine(photo()))
-    warmth.took("enlarge")
-    assert warmth.affinity.workflows
-    warmth.took("custom")
-    assert warmth.affinity.workflows == frozenset()
+    loaded = LoadedModels(load_catalog(), MemoryEngine(photo()))
+    loaded.will_run("enlarge")
+    assert loaded.affinity.workflows
+    loaded.will_run("custom")
+    assert loaded.affinity.workflows == frozenset()
