@@ -132,32 +132,9 @@ class _Numbers:
         return value
 
 
-def _scaled(size: Size, numbers: _Numbers) -> Size:
-    return _times(size, numbers["scale_by"])
-
-
-def _to_width_and_height(_: Size, numbers: _Numbers) -> Size:
-    """Return the given size. Refuse 0, with which ComfyUI keeps proportions not known here."""
-    return numbers.positive("width"), numbers.positive("height")
-
-
 def _to_total_pixels(size: Size, numbers: _Numbers) -> Size:
     pixels = numbers["megapixels"] * 1024 * 1024
     return _times(size, math.sqrt(pixels / max(size[0] * size[1], 1)))
-
-
-def _to_max_dimension(_: Size, numbers: _Numbers) -> Size:
-    return numbers["largest_size"], numbers["largest_size"]
-
-
-def _padded(size: Size, numbers: _Numbers) -> Size:
-    wide = numbers["left"] + numbers["right"]
-    high = numbers["top"] + numbers["bottom"]
-    return size[0] + wide, size[1] + high
-
-
-def _cropped(size: Size, numbers: _Numbers) -> Size:
-    return min(size[0], numbers["width"]), min(size[1], numbers["height"])
 
 
 def _turned(size: Size, numbers: _Numbers) -> Size:
@@ -171,11 +148,12 @@ def _times(size: Size, factor: float) -> Size:
 
 
 _CHANGES: Mapping[str, Callable[[Size, _Numbers], Size]] = {
-    "ImageScaleBy": _scaled,
-    "ImageScale": _to_width_and_height,
+    "ImageScaleBy": lambda size, n: _times(size, n["scale_by"]),
+    # with 0, ComfyUI keeps proportions that are not known here
+    "ImageScale": lambda _, n: (n.positive("width"), n.positive("height")),
     "ImageScaleToTotalPixels": _to_total_pixels,
-    "ImageScaleToMaxDimension": _to_max_dimension,
-    PAD: _padded,
-    "ImageCrop": _cropped,
+    "ImageScaleToMaxDimension": lambda _, n: (n["largest_size"], n["largest_size"]),
+    PAD: lambda size, n: (size[0] + n["left"] + n["right"], size[1] + n["top"] + n["bottom"]),
+    "ImageCrop": lambda size, n: (min(size[0], n["width"]), min(size[1], n["height"])),
     "ImageRotate": _turned,
 }

@@ -26,7 +26,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 # Enough for a service that restarts; after that a waiting user should see the error.
-PATIENCE_S = 10.0
+RETRY_FOR_S = 10.0
 
 ServerOption = Annotated[
     str | None,
@@ -67,10 +67,10 @@ def open_client(
     if a local stack is needed and none is running.
     """
     if server and token:
-        return RestorationClient(server, token, patience_s=PATIENCE_S)
+        return RestorationClient(server, token, retry_for_s=RETRY_FOR_S)
     stack = local_stack()
     url, token = server or stack.url, token or local_token(stack, "local", more_scopes)
-    return RestorationClient(url, token, patience_s=PATIENCE_S)
+    return RestorationClient(url, token, retry_for_s=RETRY_FOR_S)
 
 
 def local_stack() -> StackRecord:

@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
@@ -22,6 +20,7 @@ from pydantic import ValidationError
 
 from restoration.jobs import OutputFormat, Priority
 from restoration.reuse import Reuse
+from serve_app.client.connection import Connection
 from serve_app.client.errors import ApiError, parse
 from serve_app.schemas.batches import (
     BatchItems,
@@ -40,13 +39,7 @@ _CHUNK_BYTES = 64 * 1024
 _ANSWER_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
 
 
-class BatchCalls(ABC):
-    @abstractmethod
-    def _call(self, method: str, path: str, **options: Any) -> httpx.Response: ...
-
-    @abstractmethod
-    def _stream(self, path: str, decoder: Decoder) -> Iterator[str]: ...
-
+class BatchCalls(Connection):
     def submit_batch(
         self,
         photos: Sequence[Path],

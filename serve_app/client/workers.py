@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any
-
-import httpx
-
+from serve_app.client.connection import Connection
 from serve_app.client.errors import parse
 from serve_app.schemas.workers import QueueView, WorkerList, WorkerView
 
 ADMIN = "/api/v1/admin"
 
 
-class WorkerCalls(ABC):
-    @abstractmethod
-    def _call(self, method: str, path: str, **options: Any) -> httpx.Response: ...
-
+class WorkerCalls(Connection):
     def workers(self) -> WorkerList:
         """Return all workers, as of their newest reports."""
         return parse(WorkerList, self._call("GET", f"{ADMIN}/workers"))

@@ -50,7 +50,7 @@ class HttpUsers:
         seed: int,
     ) -> None:
         self._clients = {
-            owner: RestorationClient(stack.record.url, stack.token(owner), patience_s=PATIENCE_S)
+            owner: RestorationClient(stack.record.url, stack.token(owner), retry_for_s=PATIENCE_S)
             for owner in OWNERS
         }
         self._ledger = ledger

@@ -55,8 +55,8 @@ class LiveSite:
         async with asyncio.timeout(CALL_DEADLINE_S):
             return await asyncio.to_thread(run)
 
-    def client(self, patience_s: float = 10.0) -> RestorationClient:
-        return RestorationClient(self.url, self.site.token(), patience_s=patience_s)
+    def client(self, retry_for_s: float = 10.0) -> RestorationClient:
+        return RestorationClient(self.url, self.site.token(), retry_for_s=retry_for_s)
 
 
 @asynccontextmanager

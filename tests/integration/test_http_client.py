@@ -123,7 +123,7 @@ async def test_the_client_comes_back_when_the_queue_has_room() -> None:
     async with open_live_site(max_waiting_jobs=1) as live:
         waiting = await live.site.submit()
         with pytest.raises(ApiError, match="queue_full"):
-            await live.call(lambda client: client.submit(photo()), patience_s=0.5)
+            await live.call(lambda client: client.submit(photo()), retry_for_s=0.5)
         live.app = refused_once = RefusesOnce(live.app)
         await live.stop()
         await live.start()
@@ -226,7 +226,7 @@ async def test_a_photo_is_restored_in_one_call(
     """The answer to the submission is the result; the result of a longer job is fetched."""
     store.data = b"restored"
     if not in_the_answer:
-        monkeypatch.setattr("serve_app.client.submissions._WAITING", {})
+        monkeypatch.setattr("serve_app.client.restorations._WAITING", {})
     async with asyncio.TaskGroup() as group:
         restoring = group.create_task(live.call(lambda client: client.restore(photo())))
         group.create_task(_ended(live, b"restored"))
@@ -241,7 +241,7 @@ async def test_what_was_not_restored_is_an_error(
 ) -> None:
     """A job that ended without a result raises its code, both ways."""
     if not in_the_answer:
-        monkeypatch.setattr("serve_app.client.submissions._WAITING", {})
+        monkeypatch.setattr("serve_app.client.restorations._WAITING", {})
     ending = asyncio.create_task(_ended(live, None))
     with pytest.raises(ApiError) as caught:
         await live.call(lambda client: client.restore(photo()))
@@ -294,7 +294,7 @@ async def test_a_failure_that_took_longer_than_patience_is_tried_again(live: Liv
     await live.stop()
     live.app = LosesTheFirstAnswer(live.app, wait_s=1.2)
     await live.start()
-    job = await live.call(lambda client: client.submit(photo()), patience_s=1.0)
+    job = await live.call(lambda client: client.submit(photo()), retry_for_s=1.0)
     assert list(live.site.jobs.rows) == [job.id]
 
 
@@ -305,7 +305,7 @@ async def test_a_service_lost_late_in_the_wait_costs_no_photo(live: LiveSite, st
     live.app = LosesTheFirstAnswer(live.app)
     await live.start()
     ending = asyncio.create_task(_ended(live, b"restored"))
-    restored = await live.call(lambda client: client.restore(photo()), patience_s=0.0)
+    restored = await live.call(lambda client: client.restore(photo()), retry_for_s=0.0)
     await ending
     assert restored == b"restored"
     assert len(live.site.jobs.rows) == 1
@@ -323,7 +323,7 @@ async def test_a_service_that_is_gone_is_reported_in_time(live: LiveSite) -> Non
     """After its patience the client names the URL that it could not reach."""
     await live.stop()
     with pytest.raises(ApiError, match=live.url) as caught:
-        await live.call(lambda client: client.get(uuid4()), patience_s=0.3)
+        await live.call(lambda client: client.get(uuid4()), retry_for_s=0.3)
     assert (caught.value.code, caught.value.status) == ("unreachable", 0)
     await live.start()
 

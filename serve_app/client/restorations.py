@@ -1,24 +1,31 @@
-"""The calls of the Python client that submit photos and fetch results."""
+"""The client's calls for single jobs: submit, follow, list, cancel, retry, and fetch results."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 from uuid import UUID, uuid4
 
 import httpx
+from pydantic import ValidationError
 
+from restoration.events import JobEvent, Progressed, StateChanged, from_json, is_last
 from restoration.files import write_whole
-from restoration.jobs import OutputFormat, Priority
+from restoration.images import sniff
+from restoration.jobs import JobStatus, OutputFormat, Priority
 from restoration.reuse import Reuse
+from serve_app.client.connection import Connection
 from serve_app.client.errors import ApiError, parse
-from serve_app.schemas.restorations import Restoration
+from serve_app.schemas.restorations import Restoration, RestorationPage, UploadView
+from serve_app.sse import Decoder
 
 API = "/api/v1/restorations"
+POLL_S = 1.0
 _WAIT_S = 60  # the longest wait that the service allows
 _WAITING = {"Prefer": f"wait={_WAIT_S}", "Accept": "image/*, application/json;q=0.5"}
 _WAIT_TIMEOUT = httpx.Timeout(_WAIT_S + 30.0, connect=5.0)
@@ -44,19 +51,7 @@ class SubmissionOptions(TypedDict, total=False):
     reuse: Reuse
 
 
-class SubmissionCalls(ABC):
-    @abstractmethod
-    def _call(self, method: str, path: str, **options: Any) -> httpx.Response: ...
-
-    @abstractmethod
-    def _fetch(self, url: str) -> httpx.Response: ...
-
-    @abstractmethod
-    def get(self, job_id: UUID | str) -> Restoration: ...
-
-    @abstractmethod
-    def wait(self, job_id: UUID | str) -> Restoration: ...
-
+class RestorationCalls(Connection):
     def submit(
         self, photo: Path | bytes | UUID, **options: Unpack[SubmissionOptions]
     ) -> Restoration:
@@ -92,10 +87,79 @@ class SubmissionCalls(ABC):
         write_whole(out, data)
         return job
 
+    def upload(self, photo: Path | bytes) -> UUID:
+        """Send a photo straight to the object store, and return the upload's id for `submit`."""
+        data = _read(photo)
+        asked = {
+            "content_type": sniff(data).value,
+            "size_bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        upload = parse(UploadView, self._call("POST", "/api/v1/uploads", json=asked))
+        self._call_store(upload.method, upload.url, content=data, headers=upload.headers)
+        return upload.id
+
+    def get(self, job_id: UUID | str) -> Restoration:
+        """Return the job as it is now. Raises ApiError."""
+        return parse(Restoration, self._call("GET", f"{API}/{job_id}"))
+
+    def list(self, *statuses: JobStatus, limit: int = 50) -> Iterator[Restoration]:
+        """Yield all jobs, newest first, fetching a page of `limit` at a time.
+
+        With `statuses`, only jobs in one of these.
+        """
+        query = {"limit": limit, "status": [status.value for status in statuses]}
+        page = parse(RestorationPage, self._call("GET", API, params=query))
+        yield from page.restorations
+        while page.next is not None:
+            page = parse(RestorationPage, self._call("GET", page.next))
+            yield from page.restorations
+
+    def cancel(self, job_id: UUID | str) -> Restoration:
+        """Ask for the job to be cancelled, and return it. A running job ends later."""
+        return parse(Restoration, self._call("POST", f"{API}/{job_id}/cancel"))
+
+    def retry(self, job_id: UUID | str) -> Restoration:
+        """Submit a failed or cancelled job again, and return the new job."""
+        return parse(Restoration, self._call("POST", f"{API}/{job_id}/retry"))
+
+    def wait(self, job_id: UUID | str) -> Restoration:
+        """Wait until the job has ended, and return it."""
+        for _ in self.events(job_id):
+            pass
+        return self.get(job_id)
+
+    def events(self, job_id: UUID | str) -> Iterator[JobEvent]:
+        """Yield the job's events; the last one is always its final state.
+
+        When the stream is cut or unavailable, the job itself is polled, and the stream is resumed
+        after the last event that arrived.
+        """
+        decoder = Decoder()
+        while True:
+            decoder = Decoder(decoder.last_id)
+            # `get` raises if the failure is not temporary
+            with suppress(httpx.TransportError, ApiError):
+                for text in self._stream(f"{API}/{job_id}/events", decoder):
+                    try:
+                        event = from_json(text)
+                    except ValidationError:  # of a kind that this version does not know
+                        continue
+                    yield event
+                    if is_last(event):
+                        return
+            job = self.get(job_id)
+            yield StateChanged(job.status, job.attempt)
+            if job.status.is_final:
+                return
+            if job.progress is not None:
+                yield Progressed(job.progress.fraction, job.progress.stage, job.progress.attempt)
+            time.sleep(POLL_S)  # ends with the job; `get` raises if the service stays unreachable
+
     def _result(self, job: Restoration) -> bytes:
         answer = self._call("GET", f"{API}/{job.id}/result")
         if answer.is_redirect:
-            answer = self._fetch(answer.headers["location"])
+            answer = self._call_store("GET", answer.headers["location"])
         return _checked(answer, job.output.sha256 if job.output else "")
 
     def _submit(
@@ -115,7 +179,7 @@ class SubmissionCalls(ABC):
         part: dict[str, tuple[str | None, bytes]] = (
             {"upload_id": (None, str(photo).encode())}
             if isinstance(photo, UUID)
-            else {"image": ("photo", read(photo))}
+            else {"image": ("photo", _read(photo))}
         )
         return self._call(
             "POST",
@@ -127,7 +191,7 @@ class SubmissionCalls(ABC):
         )
 
 
-def read(photo: Path | bytes) -> bytes:
+def _read(photo: Path | bytes) -> bytes:
     """Return the photo's bytes. Raises OSError."""
     return photo if isinstance(photo, bytes) else photo.read_bytes()
 
