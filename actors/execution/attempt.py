@@ -39,9 +39,7 @@ from restoration.engine_port import (
 )
 from restoration.errors import (
     DependencyUnavailable,
-    EngineInterrupted,
     LeaseLost,
-    RestorationError,
 )
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
 from restoration.jobs import Artifact, Job, JobStatus, OutputFormat
@@ -165,14 +163,8 @@ class Execution:
             output = await self._under_lease(attempt)
         except LeaseLost:
             raise
-        except EngineInterrupted:
-            return await self._outcomes.stopped(job)
-        except RestorationError as error:
-            log.warning("attempt_failed", code=error.code, reason=error.message)
+        except Exception as error:  # noqa: BLE001 - a bug ends this attempt, not the worker
             return await self._outcomes.failed(job, error)
-        except Exception:  # a bug ends this attempt, not the worker
-            log.exception("attempt_broke")
-            return await self._outcomes.broke(job)
         return await self._outcomes.succeeded(job, output, attempt.watch.laps_s)
 
     async def _under_lease(self, attempt: _Attempt) -> Artifact:

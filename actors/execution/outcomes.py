@@ -9,14 +9,20 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import ParamSpec
+
+import structlog
 
 from restoration.backoff import backoff_s
-from restoration.errors import DependencyUnavailable, EngineUnavailable, RestorationError
+from restoration.errors import (
+    DependencyUnavailable,
+    EngineInterrupted,
+    EngineUnavailable,
+    RestorationError,
+)
 from restoration.jobs import Artifact, Failure, Job
 from restoration.ports.jobs import WorkerQueue
 
-P = ParamSpec("P")
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,58 +50,59 @@ class Outcomes:
 
     async def succeeded(self, job: Job, output: Artifact, timings_s: Mapping[str, float]) -> Job:
         """Record the stored result, and the seconds of each stage."""
-        return await self._record(self._jobs.succeed, job.ref, output, timings_s)
+        return await self._record(lambda: self._jobs.succeed(job.ref, output, timings_s))
 
     async def stopped(self, job: Job) -> Job:
         """Release the job after a cancellation or a worker's shutdown, without a failure."""
-        return await self._record(self._jobs.release, job.ref, None)
+        return await self._record(lambda: self._jobs.release(job.ref, None))
 
-    async def failed(self, job: Job, error: RestorationError) -> Job:
-        """Release the job for another attempt if the error is transient; otherwise fail it."""
-        failure = Failure.of(error)
-        if isinstance(error, EngineUnavailable | DependencyUnavailable):
-            # Nothing ran, or S3 is unavailable: neither is the job's fault, so it is not charged.
-            delay_s = self._retry.delay_s(job.attempt - 1)
-            return await self._record(self._jobs.release, job.ref, failure, delay_s, charged=False)
-        if error.retryable:
-            return await self._hand_back(job, failure)
-        return await self._record(self._jobs.fail, job.ref, failure)
+    async def failed(self, job: Job, error: Exception) -> Job:
+        """Release the job for another attempt if the error may pass; otherwise fail it.
 
-    async def broke(self, job: Job) -> Job:
-        """Record a bug of the service. Its details are in the log only, not in the job."""
-        failure = Failure(
-            "internal_error", "the attempt failed with an internal error, which was logged"
-        )
-        return await self._hand_back(job, failure)
-
-    async def _hand_back(self, job: Job, failure: Failure) -> Job:
+        An error that is no RestorationError is a bug of the service: its details are logged, and
+        not in the job.
+        """
+        match error:
+            case EngineInterrupted():
+                return await self.stopped(job)
+            case EngineUnavailable() | DependencyUnavailable():
+                # Nothing ran, or S3 is unavailable: neither is the job's fault, so no charge.
+                log.warning("attempt_failed", code=error.code, reason=error.message)
+                failure, delay_s = Failure.of(error), self._retry.delay_s(job.attempt - 1)
+                return await self._record(
+                    lambda: self._jobs.release(job.ref, failure, delay_s, charged=False)
+                )
+            case RestorationError():
+                log.warning("attempt_failed", code=error.code, reason=error.message)
+                failure = Failure.of(error)
+                if not error.retryable:
+                    return await self._record(lambda: self._jobs.fail(job.ref, failure))
+            case _:
+                log.error("attempt_broke", exc_info=error)
+                failure = Failure("internal_error", "the service failed; the attempt was logged")
         delay_s = self._retry.delay_s(job.failed_attempts)
-        return await self._record(self._jobs.release, job.ref, failure, delay_s)
+        return await self._record(lambda: self._jobs.release(job.ref, failure, delay_s))
 
-    async def _record(
-        self, write: Callable[P, Awaitable[Job]], *args: P.args, **kwargs: P.kwargs
-    ) -> Job:
-        """Write an outcome. A cancellation of the caller is raised only after the write."""
-        writing = asyncio.create_task(self._insist(write, *args, **kwargs))
+    async def _record(self, write: Callable[[], Awaitable[Job]]) -> Job:
+        """Write an outcome. Repeat it while Postgres is unavailable, for `record_s` seconds.
+
+        Repeating a committed write whose response was lost is safe: `succeed` is idempotent, and
+        the others then raise LeaseLost. A cancellation of the caller is raised after the write.
+        """
+
+        async def insist() -> Job:
+            deadline = time.monotonic() + self._retry.record_s
+            while True:
+                try:
+                    return await write()
+                except DependencyUnavailable:
+                    if time.monotonic() > deadline:
+                        raise
+                    await asyncio.sleep(self._retry.first_s)
+
+        writing = asyncio.create_task(insist())
         try:
             return await asyncio.shield(writing)
         except asyncio.CancelledError:
             await asyncio.wait({writing})
             raise
-
-    async def _insist(
-        self, write: Callable[P, Awaitable[Job]], *args: P.args, **kwargs: P.kwargs
-    ) -> Job:
-        """Repeat the write while Postgres is unavailable, for `record_s` seconds.
-
-        Repeating a committed write whose response was lost is safe: `succeed` is idempotent, and
-        the others then raise LeaseLost.
-        """
-        deadline = time.monotonic() + self._retry.record_s
-        while True:
-            try:
-                return await write(*args, **kwargs)
-            except DependencyUnavailable:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(self._retry.first_s)
