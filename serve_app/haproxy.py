@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from http import HTTPStatus
 from pathlib import Path
@@ -131,16 +131,13 @@ def local_environment(folder: Path) -> dict[str, str]:
     that no other stack uses.
     """
     files = {variable: str(folder / name) for variable, name in _FILES.items()}
-    ports = dict(zip(_PORTS, map(str, _free_ports(len(_PORTS))), strict=True))
-    return {_BINARY: str(Path(sys.executable).with_name(PROGRAM)), **files, **ports}
-
-
-def _free_ports(count: int) -> Sequence[int]:
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        sockets = [held.enter_context(socket.socket()) for _ in _PORTS]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        free = [str(each.getsockname()[1]) for each in sockets]
+    ports = dict(zip(_PORTS, free, strict=True))
+    return {_BINARY: str(Path(sys.executable).with_name(PROGRAM)), **files, **ports}
 
 
 if __name__ == "__main__":

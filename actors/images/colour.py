@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.images import code_points
-from actors.images.profiles import Matrix, Table, parse, srgb_profile
+from actors.images.profiles import Matrix, Table, from_lab, parse, srgb_profile
 from actors.images.samples import Array8, Array8or16, Calibration, Cicp, IccProfile, Model, Samples
 
 Floats = NDArray[np.float32]
@@ -23,12 +23,16 @@ Floats = NDArray[np.float32]
 # Pixels converted at a time; each takes some 60 bytes of temporary memory.
 _BAND_PIXELS = 2**19
 _DEEP = 65_535
-_D65_XY = (0.3127, 0.3290)
-_SRGB_XY = (*_D65_XY, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
+_SRGB_XY = code_points.PRIMARIES[1]  # of BT.709, which sRGB shares
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
+_LIGHT = np.arange(_DEEP + 1) / _DEEP
+# sRGB's code of each of these levels of linear light (IEC 61966-2-1).
+_SRGB_TABLE: Array8 = np.round(
+    255 * np.where(_LIGHT <= 0.0031308, 12.92 * _LIGHT, 1.055 * _LIGHT ** (1 / 2.4) - 0.055)
+).astype(np.uint8)
 _NO_OPTIMIZATION = 0x0100  # cmsFLAGS_NOOPTIMIZE: the optimization loses shadows of linear samples
 
 
@@ -53,11 +57,10 @@ def to_8_bits(values: Array8or16) -> Array8:
     """Round samples of 16 bits to 8, and return those of 8 bits unchanged."""
     if values.dtype == np.uint8:
         return values.astype(np.uint8, copy=False)
-    return _in_bands(values, _cut)
-
-
-def _cut(band: Array8or16) -> Array8:
-    return ((band.astype(np.uint32) * 255 + _DEEP // 2) // _DEEP).astype(np.uint8)
+    return _in_bands(
+        values,
+        lambda band: ((band.astype(np.uint32) * 255 + _DEEP // 2) // _DEEP).astype(np.uint8),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,15 +201,6 @@ def encode_srgb(light: Floats) -> Array8:
     return _SRGB_TABLE[scaled.astype(np.uint16)]
 
 
-def _srgb_table() -> Array8:
-    light = np.arange(_DEEP + 1) / _DEEP
-    encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    return np.round(encoded * 255).astype(np.uint8)
-
-
-_SRGB_TABLE = _srgb_table()
-
-
 def _lab_to_srgb(band: Array8or16) -> Array8:
     if band.dtype == np.uint8:
         lightness = _f32(band[..., 0]) * np.float32(100 / 255)
@@ -216,8 +210,7 @@ def _lab_to_srgb(band: Array8or16) -> Array8:
         a_b = _f32(band[..., 1:].astype(np.int16)) / np.float32(256)
     y = (lightness + 16) / 116
     f = np.stack([y + a_b[..., 0] / 500, y, y - a_b[..., 1] / 200], axis=-1)
-    ratio = np.where(f > 6 / 29, f**3, (116 * f - 16) * (27 / 24_389))
-    return encode_srgb(_f32(ratio) @ _f32(_D50[:, None] * _xyz_to_srgb()))
+    return encode_srgb(_f32(from_lab(f)) @ _f32(_D50[:, None] * _xyz_to_srgb()))
 
 
 def _in_bands(values: Array8or16, convert: Callable[[Array8or16], Array8]) -> Array8:

@@ -72,7 +72,11 @@ def encode(
         if isinstance(picture, bytes):
             return bare_png(picture, exif)
         return png_of(picture, exif)
-    with _opened(picture) as image:
+    if isinstance(picture, bytes):
+        image: Image.Image = Image.open(io.BytesIO(picture), formats=["PNG"])
+    else:
+        image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
+    with image:
         image.load()
         result = _in_mode(image, "L" if grey else "RGB")
     if alpha is not None:
@@ -98,9 +102,3 @@ def encode(
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     # Without a needless copy, which takes 400 MB for 100 megapixels.
     return image if image.mode == mode else image.convert(mode)
-
-
-def _opened(picture: bytes | NDArray[np.uint8]) -> Image.Image:
-    if isinstance(picture, bytes):
-        return Image.open(io.BytesIO(picture), formats=["PNG"])
-    return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)

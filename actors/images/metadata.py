@@ -24,13 +24,25 @@ _MAX_EXIF_BYTES = 65_000  # a JPEG holds 65,533
 _MAX_ENTRIES = 2_000  # in a directory; cameras write a few hundred at most
 _PREFIX = b"Exif\0\0"
 _KEPT = {
-    *(Base.ImageDescription, Base.Make, Base.Model, Base.Software, Base.DateTime),
-    *(Base.Artist, Base.HostComputer, Base.Copyright),
-    *(Base.XPTitle, Base.XPComment, Base.XPAuthor, Base.XPKeywords, Base.XPSubject),
+    Base.ImageDescription,
+    Base.Make,
+    Base.Model,
+    Base.Software,
+    Base.DateTime,
+    Base.Artist,
+    Base.HostComputer,
+    Base.Copyright,
+    Base.XPTitle,
+    Base.XPComment,
+    Base.XPAuthor,
+    Base.XPKeywords,
+    Base.XPSubject,
 }
 # These describe the upload's pixels, not the result's.
 _OUTDATED = {
-    *(Base.ExifImageWidth, Base.ExifImageHeight, Base.ColorSpace),
+    Base.ExifImageWidth,
+    Base.ExifImageHeight,
+    Base.ColorSpace,
     Base.ExifInteroperabilityOffset,
 }
 _SHORT, _LONG = 3, 4
@@ -130,7 +142,11 @@ def kept_exif(exif: bytes | None) -> bytes | None:
         elif entry.tag in _KEPT and len(entry.value) < _MAX_EXIF_BYTES:
             kept.setdefault(entry.tag, entry)
     below = {tag: _sub_entries(structure, place) for tag, place in pointers.items()}
-    for attempt in (below, _without_maker_note(below)):
+    without_note = {
+        pointer: {tag: entry for tag, entry in entries.items() if tag != Base.MakerNote}
+        for pointer, entries in below.items()
+    }
+    for attempt in (below, without_note):
         if not kept and not any(attempt.values()):
             return None
         data = _written(structure, kept, attempt)
@@ -152,13 +168,6 @@ def _sub_entries(structure: _Structure, start: int) -> dict[int, _Entry]:
                 return found
             found.setdefault(entry.tag, entry)
     return found
-
-
-def _without_maker_note(below: dict[int, dict[int, _Entry]]) -> dict[int, dict[int, _Entry]]:
-    return {
-        pointer: {tag: entry for tag, entry in entries.items() if tag != Base.MakerNote}
-        for pointer, entries in below.items()
-    }
 
 
 def _written(

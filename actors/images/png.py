@@ -35,7 +35,10 @@ def png_of(picture: NDArray[np.uint8] | Image.Image, exif: bytes | None = None) 
     An array has the shape (height, width, channels) with 1, 3 or 4 channels; an image has the mode
     L, RGB or RGBA.
     """
-    height, width, channels = _shape(picture)
+    if isinstance(picture, Image.Image):
+        height, width, channels = picture.height, picture.width, len(picture.getbands())
+    else:
+        height, width, channels = picture.shape
     header = _HEADER.pack(width, height, _DEPTH, _COLOUR_TYPES[channels], 0, 0, 0)
     parts = [SIGNATURE, chunk(b"IHDR", header)]
     if exif is not None:
@@ -47,13 +50,6 @@ def png_of(picture: NDArray[np.uint8] | Image.Image, exif: bytes | None = None) 
         parts.append(chunk(b"IDAT", deflate.compress(band)))
     parts += [chunk(b"IDAT", deflate.flush()), chunk(b"IEND", b"")]
     return b"".join(parts)
-
-
-def _shape(picture: NDArray[np.uint8] | Image.Image) -> tuple[int, int, int]:
-    if isinstance(picture, Image.Image):
-        return picture.height, picture.width, len(picture.getbands())
-    height, width, channels = picture.shape
-    return height, width, channels
 
 
 def _filtered(picture: NDArray[np.uint8] | Image.Image, top: int, bottom: int) -> bytes:

@@ -102,21 +102,15 @@ class ImageProcess:
         self._base_bytes = address_space_bytes()
         lock_down()
         self._send({"ready": True})
-        while self._serve_one():
-            pass
-
-    def _serve_one(self) -> bool:
-        """Answer one request. Return False at end of file."""
-        if (request := self._receive()) is None:
-            return False
-        try:
-            self._send(*self._answer(*request))
-        except InvalidRequest as error:
-            refusal = {"message": error.message, "details": error.details}
-            self._send({"refused": error.code, **refusal})
-        except MemoryError:
-            self._send({"exhausted": True})
-        return True
+        while (request := self._receive()) is not None:
+            try:
+                self._send(*self._answer(*request))
+            except InvalidRequest as error:
+                refusal = {"message": error.message, "details": error.details}
+                self._send({"refused": error.code, **refusal})
+            except MemoryError:
+                self._send({"exhausted": True})
+            del request  # frees the picture before the wait for the next
 
     def _answer(
         self, header: dict[str, Any], parts: Sequence[bytes], pixels: NDArray[np.uint8] | None

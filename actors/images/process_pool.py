@@ -8,23 +8,18 @@ in `actors.images.process`.
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import socket
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
 import structlog
 
 from actors.images.encode import netpbm_header
-from actors.images.messages import SIZE, frame, header_size, parse_header
 from actors.images.process import ProcessLimits
+from actors.images.process_client import Answer, ProcessClient, ProcessLost
 from actors.images.reader import ImageInfo
 from restoration.engine_port import EngineResult, Pixels
 from restoration.errors import (
@@ -50,20 +45,8 @@ log = structlog.get_logger(__name__)
 DEFAULT_PROCESSES = 3
 DEFAULT_CPU_S = 15.0
 _ARGV = (sys.executable, "-P", "-m", "actors.images.process")
-_PACKAGES = Path(__file__).parents[2]
-_ENVIRONMENT = {
-    "PATH": os.defpath,
-    "PYTHONPATH": str(_PACKAGES),
-    "OPENBLAS_NUM_THREADS": "1",
-    # Makes glibc return freed memory at once; otherwise it keeps that of large pictures.
-    "MALLOC_MMAP_THRESHOLD_": str(MEBIBYTE),
-}
 _START_CPU_S = 10.0
-# The main limit is CPU time, which does not depend on the machine's load. Elapsed time bounds a
-# process that waits instead of computing.
-_ELAPSED_A_CPU_S = 10.0
 _MAX_BYTES_A_PIXEL = 5  # of an answer: four channels and an alpha apart, or a PNG that grew
-Answer = tuple[dict[str, Any], list[bytes]]
 _REFUSALS: dict[str, type[InvalidRequest]] = {
     kind.code: kind for kind in (InvalidRequest, UnsupportedImage, BrokenImage, ImageTooLarge)
 }
@@ -120,7 +103,7 @@ class ImageProcessPool:
         self._niceness = niceness
         self._processes = processes
         self._places = FairPlaces(processes, "pictures")
-        self._idle: list[_Process] = []
+        self._idle: list[ProcessClient] = []
         # The kernel kills a process when the thread that started it ends (PR_SET_PDEATHSIG), so
         # this thread lives as long as the pool.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="image-processes")
@@ -246,7 +229,7 @@ class ImageProcessPool:
         return info
 
     @asynccontextmanager
-    async def _process(self, owner: Owner) -> AsyncIterator[_Process]:
+    async def _process(self, owner: Owner) -> AsyncIterator[ProcessClient]:
         """Provide a process for one request. It is ended if the block raises."""
         async with self._places.turn(owner):
             process = await self._idle_or_new()
@@ -257,18 +240,18 @@ class ImageProcessPool:
                 raise
             self._idle.append(process)
 
-    def _discard(self, process: _Process) -> None:
+    def _discard(self, process: ProcessClient) -> None:
         process.end()
         self._starter.submit(process.reap)
 
-    async def _idle_or_new(self) -> _Process:
+    async def _idle_or_new(self) -> ProcessClient:
         while self._idle:
             process = self._idle.pop()
             if process.lives:
                 return process
             self._discard(process)
         loop = asyncio.get_running_loop()
-        starting = loop.run_in_executor(self._starter, _Process, self._argv, self._niceness)
+        starting = loop.run_in_executor(self._starter, ProcessClient, self._argv, self._niceness)
         try:
             process = await asyncio.shield(starting)
         except asyncio.CancelledError:
@@ -286,122 +269,6 @@ class ImageProcessPool:
         return process
 
 
-class ProcessLost(Exception):
-    """A process ended or timed out without an answer.
-
-    `by_picture`: the picture is the cause, as for a timeout or any signal but SIGKILL, which comes
-    from the kernel when memory is short, or from an operator.
-    """
-
-    def __init__(self, status: int | None, elapsed_s: float) -> None:
-        """`status` is Popen's return code, or None if the process took longer than `elapsed_s`."""
-        self.by_picture = status is None or (status < 0 and status != -signal.SIGKILL)
-        if status is None:
-            super().__init__(f"took longer than {elapsed_s:g} s")
-        elif status == -signal.SIGXCPU:
-            super().__init__("exceeded its CPU time limit")
-        elif status < 0:
-            super().__init__(f"crashed ({signal.Signals(-status).name})")
-        else:
-            super().__init__(f"exited ({status})")
-
-
-class _Process:
-    """One image process and its connection. It handles one request at a time."""
-
-    def __init__(self, argv: Sequence[str], niceness: int) -> None:
-        """Start the process; blocks, but not until it is ready. Raises DependencyUnavailable."""
-        self._line, theirs = socket.socketpair()
-        self._line.setblocking(False)
-        with theirs:
-            try:
-                self._process = subprocess.Popen(
-                    argv,
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    cwd="/",
-                    env=_ENVIRONMENT,
-                )
-            except OSError as error:
-                self._line.close()
-                raise DependencyUnavailable(f"cannot start an image process: {error}") from error
-        if niceness:
-            with suppress(ProcessLookupError):
-                os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def lives(self) -> bool:
-        return self._process.poll() is None
-
-    async def ask(
-        self,
-        header: Mapping[str, Any],
-        parts: Sequence[bytes],
-        file: IO[bytes] | None = None,
-        *,
-        cpu_s: float,
-        max_bytes: int,
-    ) -> Answer:
-        """Send a request with the open `file`, and return the first answer. Raises ProcessLost."""
-        loop = asyncio.get_running_loop()
-        first = frame(header, parts)
-        async with self._within(cpu_s):
-            if file is not None:
-                sent = socket.send_fds(self._line, [first], [file.fileno()])
-                first = first[sent:]
-            for data in [first, *parts]:
-                await loop.sock_sendall(self._line, data)
-        return await self.answer(cpu_s, max_bytes)
-
-    async def answer(self, cpu_s: float, max_bytes: int) -> Answer:
-        """Return the next answer. Its parts have at most `max_bytes`. Raises ProcessLost."""
-        async with self._within(cpu_s):
-            size = header_size(await self._exactly(SIZE.size))
-            header, sizes = parse_header(await self._exactly(size), max_bytes)
-            return header, [await self._exactly(size) for size in sizes]
-
-    @asynccontextmanager
-    async def _within(self, cpu_s: float) -> AsyncIterator[None]:
-        """Limit the elapsed time, and convert errors to ProcessLost."""
-        elapsed_s = cpu_s * _ELAPSED_A_CPU_S
-        try:
-            async with asyncio.timeout(elapsed_s):
-                yield
-        except TimeoutError:
-            raise ProcessLost(None, elapsed_s) from None
-        except (OSError, ValueError) as error:
-            raise ProcessLost(await self._status(), elapsed_s) from error
-
-    async def _exactly(self, size: int) -> bytes:
-        data, filled = bytearray(size), 0
-        loop = asyncio.get_running_loop()
-        while filled < size:
-            got = await loop.sock_recv_into(self._line, memoryview(data)[filled:])
-            if not got:
-                raise ConnectionError("the process closed the connection")
-            filled += got
-        return bytes(data)
-
-    async def _status(self) -> int:
-        """Return the exit status of a process that closed its connection; 0 if it still runs."""
-        try:
-            return await asyncio.to_thread(self._process.wait, 1)
-        except subprocess.TimeoutExpired:
-            return 0
-
-    def end(self) -> None:
-        """Kill the process. Call `reap`, which blocks, afterwards on another thread."""
-        self._line.close()
-        self._process.kill()
-
-    def reap(self) -> None:
-        self._process.wait()
-
-
-def _end_started(starting: asyncio.Future[_Process]) -> None:
+def _end_started(starting: asyncio.Future[ProcessClient]) -> None:
     if not starting.cancelled() and starting.exception() is None:
         starting.result().end()

@@ -11,6 +11,7 @@ import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,21 +76,24 @@ def parse(data: bytes, space: bytes) -> Matrix | Table | None:
 
 
 def _parse(data: bytes, space: bytes) -> Matrix | Table | None:
-    size, _, version, kind, found, pcs, _, signature, _, _ = _HEADER.unpack_from(data)
+    size, _, _, kind, found, pcs, _, signature, _, _ = _HEADER.unpack_from(data)
     if signature != b"acsp" or found != space or kind not in _CLASSES or size > len(data):
         return None
     tags = _tags(data)
     for name in (b"A2B0", b"A2B1", b"A2B2"):
         if name in tags and _is_usable_table(tags[name], _CHANNELS[space]):
-            return Table(_rebuilt(data, version, {b"A2B0": tags[name], **_white(tags)}))
+            white: Tags = {name: tags[name] for name in (b"wtpt", b"chad") if name in tags}
+            return Table(_rebuilt(data, {b"A2B0": tags[name], **white}))
     if space == b"GRAY" and pcs in {b"XYZ ", b"Lab "}:
         curve = _curve(tags[b"kTRC"]) if b"kTRC" in tags else None
         if curve is None:
             return None
         return Matrix((_from_lightness(curve) if pcs == b"Lab " else curve,), np.ones((1, 3)))
-    if space == b"RGB " and pcs == b"XYZ ":
-        return _matrix(tags)
-    return None
+    names = [(b"rTRC", b"rXYZ"), (b"gTRC", b"gXYZ"), (b"bTRC", b"bXYZ")]
+    if space != b"RGB " or pcs != b"XYZ " or any(n not in tags for pair in names for n in pair):
+        return None
+    primaries = np.array([_xyz(tags[xyz]) for _, xyz in names])
+    return Matrix(tuple(_curve(tags[trc]) for trc, _ in names), primaries)
 
 
 def _tags(data: bytes) -> Tags:
@@ -104,18 +108,6 @@ def _tags(data: bytes) -> Tags:
     return tags
 
 
-def _matrix(tags: Tags) -> Matrix | None:
-    names = [(b"rTRC", b"rXYZ"), (b"gTRC", b"gXYZ"), (b"bTRC", b"bXYZ")]
-    if any(name not in tags for pair in names for name in pair):
-        return None
-    primaries = np.array([_xyz(tags[xyz]) for _, xyz in names])
-    return Matrix(tuple(_curve(tags[trc]) for trc, _ in names), primaries)
-
-
-def _white(tags: Tags) -> Tags:
-    return {name: tags[name] for name in (b"wtpt", b"chad") if name in tags}
-
-
 def _xyz(tag: bytes) -> list[float]:
     kind, *values = struct.unpack_from(">4s4x3i", tag)
     if kind != b"XYZ ":
@@ -124,15 +116,10 @@ def _xyz(tag: bytes) -> list[float]:
 
 
 def _curve(tag: bytes) -> Curve:
-    match tag[:4]:
-        case b"curv":
-            return _sampled_curve(tag)
-        case b"para":
-            return _parametric_curve(tag)
-    raise _Unusable
-
-
-def _sampled_curve(tag: bytes) -> Curve:
+    if tag[:4] == b"para":
+        return _parametric_curve(tag)
+    if tag[:4] != b"curv":
+        raise _Unusable
     (count,) = struct.unpack_from(">I", tag, 8)
     if count == 0:
         return lambda v: v
@@ -183,11 +170,12 @@ def _parametric_curve(tag: bytes) -> Curve:
 def _from_lightness(curve: Curve) -> Curve:
     """Convert a curve to L*, of a grey profile whose PCS is Lab, to a curve to linear light."""
 
-    def light(v: NDArray[np.float64]) -> NDArray[np.float64]:
-        f = (curve(v) * 100 + 16) / 116
-        return np.where(f > 6 / 29, f**3, (116 * f - 16) * (27 / 24_389))
+    return lambda v: from_lab((curve(v) * 100 + 16) / 116)
 
-    return light
+
+def from_lab(f: NDArray[Any]) -> NDArray[Any]:
+    """Return X, Y or Z in relation to white. `f` is its function in CIELab (ISO/CIE 11664-4)."""
+    return np.where(f > 6 / 29, f**3, (116 * f - 16) * (27 / 24_389))
 
 
 def _is_usable_table(tag: bytes, channels: int) -> bool:
@@ -201,7 +189,7 @@ def _is_usable_table(tag: bytes, channels: int) -> bool:
     return min(steps) >= 2 and math.prod(steps) <= _MAX_NODES
 
 
-def _rebuilt(data: bytes, version: int, tags: Tags) -> bytes:
+def _rebuilt(data: bytes, tags: Tags) -> bytes:
     """Return a profile with the header of `data` and only these tags."""
     table, body, start = b"", b"", _HEADER_BYTES + 4 + _TAG.size * len(tags)
     for name, content in tags.items():

@@ -34,10 +34,22 @@ _READERS: dict[ImageType, Callable[[bytes, UploadLimits, OnSize], Samples]] = {
 
 # imagecodecs imports each codec's module on first use.
 _CODECS = (
-    *("avif_decode", "cms_transform", "jpeg8_decode", "png_decode", "webp_decode"),
-    *("bitorder_decode", "ccittfax3_decode", "ccittfax4_decode", "ccittrle_decode"),
-    *("delta_decode", "jpeg_decode", "lzw_decode", "packbits_decode", "packints_decode"),
-    *("zlib_decode", "zstd_decode"),
+    "avif_decode",
+    "bitorder_decode",
+    "ccittfax3_decode",
+    "ccittfax4_decode",
+    "ccittrle_decode",
+    "cms_transform",
+    "delta_decode",
+    "jpeg8_decode",
+    "jpeg_decode",
+    "lzw_decode",
+    "packbits_decode",
+    "packints_decode",
+    "png_decode",
+    "webp_decode",
+    "zlib_decode",
+    "zstd_decode",
 )
 
 
@@ -105,22 +117,21 @@ def read(
     kind = sniff(data)
     try:
         samples = _READERS[kind](data, limits, on_size)
-        return _normalised(kind, samples, keep_metadata=keep_metadata)
+        pixels = _upright(to_srgb(samples), samples.orientation)
+        first = pixels[:, :, 0]
+        if all(np.array_equal(first, pixels[:, :, n]) for n in range(1, pixels.shape[2])):
+            pixels = np.ascontiguousarray(first)[:, :, None]
+        alpha = None
+        if samples.alpha is not None:
+            alpha = _upright(to_8_bits(samples.alpha), samples.orientation)
+            if (alpha == 255).all():
+                alpha = None
+        exif = kept_exif(samples.exif) if keep_metadata else None
+        return NormalisedImage(kind, pixels, alpha, exif)
     except (InvalidRequest, MemoryError):
         raise
     except Exception as error:  # decoders raise any type, such as TypeError and KeyError
         raise BrokenImage(f"the image cannot be decoded: {error}") from error
-
-
-def _normalised(kind: ImageType, samples: Samples, *, keep_metadata: bool) -> NormalisedImage:
-    pixels = _upright(to_srgb(samples), samples.orientation)
-    alpha = None
-    if samples.alpha is not None:
-        alpha = _upright(to_8_bits(samples.alpha), samples.orientation)
-        if (alpha == 255).all():
-            alpha = None
-    exif = kept_exif(samples.exif) if keep_metadata else None
-    return NormalisedImage(kind, _in_one_channel_if_grey(pixels), alpha, exif)
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -132,12 +143,3 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     if orientation in {3, 4, 7, 8}:
         pixels = pixels[::-1]
     return np.ascontiguousarray(pixels)
-
-
-def _in_one_channel_if_grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if pixels.shape[2] == 1:
-        return pixels
-    first = pixels[:, :, 0]
-    if not all(np.array_equal(first, pixels[:, :, n]) for n in (1, 2)):
-        return pixels
-    return np.ascontiguousarray(first)[:, :, None]

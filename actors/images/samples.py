@@ -66,3 +66,15 @@ class Samples:
     colours: Colours = None
     orientation: int = 1
     exif: bytes | None = None
+
+
+def split_alpha(values: Array8or16) -> tuple[Array8or16, Array8or16 | None]:
+    """Split samples of one to four channels into the colours, with a channel axis, and the alpha.
+
+    Samples without an alpha may have the shape (height, width).
+    """
+    if values.ndim == 2:
+        return values[:, :, None], None
+    if values.shape[2] in {2, 4}:
+        return values[:, :, :-1], values[:, :, -1]
+    return values, None

@@ -102,7 +102,12 @@ class OwnedHost:
         await self.stop()
         await self.clear(RUNS_FOLDER)  # left by a predecessor that was killed
         try:
-            process = await self._launch(probe)
+            process = await EngineProcess.start(self._command, on_line=self._on_line)
+            try:
+                await process.wait_ready(probe, self._start_timeout_s)
+            except BaseException:
+                await process.stop(grace_s=0)
+                raise
         except EngineUnavailable as error:
             await asyncio.to_thread(_note, self._command.base_dir, error.message)
             raise
@@ -125,16 +130,7 @@ class OwnedHost:
     async def clear(self, folder: str) -> None:
         for side in ("input", "output"):
             path = self._command.base_dir / side / folder
-            await asyncio.to_thread(_remove, path)
-
-    async def _launch(self, probe: Probe) -> EngineProcess:
-        process = await EngineProcess.start(self._command, on_line=self._on_line)
-        try:
-            await process.wait_ready(probe, self._start_timeout_s)
-        except BaseException:
-            await process.stop(grace_s=0)
-            raise
-        return process
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
     async def _watch(self, process: EngineProcess) -> str:
         how = str(await process.exited())
@@ -172,11 +168,6 @@ class AttachedHost:
     def executes(self, log_context: Mapping[str, str | int]) -> None: ...
 
     async def clear(self, folder: str) -> None: ...
-
-
-def _remove(path: Path) -> None:
-    """Delete a tree, ignoring errors."""
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def _note(base_dir: Path, failure: str | None) -> None:

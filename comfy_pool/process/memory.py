@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -17,12 +18,8 @@ def resident_bytes(pid: int) -> int:
     """
     if sys.platform != "linux":
         return 0
-    page_bytes = os.sysconf("SC_PAGE_SIZE")
-    return page_bytes * sum(map(_resident_pages, [pid, *descendants(pid)]))
-
-
-def _resident_pages(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:  # the process has ended
-        return 0
+    pages = 0
+    for each in (pid, *descendants(pid)):
+        with contextlib.suppress(OSError):  # the process has ended
+            pages += int(Path(f"/proc/{each}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

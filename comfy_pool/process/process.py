@@ -81,14 +81,12 @@ class EngineCommand:
         models = self.base_dir / "models"
         models.unlink(missing_ok=True)
         models.symlink_to(self.models_dir.absolute())
-        self._link_nodes(self.base_dir / "custom_nodes")
-
-    def _link_nodes(self, folder: Path) -> None:
-        for link in filter(Path.is_symlink, folder.iterdir()):
+        custom_nodes = self.base_dir / "custom_nodes"
+        for link in filter(Path.is_symlink, custom_nodes.iterdir()):
             link.unlink()
         for nodes in self.nodes:
-            (folder / nodes.name).symlink_to(nodes.absolute())
-        (folder / "comfy-restore").symlink_to(NODES)
+            (custom_nodes / nodes.name).symlink_to(nodes.absolute())
+        (custom_nodes / "comfy-restore").symlink_to(NODES)
 
     def program(self) -> Program:
         """Return the program, with the variables of `comfy_pool.nodes` in its environment."""
@@ -119,27 +117,21 @@ class EngineLog:
 
     def drain(self, pipe: IO[bytes]) -> None:
         """Read lines until the last writer has closed the pipe."""
-        with contextlib.closing(self._open_file()) as file:
+        file = logging.handlers.RotatingFileHandler(
+            self._path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True
+        )
+        with contextlib.closing(file):
+            file.doRollover()
             while raw := pipe.readline(_LINE_BYTES):
                 # Of a progress bar that redraws itself, keep the text that a terminal would show.
                 line = raw.decode(errors="replace").rstrip().rpartition("\r")[2]
                 self._last.append(line)
                 file.handle(logging.makeLogRecord({"msg": line}))
-                self._hand_on(line)
-
-    def _open_file(self) -> logging.Handler:
-        file = logging.handlers.RotatingFileHandler(
-            self._path, maxBytes=_LOG_BYTES, backupCount=1, encoding="utf-8", delay=True
-        )
-        file.doRollover()
-        return file
-
-    def _hand_on(self, line: str) -> None:
-        if self._on_line is not None:
-            try:
-                self._on_line(line)
-            except Exception:  # an error of the listener must not stop the draining
-                log.exception("engine_listener_failed")
+                try:
+                    if self._on_line is not None:
+                        self._on_line(line)
+                except Exception:  # an error of the listener must not stop the draining
+                    log.exception("engine_listener_failed")
 
 
 class EngineProcess:

@@ -76,8 +76,18 @@ async def acquire_slot(
             if lease := _try_lease(lock_dir, base_port + index):
                 return Slot(index, base_port + index, devices, lease)
         raise EngineUnavailable(f"all {max_slots} engine slots of this node are in use")
-    lease = await _wait_for_lease(lock_dir, base_port + number, timeout_s)
-    return Slot(number, base_port + number, devices, lease)
+    port = base_port + number
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not (lease := _try_lease(lock_dir, port)):  # noqa: ASYNC110 # no event signals it
+                await asyncio.sleep(_RETRY_S)
+    except TimeoutError:
+        raise EngineUnavailable(
+            f"port {port} is still in use after {timeout_s:g} s, by the previous engine or "
+            "another program",
+            port=port,
+        ) from None
+    return Slot(number, port, devices, lease)
 
 
 def physical_index(gpu_ids: Sequence[int | str]) -> int | None:
@@ -115,18 +125,3 @@ def _try_lease(lock_dir: Path, port: int) -> IO[bytes] | None:
                 undo.pop_all()
                 return lease
     return None
-
-
-async def _wait_for_lease(lock_dir: Path, port: int, timeout_s: float) -> IO[bytes]:
-    try:
-        async with asyncio.timeout(timeout_s):
-            while True:
-                if lease := _try_lease(lock_dir, port):
-                    return lease
-                await asyncio.sleep(_RETRY_S)  # no event signals the release of a lock or port
-    except TimeoutError:
-        raise EngineUnavailable(
-            f"port {port} is still in use after {timeout_s:g} s, by the previous engine or "
-            "another program",
-            port=port,
-        ) from None

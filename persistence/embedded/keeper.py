@@ -1,6 +1,7 @@
-"""Supervise one service: start, readiness, liveness, restart and stop.
+"""Supervise one service: start, readiness, liveness, and stop.
 
-One thread does all of this. Requests arrive as flags and an event that stays set, so none is lost.
+One thread does all of this. The request to stop is a flag and an event that stays set, so that it
+is not lost.
 """
 
 from __future__ import annotations
@@ -52,10 +53,8 @@ class Keeper:
         self._life_over = threading.Event()  # the process has ended, or must end
         self._changed = threading.Condition()  # guards all attributes below
         self._stop_asked = False
-        self._restart_asked = False
+        self._was_ready = False
         self._process: LoggedProcess | None = None
-        self._life = 0
-        self._ready_life = 0
         self._failures = 0  # failed processes in a row
         self._last_failure = "no attempt has ended yet"
 
@@ -73,28 +72,15 @@ class Keeper:
         with self._changed:
             self._changed.wait_for(
                 lambda: (
-                    self._ready_life > 0
+                    self._was_ready
                     or self._stop_asked
                     or self._failures >= self._pace.start_attempts
                 ),
                 self.service.start_timeout_s,
             )
-            self._demand_ready(life=1)
-
-    def restart(self) -> None:
-        """Shut down the process and wait until a new one is ready.
-
-        Raises DependencyUnavailable if it does not become ready in time.
-        """
-        with self._changed:
-            wanted = self._life + 1
-            self._restart_asked = True
-            self._life_over.set()
-            self._changed.wait_for(
-                lambda: self._ready_life >= wanted or self._stop_asked,
-                self.service.grace_s + self.service.start_timeout_s,
-            )
-            self._demand_ready(life=wanted)
+            if not self._was_ready:
+                why = "it was stopped" if self._stop_asked else self._last_failure
+                raise DependencyUnavailable(f"{self.service.name} did not become ready: {why}")
 
     def stop(self) -> None:
         """Stop the service and wait until its process has ended. Idempotent."""
@@ -105,13 +91,12 @@ class Keeper:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _demand_ready(self, life: int) -> None:
-        if self._ready_life < life:
-            why = "it was stopped" if self._stop_asked else self._last_failure
-            raise DependencyUnavailable(f"{self.service.name} did not become ready: {why}")
-
     def _keep(self) -> None:
-        while self._next_life_begins():
+        while True:
+            with self._changed:
+                if self._stop_asked:
+                    return
+                self._life_over.clear()
             began = time.monotonic()
             try:
                 failure = self._live()
@@ -120,13 +105,6 @@ class Keeper:
                 failure = str(error)
             if failure is not None:
                 self._back_off(failure, lasted_s=time.monotonic() - began)
-
-    def _next_life_begins(self) -> bool:
-        with self._changed:
-            self._life_over.clear()
-            self._restart_asked = False
-            self._life += 1
-            return not self._stop_asked
 
     def _live(self) -> str | None:
         """Run one process, from `prepare` to its end. Return the reason if it failed, else None."""
@@ -142,9 +120,16 @@ class Keeper:
         self._publish(process)
         try:
             if self._gets_ready():
-                self._announce_ready(process)
+                logger.info("service %s is ready, pid %d", self.service.name, process.pid)
+                with self._changed:
+                    self._was_ready = True
+                    self._changed.notify_all()
                 self._watch()
-            return self._failure(process)
+            with self._changed:
+                if self._stop_asked:
+                    return None
+            how = process.exit or "does not respond"
+            return f"it {how}; the end of {self.log_path}:\n{process.log_tail()}"
         finally:
             process.end(self.service.grace_s)
             self._publish(None)
@@ -166,29 +151,16 @@ class Keeper:
                 return
             missed = 0 if self.service.probe() else missed + 1
 
-    def _failure(self, process: LoggedProcess) -> str | None:
-        with self._changed:
-            if self._stop_asked or self._restart_asked:
-                return None
-        how = process.exit or "does not respond"
-        return f"it {how}; the end of {self.log_path}:\n{process.log_tail()}"
-
     def _back_off(self, failure: str, lasted_s: float) -> None:
         logger.warning("service %s failed: %s", self.service.name, failure)
         with self._changed:
             self._failures = 1 if lasted_s >= self._pace.steady_s else self._failures + 1
             self._last_failure = failure
             wait_s = self._pace.backoff_s(self._failures)
-            if not (self._stop_asked or self._restart_asked):
+            if not self._stop_asked:
                 self._life_over.clear()
             self._changed.notify_all()
         self._life_over.wait(wait_s)
-
-    def _announce_ready(self, process: LoggedProcess) -> None:
-        logger.info("service %s is ready, pid %d", self.service.name, process.pid)
-        with self._changed:
-            self._ready_life = self._life
-            self._changed.notify_all()
 
     def _publish(self, process: LoggedProcess | None) -> None:
         with self._changed:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Literal, Self
 
 from persistence.embedded import postgres, seaweed, valkey
@@ -73,54 +73,26 @@ class LocalServices:
             state = stack.enter_context(StateDir.locked(self._state_dir))
             for server in (postgres, valkey, seaweed):
                 server.reserve(state)
-            services = [
-                replace(service, env={**service.env, **self._environ})
-                for service in (*self._chosen(state), *(build(state) for build in self._extra))
-            ]
-            self.urls = _urls(state)
+            builders: dict[Role, Callable[[StateDir], Service]] = {
+                "postgres": partial(postgres.service, programs=self._postgres_programs),
+                "redis": valkey.service,
+                "s3": seaweed.service,
+            }
+            chosen = [build for role, build in builders.items() if role in self._only]
+            services = [build(state) for build in [*chosen, *self._extra]]
+            services = [replace(each, env={**each.env, **self._environ}) for each in services]
+            self.urls = ServiceUrls(
+                database_url=postgres.url(state),
+                redis_url=valkey.url(state),
+                s3_endpoint_url=seaweed.endpoint_url(state),
+                s3_access_key=state.secret("s3-access-key"),
+                s3_secret_key=state.secret("s3-secret-key"),
+                s3_bucket=seaweed.BUCKET,
+            )
             self.supervisor = Supervisor(services, state.log_path, self._pace)
             stack.enter_context(self.supervisor)
             self._held = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._held.__exit__(kind, error, traceback)
-
-    def _chosen(self, state: StateDir) -> list[Service]:
-        builders: dict[Role, Callable[[StateDir], Service]] = {
-            "postgres": partial(postgres.service, programs=self._postgres_programs),
-            "redis": valkey.service,
-            "s3": seaweed.service,
-        }
-        return [build(state) for role, build in builders.items() if role in self._only]
-
-    def restart(self, name: str) -> None:
-        """Shut down one service and wait until it is ready again."""
-        self.supervisor.restart(name)
-
-    def pid(self, name: str) -> int | None:
-        """Return the pid of the service's process, or None while none runs."""
-        return self.supervisor.pid(name)
-
-    def answers(self, name: str) -> bool:
-        """Probe the service and return whether it works. Takes at most a few seconds."""
-        return self.supervisor.answers(name)
-
-    def log_path(self, name: str) -> Path:
-        return self.supervisor.log_path(name)
-
-
-def _urls(state: StateDir) -> ServiceUrls:
-    return ServiceUrls(
-        database_url=postgres.url(state),
-        redis_url=valkey.url(state),
-        s3_endpoint_url=seaweed.endpoint_url(state),
-        s3_access_key=state.secret("s3-access-key"),
-        s3_secret_key=state.secret("s3-secret-key"),
-        s3_bucket=seaweed.BUCKET,
-    )
+    def __exit__(self, *exc: object) -> None:
+        self._held.close()

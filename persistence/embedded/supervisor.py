@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Self
 
 from persistence.embedded.keeper import Keeper, Pace
@@ -50,10 +50,6 @@ class Supervisor:
             for keeper in self._keepers.values():
                 stack.callback(keeper.stop)
 
-    def restart(self, name: str) -> None:
-        """Shut down one service and wait until it is ready again."""
-        self._keepers[name].restart()
-
     def pid(self, name: str) -> int | None:
         """Return the pid of the service's process, or None while none runs."""
         return self._keepers[name].pid
@@ -69,12 +65,7 @@ class Supervisor:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
 

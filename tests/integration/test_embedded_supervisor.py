@@ -170,16 +170,6 @@ def test_a_few_missed_probes_are_forgiven(tmp_path: Path) -> None:
         assert running.pid("a") == old
 
 
-def test_restart_returns_when_ready_again(tmp_path: Path) -> None:
-    """A restart stops the process in order, and returns when the new one answers."""
-    with supervisor(tmp_path, tiny(tmp_path, "a"), tiny(tmp_path, "b")) as running:
-        old = running.pid("a")
-        running.restart("a")
-        assert running.pid("a") not in (None, old)
-        assert running.answers("a")
-    assert journal(tmp_path)[1:4] == ["b starts", "a stops", "a starts"]
-
-
 def test_what_will_not_stop_is_killed_with_its_children(tmp_path: Path) -> None:
     """After the grace period all descendants are killed, also those that left the session."""
     script = (

@@ -10,7 +10,16 @@ from actors.images.formats.isobmff import Primary, primary
 from actors.images.formats.jpeg import scaled
 from actors.images.formats.tiff import straight
 from actors.images.profiles import check_profile_size
-from actors.images.samples import Array8or16, Cicp, Colours, IccProfile, Model, OnSize, Samples
+from actors.images.samples import (
+    Array8or16,
+    Cicp,
+    Colours,
+    IccProfile,
+    Model,
+    OnSize,
+    Samples,
+    split_alpha,
+)
 from restoration.errors import BrokenImage, UnsupportedImage
 from restoration.images import UploadLimits, check_dimensions
 
@@ -39,12 +48,9 @@ def read_heic(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
     on_size(found.width, found.height)
     file = pi_heif.open_heif(data, convert_hdr_to_8bit=False)
     image = file[file.primary_index]
-    values = np.array(image)  # a copy, because the decoder's memory is freed with `file`
-    if values.ndim == 2:
-        values = values[:, :, None]
-    bands = image.mode.partition(";")[0]
-    colours, alpha = _split(values)
-    if alpha is not None and bands.endswith("a"):
+    # a copy, because the decoder's memory is freed with `file`
+    colours, alpha = split_alpha(np.array(image))
+    if alpha is not None and image.mode.partition(";")[0].endswith("a"):  # premultiplied
         colours = straight(colours, alpha)
     return _samples(found, colours, alpha, orientation=1)
 
@@ -57,13 +63,11 @@ def read_avif(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
             "AVIF with a clean aperture (clap) is not supported; crop the image and save it again"
         )
     values = imagecodecs.avif_decode(data, numthreads=1)
-    if values.ndim == 2:
-        values = values[:, :, None]
     if values.shape[:2] != (found.height, found.width):
         raise BrokenImage("the image cannot be decoded: its size differs from its header")
     if values.dtype == np.uint16:
         values = scaled(values, found.bits)
-    colours, alpha = _split(values)
+    colours, alpha = split_alpha(values)
     return _samples(found, colours, alpha, _ORIENTATIONS[found.turns, found.mirror])
 
 
@@ -75,25 +79,14 @@ def _checked(data: bytes, limits: UploadLimits) -> Primary:
     return found
 
 
-def _split(values: Array8or16) -> tuple[Array8or16, Array8or16 | None]:
-    channels = values.shape[2]
-    if channels in {2, 4}:
-        return values[:, :, : channels - 1], values[:, :, -1]
-    return values, None
-
-
 def _samples(
     found: Primary, values: Array8or16, alpha: Array8or16 | None, orientation: int
 ) -> Samples:
-    model = Model.GREY if values.shape[2] == 1 else Model.RGB
-    return Samples(values, model, alpha, _colours(found), orientation, found.exif)
-
-
-def _colours(found: Primary) -> Colours:
-    """Return the colours, without the matrix and range of `nclx`, which the decoders applied."""
+    colours: Colours = None
     if found.icc is not None:
-        return IccProfile(found.icc)
-    if found.nclx is None or _UNSPECIFIED in found.nclx[:2]:
-        return None
-    primaries, transfer, _, _ = found.nclx
-    return Cicp(primaries, transfer)
+        colours = IccProfile(found.icc)
+    elif found.nclx is not None and _UNSPECIFIED not in found.nclx[:2]:
+        primaries, transfer, _, _ = found.nclx  # the decoders have applied the matrix and range
+        colours = Cicp(primaries, transfer)
+    model = Model.GREY if values.shape[2] == 1 else Model.RGB
+    return Samples(values, model, alpha, colours, orientation, found.exif)

@@ -35,7 +35,6 @@ class Primary:
     right.
     """
 
-    type: bytes
     width: int
     height: int
     bits: int
@@ -79,16 +78,15 @@ def _primary(data: bytes) -> Primary:
     width, height = struct.unpack_from(">II", found[b"ispe"], _FULL)
     nclx, icc = _colours(content for name, content in mine if name == b"colr")
     return Primary(
-        kind,
-        width,
-        height,
-        _bits(meta, found),
-        nclx,
-        icc,
-        found[b"irot"][0] & 3 if b"irot" in found else 0,
-        found[b"imir"][0] & 1 if b"imir" in found else None,
-        b"clap" in found,
-        _exif(meta, data),
+        width=width,
+        height=height,
+        bits=_bits(meta, found),
+        nclx=nclx,
+        icc=icc,
+        turns=found[b"irot"][0] & 3 if b"irot" in found else 0,
+        mirror=found[b"imir"][0] & 1 if b"imir" in found else None,
+        is_cropped=b"clap" in found,
+        exif=_exif(meta, data),
     )
 
 

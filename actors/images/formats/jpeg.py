@@ -65,7 +65,9 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
     model = {1: Model.GREY, 3: Model.RGB, 4: Model.CMYK}[len(file.components)]
     if model is Model.CMYK and file.adobe:  # Adobe stores inverted inks
         values = np.iinfo(values.dtype).max - values
-    profile = _profile(file)
+    numbers = range(1, file.icc_count + 1)
+    complete = all(number in file.icc for number in numbers)
+    profile = b"".join(file.icc[number] for number in numbers) if complete else b""
     return Samples(
         values.reshape(file.height, file.width, -1),
         model,
@@ -202,10 +204,3 @@ def _check_whole(file: _File, values: Array8or16) -> None:
         )
     ):
         raise BrokenImage("the image cannot be decoded: a part of the file is missing")
-
-
-def _profile(file: _File) -> bytes | None:
-    numbers = range(1, file.icc_count + 1)
-    if not file.icc or any(number not in file.icc for number in numbers):
-        return None
-    return b"".join(file.icc[number] for number in numbers)

@@ -5,14 +5,22 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import imagecodecs
 
 from actors.images.metadata import orientation_of
 from actors.images.png import SIGNATURE, chunk
 from actors.images.profiles import MAX_PROFILE_BYTES, check_profile_size
-from actors.images.samples import Calibration, Cicp, Colours, IccProfile, Model, OnSize, Samples
+from actors.images.samples import (
+    Calibration,
+    Cicp,
+    Colours,
+    IccProfile,
+    Model,
+    OnSize,
+    Samples,
+    split_alpha,
+)
 from restoration.errors import BrokenImage, UnsupportedImage
 from restoration.images import UploadLimits, check_dimensions
 
@@ -23,14 +31,9 @@ _GAMMA_OF_SRGB = range(45_000, 46_001)
 _MAX_CHUNKS = 500_000
 
 
-@dataclass(slots=True)
-class _File:
-    kept: list[bytes] = field(default_factory=lambda: [SIGNATURE])
-    found: dict[bytes, bytes] = field(default_factory=dict)  # the first of each other chunk
-
-
 def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
-    file = _File()
+    pixels = [SIGNATURE]  # the chunks for the decoder
+    found = dict[bytes, bytes]()  # the first of each other chunk
     size: tuple[int, int] | None = None
     for name, content, whole in _chunks(data):
         if name in _PIXELS:
@@ -38,7 +41,7 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
                 width, height = struct.unpack_from(">II", content)
                 size = (width, height)
                 check_dimensions(*size, limits)
-            file.kept.append(whole)
+            pixels.append(whole)
         elif name == b"CgBI":
             raise UnsupportedImage(
                 "the PNG is in Apple's format for iOS apps (CgBI); convert it to a standard PNG"
@@ -50,24 +53,15 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
                 "the file contains more than one image; send each image in its own file"
             )
         else:
-            file.found.setdefault(name, content)
+            found.setdefault(name, content)
     if size is None:
         raise BrokenImage("the image cannot be decoded: its header is missing")
     on_size(*size)
-    values = imagecodecs.png_decode(b"".join([*file.kept, chunk(b"IEND", b"")]))
-    if values.ndim == 2:
-        values = values[:, :, None]
-    channels = values.shape[2]
-    alpha = values[:, :, -1] if channels in {2, 4} else None
-    exif = file.found.get(b"eXIf")
-    return Samples(
-        values[:, :, : channels - 1] if alpha is not None else values,
-        Model.GREY if channels < 3 else Model.RGB,
-        alpha,
-        _colours(file.found),
-        orientation_of(exif),
-        exif,
-    )
+    decoded = imagecodecs.png_decode(b"".join([*pixels, chunk(b"IEND", b"")]))
+    values, alpha = split_alpha(decoded)
+    model = Model.GREY if values.shape[2] == 1 else Model.RGB
+    exif = found.get(b"eXIf")
+    return Samples(values, model, alpha, _colours(found), orientation_of(exif), exif)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -101,8 +95,14 @@ def _colours(found: dict[bytes, bytes]) -> Colours:
         return IccProfile(profile)
     if b"sRGB" in found:
         return None
-    gamma = _gamma(found.get(b"gAMA", b""))
-    primaries = _primaries(found.get(b"cHRM", b""))
+    gamma = primaries = None
+    value = int.from_bytes(content) if len(content := found.get(b"gAMA", b"")) == 4 else 0
+    if value and value not in _GAMMA_OF_SRGB:
+        gamma = 100_000 / value
+    if len(content := found.get(b"cHRM", b"")) == 32:
+        xy = tuple(value / 100_000 for value in struct.unpack(">8i", content))
+        if all(0 <= value <= 1 for value in xy) and all(xy[1::2]):
+            primaries = xy
     return None if gamma is None and primaries is None else Calibration(gamma, primaries)
 
 
@@ -116,18 +116,3 @@ def _profile(content: bytes) -> bytes | None:
         return None
     check_profile_size(len(profile))
     return profile
-
-
-def _gamma(content: bytes) -> float | None:
-    value = int.from_bytes(content) if len(content) == 4 else 0
-    if not value or value in _GAMMA_OF_SRGB:
-        return None
-    return 100_000 / value
-
-
-def _primaries(content: bytes) -> tuple[float, ...] | None:
-    if len(content) != 32:
-        return None
-    values = tuple(value / 100_000 for value in struct.unpack(">8i", content))
-    usable = all(0 <= value <= 1 for value in values) and all(values[1::2])
-    return values if usable else None

@@ -22,16 +22,8 @@ from actors.images.samples import Array8or16, IccProfile, Model, OnSize, Samples
 from restoration.errors import BrokenImage, UnsupportedImage
 from restoration.images import UploadLimits, check_dimensions
 
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _LAB, _ICC_LAB = (
-    0,
-    1,
-    2,
-    3,
-    5,
-    6,
-    8,
-    9,
-)
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = 0, 1, 2, 3
+_CMYK, _YCBCR, _LAB, _ICC_LAB = 5, 6, 8, 9
 _CHANNELS = {
     _WHITE_IS_ZERO: 1,
     _BLACK_IS_ZERO: 1,
@@ -222,7 +214,10 @@ def _samples(
     if page.photometric == _PALETTE:
         values, model = _of_palette(page, stored[:, :, 0]), Model.RGB
     elif page.photometric in {_LAB, _ICC_LAB}:
-        values, model = _lab(page, stored[:, :, :3]), Model.LAB
+        values, model = stored[:, :, :3], Model.LAB
+        if page.photometric == _ICC_LAB:  # a* and b* unsigned, with an offset of half the range
+            values = values.copy()
+            values[..., 1:] ^= np.array(1 << (8 * values.itemsize - 1), values.dtype)
     else:
         values, model = stored[:, :, :channels], _MODELS[channels]
         if bits not in {8, 16}:
@@ -272,14 +267,6 @@ def _of_palette(page: tifffile.TiffPage, indices: NDArray[Any]) -> Array8or16:
         colours = colours.astype(np.uint8)
     found: Array8or16 = colours.T[indices]
     return found
-
-
-def _lab(page: tifffile.TiffPage, values: Array8or16) -> Array8or16:
-    if page.photometric == _LAB:
-        return values
-    lab = values.copy()  # ICCLab stores a* and b* unsigned, with an offset of half the range
-    lab[..., 1:] ^= np.array(1 << (8 * values.itemsize - 1), values.dtype)
-    return lab
 
 
 def _rgb_of_ycbcr(values: Array8or16) -> Array8or16:

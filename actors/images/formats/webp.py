@@ -9,7 +9,7 @@ import imagecodecs
 
 from actors.images.metadata import orientation_of
 from actors.images.profiles import check_profile_size
-from actors.images.samples import IccProfile, Model, OnSize, Samples
+from actors.images.samples import IccProfile, Model, OnSize, Samples, split_alpha
 from restoration.errors import BrokenImage, UnsupportedImage
 from restoration.images import UploadLimits, check_dimensions
 
@@ -30,20 +30,14 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
             check_dimensions(*size, limits)
         found.setdefault(name, content)
     on_size(*size)
-    values = imagecodecs.webp_decode(whole)
     profile, exif = found.get(b"ICCP"), found.get(b"EXIF")
     if profile is not None:
         check_profile_size(len(profile))
     if exif is not None:
         exif = exif.removeprefix(b"Exif\0\0")
-    return Samples(
-        values[:, :, :3],
-        Model.RGB,
-        values[:, :, 3] if values.shape[2] == 4 else None,
-        IccProfile(profile) if profile else None,
-        orientation_of(exif),
-        exif,
-    )
+    values, alpha = split_alpha(imagecodecs.webp_decode(whole))
+    colours = IccProfile(profile) if profile else None
+    return Samples(values, Model.RGB, alpha, colours, orientation_of(exif), exif)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -59,9 +53,8 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _size(name: bytes, content: bytes) -> tuple[int, int]:
     if name == b"VP8X":
-        return int.from_bytes(content[4:7], "little") + 1, int.from_bytes(
-            content[7:10], "little"
-        ) + 1
+        width, height = (int.from_bytes(content[n : n + 3], "little") for n in (4, 7))
+        return width + 1, height + 1
     if name == b"VP8L":
         bits = int.from_bytes(content[1:5], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
