@@ -6,11 +6,11 @@ This module alone decides which outcome each error has for the job.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from restoration.backoff import backoff_s
 from restoration.errors import (
@@ -89,18 +89,17 @@ class Outcomes:
         Repeating a committed write whose response was lost is safe: `succeed` is idempotent, and
         the others then raise LeaseLost. A cancellation of the caller is raised after the write.
         """
+        through_outage = AsyncRetrying(
+            retry=retry_if_exception_type(DependencyUnavailable),
+            wait=wait_fixed(self._retry.first_s),
+            stop=stop_after_delay(self._retry.record_s),
+            reraise=True,
+        )
 
-        async def insist() -> Job:
-            deadline = time.monotonic() + self._retry.record_s
-            while True:
-                try:
-                    return await write()
-                except DependencyUnavailable:
-                    if time.monotonic() > deadline:
-                        raise
-                    await asyncio.sleep(self._retry.first_s)
+        async def call() -> Job:  # tenacity awaits coroutine functions only
+            return await write()
 
-        writing = asyncio.create_task(insist())
+        writing: asyncio.Task[Job] = asyncio.create_task(through_outage(call))
         try:
             return await asyncio.shield(writing)
         except asyncio.CancelledError:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+import tenacity
 
+from actors.cluster.retry import GiveUpAfter
 from serve_app.client.errors import ApiError, error_of
 from serve_app.sse import MEDIA_TYPE, Decoder
 
 _TEMPORARY = frozenset({429, 502, 503, 504})
-_FIRST_DELAY_S = 0.2
-_MAX_DELAY_S = 5.0
+_BACKOFF = tenacity.wait_exponential(0.2, max=5.0)
 # Longer than the server's heartbeat interval: a longer silence means a dead connection.
 _SILENCE_S = 45.0
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -75,25 +74,30 @@ class Connection:
 
         Raises ApiError.
         """
-        deadline, delay_s = math.inf, _FIRST_DELAY_S
-        while True:
-            try:
-                answer = http.request(method, url, **options)
-            except httpx.TransportError as error:
-                where = http.base_url.join(url).copy_with(query=None)
-                reason = str(error) or type(error).__name__
-                trouble = ApiError("unreachable", 0, f"cannot reach {where}: {reason}")
-            else:
-                if not answer.is_error:
-                    return answer
-                trouble = error_of(answer)
-                if answer.status_code not in _TEMPORARY:
-                    raise trouble
-                retry_after = answer.headers.get("retry-after", "")
-                if retry_after.isdecimal():  # the service sends seconds, never a date
-                    delay_s = max(delay_s, float(retry_after))
-            deadline = min(deadline, time.monotonic() + self._retry_for_s)
-            if time.monotonic() + delay_s > deadline:
-                raise trouble
-            time.sleep(delay_s)
-            delay_s = min(2 * delay_s, _MAX_DELAY_S)
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(httpx.TransportError)
+            | tenacity.retry_if_result(lambda answer: answer.status_code in _TEMPORARY),
+            wait=_delay_s,
+            stop=GiveUpAfter(self._retry_for_s),
+            reraise=True,
+        )
+        try:
+            answer: httpx.Response = retrying(http.request, method, url, **options)
+        except httpx.TransportError as error:
+            where = http.base_url.join(url).copy_with(query=None)
+            reason = str(error) or type(error).__name__
+            raise ApiError("unreachable", 0, f"cannot reach {where}: {reason}") from error
+        except tenacity.RetryError as error:
+            answer = error.last_attempt.result()
+        if answer.is_error:
+            raise error_of(answer)
+        return answer
+
+
+def _delay_s(state: tenacity.RetryCallState) -> float:
+    """Return the backoff, or the longer delay that the response asks for."""
+    asked = ""
+    if state.outcome is not None and not state.outcome.failed:
+        asked = state.outcome.result().headers.get("retry-after", "")
+    # The service sends seconds, never a date.
+    return max(_BACKOFF(state), float(asked) if asked.isdecimal() else 0)
