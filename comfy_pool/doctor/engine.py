@@ -34,13 +34,13 @@ _LOG_LINES = 5
 class Finding:
     """One result of a diagnosis.
 
-    `detail` describes the state. `mend` says how to fix it, and is empty if `ok`.
+    `detail` describes the state. `remedy` is empty if `ok`.
     """
 
     name: str
     ok: bool
     detail: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def diagnose(
@@ -115,7 +115,7 @@ def _installed(cache_dir: Path, variant: Variant) -> Finding:
     return _torch(found, f"remove {found.app_dir.parent} and {INSTALL}")
 
 
-def _torch(install: EngineInstall, mend: str) -> Finding:
+def _torch(install: EngineInstall, remedy: str) -> Finding:
     """Check that torch imports, without which ComfyUI cannot start."""
     try:
         probe = subprocess.run(
@@ -125,9 +125,9 @@ def _torch(install: EngineInstall, mend: str) -> Finding:
             timeout=_PROBE_TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("engine", False, f"{install.python} does not run: {error}", mend)
+        return Finding("engine", False, f"{install.python} does not run: {error}", remedy)
     if probe.returncode != 0:
-        return Finding("engine", False, f"torch cannot be imported: {probe.stderr[-300:]}", mend)
+        return Finding("engine", False, f"torch cannot be imported: {probe.stderr[-300:]}", remedy)
     torch, cuda = probe.stdout.split()
     device = "with CUDA" if cuda == "True" else "on the CPU"
     return Finding("engine", True, f"ComfyUI {install.version}, torch {torch}, {device}")

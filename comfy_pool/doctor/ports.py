@@ -27,7 +27,7 @@ def _of_gpu(lock_dir: Path, base_port: int, number: int) -> Finding:
     if _is_leased(lock_dir, port):
         return Finding(name, True, f"in use by the engine of GPU {number}")
     detail = f"another program listens here, so GPU {number} cannot have an engine"
-    return Finding(name, False, detail, _mend(port))
+    return Finding(name, False, detail, _remedy(port))
 
 
 def _first_free(lock_dir: Path, base_port: int) -> Finding:
@@ -41,7 +41,7 @@ def _first_free(lock_dir: Path, base_port: int) -> Finding:
                 detail += f"; skipped, in use by other programs: {', '.join(map(str, strangers))}"
             return Finding("ports", True, detail)
         taken.append(port)
-    return Finding("ports", False, f"{ports[0]} to {ports[-1]} are all in use", _mend(base_port))
+    return Finding("ports", False, f"{ports[0]} to {ports[-1]} are all in use", _remedy(base_port))
 
 
 def _is_leased(lock_dir: Path, port: int) -> bool:
@@ -59,5 +59,5 @@ def _is_leased(lock_dir: Path, port: int) -> bool:
     return False
 
 
-def _mend(port: int) -> str:
+def _remedy(port: int) -> str:
     return f"end the program that `ss -ltnp sport = :{port}` shows, or set ENGINE_BASE_PORT"

@@ -133,11 +133,11 @@ def _listing(kind: str, *columns: str) -> Table:
 
 def findings_table(findings: Iterable[Finding]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("", "check", "result", "fix"):
+    for name in ("", "check", "result", "remedy"):
         table.add_column(name, overflow="fold")  # not cut, so that names and paths can be copied
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
-        table.add_row(mark, finding.name, escape(finding.detail), escape(finding.mend))
+        table.add_row(mark, finding.name, escape(finding.detail), escape(finding.remedy))
     return table
 
 

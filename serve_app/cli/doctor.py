@@ -60,13 +60,15 @@ def _examine_engine(node: NodeSettings, catalog: Catalog) -> list[Finding]:
     folder = next(path for path in (node.cache_dir, *node.cache_dir.parents) if path.exists())
     free = shutil.disk_usage(folder).free
     has_room = free > ENGINE_DISK_BYTES or engine[0].ok
-    mend = "" if has_room else f"free {ENGINE_DISK_BYTES / 1e9:.0f} GB, or set COMFY_RESTORE_CACHE"
+    remedy = (
+        "" if has_room else f"free {ENGINE_DISK_BYTES / 1e9:.0f} GB, or set COMFY_RESTORE_CACHE"
+    )
     return [
         *engine,
         *gpus,
         *examine_ports(slots_dir(node), node.engine_base_port, numbered),
         *examine_starts(engines_dir(node)),
-        Finding("disk", has_room, f"{free / 1e9:.0f} GB free for {node.cache_dir}", mend),
+        Finding("disk", has_room, f"{free / 1e9:.0f} GB free for {node.cache_dir}", remedy),
     ]
 
 

@@ -48,13 +48,13 @@ async def _responds(name: str, ping: Awaitable[None]) -> Finding:
     try:
         await ping
     except DependencyUnavailable as error:
-        mend = f"check that it runs and can be reached from here; correct {_WHERE[name]}"
-        return Finding(name, False, error.message, mend)
+        remedy = f"check that it runs and can be reached from here; correct {_WHERE[name]}"
+        return Finding(name, False, error.message, remedy)
     return Finding(name, True, "responds")
 
 
 def clock_finding(off_s: float) -> Finding:
     ok = off_s <= CLOCK_OFF_S
     off = f"within {CLOCK_OFF_S:g} s of" if ok else f"{off_s:.0f} s off"
-    mend = "" if ok else "enable NTP on both machines (timedatectl set-ntp true)"
-    return Finding("clock", ok, f"{off} the clock of Postgres", mend)
+    remedy = "" if ok else "enable NTP on both machines (timedatectl set-ntp true)"
+    return Finding("clock", ok, f"{off} the clock of Postgres", remedy)

@@ -100,7 +100,7 @@ def local_token(
     """
     if stack.issuer is None:
         raise SetupError(
-            "the local stack issues no tokens because AUTH0_DOMAIN is set; get a token from Auth0"
+            "the local stack issues no tokens since AUTH0_DOMAIN is set; get one from Auth0"
         )
     keys = issuer_folder(state_dir())
     return mint_token(

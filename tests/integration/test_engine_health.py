@@ -205,7 +205,7 @@ async def test_the_doctor_shows_why_an_engine_does_not_start(tmp_path: Path) -> 
         assert (finding.name, finding.ok) == ("engine 8188", False)
         assert "exited with status 1" in finding.detail
         assert "no such device" in finding.detail
-        assert "engine.log" in finding.mend
+        assert "engine.log" in finding.remedy
         await asyncio.to_thread(mend, command.app_dir)
         await engine.start()
         [finding] = await asyncio.to_thread(examine_starts, tmp_path / "engines")

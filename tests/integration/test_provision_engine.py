@@ -230,7 +230,7 @@ def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
     findings = diagnose(tmp_path, load_catalog())
     assert len(findings) == 3
     assert not any(finding.ok for finding in findings)
-    assert all("restore engine install" in finding.mend for finding in findings)
+    assert all("restore engine install" in finding.remedy for finding in findings)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -252,6 +252,6 @@ def test_the_doctor_never_offers_to_remove_a_checkout(tmp_path: Path) -> None:
     app = a_checkout(tmp_path / "ComfyUI")
     engine = diagnose(tmp_path, load_catalog(), checkout=app)[0]
     assert not engine.ok
-    assert "remove" not in engine.mend
+    assert "remove" not in engine.remedy
     missing = diagnose(tmp_path, load_catalog(), checkout=tmp_path / "none")[0]
-    assert "COMFYUI_DIR" in missing.mend
+    assert "COMFYUI_DIR" in missing.remedy

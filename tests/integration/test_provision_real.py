@@ -47,5 +47,5 @@ def test_the_models_are_the_manifests(cache_dir: Path) -> None:
 def test_the_doctor_finds_nothing_wrong(cache_dir: Path) -> None:
     """The engine's environment imports torch, and nothing needs a repair."""
     findings = diagnose(cache_dir, CATALOG)
-    assert all(finding.ok and not finding.mend for finding in findings), findings
+    assert all(finding.ok and not finding.remedy for finding in findings), findings
     assert COMFYUI_VERSION in findings[0].detail

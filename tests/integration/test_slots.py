@@ -168,7 +168,7 @@ async def test_doctor_tells_whose_port_is_taken_by_whom(tmp_path: Path, base_por
     ]
     assert "free" in found[0].detail
     assert "in use by the engine of GPU 1" in found[1].detail
-    assert f":{base_port + 2}" in found[2].mend
+    assert f":{base_port + 2}" in found[2].remedy
     assert "GPU 2" in found[2].detail
 
 

@@ -97,7 +97,7 @@ def test_with_auth0_no_token_is_minted(state_dir: Path) -> None:
             done = run_restore(state_dir, "token", check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
-        "error: the local issuer is off, since AUTH0_DOMAIN is set; ask Auth0 for a token"
+        "error: the local stack issues no tokens since AUTH0_DOMAIN is set; get one from Auth0"
     ]
 
 

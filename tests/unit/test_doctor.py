@@ -46,7 +46,7 @@ def test_a_missing_gpu_has_a_mend(path: Path, script: str | None) -> None:
         _nvidia_smi(path, script)
     [found] = examine_gpus("cuda")
     assert not found.ok
-    assert "NVIDIA driver" in found.mend
+    assert "NVIDIA driver" in found.remedy
 
 
 @pytest.mark.fleet
@@ -64,9 +64,9 @@ async def test_an_attached_engine_is_asked_and_nothing_is_installed_for_it(
     monkeypatch.setenv("COMFYUI_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("COMFY_RESTORE_CACHE", str(tmp_path))
     found = await asyncio.to_thread(examine, load_node_settings(os.environ))
-    assert [each.detail for each in found if "engine install" in each.mend] == []
+    assert [each.detail for each in found if "engine install" in each.remedy] == []
     [engine] = [each for each in found if each.name == "engine"]
-    assert (engine.ok, engine.mend) == (False, "start ComfyUI, or correct COMFYUI_URL")
+    assert (engine.ok, engine.remedy) == (False, "start ComfyUI, or correct COMFYUI_URL")
 
 
 @pytest.mark.fleet
@@ -86,7 +86,7 @@ async def test_services_that_do_not_answer_have_a_mend() -> None:
     assert [(each.name, each.ok) for each in found] == [
         *(("Postgres", False), ("Redis", False), ("S3", False))
     ]
-    assert all(each.mend for each in found)
+    assert all(each.remedy for each in found)
     assert "hunter2" not in str(found)
 
 
@@ -105,4 +105,4 @@ def test_a_clock_that_is_off_has_a_mend() -> None:
     assert clock_finding(CLOCK_OFF_S).ok
     off = clock_finding(90)
     assert (off.ok, off.detail) == (False, "90 s off the clock of Postgres")
-    assert "NTP" in off.mend
+    assert "NTP" in off.remedy
