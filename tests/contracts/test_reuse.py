@@ -174,22 +174,15 @@ async def test_what_is_copied_is_what_was_promised(any_blobs: BlobStore, what: s
 
 
 @pytest.mark.reuse
-async def test_a_copy_is_saved_under_its_own_jobs_name(s3: S3Access) -> None:
+async def test_a_copy_is_saved_under_its_own_jobs_name(blobs: S3BlobStore, s3: S3Access) -> None:
     """Followers of its link, such as CloudFront, see the name of the copy's own job."""
-    store = S3BlobStore(
-        s3.bucket,
-        endpoint_url=s3.endpoint_url,
-        access_key=s3.access_key,
-        secret_key=s3.secret_key,
-    )
-    first = await store.put(f"outputs/{uuid4()}/1.png", DATA, "image/png")
+    first = await blobs.put(f"outputs/{uuid4()}/1.png", DATA, "image/png")
     job_id = uuid4()
-    copied = await store.copy(first, f"outputs/{job_id}/copy-{uuid4()}.png")
+    copied = await blobs.copy(first, f"outputs/{job_id}/copy-{uuid4()}.png")
 
     def head(client: Any) -> Any:
         return client.head_object(Bucket=s3.bucket, Key=copied.key)
 
-    stored = await store._run(head)
+    stored = await blobs._run(head)
     assert stored["ContentType"] == "image/png"
     assert f"restored-{job_id}.png" in stored["ContentDisposition"]
-    await store.aclose()

@@ -10,9 +10,9 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID
 
 import boto3
 import httpx
@@ -21,12 +21,10 @@ import pytest
 from persistence.embedded import seaweed
 from persistence.objects.keys import output_key
 from restoration.jobs import AttemptOutcome, AttemptRef, JobStatus, OutputFormat
-from serve_app.client import RestorationClient
 from serve_app.local.record import find_report, report_path
 from serve_app.schemas.restorations import Restoration
 from tests.support.photos import jpeg, original
-from tests.support.polling import DEADLINE_S as WAIT_S
-from tests.support.polling import wait_until
+from tests.support.polling import DEADLINE_S, wait_until
 from tests.support.stack import LEASE_S, Stack, Terminal, running_in_terminal
 from tests.support.stack_processes import Process, engines, of_stack, workers
 
@@ -37,15 +35,6 @@ pytestmark = pytest.mark.real_engine
 def photo() -> bytes:
     """Return a photo that takes `restore` some seconds, long enough to kill a process meanwhile."""
     return jpeg(original("flower").resize((240, 160)))
-
-
-@pytest.fixture
-def client(stack: Stack) -> Iterator[RestorationClient]:
-    """Yield a client while both workers serve, and wait until they serve again after the test."""
-    wait_until(lambda: len(serving_ports(stack)) == 2)
-    with stack.client() as client:
-        yield client
-    wait_until(lambda: len(serving_ports(stack)) == 2)
 
 
 def serving_ports(stack: Stack) -> list[int]:
@@ -69,46 +58,74 @@ def queue_of(comfyui_url: str) -> dict[str, list[object]] | None:
     return queue
 
 
-def port_at_work(stack: Stack) -> int:
-    """Wait until a ComfyUI executes a prompt, and return its port."""
-    busy: list[int] = []
+@dataclass
+class Losses:
+    """A worker and the engine of another worker, both killed at work, and what came of their jobs.
+    The processes are those from before."""
 
-    def look() -> bool:
-        for port in engines(stack.state_dir):
-            queue = queue_of(f"http://127.0.0.1:{port}")
-            if queue and queue["queue_running"]:
-                busy.append(port)
-        return bool(busy)
+    workers: dict[int, Process]
+    engines: dict[int, Process]
+    worker_port: int
+    engine_port: int
+    killed_at: datetime
+    jobs: list[Restoration]
 
-    wait_until(look)
-    return busy[0]
+    def job(self, of_killed_worker: bool) -> Restoration:
+        [job] = [j for j in self.jobs if (j.attempts[0].code == "worker_lost") is of_killed_worker]
+        return job
 
 
-def assert_ran_again(client: RestorationClient, job_id: UUID, out: Path) -> Restoration:
-    ended = client.wait(job_id)
-    assert ended.status is JobStatus.SUCCEEDED, ended.failure
-    assert ended.attempt == 2
-    client.download(job_id, out)
-    return ended
+@pytest.fixture(scope="module")
+def losses(stack: Stack, photo: bytes) -> Losses:
+    """Kill a worker and the engine of the other, and wait until both serve again."""
+    wait_until(lambda: len(serving_ports(stack)) == 2)
+    with stack.client() as client:
+        jobs = [client.submit(photo).id for _ in range(2)]
+        before = workers(stack.state_dir), engines(stack.state_dir)
+        worker_port, engine_port = before[0]
+        wait_until(lambda: is_at_work(worker_port) and is_at_work(engine_port))
+        killed_at = datetime.now(UTC)
+        before[0][worker_port].kill()
+        before[1][engine_port].kill()
+        ended = [client.wait(job) for job in jobs]
+    wait_until(lambda: len(serving_ports(stack)) == 2)
+    return Losses(*before, worker_port, engine_port, killed_at, ended)
+
+
+def assert_ran_again(stack: Stack, job: Restoration, out: Path) -> None:
+    assert (job.status, job.attempt) == (JobStatus.SUCCEEDED, 2), job.failure
+    with stack.client() as client:
+        client.download(job.id, out)
+
+
+def is_at_work(port: int) -> bool:
+    """Return whether the port's ComfyUI executes a prompt."""
+    queue = queue_of(f"http://127.0.0.1:{port}")
+    return queue is not None and bool(queue["queue_running"])
 
 
 @pytest.mark.lease
 def test_a_killed_worker_takes_its_engine_along_and_its_job_runs_again(
-    stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
+    stack: Stack, losses: Losses, tmp_path: Path
 ) -> None:
     """When the replica is killed, its ComfyUI ends, and another attempt stores the only result. The
     job is queued again long before its lease lapses."""
-    job = client.submit(photo)
-    port = port_at_work(stack)
-    worker, engine = workers(stack.state_dir)[port], engines(stack.state_dir)[port]
-    killed_at = datetime.now(UTC)
-    worker.kill()
-    wait_until(lambda: not engine.is_alive())
-    ended = assert_ran_again(client, job.id, tmp_path / "restored.png")
-    lost = ended.attempts[0]
-    assert lost.code == "worker_lost"
-    assert lost.ended_at - killed_at < timedelta(seconds=LEASE_S / 3)
-    assert stored_results(stack, ended) == [output_key(AttemptRef(job.id, 2), OutputFormat.PNG)]
+    assert not losses.engines[losses.worker_port].is_alive()
+    job = losses.job(of_killed_worker=True)
+    assert_ran_again(stack, job, tmp_path / "restored.png")
+    assert job.attempts[0].ended_at - losses.killed_at < timedelta(seconds=LEASE_S / 3)
+    assert stored_results(stack, job) == [output_key(AttemptRef(job.id, 2), OutputFormat.PNG)]
+
+
+@pytest.mark.engine_health
+def test_a_killed_engine_is_started_again_and_its_job_runs_again(
+    stack: Stack, losses: Losses, tmp_path: Path
+) -> None:
+    """When ComfyUI is killed, its job is handed back at once, and the worker starts a new
+    engine."""
+    assert_ran_again(stack, losses.job(of_killed_worker=False), tmp_path / "restored.png")
+    worker = losses.workers[losses.engine_port]
+    assert workers(stack.state_dir)[losses.engine_port] == worker
 
 
 def stored_results(stack: Stack, job: Restoration) -> list[str]:
@@ -126,26 +143,11 @@ def stored_results(stack: Stack, job: Restoration) -> list[str]:
     return [item["Key"] for item in listing["Contents"]]
 
 
-@pytest.mark.engine_health
-def test_a_killed_engine_is_started_again_and_its_job_runs_again(
-    stack: Stack, client: RestorationClient, photo: bytes, tmp_path: Path
-) -> None:
-    """When ComfyUI is killed, its job is handed back at once, and the worker starts a new
-    engine."""
-    job = client.submit(photo)
-    port = port_at_work(stack)
-    worker, engine = workers(stack.state_dir)[port], engines(stack.state_dir)[port]
-    engine.kill()
-    assert_ran_again(client, job.id, tmp_path / "restored.png")
-    wait_until(lambda: port in serving_ports(stack))
-    assert workers(stack.state_dir)[port] == worker
-
-
 @pytest.fixture(scope="module")
 def terminal(stack: Stack) -> Iterator[Terminal]:
     """Run a second stack on a ComfyUI of the first, so that it starts quickly without engines. Its
     first `restore up` runs in the foreground, later ones do not."""
-    environ = {"COMFYUI_URL": stack.comfyui_url(), "DRAIN_S": "4"}
+    environ = {"COMFYUI_URL": stack.comfyui_url(), "DRAIN_S": "4", "IMAGE_PROCESSES": "1"}
     with running_in_terminal(environ) as terminal:
         yield terminal
 
@@ -187,7 +189,8 @@ def test_a_stack_that_loses_its_ray_says_so_and_goes_on_with_its_jobs(
     the running and waiting jobs end, and nothing of the old Ray is left."""
     up_pid, url = attached.record.pid, attached.record.url
     with attached.client() as client:
-        jobs = [client.submit(photo).id for _ in range(3)]
+        jobs = [client.submit(photo).id]
+        jobs += [client.submit(photo, workflow="enlarge").id for _ in range(2)]
         wait_until(lambda: client.get(jobs[0]).status is not JobStatus.QUEUED)
     before = [each for each in of_stack(attached.state_dir, up_pid) if is_of_ray(each)]
     [victim] = [each for each in before if Path(each.words[0]).name == program]
@@ -208,7 +211,7 @@ def is_ready(url: str) -> bool:
     """Return whether the service is ready. Fails the test if a connection is accepted but not
     answered."""
     try:
-        return httpx.get(f"{url}/readyz", trust_env=False, timeout=WAIT_S).is_success
+        return httpx.get(f"{url}/readyz", trust_env=False, timeout=DEADLINE_S).is_success
     except httpx.TimeoutException:
         raise
     except httpx.TransportError:
@@ -252,7 +255,7 @@ def test_a_stack_that_is_stopped_at_work_goes_on_with_it_later(
         # Takes several times the grace period in one step that cannot be interrupted. The engine is
         # not the stack's own, and keeps executing it for that time.
         long_job = client.submit(jpeg(original("flower").resize((300, 200))))
-        jobs = [client.submit(photo) for _ in range(2)]
+        jobs = [client.submit(photo, workflow="enlarge") for _ in range(2)]
         wait_until(lambda: client.get(long_job.id).status is not JobStatus.QUEUED)
     processes = of_stack(attached.state_dir, up_pid)
     os.kill(up_pid, signal.SIGTERM)  # `restore down` would kill it on a slow machine
