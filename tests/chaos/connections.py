@@ -13,7 +13,7 @@ import re
 import socket
 from pathlib import Path
 
-from tests.chaos.processes import Process, open_files
+from tests.support.stack_processes import Process
 
 _SYS_PIDFD_GETFD = 438  # the same on every architecture
 _ESTABLISHED = "01"
@@ -30,7 +30,7 @@ def drop_connections(server: Process, port: int) -> int:
     inodes = _accepted(port)
     sockets = {
         descriptor
-        for descriptor, target in open_files(server.pid).items()
+        for descriptor, target in server.open_files().items()
         if (match := _SOCKET.match(target)) and match[1] in inodes
     }
     for descriptor in sockets:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from tests.chaos.connections import drop_connections
-from tests.chaos.processes import Part, Process, StackProcesses
+from tests.chaos.processes import Part, StackProcesses
+from tests.support.stack_processes import Process, engines, tree
 
 ENGINE_GONE_S = 120.0  # The guard gives the engine of a dead owner 5 s to end by itself.
 # Shortest and longest stop, in leases of 4 s: a lease lapses, but Serve's health check (30 s) does
@@ -63,15 +64,16 @@ def kill_worker(stack: StackProcesses, rng: random.Random) -> str | None:
         return None
     if engine is None:
         return f"pid {victim.pid}, which had no engine yet"
-    gone_s = _seconds_to_end(engine[0])
+    port, process = engine
+    gone_s = _seconds_to_end(process)
     outcome = "STILL RUNS" if gone_s is None else f"was gone after {gone_s:.1f} s"
-    return f"pid {victim.pid}; its engine on port {engine[1]} {outcome}"
+    return f"pid {victim.pid}; its engine on port {port} {outcome}"
 
 
 def _seconds_to_end(process: Process) -> float | None:
     began = time.monotonic()
     pause = threading.Event()
-    while process.alive:
+    while process.is_alive():
         if time.monotonic() - began > ENGINE_GONE_S:
             return None
         pause.wait(0.05)
@@ -87,7 +89,7 @@ def stop_for_a_while(
     if victim is None:
         return None
     duration_s = rng.uniform(*between_s)
-    stopped = [each for each in victim.tree() if each.send(signal.SIGSTOP)]
+    stopped = [each for each in tree(victim.pid) if each.send(signal.SIGSTOP)]
     try:
         threading.Event().wait(duration_s)
     finally:
@@ -110,10 +112,10 @@ def hang(stack: StackProcesses, rng: random.Random) -> str | None:
 
 def drop_engine_connections(stack: StackProcesses, rng: random.Random) -> str | None:
     """Drop the websocket and all HTTP connections between one ComfyUI and its worker."""
-    engines = stack.engines()
-    if not engines:
+    found = list(engines(stack.state_dir).items())
+    if not found:
         return None
-    engine, port = rng.choice(engines)
+    port, engine = rng.choice(found)
     dropped = drop_connections(engine, port)
     return f"{dropped} of the engine on port {port}" if dropped else None
 

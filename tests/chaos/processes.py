@@ -1,22 +1,17 @@
-"""Find the processes of one local stack, and signal them without ever hitting another's.
+"""Find the processes of each part of one local stack.
 
 A process belongs to the stack if it descends from the one that holds the state folder, or if it is
-a ComfyUI whose base directory lies in that folder. Signals go through a pidfd, after a check that
-the pid has not been reused.
+a ComfyUI whose base directory lies in that folder.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
 from persistence.embedded.state import holder_of
-from restoration.processes.guard import descendants
+from tests.support.stack_processes import GPU_WORKER, Process, engines, tree
 
 
 class Part(StrEnum):
@@ -38,7 +33,7 @@ class Part(StrEnum):
 
 # Ray names its processes after their actor, and appends the running method.
 _ACTORS = {
-    Part.GPU_WORKER: "ray::ServeReplica:comfy-restore:GpuWorker",
+    Part.GPU_WORKER: GPU_WORKER,
     Part.DISPATCHER: "ray::ServeReplica:comfy-restore:Dispatcher",
     Part.INGRESS: "ray::ServeReplica:comfy-restore:Ingress",
     Part.MAINTENANCE: "ray::ServeReplica:comfy-restore:Maintenance",
@@ -46,48 +41,8 @@ _ACTORS = {
     Part.PROXY: "ray::ProxyActor",
     Part.STATUS_ACTOR: "ray::StatusActor",
 }
-_IMAGE_PROCESS = "-m actors.images.process"
+_IMAGE_PROCESS = "actors.images.process"
 _SERVERS = {Part.POSTGRES: "postgres", Part.VALKEY: "valkey-server", Part.SEAWEEDFS: "weed"}
-_LEASE = re.compile(r"engine-(\d+)\.lock$")
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """A process, identified for good by its pid and its start time `started` in kernel ticks."""
-
-    pid: int
-    started: int
-
-    @classmethod
-    def of(cls, pid: int) -> Process | None:
-        fields = _fields(pid)
-        return Process(pid, int(fields[19])) if fields else None
-
-    @property
-    def alive(self) -> bool:
-        fields = _fields(self.pid)
-        return bool(fields) and int(fields[19]) == self.started and fields[0] != "Z"
-
-    def tree(self) -> list[Process]:
-        """Return this process and all its descendants."""
-        below = [Process.of(pid) for pid in descendants(self.pid)]
-        return [self, *(process for process in below if process)]
-
-    def send(self, number: signal.Signals) -> bool:
-        """Signal the process; return False if it had ended."""
-        try:
-            handle = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return False
-        try:
-            if not self.alive:
-                return False
-            signal.pidfd_send_signal(handle, number)
-        except ProcessLookupError:
-            return False
-        finally:
-            os.close(handle)
-        return True
 
 
 class StackProcesses:
@@ -100,35 +55,24 @@ class StackProcesses:
     def find(self, part: Part) -> list[Process]:
         """Return the processes of a part by pid; none while the part is restarting."""
         if part is Part.COMFYUI:
-            return [engine for engine, _port in self.engines()]
+            return list(engines(self.state_dir).values())
         root = holder_of(self.state_dir)
-        below = descendants(root) if root else []
-        pids = [pid for pid in sorted(below) if self._is(part, pid, root)]
-        return [process for pid in pids if (process := Process.of(pid))]
+        below = {each.pid: each for each in tree(root)} if root else {}
+        return [below[pid] for pid in sorted(below) if _is(part, below[pid], below, root)]
 
-    def engines(self) -> list[tuple[Process, int]]:
-        """Return every ComfyUI of this stack with its port, also those whose parent has died."""
-        base_dirs = f"--base-directory {self.state_dir}/engines/"
-        found = []
-        for entry in Path("/proc").iterdir():
-            title = _title(int(entry.name)) if entry.name.isdigit() else ""
-            if base_dirs in title and "guard.py" not in title:
-                port = int(title.partition(base_dirs)[2].split()[0])
-                if process := Process.of(int(entry.name)):
-                    found.append((process, port))
-        return found
-
-    def engine_of(self, worker: Process) -> tuple[Process, int] | None:
+    def engine_of(self, worker: Process) -> tuple[int, Process] | None:
         """Return the ComfyUI whose slot `worker` has leased, with its port."""
-        leased = _leased_ports(worker.pid)
-        return next((pair for pair in self.engines() if pair[1] in leased), None)
+        leased = (pair for pair in engines(self.state_dir).items() if _leases(worker, pair[0]))
+        return next(leased, None)
 
     def leaked_engines(self) -> list[Process]:
         """Return the engines whose slot no living worker has leased."""
-        owned = {
-            port for worker in self.find(Part.GPU_WORKER) for port in _leased_ports(worker.pid)
-        }
-        return [engine for engine, port in self.engines() if port not in owned]
+        workers = self.find(Part.GPU_WORKER)
+        return [
+            engine
+            for port, engine in engines(self.state_dir).items()
+            if not any(_leases(worker, port) for worker in workers)
+        ]
 
     def variable(self, name: str) -> str:
         """Return an environment variable of the stack's replicas.
@@ -142,57 +86,18 @@ class StackProcesses:
                     return value
         raise LookupError(f"no worker has {name}")
 
-    def _is(self, part: Part, pid: int, root: int | None) -> bool:
-        title = _title(pid)
-        if part in _ACTORS:
-            return title.startswith(_ACTORS[part])
-        fields = _fields(pid)
-        if part is Part.IMAGE_PROCESS:  # only a worker's: an ingress has image processes too
-            owner = _title(int(fields[1])) if fields else ""
-            return _IMAGE_PROCESS in title and owner.startswith(_ACTORS[Part.GPU_WORKER])
-        if Path(title.split(" ", 1)[0]).name != _SERVERS[part] or not fields:
-            return False
-        guard = _fields(int(fields[1]))
-        return bool(guard) and int(guard[1]) == root
+
+def _is(part: Part, process: Process, below: Mapping[int, Process], root: int | None) -> bool:
+    if part in _ACTORS:
+        return process.command.startswith(_ACTORS[part])
+    if part is Part.IMAGE_PROCESS:  # only a worker's: an ingress has image processes too
+        owner = below.get(process.parent)
+        is_workers = owner is not None and owner.command.startswith(_ACTORS[Part.GPU_WORKER])
+        return is_workers and _IMAGE_PROCESS in process.command
+    program = Path(process.words[0].split(" ", 1)[0]).name  # some servers set a title with spaces
+    guard = below.get(process.parent)
+    return program == _SERVERS[part] and guard is not None and guard.parent == root
 
 
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _fields(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat ("pid (name) state ppid ...") from `state` on.
-
-    The list is empty if the process is gone.
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _leased_ports(pid: int) -> set[int]:
-    return {
-        int(match[1]) for target in open_files(pid).values() if (match := _LEASE.search(target))
-    }
-
-
-def open_files(pid: int) -> dict[int, str]:
-    """Return the target of each descriptor of a process: a path, or for example
-    "socket:[inode]"."""
-    return dict(_open_files(pid))
-
-
-def _open_files(pid: int) -> Iterator[tuple[int, str]]:
-    try:
-        descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return
-    for descriptor in descriptors:
-        try:
-            yield int(descriptor.name), os.readlink(descriptor)
-        except OSError:  # was closed meanwhile
-            continue
+def _leases(worker: Process, port: int) -> bool:
+    return worker.has_open(f"engine-{port}.lock")

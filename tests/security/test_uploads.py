@@ -21,7 +21,7 @@ from serve_app.client import RestorationClient
 from tests.fakes.site import API
 from tests.support.pictures import chunk, file, noise
 from tests.support.stack import Stack
-from tests.support.stack_processes import Process, _all, of_stack
+from tests.support.stack_processes import Process, every_process, of_stack
 
 pytestmark = pytest.mark.real_engine
 UPLOADS = "/api/v1/uploads"
@@ -93,7 +93,9 @@ def test_a_decompression_bomb_is_not_decoded(http: httpx.Client) -> None:
 def image_processes(stack: Stack) -> list[Process]:
     owners = {each.pid for each in of_stack(stack.state_dir)}
     return [
-        each for each in _all() if each.parent in owners and "actors.images.process" in each.command
+        each
+        for each in every_process()
+        if each.parent in owners and "actors.images.process" in each.command
     ]
 
 

@@ -60,7 +60,11 @@ def enlarge(photo: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def ssim(a: Image.Image, b: Image.Image) -> float:
     """Return the structural similarity of two pictures of one size; 1.0 means equal."""
-    return float(structural_similarity(_pixels(a), _pixels(b), data_range=255, channel_axis=2))
+    return float(
+        structural_similarity(  # type: ignore[no-untyped-call]
+            _pixels(a), _pixels(b), data_range=255, channel_axis=2
+        )
+    )
 
 
 def _pixels(photo: Image.Image) -> NDArray[np.uint8]:

@@ -1,10 +1,11 @@
-"""The processes of one stack, identified by the kernel's data about them."""
+"""The processes of one stack, identified by the kernel's data about them, and signals to them."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,30 +30,51 @@ class Process:
         return now is not None and now.born == self.born
 
     def kill(self) -> None:
-        assert self.is_alive()
-        os.kill(self.pid, signal.SIGKILL)
+        assert self.send(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> bool:
+        """Signal this process, and never another that got its pid; return False if it has ended."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return False
+        try:
+            if not self.is_alive():
+                return False
+            signal.pidfd_send_signal(handle, number)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(handle)
+        return True
+
+    def open_files(self) -> dict[int, str]:
+        """Return the target of each descriptor: a path, or for example "socket:[inode]"."""
+        found = {}
+        with suppress(OSError):  # it has ended
+            for link in Path(f"/proc/{self.pid}/fd").iterdir():
+                with suppress(OSError):  # was closed meanwhile
+                    found[int(link.name)] = str(link.readlink())
+        return found
 
     def has_open(self, name: str) -> bool:
         """Return whether the process has a file of this name open."""
-        try:
-            return any(link.readlink().name == name for link in _fds(self.pid))
-        except OSError:
-            return False
+        return any(Path(target).name == name for target in self.open_files().values())
 
 
 def of_stack(state_dir: Path, up_pid: int | None = None) -> list[Process]:
     """Return the processes that name the folder in their command line or environment, and all
     descendants of `up_pid`, because Ray's process titles may overwrite both."""
-    found = {each.pid: each for each in _all() if _names(each, str(state_dir))}
+    found = {each.pid: each for each in every_process() if _names(each, str(state_dir))}
     if up_pid is not None:
-        found |= {each.pid: each for each in _below(up_pid)}
+        found |= {each.pid: each for each in tree(up_pid)}
     return list(found.values())
 
 
 def engines(state_dir: Path) -> dict[int, Process]:
     """Return the ComfyUI of each port."""
     found = {}
-    for each in _all():
+    for each in every_process():
         words = each.words
         if "--base-directory" in words and "guard.py" not in each.command:
             folder = Path(words[words.index("--base-directory") + 1])
@@ -72,7 +94,7 @@ def workers(state_dir: Path) -> dict[int, Process]:
     }
 
 
-def _all() -> Iterator[Process]:
+def every_process() -> Iterator[Process]:
     for entry in os.listdir("/proc"):
         if entry.isdigit() and (process := _read(int(entry))) is not None:
             yield process
@@ -92,8 +114,9 @@ def _read(pid: int) -> Process | None:
     return Process(pid, int(stat[19]), int(stat[1]), command)
 
 
-def _below(pid: int) -> list[Process]:
-    processes = list(_all())
+def tree(pid: int) -> list[Process]:
+    """Return the process and all its descendants."""
+    processes = list(every_process())
     found = [each for each in processes if each.pid == pid]
     for parent in found:
         found += [each for each in processes if each.parent == parent.pid]
@@ -106,7 +129,3 @@ def _names(process: Process, folder: str) -> bool:
     except OSError:
         return False
     return folder in process.command or f"COMFY_RESTORE_STATE={folder}" in environ.split("\0")
-
-
-def _fds(pid: int) -> Iterator[Path]:
-    return Path(f"/proc/{pid}/fd").iterdir()
