@@ -1,19 +1,21 @@
 """Measure how much longer an owner's submission takes beside a greedy owner than alone.
 
-The greedy owner takes all that the service's default limits leave to one owner, and asks at once
-again for what ends or is refused: pictures that are slow to decode, batches of them, uploads that
-stop half-way, waits, event streams, and downloads that are not read.
+The greedy owner takes all that the service's default limits leave to one owner, and asks again for
+what ends or is refused: pictures that are slow to decode, batches of them, uploads that stop
+half-way, waits, event streams, and downloads that are not read. The number of its requests in a
+second is fixed, because a limit of requests is there for those.
 """
 
 from __future__ import annotations
 
 import asyncio
 import io
+import json
 import statistics
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,15 +28,15 @@ from benchmarks.submits import OCCUPIED, PHOTO_BYTES, photo_of
 from serve_app.local.temporary import LocalStack
 
 ROUNDS, SUBMISSIONS = 3, 15
-# Together the half of the places for uploads that one owner may hold
-PICTURES, BATCHES, STOPPED_UPLOADS = 16, 4, 12
+# With those of the waits, the half of the places for uploads that one owner may hold
+PICTURES, BATCHES, STOPPED_UPLOADS = 16, 4, 8
 BATCH_PICTURES = 20
+SMALL_RESULT = {"size": 64, "seconds": 0.0}  # a picture of that size may not be enlarged
 STREAMS, WAITS, DOWNLOADS = 1_000, 500, 32
-STARTED_PER_S = 60  # within the limit of requests in a minute
-SETTLING_S = 120.0
+REQUESTS_PER_S, AT_FIRST_PER_S = 20, 60
+SETTLING_S = 180.0
 STOPPED_S = 20.0
 QUIET_S = 5.0  # between rounds, for what the greedy owner has left behind
-REFUSED_PAUSE_S = 1.0
 
 
 def fairness(bench: Bench) -> Sequence[Figure]:
@@ -95,6 +97,7 @@ class _Greedy:
     client: ServiceClient
     result: str  # path of a large one
     held: Counter[str] = field(default_factory=Counter)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
     _watched: Mapping[str, Any] = field(default_factory=dict)
     _slow: bytes = field(default_factory=slow_picture)
@@ -105,7 +108,10 @@ class _Greedy:
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
-        """Make all requests until the block ends; begin it when all event streams are open."""
+        """Make all requests until the block ends.
+
+        It begins when all event streams are open, or after SETTLING_S.
+        """
         calls = {
             self._send_picture: PICTURES,
             self._send_batch: BATCHES,
@@ -114,20 +120,29 @@ class _Greedy:
             self._stop_download: DOWNLOADS,
             self._watch: STREAMS,
         }
-        all_calls = [call for call, count in calls.items() for _ in range(count)]
         self._settled.clear()
         tasks = [
-            asyncio.create_task(_again_and_again(call, n / STARTED_PER_S))
-            for n, call in enumerate(all_calls)
+            asyncio.create_task(self._again_and_again(call))
+            for call, count in calls.items()
+            for _ in range(count)
         ]
         try:
-            async with asyncio.timeout(SETTLING_S):
-                await self._settled.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), SETTLING_S)
+            self._settled.set()
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _again_and_again(self, call: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            async with self._turn:
+                settled = self._settled.is_set()
+                await asyncio.sleep(1 / (REQUESTS_PER_S if settled else AT_FIRST_PER_S))
+            with suppress(aiohttp.ClientError, TimeoutError):  # refused, or broken off
+                await call()
 
     @contextmanager
     def _holding(self, what: str) -> Iterator[None]:
@@ -141,10 +156,10 @@ class _Greedy:
 
     async def _send_picture(self) -> None:
         with self._holding("slow pictures"):
-            await self.client.submit("enlarge", {}, self._slow)
+            await self.client.submit(WORKFLOW, SMALL_RESULT, self._slow)
 
     async def _send_batch(self) -> None:
-        form = aiohttp.FormData({"workflow": "enlarge"})
+        form = aiohttp.FormData({"workflow": WORKFLOW, "params": json.dumps(SMALL_RESULT)})
         for n in range(BATCH_PICTURES):
             form.add_field("image", self._slow, filename=f"{n}.png")
         with self._holding("batches"):
@@ -189,12 +204,3 @@ async def _open_greedy(stack: LocalStack) -> AsyncIterator[_Greedy]:
         client = ServiceClient(http, url, token)
         large = Held(4096, 0.0, jobs=1)
         yield _Greedy(http, client, await client.run(WORKFLOW, large.params, large.photo()))
-
-
-async def _again_and_again(call: Callable[[], Awaitable[None]], after_s: float) -> None:
-    await asyncio.sleep(after_s)
-    while True:
-        try:
-            await call()
-        except (aiohttp.ClientError, TimeoutError):  # refused, or broken off
-            await asyncio.sleep(REFUSED_PAUSE_S)
