@@ -36,7 +36,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     "single": single,
     "pool": busy_pool,
     "submits": submits,
-    "fairness": fairness,
     "claims": claim_time,
     "workers": many_workers,
     "memory": memory_growth,
@@ -47,8 +46,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "usual": usual_service,
     "proxy": api_proxy,
 }
-# Run only when named: these figures have no goal of their own.
-BY_NAME: dict[str, Benchmark] = {"serve": serve_settings}
+# Run only when named: figures without a goal, and one that needs the machine for itself.
+BY_NAME: dict[str, Benchmark] = {"serve": serve_settings, "fairness": fairness}
 OUT = Path("build")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 import statistics
 import time
@@ -34,9 +35,8 @@ BATCH_PICTURES = 20
 SMALL_RESULT = {"size": 64, "seconds": 0.0}  # a picture of that size may not be enlarged
 STREAMS, WAITS, DOWNLOADS = 1_000, 500, 32
 REQUESTS_PER_S, AT_FIRST_PER_S = 20, 60
-SETTLING_S = 180.0
 STOPPED_S = 20.0
-QUIET_S = 5.0  # between rounds, for what the greedy owner has left behind
+QUIET_S = 10.0  # between rounds, for what the greedy owner has left behind
 
 
 def fairness(bench: Bench) -> Sequence[Figure]:
@@ -98,7 +98,8 @@ class _Greedy:
     result: str  # path of a large one
     held: Counter[str] = field(default_factory=Counter)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _settled: asyncio.Event = field(default_factory=asyncio.Event)
+    _made_once: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    _requests_per_s: float = AT_FIRST_PER_S
     _watched: Mapping[str, Any] = field(default_factory=dict)
     _slow: bytes = field(default_factory=slow_picture)
     _small: bytes = field(default_factory=lambda: photo_of(20_000))
@@ -108,28 +109,25 @@ class _Greedy:
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
-        """Make all requests until the block ends.
-
-        It begins when all event streams are open, or after SETTLING_S.
-        """
+        """Make all requests until the block ends, which begins when each was made once."""
         calls = {
-            self._send_picture: PICTURES,
-            self._send_batch: BATCHES,
-            self._stop_upload: STOPPED_UPLOADS,
+            self._watch: STREAMS,
             self._wait: WAITS,
             self._stop_download: DOWNLOADS,
-            self._watch: STREAMS,
+            self._stop_upload: STOPPED_UPLOADS,
+            self._send_picture: PICTURES,
+            self._send_batch: BATCHES,
         }
-        self._settled.clear()
+        self._requests_per_s = AT_FIRST_PER_S
         tasks = [
             asyncio.create_task(self._again_and_again(call))
             for call, count in calls.items()
             for _ in range(count)
         ]
         try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._settled.wait(), SETTLING_S)
-            self._settled.set()
+            for _ in tasks:
+                await self._made_once.acquire()
+            self._requests_per_s = REQUESTS_PER_S
             yield
         finally:
             for task in tasks:
@@ -137,18 +135,17 @@ class _Greedy:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _again_and_again(self, call: Callable[[], Awaitable[None]]) -> None:
-        while True:
+        for n in itertools.count():
             async with self._turn:
-                settled = self._settled.is_set()
-                await asyncio.sleep(1 / (REQUESTS_PER_S if settled else AT_FIRST_PER_S))
+                await asyncio.sleep(1 / self._requests_per_s)
+            if n == 0:
+                self._made_once.release()
             with suppress(aiohttp.ClientError, TimeoutError):  # refused, or broken off
                 await call()
 
     @contextmanager
     def _holding(self, what: str) -> Iterator[None]:
         self.held[what] += 1
-        if self.held["event streams"] == STREAMS:
-            self._settled.set()
         try:
             yield
         finally:
