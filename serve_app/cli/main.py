@@ -49,6 +49,7 @@ from serve_app.local.record import (
     end_leftovers,
     start_detached,
     stop_stack,
+    wait_until_serving,
     webhook_secret,
 )
 
@@ -102,7 +103,7 @@ def up(
     options = StackOptions(workers, port)
     if detach:
         with steps(err) as step:
-            record = start_detached(state_dir(), options, step)
+            record = wait_until_serving(start_detached(state_dir(), options), state_dir(), step)
         welcome(out, record)
         return
     from serve_app.local.stack import run_stack  # importing Ray, Postgres and S3 takes seconds

@@ -33,6 +33,7 @@ START_POLL_S = 0.1
 FAILED_STATUS, LOST_STATUS = 1, 3
 _RECORD = "stack.json"
 _REPORT = "ray.json"
+_LOG = "up.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,22 +139,14 @@ def webhook_secret(state_dir: Path) -> str:
 
 
 def start_detached(
-    state_dir: Path,
-    options: StackOptions,
-    progress: Callable[[str], None],
-    environ: Mapping[str, str] = MappingProxyType({}),
-) -> StackRecord:
-    """Start the stack as a separate process, and return its record once it serves.
-
-    `environ` is added to its environment. Raises SetupError with the last line of its log if it
-    ends before that.
-    """
+    state_dir: Path, options: StackOptions, environ: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
+    """Start the stack as a separate process; `environ` is added to its environment."""
     state_dir.mkdir(parents=True, exist_ok=True)
-    log_path = state_dir / "up.log"
     command = [sys.executable, "-m", "serve_app.cli.main", "up"]
     command += ["--workers", str(options.workers), "--port", str(options.port)]
-    with log_path.open("wb") as log:
-        stack = subprocess.Popen(
+    with (state_dir / _LOG).open("wb") as log:
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -166,6 +159,16 @@ def start_detached(
             },
             start_new_session=True,
         )
+
+
+def wait_until_serving(
+    stack: subprocess.Popen[bytes], state_dir: Path, progress: Callable[[str], None]
+) -> StackRecord:
+    """Return the record of a detached stack once it serves.
+
+    Raises SetupError with the last line of its log if it ends before that.
+    """
+    log_path = state_dir / _LOG
     while stack.poll() is None:
         record = find_stack(state_dir)
         # a stack that loses Ray before it has ever served tries again

@@ -26,6 +26,7 @@ from serve_app.local.record import (
     issuer_folder,
     start_detached,
     stop_stack,
+    wait_until_serving,
 )
 
 
@@ -73,12 +74,14 @@ def temporary_stack(
     """
     with TemporaryDirectory(prefix="comfy-restore-", ignore_cleanup_errors=True) as folder:
         stack = LocalStack(Path(folder), environ or {})
+        options = StackOptions(workers, free_port())
+        process = start_detached(stack.state_dir, options, stack.environ)
         try:
-            options = StackOptions(workers, free_port())
-            start_detached(stack.state_dir, options, lambda _line: None, stack.environ)
+            wait_until_serving(process, stack.state_dir, lambda _line: None)
             yield stack
         finally:
             stop_stack(stack.state_dir)
+            process.wait()  # it has ended by now
 
 
 def free_port() -> int:

@@ -6,12 +6,13 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from restoration.errors import SetupError
 from serve_app.local import record
-from serve_app.local.record import StackOptions, StackRecord, start_detached
+from serve_app.local.record import StackRecord, wait_until_serving
 from serve_app.local.temporary import LocalStack, temporary_stack
 
 
@@ -21,11 +22,11 @@ def test_a_stack_that_loses_its_first_ray_is_not_up_yet(
     """Its record says so while it starts Ray again, so a waiting command keeps waiting."""
     up = StackRecord(4711, "http://127.0.0.1:8000", issuer=None, drain_s=1)
     records = iter([None, replace(up, lost="its raylet ended"), up])
-    process = SimpleNamespace(pid=up.pid, poll=lambda: None)
-    monkeypatch.setattr(subprocess, "Popen", lambda *_args, **_options: process)
+    process: Any = SimpleNamespace(pid=up.pid, poll=lambda: None)
     monkeypatch.setattr(record, "find_stack", lambda _state_dir: next(records))
     monkeypatch.setattr(record, "START_POLL_S", 0)
-    assert start_detached(tmp_path, StackOptions(), lambda _line: None) == up
+    (tmp_path / "up.log").touch()
+    assert wait_until_serving(process, tmp_path, lambda _line: None) == up
 
 
 def test_a_temporary_stack_gets_its_settings_and_leaves_nothing(
@@ -37,7 +38,7 @@ def test_a_temporary_stack_gets_its_settings_and_leaves_nothing(
 
     def popen(_command: object, *, env: dict[str, str], **_options: object) -> SimpleNamespace:
         started.append(env)
-        return SimpleNamespace(pid=4711, poll=lambda: None)
+        return SimpleNamespace(pid=4711, poll=lambda: None, wait=lambda: 0)
 
     up = StackRecord(4711, "http://127.0.0.1:8000")
     monkeypatch.setattr(subprocess, "Popen", popen)
