@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from uuid import UUID, uuid4
 
 from actors.images.reader import ImageInfo
@@ -80,14 +80,22 @@ class CheckedRequest:
         """Return a SHA-256 in hex that is equal only for equal requests.
 
         `subject` is the picture, or text that identifies the pictures of a batch. The `reuse`
-        option is not part of the digest, because it does not change the result asked for.
+        option is not part of the digest, because it does not change the result asked for. Options
+        with their default are left out: a release with a new option keeps the digests of requests
+        that do not use it.
         """
+        options = self.request.options
+        chosen = {
+            each.name: value
+            for each in fields(options)
+            if (value := getattr(options, each.name)) != each.default
+        }
         asked = [
             self.workflow.name,
             dict(self.params),
             self.output_format,
             self.request.queue_limit_s,
-            asdict(self.request.options),
+            chosen,
         ]
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode() + b"\0")
         digest.update(subject)  # a separate call: concatenating would copy the picture

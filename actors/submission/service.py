@@ -25,8 +25,7 @@ from restoration.errors import (
     IdempotencyConflict,
     IllegalTransition,
     JobNotFound,
-    QueueFull,
-    StorageFull,
+    RestorationError,
     UploadNotFound,
     UploadUsed,
 )
@@ -238,7 +237,9 @@ class Submission:
         try:
             with tracer.start_as_current_span("record"):
                 job, created = await self._jobs.insert(new, request.quotas)
-        except (IdempotencyConflict, QueueFull, StorageFull):
+        except DependencyUnavailable:  # the job may be recorded, so its objects stay
+            raise
+        except RestorationError:
             await self.discard(*new.object_keys)
             raise
         if not created:  # another request with the same key was recorded first

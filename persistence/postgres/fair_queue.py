@@ -58,7 +58,9 @@ AWAY_S = 600.0
 
 _WAITS = jobs.c.status.in_(sources_of(JobStatus.RUNNING))
 _UNSTARTED = and_(jobs.c.status == JobStatus.QUEUED, jobs.c.attempt == 0)
-_STARTS_AGAIN = and_(jobs.c.status == JobStatus.QUEUED, jobs.c.attempt > 0)
+_STARTS_AGAIN = and_(
+    jobs.c.status == JobStatus.QUEUED, jobs.c.attempt > 0, jobs.c.available_at <= func.now()
+)
 _KEY = tuple_(turns.c.owner, turns.c.priority)
 _INTERACTIVE = literal(Priority.INTERACTIVE, turns.c.counts_as.type)
 _SOMETHING_WAITS = turns.c.counts_as.is_not(None)
@@ -281,7 +283,8 @@ def promote(aging_s: float, connection: Connection) -> None:
     """Update the class that each turn counts as, and delete old idle turns.
 
     A turn counts as interactive if its oldest waiting job is older than `aging_s`, or if one of its
-    jobs has been started and waits again.
+    jobs has been started and may start again now: not while that job waits for its `available_at`,
+    because the rank would go to the other jobs of the turn.
     """
     connection.execute(_PROMOTE, {"aging": timedelta(seconds=aging_s)})
     connection.execute(_FORGET_AWAY)

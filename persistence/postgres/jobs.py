@@ -24,7 +24,7 @@ from persistence.postgres.tables import jobs
 from persistence.postgres.transitions import RECLAIM_BATCH
 from persistence.postgres.uploads import end_upload
 from restoration.affinity import Affinity
-from restoration.errors import IdempotencyConflict, InputExpired
+from restoration.errors import IdempotencyConflict, InputExpired, UploadUsed
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobPage, JobStatus, NewJob
 from restoration.limits.quotas import Quotas
 from restoration.queue_policy import QueuePolicy
@@ -249,9 +249,15 @@ def _earlier(job: NewJob, connection: Connection) -> Job:
     query = select(jobs).where(jobs.c.owner == job.owner, same)
     # Two rows match if the key is of one job and the id of another: that is no repetition.
     row, *others = connection.execute(query).mappings().all()
-    if others or row["request_digest"] != job.request_digest:
-        raise IdempotencyConflict(
-            "this Idempotency-Key was used for a different request; use a new key",
+    if not others and row["request_digest"] == job.request_digest:
+        return to_job(row)
+    key_used = job.idempotency_key is not None and row["idempotency_key"] == job.idempotency_key
+    if not others and not key_used and row["id"] == job.id:  # only an upload's id is used again
+        raise UploadUsed(
+            "the upload was already used for another job; upload the photo again",
             job_id=str(row["id"]),
         )
-    return to_job(row)
+    raise IdempotencyConflict(
+        "this Idempotency-Key was used for a different request; use a new key",
+        job_id=str(row["id"]),
+    )

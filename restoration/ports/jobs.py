@@ -33,7 +33,8 @@ class JobSubmissions(Protocol):
         """Record a queued job, notify the dispatcher and return (job, True).
 
         If the owner has used the idempotency key already, return (the earlier job, False), or raise
-        IdempotencyConflict if the request digests differ. A second retry of one job returns the
+        IdempotencyConflict if the request digests differ. The same holds for the id, which is that
+        of the upload if the job has one, with UploadUsed. A second retry of one job returns the
         first in the same way. Raises QueueFull if too many jobs wait, StorageFull if too much would
         be stored.
 

@@ -15,7 +15,7 @@ from persistence.postgres.database import Database
 from persistence.postgres.jobs import PostgresJobStore
 from persistence.postgres.retention import Retention
 from persistence.postgres.uploads import PostgresUploadStore
-from restoration.errors import QueueFull, StorageFull
+from restoration.errors import IdempotencyConflict, QueueFull, StorageFull, UploadUsed
 from restoration.jobs import Artifact
 from restoration.limits.quotas import Quotas
 from restoration.ports.objects import UploadStore
@@ -82,6 +82,26 @@ async def test_an_upload_that_became_a_job_counts_once(stores: Stores) -> None:
     with pytest.raises(StorageFull):
         await stores.begin(11, STORED)
     await stores.begin(10, STORED)
+
+
+async def test_an_upload_becomes_one_job(stores: Stores) -> None:
+    """The same insert is a repetition; one that differs is refused for the upload, not the key."""
+    upload_id = await stores.begin(7)
+    first = new_job(id=upload_id, request_digest="a")
+    await stores.jobs.insert(first)
+    assert not (await stores.jobs.insert(first))[1]
+    for key in (None, "k"):
+        other = new_job(id=upload_id, request_digest="b", idempotency_key=key)
+        with pytest.raises(UploadUsed) as caught:
+            await stores.jobs.insert(other)
+        assert caught.value.details["job_id"] == str(upload_id)
+
+
+async def test_a_key_used_again_for_its_upload_is_the_conflict_of_a_key(stores: Stores) -> None:
+    upload_id = await stores.begin(7)
+    await stores.jobs.insert(new_job(id=upload_id, request_digest="a", idempotency_key="k"))
+    with pytest.raises(IdempotencyConflict):
+        await stores.jobs.insert(new_job(id=upload_id, request_digest="b", idempotency_key="k"))
 
 
 async def test_announced_bytes_have_a_limit_of_their_own(stores: Stores) -> None:

@@ -14,7 +14,7 @@ from persistence.postgres.jobs import PostgresJobStore
 from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS, Affinity
 from restoration.jobs import Job, Priority
 from restoration.queue_policy import QueuePolicy
-from tests.support.job_stores import LEASE_S, JobStore, OpenStore, claim, queued
+from tests.support.job_stores import FAILURE, LEASE_S, JobStore, OpenStore, claim, queued
 
 
 @pytest.fixture
@@ -67,6 +67,28 @@ class TestResumption:
         assert {job.id for job in again} > {job.id for job in lost}
         await store.promote()
         assert await _claimed_owners(store, 2) == "ab"
+
+    @pytest.mark.lease
+    async def test_a_job_in_back_off_raises_no_other_job(self, store: JobStore) -> None:
+        """While a batch job waits for its next attempt, the rest of its batch stays batch."""
+        for _ in range(2):
+            await queued(store, owner="bob", priority=Priority.BATCH)
+        await store.release((await claim(store)).ref, FAILURE, delay_s=60)
+        for _ in range(2):
+            await queued(store, owner="alice")
+        await store.promote()
+        assert await _claimed_owners(store, 3) == "aab"
+
+    @pytest.mark.lease
+    async def test_a_job_is_interactive_after_its_back_off(self, store: JobStore) -> None:
+        await queued(store, owner="bob", priority=Priority.BATCH)
+        again = await claim(store)
+        await store.release(again.ref, FAILURE)
+        await queued(store, owner="alice")
+        await queued(store, owner="alice")
+        await store.promote()
+        claimed = [await claim(store, "another") for _ in range(2)]
+        assert [job.owner for job in claimed] == ["alice", "bob"]
 
 
 class TestTurns:

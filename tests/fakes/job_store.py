@@ -24,6 +24,7 @@ from restoration.errors import (
     JobNotFound,
     LeaseLost,
     QueueTimeout,
+    UploadUsed,
 )
 from restoration.jobs import (
     MAX_RECORDS,
@@ -116,6 +117,9 @@ class MemoryJobStore:
             self.rows[job.id] = row
             return row, True
         if earlier.request_digest != job.request_digest:
+            key_used = job.idempotency_key in {earlier.idempotency_key} - {None}
+            if earlier.id == job.id and not key_used:
+                raise UploadUsed("the upload was used", job_id=str(earlier.id))
             raise IdempotencyConflict(
                 "the key was used for another request", job_id=str(earlier.id)
             )

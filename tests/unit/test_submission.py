@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from actors.images.reader import ImageInfo
 from actors.submission.requests import MAX_NAME_CHARS, CheckedRequest, SubmissionRequest
 from actors.submission.service import Submission
+from persistence.objects.keys import upload_key
 from restoration.errors import (
     BrokenImage,
     DependencyUnavailable,
@@ -22,6 +24,7 @@ from restoration.errors import (
     QueueFull,
     UnknownWorkflow,
     UnsupportedImage,
+    UploadUsed,
 )
 from restoration.images import UploadLimits
 from restoration.jobs import Artifact, Job, JobOptions, JobStatus, NewJob, OutputFormat, Priority
@@ -179,6 +182,18 @@ async def test_without_postgres_nothing_is_promised(door: Door) -> None:
     with pytest.raises(DependencyUnavailable):
         await door.submit()
     assert not door.jobs.rows
+
+
+async def test_a_job_that_postgres_refuses_leaves_no_object(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def insert(*_args: object) -> tuple[Job, bool]:
+        raise InvalidRequest("a value in the request cannot be stored")
+
+    monkeypatch.setattr(door.jobs, "insert", insert)
+    with pytest.raises(InvalidRequest):
+        await door.submit()
+    assert not door.blobs.objects
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[InvalidRequest]]] = {
@@ -340,6 +355,29 @@ class TestRaces:
         assert {type(outcome) for outcome in outcomes} == {Job, IdempotencyConflict}
         assert len(racing.jobs.rows) == len(racing.blobs.objects) == 1
 
+    async def test_two_requests_for_one_upload_make_one_job(
+        self, door: Door, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The loser asked for something else: it gets UploadUsed, and leaves no object."""
+        upload_id, both_looked = uuid4(), asyncio.Barrier(2)
+        await door.blobs.put(upload_key("ann", upload_id), photo(), "image/png")
+        check_room = door.jobs.check_room
+
+        async def wait_for_the_other(*args: Any) -> None:
+            await both_looked.wait()
+            await check_room(*args)
+
+        monkeypatch.setattr(door.jobs, "check_room", wait_for_the_other)
+        async with asyncio.timeout(DEADLINE_S):
+            outcomes = await asyncio.gather(
+                door.submit(image=b"", upload_id=upload_id),
+                door.submit(image=b"", upload_id=upload_id, options=BATCH),
+                return_exceptions=True,
+            )
+        assert {type(outcome) for outcome in outcomes} == {Job, UploadUsed}
+        [job] = door.jobs.rows.values()
+        assert list(door.blobs.objects) == [job.input.key]
+
     async def test_an_object_that_stays_behind_spoils_nothing(
         self, racing: Door, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -364,6 +402,19 @@ class TestDigest:
         """The order of parameters does not matter."""
         again = replace(self.CHECKED, params={"b": 2, "a": 1})
         assert again.digest(b"x") == self.CHECKED.digest(b"x")
+
+    def test_it_leaves_out_options_with_their_default(self) -> None:
+        """A release with one more option gives a request the same digest as the one before it."""
+
+        @dataclass(frozen=True, slots=True, kw_only=True)
+        class LaterOptions(JobOptions):
+            one_more: bool = False
+
+        later = LaterOptions(priority=Priority.BATCH)
+        checked = replace(self.CHECKED, request=replace(self.REQUEST, options=later))
+        assert checked.digest(b"x") == self.CHECKED.digest(b"x")
+        asked = replace(self.REQUEST, options=replace(later, one_more=True))
+        assert replace(checked, request=asked).digest(b"x") != self.CHECKED.digest(b"x")
 
     def test_it_differs_by_each_part(self) -> None:
         """All of these requests and pictures have different fingerprints."""
