@@ -82,8 +82,9 @@ class OutputFormat(StrEnum):
 class JobOptions:
     """Options that travel unchanged from a submission to the job's row.
 
-    A new one is declared here, in the form's and the job's schema (`serve_app.forms.form`,
-    `serve_app.schemas.restorations`) and as a column of the same name.
+    A new one is declared here, in the form (`serve_app.forms.form`) and as a column of the same
+    name; in the job's schema (`serve_app.schemas.restorations`) too if clients are to see it.
+    CONTRIBUTING.md lists the steps.
     """
 
     priority: Priority = Priority.INTERACTIVE

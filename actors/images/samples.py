@@ -1,4 +1,7 @@
-"""The result of a file format's reader: the stored samples, and their colour model and colours."""
+"""The result of a file format's reader: the stored samples, and their colour model and colours.
+
+Also the conversions of samples that several formats need.
+"""
 
 from __future__ import annotations
 
@@ -78,3 +81,24 @@ def split_alpha(values: Array8or16) -> tuple[Array8or16, Array8or16 | None]:
     if values.shape[2] in {2, 4}:
         return values[:, :, :-1], values[:, :, -1]
     return values, None
+
+
+def scaled(values: Array8or16, bits: int) -> Array8or16:
+    """Scale samples of `bits` bits to the full range of 8 bits, or of 16 if `bits` exceeds 8."""
+    top = 255 if bits <= 8 else 65_535
+    levels = 2**bits - 1
+    table = (np.arange(levels + 1, dtype=np.uint64) * top + levels // 2) // levels
+    narrow = table.astype(np.uint8 if bits <= 8 else np.uint16)
+    found: Array8or16 = narrow[np.minimum(values, levels)]
+    return found
+
+
+def straight(values: Array8or16, alpha: Array8or16) -> Array8or16:
+    """Undo the multiplication of the colours by their alpha."""
+    top = np.iinfo(values.dtype).max
+    result = np.empty_like(values)
+    for n in range(len(values)):
+        divisor = np.maximum(alpha[n], 1).astype(np.uint32)[:, None]
+        row = (values[n].astype(np.uint32) * top + divisor // 2) // divisor
+        result[n] = np.minimum(row, top)
+    return result

@@ -1,8 +1,8 @@
 """Submits jobs, for the HTTP API and for batch scripts.
 
-The steps of `Submission.submit` are fixed: check the request, find an earlier equal one, examine
-and store the photo, make the job, record it. So a returned job is durable, and a failure leaves at
-most an orphaned object, never a row without its input.
+The steps of `Submission.submit` are fixed: check the request, look for the job that an equal one
+made, examine and store the photo, make the job, record it. So a returned job is durable, and a
+failure leaves at most an orphaned object, never a row without its input.
 """
 
 from __future__ import annotations
@@ -111,9 +111,83 @@ class Submission:
             new = replace(new, idempotency_key=request.idempotency_key, request_digest=digest)
             return await self._record(request, new)
 
+    async def retry(
+        self, job_id: UUID, owner: str | None = None, quotas: Quotas | None = None
+    ) -> Submitted:
+        """Submit a failed or cancelled job again, as a new job on the same input.
+
+        The new job runs the current version of the workflow. A job is retried only once: further
+        calls return the same new job with `replayed` set. Raises JobNotFound, IllegalTransition for
+        a job in another state, InputExpired, QueueFull, StorageFull, DependencyUnavailable, and as
+        `check` if the workflow or the rules have changed.
+        """
+        source = await self._jobs.get(job_id, owner)
+        if source.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
+            raise IllegalTransition(
+                f"the job is {source.status}; only a failed or cancelled job can be retried",
+                status=source.status,
+            )
+        new = replace(self._checker.again(source), traceparent=current_traceparent())
+        job, created = await self._jobs.insert(new, quotas)
+        return Submitted(job, replayed=not created)
+
+    # The steps, which a batch takes for each of its photos.
+
     def check(self, request: SubmissionRequest) -> CheckedRequest:
         """Validate all but the picture. Raises InvalidRequest or a subclass."""
         return self._checker.check(request)
+
+    async def check_room(self, request: SubmissionRequest) -> None:
+        """Check the owner's limits before anything is stored. Raises QueueFull, StorageFull."""
+        # An upload's bytes are counted since its link was given; `image` is empty then.
+        await self._jobs.check_room(request.owner, request.quotas, len(request.image))
+
+    async def store_photo(
+        self, image: bytes, job_id: UUID, checked: CheckedRequest | None = None
+    ) -> StoredPhoto:
+        """Examine and store a photo.
+
+        Without `checked`, call `check_result` once the request is known. Raises InvalidRequest or a
+        subclass for an unusable picture, DependencyUnavailable.
+        """
+        return await self._put(job_id, image, await self._examine(image, checked))
+
+    def check_result(self, checked: CheckedRequest, picture: ImageInfo) -> None:
+        """Check the size of the result. Raises ImageTooLarge or GraphRefused if it is too large."""
+        self._checker.check_result(checked, picture)
+
+    async def make_job(self, checked: CheckedRequest, job_id: UUID, photo: StoredPhoto) -> NewJob:
+        """Return the job to record for a stored photo.
+
+        If the request allows reuse, the job gets a copy of an earlier result of the same work: a
+        copy, because the earlier one may be removed at any moment. Raises DependencyUnavailable.
+        """
+        new = replace(checked.job(job_id, photo.artifact), traceparent=current_traceparent())
+        if checked.request.reuse is Reuse.NEVER:
+            return new
+        with tracer.start_as_current_span("find_result"):
+            reusable = await self._jobs.find_result(new)
+        if reusable is None:
+            return new
+        try:
+            with tracer.start_as_current_span("copy_result"):
+                key = copy_key(new.id, new.output_format)
+                output = await self._blobs.copy(reusable.result(), key)
+        except (ArtifactCorrupt, DependencyUnavailable) as error:
+            # The result was removed, is corrupt, or S3 failed: execute the job instead.
+            log.warning("result_not_reused", job_id=str(reusable.id), reason=error.message)
+            return new
+        return replace(new, reused=Reused(reusable.reused_from or reusable.id, output))
+
+    async def discard(self, *keys: str) -> None:
+        """Delete objects that no job needs. A failure is logged."""
+        for key in keys:
+            try:
+                await self._blobs.delete(key)
+            except DependencyUnavailable as error:  # must not fail the caller's request
+                log.warning("object_orphaned", key=key, reason=error.message)
+
+    # The other steps of `submit`.
 
     async def _digest(self, checked: CheckedRequest) -> str:
         request = checked.request
@@ -157,20 +231,7 @@ class Submission:
     async def _receive_photo(self, checked: CheckedRequest, job_id: UUID) -> StoredPhoto:
         """Examine the request's photo, check the owner's limits meanwhile, and store the photo."""
         request = checked.request
-
-        async def fetch_and_examine() -> tuple[bytes, ImageInfo]:
-            image = request.image
-            if request.upload_id is not None:
-                key = upload_key(request.owner, request.upload_id)
-                uploaded = await self._blobs.fetch(key, self._limits.max_bytes)
-                if uploaded is None:  # or it is another owner's
-                    raise UploadNotFound(
-                        "the upload does not exist, or its photo has not been sent yet"
-                    )
-                image = uploaded
-            return image, await self._examine(image, checked)
-
-        examining = asyncio.create_task(fetch_and_examine())
+        examining = asyncio.create_task(self._fetch_and_examine(checked))
         try:
             await self.check_room(request)
             image, picture = await examining
@@ -179,19 +240,15 @@ class Submission:
         # Two concurrent requests for one upload share the job id; each needs its own object.
         return await self._put(uuid4() if request.upload_id else job_id, image, picture)
 
-    async def check_room(self, request: SubmissionRequest) -> None:
-        """Check the owner's limits before anything is stored. Raises QueueFull, StorageFull."""
-        await self._jobs.check_room(request.owner, request.quotas, len(request.image))
-
-    async def store_photo(
-        self, image: bytes, job_id: UUID, checked: CheckedRequest | None = None
-    ) -> StoredPhoto:
-        """Examine and store a photo.
-
-        Without `checked`, call `check_result` once the request is known. Raises InvalidRequest or a
-        subclass for an unusable picture, DependencyUnavailable.
-        """
-        return await self._put(job_id, image, await self._examine(image, checked))
+    async def _fetch_and_examine(self, checked: CheckedRequest) -> tuple[bytes, ImageInfo]:
+        request = checked.request
+        image: bytes | None = request.image
+        if request.upload_id is not None:
+            key = upload_key(request.owner, request.upload_id)
+            image = await self._blobs.fetch(key, self._limits.max_bytes)
+        if image is None:  # or it is another owner's
+            raise UploadNotFound("the upload does not exist, or its photo has not been sent yet")
+        return image, await self._examine(image, checked)
 
     async def _examine(self, image: bytes, checked: CheckedRequest | None) -> ImageInfo:
         with tracer.start_as_current_span("examine"):
@@ -200,37 +257,10 @@ class Submission:
                 self.check_result(checked, picture)
             return picture
 
-    def check_result(self, checked: CheckedRequest, picture: ImageInfo) -> None:
-        """Check the size of the result. Raises ImageTooLarge or GraphRefused if it is too large."""
-        self._checker.check_result(checked, picture)
-
     async def _put(self, name: UUID, image: bytes, picture: ImageInfo) -> StoredPhoto:
         with tracer.start_as_current_span("store_input"):
             key = input_key(name, picture.type)
             return StoredPhoto(picture, await self._blobs.put(key, image, picture.type.value))
-
-    async def make_job(self, checked: CheckedRequest, job_id: UUID, photo: StoredPhoto) -> NewJob:
-        """Return the job to record for a stored photo.
-
-        If the request allows reuse, the job gets a copy of an earlier result of the same work: a
-        copy, because the earlier one may be removed at any moment. Raises DependencyUnavailable.
-        """
-        new = replace(checked.job(job_id, photo.artifact), traceparent=current_traceparent())
-        if checked.request.reuse is Reuse.NEVER:
-            return new
-        with tracer.start_as_current_span("find_result"):
-            earlier = await self._jobs.find_result(new)
-        if earlier is None:
-            return new
-        try:
-            with tracer.start_as_current_span("copy_result"):
-                key = copy_key(new.id, new.output_format)
-                output = await self._blobs.copy(earlier.result(), key)
-        except (ArtifactCorrupt, DependencyUnavailable) as error:
-            # The result was removed, is corrupt, or S3 failed: execute the job instead.
-            log.warning("result_not_reused", job_id=str(earlier.id), reason=error.message)
-            return new
-        return replace(new, reused=Reused(earlier.reused_from or earlier.id, output))
 
     async def _record(self, request: SubmissionRequest, new: NewJob) -> Submitted:
         """Insert the job, and delete the objects that no job needs then."""
@@ -247,31 +277,3 @@ class Submission:
         if request.upload_id is not None:
             await self.discard(upload_key(request.owner, request.upload_id))
         return Submitted(job, replayed=not created)
-
-    async def retry(
-        self, job_id: UUID, owner: str | None = None, quotas: Quotas | None = None
-    ) -> Submitted:
-        """Submit a failed or cancelled job again, as a new job on the same input.
-
-        The new job runs the current version of the workflow. A job is retried only once: further
-        calls return the same new job with `replayed` set. Raises JobNotFound, IllegalTransition for
-        a job in another state, InputExpired, QueueFull, StorageFull, DependencyUnavailable, and as
-        `check` if the workflow or the rules have changed.
-        """
-        source = await self._jobs.get(job_id, owner)
-        if source.status not in {JobStatus.FAILED, JobStatus.CANCELLED}:
-            raise IllegalTransition(
-                f"the job is {source.status}; only a failed or cancelled job can be retried",
-                status=source.status,
-            )
-        new = replace(self._checker.again(source), traceparent=current_traceparent())
-        job, created = await self._jobs.insert(new, quotas)
-        return Submitted(job, replayed=not created)
-
-    async def discard(self, *keys: str) -> None:
-        """Delete objects that no job needs. A failure is logged."""
-        for key in keys:
-            try:
-                await self._blobs.delete(key)
-            except DependencyUnavailable as error:  # must not fail the caller's request
-                log.warning("object_orphaned", key=key, reason=error.message)

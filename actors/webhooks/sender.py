@@ -54,8 +54,8 @@ class SendLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A failed try. `is_final`: do not retry; `retry_after_s`: the receiver's minimum delay."""
+class FailedTry:
+    """`is_final`: do not retry; `retry_after_s`: the receiver's minimum delay."""
 
     error: str
     is_final: bool = False
@@ -157,20 +157,20 @@ class WebhookSender:
                 SpanKind.CLIENT,
                 {"job.id": str(due.job.id), "server.address": due.host},
             ):
-                refusal = await self._post(due)
-            await self._conclude(due, refusal)
+                failed_try = await self._post(due)
+            await self._conclude(due, failed_try)
 
-    async def _conclude(self, due: DueDelivery, refusal: Refusal | None) -> None:
+    async def _conclude(self, due: DueDelivery, failed_try: FailedTry | None) -> None:
         job_id, delay_s = str(due.job.id), None
         try:
-            if refusal is None:
+            if failed_try is None:
                 await self._outbox.delivered(due)
                 self._meter.count(WEBHOOKS, {"outcome": "delivered"})
                 log.info("webhook_delivered", job_id=job_id, host=due.host)
                 return
-            if not refusal.is_final:
-                delay_s = self._schedule.delay_s(due.tries, due.age_s, refusal.retry_after_s)
-            await self._outbox.failed(due, refusal.error, delay_s)
+            if not failed_try.is_final:
+                delay_s = self._schedule.delay_s(due.tries, due.age_s, failed_try.retry_after_s)
+            await self._outbox.failed(due, failed_try.error, delay_s)
         except DependencyUnavailable as error:
             log.warning("delivery_not_recorded", job_id=job_id, reason=error.message)
             return
@@ -180,11 +180,11 @@ class WebhookSender:
             job_id=job_id,
             host=due.host,
             tries=due.tries,
-            reason=refusal.error,
+            reason=failed_try.error,
             retry_in_s=delay_s,
         )
 
-    async def _post(self, due: DueDelivery) -> Refusal | None:
+    async def _post(self, due: DueDelivery) -> FailedTry | None:
         url, body = due.job.options.webhook_url or "", payload(due.job)
         message = message_id(due.job.id)
         headers = signed_headers(self._key, message, int(self._clock()), body)
@@ -201,21 +201,21 @@ class WebhookSender:
                         if read_bytes > self._limits.max_answer_bytes:
                             break
         except TimeoutError:
-            refusal = Refusal(f"no response within {self._limits.timeout_s:g} s")
+            failed_try = FailedTry(f"no response within {self._limits.timeout_s:g} s")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = f"{type(error).__name__}: {error}".removesuffix(": ")
-            refusal = Refusal(reason[:MAX_ERROR_CHARS])
-        return refusal if answer is None else _judge(answer)
+            failed_try = FailedTry(reason[:MAX_ERROR_CHARS])
+        return failed_try if answer is None else _judge(answer)
 
 
-def _judge(answer: httpx.Response) -> Refusal | None:
+def _judge(answer: httpx.Response) -> FailedTry | None:
     """Judge a response by its status alone; its body is untrusted and ignored."""
     if answer.is_success:
         return None
     # The date form of Retry-After is ignored: it depends on synchronized clocks.
     retry_after = answer.headers.get("retry-after", "")
     in_seconds = retry_after.isascii() and retry_after.isdigit()
-    return Refusal(
+    return FailedTry(
         f"HTTP {answer.status_code}",
         is_final=answer.status_code == HTTPStatus.GONE,
         retry_after_s=float(retry_after) if in_seconds else 0,

@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import insert
 
-from persistence.postgres import fair_queue, transitions, webhook_outbox
+from persistence.postgres import queue_room, transitions, webhook_outbox
 from persistence.postgres.cursors import Cursor
 from persistence.postgres.database import Database
 from persistence.postgres.rows import new_row, to_job
@@ -176,7 +176,7 @@ def _insert(
     if new_jobs:
         # One statement, because executemany does not accept the rows' SQL expressions (now()).
         connection.execute(insert(jobs).values([new_row(job) for job in new_jobs]))
-        fair_queue.admit(policy, batch.owner, quotas, policy.running_limit(quotas), connection)
+        queue_room.admit(policy, batch.owner, quotas, policy.running_limit(quotas), connection)
         transitions.announce(connection)
         for job in new_jobs:
             if job.reused is not None:

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Connection,
     Integer,
     Interval,
+    ScalarSelect,
     Select,
     Subquery,
     Uuid,
@@ -44,11 +45,11 @@ from sqlalchemy.sql.selectable import LateralFromClause
 from persistence.postgres.tables import OWNED, jobs, owners, turns
 from restoration.affinity import WINDOW_JOBS, WINDOW_TURNS, Candidate
 from restoration.jobs import AttemptRef, Job, JobStatus, Priority, sources_of
-from restoration.limits.quotas import Quotas
-from restoration.queue_policy import Load, QueuePolicy, versioned
+from restoration.queue_policy import versioned
 from restoration.scaling import Demand
 
-# A worker that hands a job back with a failure cannot claim it for this long, so others can.
+# A worker that handed a job back with a failure cannot claim it until this long after the job's
+# back-off, so that others can.
 ELSEWHERE_S = 2.0
 # The turn of a job that lost its worker is dated back by this much, to come before all others.
 _FIRST = timedelta(days=365)
@@ -56,26 +57,31 @@ _FIRST = timedelta(days=365)
 # migration has the same figure.
 AWAY_S = 600.0
 
-_WAITS = jobs.c.status.in_(sources_of(JobStatus.RUNNING))
-_UNSTARTED = and_(jobs.c.status == JobStatus.QUEUED, jobs.c.attempt == 0)
-_STARTS_AGAIN = and_(
+_IS_WAITING = jobs.c.status.in_(sources_of(JobStatus.RUNNING))
+_IS_UNSTARTED = and_(jobs.c.status == JobStatus.QUEUED, jobs.c.attempt == 0)
+_MAY_START_AGAIN = and_(
     jobs.c.status == JobStatus.QUEUED, jobs.c.attempt > 0, jobs.c.available_at <= func.now()
 )
 _KEY = tuple_(turns.c.owner, turns.c.priority)
 _INTERACTIVE = literal(Priority.INTERACTIVE, turns.c.counts_as.type)
 _SOMETHING_WAITS = turns.c.counts_as.is_not(None)
 _HAS_ITS_TURN = and_(_SOMETHING_WAITS, ~turns.c.held)
-# The limit makes Postgres sort the turns before the join; sorting after it would lock one job of
-# each owner. The limit is a subquery, so that the planner does not know it takes all rows, and
-# reads the index instead of sorting all turns.
-_ALL = select(literal(2**31)).scalar_subquery()
-_TURN = (
-    select(turns)
-    .where(_HAS_ITS_TURN)
-    .order_by(turns.c.counts_as, turns.c.turn_at)
-    .limit(_ALL)
-    .subquery("turn")
-)
+
+
+def _first_turns(limit: ScalarSelect[int] | int) -> Subquery:
+    """Return the first `limit` turns, in order.
+
+    A limit makes Postgres sort the turns before a join; sorting after it would lock one job of each
+    owner.
+    """
+    query = select(turns).where(_HAS_ITS_TURN).order_by(turns.c.counts_as, turns.c.turn_at)
+    return query.limit(limit).subquery("turn")
+
+
+# The limit is a subquery, so that the planner does not know it takes all rows, and reads the index
+# instead of sorting all turns.
+_TURNS = _first_turns(select(literal(2**31)).scalar_subquery())
+_NEXT_TURNS = _first_turns(WINDOW_TURNS)
 
 
 def by_turn(job: Job) -> tuple[str, bool]:
@@ -85,7 +91,7 @@ def by_turn(job: Job) -> tuple[str, bool]:
 
 def is_overdue() -> ColumnElement[bool]:
     """Return the condition that a job never started and its queue deadline has passed."""
-    return and_(_UNSTARTED, jobs.c.queue_deadline_at <= func.now())
+    return and_(_IS_UNSTARTED, jobs.c.queue_deadline_at <= func.now())
 
 
 def _claimable(turn: Subquery) -> Select[tuple[UUID, int]]:
@@ -95,7 +101,7 @@ def _claimable(turn: Subquery) -> Select[tuple[UUID, int]]:
     return (
         select(jobs.c.id, jobs.c.attempt)
         .where(jobs.c.owner == turn.c.owner, jobs.c.priority == turn.c.priority)
-        .where(_WAITS, jobs.c.available_at <= func.now(), may_start)
+        .where(_IS_WAITING, jobs.c.available_at <= func.now(), may_start)
         .order_by(jobs.c.created_at, jobs.c.id)
     )
 
@@ -103,18 +109,18 @@ def _claimable(turn: Subquery) -> Select[tuple[UUID, int]]:
 def _in_turn(head: LateralFromClause) -> Select[tuple[UUID, int]]:
     return (
         select(head.c.id, head.c.attempt)
-        .select_from(_TURN.join(head, true()))
-        .order_by(_TURN.c.counts_as, _TURN.c.turn_at)
+        .select_from(_TURNS.join(head, true()))
+        .order_by(_TURNS.c.counts_as, _TURNS.c.turn_at)
     )
 
 
 _AT_MOST = bindparam("at_most", type_=Integer())
-_WAITING = _in_turn(_claimable(_TURN).limit(_AT_MOST).lateral("head")).limit(_AT_MOST)
+_LIST_WAITING = _in_turn(_claimable(_TURNS).limit(_AT_MOST).lateral("head")).limit(_AT_MOST)
 
 
 def waiting(limit: int, connection: Connection) -> list[AttemptRef]:
     """Return up to `limit` jobs: those of the first owner, then of the next (see LeaderQueue)."""
-    rows = connection.execute(_WAITING, {"at_most": limit})
+    rows = connection.execute(_LIST_WAITING, {"at_most": limit})
     return [AttemptRef(row.id, row.attempt + 1) for row in rows]
 
 
@@ -134,30 +140,36 @@ _IN_HAND = (
 
 def demand(connection: Connection) -> Demand:
     """Return the demand (see LeaderQueue), with waiting jobs from the counts that triggers keep."""
-    waiting = {row.priority: int(row.jobs) for row in connection.execute(_COULD_START)}
-    running = {row.priority: int(row.jobs) for row in connection.execute(_IN_HAND)}
+    could_start = {row.priority: int(row.jobs) for row in connection.execute(_COULD_START)}
+    in_hand = {row.priority: int(row.jobs) for row in connection.execute(_IN_HAND)}
     return Demand(
-        waiting=sum(waiting.values()),
-        running=sum(running.values()),
-        interactive_waiting=waiting.get(Priority.INTERACTIVE, 0),
-        interactive_running=running.get(Priority.INTERACTIVE, 0),
+        waiting=sum(could_start.values()),
+        running=sum(in_hand.values()),
+        interactive_waiting=could_start.get(Priority.INTERACTIVE, 0),
+        interactive_running=in_hand.get(Priority.INTERACTIVE, 0),
     )
 
 
-# What `for_worker`, which runs `of_workflows`, may claim.
+# The statements of a claim by `for_worker`, which runs `of_workflows`.
 _WORKFLOWS: BindParameter[str] = bindparam("of_workflows", expanding=True)
-_MINE = and_(
-    or_(
-        jobs.c.workflow.in_(_WORKFLOWS),
-        (jobs.c.workflow + versioned("", "") + jobs.c.workflow_version).in_(_WORKFLOWS),
-    ),
-    and_(
-        jobs.c.last_worker == bindparam("for_worker"),
-        jobs.c.available_at > func.now() - timedelta(seconds=ELSEWHERE_S),
-    ).is_not(True),
+_SEPARATOR = versioned("", "")  # between the name and the version of a workflow
+_RUNS_HERE = or_(
+    jobs.c.workflow.in_(_WORKFLOWS),
+    (jobs.c.workflow + _SEPARATOR + jobs.c.workflow_version).in_(_WORKFLOWS),
 )
+# `is_not(True)`, because the comparison is NULL for a job without a last worker.
+_NOT_JUST_FAILED_HERE = and_(
+    jobs.c.last_worker == bindparam("for_worker"),
+    jobs.c.available_at > func.now() - timedelta(seconds=ELSEWHERE_S),
+).is_not(True)
 
-_BEST = _claimable(_TURN).where(_MINE).limit(1).with_for_update(skip_locked=True).lateral("head")
+_BEST = (
+    _claimable(_TURNS)
+    .where(_RUNS_HERE, _NOT_JUST_FAILED_HERE)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+    .lateral("head")
+)
 # Locks the next job to claim for a worker, and returns its id.
 BEST = _in_turn(_BEST).with_only_columns(_BEST.c.id).limit(1).scalar_subquery()
 
@@ -165,24 +177,17 @@ _ORDER = bindparam("order", type_=ARRAY(Uuid))
 # Locks the first job of `order` that still waits, and returns its id.
 FIRST = (
     select(jobs.c.id)
-    .where(jobs.c.id == func.any(_ORDER), _WAITS)
+    .where(jobs.c.id == func.any(_ORDER), _IS_WAITING)
     .order_by(func.array_position(_ORDER, jobs.c.id))
     .limit(1)
     .with_for_update(skip_locked=True)
     .scalar_subquery()
 )
 
-_NEXT_TURNS = (
-    select(turns)
-    .where(_HAS_ITS_TURN)
-    .order_by(turns.c.counts_as, turns.c.turn_at)
-    .limit(WINDOW_TURNS)
-    .subquery("turn")
-)
 _OLDEST = (
     _claimable(_NEXT_TURNS)
     .add_columns(jobs.c.workflow)
-    .where(_MINE)
+    .where(_RUNS_HERE, _NOT_JUST_FAILED_HERE)
     .limit(WINDOW_JOBS)
     .add_columns(jobs.c.created_at)
     .lateral("head")
@@ -204,57 +209,8 @@ def candidates(worker: str, workflows: Sequence[str], connection: Connection) ->
     return [Candidate(row.id, row.workflow) for row in rows if row.counts_as == rows[0].counts_as]
 
 
-def check_room(
-    policy: QueuePolicy, owner: str, quotas: Quotas | None, more_bytes: int, connection: Connection
-) -> None:
-    """Raise QueueFull or StorageFull unless `owner` may add one job and `more_bytes`."""
-    load, _ = _load(owner, connection)
-    more = Load(load.waiting + 1, load.waiting_of_owner + 1, load.stored_bytes + more_bytes)
-    policy.check_room(more, quotas)
-
-
-def admit(
-    policy: QueuePolicy,
-    owner: str,
-    quotas: Quotas | None,
-    running_limit: int | None,
-    connection: Connection,
-) -> None:
-    """Check that there is room for the jobs that this transaction has inserted for `owner`.
-
-    Also sets the owner's limit on running jobs; None keeps it. Raises QueueFull or StorageFull.
-
-    The check is exact for one owner, whose row the insert has locked. Inserts of several owners
-    that commit at the same time may exceed the limit over all owners by their number.
-    """
-    load, max_running = _load(owner, connection)
-    policy.check_room(load, quotas)
-    if running_limit is not None and running_limit != max_running:
-        statement = update(owners).where(owners.c.owner == owner)
-        connection.execute(statement.values(max_running=running_limit))
-
-
-_OWNER: BindParameter[str] = bindparam("of_owner")
-_IN_ALL = func.coalesce(func.sum(turns.c.waiting), 0)
-_OF_OWNER = func.coalesce(func.sum(turns.c.waiting).filter(turns.c.owner == _OWNER), 0)
-_COUNTS = (
-    select(_IN_ALL.label("in_all"), _OF_OWNER.label("of_owner"))
-    .where(_SOMETHING_WAITS)
-    .subquery("counts")
-)
-_LOAD = select(_COUNTS, owners.c.stored_bytes, owners.c.max_running).select_from(
-    _COUNTS.outerjoin(owners, owners.c.owner == _OWNER)
-)
-
-
-def _load(owner: str, connection: Connection) -> tuple[Load, int]:
-    """Return the current load, and the owner's limit on running jobs."""
-    row = connection.execute(_LOAD, {"of_owner": owner}).one()
-    return Load(row.in_all, row.of_owner, row.stored_bytes or 0), row.max_running or 0
-
-
-def put_first(job: Job, connection: Connection) -> None:
-    """Give the next turn to `job`, which lost its worker: it has waited for its turn once."""
+def give_next_turn(job: Job, connection: Connection) -> None:
+    """Give its owner the next turn for `job`, which lost its worker after it had its turn."""
     of_turn = and_(turns.c.owner == job.owner, turns.c.priority == job.options.priority)
     values = {"counts_as": _INTERACTIVE, "turn_at": func.clock_timestamp() - _FIRST}
     connection.execute(update(turns).where(of_turn).values(values))
@@ -268,13 +224,13 @@ def _unlocked(*conditions: ColumnElement[bool]) -> Select[tuple[str, Priority]]:
 
 _OF_TURN = and_(jobs.c.owner == turns.c.owner, jobs.c.priority == turns.c.priority)
 _IS_OLD = jobs.c.created_at <= func.now() - bindparam("aging", type_=Interval())
-_COUNTS_AS = case(
-    (select(jobs.c.id).where(_WAITS, _OF_TURN, _IS_OLD).exists(), _INTERACTIVE),
-    (select(jobs.c.id).where(_STARTS_AGAIN, _OF_TURN).exists(), _INTERACTIVE),
+_CLASS_NOW = case(
+    (select(jobs.c.id).where(_IS_WAITING, _OF_TURN, _IS_OLD).exists(), _INTERACTIVE),
+    (select(jobs.c.id).where(_MAY_START_AGAIN, _OF_TURN).exists(), _INTERACTIVE),
     else_=turns.c.priority,
 )
-_CHANGED = _unlocked(_SOMETHING_WAITS, turns.c.counts_as != _COUNTS_AS)
-_PROMOTE = update(turns).where(_KEY.in_(_CHANGED)).values(counts_as=_COUNTS_AS)
+_CHANGED = _unlocked(_SOMETHING_WAITS, turns.c.counts_as != _CLASS_NOW)
+_PROMOTE = update(turns).where(_KEY.in_(_CHANGED)).values(counts_as=_CLASS_NOW)
 _AWAY = turns.c.turn_at < func.now() - timedelta(seconds=AWAY_S)
 _FORGET_AWAY = delete(turns).where(_KEY.in_(_unlocked(~_SOMETHING_WAITS, _AWAY)))
 

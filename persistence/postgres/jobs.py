@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Select, and_, bindparam, func, or_, select, tuple_, update
 
-from persistence.postgres import fair_queue, transitions, webhook_outbox
+from persistence.postgres import fair_queue, queue_room, transitions, webhook_outbox
 from persistence.postgres.cursors import Cursor
 from persistence.postgres.database import Database
 from persistence.postgres.leadership import LOOK, hint_of
@@ -62,7 +62,7 @@ class PostgresJobStore:
     async def check_room(
         self, owner: str, quotas: Quotas | None = None, more_bytes: int = 0
     ) -> None:
-        work = partial(fair_queue.check_room, self._policy, owner, quotas, more_bytes)
+        work = partial(queue_room.check_room, self._policy, owner, quotas, more_bytes)
         await self._database.run(work, atomic=False)
 
     async def get(self, job_id: UUID, owner: str | None = None) -> Job:
@@ -220,7 +220,7 @@ def _insert(
     if row is None:
         return _earlier(job, connection), False
     end_upload(job.id, connection)  # a job made from an upload has the upload's id
-    fair_queue.admit(policy, job.owner, quotas, running_limit, connection)
+    queue_room.admit(policy, job.owner, quotas, running_limit, connection)
     if job.reused is not None:
         webhook_outbox.enqueue(job, connection)
     return to_job(row), True

@@ -29,7 +29,14 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from persistence.postgres import webhook_outbox
 from persistence.postgres.attempts import with_attempt
-from persistence.postgres.fair_queue import BEST, FIRST, by_turn, candidates, is_overdue, put_first
+from persistence.postgres.fair_queue import (
+    BEST,
+    FIRST,
+    by_turn,
+    candidates,
+    give_next_turn,
+    is_overdue,
+)
 from persistence.postgres.leadership import LOOK, WAITING_CHANNEL
 from persistence.postgres.owner_counters import CLAIMED_BY_ANOTHER
 from persistence.postgres.rows import artifact_columns, failure_columns, to_job
@@ -176,7 +183,7 @@ def reclaim(worker: str | None, connection: Connection) -> list[Job]:
         lost = Failure("worker_lost", f"the worker was lost during attempt {job.attempt}")
         after = _hand_back(connection, job, lost, delay_s=0)
         if after.status is JobStatus.QUEUED:
-            put_first(after, connection)
+            give_next_turn(after, connection)
         reclaimed.append(after)
     return reclaimed
 

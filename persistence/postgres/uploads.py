@@ -14,7 +14,7 @@ from sqlalchemy import Connection, delete, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from persistence.objects.keys import upload_key
-from persistence.postgres import fair_queue
+from persistence.postgres import queue_room
 from persistence.postgres.database import Database
 from persistence.postgres.owner_counters import lock_owners
 from persistence.postgres.tables import uploads
@@ -46,7 +46,7 @@ class PostgresUploadStore:
                 expires_at=func.now() + timedelta(seconds=lifetime_s),
             )
             connection.execute(statement.on_conflict_do_nothing())  # a repeated call
-            fair_queue.check_room(self._policy, owner, quotas, 0, connection)
+            queue_room.check_room(self._policy, owner, quotas, 0, connection)
             of_owner = select(func.sum(uploads.c.size_bytes)).where(uploads.c.owner == owner)
             announced = int(connection.scalar(of_owner) or 0)
             (quotas or self._policy.quotas).check_uploading(announced)

@@ -31,13 +31,13 @@ from persistence.redis.stream_codec import (
 from restoration.backoff import backoff_s
 from restoration.events import JobEvent, Previewed
 from restoration.jobs import Job
-from restoration.ports.progress import StampedEvent
+from restoration.ports.progress import BOARD_EVENTS, StampedEvent
 
 log = structlog.get_logger(__name__)
 
 BLOCK_S = 2.0
 _READ_COUNT = 200
-UNREAD_EVENTS = 400  # more than a stream holds, so that a late follower loses nothing
+UNREAD_EVENTS = 2 * BOARD_EVENTS
 _BACKOFF_S = (0.05, 2.0)
 
 

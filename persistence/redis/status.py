@@ -22,11 +22,10 @@ from persistence.redis.stream_codec import (
 )
 from restoration.events import JobEvent, StateChanged, to_json
 from restoration.jobs import Job
-from restoration.ports.progress import StampedEvent
+from restoration.ports.progress import BOARD_EVENTS, StampedEvent
 
 _TIMEOUT_S = 1.0
 _KEPT_S = 24 * 3600
-_KEPT_EVENTS = 200  # for each job, within about a hundred
 
 
 class RedisStatusBoard:
@@ -63,7 +62,7 @@ class RedisStatusBoard:
                 for job_id, by_type in newest.items():
                     pipeline.hset(latest_key(job_id), mapping=by_type)
                 for job_id, _, fields in entries:
-                    pipeline.xadd(stream_key(job_id), fields, maxlen=_KEPT_EVENTS)
+                    pipeline.xadd(stream_key(job_id), fields, maxlen=BOARD_EVENTS)
                 for job_id in newest:
                     pipeline.expire(latest_key(job_id), _KEPT_S)
                     pipeline.expire(stream_key(job_id), _KEPT_S)

@@ -10,6 +10,10 @@ from uuid import UUID
 from restoration.events import JobEvent
 from restoration.jobs import Job
 
+# A board keeps about this many of a job's newest events. Readers have room for twice as many, so
+# that one that joins late loses nothing.
+BOARD_EVENTS = 200
+
 
 @dataclass(frozen=True, slots=True)
 class StampedEvent:

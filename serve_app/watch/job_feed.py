@@ -19,14 +19,14 @@ from restoration.events import JobEvent, Previewed, StateChanged, is_last, to_js
 from restoration.jobs import Job, JobStatus
 from restoration.limits.fair_places import context_of
 from restoration.ports.jobs import JobAccess
-from restoration.ports.progress import StatusBoard
+from restoration.ports.progress import BOARD_EVENTS, StatusBoard
 from restoration.tasks import stop
 from serve_app import sse
 from serve_app.watch.shared import Shared
 
 log = structlog.get_logger(__name__)
 
-KEPT_EVENTS = 400  # more than a board keeps of a job, so that a late watcher loses nothing
+KEPT_EVENTS = 2 * BOARD_EVENTS
 
 # the order of states within an attempt, by `restoration.jobs.TRANSITIONS`
 _ORDER = {JobStatus.RUNNING: 0, JobStatus.CANCELLING: 1, JobStatus.QUEUED: 2}
@@ -68,7 +68,8 @@ class JobFeed(Shared):
     def __init__(self, job: Job, jobs: JobAccess, board: StatusBoard) -> None:
         super().__init__()
         self.job = job
-        self.shows_states = False  # otherwise rows are read only for the end
+        # True once someone streams: a watcher that waits needs only the end.
+        self.wants_states = False
         self._jobs = jobs
         self._log: deque[FeedEvent | None] = deque(maxlen=KEPT_EVENTS)
         self._end = 0  # the position after the newest event
@@ -81,7 +82,7 @@ class JobFeed(Shared):
         """The position of the oldest event that is kept."""
         return self._end - len(self._log)
 
-    def next(self, place: int) -> tuple[FeedEvent | None, int]:
+    def read_from(self, place: int) -> tuple[FeedEvent | None, int]:
         """Return the first event from position `place` on, or None, and the position to read next.
 
         If the log no longer goes back to `place`, the event is the job's current state.
@@ -109,7 +110,7 @@ class JobFeed(Shared):
             if not isinstance(event, StateChanged):
                 if event.attempt >= self.job.attempt:
                     self._append(FeedEvent(event, stamped.id))
-            elif is_last(event) or (self.shows_states and is_later(event, state_of(self.job))):
+            elif is_last(event) or (self.wants_states and is_later(event, state_of(self.job))):
                 # Only a hint to read the row, unless the row came with it.
                 try:
                     self.learn(stamped.row or await self._jobs.get(self.job.id), stamped.id)

@@ -53,13 +53,13 @@ class JobWatcher:
         if state.status.is_final:
             return
         async with self._joined(job) as feed:
-            feed.shows_states = True
+            feed.wants_states = True
             place = feed.start
             while not state.status.is_final:
-                event, place = feed.next(place)
+                event, place = feed.read_from(place)
                 if event is None:
                     await feed.wait()
-                    if feed.next(place)[0] is None:
+                    if feed.read_from(place)[0] is None:
                         yield None
                 elif isinstance(event.event, StateChanged):
                     if is_later(event.event, than=state):

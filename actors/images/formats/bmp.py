@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import BmpImagePlugin, Image
 
-from actors.images.formats.jpeg import scaled
 from actors.images.profiles import check_profile_size
 from actors.images.samples import (
     Array8or16,
@@ -19,6 +18,7 @@ from actors.images.samples import (
     Model,
     OnSize,
     Samples,
+    scaled,
 )
 from restoration.errors import BrokenImage, UnsupportedImage
 from restoration.images import UploadLimits, check_dimensions

@@ -7,8 +7,6 @@ import numpy as np
 import pi_heif
 
 from actors.images.formats.isobmff import Primary, primary
-from actors.images.formats.jpeg import scaled
-from actors.images.formats.tiff import straight
 from actors.images.profiles import check_profile_size
 from actors.images.samples import (
     Array8or16,
@@ -18,7 +16,9 @@ from actors.images.samples import (
     Model,
     OnSize,
     Samples,
+    scaled,
     split_alpha,
+    straight,
 )
 from restoration.errors import BrokenImage, UnsupportedImage
 from restoration.images import UploadLimits, check_dimensions

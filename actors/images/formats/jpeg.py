@@ -15,7 +15,7 @@ import numpy as np
 
 from actors.images.metadata import orientation_of
 from actors.images.profiles import check_profile_size
-from actors.images.samples import Array8or16, IccProfile, Model, OnSize, Samples
+from actors.images.samples import Array8or16, IccProfile, Model, OnSize, Samples, scaled
 from restoration.errors import BrokenImage, UnsupportedImage
 from restoration.images import UploadLimits, check_dimensions
 
@@ -75,16 +75,6 @@ def read(data: bytes, limits: UploadLimits, on_size: OnSize) -> Samples:
         orientation=orientation_of(file.exif),
         exif=file.exif,
     )
-
-
-def scaled(values: Array8or16, bits: int) -> Array8or16:
-    """Scale samples of `bits` bits to the full range of 8 bits, or of 16 if `bits` exceeds 8."""
-    top = 255 if bits <= 8 else 65_535
-    levels = 2**bits - 1
-    table = (np.arange(levels + 1, dtype=np.uint64) * top + levels // 2) // levels
-    narrow = table.astype(np.uint8 if bits <= 8 else np.uint16)
-    found: Array8or16 = narrow[np.minimum(values, levels)]
-    return found
 
 
 def _parsed(data: bytes, limits: UploadLimits) -> _File:

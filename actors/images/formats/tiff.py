@@ -15,10 +15,9 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from actors.images.formats.jpeg import scaled
 from actors.images.metadata import orientation_of_tag
 from actors.images.profiles import check_profile_size
-from actors.images.samples import Array8or16, IccProfile, Model, OnSize, Samples
+from actors.images.samples import Array8or16, IccProfile, Model, OnSize, Samples, scaled, straight
 from restoration.errors import BrokenImage, UnsupportedImage
 from restoration.images import UploadLimits, check_dimensions
 
@@ -238,17 +237,6 @@ def _samples(
             values = straight(values, alpha)
     exif = data if page.tags else None
     return Samples(values, model, alpha, colours, orientation_of_tag(page.tags.valueof(274)), exif)
-
-
-def straight(values: Array8or16, alpha: Array8or16) -> Array8or16:
-    """Undo the multiplication of the colours by their alpha."""
-    top = np.iinfo(values.dtype).max
-    result = np.empty_like(values)
-    for n in range(len(values)):
-        divisor = np.maximum(alpha[n], 1).astype(np.uint32)[:, None]
-        row = (values[n].astype(np.uint32) * top + divisor // 2) // divisor
-        result[n] = np.minimum(row, top)
-    return result
 
 
 def _alpha(page: tifffile.TiffPage, extra: NDArray[Any]) -> tuple[Array8or16 | None, bool]:
