@@ -110,6 +110,7 @@ class GpuWorker:
             engine=self._engine,
             loaded_models=loaded_models,
             run=execution.run,
+            release=execution.release,
             lease_s=settings.lease_s,
             depth=depth,
             undrained=registration.undrained,

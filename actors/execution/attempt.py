@@ -8,10 +8,11 @@ none if its lease is lost.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 from uuid import UUID, uuid4
 
 import structlog
@@ -37,12 +38,9 @@ from restoration.engine_port import (
     EngineStaged,
     Pixels,
 )
-from restoration.errors import (
-    DependencyUnavailable,
-    LeaseLost,
-)
+from restoration.errors import DependencyUnavailable, LeaseLost
 from restoration.events import JobEvent, Previewed, Progressed, StateChanged
-from restoration.jobs import Artifact, Job, JobStatus, OutputFormat
+from restoration.jobs import Artifact, AttemptRef, Job, JobStatus, OutputFormat
 from restoration.ports.jobs import WorkerQueue
 from restoration.ports.objects import BlobStore
 from restoration.tasks import stop
@@ -89,9 +87,12 @@ class Images(Protocol):
     ) -> bytes: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Attempt:
-    """One attempt at `job`. `cancelled` is set when its cancellation was requested."""
+    """One attempt at `job`. `cancelled` is set when its cancellation was requested.
+
+    `ended` is the job as the recorded outcome left it.
+    """
 
     job: Job
     occupancy: EngineOccupancy
@@ -99,6 +100,7 @@ class _Attempt:
     run_id: UUID = field(default_factory=uuid4)
     watch: Stopwatch = field(default_factory=Stopwatch)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: Job | None = None
 
 
 class Execution:
@@ -125,6 +127,7 @@ class Execution:
         self._lease = lease
         self._outcomes = Outcomes(jobs, retry or RetryPolicy())
         self._observer = observer or Observers()
+        self._attempts: dict[AttemptRef, _Attempt] = {}
 
     async def run(self, job: Job, occupancy: EngineOccupancy) -> Job | None:
         """Run the attempt at the claimed `job`, and return the job as its outcome left it.
@@ -133,30 +136,36 @@ class Execution:
         before the picture is encoded and stored. Return None if no outcome was recorded, because
         the lease was lost or Postgres stayed unavailable.
         """
-        attempt, ended = _Attempt(job, occupancy), None
+        attempt = self._attempts[job.ref] = _Attempt(job, occupancy)
         with structlog.contextvars.bound_contextvars(**_log_context(job)):
             self._publish(job.id, StateChanged(JobStatus.RUNNING, job.attempt))
             try:
-                ended = await self._attempt(attempt)
+                await self._restore_and_record(attempt)
             except LeaseLost:
                 log.warning("lease_lost")
             except DependencyUnavailable as error:
                 log.error("outcome_not_recorded", reason=error.message)
             except asyncio.CancelledError:
-                # LeaseLost: an outcome was recorded already, or another attempt owns the job
-                with suppress(LeaseLost, DependencyUnavailable):
-                    await self._outcomes.stopped(job)
+                if attempt.ended is None:
+                    with suppress(LeaseLost, DependencyUnavailable):
+                        await self._record(attempt, self._outcomes.stopped(job))
                 raise
-            else:
-                self._publish(job.id, StateChanged(ended.status, job.attempt), ended)
-                log.info("attempt_ended", status=ended.status, timings_s=dict(ended.timings_s))
             finally:
+                del self._attempts[job.ref]
                 attempt.watch.stop()
                 self._account(attempt)
-                self._observer.ended(job, attempt.watch, ended)
-            return ended
+                self._observer.ended(job, attempt.watch, attempt.ended)
+            return attempt.ended
 
-    async def _attempt(self, attempt: _Attempt) -> Job:
+    async def release(self, job: Job) -> None:
+        """Hand back a running job before its `run` is cancelled. No effect on an ended one.
+
+        Raises LeaseLost and DependencyUnavailable.
+        """
+        if (attempt := self._attempts.get(job.ref)) is not None:
+            self._end(attempt, await self._jobs.release(job.ref, None))
+
+    async def _restore_and_record(self, attempt: _Attempt) -> None:
         """Restore the picture, and record the outcome."""
         job = attempt.job
         try:
@@ -164,8 +173,28 @@ class Execution:
         except LeaseLost:
             raise
         except Exception as error:  # noqa: BLE001 - a bug ends this attempt, not the worker
-            return await self._outcomes.failed(job, error)
-        return await self._outcomes.succeeded(job, output, attempt.watch.laps_s)
+            await self._record(attempt, self._outcomes.failed(job, error))
+        else:
+            timings_s = attempt.watch.laps_s
+            await self._record(attempt, self._outcomes.succeeded(job, output, timings_s))
+
+    async def _record(self, attempt: _Attempt, outcome: Coroutine[Any, Any, Job]) -> None:
+        """Record the outcome to the end; a cancellation meanwhile is raised after it."""
+
+        async def write() -> None:
+            self._end(attempt, await outcome)
+
+        writing = asyncio.create_task(write())
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            raise
+
+    def _end(self, attempt: _Attempt, ended: Job) -> None:
+        attempt.ended = ended
+        self._publish(ended.id, StateChanged(ended.status, attempt.job.attempt), ended)
+        log.info("attempt_ended", status=ended.status, timings_s=dict(ended.timings_s))
 
     async def _under_lease(self, attempt: _Attempt) -> Artifact:
         """Return the stored result. Stops the work and raises LeaseLost if the lease is lost."""
@@ -173,6 +202,7 @@ class Execution:
         beating = asyncio.create_task(self._keep_lease(attempt))
         try:
             await asyncio.wait({working, beating}, return_when=asyncio.FIRST_COMPLETED)
+            # The heartbeat only ends by an exception, which `result` raises.
             return working.result() if working.done() else beating.result()
         finally:
             try:

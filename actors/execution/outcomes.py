@@ -1,11 +1,10 @@
 """Records an attempt's outcome in Postgres: one fenced write, retried through an outage.
 
-This module alone decides which outcome each error has for the job.
+This module alone maps each error to a call of the job store.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -87,7 +86,7 @@ class Outcomes:
         """Write an outcome. Repeat it while Postgres is unavailable, for `record_s` seconds.
 
         Repeating a committed write whose response was lost is safe: `succeed` is idempotent, and
-        the others then raise LeaseLost. A cancellation of the caller is raised after the write.
+        the others then raise LeaseLost.
         """
         through_outage = AsyncRetrying(
             retry=retry_if_exception_type(DependencyUnavailable),
@@ -99,9 +98,4 @@ class Outcomes:
         async def call() -> Job:  # tenacity awaits coroutine functions only
             return await write()
 
-        writing: asyncio.Task[Job] = asyncio.create_task(through_outage(call))
-        try:
-            return await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait({writing})
-            raise
+        return await through_outage(call)

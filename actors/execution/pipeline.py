@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from enum import StrEnum
 
 import structlog
@@ -32,6 +33,7 @@ _LONGEST_STORE_PAUSE_S = 5.0
 log = structlog.get_logger(__name__)
 
 Run = Callable[[Job, EngineOccupancy], Awaitable[Job | None]]  # `Execution.run`
+Release = Callable[[Job], Awaitable[None]]  # `Execution.release`
 
 
 class TicketOutcome(StrEnum):
@@ -62,6 +64,7 @@ class Pipeline:
         engine: Engine,
         loaded_models: LoadedModels,
         run: Run,
+        release: Release,
         lease_s: float,
         depth: int,
         undrained: asyncio.Event,
@@ -74,13 +77,14 @@ class Pipeline:
         self._engine = engine
         self._loaded_models = loaded_models
         self._run = run
+        self._release = release
         self._lease_s = lease_s
         self._undrained = undrained
         self._is_stopping = is_stopping
         self._stages = asyncio.Semaphore(stages(depth))
         self._schedule = EngineSchedule(1 + depth)
         self._claiming = asyncio.Lock()
-        self._check_store = False
+        self._store_may_be_away = False
         self._running: set[asyncio.Task[TicketOutcome]] = set()
         self._held: dict[AttemptRef, tuple[Job, EngineOccupancy]] = {}
 
@@ -106,6 +110,7 @@ class Pipeline:
         """
         outcome = await self._process_one(hold_s)
         if outcome is TicketOutcome.RAN:
+            # The latest claim of any ticket has set it; a claim too many costs one empty query.
             while self._loaded_models.affinity.others_waited:
                 if await self._process_one(_SERVED_HOLD_S) is not TicketOutcome.RAN:
                     break
@@ -113,16 +118,16 @@ class Pipeline:
 
     async def hand_back(self) -> None:
         """Release all jobs, then stop them; an engine may take long to reach its next step."""
-        for ref in tuple(self._held):
+        for job, _ in tuple(self._held.values()):
             try:
-                await self._jobs.release(ref, None)
+                await self._release(job)
             except (LeaseLost, DependencyUnavailable) as error:
-                log.warning("not_handed_back", job_id=str(ref.job_id), reason=error.message)
+                log.warning("not_handed_back", job_id=str(job.id), reason=error.message)
         await stop(*self._running)
 
     async def _process_one(self, hold_s: float) -> TicketOutcome:
         # A ticket is cancelled when its dispatcher stops, and its job must go on. So the job has a
-        # task of its own, which is cancelled only before it claims.
+        # task of its own, which a cancelled ticket cancels only before it claims.
         claims = asyncio.Event()
         task = asyncio.create_task(self._claim_and_run(hold_s, claims))
         self._running.add(task)
@@ -141,18 +146,12 @@ class Pipeline:
                     async with self._claiming:
                         await self._undrained.wait()
                         await self._schedule.nearly_free()
-                        hold.reschedule(None)
+                        hold.reschedule(None)  # from here on the ticket cannot be given back
                         claims.set()
                         if (job := await self._claim()) is None:
                             return TicketOutcome.NOTHING_CLAIMED
                         occupancy.claimed(job.workflow)
-                    self._held[job.ref] = job, occupancy
-                    try:
-                        ended = await self._run(job, occupancy)
-                    finally:
-                        del self._held[job.ref]
-                    if ended is not None and ended.status is JobStatus.QUEUED:
-                        self._check_store = True  # the attempt may have failed because S3 is away
+                    await self._run_held(job, occupancy)
                     return TicketOutcome.RAN
         except TimeoutError:
             if hold.expired():
@@ -164,10 +163,10 @@ class Pipeline:
 
         Return None if no job waits, the engine does not start, or the worker is told to stop.
         """
+        if self._store_may_be_away:
+            await self._wait_for_store()
         if not self._may_claim():  # tickets may still arrive after the drain began
             return None
-        if self._check_store:
-            await self._store_answers()
         try:
             await self._engine.start()  # before the claim, so that no lease runs meanwhile
         except EngineUnavailable as error:
@@ -176,26 +175,49 @@ class Pipeline:
         if not self._may_claim():  # the drain may have begun during the waits above
             return None
         self._loaded_models.forget_if_restarted()
-        job = await self._jobs.claim(
-            self._worker, self._lease_s, self._workflows, self._loaded_models.affinity
+        claiming = asyncio.ensure_future(
+            self._jobs.claim(
+                self._worker, self._lease_s, self._workflows, self._loaded_models.affinity
+            )
         )
+        try:
+            job = await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            # A claim that has begun commits, and nothing would run the job until its lease expires.
+            await asyncio.wait({claiming})
+            with suppress(LeaseLost, DependencyUnavailable):
+                if (job := claiming.result()) is not None:
+                    await self._jobs.release(job.ref, None)
+            raise
         if job is not None:
             self._loaded_models.will_run(job.workflow)
         return job
 
+    async def _run_held(self, job: Job, occupancy: EngineOccupancy) -> None:
+        self._held[job.ref] = job, occupancy
+        try:
+            ended = await self._run(job, occupancy)
+        finally:
+            del self._held[job.ref]
+        if ended is not None and ended.status is JobStatus.QUEUED:
+            self._store_may_be_away = True  # which may be why the attempt failed
+
     def _may_claim(self) -> bool:
         return self._undrained.is_set() and not self._is_stopping()
 
-    async def _store_answers(self) -> None:
-        """Wait until S3 answers, so that an outage does not cost every job an attempt here."""
+    async def _wait_for_store(self) -> None:
+        """Wait until S3 answers, so that an outage does not cost every job an attempt here.
+
+        Return at once if the worker is told to stop.
+        """
         pause_s = _STORE_PAUSE_S
-        while True:
+        while self._may_claim():
             try:
                 await self._blobs.ping()
             except DependencyUnavailable as error:
                 log.warning("store_unavailable", reason=error.message)
             else:
-                self._check_store = False
+                self._store_may_be_away = False
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_STORE_PAUSE_S)

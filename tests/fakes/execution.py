@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 from actors.execution.attempt import Execution, Images, Lease
 from actors.execution.engine_schedule import EngineOccupancy
 from actors.execution.outcomes import RetryPolicy
+from actors.observability.timings import Stopwatch
 from restoration.events import JobEvent, StateChanged
 from restoration.jobs import Artifact, AttemptRef, Failure, Job, JobStatus
 from tests.fakes.engine import MemoryEngine
@@ -87,6 +89,7 @@ class Bench:
     events: list[tuple[UUID, JobEvent]] = field(default_factory=list)
     told_rows: list[Job] = field(default_factory=list)
     occupancy: Occupancy = field(default_factory=Occupancy)
+    ends: list[Job | None] = field(default_factory=list)  # as an observer learned them
 
     async def claimed(self, image: bytes | None = None, **changes: Any) -> Job:
         stored = await self.blobs.put("inputs/1.png", image or photo(), "image/png")
@@ -96,12 +99,13 @@ class Bench:
         assert job is not None
         return job
 
-    async def run(self, job: Job) -> Job | None:
+    @cached_property
+    def execution(self) -> Execution:
         def publish(job_id: UUID, event: JobEvent, row: Job | None = None, /) -> None:
             self.events.append((job_id, event))
             self.told_rows += [] if row is None else [row]
 
-        execution = Execution(
+        return Execution(
             self.catalog,
             self.jobs,
             self.blobs,
@@ -110,9 +114,17 @@ class Bench:
             publish,
             LEASE,
             self.retry,
+            self,
         )
+
+    def executed(self, job: Job, gpu_s: float, more_s: float) -> None: ...
+
+    def ended(self, job: Job, watch: Stopwatch, ended: Job | None) -> None:
+        self.ends.append(ended)
+
+    async def run(self, job: Job) -> Job | None:
         async with asyncio.timeout(DEADLINE_S):
-            return await execution.run(job, self.occupancy)
+            return await self.execution.run(job, self.occupancy)
 
     async def start(self, job: Job) -> asyncio.Task[Job | None]:
         """Run the job until the engine holds it."""

@@ -211,6 +211,8 @@ class TestShutdown:
             await task
         row = bench.row(job)
         assert (row.status, row.failed_attempts, row.worker) == (JobStatus.QUEUED, 0, None)
+        assert bench.states() == [JobStatus.RUNNING, JobStatus.QUEUED]
+        assert bench.ends == bench.told_rows == [row]
         assert await bench.jobs.waiting(1) == [AttemptRef(job.id, 2)]
         assert bench.engine.stopped == [run.id for run in bench.engine.runs]
 
@@ -242,7 +244,35 @@ class TestShutdown:
         bench.jobs.down = False
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert bench.row(job).status is JobStatus.SUCCEEDED
+        row = bench.row(job)
+        assert row.status is JobStatus.SUCCEEDED
+        assert bench.states() == [JobStatus.RUNNING, JobStatus.SUCCEEDED]
+        assert bench.ends == bench.told_rows == [row]
+
+    async def test_a_job_that_is_released_before_it_stops_is_published_at_once(
+        self, bench: Bench
+    ) -> None:
+        """Its watchers need not wait for the engine, and the attempt counts as handed back."""
+        bench.engine.may_stop.clear()
+        job = await bench.claimed()
+        task = await bench.start(job)
+        await bench.execution.release(job)
+        row = bench.row(job)
+        assert (row.status, row.failed_attempts, row.worker) == (JobStatus.QUEUED, 0, None)
+        assert bench.told_rows == [row]
+        task.cancel()
+        bench.engine.may_stop.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert bench.states() == [JobStatus.RUNNING, JobStatus.QUEUED]
+        assert bench.ends == [row]
+
+    async def test_a_job_that_has_ended_is_not_released(self, bench: Bench) -> None:
+        """Its outcome stays."""
+        job = await bench.claimed()
+        ended = await bench.run(job)
+        await bench.execution.release(job)
+        assert bench.row(job) == ended
 
     async def test_nothing_but_the_cancellation_comes_out(self, bench: Bench) -> None:
         """Neither a lost lease nor an absent Postgres replaces the cancellation."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from actors.execution import pipeline
 from actors.execution.engine_schedule import EngineOccupancy
 from actors.execution.loaded_models import LoadedModels
 from actors.execution.pipeline import STORING, Pipeline, TicketOutcome
-from restoration.errors import EngineUnavailable
+from restoration.errors import DependencyUnavailable, EngineUnavailable
 from restoration.jobs import Job, JobStatus, Priority
 from restoration.tasks import stop
 from tests.fakes.engine import MemoryEngine
@@ -24,6 +25,7 @@ from tests.support.samples import new_job
 from workflows.catalog import load_catalog
 
 FOR_EVER_S = 3600.0
+DEADLINE_S = 300
 PIXELS = 100
 
 
@@ -85,6 +87,7 @@ class Bench:
             engine=self.engine,
             loaded_models=self.loaded_models,
             run=self._run,
+            release=self._release,
             lease_s=60,
             depth=self.depth,
             undrained=self.undrained,
@@ -98,6 +101,9 @@ class Bench:
         if run.error is not None:
             raise run.error
         return self.jobs.rows[job.id]
+
+    async def _release(self, job: Job) -> None:
+        await self.jobs.release(job.ref, None)
 
     async def submit(self, count: int = 1, priority: Priority = Priority.INTERACTIVE) -> None:
         for _ in range(count):
@@ -394,6 +400,64 @@ async def test_after_a_failed_attempt_none_is_claimed_until_s3_answers(
     await bench.in_hand(1)
     bench.blobs.down = False
     await bench.in_hand(2)
+
+
+@pytest.mark.drain
+@pytest.mark.parametrize("order", ["drained", "stopping"])
+async def test_a_worker_that_is_told_to_stop_while_s3_is_away_returns_its_tickets(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """An open ticket would keep it for as long as the outage lasts."""
+    monkeypatch.setattr(pipeline, "_STORE_PAUSE_S", 0.01)
+    await bench.submit(2)
+    ticket = bench.send()
+    run = await bench.in_hand(1)
+    asked = asyncio.Event()
+
+    async def be_away() -> None:
+        asked.set()
+        raise DependencyUnavailable("S3 is away")
+
+    monkeypatch.setattr(bench.blobs, "ping", be_away)
+    await bench.jobs.release(run.job.ref, None, delay_s=60)
+    run.finish()
+    await asked.wait()
+    if order == "drained":
+        bench.undrained.clear()
+    bench.stopping = order == "stopping"
+    async with asyncio.timeout(DEADLINE_S):
+        assert await ticket is TicketOutcome.RAN
+    assert len(bench.runs) == 1
+
+
+@pytest.mark.drain
+async def test_a_job_that_is_being_claimed_is_handed_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The transaction of a claim commits although the claim is cancelled."""
+    begun, may_commit = asyncio.Event(), asyncio.Event()
+    claim = bench.jobs.claim
+
+    async def claim_slowly(*arguments: Any) -> Job | None:
+        async def transaction() -> Job | None:
+            await may_commit.wait()
+            return await claim(*arguments)
+
+        begun.set()
+        return await asyncio.shield(asyncio.create_task(transaction()))
+
+    monkeypatch.setattr(bench.jobs, "claim", claim_slowly)
+    await bench.submit()
+    bench.send()
+    await begun.wait()
+    handing_back = asyncio.create_task(bench.pipeline.hand_back())
+    await _settle()
+    may_commit.set()
+    await handing_back
+    await _settle()
+    assert not bench.runs
+    (row,) = bench.jobs.rows.values()
+    assert (row.status, row.attempt, row.failed_attempts) == (JobStatus.QUEUED, 1, 0)
 
 
 @pytest.mark.drain
