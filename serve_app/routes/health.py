@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response, status
 from serve_app.readiness import ReadinessProbe
 from serve_app.schemas.restorations import Health, Readiness
 
-# Redis is not required: without it jobs run, but show no progress.
+# Redis is not required: without it jobs run, but show no progress, and no request is rate limited.
 REQUIRED = frozenset({"postgres", "s3", "issuer"})
 
 router = APIRouter(tags=["health"])
