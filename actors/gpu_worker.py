@@ -74,7 +74,7 @@ class GpuWorker:
         self._id = str(ray.get_runtime_context().get_actor_id())
         async with AsyncExitStack() as resources:
             await self._start(resources, settings, whole_gpu=whole_gpu, depth=depth)
-            self._run(resources, self._hand_back_in_time(drain_s))
+            self._in_background(resources, self._hand_back_in_time(drain_s))
             self._resources = resources.pop_all()
         log.info("worker_ready", worker=self._id)
 
@@ -119,7 +119,7 @@ class GpuWorker:
         await registration.report()  # fetches the orders before the first ticket arrives
         resources.push_async_callback(registration.leave)
         resources.push_async_callback(self._pipeline.hand_back)
-        self._run(resources, registration.run())
+        self._in_background(resources, registration.run())
 
     async def _open_execution(
         self,
@@ -135,12 +135,12 @@ class GpuWorker:
         resources.push_async_callback(board.aclose)
         progress = ProgressReporter(status_actor(), board)
         resources.push_async_callback(progress.aclose)
-        self._run(resources, progress.run())
+        self._in_background(resources, progress.run())
         usage = UsageRecorder(PostgresUsageLedger(database), settings.heartbeat_s)
         resources.push_async_callback(usage.write)
-        self._run(resources, usage.run())
+        self._in_background(resources, usage.run())
         meter = RayMeter()
-        self._run(resources, EngineMetrics(self._engine, meter).run())
+        self._in_background(resources, EngineMetrics(self._engine, meter).run())
         images = await resources.enter_async_context(
             ImageProcessPool(
                 settings.upload_limits,
@@ -160,7 +160,7 @@ class GpuWorker:
             observer=Observers(usage, MetricsObserver(meter), SpanObserver()),
         )
 
-    def _run(self, resources: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    def _in_background(self, resources: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
         """Run `work` in the background until `resources` stops it."""
         task = asyncio.create_task(work)
         self._background.append(task)
@@ -190,7 +190,8 @@ class GpuWorker:
         while not is_draining():  # noqa: ASYNC110 # Serve has a flag for it and no event
             await asyncio.sleep(DRAIN_POLL_S)
         log.info("worker_drains", worker=self._id, jobs_in_hand=len(self._pipeline.in_hand))
-        await asyncio.sleep(drain_s - min(HAND_BACK_S, drain_s / 2))
+        until_hand_back_s = drain_s - min(HAND_BACK_S, drain_s / 2)
+        await asyncio.sleep(until_hand_back_s)
         await self._pipeline.hand_back()
 
     async def check_health(self) -> None:
@@ -204,5 +205,5 @@ class GpuWorker:
             await self._engine.start()
 
     async def __del__(self) -> None:
-        """Release running jobs and stop the engine, after Serve has drained the replica."""
+        """Release running jobs and stop the engine. Serve awaits it, after it has drained."""
         await self._resources.aclose()

@@ -4,7 +4,8 @@ Run as `python -I -S guard.py OPTION... -- PROGRAM ARG...` with one end of a str
 descriptor `--lifeline`; the owner holds the only other end. Protocol, one number on each line:
 
 - The guard writes the program's pid, and once the whole tree has ended, the program's return code
-  (negative for a signal).
+  (negative for a signal). It omits the code if it may not signal the program or a descendant, which
+  has changed its account, and ends without them.
 - The owner writes a grace in seconds to stop the tree: the stop signal now, SIGKILL after the
   grace. A grace of 0 kills at once.
 - End of file means that the owner is gone, and stops the tree with `--orphan-grace`.
@@ -15,6 +16,7 @@ It imports only the standard library, so it starts in 0.03 s.
 import argparse
 import contextlib
 import ctypes  # before setuid, because the other account may be unable to read the interpreter
+import math
 import os
 import select
 import signal
@@ -24,6 +26,7 @@ import time
 from collections.abc import Iterator
 
 RESCAN_S = 0.1  # after SIGKILL: time to reap the dead and to adopt their orphans
+REFUSED_S = 5.0  # after SIGKILL: how long to wait for processes that may not be signalled
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -112,8 +115,12 @@ class Tree:
         except ChildProcessError:
             return False
 
-    def send(self, number: int, *, whole: bool = True) -> None:
-        """Send a signal to all processes of the tree, or to the program only."""
+    def send(self, number: int, *, whole: bool) -> list[int]:
+        """Send a signal to all processes of the tree, or to the program only.
+
+        Return the pids of those that run under another account and may not be signalled.
+        """
+        refused = []
         if not whole:
             targets = [self.program]
         else:
@@ -121,8 +128,12 @@ class Tree:
         for pid in targets:
             try:
                 os.kill(pid, number)
-            except (ProcessLookupError, PermissionError):  # ended, or (macOS) a group of zombies
+            except ProcessLookupError:  # ended
                 continue
+            except PermissionError:
+                if _LINUX:  # on macOS also a group of zombies
+                    refused.append(pid)
+        return refused
 
 
 class Guard:
@@ -138,28 +149,32 @@ class Guard:
         self.sources = select.poll()  # `select` would refuse descriptors above 1023
         for source in (owner.fileno(), signals):
             self.sources.register(source, select.POLLIN)
-        self.kill_at: float | None = None
+        self.received = b""
+        self.kill_at = math.inf
 
     def run(self) -> None:
-        """Return once all processes of the tree have ended."""
+        """Return once all processes of the tree have ended. Raises PermissionError."""
         while self.tree.reap():
             if self.tree.returncode is not None:
-                self.kill_at = 0  # the program has ended: kill the processes that it left
+                # The program has ended: kill the processes that it left.
+                self.kill_at = min(self.kill_at, time.monotonic())
             for grace_s in self._requests(self._enforce()):
-                if self.kill_at is None and grace_s > 0:
+                if self.kill_at == math.inf and grace_s > 0:
                     self.tree.send(self.options.stop_signal, whole=self.options.stop_tree)
-                kill_at = time.monotonic() + grace_s
-                self.kill_at = kill_at if self.kill_at is None else min(self.kill_at, kill_at)
-        self.tree.send(signal.SIGKILL)  # without a subreaper, reap() misses orphans of the group
+                self.kill_at = min(self.kill_at, time.monotonic() + grace_s)
+        # Without a subreaper, reap() misses orphans of the group.
+        self.tree.send(signal.SIGKILL, whole=True)
 
     def _enforce(self) -> float | None:
         """Send SIGKILL if it is due. Return the seconds until the next check, None for never."""
-        if self.kill_at is None:
+        if self.kill_at == math.inf:
             return None
         left_s = self.kill_at - time.monotonic()
         if left_s > 0:
             return left_s
-        self.tree.send(signal.SIGKILL)
+        refused = self.tree.send(signal.SIGKILL, whole=True)
+        if refused and left_s < -REFUSED_S:
+            raise PermissionError(" ".join(map(str, refused)))
         return RESCAN_S
 
     def _requests(self, timeout_s: float | None) -> Iterator[float]:
@@ -170,12 +185,13 @@ class Guard:
         }
         if self.owner.fileno() in ready:
             try:
-                lines = self.owner.recv(256).split()
+                chunk = self.owner.recv(256)
             except ConnectionResetError:  # the owner ended without reading the last report
-                lines = []
-            if not lines:
+                chunk = b""
+            if not chunk:
                 self.sources.unregister(self.owner)
                 yield self.options.orphan_grace
+            *lines, self.received = (self.received + chunk).split(b"\n")
             yield from map(float, lines)
         if self.signals in ready and set(os.read(self.signals, 256)) - {signal.SIGCHLD}:
             yield self.options.orphan_grace
@@ -191,7 +207,7 @@ def watch_signals() -> int:
     return reader
 
 
-def report(owner: socket.socket, number: int | None) -> None:
+def report(owner: socket.socket, number: int) -> None:
     with contextlib.suppress(OSError):  # the owner is gone; end of file reports that as well
         owner.sendall(f"{number}\n".encode())
 
@@ -213,11 +229,16 @@ def main(arguments: list[str]) -> None:
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
     owner = socket.socket(fileno=options.lifeline)
     owner.set_inheritable(False)  # only the guard keeps the owner's socket
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, the kernel would drop return codes
     tree = Tree(spawn(options))
     signals = watch_signals()  # after the fork: the program starts with the default handlers
     report(owner, tree.program)
-    Guard(tree, owner, signals, options).run()
-    report(owner, tree.returncode)
+    try:
+        Guard(tree, owner, signals, options).run()
+    except PermissionError as refused:
+        sys.exit(f"may not end processes of other accounts: {refused}")
+    if tree.returncode is not None:
+        report(owner, tree.returncode)
     code = tree.returncode or 0
     sys.exit(code if code >= 0 else 128 - code)
 

@@ -19,7 +19,7 @@ from serve_app.local.record import StackRecord, issuer_folder, recording
 from serve_app.local.stack import _services
 from tests.support.raw_http import send_raw
 from tests.support.stack import Stack, run_restore
-from tests.support.stack_processes import of_stack
+from tests.support.stack_processes import Process, of_stack
 
 ELSEWHERE = {
     "DATABASE_URL": "postgresql://db.invalid/d",
@@ -46,12 +46,13 @@ def _started(
     for name, value in {**ELSEWHERE, **environ}.items():
         monkeypatch.setenv(name, value)
     with _services(NodeSettings(state_dir=state_dir), lambda _step: None) as addresses:
-        issuers = [each.command for each in of_stack(state_dir) if _is_issuer(each.command)]
+        issuers = [each.command for each in of_stack(state_dir) if _is_issuer(each)]
         return addresses, issuers
 
 
-def _is_issuer(command: str) -> bool:
-    return "serve_app.auth.local_issuer" in command
+def _is_issuer(process: Process) -> bool:
+    """Its guard has the same words behind a `--`, as the program to start."""
+    return process.words[1:3] == ["-m", "serve_app.auth.local_issuer"]
 
 
 def _addresses_of(port: int) -> set[str]:
