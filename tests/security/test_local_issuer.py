@@ -19,7 +19,7 @@ from serve_app.local.record import StackRecord, issuer_folder, recording
 from serve_app.local.stack import _services
 from tests.support.raw_http import send_raw
 from tests.support.stack import Stack, run_restore
-from tests.support.stack_processes import Process, of_stack
+from tests.support.stack_processes import of_stack
 
 ELSEWHERE = {
     "DATABASE_URL": "postgresql://db.invalid/d",
@@ -27,6 +27,7 @@ ELSEWHERE = {
     "S3_BUCKET": "photos",
 }
 AUTH0 = {"AUTH0_DOMAIN": "tenant.eu.auth0.com", "AUTH0_AUDIENCE": "https://restore.example.com"}
+ISSUER = "serve_app.auth.local_issuer"
 LISTENING = "0A"
 LOOPBACK = "0100007F"  # 127.0.0.1 in the kernel's notation
 
@@ -46,13 +47,7 @@ def _started(
     for name, value in {**ELSEWHERE, **environ}.items():
         monkeypatch.setenv(name, value)
     with _services(NodeSettings(state_dir=state_dir), lambda _step: None) as addresses:
-        issuers = [each.command for each in of_stack(state_dir) if _is_issuer(each)]
-        return addresses, issuers
-
-
-def _is_issuer(process: Process) -> bool:
-    """Its guard has the same words behind a `--`, as the program to start."""
-    return process.words[1:3] == ["-m", "serve_app.auth.local_issuer"]
+        return addresses, [each.command for each in of_stack(state_dir) if each.runs(ISSUER)]
 
 
 def _addresses_of(port: int) -> set[str]:

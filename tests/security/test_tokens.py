@@ -305,7 +305,7 @@ def test_known_keys_serve_while_the_issuer_hangs(stack: Stack, forge: Forge) -> 
     """While the issuer hangs, known keys still work, and unknown ones are refused."""
     assert forge.present(forge.sign()).status_code == 200
     [issuer] = [
-        each for each in of_stack(stack.state_dir) if "serve_app.auth.local_issuer" in each.command
+        each for each in of_stack(stack.state_dir) if each.runs("serve_app.auth.local_issuer")
     ]
     os.kill(issuer.pid, signal.SIGSTOP)
     try:

@@ -25,6 +25,10 @@ class Process:
     def words(self) -> list[str]:
         return self.command.split("\0")
 
+    def runs(self, module: str) -> bool:
+        """Return whether this is `python -m module`, and not the guard that starts that."""
+        return self.words[1:3] == ["-m", module]
+
     def is_alive(self) -> bool:
         now = _read(self.pid)
         return now is not None and now.born == self.born
