@@ -228,6 +228,8 @@ LOCAL_ENVIRONMENT = {
     # a killed proxy is replaced in 4 s instead of 30
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+    # a proxy that needs longer than Serve's 5 s to start on a busy machine is not replaced
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     # removes the request headers by which clients could steer Serve
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.asgi.middleware:serve_edge",
 }

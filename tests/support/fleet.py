@@ -211,7 +211,8 @@ def _environ(folder: Path, local: LocalServices, issuer: str) -> dict[str, str]:
         "WORKFLOWS_DIR": str(_workflows(folder / "workflows")),
         "CUSTOM_NODES_DIR": str(ROOT / "benchmarks"),
         "WARM_UP_WORKFLOW": "held",
-        # A worker on a machine that is busy with other tests is slow, not dead.
+        # A proxy or a worker on a machine that is busy with other tests is slow, not dead.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "LEASE_S": "20",
         "ENGINE_START_TIMEOUT_S": str(DEADLINE_S),
         "RAY_AUTH_MODE": "token",
