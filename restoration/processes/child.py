@@ -125,7 +125,7 @@ class ChildProcess:
 
     @property
     def exit(self) -> ExitInfo | None:
-        """How the program ended; None until its whole tree has ended."""
+        """Return how the program ended, or None while a process of its tree is left."""
         return self._exit
 
     def stop(self, grace_s: float) -> None:

@@ -1,4 +1,4 @@
-"""What all watchers of one job or batch in a process share."""
+"""The state and the wake-ups that the watchers of one job or batch share in a process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 
 class Shared:
-    """Something that several watchers wait for. `users` counts them."""
+    """A feed that several watchers wait for. `users` counts them."""
 
     def __init__(self) -> None:
         self.users = 0

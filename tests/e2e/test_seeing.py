@@ -50,9 +50,22 @@ def _own(labels: Mapping[str, str]) -> set[str]:
 # ComfyUI executes no loader for models that are already loaded.
 REQUEST = "POST /api/v1/restorations"
 SPANS = {
-    *(REQUEST, "submit", "examine", "store_input", "record", "queue", "attempt"),
-    *("fetch", "staged", "engine", "node LoadImage", "node ImageUpscaleWithModel"),
-    *("encode", "store", "finish", "webhook"),
+    REQUEST,
+    "submit",
+    "examine",
+    "store_input",
+    "record",
+    "queue",
+    "attempt",
+    "fetch",
+    "staged",
+    "engine",
+    "node LoadImage",
+    "node ImageUpscaleWithModel",
+    "encode",
+    "store",
+    "finish",
+    "webhook",
 }
 
 

@@ -28,8 +28,11 @@ SHORT_S = 20.0  # still running when the head is killed
 LONG_S = 120.0  # still running when the head is back
 REPLICA = "ray::ServeReplica:comfy-restore"
 ON_THE_HEAD = (
-    *("ray::ServeController", "ray::StatusActor"),
-    *(f"{REPLICA}:{name}" for name in ("Ingress", "Dispatcher", "Maintenance")),
+    "ray::ServeController",
+    "ray::StatusActor",
+    f"{REPLICA}:Ingress",
+    f"{REPLICA}:Dispatcher",
+    f"{REPLICA}:Maintenance",
 )
 
 log = structlog.get_logger(__name__)
